@@ -1,0 +1,163 @@
+# Run it as `python -m export.onnx`: by its path, this file would stand in for the onnx package and break.
+"""Exports a checkpoint for ONNX Runtime, proved before it is kept: python -m export.onnx --ckpt student.pt"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import torch
+
+from runtime.bundle import Engine, content_name, sha256, write
+from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.contract import Contract
+from runtime.decode import Request
+from runtime.errors import UserError
+from runtime.layout import room_for_answer
+from runtime.ort import OrtBackend
+from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.torch_backend import TorchBackend, contract_of
+
+from .graph import trace
+from .parity import TIE, Check, compare
+
+EXPORTER = 1  # of the graph this file writes; raised when it changes
+CAPACITY = 1024  # positions, by default
+EXTERNAL = 1 << 30  # bytes of weights above which they lie in a file of their own
+SEED = 20  # of the prompts that the export is proved with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: export(options(argv)))
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m export.onnx", description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
+    p.add_argument("--ckpt", type=Path, required=True, help="a student.pt as train.* writes it")
+    p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
+    p.add_argument("--precision", choices=("fp32",), default="fp32", help="of weights and arithmetic (default fp32)")
+    p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
+    p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
+    p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    return p.parse_args(argv)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Traces, checks, and only then writes the bundle."""
+    started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
+    out = args.out or args.ckpt.with_suffix(".bundle")
+    source = checkpoint.load(args.ckpt)
+    contract = exported_contract(source, args.capacity)
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory(prefix="blockstep-") as folder:
+        files = write_model(source, contract, args.precision, args.logits, Path(folder))
+        for check in prove(source, contract, files[0]):
+            checks.append(check)
+            print(check, file=stream, flush=True)
+        failed = not all(check.ok for check in checks)
+        if not failed:
+            keep(out, args, source, contract, files, checks)
+    print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
+    if args.json:
+        told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
+        print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
+    return FAILED if failed else DONE
+
+
+def keep(
+    out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
+    checks: Sequence[Check],
+) -> None:  # fmt: skip
+    """Puts the proved files into the bundle. Raises UserError where it cannot be written."""
+    name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
+    engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
+    try:
+        write(out, contract, engine, files, source.tokenizer, source.chat_template, provenance(args.ckpt))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); give --out another path") from None
+
+
+def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
+    """The contract with its capacity in tokens. Raises UserError where that is no length the model has room for."""
+    context = source.decoding.context
+    if capacity is not None and not 1 <= capacity <= context:
+        raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
+    contract = replace(contract_of(source), capacity=capacity or min(CAPACITY, context))
+    if not room_for_answer(contract, 1):
+        least = contract.canvas + 1 if contract.attention == "full" else contract.block + 1
+        raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
+    return contract
+
+
+def write_model(
+    source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
+) -> list[Path]:
+    """Traces the graph into `folder`, the .onnx file first, each file named by its content.
+
+    external: bytes of weights above which they lie in a .data file of their own, as protobuf's 2 GB demand.
+    """
+    model, stem = trace(source, contract.capacity, logits), f"ort-{precision}"
+    plain, data = folder / "model.onnx", []
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights > external:
+        onnx_ir.save(model, plain, external_data="weights.data")
+        data = [named(folder / "weights.data", stem)]
+        # The .onnx names its data, so the data has to have its own name first.
+        moved = onnx.load(plain, load_external_data=False)
+        for tensor in moved.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = data[0].name
+        onnx.save(moved, plain)
+    else:
+        onnx_ir.save(model, plain)
+    return [named(plain, stem), *data]
+
+
+def named(file: Path, stem: str) -> Path:
+    """The file, renamed to what its content is called in a bundle."""
+    return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))
+
+
+def prove(source: Checkpoint, contract: Contract, model: Path) -> Iterator[Check]:
+    """The checks an export has to pass before it replaces an older one, in the order they are made."""
+    try:
+        onnx.checker.check_model(model)
+        yield Check("graph", True, f"{model.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")
+    except onnx.checker.ValidationError as error:
+        yield Check("graph", False, " ".join(str(error).split())[:200])
+        return
+    reference, candidate = TorchBackend(source.build(), contract), OrtBackend(model, contract)
+    *_, parity = compare(reference, candidate, sample_requests(contract), separate=1)
+    yield from parity.checks(TIE)
+
+
+def sample_requests(contract: Contract) -> list[Request]:
+    """Random prompts of the lengths where block boundaries go wrong, as far as they fit, for answers of two blocks."""
+    rng, block = np.random.default_rng(SEED), contract.block
+    ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
+    lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
+    rooms = [(length, room_for_answer(contract, length)) for length in lengths]
+    return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
+
+
+def provenance(ckpt: Path) -> dict[str, Any]:
+    """Where a bundle came from, for whoever finds it."""
+    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return {"checkpoint_sha256": sha256(ckpt), "exporter": EXPORTER, "versions": versions}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Times an exported student on this machine, by forward and by whole answer: python -m runtime.bench student.bundle"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .command import DONE, Parser, add_engine_options, print_json, run
+from .errors import UserError
+from .measure import answers, forwards
+from .model import Model, load
+
+PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: bench(options(argv)))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Loads the bundle, measures, prints."""
+    texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
+    model = load(args.bundle, engine=args.engine, threads=args.threads, verify=args.verify)
+    requests = [model.request(text, max_new_tokens=args.max_new_tokens) for text in texts]
+    values: dict[str, Any] = {"conditions": conditions(model, args, texts)}
+    print("timing forwards ...", file=sys.stderr)
+    values["forwards"] = [asdict(row) for row in forwards(model.backend, args.repeat, args.warmup)]
+    print("timing whole answers ...", file=sys.stderr)
+    count = max(args.repeat, len(requests))
+    values["answers"] = {"count": count, **answers(model, requests, count, args.threshold)}
+    if args.json:
+        print_json(values)
+    else:
+        print("\n".join(report(values)))
+    return DONE
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a JSON-lines file. Raises UserError naming the line that has none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}); expected a file of JSON lines") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(json.loads(line)["prompt"])
+        except (ValueError, TypeError, KeyError):
+            prompts.append(None)
+        if not isinstance(prompts[-1], str):
+            raise UserError(f'line {number} of {path} has no prompt; expected {{"prompt": "..."}} on each line')
+    if not prompts:
+        raise UserError(f"{path} is empty; expected one prompt a line")
+    return prompts
+
+
+def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
+    """What the figures depend on."""
+    from .ort import physical_cores
+
+    contract = model.contract
+    return {
+        "processor": processor(),
+        "cores": physical_cores(),
+        "logical_cores": os.cpu_count(),
+        "threads": args.threads or physical_cores(),
+        "engine": model.engine,
+        "precision": model.precision,
+        "block": contract.block,
+        "capacity": contract.capacity,
+        "threshold": model.gate.threshold if args.threshold is None else args.threshold,
+        "prompt": texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}",
+        "repeat": args.repeat,
+        "warmup": args.warmup,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("numpy", "onnxruntime")},
+        },
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def report(values: dict[str, Any]) -> Iterator[str]:
+    """The lines of the plain report."""
+    for name, value in values["conditions"].items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        yield f"{name.replace('_', ' '):<15}{shown}"
+    yield ""
+    yield f"{'forward (ms)':<22}{'past':>6}{'width':>7}{'p10':>10}{'median':>10}{'p90':>10}"
+    for row in values["forwards"]:
+        yield f"{row['forward']:<22}{row['past']:>6}{row['width']:>7}" + _columns(row["ms"])
+    yield ""
+    yield f"{'of ' + str(values['answers']['count']) + ' answers':<35}{'p10':>10}{'median':>10}{'p90':>10}"
+    for name, row in values["answers"].items():
+        if isinstance(row, dict):
+            yield f"{name.replace('_', ' '):<35}" + _columns(row)
+
+
+def _columns(row: dict[str, float]) -> str:
+    return "".join(f"{row[name]:>10.3f}" for name in ("p10", "median", "p90"))
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"python -m {__package__}.bench",
+        description="Times an exported student: its forwards in milliseconds, whole answers in tokens a second.",
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help=f"what is answered (default: {PROMPT})")
+    prompts.add_argument("--prompts", metavar="FILE.jsonl", help='prompts in turn, one {"prompt": ...} a line')
+    add("--max-new-tokens", type=int, metavar="N", help="tokens an answer at most (default: 256, cut to the room)")
+    add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
+    add("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)")
+    add("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)")
+    add("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name")
+    add_engine_options(parser)
+    args = parser.parse_args(argv)
+    if args.repeat < 1 or args.warmup < 0:
+        raise UserError(f"--repeat is {args.repeat}, --warmup {args.warmup}; expected at least 1 and at least 0")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What the commands share: options told wrongly, mistakes and interrupts end in one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from .errors import NumericalError, UserError
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Options; a wrong one is a UserError and so a single line, where argparse would print the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def run(command: Callable[[], int]) -> int:
+    """The exit code of a command: its own, 1 for unusable numbers, 2 for a user's mistake, 130 for an interrupt.
+
+    A reader that closed the pipe had what it wanted: nothing is said and the code is 0.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _say(error, MISTAKE)
+    except NumericalError as error:
+        return _say(error, FAILED)
+    except BrokenPipeError:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, sys.stdout.fileno())  # or the interpreter's last flush fails aloud
+        return DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout, in ASCII, so that no terminal's encoding can spoil it."""
+    print(json.dumps(values, allow_nan=False))
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that loads a bundle."""
+    add = parser.add_argument
+    add("--engine", metavar="NAME", help="an engine of the bundle (default: the first for ONNX Runtime)")
+    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores)")
+    add("--verify", choices=("first", "always"), default="first",
+        help="check the files' hashes at their first load, or always (default: first)")  # fmt: skip
+
+
+def _say(error: Exception, code: int) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return code

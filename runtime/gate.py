@@ -1,0 +1,85 @@
+"""The gate: which proposed tokens of a canvas a step finalises. Pure numpy, decided on the host.
+
+Sources: confidence threshold as CDLM and Fast-dLLM decode, entropy as dParallel does, the factor rule of Fast-dLLM
+(arXiv 2505.22618), bounds and end-token guard of CD4LM's CAD (arXiv 2601.02236), sub-blocks of Fast-dLLM v2.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Bools, Floats, Ints
+from .contract import GateSpec
+
+COMPARE: dict[str, Callable[[Floats, float], Any]] = {
+    ">=": operator.ge,
+    ">": operator.gt,
+    "<=": operator.le,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """An accept rule. Every step finalises at least one open position, the best; ties break to the lowest position."""
+
+    spec: GateSpec
+    eos_ids: tuple[int, ...] = ()
+
+    def __call__(
+        self, token: Ints, confidence: Floats, entropy: Floats, masked: Bools, progress: Floats, threshold: float
+    ) -> Bools:
+        """Accepted positions, bool [batch, block], a subset of `masked`.
+
+        token, confidence, entropy, masked [batch, block]: proposals and which positions are open; progress [batch]: the
+        share of the answer that is out; threshold: compared as the spec says (unused by the `count` rule).
+        """
+        spec = self.spec
+        metric = confidence if spec.metric == "confidence" else entropy
+        held = self._held_back(token, progress)
+        eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
+        rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
+        if spec.rule == "count":
+            return eligible & (rank < spec.min)
+        if spec.rule == "factor":
+            accepted = rank < factor_count(confidence, eligible & ~held, threshold)[:, None]
+        else:
+            accepted = COMPARE[spec.comparator](metric, threshold) & ~held
+        accepted |= rank < spec.min
+        if spec.max is not None:
+            accepted &= rank < spec.max
+        return accepted & eligible
+
+    def _held_back(self, token: Ints, progress: Floats) -> Bools:
+        if not self.spec.eos_guard:
+            return np.zeros(token.shape, np.bool_)
+        held: Bools = np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
+        return held
+
+
+def first_sub_block(masked: Bools, size: int) -> Bools:
+    """`masked` confined to the first sub-block of `size` positions that has an open one. [batch, block]"""
+    place = np.arange(masked.shape[1]) // size  # [block]
+    here: Bools = masked & (place == place[masked.argmax(axis=1)][:, None])
+    return here
+
+
+def ranks(score: Floats, eligible: Bools, held: Bools) -> Ints:
+    """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
+    order = np.lexsort((-score, held, ~eligible), axis=-1)  # stable, so ties keep the lowest position first
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+    return rank
+
+
+def factor_count(confidence: Floats, eligible: Bools, factor: float) -> Ints:
+    """The largest n with (n + 1)(1 - c_n) < factor, c_n the n-th best confidence; 0 where there is none. [batch]"""
+    best = -np.sort(-np.where(eligible, confidence, -np.inf), axis=1)
+    n = np.arange(1, best.shape[1] + 1)
+    longest: Ints = np.where((n + 1) * (1 - best) < factor, n, 0).max(axis=1).astype(np.int64)
+    return longest

@@ -1,0 +1,111 @@
+"""Answers a prompt with an exported student: python -m runtime.generate student.bundle "How many apples are left?" """
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from .command import DONE, Parser, add_engine_options, print_json, run
+from .errors import UserError
+from .model import Answer, Block, Model, blocks, collect, load
+from .sequence import Result
+from .show import summary, view, watched
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: generate(options(argv)))
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Loads the bundle, answers, prints."""
+    prompt = read_prompt(args)
+    started = time.perf_counter()
+    model = load(args.bundle, engine=args.engine, threads=args.threads, verify=args.verify)
+    loaded = time.perf_counter() - started
+    steps = model.steps(
+        prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused", raw=args.raw
+    )
+    if args.show:
+        steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
+    stream = blocks(steps, model.tokenizer)
+    if args.json:
+        print_json(report(model, collect(stream), loaded))
+        return DONE
+    # On a terminal the drawing is the answer already; printed again it would stand there twice.
+    result = last_result(stream, silent=args.show and sys.stderr.isatty() and sys.stdout.isatty())
+    if args.show:
+        print(summary(result), file=sys.stderr)
+    return DONE
+
+
+def last_result(stream: Iterable[Block], silent: bool) -> Result:
+    """Prints the blocks' text as they come, unless `silent`; the result that the last one holds."""
+    result = None
+    for block in stream:
+        result = block.result
+        if not silent:
+            print(block.text, end="" if result is None else "\n", flush=True)
+    if result is None:
+        raise ValueError("the stream ended before its last block")
+    return result
+
+
+def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:
+    """What --json prints."""
+    values = asdict(answer)
+    del values["cached"]
+    values.update(tokens_per_forward=answer.tokens_per_forward, load_seconds=load_seconds, engine=model.engine)
+    return values
+
+
+def read_prompt(args: argparse.Namespace) -> str | list[int]:
+    """The prompt from the options: text, ids, or what stdin holds without its last line end."""
+    if args.token_ids is not None:
+        if args.prompt is not None:
+            raise UserError("got both a prompt and --token-ids; give one of them")
+        return whole_numbers(args.token_ids)
+    if args.prompt not in (None, "-"):
+        return str(args.prompt)
+    if sys.stdin.isatty():
+        print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin is not UTF-8 at byte {error.start}; give the prompt as UTF-8 text") from None
+    return text[:-1] if text.endswith("\n") else text
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The ids of `1,2,3`."""
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise UserError(f"--token-ids is {text!r}; expected whole numbers with commas, as in 1,2,3") from None
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"python -m {__package__}.generate",
+        description="Answers a prompt with an exported student; the text comes block by block.",
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
+    add("prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end")
+    add("--token-ids", metavar="1,2,3", help="token ids in place of a text")
+    add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)")
+    add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
+    add("--commit", choices=("fused", "separate"), default="fused",
+        help="whether a finished block's forward is shared with the next canvas (default: fused)")  # fmt: skip
+    add("--raw", action="store_true", help="leave the bundle's chat template out")
+    add("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary")
+    add("--json", action="store_true", help="print one JSON object with the counts and the times in seconds")
+    add_engine_options(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

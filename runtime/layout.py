@@ -1,0 +1,62 @@
+"""Where blocks lie: the prompt's split into committed tokens and canvas, and what each committed token sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .backend import Ints
+from .contract import Contract
+from .errors import UserError
+
+
+def committed_prompt(contract: Contract, prompt: int) -> int:
+    """How many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
+    return prompt // contract.block * contract.block if contract.alignment == "absolute" else prompt
+
+
+def prompt_visible(contract: Contract, length: int) -> Ints:
+    """What each of `length` prefilled tokens sees, under the contract's alignment. int64 [length]"""
+    place = np.arange(length, dtype=np.int64)
+    if contract.alignment == "prompt":
+        return np.full(length, length, np.int64)
+    short = length % contract.block if contract.alignment == "end" else 0  # the first block, when it is not whole
+    return (place + contract.block - short) // contract.block * contract.block + short
+
+
+def blocks_for(contract: Contract, prompt: int, tokens: int) -> int:
+    """Whole blocks that `tokens` answer tokens need, the prompt's tail in the first canvas included."""
+    tail = prompt - committed_prompt(contract, prompt)
+    return -(-(tail + tokens) // contract.block)
+
+
+def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
+    """Positions that a request occupies at the most: prefilled prompt and whole blocks, or prompt and canvas."""
+    if contract.attention == "full":
+        return prompt + contract.canvas
+    return committed_prompt(contract, prompt) + blocks_for(contract, prompt, tokens) * contract.block
+
+
+def room_for_answer(contract: Contract, prompt: int) -> int:
+    """The most tokens an answer to a prompt of that length may have; 0 where not even one fits."""
+    if contract.attention == "full":
+        return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
+    start = committed_prompt(contract, prompt)
+    blocks = (contract.capacity - start) // contract.block
+    return max(0, blocks * contract.block - (prompt - start))
+
+
+def check_room(contract: Contract, prompt: int, tokens: int) -> None:
+    """Raises UserError where prompt and answer do not fit; before any work is done."""
+    if prompt < 1:
+        raise UserError("the prompt is empty; give at least one token")
+    if tokens < 1:
+        raise UserError(f"max_new_tokens is {tokens}; expected at least 1")
+    room = room_for_answer(contract, prompt)
+    if tokens > room:
+        limit = (
+            f"a canvas of {contract.canvas} tokens" if contract.attention == "full" else f"blocks of {contract.block}"
+        )
+        raise UserError(
+            f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
+            f"({limit}), but {tokens} were asked for; shorten the prompt or ask for fewer"
+        )

@@ -1,0 +1,204 @@
+"""A loaded bundle and its three levels of answering: one canvas step, a stream of finished blocks, the whole answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import decode
+from .backend import Backend, Ints
+from .contract import Contract, GateSpec
+from .decode import Request, Step, Threshold
+from .errors import UserError
+from .layout import check_room, room_for_answer
+from .sequence import Result
+
+if TYPE_CHECKING:
+    from .text import Tokenizer
+
+NEW_TOKENS = 256  # asked for where nothing else is said, cut to the room that the prompt leaves
+
+Prompt = str | Sequence[int] | Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A finished block: its index from 0, its ids (the end token included), the text that it completes.
+
+    A character split over two blocks comes with the later one. `result` stands in the last block alone.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    result: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: its text, without the end token, and the fields of `runtime.sequence.Result`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: str
+    steps: int
+    commits: int
+    forwards: int
+    blocks: int
+    cached: bool
+    seconds: float
+    prefill_seconds: float
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return len(self.token_ids) / max(1, self.forwards)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An engine with its tokenizer and gate. It answers one request at a time, since the engine has one cache.
+
+    The options of all three levels: `prompt`, text or token ids; `max_new_tokens`, 256 cut to the room by default;
+    `threshold`, a value or a function read at every step, the gate's own by default; `fused`, whether a block's commit
+    shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template. Each raises
+    UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    gate: GateSpec
+    engine: str
+    precision: str
+    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def contract(self) -> Contract:
+        return self.backend.contract
+
+    def steps(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        threshold: Threshold | None = None,
+        fused: bool = True,
+        raw: bool = False,
+    ) -> Iterator[Step]:
+        """What each forward does to the canvas; the last step has the result."""
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        return self._steps(request, threshold, fused)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        threshold: Threshold | None = None,
+        fused: bool = True,
+        raw: bool = False,
+    ) -> Iterator[Block]:
+        """Blocks as they become final; their texts together are the answer's."""
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        return blocks(self._steps(request, threshold, fused), self.tokenizer)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        threshold: Threshold | None = None,
+        fused: bool = True,
+        raw: bool = False,
+    ) -> Answer:
+        """The whole answer."""
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
+
+    def request(self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False) -> Request:
+        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request."""
+        ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
+        strange = ids[(ids < 0) | (ids >= self.contract.vocab)]
+        if len(strange):
+            raise UserError(f"token id {strange[0]} is not in the vocabulary; expected 0 to {self.contract.vocab - 1}")
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(NEW_TOKENS, room_for_answer(self.contract, len(ids))))
+        check_room(self.contract, len(ids), max_new_tokens)
+        return Request(ids, max_new_tokens)
+
+    def _encode(self, text: str, raw: bool) -> Ints:
+        if not text:  # a chat template would make tokens of nothing
+            raise UserError("the prompt is empty; give at least one character")
+        return self.tokenizer.encode(text) if raw else self.tokenizer.encode_chat(text)
+
+    def _steps(self, request: Request, threshold: Threshold | None, fused: bool) -> Iterator[Step]:
+        if not self._busy.acquire(blocking=False):
+            raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
+        try:
+            for done in decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused):
+                yield from done
+        finally:
+            self._busy.release()
+
+
+def load(path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first") -> Model:
+    """The model in a bundle's folder, ready to answer.
+
+    engine: one that the manifest names, by default its first for ONNX Runtime; threads: of a forward, by default the
+    physical cores; verify: `first` checks the files' hashes once and then remembers them, `always` every time. Raises
+    UserError for a bundle, engine or package that is missing or does not fit.
+    """
+    from .bundle import read, verify_files
+    from .text import Tokenizer
+
+    if threads is not None and threads < 1:
+        raise UserError(f"threads is {threads}; expected at least 1")
+    try:
+        from .ort import OrtBackend
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
+    bundle = read(Path(path))
+    chosen = bundle.engine(engine)
+    if chosen.dialect != "ort":
+        raise UserError(f"engine {chosen.name} is of the dialect {chosen.dialect}; expected one of the dialect ort")
+    verify_files(bundle, chosen, verify)
+    backend = OrtBackend(bundle.path / chosen.model, bundle.contract, threads)
+    tokenizer = Tokenizer(bundle.tokenizer, bundle.chat_template)
+    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
+
+
+def token_ids(prompt: Sequence[int] | Ints) -> Ints:
+    """Ids as int64 [length]. Raises UserError where they are not a row of whole numbers."""
+    ids = np.asarray(prompt if len(prompt) else np.zeros(0, np.int64))
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UserError(f"the prompt is an array {list(ids.shape)} of {ids.dtype}; expected text or a row of token ids")
+    return ids.astype(np.int64)
+
+
+def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
+    """The finished blocks of one request's steps."""
+    text, out = tokenizer.stream(), 0
+    for step in steps:
+        if step.result is not None:
+            ids = step.result.token_ids[out:]
+            last = text.push(ids[:-1] if step.result.finish == "eos" else ids) + text.finish()
+            yield Block(step.block, ids, last, step.result)
+        elif not step.open.any():
+            ids = tuple(step.tokens[step.given :].tolist())
+            out += len(ids)
+            yield Block(step.block, ids, text.push(ids), None)
+
+
+def collect(stream: Iterable[Block]) -> Answer:
+    """The answer that a stream of blocks makes, taken to its end."""
+    pieces, result = [], None
+    for block in stream:
+        pieces.append(block.text)
+        result = block.result
+    if result is None:
+        raise ValueError("the stream ended before its last block")
+    return Answer(text="".join(pieces), **asdict(result))

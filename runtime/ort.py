@@ -1,0 +1,168 @@
+"""The ONNX Runtime backend: runs an exported step graph on the CPU over a cache that is never copied in a request."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .backend import Floats, Forward, Proposal
+from .contract import Contract
+from .errors import UserError
+
+SMALLEST = 64  # positions; from there caches double up to the contract's capacity
+REDUCED = ("token", "confidence", "entropy")
+SHAPES = 8  # (width, rows) pairs whose bindings are kept: canvas, fused and the latest prefills
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Buffers of one (width, rows) by name, bound once: the graph reads and writes them where they lie."""
+
+    io: Any
+    buffers: dict[str, NDArray[Any]]
+
+
+class OrtBackend:
+    """A step graph of the `ort` dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
+
+    model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
+    by default. Raises UserError where the file cannot be loaded or is not the graph of that contract.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None) -> None:
+        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads)
+        self._contract, self.capacity = contract, 0
+        self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
+        self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
+        self._bindings: dict[tuple[int, int], Binding] = {}
+        self._inputs = [entry.name for entry in self.session.get_inputs()]
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self._check_graph()
+
+    @property
+    def contract(self) -> Contract:
+        return self._contract
+
+    def share(self) -> OrtBackend:
+        """Another backend with a cache of its own over the same session, for another thread."""
+        return OrtBackend(self.session, self._contract)
+
+    def open(self, batch: int, capacity: int) -> None:
+        if batch != 1:
+            raise UserError(f"{batch} sequences were given at once; this engine runs one, decode them in turn")
+        if not 1 <= capacity <= self._contract.capacity:
+            raise ValueError(f"capacity {capacity} is outside [1, {self._contract.capacity}] of the contract")
+        if capacity > self.capacity:
+            self._allocate(bucket(capacity, self._contract.capacity))
+        else:
+            self.cache.fill(0)
+
+    def forward(self, forward: Forward) -> Proposal:
+        self._check(forward)
+        width, n = forward.input_ids.shape[1], forward.rows.shape[1]
+        bound = self._bindings.pop((width, n), None) or self._bind(width, n)
+        self._bindings[width, n] = bound  # the latest used is the last, so that the first is the one to drop
+        for name in ("input_ids", "past_length", "visible", "rows"):
+            np.copyto(bound.buffers[name], getattr(forward, name))
+        self.session.run_with_iobinding(bound.io)
+        self.last_logits = bound.buffers.get("logits")
+        token, confidence, entropy = (bound.buffers[name].copy() for name in REDUCED)
+        return Proposal(token, confidence, entropy)
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        if rows.tolist() != [0]:
+            raise ValueError(f"rows {rows.tolist()} of a batch of one")
+
+    def _allocate(self, capacity: int) -> None:
+        c, cached = self._contract, self._contract.attention != "full"
+        shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
+        self._bindings.clear()
+        self.cache, self.capacity = np.zeros(shape, c.dtype), capacity
+
+    def _bind(self, width: int, n: int) -> Binding:
+        while len(self._bindings) >= SHAPES:
+            del self._bindings[next(iter(self._bindings))]
+        shapes = {"input_ids": (1, width), "past_length": (1,), "visible": (1, width), "rows": (1, n)}
+        buffers: dict[str, NDArray[Any]] = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+        buffers |= {name: np.zeros((1, n), np.int64 if name == "token" else np.float32) for name in REDUCED}
+        if "logits" in self._outputs:
+            buffers["logits"] = np.zeros((1, n, self._contract.vocab), np.float32)
+        for i, part in enumerate(self.cache):
+            buffers |= dict.fromkeys(cache_names(i), part)  # one buffer on both sides: written in place
+        io = self.session.io_binding()
+        for names, bind in ((self._inputs, io.bind_input), (self._outputs, io.bind_output)):
+            for name in names:
+                array = buffers[name]
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return Binding(io, buffers)
+
+    def _check(self, forward: Forward) -> None:
+        """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
+        width, past = forward.input_ids.shape[1], int(forward.past_length[0])
+        if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
+            raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
+        least = width if self._contract.attention == "full" else 1
+        if forward.visible.min() < least or forward.visible.max() > past + width:
+            raise ValueError(f"visible is outside [{least}, {past + width}]")
+        if forward.rows.min() < 0 or forward.rows.max() >= width:
+            raise ValueError(f"rows are outside [0, {width})")
+
+    def _check_graph(self) -> None:
+        c = self._contract
+        wanted: dict[str, list[int]] = {"input_ids": [], "rows": []}
+        if c.attention != "full":
+            wanted |= {"past_length": [], "visible": []}
+            wanted |= {cache_names(i)[0]: [c.kv_heads, c.head_dim] for i in range(2 * c.layers)}
+        got = {e.name: e.shape[1::2] if len(e.shape) == 4 else [] for e in self.session.get_inputs()}
+        if wrong := sorted(name for name in got.keys() | wanted.keys() if got.get(name) != wanted.get(name)):
+            raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
+
+
+def cache_names(part: int) -> tuple[str, str]:
+    """Input and output name of a part of the cache: keys of layer 0, its values, keys of layer 1, ..."""
+    kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
+    return f"past_key_values.{kind}", f"present.{kind}"
+
+
+def bucket(capacity: int, most: int) -> int:
+    """The smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
+    return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
+
+
+def load_session(model: Path, threads: int | None = None) -> ort.InferenceSession:
+    """A CPU session, which several backends may share. Raises UserError where ONNX Runtime does not take the file."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
+            "onnxruntime 1.30 or newer"
+        ) from None
+
+
+def physical_cores() -> int:
+    """Cores this process may run on, counting the threads of one core once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)

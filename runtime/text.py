@@ -1,0 +1,139 @@
+"""Text to token ids and back: the bundle's tokenizer, its chat template, and decoding piece by piece."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Engine
+
+from .backend import Ints
+from .errors import UserError
+
+BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
+
+
+class Tokenizer:
+    """A `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
+
+    __slots__ = ("_plain", "_special", "chat_template")
+
+    def __init__(self, path: Path, chat_template: str | None = None) -> None:
+        """Raises UserError where there is no readable tokenizer at `path`."""
+        self.chat_template = chat_template
+        self._plain = _read(path)
+        self._plain.encode_special_tokens = True
+        # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
+        self._special = _read(path) if chat_template is not None else None
+
+    def encode(self, text: str) -> Ints:
+        """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
+        return np.array(self._encode(self._plain, text), np.int64)
+
+    def encode_chat(self, text: str) -> Ints:
+        """Token ids of a user's message in the chat template, int64 [length]; the plain ids without a template.
+
+        Raises UserError where jinja2 is missing or the template fails.
+        """
+        if self.chat_template is None or self._special is None:
+            return self.encode(text)
+        special = [token.content for token in self._special.get_added_tokens_decoder().values() if token.special]
+        if not any(content in text for content in special):
+            return np.array(self._encode(self._special, render(self.chat_template, text)), np.int64)
+        place = secrets.token_hex(16)  # stands for the message, so that only what is around it may be special
+        around = render(self.chat_template, place).split(place)
+        if len(around) == 1:
+            raise UserError(
+                "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
+                "the template's own; leave them out"
+            )
+        ids = self._encode(self._special, around[0])
+        for part in around[1:]:
+            ids += self._encode(self._plain, text) + self._encode(self._special, part)
+        return np.array(ids, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def stream(self) -> TextStream:
+        """A decoder for ids that come bit by bit."""
+        return TextStream(self)
+
+    @staticmethod
+    def _encode(engine: Engine, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
+            ) from None
+        return list(engine.encode(text, add_special_tokens=False).ids)
+
+
+class TextStream:
+    """Turns ids into text as they come and never gives out part of a character.
+
+    The pieces together are the text of all ids, for tokenizers whose tokens are bytes (byte-level BPE). Only the ids
+    since the last clean end are decoded anew, and those of one push before: some decoders treat a text's start apart.
+    """
+
+    __slots__ = ("_before", "_given", "_held", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the ids of the last push that ended cleanly
+        self._held: list[int] = []  # the ids since
+        self._given = 0  # characters of their common text that are out
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these ids complete; "" while a character is unfinished."""
+        self._held += [int(token) for token in ids]
+        text = self._tokenizer.decode(self._before + self._held)
+        settled = text.rstrip(BROKEN)
+        piece, self._given = settled[self._given :], max(self._given, len(settled))
+        if self._held and settled == text:
+            self._before, self._held = self._held, []
+            self._given = len(self._tokenizer.decode(self._before))
+        return piece
+
+    def finish(self) -> str:
+        """What was held back and will not be completed any more, broken characters included."""
+        piece = self._tokenizer.decode(self._before + self._held)[self._given :]
+        self._before, self._held, self._given = [], [], 0
+        return piece
+
+
+def render(template: str, message: str) -> str:
+    """A chat template over one user message, with the assistant's turn opened; sandboxed, it comes from the bundle."""
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise UserError(
+            "this bundle has a chat template, which needs jinja2; pip install jinja2, or go without it (--raw)"
+        ) from None
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )  # as transformers renders templates
+
+    def refuse(reason: str) -> None:
+        raise TemplateError(reason)
+
+    environment.globals["raise_exception"] = refuse
+    try:
+        messages = [{"role": "user", "content": message}]
+        return str(environment.from_string(template).render(messages=messages, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None
+
+
+def _read(path: Path) -> Engine:
+    try:
+        return Engine.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no tokenizer ({reason}); expected tokenizer.json, export it again") from None

@@ -1,0 +1,78 @@
+"""The main path on the sample student: export, verify, answer, compare with its teacher. Run by `make demo`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runtime import Answer, load
+from runtime.contract import GateSpec
+from runtime.decode import Request, generate
+from runtime.sequence import Result
+from train import checkpoint
+from train.evaluate import torch_backend
+
+SAMPLES = Path(__file__).resolve().parent
+BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"
+ONE_A_STEP = GateSpec(rule="count", min=1)
+
+
+def run(title: str, *command: str) -> None:
+    """Runs one of the project's commands as a user would, and stops the demo where it fails."""
+    print(f"\n== {title}\n$ python -m {' '.join(command[:1])} ...", flush=True)
+    status = subprocess.run([sys.executable, "-m", *command], cwd=SAMPLES.parent, check=False).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
+    """The same prompts by the teacher, one token a step, in PyTorch."""
+    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
+    texts, results = [], []
+    for prompt in prompts:
+        request = Request(np.array(tokenizer.encode(prompt).ids, np.int64), backend.contract.canvas)
+        results.append(generate(backend, request, gate=ONE_A_STEP))
+        texts.append(tokenizer.decode(list(results[-1].token_ids[:-1]), skip_special_tokens=False))
+    return texts, results
+
+
+def table(rows: Sequence[tuple[str, Sequence[Result | Answer]]]) -> None:
+    """Forwards, tokens a forward and seconds over all prompts, and the last row against the first."""
+    print(f"\n{'':34}{'forwards':>10}{'tokens/forward':>16}{'seconds':>10}")
+    sums = []
+    for name, results in rows:
+        forwards, seconds = sum(r.forwards for r in results), sum(r.seconds for r in results)
+        tokens = sum(len(r.token_ids) for r in results)
+        sums.append((forwards, seconds))
+        print(f"{name:34}{forwards:>10}{tokens / forwards:>16.1f}{seconds:>10.3f}")
+    (slow_forwards, slow), (fast_forwards, fast) = sums
+    print(f"{'ratio':34}{slow_forwards / fast_forwards:>9.1f}x{'':16}{slow / fast:>9.1f}x")
+
+
+def main() -> None:
+    started = time.perf_counter()
+    ckpt = str(SAMPLES / "student.pt")
+    prompts = [(SAMPLES / name).read_text(encoding="utf-8") for name in ("prompt_math.txt", "prompt_code.txt")]
+    run("export the student's step graph", "export.onnx", "--ckpt", ckpt, "--out", str(BUNDLE))
+    run("verify it against PyTorch", "export.verify", str(BUNDLE), "--ckpt", ckpt, "--prompts", "40")
+    for prompt in prompts:
+        run("answer a prompt of its task", "runtime.generate", str(BUNDLE), prompt, "--show")
+    model = load(BUNDLE)
+    for prompt in prompts:
+        model.generate(prompt)  # the engine's first run plans its memory
+    answers = [model.generate(prompt) for prompt in prompts]
+    texts, slow = teacher_answers(prompts)
+    print("\n== the same prompts by its teacher, one token a step")
+    table([("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", answers)])
+    same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
+    print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

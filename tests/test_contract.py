@@ -1,0 +1,95 @@
+"""The contract: what is refused, each in one line that names the field, and that it survives a round trip."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import tiny
+
+from runtime.contract import GateSpec, parse_contract, parse_gate
+from runtime.errors import UserError
+
+FULL = {"attention": "full", "cache": "none"}
+
+
+def test_a_contract_survives_the_round_trip_through_json() -> None:
+    gate = {"rule": "factor", "threshold": 2.5, "min": 2, "max": 5, "sub_block": 2, "eos_guard": 0.25}
+    contract = tiny.contract(gate=gate, eos_ids=[1, 3], shift=True, alignment="end", top_k=4, batch=2)
+    assert contract.gate == GateSpec(**gate) and contract.eos_ids == (1, 3)
+    assert parse_contract(json.loads(json.dumps(contract.as_dict()))) == contract
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"alignment": "left"}, "contract.alignment is 'left'"),
+        ({"attention": "causal"}, "contract.attention is 'causal'"),
+        ({"cache": "copy"}, "contract.cache is 'copy'"),
+        ({"cache": "none"}, "contract.cache is none"),
+        ({"attention": "full"}, "contract.cache is in_place"),
+        ({"shift": 1}, "contract.shift is 1"),
+        ({"block": 0}, "contract.block is 0"),
+        ({"block": True}, "contract.block is True"),
+        ({"block": 4.0}, "contract.block is 4.0"),
+        ({"canvas": 13}, "contract.canvas 13"),
+        ({"capacity": "64"}, "contract.capacity is '64'"),
+        ({"vocab": -1}, "contract.vocab is -1"),
+        ({"layers": 0}, "contract.layers is 0"),
+        ({"kv_heads": None}, "contract.kv_heads is None"),
+        ({"head_dim": 0}, "contract.head_dim is 0"),
+        ({"batch": 0}, "contract.batch is 0"),
+        ({"top_k": -1}, "contract.top_k is -1"),
+        ({"mask_id": 24}, "contract.mask_id is 24, not below"),
+        ({"pad_id": -1}, "contract.pad_id is -1"),
+        ({"eos_ids": [1, 24]}, "contract.eos_ids is 24, not below"),
+        ({"eos_ids": ["1"]}, "contract.eos_ids is '1'"),
+        ({"eos_ids": 1}, "contract.eos_ids is 1;"),
+        ({"eos_ids": []}, "contract.eos_ids is empty"),
+        ({"mask_id": 1}, "contract.mask_id 1 is an end token"),
+        ({"family": "dream", "colour": 1}, "contract has unknown fields colour, family"),
+        ({"gate": None}, "gate is NoneType"),
+        ({"gate": {"rule": "best"}}, "gate.rule is 'best'"),
+        ({"gate": {"metric": "margin"}}, "gate.metric is 'margin'"),
+        ({"gate": {"comparator": "=="}}, "gate.comparator is '=='"),
+        ({"gate": {"threshold": float("nan")}}, "gate.threshold is nan"),
+        ({"gate": {"threshold": -0.5}}, "gate.threshold is -0.5"),
+        ({"gate": {"threshold": "0.9"}}, "gate.threshold is '0.9'"),
+        ({"gate": {"min": 0}}, "gate.min is 0"),
+        ({"gate": {"max": 0}}, "gate.max is 0"),
+        ({"gate": {"min": 3, "max": 2}}, "gate.max is 2"),
+        ({"gate": {"sub_block": 1.5}}, "gate.sub_block is 1.5"),
+        ({"gate": {"eos_guard": -1}}, "gate.eos_guard is -1"),
+        ({"gate": {"rule": "factor", "metric": "entropy"}}, "gate.rule factor"),
+        ({"gate": {"metric": "entropy"}}, "gate: entropy >="),
+        ({"gate": {"comparator": "<"}}, "gate: confidence <"),
+        ({"gate": {"temperature": 1}}, "gate has unknown fields temperature"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_contract({**tiny.CONTRACT, **changes})
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(tiny.CONTRACT))
+def test_a_missing_field_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=f"contract lacks {name};"):
+        parse_contract({key: value for key, value in tiny.CONTRACT.items() if key != name})
+
+
+@pytest.mark.parametrize("value", [None, [], "contract", 3])
+def test_what_is_not_an_object_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="expected an object"):
+        parse_contract(value)
+
+
+def test_a_gate_of_an_authors_code_is_accepted() -> None:
+    assert parse_gate({}) == GateSpec()
+    assert parse_gate({"comparator": ">", "threshold": 0.85}).comparator == ">"
+    assert parse_gate({"metric": "entropy", "comparator": "<=", "threshold": 0.45}).metric == "entropy"
+
+
+def test_a_full_model_has_no_cache_and_any_alignment() -> None:
+    assert parse_contract({**tiny.CONTRACT, **FULL, "alignment": "absolute"}).cache == "none"

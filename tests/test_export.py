@@ -1,0 +1,245 @@
+"""The export and verify commands: what they write, what they refuse, and that a failed check changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+
+from export import onnx as command
+from export import verify
+from export.onnx import exported_contract, sample_requests, write_model
+from export.parity import Distance, Parity, worst
+from runtime import bundle
+from runtime.decode import Request, generate
+from runtime.errors import UserError
+from runtime.ort import OrtBackend
+from train.checkpoint import Checkpoint, save
+from train.model import Model, initialise
+from train.torch_backend import TorchBackend, contract_of
+
+SEED = 11
+
+
+def student(seed: int = SEED, **decoding: Any) -> Checkpoint:
+    """A tiny checkpoint whose vocabulary is its tokenizer's, so that texts can be answered."""
+    source = tiny.checkpoint(seed, context=512, canvas=8, **decoding)
+    shape = replace(source.model, vocab=source.read_tokenizer().get_vocab_size())
+    weights = {
+        name: weight * 6 if weight.dim() == 2 else weight
+        for name, weight in initialise(Model(shape), seed).state_dict().items()
+    }
+    return replace(source, model=shape, weights=weights)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with student.pt and its bundle; copied before a test changes it."""
+    folder = tmp_path_factory.mktemp("made")
+    save(student(), folder / "student.pt")
+    assert command.main(["--ckpt", str(folder / "student.pt")]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "student.bundle")
+    assert command.main(["--ckpt", str(copy / "student.pt"), "--capacity", "64"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in out.splitlines()[:3]] == ["[ok] graph", "[ok] steps", "[ok] answers"]
+    assert out.splitlines()[3] == f"wrote {copy / 'student.bundle'}" and err == ""
+    read = bundle.read(copy / "student.bundle")
+    bundle.verify_files(read, read.engine(), "always")
+    assert read.contract == replace(contract_of(student()), capacity=64)
+    assert read.provenance["checkpoint_sha256"] == bundle.sha256(copy / "student.pt")
+    assert read.tokenizer.read_text() == student().tokenizer and read.chat_template is None
+    assert sorted(file.name.split("-")[0] for file in (copy / "student.bundle").iterdir()) == [
+        "manifest.json",
+        "ort",
+        "tokenizer",
+    ]
+
+
+def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Path) -> None:
+    engine = bundle.read(made / "student.bundle").engine()
+    source = student()
+    assert write_model(source, exported_contract(source, None), "fp32", False, tmp_path)[0].name == engine.model
+
+
+def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--ckpt", str(copy / "student.pt"), "--json", "--logits"]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["bundle"] == str(copy / "student.bundle") and all(check["ok"] for check in told["checks"])
+    assert out.count("\n") == 1 and err.count("[ok]") == 3
+    model = onnx.load(copy / "student.bundle" / bundle.read(copy / "student.bundle").engine().model)
+    assert [output.name for output in model.graph.output][:4] == ["token", "confidence", "entropy", "logits"]
+
+
+def test_a_graph_that_differs_from_pytorch_is_not_kept(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A head whose scores share an offset so large that fp32 has no digits left for what tells the tokens apart."""
+    source = student()
+    weights = {**source.weights, "lm_head.weight": source.weights["embed_tokens.weight"] + 1e4}
+    save(replace(source, model=replace(source.model, tied=False), weights=weights), copy / "student.pt")
+    before = listing(copy / "student.bundle")
+    assert command.main(["--ckpt", str(copy / "student.pt")]) == 1
+    out, _ = capsys.readouterr()
+    assert "[ok] graph" in out and "[x] steps" in out and "nothing was written" in out
+    assert listing(copy / "student.bundle") == before
+    assert sorted(file.name for file in copy.iterdir()) == ["student.bundle", "student.pt"]
+
+
+def test_weights_that_are_no_numbers_are_not_exported(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = student()
+    weights = {**source.weights, "norm.weight": source.weights["norm.weight"] * np.nan}
+    save(replace(source, weights=weights), copy / "student.pt")
+    before = listing(copy / "student.bundle")
+    assert command.main(["--ckpt", str(copy / "student.pt")]) == 1
+    assert "error: the model's scores are not finite numbers" in capsys.readouterr().err
+    assert listing(copy / "student.bundle") == before
+
+
+def _code(path: Path) -> None:
+    torch.save({"format": 1, "config": Path("x")}, path)  # a class: reading it would run code
+
+
+def _changed(**changes: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        save(student(), path)
+        state = torch.load(path, weights_only=True)
+        for name, value in changes.items():
+            state[name] = {**state[name], **value} if isinstance(value, dict) else value
+        torch.save(state, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "extra", "told"),
+    [
+        (lambda path: None, [], "no checkpoint at"),
+        (lambda path: path.write_text("hello"), [], "not a"),
+        (lambda path: path.write_bytes(b""), [], "not a checkpoint"),
+        (_code, [], "would run code"),
+        (lambda path: torch.save({"weights": 1}, path), [], "not a blockstep checkpoint"),
+        (_changed(format=2), [], "format 2"),
+        (_changed(config={"colour": "red"}), [], "unknown config keys colour"),
+        (_changed(config={"width": 64}), [], "do not fit its config"),
+        (_changed(config={"alignment": "left"}), [], "contract.alignment is 'left'"),
+        (_changed(), ["--capacity", "513"], "--capacity is 513; expected 1 to 512"),
+        (_changed(), ["--capacity", "0"], "--capacity is 0; expected 1 to 512"),
+        (_changed(), ["--capacity", "4"], "no room for an answer; expected at least 5"),
+        (_changed(), ["--precision", "fp64"], "--precision"),
+        (_changed(), ["--out", "/dev/null/student.bundle"], "/dev/null/student.bundle cannot be written"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    write: Callable[[Path], None], extra: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "student.pt"
+    write(path)
+    before = sorted(tmp_path.iterdir())
+    assert command.main(["--ckpt", str(path), *extra]) == 2
+    out, err = capsys.readouterr()
+    assert "wrote" not in out and err.startswith("error: ") and err.count("\n") == 1 and told in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_head_size_that_the_operator_does_not_take_is_refused(tmp_path: Path) -> None:
+    source = student()
+    shape = replace(source.model, head_dim=12)
+    source = replace(source, model=shape, weights=dict(Model(shape).state_dict()))
+    with pytest.raises(UserError, match="head_dim is 12"):
+        write_model(source, exported_contract(source, None), "fp32", False, tmp_path)
+
+
+def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp_path: Path) -> None:
+    source = student()
+    contract = exported_contract(source, 64)
+    (tmp_path / "traced").mkdir()
+    files = write_model(source, contract, "fp32", False, tmp_path / "traced", external=1000)
+    assert [file.suffix for file in files] == [".onnx", ".data"]
+    assert files[1].stat().st_size > 50_000
+    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
+    made = bundle.write(tmp_path / "out.bundle", contract, engine, files, source.tokenizer, None, {})
+    shutil.rmtree(tmp_path / "traced")
+    request = Request(np.array([5, 6, 7]), 6)
+    ours = generate(TorchBackend(source.build(), contract), request).token_ids
+    assert generate(OrtBackend(made.path / made.engine().model, contract), request).token_ids == ours
+
+
+def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = [str(copy / "student.bundle"), "--ckpt", str(copy / "student.pt")]
+    assert verify.main([*where, "--prompts", "3", "--task", "math", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["prompts"] == 3 and told["answers"] == 4 and told["differing"] == []
+    assert 0 < told["max"]["log_prob"] <= 1e-4 and told["max"]["forwards"] > 3 and told["max"]["tokens"] == 0
+
+
+def test_verify_tells_a_bundle_whose_graph_is_another_models(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, at = student(SEED + 1), bundle.read(copy / "student.bundle")
+    files = write_model(other, at.contract, "fp32", False, copy)
+    engine = replace(at.engine(), model=files[0].name)
+    bundle.write(at.path, at.contract, engine, files, other.tokenizer, None, at.provenance)
+    assert verify.main([str(at.path), "--ckpt", str(copy / "student.pt"), "--prompts", "2", "--task", "math"]) == 1
+    out = capsys.readouterr().out
+    assert "[x] steps" in out and "[x] answers: 3 of 3 differ from PyTorch; first request 0, step" in out
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--prompts", "0"], "--prompts is 0"),
+        (["--task", "poetry"], "unknown task 'poetry'"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--engine", "trt-fp16"], "no engine 'trt-fp16'; it has ort-fp32"),
+    ],
+)
+def test_verify_refuses_in_one_line(
+    extra: list[str], told: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([str(made / "student.bundle"), "--ckpt", str(made / "student.pt"), *extra]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and told in err
+
+
+def test_verify_refuses_another_checkpoint_and_prompts_without_room(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(student(SEED + 1), copy / "other.pt")
+    assert verify.main([str(copy / "student.bundle"), "--ckpt", str(copy / "other.pt")]) == 2
+    assert "was not exported from" in capsys.readouterr().err
+    with pytest.raises(UserError, match="leave no room in a capacity of 16"):
+        verify.held_out(student(), replace(contract_of(student()), capacity=16), ["a long prompt " * 9])
+
+
+def test_a_nan_is_never_a_small_difference() -> None:
+    nan = worst(0.0, np.array([0.1, np.nan]))
+    assert np.isnan(worst(nan, np.array([0.0])))
+    assert not Parity(Distance(log_prob=nan), 1).checks()[0].ok
+    assert Parity(Distance(log_prob=1e-4), 1).checks()[0].ok
+
+
+def test_the_quick_set_has_every_length_that_fits() -> None:
+    contract = exported_contract(student(), 16)
+    assert [len(request.prompt) for request in sample_requests(contract)] == [1, 3, 4, 5]
+    assert all(tiny.MASK not in request.prompt for request in sample_requests(contract))

@@ -1,0 +1,61 @@
+"""`import runtime` needs numpy and no other library, and works as `blockstep` beside a foreign `runtime`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tokenizers", "jinja2", "safetensors"}
+# Whose purpose is one library, or which is a command that needs it.
+MAY_IMPORT = {"ort": {"onnxruntime"}, "text": {"tokenizers"}, "show": {"tokenizers"}, "generate": {"tokenizers"}}
+
+
+def loaded_by(code: str, folder: Path) -> set[str]:
+    """The packages that a fresh interpreter has after running `code` in a folder."""
+    report = "import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    line = [sys.executable, "-c", f"{code}\n{report}"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_import_runtime_loads_numpy_and_the_standard_library_alone() -> None:
+    bare, full = loaded_by("import numpy", ROOT), loaded_by("import runtime; runtime.load, runtime.Model", ROOT)
+    assert full - bare - {"runtime"} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "runtime").glob("[!_]*.py")))
+def test_a_module_loads_no_library_that_is_not_its_purpose(module: str) -> None:
+    assert loaded_by(f"import runtime.{module}", ROOT) & HEAVY <= MAY_IMPORT.get(module, set())
+
+
+def test_the_package_works_as_blockstep_beside_a_foreign_runtime(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "runtime", tmp_path / "blockstep", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "__init__.py").write_text("theirs = True\n")
+    modules = sorted(path.stem for path in (ROOT / "runtime").glob("[!_]*.py"))
+    code = "\n".join(
+        [
+            "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('site-packages')] + sys.path",
+            "import runtime, blockstep",
+            *(f"import blockstep.{module}" for module in modules),
+            "assert runtime.theirs and not any(name.startswith('runtime.') for name in sys.modules)",
+            f"assert blockstep.__file__.startswith({str(tmp_path)!r})",
+            "assert blockstep.UserError is blockstep.errors.UserError",
+        ]
+    )
+    assert {"blockstep", "runtime"} <= loaded_by(code, tmp_path)
+
+
+def test_a_command_under_the_other_name_calls_itself_so(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "runtime", tmp_path / "blockstep", ignore=shutil.ignore_patterns("__pycache__"))
+    line = [sys.executable, "-m", "blockstep.generate", "--help"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m blockstep.generate")

@@ -1,0 +1,181 @@
+"""The sample tasks and users' own data: disjoint splits, right answers, honest grading, programs under limits."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train import tasks
+from train.tasks import Problem, sandbox
+from train.tasks.jsonl import read, split_of
+from train.tasks.word_problems import final_number
+
+EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+MATH, CODE = tasks.named("math, code")
+OWN = ("valid", "test", "test_templates")
+
+
+@pytest.mark.parametrize("task", [MATH, CODE], ids=lambda task: task.name)
+def test_splits_share_no_prompt_and_problems_depend_on_split_and_seed_alone(task: tasks.Task) -> None:
+    drawn = {split: [*task.problems(split, 150, 1)] for split in ("train", *OWN)}
+    prompts = {split: {problem.prompt for problem in problems} for split, problems in drawn.items()}
+    for split, own in prompts.items():
+        others = set().union(*(prompts[other] for other in prompts if other != split))
+        assert not own & others and len(drawn[split]) == 150
+        assert split == "train" or len(own) == 150
+    assert [*task.problems("test", 150, 1)] == drawn["test"] != [*task.problems("test", 150, 2)]
+    held_out = {problem.group for problem in drawn["test_templates"]}
+    assert len(held_out) > 3 and not held_out & {
+        problem.group for split in ("train", "valid", "test") for problem in drawn[split]
+    }
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        task.problems("dev", 1, 0)
+
+
+@pytest.mark.parametrize("split", ["train", "test_templates"])
+def test_every_equation_is_right_and_the_last_one_is_the_answer(split: str) -> None:
+    for problem in MATH.problems(split, 300, 2):
+        equations = EQUATION.findall(problem.answer)
+        assert 2 <= len(equations) <= 5, problem.answer
+        for left, op, right, result in equations:
+            assert CALCULATE[op](int(left), int(right)) == int(result), problem.answer
+        assert problem.answer.endswith(f"\n#### {equations[-1][3]}") and "[" not in problem.prompt + problem.answer
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so\n#### 72", 72), ("####72.", 72), ("#### 1,234", 1234), ("#### -5", -5), ("#### 3\n#### 4", 4),
+        ("72", None), ("", None), ("####", None), ("#### x", None), ("#### 7.5", None), ("#### 12,34", None),
+    ],
+)  # fmt: skip
+def test_the_number_behind_the_last_marker_counts(text: str, number: int | None) -> None:
+    assert final_number(text) == number
+
+
+def test_math_is_graded_on_its_final_number() -> None:
+    problems = [*MATH.problems("test", 20, 3)]
+    right = [problem.answer for problem in problems]
+    number = [int(answer.rsplit("#### ", 1)[1]) for answer in right]
+    assert all(MATH.grade_many(problems, right))
+    assert all(MATH.grade_many(problems, [f"#### {n}" for n in number]))
+    for wrong in (
+        [f"#### {n + 1}" for n in number],
+        [f"{n}" for n in number],
+        [f"#### {n}0" for n in number],
+        [""] * 20,
+    ):
+        assert not any(MATH.grade_many(problems, wrong))
+
+
+def test_code_is_graded_by_hidden_cases() -> None:
+    problems = [*CODE.problems("test", 25, 4), *CODE.problems("test_templates", 15, 4)]
+    assert all(5 <= len(problem.tests) <= 8 for problem in problems)
+    assert all(test not in problem.prompt for problem in problems for test in problem.tests)
+    assert all(CODE.grade_many(problems, [problem.answer for problem in problems]))
+    heads = [problem.answer.splitlines()[0] for problem in problems]
+    given = [problem.prompt.splitlines()[-1].rsplit(" == ", 1)[1] for problem in problems]
+    bodies = {"pass": ["pass"] * 40, "broken": ["return ("] * 40, "example": [f"return {result}" for result in given]}
+    texts = {name: [f"{h}\n    {b}" for h, b in zip(heads, body, strict=True)] for name, body in bodies.items()}
+    passed = {name: sum(CODE.grade_many(problems, text)) for name, text in texts.items()}
+    # Of 400 problems, one has the same result in all its hidden cases, so that the example's result passes.
+    assert passed["pass"] == passed["broken"] == 0 and passed["example"] <= 1, passed
+
+
+def test_programs_that_loop_leave_or_grow_are_wrong_and_the_next_one_is_still_judged() -> None:
+    good = "def f():\n    return 1"
+    bad = [
+        "while True: pass", "import os; os._exit(0)", "raise SystemExit", "x = bytearray(10**9)", "open('x', 'w')",
+        "import os; os.fork()", "import os; os.kill(os.getppid(), 9)", "def f(): return f()\nf()", "f(", "\0",
+        "import time; time.sleep(60)",
+    ]  # fmt: skip
+    programs = [(text, ("assert f() == 1",)) for program in bad for text in (f"{program}\n{good}", good)]
+    assert sandbox.run(programs, seconds=0.7) == [False, True] * len(bad)
+    assert sandbox.run([(good, ("assert f() == 2",)), (good, ("assert f() == 1", "assert f() == 2"))]) == [False, False]
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_the_layout_of_gsm8k_loads_and_grades(tmp_path: Path) -> None:
+    records = [
+        {"question": f"Ann has {n} eggs. How many?", "answer": f"She has <<{n}*1={n}>>{n}.\n#### {n},000"}
+        for n in range(80)
+    ]
+    task = tasks.from_file(lines(tmp_path / "gsm.jsonl", *records))
+    drawn = {split: [*task.problems(split, 1000, 0)] for split in ("train", "valid", "test")}
+    assert len(drawn["train"]) == 1000 and drawn["valid"] and drawn["test"]
+    assert len({problem.prompt for split in drawn.values() for problem in split}) == 80
+    assert all(split_of(problem.prompt) == split for split, problems in drawn.items() for problem in problems)
+    some = drawn["test"]
+    numbers = [problem.answer.rsplit("#### ", 1)[1].replace(",", "") for problem in some]
+    assert all(task.grade_many(some, [f"so #### {number}" for number in numbers]))
+    assert not any(task.grade_many(some, [f"so #### {number}1" for number in numbers]))
+
+
+def test_the_layout_of_mbpp_loads_and_grades(tmp_path: Path) -> None:
+    record = {
+        "task_id": 1, "text": "Write a function to double a number.", "code": "def twice(n):\r\n  return 2 * n\r\n",
+        "test_setup_code": "ONE = 1", "test_list": ["assert twice(ONE) == 2", "assert twice(3) == 6"],
+        "challenge_test_list": [],
+    }  # fmt: skip
+    path = lines(tmp_path / "mbpp.jsonl", record, {**record, "test_setup_code": ""})
+    problem, plain = read(path)
+    assert problem.answer == "def twice(n):\n  return 2 * n" and problem.prompt.endswith("assert twice(ONE) == 2\n")
+    answers = [problem.answer, "def twice(n):\n  return n + 1", "def twice(n):\n  return", ""]
+    assert tasks.from_file(path).grade_many([problem] * 4, answers) == [True, False, False, False]
+    assert tasks.from_file(path).grade_many([plain], ["ONE = 1\n" + problem.answer]) == [True]
+
+
+def test_own_lines_are_graded_by_tests_number_or_text(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "own.jsonl",
+        {"prompt": "Write f, which adds one.", "answer": "def f(x): return x + 1", "tests": ["assert f(1) == 2"]},
+        {"prompt": "1 + 1?", "answer": "It is 2.\n#### 2"},
+        {"prompt": "The capital of France, in one word?\u2028Say:", "answer": "Paris"},
+    )
+    problems, task = read(path), tasks.from_file(path)
+    assert task.name == "own" and len(problems) == 3
+    assert task.grade_many(problems, ["def f(x): return 1 + x", "#### 2", " Paris\n"]) == [True, True, True]
+    assert task.grade_many(problems, ["def f(x): return x", "2", "paris"]) == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 3: Expecting"),
+        ("[1]", "line 3"),
+        ("5", "line 3"),
+        ('{"prompt": "a"}', "line 3: got the keys prompt; expected"),
+        ('{"prompt": "a", "answer": 4}', "line 3: got the keys answer, prompt"),
+        ('{"prompt": "a", "answer": "b", "tests": "assert"}', "line 3: the tests must be a list"),
+        ('{"text": "a", "code": "b", "test_list": [1]}', "line 3: the tests must be a list"),
+    ],
+)
+def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{{"prompt": "a", "answer": "b"}}\n\n{line}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        tasks.from_file(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_and_names_without_problems_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="holds no problems"):
+        tasks.from_file(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="unknown task 'maths'"):
+        tasks.named("math,maths")
+    one = tasks.from_file(lines(tmp_path / "one.jsonl", {"prompt": "a", "answer": "b"}))
+    here = split_of("a")
+    assert [*one.problems(here, 1, 0)] == [Problem("a", "b", "file")]
+    with pytest.raises(ValueError, match="falls into the split"):
+        one.problems("valid" if here != "valid" else "test", 1, 0)

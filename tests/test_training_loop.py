@@ -1,0 +1,180 @@
+"""The training loop resumes to the bit, the stream repeats itself, and the noise stays where it belongs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train import masking, tasks
+from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
+from train.masking import Canvas
+from train.model import Model, initialise
+from train.optimise import Loss, Recipe, fit
+from train.tokenizer import train_tokenizer
+
+RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
+
+
+class Stopped(Exception):
+    """What stops a run in the middle."""
+
+
+def run(
+    out: Path, recipe: Recipe = RECIPE, stop: int | None = None, identity: str = "a"
+) -> tuple[list[int], dict[str, Tensor]]:
+    """The steps that were run, and weights and averages at the end; stopped in the loss of step `stop`."""
+    model = initialise(Model(tiny.shape(0)), 0)
+    done: list[int] = []
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == stop:
+            raise Stopped
+        done.append(step)
+        ids = torch.randint(0, tiny.VOCAB, (2, 6), generator=torch.Generator().manual_seed(step))
+        logits = model.logits(model(ids, torch.full((2, 6), 6)))
+        return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"accuracy": 0.5}
+
+    checked: Loss = loss_of
+    try:
+        average = fit(model, checked, recipe, out, {"task": identity})
+    except Stopped:
+        return done, {}
+    return done, {**model.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    whole, expected = run(tmp_path / "whole.pt")
+    before, _ = run(tmp_path / "parts.pt", stop=7)
+    after, resumed = run(tmp_path / "parts.pt")
+    assert (whole, before, after) == (list(range(12)), list(range(7)), list(range(5, 12)))
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert not (tmp_path / "parts.pt.resume").exists()
+
+
+def test_another_identity_or_recipe_starts_afresh(tmp_path: Path) -> None:
+    for number, changes in enumerate(({"identity": "b"}, {"recipe": replace(RECIPE, clip=0.5)})):
+        out = tmp_path / f"{number}.pt"
+        run(out, stop=7)
+        done, _ = run(out, **changes)
+        assert done == list(range(12))
+
+
+def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None:
+    _, state = run(tmp_path / "run.pt")
+    start = initialise(Model(tiny.shape(0)), 0).state_dict()
+    name = "embed_tokens.weight"
+    moved = (state[name] - start[name]).norm()
+    behind = (state[name] - state[f"average of {name}"]).norm()
+    assert 0 < behind < moved
+    lines = [json.loads(line) for line in (tmp_path / "run.pt.log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [12] and {"loss", "norm", "rate", "accuracy", "seconds"} <= lines[
+        0
+    ].keys()
+
+
+def test_the_rate_rises_and_falls() -> None:
+    recipe = Recipe(steps=100, learning_rate=1.0, warmup=10, floor=0.1)
+    rates = [recipe.rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.1)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def stream(seed: int = 3, longest: int = 400, answer: int = 300) -> Stream:
+    chosen = tasks.named("math,code")
+    texts = [text for task in chosen for p in task.problems("train", 40, 0) for text in (p.prompt, p.answer)]
+    return Stream(chosen, train_tokenizer(texts, 400), tiny.END, 4, seed, longest, answer)
+
+
+def test_the_examples_of_a_step_are_the_same_whenever_they_are_asked() -> None:
+    first, second = stream(), stream()
+    asked = {step: first.examples(step) for step in (0, 1, CHUNK, 2 * CHUNK - 1, 2 * CHUNK)}
+    for step in (2 * CHUNK - 1, 0, 2 * CHUNK, 1, CHUNK):
+        assert second.examples(step) == asked[step] and len(asked[step]) == 4
+    assert asked[0] != asked[CHUNK] and stream(seed=4).examples(0) != asked[0]
+
+
+def test_examples_keep_the_bounds_and_end_in_the_end_token() -> None:
+    bounded = stream(longest=150, answer=90)
+    for example in (e for step in range(CHUNK) for e in bounded.examples(step)):
+        assert len(example.answer) <= 90 and len(example.prompt) + len(example.answer) <= 150
+        assert example.answer[-1] == tiny.END and tiny.END not in example.prompt + example.answer[:-1]
+    with pytest.raises(ValueError, match="raise --canvas"):
+        stream(longest=3).examples(0)
+
+
+def test_prompt_and_answer_are_encoded_apart() -> None:
+    tokenizer = train_tokenizer(["ab ab ab ab"], 300)
+    apart = encode(tokenizer, [("a", "b"), ("b", "<|end|>")], tiny.END)
+    assert apart[0] == Example(tuple(tokenizer.encode("a").ids), (*tokenizer.encode("b").ids, tiny.END))
+    assert apart[1].answer.count(tiny.END) == 1
+
+
+def test_padding_is_on_the_right_and_to_the_stride() -> None:
+    batch = pad([Example((5, 6), (7, 1)), Example((5,), tuple(range(3, 24)) * 2)], 0)
+    assert batch.ids.shape == (2, 2 * STRIDE) and batch.ids[0].tolist() == [5, 6, 7, 1] + [0] * (2 * STRIDE - 4)
+    assert batch.start.tolist() == [2, 1] and batch.length.tolist() == [4, 43]
+
+
+def laid_out(seed: int) -> Canvas:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 12, (32, 2), generator=generator).tolist()
+    examples = [Example((5,) * prompt, (7,) * (answer - 1) + (tiny.END,)) for prompt, answer in sizes]
+    return masking.lay_out(examples, 4, 12, tiny.PAD, generator)
+
+
+def test_answers_are_filled_to_their_blocks_or_to_the_whole_canvas() -> None:
+    canvas = laid_out(0)
+    size, answer = (canvas.length - canvas.start).tolist(), (canvas.answer_end - canvas.start).tolist()
+    assert all(s in (12, -(-a // 4) * 4) for s, a in zip(size, answer, strict=True)) and {4, 8, 12} == set(size)
+    for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
+        assert canvas.ids[row, end - 1] == tiny.END and (canvas.ids[row, :start] == 5).all()
+        assert (canvas.ids[row, end:stop] == tiny.PAD).all()
+    assert torch.equal(canvas.inside().sum(1), canvas.length - canvas.start)
+
+
+def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> None:
+    seed = tiny.fresh_seed()
+    canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
+    place = torch.arange(canvas.ids.shape[1])
+    outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
+    for masked in (masking.uniform_mask(canvas, generator), masking.block_mask(canvas, 4, generator)):
+        assert masked.any() and not (masked & outside).any(), f"seed {seed}"
+
+
+def test_block_noise_is_what_block_wise_decoding_meets() -> None:
+    seed = tiny.fresh_seed()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = set()
+    for turn in range(20):
+        canvas = laid_out(seed + turn)
+        masked = masking.block_mask(canvas, 4, generator)
+        for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
+            blocks = masked[row, start:stop].view(-1, 4)
+            first = int(blocks.any(1).int().argmax()) if blocks.any() else len(blocks)
+            assert blocks[first + 1 :].all(), f"seed {seed}: a block behind the current one is not wholly masked"
+            last_real = (int(end - start) - 1) // 4
+            assert blocks[last_real + 1 :].all(), f"seed {seed}: the current block is one without any answer"
+            drawn.add((len(blocks), first))
+    assert {(3, 0), (3, 1), (3, 2)} <= drawn, f"seed {seed}: {drawn}"
+
+
+def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
+    canvas = laid_out(1)
+    inside = canvas.inside().sum(1)
+    shares = [masking.uniform_mask(canvas, torch.Generator().manual_seed(seed)).sum(1) / inside for seed in range(60)]
+    spread = torch.stack(shares)
+    assert 0.4 < spread.mean() < 0.6 and (spread < 0.1).any() and (spread > 0.9).any()
+
+
+def test_weights_are_one_on_masked_answers_and_less_on_filler() -> None:
+    canvas = Canvas(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([2]), torch.tensor([4]), torch.tensor([6]))
+    masked = torch.tensor([[False, False, True, False, True, True, False, False]])
+    assert masking.weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]

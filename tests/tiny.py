@@ -1,0 +1,128 @@
+"""Tiny random models, contracts, checkpoints and the one scripted backend that the tests share."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runtime.backend import Forward, Proposal
+from runtime.contract import Contract, parse_contract
+from train.checkpoint import Checkpoint, Decoding
+from train.model import Model, ModelConfig, initialise
+from train.tokenizer import train_tokenizer
+
+PAD, END, MASK, VOCAB, BLOCK = 0, 1, 2, 24, 4
+
+CONTRACT: dict[str, Any] = {
+    "alignment": "prompt", "attention": "block_causal", "shift": False, "cache": "in_place", "block": BLOCK,
+    "canvas": 3 * BLOCK, "capacity": 64, "mask_id": MASK, "eos_ids": [END], "pad_id": PAD, "vocab": VOCAB, "layers": 2,
+    "kv_heads": 2, "head_dim": 8, "dtype": "float32", "gate": {"threshold": 0.5},
+}  # fmt: skip
+
+
+def contract(**changes: Any) -> Contract:
+    """The contract of `model`, with some fields changed; `gate` is a dict of what differs from the defaults."""
+    cache = {"cache": "none"} if changes.get("attention") == "full" else {}
+    return parse_contract({**CONTRACT, **cache, **changes})
+
+
+def shape(seed: int) -> ModelConfig:
+    """A shape that fits `CONTRACT`; its options vary with the seed."""
+    rng = random.Random(seed)
+    qk_norm, qkv_bias, tied = (rng.random() < 0.5 for _ in range(3))
+    return ModelConfig(VOCAB, 32, 2, 4, 2, 8, 48, qk_norm=qk_norm, qkv_bias=qkv_bias, tied=tied)
+
+
+def model(seed: int) -> Model:
+    """A random model with weights so large that its tokens and confidences vary, biases and norms included."""
+    made = initialise(Model(shape(seed)), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            else:
+                parameter *= 8
+    return made.eval()
+
+
+def checkpoint(seed: int = 0, **decoding: Any) -> Checkpoint:
+    """A whole tiny checkpoint, with a tokenizer of bytes alone."""
+    chosen = {
+        name: CONTRACT[name] for name in ("alignment", "attention", "shift", "block", "canvas", "mask_id", "pad_id")
+    }
+    chosen |= {"context": 64, "eos_ids": (END,), "gate": {"threshold": 0.5}} | decoding
+    weights = dict(model(seed).state_dict())
+    return Checkpoint(shape(seed), Decoding(**chosen), weights, train_tokenizer(["a b"], 300).to_str())
+
+
+def prompt(rng: random.Random, length: int) -> NDArray[np.int64]:
+    """Random tokens, end and mask tokens among them. int64 [length]"""
+    return np.array([rng.randrange(VOCAB) for _ in range(length)], np.int64)
+
+
+def fresh_seed() -> int:
+    """A seed drawn now, or the one in BLOCKSTEP_SEED, to see a failure again; tests put it into their messages."""
+    return int(os.environ.get("BLOCKSTEP_SEED") or random.SystemRandom().randrange(2**31))
+
+
+Script = Callable[[Forward], Proposal]
+
+
+class Scripted:
+    """A backend without a model: it answers what its script says, and remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, contract: Contract, script: Script) -> None:
+        self.contract, self.script = contract, script
+        self.opened: list[tuple[int, int]] = []
+        self.forwards: list[Forward] = []
+
+    def open(self, batch: int, capacity: int) -> None:
+        self.opened.append((batch, capacity))
+
+    def forward(self, forward: Forward) -> Proposal:
+        self.forwards.append(forward)
+        return self.script(forward)
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        pass
+
+
+def proposal(token: Any, confidence: Any) -> Proposal:
+    """A proposal from lists [batch, n]; the entropy falls as the confidence rises."""
+    sure = np.array(confidence, np.float32)
+    return Proposal(np.array(token, np.int64), sure, 1 - sure)
+
+
+def canvases(*lines: tuple[Sequence[int], Sequence[float]]) -> Script:
+    """A script of one sequence: (tokens, confidences) [block] for each forward that asks for a whole canvas."""
+    left = iter(lines)
+
+    def script(forward: Forward) -> Proposal:
+        if forward.rows.shape[1] == 1:  # a prefill or commit of its own: nobody reads what it predicts
+            return proposal([[3]], [[0.5]])
+        token, confidence = next(left)
+        return proposal([token], [confidence])
+
+    return script
+
+
+def arbitrary(seed: int, levels: int = 4) -> Script:
+    """Random tokens, the mask token never, and random confidences with many ties (and entropies as random)."""
+    rng = np.random.default_rng(seed)
+    tokens = np.array([token for token in range(VOCAB) if token != MASK])
+
+    def script(forward: Forward) -> Proposal:
+        size = forward.rows.shape
+        confidence, entropy = (rng.integers(0, levels + 1, size).astype(np.float32) / levels for _ in range(2))
+        return Proposal(rng.choice(tokens, size), confidence, entropy)
+
+    return script

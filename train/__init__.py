@@ -1,0 +1,1 @@
+"""The training side: teachers, trajectories, distillation and evaluation. Needs torch; imports `runtime` only."""

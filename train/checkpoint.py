@@ -1,0 +1,150 @@
+"""`student.pt` on disk: plain values, a state dict and the tokenizer, read without running code from the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from .model import Model, ModelConfig
+
+FORMAT = 1
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "int": int, "float": (int, float), "bool": bool, "str": str,
+    "tuple[int, ...]": (list, tuple), "dict[str, Any]": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What the runtime has to know of a model beyond its weights; see `runtime.contract` for the meaning of each."""
+
+    alignment: str
+    attention: str
+    shift: bool
+    block: int
+    canvas: int
+    context: int
+    mask_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    gate: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that can be decoded: its shape, how it decodes, its weights by name, its tokenizer as JSON text."""
+
+    model: ModelConfig
+    decoding: Decoding
+    weights: dict[str, Tensor]
+    tokenizer: str
+    chat_template: str | None = None
+
+    def build(self) -> Model:
+        """The model in fp32, in evaluation mode. Raises UserError where weights and shape do not fit."""
+        model = Model(self.model)
+        weights = {name: tensor.float() for name, tensor in self.weights.items()}
+        try:
+            model.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the checkpoint's weights do not fit its config: {reason}") from None
+        return model.eval()
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer; special-token strings inside a text are text to it."""
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes the checkpoint with its weights in `dtype`; an older file stays whole until the new one is."""
+    config = {**asdict(checkpoint.model), **asdict(checkpoint.decoding)}
+    config["eos_ids"] = list(checkpoint.decoding.eos_ids)
+    state = {
+        "format": FORMAT,
+        "config": config,
+        "model": {name: tensor.detach().to(dtype).contiguous() for name, tensor in checkpoint.weights.items()},
+        "tokenizer": checkpoint.tokenizer,
+        "chat_template": checkpoint.chat_template,
+    }
+    replace_file(path, lambda temporary: torch.save(state, temporary))
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint. Raises UserError, in one line, for anything that is not one."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; give --ckpt the .pt file that train.distill or train.teacher wrote")
+    try:
+        with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is not a plain checkpoint: reading it would run code or it is damaged, so it was not read; "
+            "expected a file written by train.*"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} is not a checkpoint ({' '.join(str(error).split())[:200]}); expected a file written by train.*"
+        ) from None
+    return _parse(path, state)
+
+
+def _parse(path: Path, state: Any) -> Checkpoint:
+    needed = {"format", "config", "model", "tokenizer", "chat_template"}
+    if not isinstance(state, dict) or not needed <= state.keys():
+        got = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+        raise UserError(
+            f"{path} is not a blockstep checkpoint: got {got}; expected the keys {', '.join(sorted(needed))}"
+        )
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {state['format']!r}; this version reads format {FORMAT}; write it anew with train.*"
+        )
+    weights, config = state["model"], state["config"]
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path} has no tensors by name under model; expected a file written by train.*")
+    if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
+        raise UserError(f"{path} has no object under config or no text under tokenizer; write it anew with train.*")
+    shape, decoding = {f.name for f in fields(ModelConfig)}, {f.name for f in fields(Decoding)}
+    unknown, missing = sorted(config.keys() - shape - decoding), sorted((shape | decoding) - config.keys())
+    if unknown or missing:
+        wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
+        raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
+    for field in (*fields(ModelConfig), *fields(Decoding)):
+        if not isinstance(value := config[field.name], KINDS[str(field.type)]):
+            raise UserError(f"{path} has {value!r} as {field.name}; expected {field.type}; write it anew with train.*")
+    config = {**config, "eos_ids": tuple(config["eos_ids"])}
+    return Checkpoint(
+        ModelConfig(**{name: config[name] for name in shape}),
+        Decoding(**{name: config[name] for name in decoding}),
+        weights,
+        state["tokenizer"],
+        state["chat_template"],
+    )
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

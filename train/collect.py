@@ -1,0 +1,160 @@
+"""Collects a teacher's trajectories: its answers, one token a step, with the order and the certainty of every token.
+
+python -m train.collect --ckpt teacher.pt --out trajectories --count 1500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from runtime.contract import GateSpec
+from runtime.decode import Request, steps
+from runtime.errors import UserError
+
+from . import checkpoint, tasks
+from .checkpoint import replace_file
+from .torch_backend import TorchBackend, contract_of
+from .trajectories import NEVER, Trajectory, write_shard
+
+ONE_A_STEP = GateSpec(rule="count", min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file's worth of work; `number` determines its seed."""
+
+    number: int
+    task: tasks.Task
+    temperature: float
+    problems: list[tasks.Problem]
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.number:05d}.safetensors"
+
+
+def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
+    """The shards of a collection: `count` prompts of the training split, spread over the tasks, at each temperature."""
+    shards: list[Shard] = []
+    for task in chosen:
+        problems = list(task.problems("train", count // len(chosen), seed + 7919))
+        for temperature in temperatures:
+            for first in range(0, len(problems), size):
+                shards.append(Shard(len(shards), task, temperature, problems[first : first + size]))
+    return shards
+
+
+def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], canvas: int, pad_id: int) -> list[Trajectory]:
+    """Decodes all prompts [length] one token a step; trajectories in their order, not graded yet."""
+    width = backend.model.config.width
+    tokens = torch.full((len(prompts), canvas), pad_id)
+    order = torch.full((len(prompts), canvas), NEVER)
+    hidden = torch.zeros(len(prompts), canvas, width, dtype=torch.float16)
+    taken = [0] * len(prompts)
+    block = backend.contract.block
+    requests = [Request(prompt, canvas) for prompt in prompts]
+    for done in steps(backend, requests, gate=ONE_A_STEP):
+        for step in done:
+            assert backend.hidden is not None  # the backend was made with keep_hidden
+            (place,) = np.flatnonzero(step.accepted)
+            position = step.block * block + int(place)
+            tokens[step.row, position] = int(step.tokens[place])
+            hidden[step.row, position] = backend.hidden[step.slot, int(place)]
+            order[step.row, position] = taken[step.row]
+            taken[step.row] += 1
+    return [
+        Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(prompts)
+    ]
+
+
+def graded(
+    found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, end_ids: tuple[int, ...]
+) -> list[Trajectory]:
+    """The same trajectories with `right` set by the task's own grading."""
+    texts = []
+    for trajectory in found:
+        ids = trajectory.tokens.tolist()
+        ends = [i for i, token in enumerate(ids) if token in end_ids]
+        texts.append(tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=False))
+    verdicts = shard.task.grade_many(shard.problems, texts)
+    return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Collects what is missing in `--out`; shards that are there stay. Returns counts."""
+    saved = checkpoint.load(args.ckpt)
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    shards = plan(chosen, args.count, [float(t) for t in args.temperatures.split(",")], args.shard, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "ckpt_sha256": sha256(args.ckpt.read_bytes()).hexdigest(),
+        "tasks": [task.name for task in chosen], "count": args.count, "temperatures": args.temperatures,
+        "shard": args.shard, "seed": args.seed, "bf16": args.bf16,
+    }  # fmt: skip
+    same_settings(args.out / "collect.json", settings)
+    contract, model, tokenizer = contract_of(saved, args.batch), saved.build(), saved.read_tokenizer()
+    right = total = 0
+    for shard in tqdm(shards, unit="shard", desc="collect"):
+        if (args.out / shard.name).exists():
+            continue
+        backend = TorchBackend(
+            model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number, keep_hidden=True,
+            bf16=args.bf16,
+        )  # fmt: skip
+        prompts = [np.array(e.ids, np.int64) for e in tokenizer.encode_batch([p.prompt for p in shard.problems])]
+        found: list[Trajectory] = []
+        for first in range(0, len(prompts), args.batch):
+            found += collect(backend, prompts[first : first + args.batch], contract.canvas, contract.pad_id)
+        found = graded(found, shard, tokenizer, contract.eos_ids)
+        write_shard(args.out / shard.name, found)
+        right, total = right + sum(t.right for t in found), total + len(found)
+    return {"collected": total, "right": right, "shards": len(shards)}
+
+
+def same_settings(path: Path, settings: dict[str, object]) -> None:
+    """Writes the settings of a collection, or refuses to add to one made with others."""
+    text = json.dumps(settings, indent=1)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m train.collect", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--ckpt", type=Path, required=True, help="the teacher")
+    p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
+    p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
+    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
+    p.add_argument("--count", type=int, default=1500, help="prompts, over all tasks (default 1500)")
+    p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
+    p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
+    p.add_argument("--shard", type=int, default=256, help="trajectories a file (default 256)")
+    p.add_argument("--seed", type=int, default=0, help="(default 0)")
+    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        report = run(args)
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(report) if args.json else f"{report['collected']} collected, {report['right']} right")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Batches of tokenized problems that depend on nothing but a seed and a step, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .tasks import Task
+
+CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+STRIDE = 32  # widths are multiples of it: a compiled model sees few shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a prompt and of its answer, the end token included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where the answer begins, ends."""
+
+    ids: Tensor
+    start: Tensor
+    length: Tensor
+
+
+def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int) -> list[Example]:
+    """Examples of (prompt, answer) texts. The two are encoded apart, as at inference."""
+    texts = [text for pair in pairs for text in pair]
+    ids = [tuple(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return [Example(ids[i], (*ids[i + 1], end_id)) for i in range(0, len(ids), 2)]
+
+
+def pad(examples: Sequence[Example], pad_id: int) -> Batch:
+    """One batch of examples, as wide as its longest, rounded up to STRIDE."""
+    longest = max(len(example.prompt) + len(example.answer) for example in examples)
+    ids = torch.full((len(examples), -(-longest // STRIDE) * STRIDE), pad_id)
+    for row, example in enumerate(examples):
+        tokens = torch.tensor(example.prompt + example.answer)
+        ids[row, : len(tokens)] = tokens
+    start = torch.tensor([len(example.prompt) for example in examples])
+    length = torch.tensor([len(example.prompt) + len(example.answer) for example in examples])
+    return Batch(ids, start, length)
+
+
+class Stream:
+    """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
+
+    def __init__(
+        self, tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, batch: int, seed: int, longest: int, answer: int
+    ) -> None:
+        """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out."""
+        self.tasks, self.tokenizer, self.end_id = tasks, tokenizer, end_id
+        self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
+        self._chunk: tuple[int, list[list[Example]]] | None = None
+
+    def examples(self, step: int) -> list[Example]:
+        """The `batch` examples of a training step, all of about one length."""
+        chunk, place = divmod(step, CHUNK)
+        if self._chunk is None or self._chunk[0] != chunk:
+            self._chunk = (chunk, self._draw(chunk))
+        return self._chunk[1][place]
+
+    def _draw(self, chunk: int) -> list[list[Example]]:
+        seed, share = self.seed * 1_000_003 + chunk, CHUNK * self.batch // len(self.tasks) + 1
+        drawn: list[Example] = []
+        for task in self.tasks:
+            pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
+            drawn += encode(self.tokenizer, pairs, self.end_id)
+        fitting = [e for e in drawn if len(e.answer) <= self.answer and len(e.prompt) + len(e.answer) <= self.longest]
+        if not fitting:
+            raise ValueError(
+                f"no training answer has at most {self.answer} tokens, and {self.longest} with its prompt; "
+                "raise --canvas or --context"
+            )
+        rng = random.Random(seed)
+        rng.shuffle(fitting)
+        wanted = CHUNK * self.batch
+        while len(fitting) < wanted:  # what was too long is made up for by repeating others
+            fitting += fitting[: wanted - len(fitting)]
+        ordered = sorted(islice(fitting, wanted), key=lambda e: len(e.prompt) + len(e.answer))
+        batches = [ordered[i : i + self.batch] for i in range(0, wanted, self.batch)]
+        rng.shuffle(batches)
+        return batches

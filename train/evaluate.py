@@ -1,0 +1,205 @@
+"""Answers held-out problems and grades them: accuracy, forwards, lengths, seconds; any model, gate and backend.
+
+python -m train.evaluate --ckpt student.pt --task math --split test --count 2000
+python -m train.evaluate --bundle student.bundle --task code
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from runtime.backend import Backend
+from runtime.contract import GateSpec, parse_gate
+from runtime.decode import Request, generate_batch
+from runtime.errors import NumericalError, UserError
+from runtime.layout import room_for_answer
+from runtime.sequence import Result
+
+from . import checkpoint, tasks
+from .checkpoint import replace_file
+from .statistics import percentile, proportion
+from .torch_backend import TorchBackend, contract_of
+
+GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one model did on one list of problems, in their order."""
+
+    texts: list[str]
+    right: list[bool]
+    results: list[Result]
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the problems; lengths in tokens, end token included."""
+        accuracy = proportion(self.right)
+        lengths = [len(result.token_ids) for result in self.results]
+        forwards = [result.forwards for result in self.results]
+        return {
+            "problems": len(self.right),
+            "accuracy": round(accuracy.mean, 5),
+            "accuracy_95": [round(accuracy.low, 5), round(accuracy.high, 5)],
+            "forwards": round(float(np.mean(forwards)), 3),
+            "steps": round(float(np.mean([result.steps for result in self.results])), 3),
+            "commits": round(float(np.mean([result.commits for result in self.results])), 3),
+            "tokens_per_forward": round(sum(lengths) / max(1, sum(forwards)), 3),
+            "length": round(float(np.mean(lengths)), 2),
+            "length_p95": percentile(lengths, 0.95),
+            "unfinished": sum(result.finish != "eos" for result in self.results),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def evaluate(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    task: tasks.Task,
+    problems: Sequence[tasks.Problem],
+    *,
+    gate: GateSpec | None = None,
+    threshold: float | None = None,
+    fused: bool = True,
+    batch: int = 64,
+) -> Evaluation:
+    """Decodes and grades `problems`, `batch` at a time, those of about one length together.
+
+    An answer has at most the contract's canvas. The decode loop is the runtime's own.
+    """
+    prompts = [np.array(e.ids, np.int64) for e in tokenizer.encode_batch([p.prompt for p in problems])]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    results: dict[int, Result] = {}
+    started = time.perf_counter()
+    with tqdm(total=len(order), unit="answer", desc=task.name, mininterval=2) as bar:
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
+            wanted = [min(backend.contract.canvas, room_for_answer(backend.contract, len(prompts[i]))) for i in chosen]
+            requests = [Request(prompts[i], n) for i, n in zip(chosen, wanted, strict=True)]
+            done = generate_batch(backend, requests, gate=gate, threshold=threshold, fused=fused)
+            results.update(zip(chosen, done, strict=True))
+            bar.update(len(chosen))
+    seconds = time.perf_counter() - started
+    ordered = [results[i] for i in range(len(prompts))]
+    texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
+    return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
+
+
+def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
+    """The answer as text, without its end token."""
+    ids = result.token_ids[:-1] if result.token_ids[-1] in eos_ids else result.token_ids
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
+    """A checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask than its own."""
+    if attention is not None:
+        saved = replace(saved, decoding=replace(saved.decoding, attention=attention))
+    return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16)
+
+
+def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, int]:
+    if args.ckpt:
+        saved = checkpoint.load(args.ckpt)
+        return torch_backend(saved, args.batch, args.attention, args.bf16), saved.read_tokenizer(), args.batch
+    from runtime.model import load  # an engine is loaded only where one is asked for
+
+    model = load(args.bundle, engine=args.engine)
+    tokenizer = Tokenizer.from_file(str(args.bundle / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return model.backend, tokenizer, 1
+
+
+def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
+    """The model's gate with what the command line changes in it."""
+    changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name)) is not None}
+    if changes.get("metric") == "entropy" and "comparator" not in changes:
+        changes["comparator"] = "<="
+    return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates as the command line says and returns the report."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    backend, tokenizer, batch = _backend(args)
+    task = tasks.from_file(args.data) if args.data else tasks.named(args.task)[0]
+    problems = list(task.problems(args.split, args.count, args.seed))
+    gate = chosen_gate(args, backend.contract.gate)
+    fused = args.commit == "fused"
+    found = evaluate(backend, tokenizer, task, problems, gate=gate, fused=fused, batch=batch)
+    per_problem = {
+        "right": [int(verdict) for verdict in found.right],
+        "forwards": [result.forwards for result in found.results],
+        "length": [len(result.token_ids) for result in found.results],
+    }
+    source = str(args.ckpt or args.bundle)
+    settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
+    where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": args.bf16 and bool(args.ckpt)}
+    report = {**settings, **where, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
+    if args.out:
+        text = json.dumps({**report, "per_problem": per_problem})
+        replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    if args.wrong:
+        for problem, text, right in zip(problems, found.texts, found.right, strict=True):
+            if not right:
+                print(f"--- {problem.group}\n{problem.prompt}{text}\n--- expected\n{problem.answer}", file=sys.stderr)
+    return report
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ckpt", type=Path, help="checkpoint, run in PyTorch")
+    source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
+    p.add_argument("--engine", help="engine of the bundle (default its first)")
+    p.add_argument("--task", default="math", help="math or code (default math)")
+    p.add_argument("--data", type=Path, help="JSON lines instead of a task")
+    p.add_argument("--split", default="valid", help="train, valid, test or test_templates (default valid)")
+    p.add_argument("--count", type=int, default=500, help="problems (default 500)")
+    p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
+    p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
+    p.add_argument("--metric", help="gate: confidence or entropy")
+    p.add_argument("--comparator", help="gate: >= > <= <")
+    p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
+    p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
+    p.add_argument("--max", type=int, help="gate: most positions accepted a step")
+    p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
+    p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
+    p.add_argument("--batch", type=int, default=64, help="answers at once in PyTorch (default 64)")
+    p.add_argument("--threads", type=int, help="torch threads (default all cores)")
+    p.add_argument("--bf16", action="store_true", help="bf16 autocast in PyTorch: faster, not exact")
+    p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
+    p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        report = run(args)
+    except (UserError, NumericalError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if args.json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name:20} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The noise of masked diffusion: an answer laid on its canvas, and which of its positions are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import Example, pad
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Prompts with their answers filled up to whole blocks.
+
+    ids int64 [batch, width]; start, answer_end, length int64 [batch]: where the answer begins, where it ends (end token
+    included), and where the canvas ends.
+    """
+
+    ids: Tensor
+    start: Tensor
+    answer_end: Tensor
+    length: Tensor
+
+    def offsets(self) -> Tensor:
+        """Each position's place on its canvas, negative in the prompt. int64 [batch, width]."""
+        return torch.arange(self.ids.shape[1]) - self.start[:, None]
+
+    def inside(self) -> Tensor:
+        """True on the canvas. bool [batch, width]."""
+        return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
+
+
+def lay_out(examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator) -> Canvas:
+    """Fills answers with `pad_id` to the blocks they need and, in every second batch, to `canvas` tokens at least.
+
+    All of a batch alike, so that the batches without a whole canvas are short.
+    """
+    least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
+    filled = []
+    for example in examples:
+        size = max(-(-len(example.answer) // block) * block, least)
+        filled.append(Example(example.prompt, example.answer + (pad_id,) * (size - len(example.answer))))
+    batch = pad(filled, pad_id)
+    end = batch.start + torch.tensor([len(example.answer) for example in examples])
+    return Canvas(batch.ids, batch.start, end, batch.length)
+
+
+def uniform_mask(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """A ratio drawn for each row, then each of its positions masked with that probability (LLaDA, arXiv 2502.09992)."""
+    rows, width = canvas.ids.shape
+    ratio = torch.rand((rows, 1), generator=generator)
+    return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
+
+
+def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> Tensor:
+    """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole."""
+    rows, width = canvas.ids.shape
+    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
+    current = (torch.rand(rows, generator=generator) * blocks).long()[:, None]
+    ratio = torch.rand((rows, 1), generator=generator)
+    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
+    drawn = torch.rand((rows, width), generator=generator) < ratio
+    return (((here == current) & drawn) | (here > current)) & canvas.inside()
+
+
+def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:
+    """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
+    filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
+    return masked.float() * torch.where(filler, padding, 1.0)

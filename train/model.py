@@ -1,0 +1,208 @@
+"""The compact transformer that is distilled and exported: the shape of Llama, Qwen2 and Qwen3, with prefix masks.
+
+Every attention pattern of block decoding is a prefix mask: query `i` sees the first `visible[i]` positions. Causal
+(`visible = i + 1`), bidirectional (`visible = length`) and block-causal models are therefore one forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a model. `width` is the hidden size, `ffn` the inner size of the gated MLP."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tied: bool = True
+
+
+class KeyValueStore(Protocol):
+    """Where a layer's new keys and values go, and from where all visible ones come back."""
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * self.weight.float()).to(x.dtype)
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each fp32 [..., head_dim / 2] (Su et al. 2021, arXiv 2104.09864)."""
+    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = positions.double()[..., None] * inverse.to(positions.device)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns a head's halves against each other. x [batch, heads, width, head_dim], tables [batch, 1, width, half]."""
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention with the heads of a group sharing their keys; query [batch, heads, width, head_dim].
+
+    For training: on a CPU the backward of the fused kernel alone takes half of a step.
+    """
+    batch, heads, width, head_dim = query.shape
+    query = query.reshape(batch, key.shape[1], -1, head_dim)
+    scores = (query @ key.transpose(-1, -2)).unflatten(2, (-1, width)) * head_dim**-0.5
+    weights = torch.softmax(scores.float() + mask[:, :, None], dim=-1).to(value.dtype)
+    return (weights.flatten(2, 3) @ value).view(batch, heads, width, head_dim)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same by torch's fused kernel, which is faster without gradients."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention under a prefix mask, over new keys alone or over a cache."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.width, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, config.width, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
+        batch, width, _ = x.shape
+        c = self.config
+        query = self.q_proj(x).view(batch, width, c.heads, c.head_dim)
+        key = self.k_proj(x).view(batch, width, c.kv_heads, c.head_dim)
+        value = self.v_proj(x).view(batch, width, c.kv_heads, c.head_dim).transpose(1, 2)
+        if c.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query = rotate(query.transpose(1, 2), cos, sin)  # [batch, heads, width, head_dim]
+        key = rotate(key.transpose(1, 2), cos, sin)  # [batch, kv_heads, width, head_dim]
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)
+        attend = written_out_attention if torch.is_grad_enabled() else fused_attention
+        mixed = attend(query, key, value, mask)  # [batch, heads, width, head_dim]
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, width, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.ffn, bias=False)
+        self.up_proj = nn.Linear(config.width, config.ffn, bias=False)
+        self.down_proj = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer; parameter names are those of the published Llama and Qwen checkpoints."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Model(nn.Module):
+    """Token ids and a prefix mask in, normalised hidden states out; `logits` applies the head to chosen rows."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        visible: Tensor,
+        positions: Tensor | None = None,
+        cache: KeyValueStore | None = None,
+        length: int | None = None,
+    ) -> Tensor:
+        """Hidden states [batch, width, hidden].
+
+        input_ids int64 [batch, width]; visible int64 [batch, width], how many of the `length` cached and new positions
+        (new alone without a cache) each query sees, at least 1; positions int64 [batch, width], 0.. when not given.
+        """
+        batch, width = input_ids.shape
+        if positions is None:
+            positions = torch.arange(width, device=input_ids.device).expand(batch, width)
+        x = self.embed_tokens(input_ids)
+        cos, sin = rotary_tables(positions[:, None, :], self.config.head_dim, self.config.rope_theta)
+        mask = prefix_mask(visible, length or width)
+        for layer in self.layers:
+            x = layer(x, cos, sin, mask, cache)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token, [..., vocab], in the dtype of `hidden`."""
+        weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+        return F.linear(hidden, weight)
+
+
+def prefix_mask(visible: Tensor, length: int) -> Tensor:
+    """Additive fp32 mask [batch, 1, width, length]: 0 where the key is one of the first `visible`, else -inf.
+
+    Additive and not boolean, since eager attention elsewhere *adds* a boolean mask and is silently wrong.
+    """
+    seen = torch.arange(length, device=visible.device) < visible[:, None, :, None]
+    return torch.zeros(seen.shape, device=visible.device).masked_fill(~seen, float("-inf"))
+
+
+def initialise(model: Model, seed: int) -> Model:
+    """Normal weights of deviation 0.02 (residual outputs scaled by depth, as in GPT-2), the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    residual = 0.02 / (2 * model.config.layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            deviation = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            nn.init.normal_(parameter, std=deviation, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return model

@@ -1,0 +1,286 @@
+"""Small Python functions to write from an instruction and an example, generated from a seed, and their grading."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import sandbox
+from .function_families import Family
+from .function_families_more import HELD_OUT, TRAINING
+from .problem import Problem
+
+SPLITS = ("train", "valid", "test", "test_templates")
+TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
+PROMPT_TOKENS = 70
+# A name that says nothing of the task, drawn now and then, makes the model read the sentence.
+PLAIN_NAMES = ("solve", "compute", "task", "helper", "answer", "process")
+PLAIN_SHARE = 0.15
+WORDS = tuple(
+    [
+        "apple",
+        "river",
+        "stone",
+        "table",
+        "green",
+        "tree",
+        "lion",
+        "rain",
+        "salt",
+        "north",
+        "train",
+        "note",
+        "star",
+        "tail",
+        "area",
+        "oil",
+        "ear",
+        "ice",
+        "nest",
+        "rose",
+        "line",
+        "ring",
+        "seat",
+        "level",
+        "noon",
+        "lantern",
+        "island",
+    ]
+)
+TURNED = ("level", "noon", "abba", "stats", "radar")
+ARGUMENTS = {
+    "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
+    "int": (("n", "x", "number", "value"), ("m", "y", "other")),
+    "str": (("text", "s", "string", "line"), ("other",)),
+    "words": (("words", "names", "parts", "strings"), ("others",)),
+    "dict": (("table", "prices", "counts", "ages"), ("others",)),
+    "word": (("name",), ("key", "name", "entry")),
+    "pairs": (("pairs", "points", "rows", "data"), ("others",)),
+}
+ALIASES = {"some": "ints", "nat": "int", "few": "int", "long": "int", "turn": "str"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A family with everything drawn but the inputs; `near` and `letter` are what good inputs lie close to."""
+
+    family: Family
+    name: str
+    instruction: str
+    answer: str
+    function: Callable[..., Any]
+    near: tuple[int, ...]
+    letter: str
+
+
+def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
+    """Yield `count` problems of one of SPLITS, the same ones for the same arguments.
+
+    The problems of `train` carry no tests and may repeat; those of the other splits carry 5 to 8 tests and do not.
+    Raises ValueError for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    return _generate(split, count, random.Random(f"{split}-{seed}"))
+
+
+def grade(problem: Problem, text: str) -> bool:
+    """Return whether `text` is a program that meets the tests of `problem`; see `grade_many`."""
+    return grade_many([problem], [text])[0]
+
+
+def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
+    """Return for each problem whether the text at its place meets its tests and any example that ends its prompt.
+
+    The texts run in a separate process. Raises ValueError for unequal lengths.
+    """
+    pairs = zip(problems, texts, strict=True)
+    return sandbox.run([(text, (*problem.tests, *_example(problem.prompt))) for problem, text in pairs])
+
+
+def _example(prompt: str) -> tuple[str, ...]:
+    """The assertion on the last line of a prompt; the prompts of users' own data may have none."""
+    last = prompt.rstrip("\n").rpartition("\n")[2]
+    return (last,) if last.startswith("assert ") else ()
+
+
+def _generate(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
+    families = HELD_OUT if split == "test_templates" else TRAINING + tuple(f for f in TRAINING if "\n" in f.body)
+    seen: set[str] = set()
+    made = 0
+    while made < count:
+        drawn, prompt = _find(split, rng.choice(families), rng)
+        if not prompt or prompt in seen:
+            continue
+        tests: tuple[str, ...] = ()
+        if split != "train":
+            seen.add(prompt)
+            tests = _tests(drawn, prompt, rng)
+            if not tests:
+                continue
+        made += 1
+        yield Problem(prompt, drawn.answer, drawn.family.group, tests)
+
+
+def _find(split: str, family: Family, rng: random.Random) -> tuple[Drawn, str]:
+    """Return a draw from the family and a prompt that belongs to the split, or an empty prompt."""
+    for _ in range(8):
+        drawn = _draw(family, rng)
+        for _ in range(12):
+            prompt = f"{drawn.instruction}\n{_assertion(drawn, _inputs(drawn, rng, True))}\n"
+            if _split_of(prompt, split) and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
+                return drawn, prompt
+    return drawn, ""
+
+
+def _split_of(prompt: str, split: str) -> bool:
+    """Return whether the prompt belongs to the split; held-out families share no prompt with the others."""
+    if split == "test_templates":
+        return True
+    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
+    return split == ("train" if place < 90 else "valid" if place < 95 else "test")
+
+
+def _draw(family: Family, rng: random.Random) -> Drawn:
+    kinds = [ALIASES.get(kind, kind) for kind in family.kinds.split()]
+    names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
+    values: dict[str, Any] = dict(zip("ab", names, strict=False))
+    values.update((key, rng.choice(pool)) for key, pool in family.draws.items())
+    near = tuple(value for value in values.values() if isinstance(value, int))
+    name = rng.choice(family.names.split("|")).format(**values)
+    if rng.random() < PLAIN_SHARE:
+        name = rng.choice(PLAIN_NAMES)
+    head = f"{name}({', '.join(names)})"
+    # A drawn text may itself mention an argument or a constant, hence the second pass over the parts drawn.
+    values = {key: _fill(value, values) for key, value in values.items()}
+    body = family.body.format(**values).replace("\n", "\n    ")
+    answer = f"def {head}:\n    {body}"
+    space: dict[str, Any] = {}
+    exec(answer, space)
+    opening = rng.choice(("Write a function", "Write a Python function"))
+    instruction = f"{opening} {head} that {family.text.format(**values)}."
+    return Drawn(family, name, instruction, answer, space[name], near, values.get("x", ""))
+
+
+def _fill(value: Any, values: dict[str, Any]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(part.format(**values) if isinstance(part, str) and "{" in part else part for part in value)
+    return value
+
+
+def _assertion(drawn: Drawn, inputs: tuple[Any, ...]) -> str:
+    return f"assert {drawn.name}({', '.join(map(repr, inputs))}) == {drawn.function(*inputs)!r}"
+
+
+def _tests(drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
+    """Return 5 to 8 assertions other than the example: edges first, then as many different results as possible."""
+    known = prompt.splitlines()[-1]
+    edges = [_assertion(drawn, inputs) for inputs in _edges(drawn, rng)]
+    chosen = [test for test in dict.fromkeys(edges) if test != known][:6]
+    found: dict[str, list[str]] = {}
+    for turn in range(16):
+        test = _assertion(drawn, _inputs(drawn, rng, False, empty=turn == 0))
+        if test != known and test not in chosen:
+            tests = found.setdefault(test.rsplit(" == ", 1)[1], [])
+            if test not in tests:
+                tests.append(test)
+    while found and len(chosen) < 8:
+        for result in list(found):
+            chosen.append(found[result].pop(0))
+            if not found[result]:
+                del found[result]
+    return tuple(chosen[:8]) if len(chosen) >= 5 else ()
+
+
+def _edges(drawn: Drawn, rng: random.Random) -> list[tuple[Any, ...]]:
+    """Return inputs at and beside each drawn constant."""
+    kinds = drawn.family.kinds.split()
+    edges = []
+    steps = (0, 1, -1) * len(kinds)
+    for value in (near + step for near in drawn.near for step in steps):
+        inputs = list(_inputs(drawn, rng, False))
+        if len(kinds) > 1 and kinds[0] == "int":
+            inputs = [rng.choice((-60, 0, 0, 60))] * 2
+        place = rng.randrange(len(kinds))
+        inputs[place] = _edge(kinds[place], value, inputs[place], rng)
+        edges.append(tuple(inputs))
+    rng.shuffle(edges)
+    return edges
+
+
+def _edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
+    if kind in ("ints", "some"):
+        # Slices and steps show their constant in a list that is a little longer than it.
+        return [value, value] if value > 7 or rng.random() < 0.5 else [*range(30, 32 + value), value]
+    if kind in ("str", "words"):
+        text = "lantern island"[: max(value, 1)]
+        return text if kind == "str" else [text]
+    if kind == "dict":
+        return {"ear": value}
+    if kind == "pairs":
+        return [(value, 60), (-60, value), (60, value), (value, -60)]
+    return value if kind == "int" or (kind in ("nat", "long") and value >= 0) else other
+
+
+def _inputs(drawn: Drawn, rng: random.Random, example: bool, empty: bool = False) -> tuple[Any, ...]:
+    """Draw one input: a short one with something in it for the example, an empty one where asked for."""
+    size = 0 if empty else rng.randint(2, 3) if example else rng.randint(1, 8)
+    kinds = drawn.family.kinds.split()
+    inputs = [_input(kind, size, drawn, rng) for kind in kinds]
+    if kinds == ["dict", "word"] and inputs[0] and rng.random() < 0.6:
+        inputs[1] = rng.choice(list(inputs[0]))
+    return tuple(inputs)
+
+
+def _input(kind: str, size: int, drawn: Drawn, rng: random.Random) -> Any:
+    if kind in ("ints", "some"):
+        values = [_number(drawn, rng) for _ in range(max(size, kind == "some"))]
+        if size > 3 and rng.random() < 0.5:
+            values[-1] = values[0]
+        return values
+    if kind == "words":
+        return [_word(drawn, rng) for _ in range(min(size, 4))]
+    if kind == "dict":
+        return {rng.choice(WORDS): _number(drawn, rng) for _ in range(min(size, 4))}
+    if kind == "pairs":
+        return [(_number(drawn, rng), _number(drawn, rng)) for _ in range(min(size, 4))]
+    if kind in ("str", "turn"):
+        return _text(kind, size, drawn, rng)
+    if kind == "word":
+        return rng.choice(WORDS)
+    if kind == "int":
+        return _number(drawn, rng) if size else 0
+    if kind == "long":
+        return rng.choice((rng.randint(1, 99), rng.randint(100, 9999), *drawn.near)) if size else 0
+    return rng.randint(size > 0, 7 if kind == "few" else 14) if size else 0
+
+
+def _number(drawn: Drawn, rng: random.Random) -> int:
+    """Draw a number: often a drawn constant, one beside it or a multiple of it, where wrong answers show."""
+    if drawn.near and rng.random() < 0.5:
+        near = rng.choice(drawn.near)
+        return rng.choice((near, near - 1, near + 1, 2 * near, 3 * near))
+    return rng.randint(-9, 30)
+
+
+def _word(drawn: Drawn, rng: random.Random) -> str:
+    word = rng.choice(WORDS)
+    if drawn.letter and rng.random() < 0.6:
+        with_letter = [other for other in WORDS if drawn.letter in (other[0], other[-1])]
+        return rng.choice(with_letter or (word,))
+    return word
+
+
+def _text(kind: str, size: int, drawn: Drawn, rng: random.Random) -> str:
+    if not size:
+        return ""
+    if kind == "turn" and rng.random() < 0.5:
+        return rng.choice(TURNED)
+    word = _word(drawn, rng)
+    if size > 2 and rng.random() < 0.5:
+        word = f"{word} {rng.choice(WORDS)}"
+    return rng.choice((word, word, word.title())) if not drawn.letter else word

@@ -1,0 +1,87 @@
+"""One's own data: JSON lines of prompts and answers, in this project's layout or those of GSM8K and MBPP."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .problem import Problem
+
+Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
+
+
+def read(path: Path) -> tuple[Problem, ...]:
+    """All problems of a JSON-lines file.
+
+    Layouts, told apart by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
+    `text`, `code`, `test_list`, optional `test_setup_code` (MBPP). Raises ValueError naming the line.
+    """
+    problems = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                problems.append(_problem(json.loads(line)))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    if not problems:
+        raise ValueError(f"{path} holds no problems; expected a JSON object a line with prompt and answer")
+    return tuple(problems)
+
+
+def _problem(record: dict[str, object]) -> Problem:
+    match record:
+        case {"prompt": str(prompt), "answer": str(answer)}:
+            return Problem(prompt, answer, "file", _strings(record.get("tests", [])))
+        case {"question": str(question), "answer": str(answer)}:
+            return Problem(question.rstrip("\n") + "\n", answer, "gsm8k")
+        case {"text": str(text), "code": str(code), "test_list": list(tests)}:
+            setup = str(record.get("test_setup_code") or "")
+            checks = tuple(f"{setup}\n{test}" if setup else test for test in _strings(tests))
+            example = f"{checks[0]}\n" if checks else ""
+            return Problem(f"{text}\n{example}", code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
+    keys = ", ".join(sorted(record)) or "nothing"
+    raise ValueError(
+        f"got the keys {keys}; expected prompt and answer, question and answer, or text, code and test_list"
+    )
+
+
+def _strings(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"the tests must be a list of strings, got {values!r}")
+    return tuple(values)
+
+
+def split_of(prompt: str) -> str:
+    """Where a line belongs, by its prompt alone: nine tenths train, a twentieth each valid and test."""
+    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
+    return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
+
+
+def draw(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
+    """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there."""
+    chosen = [line for line in lines if split_of(line.prompt) == split]
+    if not chosen:
+        raise ValueError(f"no line of the data falls into the split {split!r} (of {len(lines)} lines); add more lines")
+    rng = random.Random(f"{split}-{seed}")
+    rounds = itertools.count() if split == "train" else range(1)
+    shuffled = (line for _ in rounds for line in rng.sample(chosen, len(chosen)))
+    return itertools.islice(shuffled, count)
+
+
+def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grader, programs: Grader) -> list[bool]:
+    """Each answer by what its problem carries: tests are run, `#### N` compared as a number, else the text itself."""
+    right = [problem.answer.strip() == text.strip() for problem, text in zip(problems, texts, strict=True)]
+    for kind, grader in (("tests", programs), ("number", numbers)):
+        places = [i for i, problem in enumerate(problems) if _kind(problem) == kind]
+        graded = grader([problems[i] for i in places], [texts[i] for i in places]) if places else []
+        for place, verdict in zip(places, graded, strict=True):
+            right[place] = verdict
+    return right
+
+
+def _kind(problem: Problem) -> str:
+    return "tests" if problem.tests else "number" if "####" in problem.answer else "text"

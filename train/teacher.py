@@ -1,0 +1,157 @@
+"""Trains the two models that distillation starts from: an autoregressive one, and the masked-diffusion teacher from it.
+
+python -m train.teacher --objective causal --out rival.pt
+python -m train.teacher --objective masked --init rival.pt --out teacher.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from . import checkpoint, masking, tasks, tokenizer
+from .data import Stream, pad
+from .model import Model, ModelConfig, initialise
+from .optimise import Loss, Recipe, fit
+
+CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
+TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
+
+
+def causal_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
+    """Next-token cross-entropy on answers."""
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = pad(stream.examples(step), pad_id)
+        width = batch.ids.shape[1]
+        hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))
+        places = torch.arange(width - 1)
+        wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
+        logits = model.logits(hidden[:, :-1][wanted]).float()
+        target = batch.ids[:, 1:][wanted]
+        loss = F.cross_entropy(logits, target)
+        return loss, {"accuracy": (logits.argmax(-1) == target).float().mean().item()}
+
+    return loss_of
+
+
+def masked_loss(
+    model: Model, run: torch.nn.Module, stream: Stream, block: int, canvas: int, pad_id: int, mask_id: int
+) -> Loss:
+    """Masked-denoising cross-entropy: a third of the rows masked uniformly, the others as block-wise decoding does."""
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
+        laid = masking.lay_out(stream.examples(step), block, canvas, pad_id, generator)
+        uniform = torch.rand((len(laid.ids), 1), generator=generator) < 1 / 3
+        masked = torch.where(uniform, masking.uniform_mask(laid, generator), masking.block_mask(laid, block, generator))
+        hidden = run(laid.ids.masked_fill(masked, mask_id), laid.length[:, None].expand_as(laid.ids))
+        weight = masking.weights(laid, masked, padding=0.05)[masked]
+        logits, target = model.logits(hidden[masked]).float(), laid.ids[masked]
+        losses = F.cross_entropy(logits, target, reduction="none")
+        real = weight == 1
+        right = (logits.argmax(-1) == target)[real].float().mean().item()
+        return (losses * weight).sum() / weight.sum(), {"accuracy": right}
+
+    return loss_of
+
+
+def fresh(chosen: Sequence[tasks.Task], args: argparse.Namespace) -> checkpoint.Checkpoint:
+    """An untrained model of the asked size, its tokenizer learnt from the tasks' training split."""
+    texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
+    learnt = tokenizer.train_tokenizer(texts, args.vocab)
+    shape = ModelConfig(
+        learnt.get_vocab_size(), args.width, args.layers, args.heads, args.kv_heads, args.head_dim, args.ffn
+    )
+    weights = dict(initialise(Model(shape), args.seed).state_dict())
+    return checkpoint.Checkpoint(shape, decoding_of(args, learnt), weights, learnt.to_str())
+
+
+def decoding_of(args: argparse.Namespace, learnt: tokenizer.Tokenizer) -> checkpoint.Decoding:
+    """An autoregressive model is block-causal with blocks of one, each predicted by the token before it."""
+    causal = args.objective == "causal"
+    return checkpoint.Decoding(
+        alignment="absolute" if causal else "prompt",
+        attention="block_causal" if causal else "full",
+        shift=causal,
+        block=1 if causal else args.block,
+        canvas=args.canvas,
+        context=args.context,
+        mask_id=learnt.token_to_id(tokenizer.MASK),
+        eos_ids=(learnt.token_to_id(tokenizer.END),),
+        pad_id=learnt.token_to_id(tokenizer.PAD),
+        gate=dict(CAUSAL_GATE if causal else TEACHER_GATE),
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
+    if args.canvas % args.block:
+        raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    start = checkpoint.load(args.init) if args.init else fresh(chosen, args)
+    learnt = start.read_tokenizer()
+    decoding = decoding_of(args, learnt)
+    model = start.build().train()
+    run = torch.compile(model) if args.compile else model
+    longest = args.context - args.canvas if args.objective == "masked" else args.context
+    stream = Stream(chosen, learnt, decoding.eos_ids[0], args.batch, args.seed, longest, args.canvas)
+    if args.objective == "causal":
+        loss_of = causal_loss(model, run, stream, decoding.pad_id)
+    else:
+        loss_of = masked_loss(model, run, stream, args.block, args.canvas, decoding.pad_id, decoding.mask_id)
+    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
+    identity = {
+        "task": args.task,
+        "data": str(args.data),
+        "init": str(args.init),
+        "seed": args.seed,
+        "batch": args.batch,
+    }
+    weights = fit(model, loss_of, recipe, args.out, {**identity, **asdict(start.model)})
+    checkpoint.save(checkpoint.Checkpoint(start.model, decoding, weights, start.tokenizer), args.out)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m train.teacher", description=__doc__.splitlines()[0] if __doc__ else "")
+    p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    p.add_argument("--objective", choices=("causal", "masked"), default="masked", help="(default masked)")
+    p.add_argument("--init", type=Path, help="checkpoint whose weights and tokenizer to start from")
+    p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
+    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
+    p.add_argument("--steps", type=int, default=10000, help="updates (default 10000)")
+    p.add_argument("--batch", type=int, default=64, help="examples an update (default 64)")
+    p.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default 2e-3)")
+    p.add_argument("--seed", type=int, default=0, help="(default 0)")
+    p.add_argument("--block", type=int, default=32, help="tokens a block (default 32)")
+    p.add_argument("--canvas", type=int, default=96, help="tokens an answer may have, whole blocks (default 96)")
+    p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
+    p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
+    for name, size in (("width", 192), ("layers", 6), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
+        p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
+    p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
+    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
+    return p
+
+
+def main() -> None:
+    try:
+        train(parser().parse_args())
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The PyTorch backend: batched, the reference for every engine; it may draw at a temperature and keep hidden states."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.backend import Forward, Proposal
+from runtime.contract import Contract, parse_contract
+
+from .checkpoint import Checkpoint
+from .model import Model
+
+
+def contract_of(checkpoint: Checkpoint, batch: int = 1) -> Contract:
+    """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context."""
+    shape, decoding = checkpoint.model, checkpoint.decoding
+    return parse_contract(
+        {
+            "alignment": decoding.alignment,
+            "attention": decoding.attention,
+            "shift": decoding.shift,
+            "cache": "none" if decoding.attention == "full" else "in_place",
+            "block": decoding.block,
+            "canvas": decoding.canvas,
+            "capacity": decoding.context,
+            "mask_id": decoding.mask_id,
+            "eos_ids": list(decoding.eos_ids),
+            "pad_id": decoding.pad_id,
+            "vocab": shape.vocab,
+            "layers": shape.layers,
+            "kv_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "dtype": "float32",
+            "gate": dict(decoding.gate),
+            "batch": batch,
+        }
+    )
+
+
+class StaticCache:
+    """Zeroed keys and values of all layers; a forward's are written behind each row's committed length."""
+
+    def __init__(self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype) -> None:
+        # Rows at different lengths share a width, so a short need of one may reach two blocks behind its own end.
+        shape = (batch, contract.kv_heads, capacity + 2 * contract.block, contract.head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(contract.layers)]
+        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(contract.layers)]
+        self.past = torch.zeros(batch, dtype=torch.int64)
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes [batch, kv_heads, width, head_dim] and returns all up to the furthest row's end."""
+        keys, values, width = self.keys[layer], self.values[layer], key.shape[2]
+        first, last = int(self.past.min()), int(self.past.max())
+        if first == last:
+            keys[:, :, first : first + width] = key
+            values[:, :, first : first + width] = value
+        else:
+            rows = torch.arange(len(key))[:, None]
+            places = self.past[:, None] + torch.arange(width)  # [batch, width]
+            keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
+            values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
+        return keys[:, :, : last + width], values[:, :, : last + width]
+
+    def keep(self, rows: Tensor) -> None:
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class TorchBackend:
+    """A model behind the backend protocol; see `runtime.backend`.
+
+    temperature and seed: above 0, tokens are drawn from softmax(logits / temperature) and their confidence is their
+    probability at temperature 1. keep_hidden: `hidden` then holds the last forward's states of the asked rows,
+    fp32 [batch, n, width]. bf16: autocast, faster where the processor has it, not exact.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, model: Model, contract: Contract, *, temperature: float = 0.0, seed: int = 0, keep_hidden: bool = False,
+        bf16: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self._contract, self.bf16 = model.eval(), contract, bf16
+        self.temperature, self.keep_hidden = temperature, keep_hidden
+        self.generator = torch.Generator().manual_seed(seed)
+        self.cache: StaticCache | None = None
+        self.hidden: Tensor | None = None
+        self.log_probs: Tensor | None = None
+
+    @property
+    def contract(self) -> Contract:
+        return self._contract
+
+    def open(self, batch: int, capacity: int) -> None:
+        full = self._contract.attention == "full"
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.cache = None if full else StaticCache(self._contract, batch, capacity, dtype)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        if self.cache is not None:
+            self.cache.keep(torch.from_numpy(rows))
+
+    @torch.no_grad()
+    def forward(self, forward: Forward) -> Proposal:
+        past = torch.from_numpy(forward.past_length)
+        ids, visible = torch.from_numpy(forward.input_ids), torch.from_numpy(forward.visible)
+        width, length = ids.shape[1], ids.shape[1]
+        if self.cache is not None:
+            self.cache.past, length = past, int(past.max()) + width
+        positions = past[:, None] + torch.arange(width)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            hidden = self.model(ids, visible, positions, self.cache, length)
+            rows = torch.from_numpy(forward.rows)[..., None].expand(-1, -1, hidden.shape[-1])
+            hidden = hidden.gather(1, rows)  # [batch, n, hidden]
+            logits = self.model.logits(hidden).float()[..., : self._contract.vocab]
+        if self.keep_hidden:
+            self.hidden = hidden.float()
+        return self.propose(logits)
+
+    def propose(self, logits: Tensor) -> Proposal:
+        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], the mask token at -inf."""
+        logits[..., self._contract.mask_id] = float("-inf")
+        log_probs = torch.log_softmax(logits, dim=-1)
+        probs = log_probs.exp()
+        entropy = -torch.where(probs > 0, probs * log_probs, probs).sum(-1)
+        if self.temperature > 0:
+            drawn = torch.softmax(logits / self.temperature, dim=-1).flatten(0, 1)
+            token = torch.multinomial(drawn, 1, generator=self.generator).view(logits.shape[:2])
+            confidence = probs.gather(-1, token[..., None])[..., 0]
+        else:
+            confidence, token = probs.max(dim=-1)
+        self.log_probs = log_probs
+        return Proposal(token.numpy(), confidence.numpy(), entropy.numpy())
