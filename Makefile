@@ -34,7 +34,9 @@ demo: $(VENV)/.training
 	$(BIN)/python samples/demo.py
 
 try: .try/.installed
-	.try/bin/blockstep samples/student.bundle --show < samples/prompt_math.txt
+	@prompt=$$(cat samples/prompt_math.txt; echo x); \
+		printf '%s\n' "$$prompt" | sed '$$d'; \
+		.try/bin/blockstep samples/student.bundle --show -- "$${prompt%x}"  # the prompt ends in a newline: keep it
 
 test: $(VENV)/.testing
 	$(BIN)/ruff check .

@@ -188,11 +188,13 @@ class StepGraph(nn.Module):
         super().__init__()
         model, config = checkpoint.build(), checkpoint.model
         self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
+        self.vocab = checkpoint.vocab()
         self.embed_tokens, self.norm = model.embed_tokens, Norm(model.norm)
         self.layers = nn.ModuleList(StepLayer(layer, attend) for layer in model.layers)  # type: ignore[arg-type]
         self.head = self.embed_tokens.weight if config.tied else model.lm_head.weight  # [vocab, hidden]
         barred = torch.zeros(config.vocab)
         barred[checkpoint.decoding.mask_id] = NEVER
+        barred[self.vocab :] = NEVER
         cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta)
         self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
 
@@ -230,7 +232,7 @@ class StepGraph(nn.Module):
         behind = logits - logits.gather(-1, token)  # <= 0, so a confident row's small entropy keeps its digits
         entropy = -(probs * behind).sum(-1, keepdim=True) - confidence.log()
         reduced = tuple(part.view(1, -1) for part in (token, confidence, entropy))
-        return (*reduced, logits[None]) if self.with_logits else reduced
+        return (*reduced, logits[None, :, : self.vocab]) if self.with_logits else reduced
 
 
 def prefix_bias(visible: Tensor, end: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .backend import Backend, Bools, Floats, Forward, Ints, Proposal
 from .contract import GateSpec
 from .errors import NumericalError
 from .gate import Gate
-from .layout import check_room, positions_for
+from .layout import check_ids, check_room, positions_for
 from .sequence import Progress, Result
 
 Threshold = float | Callable[[], float]
@@ -60,11 +60,13 @@ def steps(
 
     threshold: a value, or a function read at every step; the gate's own by default. gate: replaces the bundle's.
     fused: the commit of a block (and the prefill) shares a forward with the next canvas; exact either way in fp32.
-    Raises UserError before any work where a request does not fit, NumericalError for scores that are not numbers.
+    Raises UserError before any work where a request does not fit or has an id that the model lacks, NumericalError for
+    scores that are not numbers.
     """
     contract, started = backend.contract, time.perf_counter()
     rule = Gate(gate or contract.gate, contract.eos_ids)
     for request in requests:
+        check_ids(contract, request.prompt)
         check_room(contract, len(request.prompt), request.max_new_tokens)
     read = _reader(threshold, rule.spec, contract.vocab)
     fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone

@@ -60,3 +60,10 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
             f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
             f"({limit}), but {tokens} were asked for; shorten the prompt or ask for fewer"
         )
+
+
+def check_ids(contract: Contract, prompt: Ints) -> None:
+    """Raises UserError where one of a prompt's ids [length] is none of the model's."""
+    strange = prompt[(prompt < 0) | (prompt >= contract.vocab)]
+    if len(strange):
+        raise UserError(f"token id {strange[0]} is not in the vocabulary; expected 0 to {contract.vocab - 1}")

@@ -168,3 +168,18 @@ def test_a_checkpoint_is_plain_values(tmp_path: Path) -> None:
     assert sorted(state) == ["chat_template", "config", "format", "model", "tokenizer"] and state["format"] == 1
     assert state["config"]["eos_ids"] == [tiny.END] and isinstance(state["tokenizer"], str)
     assert isinstance(load(tmp_path / "student.pt"), Checkpoint)
+
+
+def test_a_tokenizer_that_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="the checkpoint's tokenizer is damaged") as error:
+        contract_of(replace(tiny.checkpoint(), tokenizer="{}"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_vocabulary_ends_with_the_tokenizer_but_holds_the_ids_that_decoding_needs() -> None:
+    large = replace(tiny.checkpoint().model, vocab=320)
+    source = replace(tiny.checkpoint(), model=large)
+    known = source.read_tokenizer().get_vocab_size()
+    assert known < 310 and source.vocab() == known
+    assert replace(source, decoding=replace(source.decoding, mask_id=310)).vocab() == 311
+    assert tiny.checkpoint().vocab() == tiny.VOCAB  # never more than there are embeddings

@@ -187,6 +187,28 @@ def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp
     assert generate(OrtBackend(made.path / made.engine().model, contract), request).token_ids == ours
 
 
+def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An embedding padded by 8 rows, as published ones are, whose padding the head likes best."""
+    source = student()
+    known, width = source.model.vocab, source.model.width
+    embedding = source.weights["embed_tokens.weight"]
+    liked = 5 * torch.randn(8, width, generator=torch.Generator().manual_seed(0))
+    weights = {**source.weights, "embed_tokens.weight": torch.cat((embedding, torch.zeros(8, width)))}
+    weights["lm_head.weight"] = torch.cat((embedding, liked))
+    padded = replace(source, model=replace(source.model, vocab=known + 8, tied=False), weights=weights)
+    model, ids = padded.build(), torch.arange(3, 40)[None]
+    assert (model.logits(model(ids, torch.full_like(ids, 37))).argmax(-1) >= known).float().mean() > 0.9
+    contract = contract_of(padded)
+    assert contract.vocab == known
+    request = Request(np.arange(3, 40), 20)
+    assert max(generate(TorchBackend(model, contract), request).token_ids) < known
+    save(padded, tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--logits"]) == 0  # which compares both engines
+    assert capsys.readouterr().out.count("[ok]") == 3
+    at = bundle.read(tmp_path / "student.bundle")
+    assert max(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids) < known
+
+
 def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = [str(copy / "student.bundle"), "--ckpt", str(copy / "student.pt")]
     assert verify.main([*where, "--prompts", "3", "--task", "math", "--json"]) == 0

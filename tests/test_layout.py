@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 
 from runtime.errors import UserError
-from runtime.layout import blocks_for, check_room, committed_prompt, positions_for, prompt_visible, room_for_answer
+from runtime.layout import (
+    blocks_for,
+    check_ids,
+    check_room,
+    committed_prompt,
+    positions_for,
+    prompt_visible,
+    room_for_answer,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,11 @@ def test_an_answer_that_has_room_fits_the_capacity_and_one_more_token_does_not(a
 def test_nothing_to_answer_is_refused(prompt: int, tokens: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_room(tiny.contract(), prompt, tokens)
+
+
+def test_ids_that_the_model_lacks_are_refused_and_its_own_are_not() -> None:
+    contract = tiny.contract()
+    check_ids(contract, np.arange(tiny.VOCAB))
+    for strange in (-1, tiny.VOCAB):
+        with pytest.raises(UserError, match=f"token id {strange} is not in the vocabulary; expected 0 to 23"):
+            check_ids(contract, np.array([3, strange]))

@@ -145,7 +145,7 @@ def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> N
     canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
     place = torch.arange(canvas.ids.shape[1])
     outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
-    for masked in (masking.uniform_mask(canvas, generator), masking.block_mask(canvas, 4, generator)):
+    for masked in (masking.uniform_mask(canvas, generator), masking.block_mask(canvas, 4, generator)[0]):
         assert masked.any() and not (masked & outside).any(), f"seed {seed}"
 
 
@@ -155,11 +155,15 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
     drawn = set()
     for turn in range(20):
         canvas = laid_out(seed + turn)
-        masked = masking.block_mask(canvas, 4, generator)
+        masked, decided = masking.block_mask(canvas, 4, generator)
         for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
-            blocks = masked[row, start:stop].view(-1, 4)
+            blocks, chosen = masked[row, start:stop].view(-1, 4), decided[row, start:stop].view(-1, 4)
             first = int(blocks.any(1).int().argmax()) if blocks.any() else len(blocks)
             assert blocks[first + 1 :].all(), f"seed {seed}: a block behind the current one is not wholly masked"
+            if chosen.any():
+                first = int(chosen.any(1).int().argmax())
+                assert torch.equal(chosen[first], blocks[first]) and chosen.any(1).sum() == 1, f"seed {seed}"
+                assert not blocks[:first].any(), f"seed {seed}: a block before the drawn one is masked"
             last_real = (int(end - start) - 1) // 4
             assert blocks[last_real + 1 :].all(), f"seed {seed}: the current block is one without any answer"
             drawn.add((len(blocks), first))

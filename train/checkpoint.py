@@ -63,10 +63,20 @@ class Checkpoint:
         return model.eval()
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer; special-token strings inside a text are text to it."""
-        tokenizer = Tokenizer.from_str(self.tokenizer)
+        """The tokenizer; special-token strings inside a text are text to it. Raises UserError where it is none."""
+        try:
+            tokenizer = Tokenizer.from_str(self.tokenizer)
+        except Exception as error:  # the library raises nothing narrower
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint's tokenizer is damaged ({reason}); write it anew with train.*") from None
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+    def vocab(self) -> int:
+        """How many ids count: embeddings are often padded, and an id behind the tokenizer's last is no token."""
+        special = (self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids)
+        last = max(*self.read_tokenizer().get_vocab(with_added_tokens=True).values(), *special)
+        return min(self.model.vocab, last + 1)
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:

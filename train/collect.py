@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from runtime.contract import GateSpec
+from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
 
@@ -93,16 +93,18 @@ def graded(
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Collects what is missing in `--out`; shards that are there stay. Returns counts."""
     saved = checkpoint.load(args.ckpt)
+    contract = contract_of(saved, args.batch)
+    check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     shards = plan(chosen, args.count, [float(t) for t in args.temperatures.split(",")], args.shard, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {
         "ckpt_sha256": sha256(args.ckpt.read_bytes()).hexdigest(),
         "tasks": [task.name for task in chosen], "count": args.count, "temperatures": args.temperatures,
-        "shard": args.shard, "seed": args.seed, "bf16": args.bf16,
+        "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
     same_settings(args.out / "collect.json", settings)
-    contract, model, tokenizer = contract_of(saved, args.batch), saved.build(), saved.read_tokenizer()
+    model, tokenizer = saved.build(), saved.read_tokenizer()
     right = total = 0
     for shard in tqdm(shards, unit="shard", desc="collect"):
         if (args.out / shard.name).exists():
@@ -119,6 +121,15 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         write_shard(args.out / shard.name, found)
         right, total = right + sum(t.right for t in found), total + len(found)
     return {"collected": total, "right": right, "shards": len(shards)}
+
+
+def check_teacher(contract: Contract) -> None:
+    """Raises UserError for a teacher whose canvases do not hold the answer's tokens with their hidden states."""
+    cached = contract.attention == "block_causal"
+    if cached and contract.shift:  # a block's position 0 is predicted by a row of an earlier forward
+        raise UserError("the teacher is block_causal with shift, so a block's first state is lost; give a full one")
+    if cached and contract.alignment == "absolute":  # the prompt's tail shares the first canvas
+        raise UserError("the teacher is block_causal and aligned absolute, so prompts share a canvas; give a full one")
 
 
 def same_settings(path: Path, settings: dict[str, object]) -> None:

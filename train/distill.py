@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from torch import Tensor
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import checkpoint, losses, masking, states, tasks, trajectories
+from . import blocks, checkpoint, losses, masking, states, tasks, trajectories
 from .data import Stream
 from .model import Model
 from .optimise import Loss, Recipe, fit
 from .torch_backend import contract_of
 
+FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
 STUDENT_GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
 
@@ -41,7 +43,7 @@ def cdlm_loss(
     contract: Contract, weights: Weights, target: str,
 ) -> Loss:  # fmt: skip
     """CDLM's loss on `stream.batch` trajectories and as many fresh examples a step; see `losses`."""
-    mask_id = contract.mask_id
+    mask_id, rows_of = contract.mask_id, partial(masking.predicting, shift=contract.shift)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
@@ -49,11 +51,11 @@ def cdlm_loss(
         drawn = states.draw([found[i] for i in chosen], contract, target, generator)
         with torch.no_grad():
             taught = losses.log_probs(teacher.logits(drawn.hidden.float()), mask_id)
-            ahead = losses.log_probs(model.logits(run(drawn.later, drawn.visible)[drawn.masked]), mask_id)
+            ahead = losses.log_probs(model.logits(run(drawn.later, drawn.visible)[rows_of(drawn.masked)]), mask_id)
         hidden = run(drawn.earlier, drawn.visible)
-        now = losses.log_probs(model.logits(hidden[drawn.unmasked]), mask_id)
+        now = losses.log_probs(model.logits(hidden[rows_of(drawn.unmasked)]), mask_id)
         distilled = losses.distillation(taught, now)
-        steady = losses.consistency(ahead, losses.log_probs(model.logits(hidden[drawn.masked]), mask_id))
+        steady = losses.consistency(ahead, losses.log_probs(model.logits(hidden[rows_of(drawn.masked)]), mask_id))
         denoised = denoising_loss(model, run, stream, step, contract, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
@@ -64,15 +66,15 @@ def cdlm_loss(
 def denoising_loss(
     model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
 ) -> Tensor:
-    """Masked-denoising cross-entropy of ground truth under the block-causal mask, one drawn block of each answer."""
-    laid = masking.lay_out(stream.examples(step), contract.block, contract.block, contract.pad_id, generator)
-    masked = masking.block_mask(laid, contract.block, generator)
-    visible = torch.ones_like(laid.ids)
-    for row, (start, length) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
-        visible[row, :length] = states.block_visible(contract, start, length - start)
-    hidden = run(laid.ids.masked_fill(masked, contract.mask_id), visible)
-    weight = masking.weights(laid, masked, padding=0.05)[masked]
-    return losses.denoising(losses.log_probs(model.logits(hidden[masked]), contract.mask_id), laid.ids[masked], weight)
+    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once."""
+    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
+    both = blocks.copies(laid, contract, generator)
+    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))[both.masked]  # [n, hidden]
+    positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
+    target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
+    weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
+    return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
 def distil(args: argparse.Namespace) -> None:
@@ -80,12 +82,16 @@ def distil(args: argparse.Namespace) -> None:
     saved = checkpoint.load(args.teacher)
     found = trajectories.read_shards(args.trajectories)
     found = [t for t in found if t.right or not args.only_right]
+    if not found:
+        raise UserError(f"no trajectory in {args.trajectories} is right; collect more, or give --no-only-right")
     width, canvas = found[0].hidden.shape[1], len(found[0].tokens)
     if width != saved.model.width or canvas != saved.decoding.canvas:
         raise UserError(
             f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
             f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
         )
+    if saved.decoding.alignment == "absolute":
+        raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
     decoding = replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE))
     student = replace(saved, decoding=decoding)
     contract, learnt = contract_of(student), saved.read_tokenizer()

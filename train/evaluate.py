@@ -114,10 +114,11 @@ def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, int]:
     if args.ckpt:
         saved = checkpoint.load(args.ckpt)
         return torch_backend(saved, args.batch, args.attention, args.bf16), saved.read_tokenizer(), args.batch
-    from runtime.model import load  # an engine is loaded only where one is asked for
+    from runtime.bundle import read  # an engine is loaded only where one is asked for
+    from runtime.model import load
 
     model = load(args.bundle, engine=args.engine)
-    tokenizer = Tokenizer.from_file(str(args.bundle / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(read(args.bundle).tokenizer))
     tokenizer.encode_special_tokens = True
     return model.backend, tokenizer, 1
 

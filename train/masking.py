@@ -55,18 +55,34 @@ def uniform_mask(canvas: Canvas, generator: torch.Generator) -> Tensor:
     return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
 
 
-def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> Tensor:
-    """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole."""
+def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole.
+
+    Returns what is masked and what of it lies in the drawn block, bool [batch, width] each: a step decides on that
+    block alone. In every second row the ratio is of single positions, in the others of the block's end: from left to
+    right is the order in which most answers settle.
+    """
     rows, width = canvas.ids.shape
     blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
     current = (torch.rand(rows, generator=generator) * blocks).long()[:, None]
     ratio = torch.rand((rows, 1), generator=generator)
     here = torch.div(canvas.offsets(), block, rounding_mode="floor")
-    drawn = torch.rand((rows, width), generator=generator) < ratio
-    return (((here == current) & drawn) | (here > current)) & canvas.inside()
+    scattered = torch.rand((rows, width), generator=generator) < ratio
+    behind = canvas.offsets() % block >= ((1 - ratio) * block).floor()
+    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
+    decided = (here == current) & drawn & canvas.inside()
+    return decided | ((here > current) & canvas.inside()), decided
 
 
 def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:
     """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
     return masked.float() * torch.where(filler, padding, 1.0)
+
+
+def predicting(masked: Tensor, shift: bool) -> Tensor:
+    """The rows that predict the masked positions: themselves, or with `shift` the row before each. bool [batch, width]
+
+    Selecting with it keeps the order of selecting with `masked`. Position 0 is never masked: it belongs to the prompt.
+    """
+    return torch.cat((masked[:, 1:], torch.zeros_like(masked[:, :1])), dim=1) if shift else masked

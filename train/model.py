@@ -160,22 +160,27 @@ class Model(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        visible: Tensor,
+        visible: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KeyValueStore | None = None,
         length: int | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [batch, width, hidden].
 
         input_ids int64 [batch, width]; visible int64 [batch, width], how many of the `length` cached and new positions
-        (new alone without a cache) each query sees, at least 1; positions int64 [batch, width], 0.. when not given.
+        (new alone without a cache) each query sees, at least 1; positions int64 [batch, width], 0.. when not given;
+        mask fp32 [batch, 1, width, length], additive, instead of `visible` where that is not a prefix (training).
         """
         batch, width = input_ids.shape
         if positions is None:
             positions = torch.arange(width, device=input_ids.device).expand(batch, width)
+        if mask is None:
+            if visible is None:
+                raise ValueError("neither visible nor mask was given")
+            mask = prefix_mask(visible, length or width)
         x = self.embed_tokens(input_ids)
         cos, sin = rotary_tables(positions[:, None, :], self.config.head_dim, self.config.rope_theta)
-        mask = prefix_mask(visible, length or width)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         return self.norm(x)

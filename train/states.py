@@ -21,7 +21,7 @@ class States:
 
     earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible int64 [batch, width];
     unmasked bool [batch, width]: finalised between y and y*; masked bool [batch, width]: still masked in y*;
-    hidden fp16 [n, width]: the teacher's state at each unmasked position, in row-major order.
+    hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
     """
 
     earlier: Tensor
@@ -87,5 +87,5 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
         block_visible(contract, len(prompt), reach),
         torch.cat((clean, new)),
         torch.cat((clean, open_later)),
-        t.hidden[:reach][new],
+        t.hidden[:reach][new].float(),  # autocast on a CPU cannot join fp16
     )

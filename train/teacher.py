@@ -23,6 +23,8 @@ from .data import Stream, pad
 from .model import Model, ModelConfig, initialise
 from .optimise import Loss, Recipe, fit
 
+FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
+UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
 
@@ -39,28 +41,42 @@ def causal_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: int)
         logits = model.logits(hidden[:, :-1][wanted]).float()
         target = batch.ids[:, 1:][wanted]
         loss = F.cross_entropy(logits, target)
-        return loss, {"accuracy": (logits.argmax(-1) == target).float().mean().item()}
+        return loss, {"next": (logits.argmax(-1) == target).float().mean().item()}
 
     return loss_of
 
 
-def masked_loss(
-    model: Model, run: torch.nn.Module, stream: Stream, block: int, canvas: int, pad_id: int, mask_id: int
-) -> Loss:
-    """Masked-denoising cross-entropy: a third of the rows masked uniformly, the others as block-wise decoding does."""
+def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
+    """Masked-denoising cross-entropy: some rows masked uniformly, the others as block-wise decoding does."""
+    block = decoding.block
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        laid = masking.lay_out(stream.examples(step), block, canvas, pad_id, generator)
-        uniform = torch.rand((len(laid.ids), 1), generator=generator) < 1 / 3
-        masked = torch.where(uniform, masking.uniform_mask(laid, generator), masking.block_mask(laid, block, generator))
-        hidden = run(laid.ids.masked_fill(masked, mask_id), laid.length[:, None].expand_as(laid.ids))
-        weight = masking.weights(laid, masked, padding=0.05)[masked]
-        logits, target = model.logits(hidden[masked]).float(), laid.ids[masked]
+        laid = masking.lay_out(stream.examples(step), block, decoding.canvas, decoding.pad_id, generator)
+        uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
+        everywhere = masking.uniform_mask(laid, generator)
+        masked, decided = masking.block_mask(laid, block, generator)
+        masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
+        hidden = run(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
+        weight = masking.weights(laid, decided, padding=FILLER)[decided]
+        logits = model.logits(hidden[masking.predicting(decided, decoding.shift)]).float()
+        target = laid.ids[decided]
         losses = F.cross_entropy(logits, target, reduction="none")
-        real = weight == 1
-        right = (logits.argmax(-1) == target)[real].float().mean().item()
-        return (losses * weight).sum() / weight.sum(), {"accuracy": right}
+        right = (logits.argmax(-1) == target)[weight == 1].float().mean().item()
+        return (losses * weight).sum() / weight.sum(), {"masked": right}
+
+    return loss_of
+
+
+def joint_loss(masked: Loss, causal: Loss, every: int) -> Loss:
+    """The masked loss, and with every `every`-th step the causal one too: it keeps what the model could do."""
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        loss, figures = masked(step)
+        if step % every:
+            return loss, figures
+        kept, more = causal(step)
+        return loss + kept, {**figures, **more}
 
     return loss_of
 
@@ -82,7 +98,7 @@ def decoding_of(args: argparse.Namespace, learnt: tokenizer.Tokenizer) -> checkp
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
         attention="block_causal" if causal else "full",
-        shift=causal,
+        shift=causal or args.shift,
         block=1 if causal else args.block,
         canvas=args.canvas,
         context=args.context,
@@ -108,7 +124,9 @@ def train(args: argparse.Namespace) -> None:
     if args.objective == "causal":
         loss_of = causal_loss(model, run, stream, decoding.pad_id)
     else:
-        loss_of = masked_loss(model, run, stream, args.block, args.canvas, decoding.pad_id, decoding.mask_id)
+        loss_of = masked_loss(model, run, stream, decoding)
+        if args.causal_every:
+            loss_of = joint_loss(loss_of, causal_loss(model, run, stream, decoding.pad_id), args.causal_every)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     identity = {
         "task": args.task,
@@ -133,7 +151,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=64, help="examples an update (default 64)")
     p.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default 2e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument("--block", type=int, default=32, help="tokens a block (default 32)")
+    p.add_argument(
+        "--shift",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="row i predicts position i + 1, as in the autoregressive model that --init comes from (default on)",
+    )
+    p.add_argument(
+        "--causal-every",
+        type=int,
+        default=2,
+        help="masked objective: next-token loss beside it every so many updates, 0 for never (default 2)",
+    )
+    p.add_argument("--block", type=int, default=16, help="tokens a block (default 16)")
     p.add_argument("--canvas", type=int, default=96, help="tokens an answer may have, whole blocks (default 96)")
     p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")

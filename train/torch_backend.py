@@ -15,7 +15,10 @@ from .model import Model
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1) -> Contract:
-    """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context."""
+    """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context.
+
+    Its vocabulary ends with the tokenizer's, which may be before the embedding's: ids behind it are never proposed.
+    """
     shape, decoding = checkpoint.model, checkpoint.decoding
     return parse_contract(
         {
@@ -29,7 +32,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1) -> Contract:
             "mask_id": decoding.mask_id,
             "eos_ids": list(decoding.eos_ids),
             "pad_id": decoding.pad_id,
-            "vocab": shape.vocab,
+            "vocab": checkpoint.vocab(),
             "layers": shape.layers,
             "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,

@@ -62,7 +62,7 @@ def read_shards(folder: Path) -> list[Trajectory]:
         try:
             shard = load_file(path)
             found += _unpack(shard)
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not a shard of trajectories ({error}); delete it and collect again") from None
     return found
 

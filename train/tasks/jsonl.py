@@ -20,8 +20,12 @@ def read(path: Path) -> tuple[Problem, ...]:
     Layouts, told apart by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
     `text`, `code`, `test_list`, optional `test_setup_code` (MBPP). Raises ValueError naming the line.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from None
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 problems.append(_problem(json.loads(line)))

@@ -1,6 +1,7 @@
 """The short training templates, of two and three steps, and what all template modules share."""
 
-# fmt: off  # one entry is a few lines here; an argument a line would make it three times as long
+# one entry is a few lines here; an argument a line would make it three times as long
+# fmt: off
 # ruff: noqa: E501
 from __future__ import annotations
 

@@ -1,0 +1,117 @@
+"""The distillation losses and the statistics on values worked out by hand, and where gradients go and where not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from train import losses
+from train.statistics import paired_difference, percentile, proportion
+
+HALF = [0.5, 0.5]
+QUARTER = [0.25, 0.75]
+TO_QUARTER = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)  # KL(half || quarter), nats
+FROM_QUARTER = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)  # KL(quarter || half)
+
+Pair = Callable[[Tensor, Tensor], Tensor]
+
+
+def log(*rows: list[float], grad: bool = False) -> Tensor:
+    """Log-probabilities [n, vocab]."""
+    return torch.tensor(rows).log().requires_grad_(grad)
+
+
+def test_kl_is_that_of_the_definition_in_nats_and_is_not_symmetric() -> None:
+    got = losses.forward_kl(log(HALF, QUARTER, HALF), log(QUARTER, HALF, HALF))
+    assert got.tolist() == pytest.approx([TO_QUARTER, FROM_QUARTER, 0.0], abs=1e-6)
+    assert abs(TO_QUARTER - FROM_QUARTER) > 0.01
+
+
+def test_kl_lets_gradients_into_both_sides() -> None:
+    target, student = log(HALF, grad=True), log(QUARTER, grad=True)
+    losses.forward_kl(target, student).sum().backward()
+    assert target.grad is not None and target.grad.abs().sum() > 0
+    assert student.grad is not None and student.grad[0].tolist() == pytest.approx([-0.5, -0.5])  # d/dq of -p q
+
+
+@pytest.mark.parametrize("loss", [losses.distillation, losses.consistency])
+def test_the_target_of_both_terms_is_a_constant(loss: Pair) -> None:
+    target, student = log(HALF, QUARTER, grad=True), log(QUARTER, HALF, grad=True)
+    value = loss(target, student)
+    value.backward()
+    assert value.item() == pytest.approx((TO_QUARTER + FROM_QUARTER) / 2, abs=1e-6)
+    assert target.grad is None
+    assert student.grad is not None
+    assert student.grad.flatten().tolist() == pytest.approx([-0.25, -0.25, -0.125, -0.375])  # -p / n
+
+
+@pytest.mark.parametrize("loss", [losses.distillation, losses.consistency])
+def test_one_model_on_both_sides_learns_from_the_earlier_state_alone(loss: Pair) -> None:
+    shared = torch.tensor([0.0, 1.0], requires_grad=True)
+    later, earlier = torch.log_softmax(3 * shared, -1)[None], torch.log_softmax(shared, -1)[None]
+    loss(later, earlier).backward()
+    expected = torch.softmax(shared, -1) - torch.softmax(3 * shared, -1)  # cross-entropy with a constant target
+    assert shared.grad is not None and torch.allclose(shared.grad, expected)
+
+
+@pytest.mark.parametrize("loss", [losses.distillation, losses.consistency])
+def test_without_a_position_the_loss_is_zero_and_so_is_its_gradient(loss: Pair) -> None:
+    student = log(HALF, grad=True)
+    value = loss(log(HALF)[:0], student[:0])
+    value.backward()
+    assert value.item() == 0.0 and student.grad is not None and student.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_denoising_is_the_weighted_mean_of_the_cross_entropy() -> None:
+    student = log(HALF, QUARTER, QUARTER, grad=True)
+    value = losses.denoising(student, torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.5, 0.0]))
+    value.backward()
+    assert value.item() == pytest.approx((math.log(2) + 0.5 * math.log(4)) / 1.5)
+    assert student.grad is not None
+    assert student.grad.flatten().tolist() == pytest.approx([-1 / 1.5, 0, -0.5 / 1.5, 0, 0, 0])
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 0), slice(0, 1)])
+def test_denoising_without_positions_or_weight_is_zero_with_a_gradient_of_zero(chosen: slice) -> None:
+    student = log(HALF, grad=True)
+    value = losses.denoising(student[chosen], torch.tensor([1])[chosen], torch.zeros(1)[chosen])
+    value.backward()
+    assert value.item() == 0.0 and student.grad is not None and student.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_log_probs_leave_the_mask_token_out_and_stay_finite() -> None:
+    got = losses.log_probs(torch.tensor([[1.0, 9.0, 1.0], [2.0, -9.0, 2.0]]), 1)
+    assert got.isfinite().all() and (got[:, 1] < -1e8).all()
+    assert got[:, [0, 2]].exp().flatten().tolist() == pytest.approx([0.5] * 4)
+    assert losses.forward_kl(got, got).tolist() == [0.0, 0.0]  # with -inf it would be NaN
+    assert losses.log_probs(torch.zeros(1, 3, dtype=torch.bfloat16), 1).dtype == torch.float32
+
+
+def test_wilsons_interval_is_that_of_the_published_formula() -> None:
+    """Agresti and Coull 1998 give [0, 0.2775] for none of 10; the others are the formula's with z = 1.959964."""
+    none, some, all_ = proportion([False] * 10), proportion([True] * 8 + [False] * 2), proportion([True] * 10)
+    assert (none.mean, none.low, none.high) == pytest.approx((0, 0, 0.27753), abs=1e-4)
+    assert (some.mean, some.low, some.high) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
+    assert (all_.mean, all_.low, all_.high) == pytest.approx((1, 1 - 0.27753, 1), abs=1e-4)
+
+
+def test_a_paired_difference_counts_only_where_the_two_differ() -> None:
+    ours, theirs = [True, True, False, True], [True, False, False, False]
+    found = paired_difference(ours, theirs)  # differences 0 1 0 1: mean 1/2, variance 1/3
+    assert found.mean == 0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.565793, 0.5 + 0.565793), abs=1e-5)
+    same = paired_difference(ours, ours)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    back = paired_difference(theirs, ours)
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference(ours, theirs[:2])
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    values = [30, 10, 20, 40]
+    assert [percentile(values, share) for share in (0, 0.25, 0.26, 0.5, 0.95, 1)] == [10, 10, 20, 20, 40, 40]

@@ -1,0 +1,256 @@
+"""The main path in small, by its own commands: teacher, trajectories, student, bundle, answer, evaluation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import onnx as export
+from runtime import generate
+from runtime.decode import Request, steps
+from runtime.errors import UserError
+from train import checkpoint, collect, distill, evaluate, losses, tasks, teacher
+from train.checkpoint import Checkpoint, Decoding
+from train.model import Model, ModelConfig, initialise
+from train.tokenizer import train_tokenizer
+from train.torch_backend import TorchBackend, contract_of
+from train.trajectories import NEVER, Trajectory, read_shards
+
+ANSWERS = {"yes": "yes, yes!", "no": "no, not now and not here."}  # of two blocks and of three
+LINES = [
+    {"prompt": f"{name} has {count} {thing}. Say {word}.\n", "answer": ANSWERS[word]}
+    for name in ("Ana", "Eva", "Tom", "Ben")
+    for thing in ("apples", "pens", "cups", "eggs")
+    for count in range(2, 8)
+    for word in ANSWERS
+]
+SHAPE = "--width 32 --layers 2 --heads 2 --kv-heads 1 --head-dim 16 --ffn 64 --vocab 300"
+SMALL = f"{SHAPE} --block 4 --canvas 12 --context 64"
+
+
+def call(main: Callable[[], None], words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a `train.*` command."""
+    monkeypatch.setattr(sys, "argv", ["command", *words.split()])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class School:
+    """A folder with own data, a teacher that learnt it for some steps, and its trajectories."""
+
+    data: Path
+    teacher: Path
+    trajectories: Path
+
+    def collect(self, extra: str = "") -> str:
+        settings = f"--count 24 --shard 8 --batch 4 --temperatures 0,1 --seed 5 --no-bf16 --data {self.data}"
+        return f"--ckpt {self.teacher} --out {self.trajectories} {settings} {extra}"
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> School:
+    folder = tmp_path_factory.mktemp("school")
+    made = School(folder / "own.jsonl", folder / "teacher.pt", folder / "trajectories")
+    made.data.write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
+    words = f"--data {made.data} --out {made.teacher} --steps 150 --batch 16 --learning-rate 1e-2 --no-bf16 {SMALL}"
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(teacher.main, words, patch) == 0
+        assert call(collect.main, made.collect(), patch) == 0
+    return made
+
+
+def shards(school: School) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(school.trajectories.glob("shard-*"))}
+
+
+def test_a_shard_that_is_gone_is_collected_again_and_is_the_same(
+    school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = shards(school)
+    kept = school.trajectories / "shard-00000.safetensors"
+    assert len(before) == 6 and len(set(before.values())) == 6
+    (school.trajectories / "shard-00004.safetensors").unlink()  # one drawn at a temperature
+    touched = kept.stat().st_mtime_ns
+    assert call(collect.main, school.collect("--json"), monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["collected"] == 8
+    assert shards(school) == before and kept.stat().st_mtime_ns == touched
+
+
+@pytest.mark.parametrize("other", ["--seed 6", "--temperatures 0", "--batch 8", "--task code"])
+def test_trajectories_of_other_settings_are_not_mixed(
+    other: str, school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, words = shards(school), school.collect(other)
+    if "--task" in other:
+        words = words.replace(f"--data {school.data}", "")
+    assert call(collect.main, words, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "of other settings" in err and err.count("\n") == 1
+    assert shards(school) == before
+
+
+def backend_of(path: Path) -> tuple[Checkpoint, TorchBackend]:
+    saved = checkpoint.load(path)
+    return saved, TorchBackend(saved.build(), contract_of(saved, 8), keep_hidden=True)
+
+
+def greedy(school: School) -> list[Trajectory]:
+    return read_shards(school.trajectories)[:24]  # three shards of 8 at each temperature
+
+
+def test_the_order_of_a_trajectory_rebuilds_every_canvas_that_the_decoder_had(school: School) -> None:
+    saved, backend = backend_of(school.teacher)
+    found = greedy(school)[:8]
+    requests = [Request(np.array(t.prompt), 12) for t in found]
+    taken, block = [0] * len(found), backend.contract.block
+    for done in steps(backend, requests, gate=collect.ONE_A_STEP):
+        for step in done:
+            t = found[step.row]
+            taken[step.row] += 1
+            state = t.tokens.masked_fill((t.order == NEVER) | (t.order >= taken[step.row]), saved.decoding.mask_id)
+            assert step.tokens.tolist() == state[step.block * block : (step.block + 1) * block].tolist()
+    assert taken == [int((t.order != NEVER).sum()) for t in found]
+
+
+def test_hidden_states_give_the_teachers_choice_back(school: School) -> None:
+    saved, backend = backend_of(school.teacher)
+    for t in greedy(school):
+        settled = t.order != NEVER
+        log_probs = losses.log_probs(backend.model.logits(t.hidden[settled].float()), saved.decoding.mask_id)
+        chosen = log_probs.gather(-1, t.tokens[settled][:, None])[:, 0]
+        assert (log_probs.max(-1).values - chosen).max() < 0.05  # hidden states are kept in fp16
+
+
+def test_right_is_what_the_data_says(school: School) -> None:
+    tokenizer = checkpoint.load(school.teacher).read_tokenizer()
+    answers = {line["prompt"]: line["answer"] for line in LINES}
+    found = read_shards(school.trajectories)
+    for t in found:
+        ids = t.tokens.tolist()
+        text = tokenizer.decode(ids[: ids.index(1)] if 1 in ids else ids, skip_special_tokens=False)
+        assert t.right == (text == answers[tokenizer.decode(list(t.prompt))])
+    assert any(t.right for t in found)
+
+
+@pytest.fixture(scope="module", params=["partial", "completed"])
+def student(request: pytest.FixtureRequest, school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp(request.param) / "student.pt"
+    words = f"--method cdlm --target {request.param} --teacher {school.teacher} --trajectories {school.trajectories}"
+    words += f" --data {school.data} --steps 120 --batch 16 --learning-rate 5e-3 --no-bf16 --out {out}"
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(distill.main, words, patch) == 0
+    return out
+
+
+def test_the_student_is_block_causal_and_better_under_its_mask_than_its_teacher(school: School, student: Path) -> None:
+    saved, before = checkpoint.load(student), checkpoint.load(school.teacher)
+    assert saved.decoding.attention == "block_causal" and saved.decoding.gate["rule"] == "threshold"
+    task = tasks.from_file(school.data)
+    problems = list(task.problems("train", 24, 1))
+    right = []
+    for weights in (before.weights, saved.weights):
+        candidate = replace(saved, weights=weights)
+        found = evaluate.evaluate(
+            evaluate.torch_backend(candidate, 24, None, False), candidate.read_tokenizer(), task, problems
+        )
+        right.append(sum(found.right))
+    assert right[1] > right[0], right
+
+
+def test_student_bundle_answer_and_evaluation_are_one(
+    student: Path, school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main(["--ckpt", str(student)]) == 0
+    folder = student.with_suffix(".bundle")
+    reports = {}
+    for kind, source in (("ckpt", student), ("bundle", folder)):
+        out = student.with_name(f"{kind}.json")
+        words = f"--{kind} {source} --data {school.data} --split train --count 16 --out {out} --json"
+        capsys.readouterr()
+        assert call(evaluate.main, words, monkeypatch) == 0
+        assert json.loads(capsys.readouterr().out)["problems"] == 16
+        reports[kind] = json.loads(out.read_text(encoding="utf-8"))
+    assert reports["ckpt"]["per_problem"] == reports["bundle"]["per_problem"]
+    assert reports["ckpt"]["engine"] != reports["bundle"]["engine"]
+    prompt = LINES[0]["prompt"]
+    assert generate.main([str(folder), prompt, "--json", "--max-new-tokens", "12"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    saved, backend = backend_of(student)
+    ids = np.array(saved.read_tokenizer().encode(prompt).ids)
+    expected = [step.result for done in steps(backend, [Request(ids, 12)]) for step in done if step.result]
+    assert tuple(answer["token_ids"]) == expected[0].token_ids and answer["forwards"] == expected[0].forwards
+
+
+def untrained(folder: Path, **decoding: object) -> Path:
+    """A teacher that knows nothing, with a tokenizer of the sample tasks."""
+    texts = [text for p in tasks.named("code")[0].problems("train", 30, 0) for text in (p.prompt, p.answer)]
+    learnt = train_tokenizer(texts, 500)
+    shape = ModelConfig(learnt.get_vocab_size(), 32, 1, 2, 1, 16, 48)
+    how = {"alignment": "prompt", "attention": "full", "shift": False, "block": 8, "canvas": 64, "context": 256}
+    how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": dict(teacher.TEACHER_GATE)} | decoding
+    saved = Checkpoint(shape, Decoding(**how), dict(initialise(Model(shape), 0).state_dict()), learnt.to_str())
+    checkpoint.save(saved, folder / "teacher.pt")
+    return folder / "teacher.pt"
+
+
+def test_a_sample_task_and_a_teacher_without_shift_go_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = untrained(tmp_path), tmp_path / "trajectories"
+    words = f"--ckpt {source} --out {out} --task code --count 3 --temperatures 0.5"
+    assert call(collect.main, words, monkeypatch) == 0
+    words = f"--teacher {source} --trajectories {out} --task code --steps 2 --batch 2 --out {tmp_path / 'student.pt'}"
+    assert call(distill.main, words, monkeypatch) == 2  # an untrained teacher is never right
+    assert "no trajectory" in capsys.readouterr().err
+    assert call(distill.main, f"{words} --no-only-right", monkeypatch) == 0
+    before, after = checkpoint.load(source).weights, checkpoint.load(tmp_path / "student.pt").weights
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(weight.isfinite().all() for weight in after.values())
+
+
+@pytest.mark.parametrize(
+    ("decoding", "told"),
+    [
+        ({"attention": "block_causal", "shift": True}, "block_causal with shift"),
+        ({"attention": "block_causal", "alignment": "absolute"}, "aligned absolute"),
+    ],
+)
+def test_teachers_whose_states_would_be_wrong_are_refused(
+    decoding: dict[str, object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = f"--ckpt {untrained(tmp_path, **decoding)} --out {tmp_path / 'out'}"
+    assert call(collect.main, words, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and told in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    collect.check_teacher(contract_of(checkpoint.load(untrained(tmp_path, attention="block_causal"))))
+
+
+@pytest.mark.parametrize(
+    ("main", "flag"), [(teacher.main, ""), (collect.main, "--ckpt {}"), (evaluate.main, "--ckpt {}")]
+)
+def test_data_that_is_not_there_is_refused_in_one_line(
+    main: Callable[[], None], flag: str, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = f"{flag.format(school.teacher)} --data {tmp_path}/none.jsonl --out {tmp_path / 'out'}"
+    assert call(main, words, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert "none.jsonl cannot be read" in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_trajectories_of_another_teacher_are_refused(school: School, tmp_path: Path) -> None:
+    words = f"--teacher {untrained(tmp_path, canvas=16)} --trajectories {school.trajectories} --out {tmp_path / 's.pt'}"
+    with pytest.raises(UserError, match="canvas 12, the teacher has 32 and 16; collect them with this teacher"):
+        distill.distil(distill.parser().parse_args(words.split()))

@@ -1,0 +1,69 @@
+"""What the README tells a reader to type or to look at exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.S | re.M))
+COMMANDS = [shlex.split(line, comments=True) for line in SHELL.splitlines() if line.startswith("python -m ")]
+
+
+def section(title: str) -> str:
+    """The text between a heading and the next."""
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[2])
+def test_every_command_has_help_and_the_options_that_are_shown(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(words[2])
+    monkeypatch.setattr(sys, "argv", [words[2], "--help"])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    out, err = capsys.readouterr()
+    assert end.value.code in (0, None) and err == "" and out.startswith(f"usage: python -m {words[2]}")
+    for option in (word for word in words[3:] if word.startswith("--")):
+        assert re.search(rf"^ +{option}\b", out, re.M), f"{words[2]} has no {option}"
+
+
+def test_the_readme_shows_every_stage() -> None:
+    shown = {words[2] for words in COMMANDS}
+    assert {"train.collect", "train.distill", "export.onnx", "export.verify", "runtime.generate"} <= shown
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M))
+    assert {"demo", "try", "test"} <= named
+    assert [name for name in sorted(named) if not re.search(rf"^{name}:", makefile, re.M)] == []
+
+
+def test_every_path_of_the_files_section_exists() -> None:
+    lines = section("Files").split("```")[1].strip("\n").splitlines()
+    folder, missing, seen = "", [], 0
+    for line in lines:
+        head, *rest = re.split(r" {2,}", line)
+        folder = head.rstrip("/") or folder
+        names = rest[0].split() if folder in ("runtime", "train", "export") else re.findall(r"\w+\.py\b", line)
+        for name in names:
+            seen += 1
+            if not any((ROOT / folder / (name + ending)).exists() for ending in ("", ".py")):
+                missing.append(f"{folder}/{name}")
+        if not (ROOT / folder).is_dir():
+            missing.append(folder)
+    assert missing == [] and seen > 30
+
+
+def test_links_and_pages_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", README) if "://" not in link]
+    pages = re.findall(r"`([\w./-]+\.md)`", README)
+    assert pages and [name for name in (*links, *pages) if not (ROOT / name).exists()] == []

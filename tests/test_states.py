@@ -1,0 +1,146 @@
+"""States drawn from a trajectory made by hand are all the moments it has and no others; trajectories on disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from runtime.errors import UserError
+from train import states
+from train.data import STRIDE
+from train.trajectories import NEVER, Trajectory, read_shards, write_shard
+
+M, P = tiny.MASK, tiny.PAD
+PROMPT = (5, 6, 7)
+TOKENS = [10, 11, 12, 13, 14, 1, P, P, P, P, P, P]  # it ends in the second of three blocks of four
+ORDER = [2, 0, 3, 1, 4, 5] + [NEVER] * 6
+
+Moment = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def trajectory(width: int = 6) -> Trajectory:
+    """Each hidden state names its position."""
+    hidden = torch.arange(12.0)[:, None].repeat(1, width).half()
+    return Trajectory(PROMPT, torch.tensor(TOKENS), torch.tensor(ORDER), hidden, True)
+
+
+def draw(target: str, seed: int, count: int = 1) -> states.States:
+    return states.draw([trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed))
+
+
+def moment(found: states.States, row: int) -> Moment:
+    """A drawn pair: y and y* behind the prompt, and the places unmasked between them and masked in both."""
+    end = int(found.visible[row].max())
+    chosen = [part[row, :end].nonzero().flatten().tolist() for part in (found.unmasked, found.masked)]
+    unmasked, masked = (tuple(place - len(PROMPT) for place in places) for places in chosen)
+    earlier, later = (tuple(part[row, len(PROMPT) : end].tolist()) for part in (found.earlier, found.later))
+    return earlier, later, unmasked, masked
+
+
+def after(taken: int, reach: int) -> tuple[int, ...]:
+    """The answer's first `reach` positions after `taken` of the trajectory's steps."""
+    pairs = zip(TOKENS[:reach], ORDER[:reach], strict=True)
+    return tuple(token if 0 <= order < taken else M for token, order in pairs)
+
+
+def test_partial_draws_every_pair_of_moments_of_a_block() -> None:
+    expected = set()
+    for first, last, end in ((0, 4, 4), (4, 6, 8)):  # the steps of each block, and where the block ends
+        for start in range(first, last):
+            for stop in range(start + 1, last + 1):
+                unmasked = tuple(place for place, order in enumerate(ORDER) if start <= order < stop)
+                masked = tuple(place for place, token in enumerate(after(stop, end)) if token == M)
+                expected.add((after(start, end), after(stop, end), unmasked, masked))
+    assert ((M, 11, M, 13), (10, 11, M, 13), (0,), (2,)) in expected and len(expected) == 13
+    # Once the block's last step is taken, what lies behind the end token is filler and not a mask.
+    whole = (10, 11, 12, 13, 14, 1, P, P)
+    expected = {(y, whole, new, ()) if new and new[-1] == 5 else (y, later, new, m) for y, later, new, m in expected}
+    found = draw("partial", tiny.fresh_seed(), 2000)
+    assert {moment(found, row) for row in range(2000)} == expected
+
+
+def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> None:
+    found = draw("completed", tiny.fresh_seed(), 1000)
+    seen = Counter(moment(found, row) for row in range(1000))
+    first, second, open_ = (10, 11, 12, 13), (14, 1, P, P), (M, M, M, M)
+    assert set(seen) == {
+        ((M, M, M, M, *open_), (*first, *open_), (0, 1, 2, 3), (4, 5, 6, 7)),
+        ((M, 11, M, M, *open_), (*first, *open_), (0, 2, 3), (4, 5, 6, 7)),
+        ((M, 11, M, 13, *open_), (*first, *open_), (0, 2), (4, 5, 6, 7)),
+        ((10, 11, M, 13, *open_), (*first, *open_), (2,), (4, 5, 6, 7)),
+        ((*first, M, M, M, M, *open_), (*first, *second, *open_), (4, 5), (8, 9, 10, 11)),
+        ((*first, 14, M, M, M, *open_), (*first, *second, *open_), (5,), (8, 9, 10, 11)),
+    }
+    by_length = {len(unmasked): count for (_, _, unmasked, masked), count in seen.items() if masked[0] == 4}
+    assert by_length[4] > 1.5 * by_length[1]  # early moments more often: half of the block's draws against an eighth
+
+
+def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
+    short = trajectory()
+    short = replace(short, tokens=short.tokens[:8], order=short.order[:8], hidden=short.hidden[:8])
+    found = states.draw([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
+    assert {moment(found, row)[3] for row in range(50)} == {(4, 5, 6, 7), ()}
+
+
+@pytest.mark.parametrize("target", ["completed", "partial"])
+def test_hidden_states_are_those_of_the_unmasked_positions_in_their_order(target: str) -> None:
+    found = draw(target, tiny.fresh_seed(), 20)
+    places = found.unmasked.nonzero()[:, 1] - len(PROMPT)
+    assert found.hidden.shape == (len(places), 6) and found.hidden[:, 0].long().tolist() == places.tolist()
+
+
+@pytest.mark.parametrize("target", ["completed", "partial"])
+def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> None:
+    found = draw(target, tiny.fresh_seed(), 20)
+    assert found.earlier.shape[1] % STRIDE == 0
+    for row in range(20):
+        length = int(found.visible[row].max())
+        seen = [3] * 3 + [3 + 4 * (1 + place // 4) for place in range(length - 3)]
+        assert found.visible[row, :length].tolist() == seen and (found.visible[row, length:] == 1).all()
+        assert (found.earlier[row, :3] == torch.tensor(PROMPT)).all() and (found.earlier[row, length:] == P).all()
+
+
+def test_a_state_pair_is_the_same_for_the_same_generator() -> None:
+    first, again, other = draw("partial", 3, 8), draw("partial", 3, 8), draw("partial", 4, 8)
+    assert torch.equal(first.earlier, again.earlier) and torch.equal(first.later, again.later)
+    assert first.earlier.shape != other.earlier.shape or not torch.equal(first.earlier, other.earlier)
+
+
+def test_trajectories_come_back_from_their_shards_in_order(tmp_path: Path) -> None:
+    second = replace(trajectory(), prompt=(9,), right=False)
+    write_shard(tmp_path / "shard-00001.safetensors", [second])
+    write_shard(tmp_path / "shard-00000.safetensors", [trajectory(), second])
+    read = read_shards(tmp_path)
+    assert [t.prompt for t in read] == [PROMPT, (9,), (9,)] and [t.right for t in read] == [True, False, False]
+    for t in read:
+        assert t.tokens.tolist() == TOKENS and t.order.tolist() == ORDER and t.tokens.dtype == torch.int64
+        assert torch.equal(t.hidden, trajectory().hidden) and t.hidden.dtype == torch.float16
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["shard-00000.safetensors", "shard-00001.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "ragged"])
+def test_a_damaged_shard_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard-00000.safetensors", [trajectory(), trajectory()])
+    path = tmp_path / "shard-00001.safetensors"
+    whole = (tmp_path / "shard-00000.safetensors").read_bytes()
+    if damage == "foreign":
+        save_file({"weight": torch.zeros(2)}, path)
+    elif damage == "ragged":
+        names = ("prompt", "tokens", "order", "hidden", "right")
+        save_file({name: torch.zeros(1 + (name == "order"), 3) for name in names}, path)
+    else:
+        path.write_bytes(whole[:-7] if damage == "cut" else b"")
+    with pytest.raises(UserError, match="is not a shard of trajectories") as error:
+        read_shards(tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no trajectories in .*; write some with python -m train\.collect"):
+        read_shards(tmp_path)
