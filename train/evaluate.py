@@ -29,7 +29,7 @@ from runtime.sequence import Result
 
 from . import checkpoint, tasks
 from .checkpoint import replace_file
-from .statistics import percentile, proportion
+from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
 
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max")
@@ -149,6 +149,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
     where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": args.bf16 and bool(args.ckpt)}
     report = {**settings, **where, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
+    if args.against:
+        report["against"] = compared(args.against, report, per_problem)
     if args.out:
         text = json.dumps({**report, "per_problem": per_problem})
         replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -157,6 +159,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if not right:
                 print(f"--- {problem.group}\n{problem.prompt}{text}\n--- expected\n{problem.answer}", file=sys.stderr)
     return report
+
+
+def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int]]) -> dict[str, Any]:
+    """This run against an earlier `--out` on the same problems: paired difference of accuracies, ratio of forwards.
+
+    Raises UserError where that report is of other problems.
+    """
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        theirs, same = other["per_problem"], [other[name] for name in ("task", "split", "seed", "problems")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--against {path} is no report of --out ({error}); give one that train.evaluate wrote"
+        ) from None
+    ours = [report[name] for name in ("task", "split", "seed", "problems")]
+    if same != ours:
+        raise UserError(f"--against {path} is of other problems: {same}, this run is of {ours}; evaluate both alike")
+    difference = paired_difference(per_problem["right"], theirs["right"])
+    return {
+        "model": other["model"],
+        "difference": round(difference.mean, 5),
+        "difference_95": [round(difference.low, 5), round(difference.high, 5)],
+        "fewer_forwards": round(sum(theirs["forwards"]) / sum(per_problem["forwards"]), 3),
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -183,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="torch threads (default all cores)")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast in PyTorch: faster, not exact")
     p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
+    p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
     p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
     p.add_argument("--json", action="store_true", help="print the report as one JSON object")
     return p
