@@ -195,7 +195,7 @@ class StepGraph(nn.Module):
         barred = torch.zeros(config.vocab)
         barred[checkpoint.decoding.mask_id] = NEVER
         barred[self.vocab :] = NEVER
-        cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta)
+        cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling)
         self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
 
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:

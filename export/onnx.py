@@ -27,6 +27,8 @@ from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
 from train import checkpoint
 from train.checkpoint import Checkpoint
+from train.families import Overrides
+from train.options import add_directory_options, overrides_of
 from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
@@ -45,20 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m export.onnx", description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
-    p.add_argument("--ckpt", type=Path, required=True, help="a student.pt as train.* writes it")
+    p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     p.add_argument("--precision", choices=("fp32",), default="fp32", help="of weights and arithmetic (default fp32)")
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    add_directory_options(p)
     return p.parse_args(argv)
 
 
 def export(args: argparse.Namespace) -> int:
     """Traces, checks, and only then writes the bundle."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    out = args.out or args.ckpt.with_suffix(".bundle")
-    source = checkpoint.load(args.ckpt)
+    out = args.out or default_out(args.ckpt)
+    source = checkpoint.load(args.ckpt, overrides_of(args))
     contract = exported_contract(source, args.capacity)
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="blockstep-") as folder:
@@ -76,6 +79,11 @@ def export(args: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
+def default_out(ckpt: Path) -> Path:
+    """Beside the checkpoint; the dot in a directory's name begins no suffix (SDAR-1.7B-Chat)."""
+    return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
+
+
 def keep(
     out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
     checks: Sequence[Check],
@@ -84,7 +92,15 @@ def keep(
     name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
     engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
     try:
-        write(out, contract, engine, files, source.tokenizer, source.chat_template, provenance(args.ckpt))
+        write(
+            out,
+            contract,
+            engine,
+            files,
+            source.tokenizer,
+            source.chat_template,
+            provenance(args.ckpt, overrides_of(args)),
+        )
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); give --out another path") from None
 
@@ -153,10 +169,10 @@ def sample_requests(contract: Contract) -> list[Request]:
     return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
 
 
-def provenance(ckpt: Path) -> dict[str, Any]:
+def provenance(ckpt: Path, overrides: Overrides) -> dict[str, Any]:
     """Where a bundle came from, for whoever finds it."""
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    return {"checkpoint_sha256": sha256(ckpt), "exporter": EXPORTER, "versions": versions}
+    return {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from runtime.bundle import Bundle, read, sha256, verify_files
+from runtime.bundle import Bundle, read, verify_files
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -21,6 +21,7 @@ from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
 from train import checkpoint, tasks
 from train.checkpoint import Checkpoint
+from train.options import add_directory_options, overrides_of
 from train.torch_backend import TorchBackend
 
 from .parity import LOG_PROB, compare
@@ -44,15 +45,16 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--task", default="math,code", help="sample tasks the prompts come from (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    add_directory_options(p)
     return p.parse_args(argv)
 
 
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    made, source = read(args.bundle), checkpoint.load(args.ckpt)
+    made, source = read(args.bundle), checkpoint.load(args.ckpt, overrides_of(args))
     engine = made.engine(args.engine)
-    check_origin(made, args.ckpt)
+    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides_of(args)))
     if engine.dialect != "ort":
         raise UserError(f"engine {engine.name} is of dialect {engine.dialect}; only ort can be verified here")
     verify_files(made, engine, "always")
@@ -72,9 +74,9 @@ def verify(args: argparse.Namespace) -> int:
     return DONE if all(check.ok for check in checks) else FAILED
 
 
-def check_origin(made: Bundle, ckpt: Path) -> None:
+def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
     """Raises UserError where the bundle came from another checkpoint."""
-    if made.provenance.get("checkpoint_sha256") != sha256(ckpt):
+    if made.provenance.get("checkpoint_sha256") != fingerprint:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
 
 

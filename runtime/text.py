@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
@@ -122,10 +125,15 @@ def render(template: str, message: str) -> str:
     def refuse(reason: str) -> None:
         raise TemplateError(reason)
 
-    environment.globals["raise_exception"] = refuse
+    def as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # jinja's own escapes HTML too
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.filters["tojson"] = as_json
     try:
         messages = [{"role": "user", "content": message}]
-        return str(environment.from_string(template).render(messages=messages, add_generation_prompt=True))
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return str(environment.from_string(template).render(given))
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None

@@ -1,4 +1,4 @@
-"""`student.pt` on disk: plain values, a state dict and the tokenizer, read without running code from the file."""
+"""Checkpoints on disk, read without running code from them: `student.pt` here, Hugging Face directories by `published`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from runtime.bundle import sha256
 from runtime.errors import UserError
 
+from .families import Overrides
 from .model import Model, ModelConfig
 
 FORMAT = 1
@@ -93,10 +95,23 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
     replace_file(path, lambda temporary: torch.save(state, temporary))
 
 
-def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises UserError, in one line, for anything that is not one."""
+def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
+    """Reads a checkpoint: a file of train.*, or a Hugging Face directory, of which `overrides` may know better.
+
+    Raises UserError, in one line, for anything that is not one.
+    """
+    if path.is_dir():
+        from .published import load_directory  # which needs this module's classes
+
+        return load_directory(path, overrides or Overrides())
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; give --ckpt the .pt file that train.distill or train.teacher wrote")
+        raise UserError(
+            f"no checkpoint at {path}; give a .pt file that train.distill or train.teacher wrote, or a Hugging Face "
+            "directory"
+        )
+    if given := [name for name in Overrides.__slots__ if getattr(overrides, name, None) is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
     try:
         with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
             warnings.simplefilter("ignore")
@@ -129,6 +144,7 @@ def _parse(path: Path, state: Any) -> Checkpoint:
         raise UserError(f"{path} has no tensors by name under model; expected a file written by train.*")
     if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
         raise UserError(f"{path} has no object under config or no text under tokenizer; write it anew with train.*")
+    config = {"rope_scaling": {}, **config}  # older files have none
     shape, decoding = {f.name for f in fields(ModelConfig)}, {f.name for f in fields(Decoding)}
     unknown, missing = sorted(config.keys() - shape - decoding), sorted((shape | decoding) - config.keys())
     if unknown or missing:
@@ -145,6 +161,15 @@ def _parse(path: Path, state: Any) -> Checkpoint:
         state["tokenizer"],
         state["chat_template"],
     )
+
+
+def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
+    """What tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
+    if path.is_dir():
+        from .published import fingerprint as of_directory
+
+        return of_directory(path, overrides.adapter if overrides else None)
+    return sha256(path)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

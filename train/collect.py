@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from runtime.errors import UserError
 
 from . import checkpoint, tasks
 from .checkpoint import replace_file
+from .options import add_directory_options, overrides_of
 from .torch_backend import TorchBackend, contract_of
 from .trajectories import NEVER, Trajectory, write_shard
 
@@ -92,17 +92,20 @@ def graded(
 
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Collects what is missing in `--out`; shards that are there stay. Returns counts."""
-    saved = checkpoint.load(args.ckpt)
+    overrides = overrides_of(args)
+    saved = checkpoint.load(args.ckpt, overrides)
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     shards = plan(chosen, args.count, [float(t) for t in args.temperatures.split(",")], args.shard, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {
-        "ckpt_sha256": sha256(args.ckpt.read_bytes()).hexdigest(),
+        "ckpt_sha256": checkpoint.fingerprint(args.ckpt, overrides),
         "tasks": [task.name for task in chosen], "count": args.count, "temperatures": args.temperatures,
         "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
+    if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
+        settings["overrides"] = given
     same_settings(args.out / "collect.json", settings)
     model, tokenizer = saved.build(), saved.read_tokenizer()
     right = total = 0
@@ -154,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
     p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    add_directory_options(p)
     return p
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from . import blocks, checkpoint, losses, masking, states, tasks, trajectories
 from .data import Stream
 from .model import Model
 from .optimise import Loss, Recipe, fit
+from .options import add_directory_options, overrides_of
 from .torch_backend import contract_of
 
 FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
@@ -79,7 +79,8 @@ def denoising_loss(
 
 def distil(args: argparse.Namespace) -> None:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
-    saved = checkpoint.load(args.teacher)
+    overrides = overrides_of(args)
+    saved = checkpoint.load(args.teacher, overrides)
     found = trajectories.read_shards(args.trajectories)
     found = [t for t in found if t.right or not args.only_right]
     if not found:
@@ -104,7 +105,7 @@ def distil(args: argparse.Namespace) -> None:
     loss_of = cdlm_loss(model, run, teacher, found, stream, contract, weights, args.target)
     identity = {
         "method": args.method, "weights": args.weights, "target": args.target, "seed": args.seed, "batch": args.batch,
-        "teacher": sha256(args.teacher.read_bytes()).hexdigest(), "trajectories": len(found),
+        "teacher": checkpoint.fingerprint(args.teacher, overrides), "trajectories": len(found),
     }  # fmt: skip
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     average = fit(model, loss_of, recipe, args.out, {**identity, **asdict(saved.model)})
@@ -130,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
+    add_directory_options(p)
     return p
 
 

@@ -29,10 +29,12 @@ from runtime.sequence import Result
 
 from . import checkpoint, tasks
 from .checkpoint import replace_file
+from .options import add_directory_options, overrides_of
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
 
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max")
+OWN = ("--attention",)  # here it is for every checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
 
 def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, int]:
     if args.ckpt:
-        saved = checkpoint.load(args.ckpt)
+        saved = checkpoint.load(args.ckpt, overrides_of(args, OWN))
         return torch_backend(saved, args.batch, args.attention, args.bf16), saved.read_tokenizer(), args.batch
     from runtime.bundle import read  # an engine is loaded only where one is asked for
     from runtime.model import load
@@ -212,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
     p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
     p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_directory_options(p, OWN)
     return p
 
 

@@ -6,17 +6,20 @@ Every attention pattern of block decoding is a prefix mask: query `i` sees the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .rope import frequencies
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of a model. `width` is the hidden size, `ffn` the inner size of the gated MLP."""
+    """Shape of a model. `width` is the hidden size, `ffn` the inner size of the gated MLP; rope_scaling: see `rope`."""
 
     vocab: int
     width: int
@@ -30,6 +33,7 @@ class ModelConfig:
     qk_norm: bool = False
     qkv_bias: bool = False
     tied: bool = True
+    rope_scaling: dict[str, Any] = field(default_factory=dict)
 
 
 class KeyValueStore(Protocol):
@@ -52,11 +56,13 @@ class RMSNorm(nn.Module):
         return (wide * self.weight.float()).to(x.dtype)
 
 
-def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    positions: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each fp32 [..., head_dim / 2] (Su et al. 2021, arXiv 2104.09864)."""
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    inverse, magnitude = frequencies(head_dim, theta, scaling or {})
     angles = positions.double()[..., None] * inverse.to(positions.device)
-    return angles.cos().float(), angles.sin().float()
+    return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -180,7 +186,8 @@ class Model(nn.Module):
                 raise ValueError("neither visible nor mask was given")
             mask = prefix_mask(visible, length or width)
         x = self.embed_tokens(input_ids)
-        cos, sin = rotary_tables(positions[:, None, :], self.config.head_dim, self.config.rope_theta)
+        c = self.config
+        cos, sin = rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         return self.norm(x)

@@ -1,0 +1,145 @@
+"""The published block-diffusion families as data: how their configs are known, weights named and answers decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+LLAMA_NAMES = ((r"(?:model\.)?(.+)", r"\1"),)
+LLADA_NAMES = (
+    (r"(?:model\.)?transformer\.wte\.(.+)", r"embed_tokens.\1"),
+    (r"(?:model\.)?transformer\.ln_f\.(.+)", r"norm.\1"),
+    (r"(?:model\.)?transformer\.ff_out\.(.+)", r"lm_head.\1"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.([qkv]_proj)\.(.+)", r"layers.\1.self_attn.\2.\3"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.attn_out\.(.+)", r"layers.\1.self_attn.o_proj.\2"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.ff_proj\.(.+)", r"layers.\1.mlp.gate_proj.\2"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.up_proj\.(.+)", r"layers.\1.mlp.up_proj.\2"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.ff_out\.(.+)", r"layers.\1.mlp.down_proj.\2"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.attn_norm\.(.+)", r"layers.\1.input_layernorm.\2"),
+    (r"(?:model\.)?transformer\.blocks\.(\d+)\.ff_norm\.(.+)", r"layers.\1.post_attention_layernorm.\2"),
+)
+LLADA_KEYS = {
+    "vocab_size": ("embedding_size", "vocab_size"), "hidden_size": ("d_model",), "num_hidden_layers": ("n_layers",),
+    "num_attention_heads": ("n_heads",), "num_key_value_heads": ("n_kv_heads",),
+    "intermediate_size": ("mlp_hidden_size",), "tie_word_embeddings": ("weight_tying",),
+    "max_position_embeddings": ("max_sequence_length",),
+}  # fmt: skip
+LLADA_FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("silu",), "block_type": ("llama",), "layer_norm_type": ("rms",), "rope": (True,),
+    "alibi": (False,), "attention_layer_norm": (False,), "block_group_size": (1,), "bias_for_layer_norm": (False,),
+    "clip_qkv": (None,), "include_bias": (False,), "input_emb_norm": (False,), "scale_logits": (False,),
+}  # fmt: skip
+QWEN_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",), "use_sliding_window": (False,), "use_mrope": (False,), "mlp_bias": (False,)
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What one family's config.json does not say, or says in its own words.
+
+    model_types: those of config.json that mean it, none where only --family can tell; renames: (pattern, replacement)
+    of tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it
+    is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
+    for the block size, `block` the default; mask, ends: token strings, looked up in the tokenizer; gate: as its authors
+    decode.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    gate: dict[str, Any]
+    mask: str
+    ends: tuple[str, ...]
+    shift: bool
+    alignment: str
+    attention: str
+    block: int = 32
+    block_key: str | None = None
+    qkv_bias: bool | None = False
+    qk_norm: bool = False
+    head_dim: int | None = None
+    renames: tuple[tuple[str, str], ...] = LLAMA_NAMES
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fixed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says instead of a Hugging Face directory; None leaves it to the directory.
+
+    adapter: a PEFT LoRA folder that is merged into the weights.
+    """
+
+    family: str | None = None
+    block: int | None = None
+    alignment: str | None = None
+    attention: str | None = None
+    mask_id: int | None = None
+    shift: bool | None = None
+    canvas: int | None = None
+    adapter: Path | None = None
+
+
+CONFIDENT = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
+CERTAIN = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
+ONE_A_STEP = {"rule": "count", "min": 1}
+
+DREAM = Family(
+    "dream", ("Dream",), CONFIDENT, "<|mask|>", ("<|endoftext|>",), shift=True, alignment="prompt", attention="full",
+    qkv_bias=True, fixed=QWEN_FIXED,
+)  # fmt: skip
+LLADA = Family(
+    "llada", ("llada",), CONFIDENT, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>"), shift=False, alignment="prompt",
+    attention="full", qkv_bias=None, renames=LLADA_NAMES, keys=LLADA_KEYS, fixed=LLADA_FIXED,
+)  # fmt: skip
+FAST_DLLM = Family(
+    "fast-dllm-v2", ("Fast_dLLM_Qwen",), {**CONFIDENT, "comparator": ">", "sub_block": 8}, "|<MASK>|", ("<|im_end|>",),
+    shift=True, alignment="absolute", attention="block_causal", block_key="bd_size", qkv_bias=True, fixed=QWEN_FIXED,
+)  # fmt: skip
+SDAR = Family(
+    "sdar", ("sdar",), {**CONFIDENT, "comparator": ">", "threshold": 0.85}, "<|MASK|>",
+    ("<|im_end|>", "<|endoftext|>"), shift=False, alignment="absolute", attention="block_causal", block=4,
+    block_key="block_size", qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+)  # fmt: skip
+BD3LM_QWEN3 = Family(
+    "bd3lm-qwen3", ("a2d-qwen3",), ONE_A_STEP, "<|mask|>", (), shift=False, alignment="end", attention="block_causal",
+    qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+)  # fmt: skip
+BD3LM_QWEN2 = replace(
+    BD3LM_QWEN3, name="bd3lm-qwen2", model_types=("a2d-qwen2",), qk_norm=False, head_dim=None, qkv_bias=True,
+    fixed=QWEN_FIXED,
+)  # fmt: skip
+FAMILIES = (
+    DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2,
+    # The same configs as their base's, so that only the user can tell them from it.
+    replace(DREAM, name="cdlm-dream", model_types=(), attention="block_causal"),
+    replace(LLADA, name="cdlm-llada", model_types=(), attention="block_causal"),
+    replace(DREAM, name="dparallel-dream", model_types=(), gate=CERTAIN),
+    replace(LLADA, name="dparallel-llada", model_types=(), gate=CERTAIN),
+    replace(LLADA, name="cd4lm-llada", model_types=(), gate={**CONFIDENT, "threshold": 0.95}),
+)  # fmt: skip
+NAMES = tuple(family.name for family in FAMILIES)
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size")
+
+
+def find(config: dict[str, Any], name: str | None, path: Path) -> Family:
+    """The family of a config.json's values, or the named one. Raises UserError where it is none, or has experts."""
+    kind = config.get("model_type")
+    classes = [str(each) for each in config.get("architectures") or ()]
+    experts = any(config.get(key) for key in EXPERTS)
+    if experts or any("moe" in word.lower() for word in (str(kind), *classes)):
+        raise UserError(f"{path} is a mixture of experts ({kind}), which is not supported; give a dense model")
+    if name is not None:
+        if found := [family for family in FAMILIES if family.name == name]:
+            return found[0]
+        raise UserError(f"--family is {name}; expected one of {', '.join(NAMES)}")
+    if found := [family for family in FAMILIES if kind in family.model_types]:
+        return found[0]
+    known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
+    code = ", which code of its own defines (auto_map), and no such code is run" if config.get("auto_map") else ""
+    raise UserError(
+        f"{path} has model_type {kind!r}{code}; expected one of {known}, or name its --family: {', '.join(NAMES)}"
+    )

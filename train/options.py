@@ -1,0 +1,39 @@
+"""The command-line options that say how a Hugging Face directory is read, the same for every command with --ckpt."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+
+from .families import NAMES, Overrides
+
+
+def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Adds them, but for those that the command uses otherwise."""
+    group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
+
+    def add(name: str, text: str, **settings: object) -> None:
+        if name not in leave_out:
+            group.add_argument(name, help=text, **settings)  # type: ignore[arg-type]
+
+    add("--family", "how it decodes, where its config.json does not tell", choices=NAMES)
+    add("--block", "tokens a block", type=int)
+    add("--alignment", "where blocks start", choices=ALIGNMENTS)
+    add("--attention", "full: no cache, both directions", choices=ATTENTIONS)
+    add("--mask-id", "id of the mask token", type=int)
+    add("--shift", "whether row i predicts position i + 1", action=argparse.BooleanOptionalAction)
+    add(
+        "--canvas",
+        "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
+        type=int,
+    )
+    add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
+
+
+def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
+    """What was given of them."""
+    names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
+    return Overrides(**{name: getattr(args, name) for name in names})

@@ -1,0 +1,185 @@
+"""Reads a published Hugging Face directory as a checkpoint, from data alone: no code in it is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import sha256
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.errors import UserError
+
+from . import adapter
+from .checkpoint import Checkpoint, Decoding
+from .families import Family, Overrides, find
+from .model import ModelConfig
+from .published_text import Text, read_json, read_text
+from .published_weights import read_weights
+from .rope import parse_scaling
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
+TEXTS = (CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", adapter.CONFIG)
+
+
+def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
+    """The checkpoint in a Hugging Face directory; its weights stay in their dtype until they are built.
+
+    Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
+    """
+    path = folder / CONFIG
+    values = read_json(path)
+    settings = Settings(path, values, find(values, overrides.family, path))
+    shape, text = shape_of(settings), read_text(folder)
+    decoding = decoding_of(settings, text, overrides, shape.vocab)
+    weights = read_weights(folder, shape, settings.family.renames)
+    if overrides.adapter is not None:
+        weights = adapter.merge(weights, overrides.adapter, settings.family.renames)
+    return Checkpoint(shape, decoding, weights, text.tokenizer, text.chat_template)
+
+
+def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
+    """A sha256 over names and sha256 of the files that are read: configs, tokenizer, template, all safetensors."""
+    digest = hashlib.sha256()
+    for place in (folder, *([adapter_folder] if adapter_folder else [])):
+        files = [place / name for name in TEXTS] + sorted(place.glob("*.safetensors*"))
+        for file in files:
+            if file.is_file():
+                digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """config.json under Qwen's names, whatever its family calls them."""
+
+    path: Path
+    values: dict[str, Any]
+    family: Family
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value; the default where it is absent or null."""
+        for key in self.family.keys.get(name, (name,)):
+            if self.values.get(key) is not None:
+                return self.values[key]
+        return default
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1. Raises UserError for anything else."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{self.path} has {value!r} as {self._name(name)}; expected a whole number of at least 1")
+        return value
+
+    def number(self, name: str, value: Any) -> float:
+        """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0")
+        return float(value)
+
+    def _name(self, name: str) -> str:
+        return self.family.keys.get(name, (name,))[0]
+
+
+def shape_of(settings: Settings) -> ModelConfig:
+    """The model's shape. Raises UserError for a config that this model cannot be."""
+    family, get = settings.family, settings.get
+    for key, allowed in family.fixed.items():
+        if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
+            raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
+    for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
+        if settings.values.get(key):
+            raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
+    if any(kind != "full_attention" for kind in get("layer_types", ())):
+        raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
+    heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
+    kv_heads = settings.integer("num_key_value_heads", heads)
+    head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
+    if heads % kv_heads or head_dim % 2:
+        raise UserError(
+            f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even size"
+        )
+    rope = dict(get("rope_parameters", {}))  # how transformers 5 writes both
+    theta = settings.number("rope_theta", rope.pop("rope_theta", settings.values.get("rope_theta")))
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
+    qkv_bias = bool(get("include_qkv_bias", False)) if family.qkv_bias is None else family.qkv_bias
+    return ModelConfig(
+        settings.integer("vocab_size"), width, settings.integer("num_hidden_layers"), heads, kv_heads, head_dim,
+        settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
+        family.qk_norm, qkv_bias, bool(get("tie_word_embeddings", False)), parse_scaling(rope or get("rope_scaling")),
+    )  # fmt: skip
+
+
+def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int) -> Decoding:
+    """How the model is decoded. Raises UserError where that cannot be known or does not fit together."""
+    family, context = settings.family, settings.integer("max_position_embeddings")
+    block = _above_0("--block", overrides.block)
+    if block is None:
+        block = settings.integer(family.block_key, family.block) if family.block_key else family.block
+    canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
+    if canvas % block or canvas >= context:
+        raise UserError(
+            f"canvas {canvas} with blocks of {block} and a context of {context}; expected whole blocks and room for a "
+            "prompt: give --canvas and --block"
+        )
+    attention, alignment = overrides.attention or family.attention, overrides.alignment or family.alignment
+    if attention not in ATTENTIONS or alignment not in ALIGNMENTS:
+        raise UserError(f"attention {attention}, alignment {alignment}; expected one of {ATTENTIONS} and {ALIGNMENTS}")
+    shift = family.shift if overrides.shift is None else overrides.shift
+    gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, vocab)
+    if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
+        del gate["sub_block"]
+    ends = end_ids(settings, text)
+    pad = settings.get("pad_token_id", text.ids.get(text.special.get("pad_token", ""), ends[0]))
+    for name, token in (("pad_token_id", pad), *(("eos_token_id", end) for end in ends)):
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab or token == mask:
+            raise UserError(
+                f"{settings.path} has {token!r} as {name}; expected an id below {vocab}, not the mask {mask}"
+            )
+    return Decoding(alignment, attention, shift, block, canvas, context, mask, ends, pad, gate)
+
+
+def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> int:
+    """The mask token's id: as given, else the config's, the tokenizer's, the family's. Raises UserError otherwise."""
+    family = settings.family
+    token = text.special.get("mask_token", family.mask)
+    found = given if given is not None else settings.get("mask_token_id", text.ids.get(token))
+    if found is None:
+        raise UserError(
+            f"{settings.path.parent} has a tokenizer without the mask token {token!r} and a config.json without "
+            "mask_token_id; give --mask-id"
+        )
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < vocab:
+        raise UserError(
+            f"the mask token's id is {found!r}; expected one below the vocabulary of {vocab}, give --mask-id"
+        )
+    if given is None and found not in text.ids.values():
+        raise UserError(
+            f"{settings.path} has mask_token_id {found}, but its tokenizer is without the mask token; give --mask-id if "
+            "that is meant"
+        )
+    return found
+
+
+def end_ids(settings: Settings, text: Text) -> tuple[int, ...]:
+    """The ids that end an answer: the family's tokens, else the tokenizer's, else the configs'. UserError for none."""
+    named = [text.ids[token] for token in settings.family.ends if token in text.ids]
+    if not named and text.special.get("eos_token") in text.ids:
+        named = [text.ids[text.special["eos_token"]]]
+    if not named:
+        generation = settings.path.with_name(GENERATION)
+        written = [settings.values, read_json(generation) if generation.is_file() else {}]
+        for value in (values.get("eos_token_id") for values in written):
+            named += value if isinstance(value, list) else [value] if value is not None else []
+    if not named:
+        raise UserError(f"{settings.path.parent} names no end token; add eos_token_id to config.json")
+    return tuple(dict.fromkeys(named))
+
+
+def _above_0(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise UserError(f"{option} is {value}; expected at least 1")
+    return value

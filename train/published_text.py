@@ -1,0 +1,85 @@
+"""Tokenizer, special tokens and chat template of a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from runtime.errors import UserError
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """tokenizer: JSON text; special: the strings of named special tokens; ids: of every token, added ones included."""
+
+    tokenizer: str
+    special: dict[str, str]
+    ids: dict[str, int]
+    chat_template: str | None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; expected a whole Hugging Face directory, download it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); download it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def read_text(folder: Path) -> Text:
+    """What a directory has of text. Raises UserError for a tokenizer that only code can read, or a damaged one."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        slow = [name for name in SLOW if (folder / name).is_file()]
+        what = f"only a slow tokenizer ({', '.join(slow)})" if slow else "no tokenizer"
+        raise UserError(
+            f"{folder} has {what}; expected tokenizer.json: load it once as a fast tokenizer in transformers and "
+            "save_pretrained it there"
+        )
+    try:
+        source = file.read_text(encoding="utf-8")
+        ids = Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is no tokenizer ({reason}); download it again") from None
+    config = folder / "tokenizer_config.json"
+    settings = read_json(config) if config.is_file() else {}
+    special = {name: text for name in SPECIAL if (text := _content(settings.get(name))) is not None}
+    return Text(source, special, ids, _template(folder, settings, special))
+
+
+def _content(token: Any) -> str | None:
+    """A special token is written as a string or as an object with its content."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> str | None:
+    file, found = folder / "chat_template.jinja", settings.get("chat_template")
+    if file.is_file():
+        found = file.read_text(encoding="utf-8")
+    if isinstance(found, list):  # several by name
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise UserError(f"{folder} has a chat template that is {type(found).__name__}; expected text")
+    # What transformers hands to a template travels inside it: a bundle carries no other text. The newline after a
+    # block is trimmed, and the template's own first line still begins a line.
+    used = [name for name in special if re.search(rf"\b{name}\b", found)]
+    sets = "".join(f"{{% set {name} = {json.dumps(special[name], ensure_ascii=False)} %}}\n" for name in used)
+    return sets + found

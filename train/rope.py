@@ -1,0 +1,79 @@
+"""Rotary frequencies, plain and stretched: linear, Llama 3's and YaRN's (arXiv 2309.00071) scaling of RoPE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+SPAN = "original_max_position_embeddings"
+NEEDED = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", SPAN),
+    "yarn": ("factor", SPAN),
+}
+OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}
+
+
+def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """Angles a position adds, fp64 [head_dim / 2], and the factor of their cosines and sines.
+
+    scaling: empty for plain RoPE, else what `parse_scaling` gave. Source: the named papers and Llama 3's model code.
+    """
+    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if not scaling:
+        return inverse, 1.0
+    factor = scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return inverse / factor, 1.0
+    if scaling["rope_type"] == "llama3":
+        return _llama3(inverse, scaling), 1.0
+    magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return _yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", magnitude)
+
+
+def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling[SPAN] * inverse / (2 * math.pi)  # full ones over the original context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the plain frequency
+    return inverse * (kept + (1 - kept) / scaling["factor"])
+
+
+def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Tensor:
+    def place(turns: float) -> float:
+        return head_dim * math.log(scaling[SPAN] / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(place(scaling.get("beta_fast", 32))), 0)
+    high = min(math.ceil(place(scaling.get("beta_slow", 1))), head_dim - 1)
+    span = high - low or 0.001  # as the reference does where both fall together
+    stretched = ((torch.arange(len(inverse), dtype=torch.float64) - low) / span).clamp(0, 1)
+    return inverse * (1 - stretched + stretched / scaling["factor"])
+
+
+def parse_scaling(values: Any) -> dict[str, Any]:
+    """A config.json's `rope_scaling`, checked; {} for none. Raises UserError for a kind or key that is not exact here."""
+    if not values:
+        return {}
+    if not isinstance(values, Mapping):
+        raise UserError(f"rope_scaling is {values!r}; expected an object")
+    kind = values.get("rope_type", values.get("type"))
+    if kind == "default":
+        return {}
+    if kind not in NEEDED:
+        raise UserError(f"rope_scaling {kind!r} is not supported; expected default, {', '.join(NEEDED)}")
+    known = (*NEEDED[kind], *OPTIONAL.get(kind, ()))
+    given = {key: value for key, value in values.items() if key not in ("rope_type", "type") and value is not None}
+    if unknown := sorted(given.keys() - set(known)):
+        raise UserError(f"rope_scaling {kind} has {', '.join(unknown)}, which is not supported; known: {known}")
+    for key in NEEDED[kind]:
+        if key not in given:
+            raise UserError(f"rope_scaling {kind} lacks {key}; add it to config.json")
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"rope_scaling has {key} {value!r}; expected a number above 0")
+    return {"rope_type": kind, **given}
