@@ -1,4 +1,4 @@
-"""Checkpoints on disk, read without running code from them: `student.pt` here, Hugging Face directories by `published`."""
+"""Checkpoints on disk, read without running code from them: `student.pt`, and directories by way of `published`."""
 
 from __future__ import annotations
 

@@ -85,22 +85,13 @@ class Settings:
 
 def shape_of(settings: Settings) -> ModelConfig:
     """The model's shape. Raises UserError for a config that this model cannot be."""
+    _refuse_others(settings)
     family, get = settings.family, settings.get
-    for key, allowed in family.fixed.items():
-        if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
-            raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
-    for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
-        if settings.values.get(key):
-            raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
-    if any(kind != "full_attention" for kind in get("layer_types", ())):
-        raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
     heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
     kv_heads = settings.integer("num_key_value_heads", heads)
     head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
     if heads % kv_heads or head_dim % 2:
-        raise UserError(
-            f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even size"
-        )
+        raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
     rope = dict(get("rope_parameters", {}))  # how transformers 5 writes both
     theta = settings.number("rope_theta", rope.pop("rope_theta", settings.values.get("rope_theta")))
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
@@ -111,6 +102,18 @@ def shape_of(settings: Settings) -> ModelConfig:
         settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
         family.qk_norm, qkv_bias, bool(get("tie_word_embeddings", False)), parse_scaling(rope or get("rope_scaling")),
     )  # fmt: skip
+
+
+def _refuse_others(settings: Settings) -> None:
+    """Raises UserError where config.json says what this model has no way to be."""
+    for key, allowed in settings.family.fixed.items():
+        if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
+            raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
+    for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
+        if settings.values.get(key):
+            raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
+    if any(kind != "full_attention" for kind in settings.get("layer_types", ())):
+        raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
 
 
 def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int) -> Decoding:
@@ -158,8 +161,8 @@ def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> in
         )
     if given is None and found not in text.ids.values():
         raise UserError(
-            f"{settings.path} has mask_token_id {found}, but its tokenizer is without the mask token; give --mask-id if "
-            "that is meant"
+            f"{settings.path} has mask_token_id {found}, but its tokenizer is without the mask token; give "
+            "--mask-id if that is meant"
         )
     return found
 

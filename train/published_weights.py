@@ -104,8 +104,8 @@ def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
         pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in folder.glob(ending))
         if pickles:
             raise UserError(
-                f"{folder} has its weights as pickles ({pickles[0]}), which can run code and are not read; convert them "
-                "to safetensors"
+                f"{folder} has its weights as pickles ({pickles[0]}), which can run code and are not read; convert "
+                "them to safetensors"
             )
         raise UserError(f"{folder} has no weights; expected {SINGLE} or {INDEX}")
     places = read_json(folder / INDEX).get("weight_map")

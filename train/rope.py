@@ -56,7 +56,7 @@ def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, An
 
 
 def parse_scaling(values: Any) -> dict[str, Any]:
-    """A config.json's `rope_scaling`, checked; {} for none. Raises UserError for a kind or key that is not exact here."""
+    """A config.json's `rope_scaling`, checked; {} for none. Raises UserError for a kind or key not known here."""
     if not values:
         return {}
     if not isinstance(values, Mapping):
