@@ -91,16 +91,9 @@ def keep(
     """Puts the proved files into the bundle. Raises UserError where it cannot be written."""
     name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
     engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
+    origin = provenance(args.ckpt, overrides_of(args))
     try:
-        write(
-            out,
-            contract,
-            engine,
-            files,
-            source.tokenizer,
-            source.chat_template,
-            provenance(args.ckpt, overrides_of(args)),
-        )
+        write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); give --out another path") from None
 

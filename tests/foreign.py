@@ -1,0 +1,204 @@
+"""Tiny random checkpoints as the published families store them, and the stock transformers model of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from speaking import byte_tokenizer
+from tokenizers import AddedToken
+from torch import Tensor, nn
+
+VOCAB, CONTEXT, BLOCK, CANVAS = 288, 64, 4, 12
+OURS_TO_LLADA = (  # as LLaDA's own modeling file names what Llama names otherwise
+    ("model.embed_tokens", "model.transformer.wte"), ("model.norm", "model.transformer.ln_f"),
+    ("lm_head", "model.transformer.ff_out"), ("model.layers", "model.transformer.blocks"),
+    ("self_attn.o_proj", "attn_out"), ("self_attn.", ""), ("mlp.gate_proj", "ff_proj"), ("mlp.up_proj", "up_proj"),
+    ("mlp.down_proj", "ff_out"), ("post_attention_layernorm", "ff_norm"), ("input_layernorm", "attn_norm"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """How one family's tiny checkpoint is made. stock: transformers' names; own: config.json beyond the shape."""
+
+    stock: str
+    own: dict[str, Any]
+    mask: str
+    ends: tuple[str, ...]
+    head_dim: int = 8
+    tied: bool = False
+
+
+def code(name: str) -> dict[str, Any]:
+    return {"auto_map": {"AutoModelForCausalLM": f"modeling.{name}"}, "architectures": [name]}
+
+
+FOREIGN = {
+    "dream": Foreign("Qwen2", {"model_type": "Dream", **code("DreamModel"), "mask_token_id": "<|mask|>",
+        "use_mrope": False, "use_sliding_window": False, "sliding_window": None}, "<|mask|>", ("<|endoftext|>",)),
+    "llada": Foreign("Llama", {"model_type": "llada", **code("LLaDAModelLM"), "mask_token_id": "<|mdm_mask|>",
+        "block_type": "llama", "layer_norm_type": "rms", "alibi": False, "rope": True, "include_bias": False,
+        "include_qkv_bias": False, "attention_layer_norm": False, "block_group_size": 1, "clip_qkv": None,
+        "activation_type": "silu", "scale_logits": False}, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>")),
+    "fast-dllm-v2": Foreign("Qwen2", {"model_type": "Fast_dLLM_Qwen", **code("Fast_dLLM_QwenForCausalLM"),
+        "bd_size": BLOCK}, "|<MASK>|", ("<|im_end|>",), tied=True),
+    "sdar": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "attention_bias": False},
+        "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16),
+    "bd3lm-qwen3": Foreign("Qwen3", {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"],
+        "attention_bias": False}, "<|mask|>", ("<|im_end|>",), head_dim=16, tied=True),
+    "bd3lm-qwen2": Foreign("Qwen2", {"model_type": "a2d-qwen2", "architectures": ["A2DQwen2LMHeadModel"]},
+        "<|mask|>", ("<|im_end|>",), tied=True),
+}  # fmt: skip
+
+
+def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
+    """The keys that transformers' own configs have."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4 if foreign.stock == "Llama" else 2}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **heads}
+    if foreign.stock == "Qwen3":
+        sizes["head_dim"] = foreign.head_dim
+    rest = {"max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
+    return {**sizes, **rest, "rope_theta": 5000.0, "rope_scaling": rope or None, "tie_word_embeddings": foreign.tied}
+
+
+def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None) -> nn.Module:
+    """The stock class with random weights, so large that tokens and confidences vary, biases and norms included."""
+    kind = foreign.stock
+    shape = shape_of(foreign, rope or {})
+    parameters = {"rope_theta": shape.pop("rope_theta"), **(shape.pop("rope_scaling") or {"rope_type": "default"})}
+    config = getattr(transformers, f"{kind}Config")(**shape, rope_parameters=parameters, attn_implementation="eager")
+    model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = parameter.dim() == 1 and not name.endswith("bias")
+            parameter.copy_(1 + 0.3 * noise if norm else (0.16 if parameter.dim() > 1 else 0.3) * noise)
+    return model
+
+
+def config_of(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> dict[str, Any]:
+    """config.json in the family's own keys; token strings in it stand for their ids."""
+    shape = shape_of(foreign, rope)
+    if foreign.stock == "Llama":
+        theirs = {"vocab_size": "embedding_size", "hidden_size": "d_model", "intermediate_size": "mlp_hidden_size",
+            "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads",
+            "max_position_embeddings": "max_sequence_length", "tie_word_embeddings": "weight_tying"}  # fmt: skip
+        shape = {theirs.get(name, name): value for name, value in shape.items() if name != "hidden_act"}
+    own = {k: ids[v] if isinstance(v, str) and v in ids else v for k, v in foreign.own.items()}
+    end = ids[foreign.ends[0]]
+    return {**shape, **own, "eos_token_id": end, "pad_token_id": end, "torch_dtype": "float32"}
+
+
+def tensors_of(foreign: Foreign, model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the family's names."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if foreign.tied and name == "lm_head.weight":
+            continue
+        if foreign.stock == "Llama":
+            for ours, theirs in OURS_TO_LLADA:
+                name = name.replace(ours, theirs)
+        found[name] = tensor.contiguous().clone()
+    return found
+
+
+def write(folder: Path, name: str, seed: int = 0, rope: dict[str, Any] | None = None, template: str = "") -> nn.Module:
+    """Writes the family's directory and returns the stock model with the same weights."""
+    foreign, folder = FOREIGN[name], folder
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = byte_tokenizer()
+    specials = ("<|startoftext|>", foreign.mask, *foreign.ends)
+    engine.add_special_tokens([AddedToken(text, special=True) for text in specials if engine.token_to_id(text) is None])
+    engine.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>"}
+    settings |= {"eos_token": foreign.ends[0], "pad_token": {"content": foreign.ends[0]}, "mask_token": foreign.mask}
+    if template:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(config_of(foreign, engine.get_vocab(), rope or {}), indent=1))
+    model = stock_model(foreign, seed, rope)
+    save_file(tensors_of(foreign, model), folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def shard(folder: Path) -> None:
+    """The single weights file of a directory, as two shards with an index."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for i, name in enumerate(sorted(tensors)):
+        places[name] = f"model-{i % 2 + 1:05}-of-00002.safetensors"
+    for file in sorted(set(places.values())):
+        save_file({name: tensors[name] for name in tensors if places[name] == file}, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Changes values of config.json; None removes one."""
+    file = folder / "config.json"
+    values = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+
+class Stock:
+    """A stock model in the shape that `slow_decode` walks through: its one layer is the whole model, mask included."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.layers = model, [self.run]
+        self.config = type("Rope", (), {"head_dim": 8, "rope_theta": 1.0})
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return ids
+
+    def run(self, ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: None) -> Tensor:
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+    def norm(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def logits(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, alpha: float, **config: Any) -> None:
+    """Writes a PEFT LoRA adapter over the linear layers that match, and applies it to the stock model as PEFT does."""
+    foreign, tensors = FOREIGN[name], {}
+    folder.mkdir()
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    generator = torch.Generator().manual_seed(7)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and re.search(pattern, path):
+            a = torch.randn(rank, module.in_features, generator=generator) * 0.3
+            b = torch.randn(module.out_features, rank, generator=generator) * 0.3
+            stored = path
+            if foreign.stock == "Llama":
+                for ours, theirs in OURS_TO_LLADA:
+                    stored = stored.replace(ours, theirs)
+            tensors |= {f"base_model.model.{stored}.lora_A.weight": a, f"base_model.model.{stored}.lora_B.weight": b}
+
+            def added(module: nn.Module, inputs: tuple[Tensor], out: Tensor, a: Tensor = a, b: Tensor = b) -> Tensor:
+                return out + scale * (inputs[0] @ a.T @ b.T)
+
+            module.register_forward_hook(added)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    values = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "bias": "none",
+        "target_modules": [pattern],
+        **config,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(values))

@@ -1,0 +1,305 @@
+"""Published directories: equal to the stock transformers classes in forwards, decodes and templates, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foreign
+import numpy as np
+import pytest
+import tiny
+import torch
+from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock
+from slow_decode import slow_decode
+
+from runtime.contract import parse_gate
+from runtime.decode import Request, generate
+from runtime.errors import UserError
+from runtime.text import Tokenizer
+from train.checkpoint import fingerprint, load, save
+from train.families import FAMILIES, Overrides
+from train.model import prefix_mask
+from train.torch_backend import TorchBackend, contract_of
+
+SMALL = Overrides(block=BLOCK, canvas=CANVAS)
+THRESHOLD = 0.3  # some steps of these models accept several positions, some force the best
+STRETCHES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}  # fmt: skip
+
+
+def apart(folder: Path, stock: torch.nn.Module, overrides: Overrides = SMALL) -> float:
+    """The largest difference of logits over a whole sequence under a random prefix mask."""
+    model = load(folder, overrides).build()
+    ids = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(1))
+    visible = torch.randint(1, 41, (2, 40), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = model.logits(model(ids, visible))
+        theirs = stock(input_ids=ids, attention_mask=prefix_mask(visible, 40), use_cache=False).logits
+    assert theirs.std() > 0.5
+    return float((ours - theirs).abs().max())
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_forward_is_that_of_the_stock_class(name: str, tmp_path: Path) -> None:
+    assert apart(tmp_path, foreign.write(tmp_path, name)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", STRETCHES)
+def test_stretched_rotary_positions_are_those_of_the_stock_class(kind: str, tmp_path: Path) -> None:
+    assert apart(tmp_path, foreign.write(tmp_path, "sdar", rope=STRETCHES[kind])) <= 1e-5
+    foreign.change_config(tmp_path, rope_scaling={"rope_type": "default"})
+    assert apart(tmp_path, foreign.stock_model(FOREIGN["sdar"], 0, STRETCHES[kind])) > 1e-3
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_family_decodes_by_is_its_own(name: str, tmp_path: Path) -> None:
+    foreign.write(tmp_path, name)
+    read, family = load(tmp_path, SMALL), next(family for family in FAMILIES if family.name == name)
+    tokenizer, decoding = read.read_tokenizer(), read.decoding
+    assert (decoding.attention, decoding.alignment, decoding.shift) == (
+        family.attention,
+        family.alignment,
+        family.shift,
+    )
+    assert decoding.mask_id == tokenizer.token_to_id(FOREIGN[name].mask)
+    assert decoding.eos_ids == tuple(tokenizer.token_to_id(end) for end in FOREIGN[name].ends)
+    assert (decoding.block, decoding.canvas, decoding.context) == (BLOCK, CANVAS, CONTEXT)
+    contract_of(read)  # raises where anything of it does not fit
+
+
+@pytest.mark.parametrize("attention", ["block_causal", "full"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
+    name: str, attention: str, tmp_path: Path
+) -> None:
+    seed = tiny.fresh_seed()
+    stock = foreign.write(tmp_path, name, seed % 1000)
+    read = load(tmp_path, Overrides(block=BLOCK, canvas=CANVAS, attention=attention))
+    contract, gate = contract_of(read), parse_gate({"threshold": THRESHOLD})
+    backend, rng = TorchBackend(read.build(), contract), np.random.default_rng(seed)
+    several = excused = 0
+    for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2):
+        prompt = rng.integers(0, contract.vocab, length)
+        expected, finish, moments = slow_decode(Stock(stock), contract, prompt.tolist(), CANVAS - 1, THRESHOLD)  # type: ignore[arg-type]
+        several += any(moment.accepted > 1 for moment in moments)
+        for fused in (False, True):
+            result = generate(backend, Request(prompt, CANVAS - 1), gate=gate, fused=fused)
+            same = (list(result.token_ids), result.finish, result.steps) == (expected, finish, len(moments))
+            excused += not same and min(moment.closest for moment in moments) < 1e-5
+            assert same or excused, f"seed {seed}, prompt of {length}, fused {fused}"
+    assert excused <= 1, f"seed {seed}"
+    assert several, f"seed {seed}: no step accepted several positions, so nothing was seen of that"
+
+
+def test_shards_are_read_as_one_file_and_weights_keep_their_dtype(tmp_path: Path) -> None:
+    stock = foreign.write(tmp_path, "llada").to(torch.bfloat16)
+    foreign.save_file(foreign.tensors_of(FOREIGN["llada"], stock), tmp_path / "model.safetensors")
+    one = load(tmp_path, SMALL).weights
+    foreign.shard(tmp_path)
+    two = load(tmp_path, SMALL)
+    assert {tensor.dtype for tensor in two.weights.values()} == {torch.bfloat16}
+    assert one.keys() == two.weights.keys() and all(torch.equal(one[name], two.weights[name]) for name in one)
+    assert apart(tmp_path, stock.float()) <= 1e-5
+
+
+def test_a_copy_of_a_tied_head_and_stored_frequencies_are_no_extra_tensors(tmp_path: Path) -> None:
+    stock = foreign.write(tmp_path, "fast-dllm-v2")
+    tensors = foreign.tensors_of(FOREIGN["fast-dllm-v2"], stock)
+    head = tensors["model.embed_tokens.weight"].clone()
+    tensors |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": head}
+    foreign.save_file(tensors, tmp_path / "model.safetensors")
+    assert apart(tmp_path, stock) <= 1e-5
+    head[0] += 1
+    foreign.save_file(tensors, tmp_path / "model.safetensors")
+    assert "has a head of its own" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "stable"), [("dream", False), ("llada", True)])
+def test_an_adapter_is_merged_as_peft_applies_it(name: str, stable: bool, tmp_path: Path) -> None:
+    stock = foreign.write(tmp_path / "base", name)
+    foreign.adapter(tmp_path / "lora", stock, "q_proj|gate_proj|down_proj", name, 4, 6.0, use_rslora=stable)
+    with_adapter = Overrides(block=BLOCK, canvas=CANVAS, adapter=tmp_path / "lora", family=f"cdlm-{name}")
+    assert apart(tmp_path / "base", stock, with_adapter) <= 2e-5
+    assert apart(tmp_path / "base", stock) > 1e-2
+    assert load(tmp_path / "base", with_adapter).decoding.attention == "block_causal"
+    assert fingerprint(tmp_path / "base", with_adapter) != fingerprint(tmp_path / "base", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "'IA3'"), ({"bias": "all"}, "bias 'all'"),
+        ({"r": 5}, "by its config it should be"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_another_kind_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    foreign.adapter(tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0, **changes)
+    if "r" not in changes:
+        assert reason in refusal(tmp_path / "base", Overrides(block=BLOCK, adapter=tmp_path / "lora"))
+
+
+def test_an_adapter_for_what_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    foreign.adapter(tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0)
+    foreign.write(tmp_path / "other", "llada")
+    said = refusal(tmp_path / "other", Overrides(block=BLOCK, adapter=tmp_path / "lora"))
+    assert "self_attn.q_proj" in said and "the model lacks" in said
+
+
+def refusal(folder: Path, overrides: Overrides = SMALL) -> str:
+    """The one line that a directory is refused with."""
+    with pytest.raises(UserError) as caught:
+        contract_of(load(folder, overrides))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: foreign.change_config(folder, **changes)
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def slow_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def lost_shard(folder: Path) -> None:
+    foreign.shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def outside(folder: Path) -> None:
+    foreign.shard(folder)
+    file = folder / "model.safetensors.index.json"
+    file.write_text(file.read_text().replace("model-00002", "../model-00002"))
+
+
+def tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        found = foreign.tensors_of(FOREIGN["dream"], foreign.stock_model(FOREIGN["dream"], 0))
+        change(found)
+        foreign.save_file(found, folder / "model.safetensors")
+
+    return apply
+
+
+def no_mask(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = folder / name
+        file.write_text(file.read_text().replace("<|mask|>", "<|other|>"))
+
+
+def named_otherwise(folder: Path) -> None:
+    no_mask(folder)
+    config(mask_token_id=None)(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (without("config.json"), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+        (config(model_type="gpt_x"), "no such code is run"),
+        (config(model_type="sdar_moe"), "mixture of experts"),
+        (config(num_experts=8), "mixture of experts"),
+        (config(quantization_config={"bits": 4}), "quantization_config"),
+        (config(use_sliding_window=True), "use_sliding_window True"),
+        (config(hidden_act="gelu"), "hidden_act 'gelu'"),
+        (config(rope_scaling={"rope_type": "longrope", "factor": 2.0}), "'longrope' is not supported"),
+        (config(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "lacks original_max_position_embeddings"),
+        (config(rope_scaling={"rope_type": "linear", "factor": -1}), "expected a number above 0"),
+        (config(rope_theta=None), "None as rope_theta"),
+        (config(hidden_size="32"), "'32' as hidden_size"),
+        (config(num_attention_heads=3), "3 heads"),
+        (config(num_hidden_layers=3), "lacks the tensor layers.2."),
+        (config(num_hidden_layers=1), "extra tensor model.layers.1."),
+        (config(intermediate_size=64), "by its config it should be [64, 32]"),
+        (config(tie_word_embeddings=True), "a head of its own"),
+        (config(max_position_embeddings=12), "room for a prompt"),
+        (config(mask_token_id=10**6), "expected one below 288"),
+        (config(mask_token_id=VOCAB - 1), "tokenizer is without the mask token"),
+        (no_mask, "end token"),
+        (named_otherwise, "without the mask token '<|other|>'"),
+        (without("model.safetensors"), "has no weights"),
+        (pickled, "as pickles (pytorch_model.bin)"),
+        (cut, "truncated or damaged"),
+        (lost_shard, "model-00002-of-00002.safetensors is missing"),
+        (outside, "names '../model-00002-of-00002.safetensors'"),
+        (tensors(lambda t: t.pop("model.norm.weight")), "lacks the tensor norm.weight"),
+        (tensors(lambda t: t.update(adapter=torch.ones(2))), "extra tensor adapter"),
+        (tensors(lambda t: t.update({"norm.weight": torch.ones(32)})), "norm.weight a second time"),
+        (tensors(lambda t: t.update({"lm_head.weight": torch.ones(9, 32)})), "lm_head.weight is [9, 32]"),
+        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is int8, quantised"),
+        (slow_tokenizer, "only a slow tokenizer (vocab.json)"),
+        (without("tokenizer.json"), "has no tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is no tokenizer"),
+    ],
+)
+def test_what_cannot_be_read_exactly_is_refused_in_one_line(
+    spoil: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    foreign.write(tmp_path, "dream")
+    spoil(tmp_path)
+    assert reason in refusal(tmp_path)
+
+
+def test_overrides_are_for_directories_and_an_unknown_directory_can_be_named(tmp_path: Path) -> None:
+    save(tiny.checkpoint(), tmp_path / "student.pt")
+    assert "--block was given with" in refusal(tmp_path / "student.pt", Overrides(block=4))
+    foreign.write(tmp_path / "new", "sdar")
+    foreign.change_config(tmp_path / "new", model_type="trado")
+    assert load(tmp_path / "new", Overrides(family="sdar", block=BLOCK)).decoding.gate["threshold"] == 0.85
+    assert load(tmp_path / "new", Overrides(family="sdar", canvas=CANVAS, mask_id=7)).decoding.mask_id == 7
+    assert "--canvas" in refusal(tmp_path / "new", Overrides(family="sdar", block=5, canvas=12))
+
+
+TEMPLATES = {
+    "bos": "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] | trim }}{{ eos_token }}{% endfor %}answer:",
+    "tools": "{%- if tools is not none %}tools{% endif -%}\n  {% if documents is none %}\nno documents{% endif %}"
+    "{% for m in messages %}{{ m | tojson }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
+    "indent": "  {% if messages %}\n  {{- messages[0].role }}: {{ messages[0].content }}\n  {% endif %}"
+    "{{ mask_token }}|{{ unk_token is defined }}|{% if add_generation_prompt %}<|im_start|>\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja", "named"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_template_gives_what_transformers_gives(name: str, where: str, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    foreign.write(tmp_path, "llada", template=TEMPLATES[name] if where == "tokenizer_config.json" else "")
+    if where == "chat_template.jinja":
+        (tmp_path / where).write_text(TEMPLATES[name])
+    if where == "named":
+        file = tmp_path / "tokenizer_config.json"
+        several = [{"name": "other", "template": "x"}, {"name": "default", "template": TEMPLATES[name]}]
+        file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": several}))
+    read, theirs = load(tmp_path, SMALL), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = Tokenizer(tmp_path / "tokenizer.json", read.chat_template)
+    for text in ("hello", ' <b> "naïve" & 你好 '):
+        messages = [{"role": "user", "content": text}]
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert ours.encode_chat(text).tolist() == expected
+
+
+def test_a_directory_without_a_template_has_none(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream")
+    assert load(tmp_path, SMALL).chat_template is None
