@@ -68,8 +68,8 @@ def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
     return {**sizes, **rest, "rope_theta": 5000.0, "rope_scaling": rope or None, "tie_word_embeddings": foreign.tied}
 
 
-def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None) -> nn.Module:
-    """The stock class with random weights, so large that tokens and confidences vary, biases and norms included."""
+def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None, sharp: float = 1.0) -> nn.Module:
+    """The stock class with random weights, so large that tokens vary, biases and norms included; `sharp` scales its head."""
     kind = foreign.stock
     shape = shape_of(foreign, rope or {})
     parameters = {"rope_theta": shape.pop("rope_theta"), **(shape.pop("rope_scaling") or {"rope_type": "default"})}
@@ -81,6 +81,7 @@ def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None)
             noise = torch.randn(parameter.shape, generator=generator)
             norm = parameter.dim() == 1 and not name.endswith("bias")
             parameter.copy_(1 + 0.3 * noise if norm else (0.16 if parameter.dim() > 1 else 0.3) * noise)
+        model.get_output_embeddings().weight *= sharp
     return model
 
 
@@ -110,21 +111,27 @@ def tensors_of(foreign: Foreign, model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def write(folder: Path, name: str, seed: int = 0, rope: dict[str, Any] | None = None, template: str = "") -> nn.Module:
+def write(
+    folder: Path, name: str, seed: int = 0, rope: dict[str, Any] | None = None, template: str = "", sharp: float = 1.0
+) -> nn.Module:  # fmt: skip
     """Writes the family's directory and returns the stock model with the same weights."""
-    foreign, folder = FOREIGN[name], folder
+    foreign = FOREIGN[name]
     folder.mkdir(parents=True, exist_ok=True)
     engine = byte_tokenizer()
     specials = ("<|startoftext|>", foreign.mask, *foreign.ends)
     engine.add_special_tokens([AddedToken(text, special=True) for text in specials if engine.token_to_id(text) is None])
     engine.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>"}
-    settings |= {"eos_token": foreign.ends[0], "pad_token": {"content": foreign.ends[0]}, "mask_token": foreign.mask}
+    settings |= {
+        "eos_token": foreign.ends[0],
+        "pad_token": {"__type": "AddedToken", "content": foreign.ends[0]},
+        "mask_token": foreign.mask,
+    }
     if template:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps(config_of(foreign, engine.get_vocab(), rope or {}), indent=1))
-    model = stock_model(foreign, seed, rope)
+    model = stock_model(foreign, seed, rope, sharp)
     save_file(tensors_of(foreign, model), folder / "model.safetensors", {"format": "pt"})
     return model
 
@@ -152,10 +159,13 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 class Stock:
-    """A stock model in the shape that `slow_decode` walks through: its one layer is the whole model, mask included."""
+    """A stock model in the shape that `slow_decode` walks through: its one layer is the whole model, mask included.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.layers = model, [self.run]
+    vocab: of the tokenizer; the embedding's padding behind it is no token.
+    """
+
+    def __init__(self, model: nn.Module, vocab: int) -> None:
+        self.model, self.vocab, self.layers = model, vocab, [self.run]
         self.config = type("Rope", (), {"head_dim": 8, "rope_theta": 1.0})
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -163,7 +173,7 @@ class Stock:
 
     def run(self, ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: None) -> Tensor:
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits
+        return logits[..., : self.vocab]
 
     def norm(self, logits: Tensor) -> Tensor:
         return logits
