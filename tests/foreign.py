@@ -69,7 +69,7 @@ def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None, sharp: float = 1.0) -> nn.Module:
-    """The stock class with random weights, so large that tokens vary, biases and norms included; `sharp` scales its head."""
+    """The stock class with random weights, so large that its tokens vary, norms included; `sharp` scales its head."""
     kind = foreign.stock
     shape = shape_of(foreign, rope or {})
     parameters = {"rope_theta": shape.pop("rope_theta"), **(shape.pop("rope_scaling") or {"rope_type": "default"})}
