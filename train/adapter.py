@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -62,10 +61,6 @@ def _read_config(path: Path) -> tuple[int, float]:
     if used := [name for name in REFUSED if config.get(name)]:
         raise UserError(f"{path} has {used[0]}, which is not supported; expected plain LoRA")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not _whole(rank) or isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise UserError(f"{path} has r {rank!r} and lora_alpha {alpha!r}; expected numbers, r at least 1")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

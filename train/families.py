@@ -128,7 +128,8 @@ EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermed
 def find(config: dict[str, Any], name: str | None, path: Path) -> Family:
     """The family of a config.json's values, or the named one. Raises UserError where it is none, or has experts."""
     kind = config.get("model_type")
-    classes = [str(each) for each in config.get("architectures") or ()]
+    classes = config.get("architectures")
+    classes = [str(each) for each in classes] if isinstance(classes, list) else []
     experts = any(config.get(key) for key in EXPERTS)
     if experts or any("moe" in word.lower() for word in (str(kind), *classes)):
         raise UserError(f"{path} is a mixture of experts ({kind}), which is not supported; give a dense model")

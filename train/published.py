@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
     path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {folder}: it has no {CONFIG}; give a whole Hugging Face directory, or a .pt file that "
+            "train.* wrote"
+        )
     values = read_json(path)
     settings = Settings(path, values, find(values, overrides.family, path))
     shape, text = shape_of(settings), read_text(folder)
@@ -66,16 +72,25 @@ class Settings:
                 return self.values[key]
         return default
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1. Raises UserError for anything else."""
+    def integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
+        """A whole number from 1 to `most`. Raises UserError for anything else."""
         value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{self.path} has {value!r} as {self._name(name)}; expected a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(
+                f"{self.path} has {value!r} as {self._name(name)}; expected a whole number from 1 to {most}"
+            )
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false, the latter where it is absent. Raises UserError for anything else."""
+        value = self.get(name, False)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.path} has {value!r} as {self._name(name)}; expected true or false")
         return value
 
     def number(self, name: str, value: Any) -> float:
         """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0")
         return float(value)
 
@@ -92,15 +107,18 @@ def shape_of(settings: Settings) -> ModelConfig:
     head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
     if heads % kv_heads or head_dim % 2:
         raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
-    rope = dict(get("rope_parameters", {}))  # how transformers 5 writes both
+    rope = get("rope_parameters", {})  # how transformers 5 writes both
+    if not isinstance(rope, dict):
+        raise UserError(f"{settings.path} has {rope!r} as rope_parameters; expected an object")
+    rope = dict(rope)
     theta = settings.number("rope_theta", rope.pop("rope_theta", settings.values.get("rope_theta")))
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
-    qkv_bias = bool(get("include_qkv_bias", False)) if family.qkv_bias is None else family.qkv_bias
+    qkv_bias = settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias
     return ModelConfig(
-        settings.integer("vocab_size"), width, settings.integer("num_hidden_layers"), heads, kv_heads, head_dim,
-        settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
-        family.qk_norm, qkv_bias, bool(get("tie_word_embeddings", False)), parse_scaling(rope or get("rope_scaling")),
+        settings.integer("vocab_size"), width, settings.integer("num_hidden_layers", most=1024), heads, kv_heads,
+        head_dim, settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
+        family.qk_norm, qkv_bias, settings.flag("tie_word_embeddings"), parse_scaling(rope or get("rope_scaling")),
     )  # fmt: skip
 
 
@@ -112,7 +130,8 @@ def _refuse_others(settings: Settings) -> None:
     for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
         if settings.values.get(key):
             raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
-    if any(kind != "full_attention" for kind in settings.get("layer_types", ())):
+    kinds = settings.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
 
 
@@ -179,7 +198,7 @@ def end_ids(settings: Settings, text: Text) -> tuple[int, ...]:
             named += value if isinstance(value, list) else [value] if value is not None else []
     if not named:
         raise UserError(f"{settings.path.parent} names no end token; add eos_token_id to config.json")
-    return tuple(dict.fromkeys(named))
+    return tuple(token for i, token in enumerate(named) if token not in named[:i])
 
 
 def _above_0(option: str, value: int | None) -> int | None:

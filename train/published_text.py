@@ -70,10 +70,13 @@ def _content(token: Any) -> str | None:
 def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> str | None:
     file, found = folder / "chat_template.jinja", settings.get("chat_template")
     if file.is_file():
-        found = file.read_text(encoding="utf-8")
+        try:
+            found = file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"{file} is no UTF-8 text ({error}); download it again") from None
     if isinstance(found, list):  # several by name
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
+        named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]
+        found = named[0].get("template") if named else None
     if found is None:
         return None
     if not isinstance(found, str):

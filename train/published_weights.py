@@ -111,7 +111,7 @@ def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of tensors and files; download it again")
-    files = []
+    files: list[tuple[Path, dict[str, str] | None]] = []
     for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{folder / INDEX} names {name!r}; expected a .safetensors file beside it")

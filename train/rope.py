@@ -25,7 +25,7 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
 
     scaling: empty for plain RoPE, else what `parse_scaling` gave. Source: the named papers and Llama 3's model code.
     """
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    inverse: Tensor = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if not scaling:
         return inverse, 1.0
     factor = scaling["factor"]
@@ -39,9 +39,10 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
 
 def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling[SPAN] * inverse / (2 * math.pi)  # full ones over the original context
+    turns: Tensor = scaling[SPAN] * inverse / (2 * math.pi)  # full ones over the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the plain frequency
-    return inverse * (kept + (1 - kept) / scaling["factor"])
+    stretched: Tensor = inverse * (kept + (1 - kept) / scaling["factor"])
+    return stretched
 
 
 def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Tensor:
@@ -52,7 +53,8 @@ def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, An
     high = min(math.ceil(place(scaling.get("beta_slow", 1))), head_dim - 1)
     span = high - low or 0.001  # as the reference does where both fall together
     stretched = ((torch.arange(len(inverse), dtype=torch.float64) - low) / span).clamp(0, 1)
-    return inverse * (1 - stretched + stretched / scaling["factor"])
+    mixed: Tensor = inverse * (1 - stretched + stretched / scaling["factor"])
+    return mixed
 
 
 def parse_scaling(values: Any) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def parse_scaling(values: Any) -> dict[str, Any]:
     kind = values.get("rope_type", values.get("type"))
     if kind == "default":
         return {}
-    if kind not in NEEDED:
+    if not isinstance(kind, str) or kind not in NEEDED:
         raise UserError(f"rope_scaling {kind!r} is not supported; expected default, {', '.join(NEEDED)}")
     known = (*NEEDED[kind], *OPTIONAL.get(kind, ()))
     given = {key: value for key, value in values.items() if key not in ("rope_type", "type") and value is not None}
@@ -74,6 +76,6 @@ def parse_scaling(values: Any) -> dict[str, Any]:
         if key not in given:
             raise UserError(f"rope_scaling {kind} lacks {key}; add it to config.json")
     for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"rope_scaling has {key} {value!r}; expected a number above 0")
     return {"rope_type": kind, **given}
