@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from speaking import byte_tokenizer
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from torch import Tensor, nn
 
 VOCAB, CONTEXT, BLOCK, CANVAS = 288, 64, 4, 12
@@ -120,6 +120,9 @@ def write(
     engine = byte_tokenizer()
     specials = ("<|startoftext|>", foreign.mask, *foreign.ends)
     engine.add_special_tokens([AddedToken(text, special=True) for text in specials if engine.token_to_id(text) is None])
+    start = ("<|startoftext|>", engine.token_to_id("<|startoftext|>"))
+    # Many published tokenizers put a token before a text of their own accord; a prompt is never encoded so.
+    engine.post_processor = processors.TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
     engine.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>"}
     settings |= {

@@ -22,6 +22,7 @@ from runtime.decode import Request, generate
 from train import checkpoint, collect, distill, evaluate
 from train.families import Overrides
 from train.torch_backend import TorchBackend, contract_of
+from train.trajectories import read_shards
 
 SIZES = ["--block", str(BLOCK), "--canvas", str(CANVAS)]
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"
@@ -74,7 +75,7 @@ def test_an_exported_directory_answers_as_the_stock_class(
     chat = model.request("hi", max_new_tokens=4).prompt.tolist()
     tokenizer = read.read_tokenizer()
     special = [tokenizer.token_to_id(token) for token in ("<|startoftext|>", foreign.FOREIGN[name].ends[0])]
-    assert chat == [special[0], *tokenizer.encode("hi").ids, special[1]]
+    assert chat == [special[0], *tokenizer.encode("hi", add_special_tokens=False).ids, special[1]]
 
     words = [str(made), "--ckpt", str(folder), "--data", str(lines(tmp_path)), "--prompts", "4"]
     assert verify.main([*words, "--json"]) == 0 and told(capsys)["answers"] >= 4
@@ -103,6 +104,10 @@ def test_a_published_teacher_is_distilled_and_its_student_answers(
     assert call(collect.main, [*collected, *small], monkeypatch) == 0
     assert call(collect.main, [*collected, "--no-bf16", "--block", "6", "--canvas", "12"], monkeypatch) == 2
     assert "trajectories of other settings" in capsys.readouterr().err
+    start = (
+        checkpoint.load(tmp_path / "teacher", Overrides(block=BLOCK)).read_tokenizer().token_to_id("<|startoftext|>")
+    )
+    assert all(start not in trajectory.prompt for trajectory in read_shards(Path(found)))
     short = ["--steps", "2", "--batch", "2", "--no-only-right"]
     words = ["--teacher", teacher, "--data", own, "--trajectories", found, "--out", str(student), *short, *small]
     assert call(distill.main, words, monkeypatch) == 0

@@ -61,6 +61,8 @@ def _read_config(path: Path) -> tuple[int, float]:
     if used := [name for name in REFUSED if config.get(name)]:
         raise UserError(f"{path} has {used[0]}, which is not supported; expected plain LoRA")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise UserError(f"{path} has r {rank!r} and lora_alpha {alpha!r}; expected numbers, r at least 1")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise UserError(f"{path} has r {rank!r}; expected a whole number of at least 1")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise UserError(f"{path} has lora_alpha {alpha!r}; expected a number")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -109,9 +109,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
             f"no checkpoint at {path}; give a .pt file that train.distill or train.teacher wrote, or a Hugging Face "
             "directory"
         )
-    if given := [name for name in Overrides.__slots__ if getattr(overrides, name, None) is not None]:
-        option = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
+    _refuse(overrides, path)
     try:
         with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
             warnings.simplefilter("ignore")
@@ -126,6 +124,13 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
             f"{path} is not a checkpoint ({' '.join(str(error).split())[:200]}); expected a file written by train.*"
         ) from None
     return _parse(path, state)
+
+
+def _refuse(overrides: Overrides | None, path: Path) -> None:
+    """Raises UserError where something was given that a student.pt says itself."""
+    if given := [name for name in Overrides.__slots__ if getattr(overrides, name, None) is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
 
 
 def _parse(path: Path, state: Any) -> Checkpoint:

@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number, keep_hidden=True,
             bf16=args.bf16,
         )  # fmt: skip
-        prompts = [np.array(e.ids, np.int64) for e in tokenizer.encode_batch([p.prompt for p in shard.problems])]
+        encoded = tokenizer.encode_batch([p.prompt for p in shard.problems], add_special_tokens=False)
+        prompts = [np.array(each.ids, np.int64) for each in encoded]
         found: list[Trajectory] = []
         for first in range(0, len(prompts), args.batch):
             found += collect(backend, prompts[first : first + args.batch], contract.canvas, contract.pad_id)

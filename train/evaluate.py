@@ -81,7 +81,8 @@ def evaluate(
 
     An answer has at most the contract's canvas. The decode loop is the runtime's own.
     """
-    prompts = [np.array(e.ids, np.int64) for e in tokenizer.encode_batch([p.prompt for p in problems])]
+    encoded = tokenizer.encode_batch([p.prompt for p in problems], add_special_tokens=False)
+    prompts = [np.array(each.ids, np.int64) for each in encoded]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: dict[int, Result] = {}
     started = time.perf_counter()
