@@ -52,7 +52,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("name", ["fast-dllm-v2", "llada"])
+@pytest.mark.parametrize("name", foreign.FOREIGN)
 def test_an_exported_directory_answers_as_the_stock_class(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,7 +129,8 @@ def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: A
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
+    plain = {"rope_scaling": {}}  # what runs begun before models had one lack
+    if {**plain, **state["identity"]} != {**plain, **identity}:
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
