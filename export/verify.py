@@ -39,7 +39,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     bounds = f"Exit 1 where a log-probability differs by more than {LOG_PROB:g} nats, or any answer at all."
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
-    p.add_argument("--ckpt", type=Path, required=True, help="the checkpoint that it was exported from")
+    p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
     p.add_argument("--engine", help="which of its engines (default: the first for ONNX Runtime)")
     p.add_argument("--prompts", type=int, default=200, help="how many held-out prompts (default 200)")
     p.add_argument("--task", default="math,code", help="sample tasks the prompts come from (default math,code)")

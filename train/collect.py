@@ -147,7 +147,7 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m train.collect", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--ckpt", type=Path, required=True, help="the teacher")
+    p.add_argument("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory")
     p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
     p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")

@@ -116,7 +116,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--method", choices=("cdlm",), default="cdlm", help="(default cdlm)")
-    p.add_argument("--teacher", type=Path, required=True, help="checkpoint the student starts from")
+    p.add_argument(
+        "--teacher", type=Path, required=True, help="checkpoint (.pt or Hugging Face directory) to start from"
+    )
     p.add_argument("--trajectories", type=Path, required=True, help="folder written by train.collect")
     p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     p.add_argument("--task", default="math,code", help="ground truth for the denoising term (default math,code)")

@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--ckpt", type=Path, help="checkpoint, run in PyTorch")
+    source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
     source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
     p.add_argument("--engine", help="engine of the bundle (default its first)")
     p.add_argument("--task", default="math", help="math or code (default math)")
