@@ -81,7 +81,8 @@ def passed_by_two(slow: Any, contract: Contract, prompt: list[int]) -> float:
     masks = CANVAS if contract.attention == "full" else BLOCK - tail
     sure = distributions(slow, contract, prompt + [contract.mask_id] * masks, len(prompt)).max(-1).values
     best = sorted(sure[len(prompt) : len(prompt) + BLOCK - tail].tolist(), reverse=True)
-    return float(np.mean(best[1:3] or best))
+    # Never a confidence itself, or the threshold would be an exact tie.
+    return float(np.mean(best[1:3])) if len(best) > 2 else 0.9 * best[-1]
 
 
 @pytest.mark.parametrize("attention", ["block_causal", "full"])
@@ -112,6 +113,7 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
         assert result is not None and (list(result.token_ids), result.finish) == (answer, finish), case
         several += sum(moment.accepted > 1 for moment in moments)
     assert backend.worst <= 1e-5, f"seed {seed}"
+    # A tie is one prompt, met in both commit modes.
     assert len(excused) <= 2 and several, (excused, f"seed {seed}")
 
 
