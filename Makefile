@@ -36,7 +36,7 @@ demo: $(VENV)/.training
 try: .try/.installed
 	@prompt=$$(cat samples/prompt_math.txt; echo x); \
 		printf '%s\n' "$$prompt" | sed '$$d'; \
-		.try/bin/blockstep samples/student.bundle --show -- "$${prompt%x}"  # the prompt ends in a newline: keep it
+		.try/bin/blockstep samples/student.bundle "$${prompt%x}" --show  # the prompt ends in a newline: keep it
 
 test: $(VENV)/.testing
 	$(BIN)/ruff check .

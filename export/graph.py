@@ -274,7 +274,20 @@ def trace(checkpoint: Checkpoint, capacity: int, logits: bool = False) -> ir.Mod
         )  # fmt: skip
     if program is None:
         raise AssertionError("the exporter returned nothing")
+    without_metadata(program.model)
     return program.model
+
+
+def without_metadata(model: ir.Model) -> None:
+    """Drops what the exporter notes beside the graph: the stack traces in it name folders of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 @contextmanager

@@ -265,3 +265,8 @@ def test_the_quick_set_has_every_length_that_fits() -> None:
     contract = exported_contract(student(), 16)
     assert [len(request.prompt) for request in sample_requests(contract)] == [1, 3, 4, 5]
     assert all(tiny.MASK not in request.prompt for request in sample_requests(contract))
+
+
+def test_the_graph_names_no_folder_of_the_machine_that_exported_it(made: Path) -> None:
+    model = next((made / "student.bundle").glob("*.onnx")).read_bytes()
+    assert str(Path(__file__).parent.parent).encode() not in model and b"stack_trace" not in model
