@@ -49,6 +49,8 @@ WORDS = tuple(
         "noon",
         "lantern",
         "island",
+        "glass",
+        "boss",
     ]
 )
 TURNED = ("level", "noon", "abba", "stats", "radar")
@@ -131,7 +133,7 @@ def _find(split: str, family: Family, rng: random.Random) -> tuple[Drawn, str]:
     for _ in range(8):
         drawn = _draw(family, rng)
         for _ in range(12):
-            prompt = f"{drawn.instruction}\n{_assertion(drawn, _inputs(drawn, rng, True))}\n"
+            prompt = f"{drawn.instruction}\n{_assertion(drawn, _inputs(drawn, rng, True))}"
             if _split_of(prompt, split) and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
                 return drawn, prompt
     return drawn, ""
@@ -141,7 +143,8 @@ def _split_of(prompt: str, split: str) -> bool:
     """Return whether the prompt belongs to the split; held-out families share no prompt with the others."""
     if split == "test_templates":
         return True
-    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
+    # prompts once ended in a newline; hashing it still keeps every problem in the split that it was in
+    place = int.from_bytes(hashlib.sha256(f"{prompt}\n".encode()).digest()[:4], "big") % 100
     return split == ("train" if place < 90 else "valid" if place < 95 else "test")
 
 

@@ -88,7 +88,7 @@ def compile_template(template: Template) -> Compiled:
         inputs=tuple((name, low, high - low + 1) for name, (low, high) in template.inputs.items()),
         steps=steps,
         constants={operand: int(operand) for operand in operands if operand.isdigit()},
-        questions=tuple(f"{template.story} {ask}\n" for ask in template.asks),
+        questions=tuple(f"{template.story} {ask}" for ask in template.asks),
         answer=re.sub(r"\[(\w+)\]", r"{eq_\1}", template.answer) + f"\n#### {{{steps[-1].result}}}",
         pools=tuple(template.pools.items()),
     )
@@ -131,7 +131,8 @@ def draw_problem(template: Compiled, rng: random.Random) -> Problem:
 
 def split_of(prompt: str) -> str:
     """The split that a prompt of a training template belongs to; it depends on the prompt alone."""
-    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
+    # prompts once ended in a newline; hashing it still keeps every problem in the split that it was in
+    bucket = int.from_bytes(hashlib.sha256(f"{prompt}\n".encode()).digest()[:4], "big") % 100
     if bucket < 90:
         return "train"
     return "valid" if bucket < 95 else "test"
