@@ -13,8 +13,13 @@ from torch import Tensor
 
 from runtime.contract import Contract
 
+from . import losses, masking
+from .data import Stream
 from .masking import Canvas
+from .model import Model
 from .states import block_visible
+
+FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,20 @@ class Copies:
     mask: Tensor
     masked: Tensor
     rows: Tensor
+
+
+def denoising_loss(
+    model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
+) -> Tensor:
+    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once."""
+    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
+    both = copies(laid, contract, generator)
+    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))[both.masked]  # [n, hidden]
+    positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
+    target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
+    weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
+    return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
 def noise(canvas: Canvas, noisy: int, block: int, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,6 @@ from .optimise import Loss, Recipe, fit
 from .options import add_directory_options, overrides_of
 from .torch_backend import contract_of
 
-FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
 STUDENT_GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
 
@@ -56,25 +55,11 @@ def cdlm_loss(
         now = losses.log_probs(model.logits(hidden[rows_of(drawn.unmasked)]), mask_id)
         distilled = losses.distillation(taught, now)
         steady = losses.consistency(ahead, losses.log_probs(model.logits(hidden[rows_of(drawn.masked)]), mask_id))
-        denoised = denoising_loss(model, run, stream, step, contract, generator)
+        denoised = blocks.denoising_loss(model, run, stream, step, contract, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
 
     return loss_of
-
-
-def denoising_loss(
-    model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
-) -> Tensor:
-    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once."""
-    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
-    both = blocks.copies(laid, contract, generator)
-    hidden = run(both.ids, mask=both.mask, positions=both.positions)
-    hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))[both.masked]  # [n, hidden]
-    positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
-    target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
-    weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
-    return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
 def distil(args: argparse.Namespace) -> None:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import checkpoint, masking, tasks, tokenizer
+from . import blocks, checkpoint, masking, tasks, tokenizer
 from .data import Stream, pad
 from .model import Model, ModelConfig, initialise
 from .optimise import Loss, Recipe, fit
+from .torch_backend import contract_of
 
-FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
@@ -58,7 +59,7 @@ def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: ch
         masked, decided = masking.block_mask(laid, block, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
         hidden = run(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
-        weight = masking.weights(laid, decided, padding=FILLER)[decided]
+        weight = masking.weights(laid, decided, padding=blocks.FILLER)[decided]
         logits = model.logits(hidden[masking.predicting(decided, decoding.shift)]).float()
         target = laid.ids[decided]
         losses = F.cross_entropy(logits, target, reduction="none")
@@ -68,15 +69,30 @@ def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: ch
     return loss_of
 
 
-def joint_loss(masked: Loss, causal: Loss, every: int) -> Loss:
-    """The masked loss, and with every `every`-th step the causal one too: it keeps what the model could do."""
+def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -> Loss:
+    """The masked loss; every `every`-th step instead what a causal mask teaches of whole answers in one forward.
+
+    That is the next token, which keeps what the model could do, and all blocks of an answer at once: a bidirectional
+    forward teaches one block alone, since the later ones have to be masked.
+    """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, figures = masked(step)
-        if step % every:
-            return loss, figures
-        kept, more = causal(step)
-        return loss + kept, {**figures, **more}
+        if step % every != every - 1:
+            return masked(step)
+        first, figures = causal(step)
+        second, more = blocks_too(step)
+        return first + second, {**figures, **more}
+
+    return loss_of
+
+
+def blocks_loss(model: Model, run: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
+    """Masked-denoising cross-entropy of all blocks of each answer under the block-causal mask."""
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
+        loss = blocks.denoising_loss(model, run, stream, step, contract, generator)
+        return loss, {"blocks": loss.item()}
 
     return loss_of
 
@@ -126,7 +142,11 @@ def train(args: argparse.Namespace) -> None:
     else:
         loss_of = masked_loss(model, run, stream, decoding)
         if args.causal_every:
-            loss_of = joint_loss(loss_of, causal_loss(model, run, stream, decoding.pad_id), args.causal_every)
+            alone = replace(start, decoding=replace(decoding, attention="block_causal"))
+            whole = blocks_loss(model, run, stream, contract_of(alone))
+            loss_of = alternating_loss(
+                loss_of, causal_loss(model, run, stream, decoding.pad_id), whole, args.causal_every
+            )
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     identity = {
         "task": args.task,
@@ -161,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
         "--causal-every",
         type=int,
         default=2,
-        help="masked objective: next-token loss beside it every so many updates, 0 for never (default 2)",
+        help="masked objective: every so many updates learns under causal masks instead, 0 for never (default 2)",
     )
     p.add_argument("--block", type=int, default=16, help="tokens a block (default 16)")
     p.add_argument("--canvas", type=int, default=96, help="tokens an answer may have, whole blocks (default 96)")
