@@ -38,11 +38,15 @@ class Copies:
 
 
 def denoising_loss(
-    model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
-) -> Tensor:
-    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once."""
+    model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, early: float,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once.
+
+    early: see `noise`.
+    """
     laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
-    both = copies(laid, contract, generator)
+    both = copies(laid, contract, early, generator)
     hidden = run(both.ids, mask=both.mask, positions=both.positions)
     hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))[both.masked]  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
@@ -51,13 +55,14 @@ def denoising_loss(
     return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
-def noise(canvas: Canvas, noisy: int, block: int, generator: torch.Generator) -> Tensor:
-    """What is masked of each canvas, bool [batch, noisy]: every block at a ratio of its own, whole blocks most often.
+def noise(canvas: Canvas, noisy: int, block: int, early: float, generator: torch.Generator) -> Tensor:
+    """What is masked of each canvas, bool [batch, noisy]: every block at a ratio 1 - u ** early of its own, u uniform.
 
+    early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
     In every second row the ratio is of single positions, in the others of the block's end, as in `masking.block_mask`.
     """
     rows, place = len(canvas.ids), torch.arange(noisy)
-    drawn = 1 - torch.rand((rows, -(-noisy // block)), generator=generator) ** 2  # [batch, blocks]
+    drawn = 1 - torch.rand((rows, -(-noisy // block)), generator=generator) ** early  # [batch, blocks]
     ratio = drawn.repeat_interleave(block, dim=1)[:, :noisy]
     scattered = torch.rand((rows, noisy), generator=generator) < ratio
     behind = place % block >= ((1 - ratio) * block).floor()
@@ -65,14 +70,17 @@ def noise(canvas: Canvas, noisy: int, block: int, generator: torch.Generator) ->
     return chosen & (place < (canvas.length - canvas.start)[:, None])
 
 
-def copies(canvas: Canvas, contract: Contract, generator: torch.Generator) -> Copies:
-    """A clean and a noisy copy of each row, block-causal. Blocks start at the prompt's end (alignment `prompt`)."""
+def copies(canvas: Canvas, contract: Contract, early: float, generator: torch.Generator) -> Copies:
+    """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
+
+    early: see `noise`.
+    """
     block, clean = contract.block, canvas.ids.shape[1]
     noisy = int((canvas.length - canvas.start).max())
     place = torch.arange(noisy)
     positions = canvas.start[:, None] + place  # [batch, noisy]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
-    masked = noise(canvas, noisy, block, generator)
+    masked = noise(canvas, noisy, block, early, generator)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
     before = canvas.start[:, None] + place // block * block  # clean tokens that a noisy block sees, [batch, noisy]
     seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean, block)), dim=1)

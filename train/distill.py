@@ -25,6 +25,7 @@ from .optimise import Loss, Recipe, fit
 from .options import add_directory_options, overrides_of
 from .torch_backend import contract_of
 
+EARLY = 2  # leans the denoising term towards wholly masked blocks, where a few-step student decides most
 STUDENT_GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
 
@@ -55,7 +56,7 @@ def cdlm_loss(
         now = losses.log_probs(model.logits(hidden[rows_of(drawn.unmasked)]), mask_id)
         distilled = losses.distillation(taught, now)
         steady = losses.consistency(ahead, losses.log_probs(model.logits(hidden[rows_of(drawn.masked)]), mask_id))
-        denoised = blocks.denoising_loss(model, run, stream, step, contract, generator)
+        denoised = blocks.denoising_loss(model, run, stream, step, contract, EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
 

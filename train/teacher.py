@@ -91,7 +91,7 @@ def blocks_loss(model: Model, run: torch.nn.Module, stream: Stream, contract: Co
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        loss = blocks.denoising_loss(model, run, stream, step, contract, generator)
+        loss = blocks.denoising_loss(model, run, stream, step, contract, 1, generator)
         return loss, {"blocks": loss.item()}
 
     return loss_of
