@@ -23,13 +23,13 @@ class Tokenizer:
 
     __slots__ = ("_plain", "_special", "chat_template")
 
-    def __init__(self, path: Path, chat_template: str | None = None) -> None:
-        """Raises UserError where there is no readable tokenizer at `path`."""
+    def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
+        """source: the file, or as str its content. Raises UserError where that is no tokenizer."""
         self.chat_template = chat_template
-        self._plain = _read(path)
+        self._plain = _read(source)
         self._plain.encode_special_tokens = True
         # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
-        self._special = _read(path) if chat_template is not None else None
+        self._special = _read(source) if chat_template is not None else None
 
     def encode(self, text: str) -> Ints:
         """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
@@ -139,9 +139,9 @@ def render(template: str, message: str) -> str:
         raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None
 
 
-def _read(path: Path) -> Engine:
+def _read(source: Path | str) -> Engine:
     try:
-        return Engine.from_file(str(path))
+        return Engine.from_str(source) if isinstance(source, str) else Engine.from_file(str(source))
     except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no tokenizer ({reason}); expected tokenizer.json, export it again") from None
+        reason, what = " ".join(str(error).split()), "the text" if isinstance(source, str) else source
+        raise UserError(f"{what} is no tokenizer ({reason}); expected tokenizer.json, export it again") from None

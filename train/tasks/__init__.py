@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.errors import UserError
+
 from . import functions, jsonl, word_problems
 from .problem import Problem
 
@@ -32,16 +34,16 @@ TASKS = {
 
 
 def named(names: str) -> tuple[Task, ...]:
-    """The tasks of a comma-separated list such as `math,code`. Raises ValueError for an unknown name."""
+    """The tasks of a comma-separated list such as `math,code`. Raises UserError for an unknown name."""
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in TASKS:
-            raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}, or give --data FILE.jsonl")
+            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}, or give --data FILE.jsonl")
     return tuple(TASKS[name] for name in wanted)
 
 
 def from_file(path: Path) -> Task:
-    """One's own data as a task; see `jsonl.read` for the layouts. Raises ValueError naming the line that is wrong."""
+    """One's own data as a task; see `jsonl.read` for the layouts. Raises UserError naming the line that is wrong."""
     lines = jsonl.read(path)
 
     def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:

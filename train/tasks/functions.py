@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.errors import UserError
+
 from . import sandbox
 from .function_families import Family
 from .function_families_more import HELD_OUT, TRAINING
@@ -83,10 +85,10 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yield `count` problems of one of SPLITS, the same ones for the same arguments.
 
     The problems of `train` carry no tests and may repeat; those of the other splits carry 5 to 8 tests and do not.
-    Raises ValueError for an unknown split.
+    Raises UserError for an unknown split.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     return _generate(split, count, random.Random(f"{split}-{seed}"))
 
 

@@ -9,6 +9,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from runtime.errors import UserError
+
 from .problem import Problem
 
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
@@ -18,21 +20,23 @@ def read(path: Path) -> tuple[Problem, ...]:
     """All problems of a JSON-lines file.
 
     Layouts, told apart by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
-    `text`, `code`, `test_list`, optional `test_setup_code` (MBPP). Raises ValueError naming the line.
+    `text`, `code`, `test_list`, optional `test_setup_code` (MBPP). Raises UserError naming the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 at byte {error.start}; expected a file of JSON lines in UTF-8") from None
     problems = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 problems.append(_problem(json.loads(line)))
             except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+                raise UserError(f"{path}, line {number}: {error}") from None
     if not problems:
-        raise ValueError(f"{path} holds no problems; expected a JSON object a line with prompt and answer")
+        raise UserError(f"{path} holds no problems; expected a JSON object a line with prompt and answer")
     return tuple(problems)
 
 
@@ -69,7 +73,7 @@ def draw(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterato
     """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there."""
     chosen = [line for line in lines if split_of(line.prompt) == split]
     if not chosen:
-        raise ValueError(f"no line of the data falls into the split {split!r} (of {len(lines)} lines); add more lines")
+        raise UserError(f"no line of the data falls into the split {split!r} (of {len(lines)} lines); add more lines")
     rng = random.Random(f"{split}-{seed}")
     rounds = itertools.count() if split == "train" else range(1)
     shuffled = (line for _ in rounds for line in rng.sample(chosen, len(chosen)))

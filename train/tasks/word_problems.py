@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from runtime.errors import UserError
+
 from .problem import Problem
 from .word_templates import NAMES, THREE_STEPS, TWO_STEPS, Template
 from .word_templates_held_out import HELD_OUT_TEMPLATES
@@ -142,10 +144,10 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yield `count` problems of a split; the same arguments always give the same problems.
 
     Within one call only the train split may repeat a prompt. `test_templates` draws from templates that
-    no other split uses. Raises ValueError for an unknown split, or where a split runs out of new prompts.
+    no other split uses. Raises UserError for an unknown split, or where a split runs out of new prompts.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     return _draw_all(split, count, random.Random(f"{split}-{seed}"))
 
 
@@ -158,7 +160,7 @@ def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
             if problem.prompt not in seen and split in ("test_templates", split_of(problem.prompt)):
                 break
         else:
-            raise ValueError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}")
+            raise UserError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; ask for fewer")
         if split != "train":
             seen.add(problem.prompt)
         yield problem
