@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint, load, replace_file, save
-from train.torch_backend import contract_of
+from train.torch_backend import TorchBackend, contract_of
 
 GONE = object()
 
@@ -183,3 +186,15 @@ def test_the_vocabulary_ends_with_the_tokenizer_but_holds_the_ids_that_decoding_
     assert known < 310 and source.vocab() == known
     assert replace(source, decoding=replace(source.decoding, mask_id=310)).vocab() == 311
     assert tiny.checkpoint().vocab() == tiny.VOCAB  # never more than there are embeddings
+
+
+def test_ids_that_a_tokenizer_leaves_out_are_never_proposed() -> None:
+    vocab = {f"t{i}": i for i in range(12) if i not in (5, 9)}
+    source = replace(tiny.checkpoint(mask_id=2, pad_id=9), tokenizer=Tokenizer(BPE(vocab, [])).to_str())
+    assert source.vocab() == 12 and source.missing_ids() == [5]  # the pad is one, whatever the tokenizer says
+    contract, logits = contract_of(source), torch.zeros(1, 2, 12)
+    logits[..., 5], logits[..., 7], logits[..., tiny.MASK] = 9.0, 3.0, 6.0
+    heard = TorchBackend(source.build(), contract, barred=source.missing_ids()).propose(logits.clone())
+    assert heard.token.tolist() == [[7, 7]]
+    expected = torch.softmax(torch.tensor([3.0] + [0.0] * 9), 0)  # neither the mask nor the gap
+    assert abs(float(heard.confidence[0, 0]) - float(expected[0])) < 1e-6 and np.isfinite(heard.entropy).all()

@@ -16,7 +16,7 @@ from train import masking, tasks
 from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
 from train.masking import Canvas
 from train.model import Model, initialise
-from train.optimise import Loss, Recipe, fit
+from train.optimise import Loss, Recipe, fit, forget
 from train.tokenizer import train_tokenizer
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
@@ -43,7 +43,7 @@ def run(
 
     checked: Loss = loss_of
     try:
-        average = fit(model, checked, recipe, out, {"task": identity})
+        average = fit(model, checked, recipe, out, {"task": identity}).weights
     except Stopped:
         return done, {}
     return done, {**model.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
@@ -56,6 +56,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert (whole, before, after) == (list(range(12)), list(range(7)), list(range(5, 12)))
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert (tmp_path / "parts.pt.resume").exists()  # until what came of it is written
+    forget(tmp_path / "parts.pt")
     assert not (tmp_path / "parts.pt.resume").exists()
 
 

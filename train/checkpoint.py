@@ -76,13 +76,23 @@ class Checkpoint:
 
     def vocab(self) -> int:
         """How many ids count: embeddings are often padded, and an id behind the tokenizer's last is no token."""
-        special = (self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids)
-        last = max(*self.read_tokenizer().get_vocab(with_added_tokens=True).values(), *special)
-        return min(self.model.vocab, last + 1)
+        return min(self.model.vocab, max(self._ids()) + 1)
+
+    def missing_ids(self) -> list[int]:
+        """Ids below `vocab()` that are no token either, in order: some tokenizers leave gaps."""
+        return sorted(set(range(self.vocab())) - self._ids())
+
+    def _ids(self) -> set[int]:
+        """The tokenizer's ids, and those that decoding needs."""
+        special = {self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids}
+        return special | set(self.read_tokenizer().get_vocab(with_added_tokens=True).values())
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the checkpoint with its weights in `dtype`; an older file stays whole until the new one is."""
+    """Writes the checkpoint with its weights in `dtype`; an older file stays whole until the new one is.
+
+    Raises UserError where `path` cannot be written.
+    """
     config = {**asdict(checkpoint.model), **asdict(checkpoint.decoding)}
     config["eos_ids"] = list(checkpoint.decoding.eos_ids)
     state = {
@@ -92,7 +102,10 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         "tokenizer": checkpoint.tokenizer,
         "chat_template": checkpoint.chat_template,
     }
-    replace_file(path, lambda temporary: torch.save(state, temporary))
+    try:
+        replace_file(path, lambda temporary: torch.save(state, temporary))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -149,23 +162,27 @@ def _parse(path: Path, state: Any) -> Checkpoint:
         raise UserError(f"{path} has no tensors by name under model; expected a file written by train.*")
     if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
         raise UserError(f"{path} has no object under config or no text under tokenizer; write it anew with train.*")
-    config = {"rope_scaling": {}, **config}  # older files have none
-    shape, decoding = {f.name for f in fields(ModelConfig)}, {f.name for f in fields(Decoding)}
-    unknown, missing = sorted(config.keys() - shape - decoding), sorted((shape | decoding) - config.keys())
-    if unknown or missing:
-        wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
-        raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
-    for field in (*fields(ModelConfig), *fields(Decoding)):
-        if not isinstance(value := config[field.name], KINDS[str(field.type)]):
-            raise UserError(f"{path} has {value!r} as {field.name}; expected {field.type}; write it anew with train.*")
-    config = {**config, "eos_ids": tuple(config["eos_ids"])}
+    config = checked(path, {"rope_scaling": {}, **config}, ModelConfig, Decoding)  # older files have no rope_scaling
     return Checkpoint(
-        ModelConfig(**{name: config[name] for name in shape}),
-        Decoding(**{name: config[name] for name in decoding}),
+        ModelConfig(**{field.name: config[field.name] for field in fields(ModelConfig)}),
+        Decoding(**{field.name: config[field.name] for field in fields(Decoding)}),
         weights,
         state["tokenizer"],
         state["chat_template"],
     )
+
+
+def checked(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
+    """The values of `config`, exactly the fields of these dataclasses. Raises UserError naming the first wrong one."""
+    wanted = {field.name: str(field.type) for kind in kinds for field in fields(kind)}
+    unknown, missing = sorted(config.keys() - wanted.keys()), sorted(wanted.keys() - config.keys())
+    if unknown or missing:
+        wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
+        raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
+    for name, kind in wanted.items():
+        if not isinstance(value := config[name], KINDS[kind]):
+            raise UserError(f"{path} has {value!r} as {name}; expected {kind}; write it anew with train.*")
+    return {**config, "eos_ids": tuple(config["eos_ids"])}
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from runtime.command import DONE, Parser, print_json
+from runtime.command import run as run_command
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
 
-from . import checkpoint, tasks
+from . import checkpoint, prompts, tasks
 from .checkpoint import replace_file
-from .options import add_directory_options, overrides_of
+from .options import add_directory_options, add_raw_option, numbers, overrides_of
 from .torch_backend import TorchBackend, contract_of
 from .trajectories import NEVER, Trajectory, write_shard
 
@@ -92,39 +94,44 @@ def graded(
 
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Collects what is missing in `--out`; shards that are there stay. Returns counts."""
-    overrides = overrides_of(args)
-    saved = checkpoint.load(args.ckpt, overrides)
+    saved = checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    shards = plan(chosen, args.count, [float(t) for t in args.temperatures.split(",")], args.shard, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "ckpt_sha256": checkpoint.fingerprint(args.ckpt, overrides),
-        "tasks": [task.name for task in chosen], "count": args.count, "temperatures": args.temperatures,
-        "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
-    }  # fmt: skip
-    if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
-        settings["overrides"] = given
-    same_settings(args.out / "collect.json", settings)
-    model, tokenizer = saved.build(), saved.read_tokenizer()
+    shards = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
+    same_settings(args.out / "collect.json", settings_of(args, [task.name for task in chosen], saved))
+    model, tokenizer, ask = saved.build(), saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
     right = total = 0
     for shard in tqdm(shards, unit="shard", desc="collect"):
         if (args.out / shard.name).exists():
             continue
         backend = TorchBackend(
             model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number, keep_hidden=True,
-            bf16=args.bf16,
+            bf16=args.bf16, barred=saved.missing_ids(),
         )  # fmt: skip
-        encoded = tokenizer.encode_batch([p.prompt for p in shard.problems], add_special_tokens=False)
-        prompts = [np.array(each.ids, np.int64) for each in encoded]
+        asked = [np.array(ids, np.int64) for ids in ask([p.prompt for p in shard.problems])]
         found: list[Trajectory] = []
-        for first in range(0, len(prompts), args.batch):
-            found += collect(backend, prompts[first : first + args.batch], contract.canvas, contract.pad_id)
+        for first in range(0, len(asked), args.batch):
+            found += collect(backend, asked[first : first + args.batch], contract.canvas, contract.pad_id)
         found = graded(found, shard, tokenizer, contract.eos_ids)
         write_shard(args.out / shard.name, found)
         right, total = right + sum(t.right for t in found), total + len(found)
     return {"collected": total, "right": right, "shards": len(shards)}
+
+
+def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
+    """What a collection is made with: another teacher, task or option gives other trajectories."""
+    overrides = overrides_of(args)
+    settings: dict[str, object] = {
+        "ckpt_sha256": checkpoint.fingerprint(args.ckpt, overrides),
+        "tasks": names, "count": args.count, "temperatures": args.temperatures,
+        "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
+    }  # fmt: skip
+    if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
+        settings["overrides"] = given
+    if saved.chat_template is not None and not args.raw:
+        settings["chat_template"] = True
+    return settings
 
 
 def check_teacher(contract: Contract) -> None:
@@ -139,14 +146,17 @@ def check_teacher(contract: Contract) -> None:
 def same_settings(path: Path, settings: dict[str, object]) -> None:
     """Writes the settings of a collection, or refuses to add to one made with others."""
     text = json.dumps(settings, indent=1)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give --out another folder") from None
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m train.collect", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog="python -m train.collect", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory")
     p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
     p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
@@ -158,19 +168,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
     p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    add_raw_option(p)
     add_directory_options(p)
     return p
 
 
-def main() -> None:
-    args = parser().parse_args()
-    try:
-        report = run(args)
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(json.dumps(report) if args.json else f"{report['collected']} collected, {report['right']} right")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_command(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Collects and says how many."""
+    report = run(args)
+    if args.json:
+        print_json(report)
+    else:
+        print(f"{report['collected']} collected, {report['right']} right")
+    return DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from runtime.errors import UserError
+
+from . import prompts
 from .tasks import Task
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
@@ -34,11 +37,13 @@ class Batch:
     length: Tensor
 
 
-def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int) -> list[Example]:
-    """Examples of (prompt, answer) texts. The two are encoded apart, as at inference."""
-    texts = [text for pair in pairs for text in pair]
-    ids = [tuple(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return [Example(ids[i], (*ids[i + 1], end_id)) for i in range(0, len(ids), 2)]
+def encode(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, ask: prompts.Encode | None = None
+) -> list[Example]:
+    """Examples of (prompt, answer) texts. The two are encoded apart, as at inference; prompts by `ask` where given."""
+    plain = prompts.plain(tokenizer)
+    asked, answers = (ask or plain)([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
+    return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -57,10 +62,14 @@ class Stream:
     """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
 
     def __init__(
-        self, tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, batch: int, seed: int, longest: int, answer: int
-    ) -> None:
-        """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out."""
-        self.tasks, self.tokenizer, self.end_id = tasks, tokenizer, end_id
+        self, tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, batch: int, seed: int, longest: int,
+        answer: int, ask: prompts.Encode | None = None,
+    ) -> None:  # fmt: skip
+        """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out.
+
+        ask: encodes the prompts, as they stand by default.
+        """
+        self.tasks, self.tokenizer, self.end_id, self.ask = tasks, tokenizer, end_id, ask
         self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
@@ -76,10 +85,10 @@ class Stream:
         drawn: list[Example] = []
         for task in self.tasks:
             pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
-            drawn += encode(self.tokenizer, pairs, self.end_id)
+            drawn += encode(self.tokenizer, pairs, self.end_id, self.ask)
         fitting = [e for e in drawn if len(e.answer) <= self.answer and len(e.prompt) + len(e.answer) <= self.longest]
         if not fitting:
-            raise ValueError(
+            raise UserError(
                 f"no training answer has at most {self.answer} tokens, and {self.longest} with its prompt; "
                 "raise --canvas or --context"
             )

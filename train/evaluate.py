@@ -21,15 +21,17 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from runtime.backend import Backend
+from runtime.command import DONE, Parser, print_json
+from runtime.command import run as run_command
 from runtime.contract import GateSpec, parse_gate
 from runtime.decode import Request, generate_batch
-from runtime.errors import NumericalError, UserError
+from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.sequence import Result
 
-from . import checkpoint, tasks
+from . import checkpoint, prompts, tasks
 from .checkpoint import replace_file
-from .options import add_directory_options, overrides_of
+from .options import add_directory_options, add_raw_option, overrides_of
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
 
@@ -76,26 +78,26 @@ def evaluate(
     threshold: float | None = None,
     fused: bool = True,
     batch: int = 64,
+    ask: prompts.Encode | None = None,
 ) -> Evaluation:
     """Decodes and grades `problems`, `batch` at a time, those of about one length together.
 
-    An answer has at most the contract's canvas. The decode loop is the runtime's own.
+    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default.
     """
-    encoded = tokenizer.encode_batch([p.prompt for p in problems], add_special_tokens=False)
-    prompts = [np.array(each.ids, np.int64) for each in encoded]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    asked = [np.array(ids, np.int64) for ids in (ask or prompts.plain(tokenizer))([p.prompt for p in problems])]
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     results: dict[int, Result] = {}
     started = time.perf_counter()
     with tqdm(total=len(order), unit="answer", desc=task.name, mininterval=2) as bar:
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
-            wanted = [min(backend.contract.canvas, room_for_answer(backend.contract, len(prompts[i]))) for i in chosen]
-            requests = [Request(prompts[i], n) for i, n in zip(chosen, wanted, strict=True)]
+            wanted = [min(backend.contract.canvas, room_for_answer(backend.contract, len(asked[i]))) for i in chosen]
+            requests = [Request(asked[i], n) for i, n in zip(chosen, wanted, strict=True)]
             done = generate_batch(backend, requests, gate=gate, threshold=threshold, fused=fused)
             results.update(zip(chosen, done, strict=True))
             bar.update(len(chosen))
     seconds = time.perf_counter() - started
-    ordered = [results[i] for i in range(len(prompts))]
+    ordered = [results[i] for i in range(len(asked))]
     texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
 
@@ -110,20 +112,22 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
     """A checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask than its own."""
     if attention is not None:
         saved = replace(saved, decoding=replace(saved.decoding, attention=attention))
-    return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16)
+    return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
-def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, int]:
+def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, prompts.Encode, int]:
     if args.ckpt:
         saved = checkpoint.load(args.ckpt, overrides_of(args, OWN))
-        return torch_backend(saved, args.batch, args.attention, args.bf16), saved.read_tokenizer(), args.batch
+        backend = torch_backend(saved, args.batch, args.attention, args.bf16)
+        return backend, saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw), args.batch
     from runtime.bundle import read  # an engine is loaded only where one is asked for
     from runtime.model import load
 
     model = load(args.bundle, engine=args.engine)
     tokenizer = Tokenizer.from_file(str(read(args.bundle).tokenizer))
     tokenizer.encode_special_tokens = True
-    return model.backend, tokenizer, 1
+    ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
+    return model.backend, tokenizer, ask, 1
 
 
 def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
@@ -137,12 +141,12 @@ def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    backend, tokenizer, batch = _backend(args)
+    backend, tokenizer, ask, batch = _backend(args)
     task = tasks.from_file(args.data) if args.data else tasks.named(args.task)[0]
     problems = list(task.problems(args.split, args.count, args.seed))
     gate = chosen_gate(args, backend.contract.gate)
     fused = args.commit == "fused"
-    found = evaluate(backend, tokenizer, task, problems, gate=gate, fused=fused, batch=batch)
+    found = evaluate(backend, tokenizer, task, problems, gate=gate, fused=fused, batch=batch, ask=ask)
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
@@ -190,7 +194,7 @@ def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
     source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
@@ -215,23 +219,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
     p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
     p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_raw_option(p)
     add_directory_options(p, OWN)
     return p
 
 
-def main() -> None:
-    args = parser().parse_args()
-    try:
-        report = run(args)
-    except (UserError, NumericalError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_command(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Evaluates and prints the report."""
+    report = run(args)
     if args.json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         for name, value in report.items():
             print(f"{name:20} {value}")
+    return DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from runtime.errors import NumericalError, UserError
 
 from .checkpoint import replace_file
 
@@ -44,44 +46,73 @@ class Recipe:
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
-def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> dict[str, Tensor]:
-    """Trains `model` in place and returns the averaged (EMA) weights.
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained; figures: the last logged.
+
+    seconds: since it was started, or last resumed.
+    """
+
+    weights: dict[str, Tensor]
+    steps: int
+    seconds: float
+    figures: dict[str, float]
+
+    def report(self, out: Path) -> dict[str, Any]:
+        """What --json prints; a figure that is no number, as a share of nothing, is null."""
+        figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
+        return {"out": str(out), "steps": self.steps, "seconds": round(self.seconds, 1), **figures}
+
+
+def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
+    """Trains in place those parameters of `model` that require gradients.
 
     `loss_of(step)` gives the loss and figures to log; it must depend on the step alone, so that a run that was stopped
     and resumed from `<out>.resume` equals an uninterrupted one. `identity` is stored there; another identity starts
-    afresh. Progress goes to stderr and, a JSON object every 50 steps, to `<out>.log.jsonl`.
+    afresh. Progress goes to stderr and, a JSON object every 50 steps, to `<out>.log.jsonl`. Call `forget` when the
+    weights are safe. Raises NumericalError where the loss is no number, UserError where nothing can be written.
     """
-    optimizer = _adamw(model, recipe)
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    resume, identity = out.with_name(out.name + ".resume"), {**identity, **asdict(recipe)}
-    first = _resume(resume, identity, model, optimizer, average)
-    log = _Log(out.with_name(out.name + ".log.jsonl"), first)
+    started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer, average = _adamw(learnt, recipe), {name: p.detach().clone() for name, p in learnt.items()}
+    resume, identity = _resume_path(out), {**identity, **asdict(recipe)}
+    first = _resume(resume, identity, learnt, optimizer, average)
+    log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
     for step in bar:
-        loss, norm, figures = _update(model, optimizer, loss_of, recipe, step)
+        loss, norm, figures = _update(learnt, optimizer, loss_of, recipe, step)
         with torch.no_grad():
             decay = min(recipe.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.values()), list(model.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(average.values()), list(learnt.values()), 1 - decay)
         if step % LOG_EVERY == LOG_EVERY - 1 or step + 1 == recipe.steps:
             shown = {"loss": loss.item(), **figures}
+            if not math.isfinite(shown["loss"]):
+                raise NumericalError(f"the loss is {shown['loss']} at update {step + 1}; lower --learning-rate")
             log.add({"step": step + 1, "norm": float(norm), "rate": recipe.rate(step), **shown})
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
         if (step + 1) % recipe.save_every == 0 and step + 1 < recipe.steps:
-            _save(resume, identity, step + 1, model, optimizer, average)
-    resume.unlink(missing_ok=True)
-    return average
+            _save(resume, identity, step + 1, learnt, optimizer, average)
+    return Fitted(average, recipe.steps, time.perf_counter() - started, shown)
 
 
-def _adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def forget(out: Path) -> None:
+    """Removes what a stopped run would have been resumed from, once `out` is written."""
+    _resume_path(out).unlink(missing_ok=True)
+
+
+def _resume_path(out: Path) -> Path:
+    return out.with_name(out.name + ".resume")
+
+
+def _adamw(learnt: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     """Weight decay on matrices alone."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+    matrices = [p for p in learnt.values() if p.dim() >= 2]
+    others = [p for p in learnt.values() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _update(
-    model: nn.Module, optimizer: torch.optim.AdamW, loss_of: Loss, recipe: Recipe, step: int
+    learnt: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """One optimiser step; the loss, the gradient's norm before clipping, and the loss's own figures."""
     for group in optimizer.param_groups:
@@ -89,7 +120,7 @@ def _update(
     with torch.autocast("cpu", torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(list(model.parameters()), recipe.clip)
+    norm = nn.utils.clip_grad_norm_(list(learnt.values()), recipe.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm, figures
@@ -104,7 +135,11 @@ class _Log:
             if first
             else []
         )
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); give --out another path") from None
         self.path, self.started = path, time.perf_counter()
 
     def add(self, entry: dict[str, float]) -> None:
@@ -113,18 +148,22 @@ class _Log:
             file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
 
 
-def _save(path: Path, identity: dict[str, Any], step: int, model: nn.Module, optimizer: Any, average: Any) -> None:
+def _save(
+    path: Path, identity: dict[str, Any], step: int, learnt: Mapping[str, Tensor], optimizer: Any, average: Any
+) -> None:
     state = {
         "identity": identity,
         "step": step,
-        "model": model.state_dict(),
+        "model": {name: parameter.detach() for name, parameter in learnt.items()},
         "optimizer": optimizer.state_dict(),
         "average": average,
     }
     replace_file(path, lambda temporary: torch.save(state, temporary))
 
 
-def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> int:
+def _resume(
+    path: Path, identity: dict[str, Any], learnt: Mapping[str, Tensor], optimizer: Any, average: Mapping[str, Tensor]
+) -> int:
     """Restores a stopped run of the same identity; returns the step to go on with, 0 where there is none."""
     if not path.exists():
         return 0
@@ -132,8 +171,9 @@ def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: A
     plain = {"rope_scaling": {}}  # what runs begun before models had one lack
     if {**plain, **state["identity"]} != {**plain, **identity}:
         return 0
-    model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    for name, value in average.items():
-        value.copy_(state["average"][name])
+    with torch.no_grad():
+        for name, parameter in learnt.items():
+            parameter.copy_(state["model"][name])
+            average[name].copy_(state["average"][name])
     return int(state["step"])

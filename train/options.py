@@ -1,12 +1,14 @@
-"""The command-line options that say how a Hugging Face directory is read, the same for every command with --ckpt."""
+"""The command-line options that several commands share: how a Hugging Face directory is read, and prompts encoded."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Collection
 from pathlib import Path
 
 from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.errors import UserError
 
 from .families import NAMES, Overrides
 
@@ -37,3 +39,20 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
     """What was given of them."""
     names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
     return Overrides(**{name: getattr(args, name) for name in names})
+
+
+def add_raw_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --raw, of commands that give prompts to a model."""
+    text = "leave the checkpoint's chat template out (default: prompts go through it, where there is one)"
+    parser.add_argument("--raw", action="store_true", help=text)
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """The numbers of `0,0.5`. Raises UserError for anything else, and for negative ones."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(0 <= number < math.inf for number in found):
+        raise UserError(f"{option} is {text!r}; expected numbers of at least 0 with commas, as in 0,0.5")
+    return found

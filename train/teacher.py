@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.command import DONE, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import blocks, checkpoint, masking, tasks, tokenizer
 from .data import Stream, pad
 from .model import Model, ModelConfig, initialise
-from .optimise import Loss, Recipe, fit
+from .optimise import Fitted, Loss, Recipe, fit, forget
 from .torch_backend import contract_of
 
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
@@ -125,7 +126,7 @@ def decoding_of(args: argparse.Namespace, learnt: tokenizer.Tokenizer) -> checkp
     )
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
     if args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
@@ -148,20 +149,17 @@ def train(args: argparse.Namespace) -> None:
                 loss_of, causal_loss(model, run, stream, decoding.pad_id), whole, args.causal_every
             )
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    identity = {
-        "task": args.task,
-        "data": str(args.data),
-        "init": str(args.init),
-        "seed": args.seed,
-        "batch": args.batch,
-    }
-    weights = fit(model, loss_of, recipe, args.out, {**identity, **asdict(start.model)})
-    checkpoint.save(checkpoint.Checkpoint(start.model, decoding, weights, start.tokenizer), args.out)
+    identity = {"task": args.task, "data": str(args.data), "init": str(args.init), "seed": args.seed}
+    identity |= {"batch": args.batch, **asdict(start.model)}
+    fitted = fit(model, loss_of, recipe, args.out, identity)
+    checkpoint.save(checkpoint.Checkpoint(start.model, decoding, fitted.weights, start.tokenizer), args.out)
+    forget(args.out)
+    return fitted
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m train.teacher", description=__doc__.splitlines()[0] if __doc__ else "")
+    p = Parser(prog="python -m train.teacher", description=__doc__.splitlines()[0] if __doc__ else "")
     p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     p.add_argument("--objective", choices=("causal", "masked"), default="masked", help="(default masked)")
     p.add_argument("--init", type=Path, help="checkpoint whose weights and tokenizer to start from")
@@ -192,16 +190,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
+    p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     return p
 
 
-def main() -> None:
-    try:
-        train(parser().parse_args())
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Trains and says what was written."""
+    fitted = train(args)
+    if args.json:
+        print_json(fitted.report(args.out))
+    else:
+        print(f"wrote {args.out}")
+    return DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

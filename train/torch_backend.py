@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -77,17 +79,19 @@ class TorchBackend:
 
     temperature and seed: above 0, tokens are drawn from softmax(logits / temperature) and their confidence is their
     probability at temperature 1. keep_hidden: `hidden` then holds the last forward's states of the asked rows,
-    fp32 [batch, n, width]. bf16: autocast, faster where the processor has it, not exact.
+    fp32 [batch, n, width]. bf16: autocast, faster where the processor has it, not exact. barred: ids never proposed,
+    those below the contract's vocabulary that the tokenizer lacks.
     """
 
     name = "torch"
 
     def __init__(
         self, model: Model, contract: Contract, *, temperature: float = 0.0, seed: int = 0, keep_hidden: bool = False,
-        bf16: bool = False,
+        bf16: bool = False, barred: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.model, self._contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
+        self.barred = torch.tensor([contract.mask_id, *barred])
         self.generator = torch.Generator().manual_seed(seed)
         self.cache: StaticCache | None = None
         self.hidden: Tensor | None = None
@@ -124,8 +128,8 @@ class TorchBackend:
         return self.propose(logits)
 
     def propose(self, logits: Tensor) -> Proposal:
-        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], the mask token at -inf."""
-        logits[..., self._contract.mask_id] = float("-inf")
+        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], mask token and barred ids at -inf."""
+        logits[..., self.barred] = float("-inf")
         log_probs = torch.log_softmax(logits, dim=-1)
         probs = log_probs.exp()
         entropy = -torch.where(probs > 0, probs * log_probs, probs).sum(-1)
