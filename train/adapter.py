@@ -1,11 +1,14 @@
-"""LoRA adapters in PEFT's format, merged into a model's weights: W + scale * B A (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA adapters in PEFT's format, read and written; merged: W + scale * B A (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.errors import UserError
@@ -21,6 +24,7 @@ REFUSED = (
     "alpha_pattern", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
     "arrow_config", "velora_config",
 )  # fmt: skip
+Pairs = dict[str, dict[str, Tensor]]  # of each weight [out, in] its "A" [rank, in] and "B" [out, rank]
 
 
 def merge(weights: dict[str, Tensor], folder: Path, renames: Renames) -> dict[str, Tensor]:
@@ -32,7 +36,7 @@ def merge(weights: dict[str, Tensor], folder: Path, renames: Renames) -> dict[st
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file} is missing; expected an adapter as PEFT saves it, in safetensors")
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: Pairs = {}
     for name, tensor in read_file(file):
         match = PART.fullmatch(name)
         target = renamed(f"{match[1]}.weight", renames) if match else ""
@@ -41,14 +45,39 @@ def merge(weights: dict[str, Tensor], folder: Path, renames: Renames) -> dict[st
         outer, inner = weights[target].shape
         check_tensor(file, name, tensor, (rank, inner) if match[2] == "A" else (outer, rank))
         parts.setdefault(target, {})[match[2]] = tensor
-    merged = dict(weights)
     for target, pair in parts.items():
         if len(pair) < 2:
             raise UserError(f"{file} has lora_{next(iter(pair))} alone for {target}; expected lora_A and lora_B")
-        merged[target] = weights[target].float() + scale * (pair["B"].float() @ pair["A"].float())  # [out, in]
     if not parts:
         raise UserError(f"{file} has no tensors; expected lora_A and lora_B of at least one layer")
-    return merged
+    return merged(weights, parts, scale)
+
+
+def merged(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
+    """The weights with these pairs merged, in fp32; the others as they are."""
+    changed = {
+        name: weights[name].float() + scale * (pair["B"].float() @ pair["A"].float())  # [out, in]
+        for name, pair in pairs.items()
+    }
+    return {**weights, **changed}
+
+
+def write(folder: Path, pairs: Pairs, alpha: float, names: Mapping[str, str], teacher: Path) -> None:
+    """Writes an adapter that PEFT reads too, in fp32; names: what `teacher`, its base, calls each weight."""
+    tensors, targets = dict[str, Tensor](), []
+    for name, pair in pairs.items():
+        # Whole paths, not their last parts: LLaDA calls both an MLP's layer and its head ff_out.
+        targets.append(names[name].removesuffix(".weight"))
+        for part, tensor in pair.items():
+            tensors[f"base_model.model.{targets[-1]}.lora_{part}.weight"] = tensor.detach().float().contiguous()
+    rank = len(next(iter(pairs.values()))["A"])
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    config = {
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": str(teacher), "inference_mode": True,
+        "r": rank, "lora_alpha": int(alpha) if alpha.is_integer() else alpha, "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": False, "target_modules": targets,
+    }  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _read_config(path: Path) -> tuple[int, float]:

@@ -8,21 +8,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from runtime.command import DONE, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, losses, masking, states, tasks, trajectories
+from . import blocks, checkpoint, lora, losses, masking, prompts, states, tasks, trajectories
+from .checkpoint import Checkpoint
 from .data import Stream
 from .model import Model
-from .optimise import Loss, Recipe, fit
-from .options import add_directory_options, overrides_of
+from .optimise import Fitted, Loss, Recipe, fit, forget
+from .options import add_directory_options, add_raw_option, numbers, overrides_of
+from .output import DTYPES, Output
 from .torch_backend import contract_of
 
 EARLY = 2  # leans the denoising term towards wholly masked blocks, where a few-step student decides most
@@ -63,12 +67,37 @@ def cdlm_loss(
     return loss_of
 
 
-def distil(args: argparse.Namespace) -> None:
+def distil(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
-    overrides = overrides_of(args)
+    overrides, low_rank = overrides_of(args), lora.asked(args.lora_rank, args.lora_alpha)
+    shares = numbers(args.weights, "--weights")
+    if len(shares) != len(fields(Weights)):
+        raise UserError(f"--weights is {args.weights}; expected three numbers, as in 1,0.5,1")
     saved = checkpoint.load(args.teacher, overrides)
-    found = trajectories.read_shards(args.trajectories)
-    found = [t for t in found if t.right or not args.only_right]
+    student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
+    output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
+    output.check(student)
+    found, stream = usable(args, saved), ground_truth(args, saved)
+    model = student.build().train()
+    if low_rank is not None:
+        lora.inject(model, low_rank, args.seed)
+    # Low-rank training keeps the head as it is, so that the teacher need not be in memory a second time for its own.
+    teacher = saved.build() if low_rank is None else model
+    run_model = torch.compile(model) if args.compile else model
+    contract = contract_of(student)
+    loss_of = cdlm_loss(model, run_model, teacher, found, stream, contract, Weights(*shares), args.target)
+    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
+    fitted = fit(model, loss_of, recipe, args.out, identity(args, saved, len(found)))
+    output.write(student, fitted.weights)
+    forget(args.out)
+    return fitted
+
+
+def usable(args: argparse.Namespace, saved: Checkpoint) -> list[trajectories.Trajectory]:
+    """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
+    if saved.decoding.alignment == "absolute":
+        raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
+    found = [t for t in trajectories.read_shards(args.trajectories) if t.right or not args.only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories} is right; collect more, or give --no-only-right")
     width, canvas = found[0].hidden.shape[1], len(found[0].tokens)
@@ -77,36 +106,45 @@ def distil(args: argparse.Namespace) -> None:
             f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
             f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
         )
-    if saved.decoding.alignment == "absolute":
-        raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
-    decoding = replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE))
-    student = replace(saved, decoding=decoding)
-    contract, learnt = contract_of(student), saved.read_tokenizer()
-    teacher, model = saved.build(), student.build().train()
-    run = torch.compile(model) if args.compile else model
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    longest = decoding.context - decoding.canvas
-    stream = Stream(chosen, learnt, decoding.eos_ids[0], args.batch, args.seed + 500, longest, decoding.canvas)
-    weights = Weights(*(float(share) for share in args.weights.split(",")))
-    loss_of = cdlm_loss(model, run, teacher, found, stream, contract, weights, args.target)
-    identity = {
+    return found
+
+
+def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
+    """The examples of the denoising term, their prompts encoded as the model meets them."""
+    chosen, decoding = (tasks.from_file(args.data),) if args.data else tasks.named(args.task), saved.decoding
+    longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
+    bounds = (longest, decoding.canvas, ask)
+    return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
+
+
+def identity(args: argparse.Namespace, saved: Checkpoint, count: int) -> dict[str, Any]:
+    """What a stopped run must have had in common to be gone on with."""
+    values = {
         "method": args.method, "weights": args.weights, "target": args.target, "seed": args.seed, "batch": args.batch,
-        "teacher": checkpoint.fingerprint(args.teacher, overrides), "trajectories": len(found),
+        "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args)), "trajectories": count,
     }  # fmt: skip
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    average = fit(model, loss_of, recipe, args.out, {**identity, **asdict(saved.model)})
-    checkpoint.save(replace(student, weights=average), args.out)
+    if args.lora_rank is not None:
+        values["lora"] = [args.lora_rank, args.lora_alpha]
+    if saved.chat_template is not None and not args.raw:
+        values["chat_template"] = True
+    return {**values, **asdict(saved.model)}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--method", choices=("cdlm",), default="cdlm", help="(default cdlm)")
-    p.add_argument(
-        "--teacher", type=Path, required=True, help="checkpoint (.pt or Hugging Face directory) to start from"
-    )
+    p.add_argument("--teacher", type=Path, required=True, help="where to start: a .pt file or Hugging Face directory")
     p.add_argument("--trajectories", type=Path, required=True, help="folder written by train.collect")
-    p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    p.add_argument(
+        "--out", type=Path, required=True,
+        help="to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
+        "--lora-rank such a path becomes a PEFT adapter, for --ckpt TEACHER --adapter OUT, and X.pt has it merged",
+    )  # fmt: skip
+    p.add_argument("--lora-rank", type=int, metavar="R", help="train a low-rank adapter alone (default: all weights)")
+    p.add_argument("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)")
+    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out, adapters apart, which are "
+        "fp32 (default fp32)")  # fmt: skip
     p.add_argument("--task", default="math,code", help="ground truth for the denoising term (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--weights", default="1,0.5,1", help="of distillation, consistency, denoising (default 1,0.5,1)")
@@ -119,17 +157,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
+    p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
+    add_raw_option(p)
     add_directory_options(p)
     return p
 
 
-def main() -> None:
-    try:
-        distil(parser().parse_args())
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Distils and says what was written."""
+    fitted = distil(args)
+    if args.json:
+        print_json(fitted.report(args.out))
+    else:
+        print(f"wrote {args.out}")
+    return DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from runtime.bundle import sha256
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 
-from . import adapter
+from . import adapter, student_file
 from .checkpoint import Checkpoint, Decoding
 from .families import Family, Overrides, find
 from .model import ModelConfig
@@ -22,7 +22,10 @@ from .rope import parse_scaling
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
-TEXTS = (CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", adapter.CONFIG)
+TEXTS = (
+    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", adapter.CONFIG,
+    student_file.FILE,
+)  # fmt: skip
 
 
 def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
@@ -30,20 +33,34 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
 
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
+    settings = settings_of(folder, overrides)
+    shape, text, stored = shape_of(settings), read_text(folder), stored_decoding(folder, overrides)
+    decoding = _changed(stored or decoding_of(settings, text, overrides, shape.vocab), overrides)
+    _check(decoding, settings, shape.vocab)
+    weights = read_weights(folder, shape, settings.family.renames)
+    if overrides.adapter is not None:
+        weights = adapter.merge(weights, overrides.adapter, settings.family.renames)
+    return Checkpoint(shape, decoding, weights, text.tokenizer, text.chat_template)
+
+
+def settings_of(folder: Path, overrides: Overrides) -> Settings:
+    """A directory's config.json with its family: --family, else what train.distill noted, else by its model_type."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {folder}: it has no {CONFIG}; give a whole Hugging Face directory, or a .pt file that "
             "train.* wrote"
         )
-    values = read_json(path)
-    settings = Settings(path, values, find(values, overrides.family, path))
-    shape, text = shape_of(settings), read_text(folder)
-    decoding = decoding_of(settings, text, overrides, shape.vocab)
-    weights = read_weights(folder, shape, settings.family.renames)
-    if overrides.adapter is not None:
-        weights = adapter.merge(weights, overrides.adapter, settings.family.renames)
-    return Checkpoint(shape, decoding, weights, text.tokenizer, text.chat_template)
+    values, noted = read_json(path), student_file.read(folder)
+    name = overrides.family or (noted.family if noted else None)
+    return Settings(path, values, find(values, name, path))
+
+
+def stored_decoding(folder: Path, overrides: Overrides) -> Decoding | None:
+    """How train.distill noted that its student is decoded, the adapter before its base; --family overrules both."""
+    places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
+    noted = [found for place in places if (found := student_file.read(place)) is not None]
+    return noted[0].decoding if noted else None
 
 
 def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
@@ -136,32 +153,46 @@ def _refuse_others(settings: Settings) -> None:
 
 
 def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int) -> Decoding:
-    """How the model is decoded. Raises UserError where that cannot be known or does not fit together."""
+    """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
     family, context = settings.family, settings.integer("max_position_embeddings")
     block = _above_0("--block", overrides.block)
     if block is None:
         block = settings.integer(family.block_key, family.block) if family.block_key else family.block
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
-    if canvas % block or canvas >= context:
-        raise UserError(
-            f"canvas {canvas} with blocks of {block} and a context of {context}; expected whole blocks and room for a "
-            "prompt: give --canvas and --block"
-        )
-    attention, alignment = overrides.attention or family.attention, overrides.alignment or family.alignment
-    if attention not in ATTENTIONS or alignment not in ALIGNMENTS:
-        raise UserError(f"attention {attention}, alignment {alignment}; expected one of {ATTENTIONS} and {ALIGNMENTS}")
-    shift = family.shift if overrides.shift is None else overrides.shift
     gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, vocab)
     if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
         del gate["sub_block"]
     ends = end_ids(settings, text)
     pad = settings.get("pad_token_id", text.ids.get(text.special.get("pad_token", ""), ends[0]))
-    for name, token in (("pad_token_id", pad), *(("eos_token_id", end) for end in ends)):
+    how = (family.alignment, family.attention, family.shift)
+    return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
+
+
+def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
+    """A decoding with what the command line says instead."""
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "shift")
+    given = {name: value for name in names if (value := getattr(overrides, name)) is not None}
+    return replace(stored, **given)
+
+
+def _check(decoding: Decoding, settings: Settings, vocab: int) -> None:
+    """Raises UserError for values that do not fit together or the model."""
+    block, canvas, context, mask = decoding.block, decoding.canvas, decoding.context, decoding.mask_id
+    if block < 1 or canvas < 1 or canvas % block or canvas >= context:
+        raise UserError(
+            f"canvas {canvas} with blocks of {block} and a context of {context}; expected whole blocks and room for a "
+            "prompt: give --canvas and --block"
+        )
+    attention, alignment = decoding.attention, decoding.alignment
+    if attention not in ATTENTIONS or alignment not in ALIGNMENTS:
+        raise UserError(f"attention {attention}, alignment {alignment}; expected one of {ATTENTIONS} and {ALIGNMENTS}")
+    if not 0 <= mask < vocab:
+        raise UserError(f"the mask token's id is {mask}; expected one below the vocabulary of {vocab}, give --mask-id")
+    for name, token in (("pad_token_id", decoding.pad_id), *(("eos_token_id", end) for end in decoding.eos_ids)):
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab or token == mask:
             raise UserError(
                 f"{settings.path} has {token!r} as {name}; expected an id below {vocab}, not the mask {mask}"
             )
-    return Decoding(alignment, attention, shift, block, canvas, context, mask, ends, pad, gate)
 
 
 def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> int:

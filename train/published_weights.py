@@ -57,6 +57,15 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> dict[st
     return found
 
 
+def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
+    """What the directory's files call each of the model's tensors."""
+    found: list[str] = []
+    for file, _ in _files(folder):
+        with safe_open(file, framework="pt") as handle:
+            found += handle.keys()
+    return {renamed(theirs, renames): theirs for theirs in found if not DERIVED.fullmatch(theirs)}
+
+
 def renamed(name: str, renames: Renames) -> str:
     """The model's name of a stored tensor; the stored one where no rule knows it."""
     for pattern, replacement in renames:

@@ -1,0 +1,82 @@
+"""What `train.distill --out` names: a student.pt, a Hugging Face directory, or with --lora-rank an adapter's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from . import adapter, checkpoint, directory, student_file
+from .checkpoint import Checkpoint
+from .families import Overrides
+from .lora import LowRank, pairs
+from .published import settings_of
+from .published_weights import stored_names
+
+LARGEST = 10**9  # bytes of weights in a student.pt
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a student goes, and what it was trained from: `teacher`, read with `overrides`, whole or by `low_rank`."""
+
+    path: Path
+    teacher: Path
+    overrides: Overrides
+    low_rank: LowRank | None
+    dtype: torch.dtype
+
+    def check(self, student: Checkpoint) -> None:
+        """Raises UserError where the student could not be written, before it is trained."""
+        if self.path.resolve() == self.teacher.resolve():
+            raise UserError(f"--out {self.path} is the teacher; give the student a path of its own")
+        if self.path.suffix == ".pt":
+            return self._check_file(student)
+        directory.check_place(self.path)
+        if self.low_rank is None:
+            if not self.teacher.is_dir():
+                directory.plain_family(student)
+        elif not self.teacher.is_dir() or self.overrides.adapter is not None:
+            what = "a .pt file" if not self.teacher.is_dir() else "a base with an adapter of its own"
+            raise UserError(
+                f"the teacher is {what}, which takes no further --adapter when it is read; give --out a path that ends "
+                "in .pt for the merged student, or leave --lora-rank out"
+            )
+
+    def _check_file(self, student: Checkpoint) -> None:
+        if self.path.is_dir():
+            raise UserError(f"{self.path} is a directory; give --out the path of a file, or one without .pt")
+        size = sum(tensor.numel() for tensor in student.weights.values()) * self.dtype.itemsize
+        if size > LARGEST:
+            raise UserError(
+                f"{self.path} would hold {size / 1e9:.1f} GB; above {LARGEST / 1e9:g} GB a student is a Hugging Face "
+                "directory: give --out a path without .pt"
+            )
+
+    def write(self, student: Checkpoint, trained: dict[str, Tensor]) -> None:
+        """Writes what `trained` makes of the student: all of its weights, or its adapter's parameters.
+
+        Whatever stood at the path stays whole until the new is. Raises UserError where it cannot be written.
+        """
+        if self.path.suffix != ".pt" and self.low_rank is not None:
+            return directory.replace_folder(self.path, lambda folder: self._write_adapter(folder, student, trained))
+        if self.low_rank is not None:
+            trained = adapter.merged(student.weights, pairs(trained), self.low_rank.scale)
+        made = replace(student, weights=trained)
+        if self.path.suffix == ".pt":
+            return checkpoint.save(made, self.path, self.dtype)
+        directory.replace_folder(
+            self.path, lambda folder: directory.write_model(folder, made, self.teacher, self.overrides, self.dtype)
+        )
+
+    def _write_adapter(self, folder: Path, student: Checkpoint, trained: dict[str, Tensor]) -> None:
+        assert self.low_rank is not None  # by whom it is called
+        family = settings_of(self.teacher, self.overrides).family
+        names = stored_names(self.teacher, family.renames)
+        adapter.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)
+        student_file.write(folder, family.name, student.decoding)
