@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,14 +34,9 @@ SHAPE = "--width 32 --layers 2 --heads 2 --kv-heads 1 --head-dim 16 --ffn 64 --v
 SMALL = f"{SHAPE} --block 4 --canvas 12 --context 64"
 
 
-def call(main: Callable[[], None], words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def call(main: Callable[[list[str]], int], words: str) -> int:
     """The exit code of a `train.*` command."""
-    monkeypatch.setattr(sys, "argv", ["command", *words.split()])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return main(words.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +58,8 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
     made = School(folder / "own.jsonl", folder / "teacher.pt", folder / "trajectories")
     made.data.write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
     words = f"--data {made.data} --out {made.teacher} --steps 150 --batch 16 --learning-rate 1e-2 --no-bf16 {SMALL}"
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(teacher.main, words, patch) == 0
-        assert call(collect.main, made.collect(), patch) == 0
+    assert call(teacher.main, words) == 0
+    assert call(collect.main, made.collect()) == 0
     return made
 
 
@@ -75,26 +68,26 @@ def shards(school: School) -> dict[str, bytes]:
 
 
 def test_a_shard_that_is_gone_is_collected_again_and_is_the_same(
-    school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    school: School, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = shards(school)
     kept = school.trajectories / "shard-00000.safetensors"
     assert len(before) == 6 and len(set(before.values())) == 6
     (school.trajectories / "shard-00004.safetensors").unlink()  # one drawn at a temperature
     touched = kept.stat().st_mtime_ns
-    assert call(collect.main, school.collect("--json"), monkeypatch) == 0
+    assert call(collect.main, school.collect("--json")) == 0
     assert json.loads(capsys.readouterr().out)["collected"] == 8
     assert shards(school) == before and kept.stat().st_mtime_ns == touched
 
 
 @pytest.mark.parametrize("other", ["--seed 6", "--temperatures 0", "--batch 8", "--task code"])
 def test_trajectories_of_other_settings_are_not_mixed(
-    other: str, school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    other: str, school: School, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, words = shards(school), school.collect(other)
     if "--task" in other:
         words = words.replace(f"--data {school.data}", "")
-    assert call(collect.main, words, monkeypatch) == 2
+    assert call(collect.main, words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "of other settings" in err and err.count("\n") == 1
     assert shards(school) == before
@@ -148,8 +141,7 @@ def student(request: pytest.FixtureRequest, school: School, tmp_path_factory: py
     out = tmp_path_factory.mktemp(request.param) / "student.pt"
     words = f"--method cdlm --target {request.param} --teacher {school.teacher} --trajectories {school.trajectories}"
     words += f" --data {school.data} --steps 120 --batch 16 --learning-rate 5e-3 --no-bf16 --out {out}"
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(distill.main, words, patch) == 0
+    assert call(distill.main, words) == 0
     return out
 
 
@@ -169,7 +161,7 @@ def test_the_student_is_block_causal_and_better_under_its_mask_than_its_teacher(
 
 
 def test_student_bundle_answer_and_evaluation_are_one(
-    student: Path, school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    student: Path, school: School, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export.main(["--ckpt", str(student)]) == 0
     folder = student.with_suffix(".bundle")
@@ -178,7 +170,7 @@ def test_student_bundle_answer_and_evaluation_are_one(
         out = student.with_name(f"{kind}.json")
         words = f"--{kind} {source} --data {school.data} --split train --count 16 --out {out} --json"
         capsys.readouterr()
-        assert call(evaluate.main, words, monkeypatch) == 0
+        assert call(evaluate.main, words) == 0
         assert json.loads(capsys.readouterr().out)["problems"] == 16
         reports[kind] = json.loads(out.read_text(encoding="utf-8"))
     assert reports["ckpt"]["per_problem"] == reports["bundle"]["per_problem"]
@@ -205,15 +197,15 @@ def untrained(folder: Path, **decoding: object) -> Path:
 
 
 def test_a_sample_task_and_a_teacher_without_shift_go_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = untrained(tmp_path), tmp_path / "trajectories"
     words = f"--ckpt {source} --out {out} --task code --count 3 --temperatures 0.5"
-    assert call(collect.main, words, monkeypatch) == 0
+    assert call(collect.main, words) == 0
     words = f"--teacher {source} --trajectories {out} --task code --steps 2 --batch 2 --out {tmp_path / 'student.pt'}"
-    assert call(distill.main, words, monkeypatch) == 2  # an untrained teacher is never right
+    assert call(distill.main, words) == 2  # an untrained teacher is never right
     assert "no trajectory" in capsys.readouterr().err
-    assert call(distill.main, f"{words} --no-only-right", monkeypatch) == 0
+    assert call(distill.main, f"{words} --no-only-right") == 0
     before, after = checkpoint.load(source).weights, checkpoint.load(tmp_path / "student.pt").weights
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(weight.isfinite().all() for weight in after.values())
@@ -227,11 +219,11 @@ def test_a_sample_task_and_a_teacher_without_shift_go_the_same_way(
     ],
 )
 def test_teachers_whose_states_would_be_wrong_are_refused(
-    decoding: dict[str, object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    decoding: dict[str, object], told: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = f"--ckpt {untrained(tmp_path, **decoding)} --out {tmp_path / 'out'}"
-    assert call(collect.main, words, monkeypatch) == 2
+    assert call(collect.main, words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and told in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
     collect.check_teacher(contract_of(checkpoint.load(untrained(tmp_path, attention="block_causal"))))
@@ -241,11 +233,11 @@ def test_teachers_whose_states_would_be_wrong_are_refused(
     ("main", "flag"), [(teacher.main, ""), (collect.main, "--ckpt {}"), (evaluate.main, "--ckpt {}")]
 )
 def test_data_that_is_not_there_is_refused_in_one_line(
-    main: Callable[[], None], flag: str, school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    main: Callable[[list[str]], int], flag: str, school: School, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = f"{flag.format(school.teacher)} --data {tmp_path}/none.jsonl --out {tmp_path / 'out'}"
-    assert call(main, words, monkeypatch) == 2
+    assert call(main, words) == 2
     err = capsys.readouterr().err
     assert "none.jsonl cannot be read" in err and err.startswith("error: ") and err.count("\n") == 1
 

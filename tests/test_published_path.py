@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import foreign
 import numpy as np
 import pytest
+import torch
 from foreign import BLOCK, CANVAS, Stock
 from slow_decode import slow_decode
 
@@ -19,7 +19,8 @@ from export import verify
 from runtime import load
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
-from train import checkpoint, collect, distill, evaluate
+from runtime.text import Tokenizer
+from train import checkpoint, collect, distill, evaluate, prompts
 from train.families import Overrides
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import read_shards
@@ -34,16 +35,6 @@ def lines(folder: Path) -> Path:
     made = ({"prompt": f"say {word} {n}\n", "answer": word} for n in range(90) for word in ("yes", "no, not"))
     file.write_text("".join(json.dumps(line) + "\n" for line in made))
     return file
-
-
-def call(main: Callable[[], None], words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of a `train.*` command."""
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -92,37 +83,88 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["dream", "llada"])
-def test_a_published_teacher_is_distilled_and_its_student_answers(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module", params=["dream", "llada"])
+def school(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a published teacher that has a chat template, own data, and its trajectories."""
+    folder = tmp_path_factory.mktemp(request.param)
+    foreign.write(folder / "teacher", request.param, template=TEMPLATE)
+    lines(folder)
+    assert collect.main(collecting(folder)) == 0
+    return folder
+
+
+def collecting(folder: Path) -> list[str]:
+    few = ["--count", "4", "--shard", "4", "--batch", "4", "--temperatures", "0", "--no-bf16", *SIZES]
+    where = ["--ckpt", str(folder / "teacher"), "--data", str(folder / "own.jsonl"), "--out"]
+    return [*where, str(folder / "trajectories"), *few]
+
+
+def distilling(folder: Path, out: Path, *extra: str) -> list[str]:
+    where = ["--teacher", folder / "teacher", "--data", folder / "own.jsonl", "--trajectories", folder / "trajectories"]
+    short = ["--steps", "2", "--batch", "2", "--no-only-right", "--no-bf16", *SIZES]
+    return [*map(str, where), "--out", str(out), *short, *extra]
+
+
+def test_prompts_are_collected_in_the_chat_template_as_the_runtime_gives_them(
+    school: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign.write(tmp_path / "teacher", name)
-    own, found, student = str(lines(tmp_path)), str(tmp_path / "trajectories"), tmp_path / "student.pt"
-    teacher, small = str(tmp_path / "teacher"), ["--no-bf16", *SIZES]
-    few = ["--count", "4", "--shard", "4", "--batch", "4", "--temperatures", "0"]
-    collected = ["--ckpt", teacher, "--data", own, "--out", found, *few]
-    assert call(collect.main, [*collected, *small], monkeypatch) == 0
-    assert call(collect.main, [*collected, "--no-bf16", "--block", "6", "--canvas", "12"], monkeypatch) == 2
-    assert "trajectories of other settings" in capsys.readouterr().err
-    start = (
-        checkpoint.load(tmp_path / "teacher", Overrides(block=BLOCK)).read_tokenizer().token_to_id("<|startoftext|>")
-    )
-    assert all(start not in trajectory.prompt for trajectory in read_shards(Path(found)))
-    short = ["--steps", "2", "--batch", "2", "--no-only-right"]
-    words = ["--teacher", teacher, "--data", own, "--trajectories", found, "--out", str(student), *short, *small]
-    assert call(distill.main, words, monkeypatch) == 0
+    read = checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
+    chat = Tokenizer(read.tokenizer, read.chat_template)
+    own = [json.loads(line) for line in (school / "own.jsonl").read_text().splitlines()]
+    asked = {tuple(chat.encode_chat(line["prompt"]).tolist()) for line in own}
+    assert {trajectory.prompt for trajectory in read_shards(school / "trajectories")} <= asked
+    args = distill.parser().parse_args(distilling(school, school / "student"))
+    assert {example.prompt for example in distill.ground_truth(args, read).examples(0)} <= asked
+    assert prompts.of_checkpoint(read, raw=True)(["hi"]) == [chat.encode("hi").tolist()]
+    assert collect.main([*collecting(school), "--raw"]) == 2
+    assert collect.main([*collecting(school), "--block", "6", "--canvas", "12"]) == 2
+    assert capsys.readouterr().err.count("trajectories of other settings") == 2
+
+
+def test_a_published_teacher_is_distilled_into_a_directory_that_is_exported_and_answers(
+    school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student"
+    assert distill.main(distilling(school, out)) == 0
+    assert distill.main(distilling(school, tmp_path / "student.pt")) == 0
+    made, file = checkpoint.load(out), checkpoint.load(tmp_path / "student.pt")
+    assert replace(made, weights={}) == replace(file, weights={}) and same(made.weights, file.weights)
+    answers(["--ckpt", str(out)], capsys)
+
+
+def test_a_published_teacher_is_distilled_into_an_adapter_that_is_exported_and_answers(
+    school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, low_rank = tmp_path / "adapter", ["--lora-rank", "2", "--lora-alpha", "3", "--learning-rate", "5"]
+    assert distill.main([*distilling(school, out, *low_rank), "--json"]) == 0
+    values = told(capsys)
+    assert (values["out"], values["steps"]) == (str(out), 2) and {"seconds", "loss", "distil", "dlm"} <= values.keys()
+    assert distill.main(distilling(school, tmp_path / "student.pt", *low_rank)) == 0
+    base = checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
+    made, file = checkpoint.load(school / "teacher", Overrides(adapter=out)), checkpoint.load(tmp_path / "student.pt")
+    assert replace(made, weights={}) == replace(file, weights={}) and same(made.weights, file.weights)
+    name = "layers.1.mlp.down_proj.weight"
+    assert (made.weights[name] - base.weights[name]).abs().max() > 1e-3
+    assert torch.equal(made.weights["embed_tokens.weight"], base.weights["embed_tokens.weight"])
+    answers(["--ckpt", str(school / "teacher"), "--adapter", str(out)], capsys)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def answers(source: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Exports a student and asks it."""
     capsys.readouterr()
-    assert export.main(["--ckpt", str(student), "--json"]) == 0
+    assert export.main([*source, "--json"]) == 0
     made = load(told(capsys)["bundle"])
-    assert made.contract.attention == "block_causal" and made.contract.shift == (name == "dream")
-    assert len(made.generate("say yes 9\n", max_new_tokens=6).token_ids) <= 6
+    assert (made.contract.attention, made.contract.block, made.contract.gate.threshold) == ("block_causal", BLOCK, 0.9)
+    assert 1 <= len(made.generate("say yes 9\n", max_new_tokens=6).token_ids) <= 6
 
 
-def test_a_directory_is_evaluated_under_both_masks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_directory_is_evaluated_under_both_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign.write(tmp_path / "model", "dream")
     words = ["--ckpt", str(tmp_path / "model"), "--data", str(lines(tmp_path)), "--split", "test", "--count", "2"]
     for attention in ("full", "block_causal"):
-        assert call(evaluate.main, [*words, *SIZES, "--attention", attention, "--json"], monkeypatch) == 0
+        assert evaluate.main([*words, *SIZES, "--attention", attention, "--json"]) == 0
         assert told(capsys)["attention"] == attention
