@@ -58,9 +58,20 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
     made = School(folder / "own.jsonl", folder / "teacher.pt", folder / "trajectories")
     made.data.write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
     words = f"--data {made.data} --out {made.teacher} --steps 150 --batch 16 --learning-rate 1e-2 --no-bf16 {SMALL}"
-    assert call(teacher.main, words) == 0
+    # never under a causal mask: with that it needs no distillation here, and the student could not be better
+    assert call(teacher.main, f"{words} --causal-every 0") == 0
     assert call(collect.main, made.collect()) == 0
     return made
+
+
+@pytest.mark.parametrize(("steps", "figures"), [(3, {"masked"}), (4, {"next", "blocks"})])
+def test_every_second_update_of_a_teacher_is_under_causal_masks(
+    school: School, tmp_path: Path, steps: int, figures: set[str]
+) -> None:
+    words = f"--data {school.data} --init {school.teacher} --out {tmp_path / 'teacher.pt'} --batch 2 --no-bf16 {SMALL}"
+    assert call(teacher.main, f"{words} --steps {steps}") == 0
+    last = json.loads((tmp_path / "teacher.pt.log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert {"masked", "next", "blocks"} & last.keys() == figures
 
 
 def shards(school: School) -> dict[str, bytes]:
