@@ -34,9 +34,8 @@ demo: $(VENV)/.training
 	$(BIN)/python samples/demo.py
 
 try: .try/.installed
-	@prompt=$$(cat samples/prompt_math.txt; echo x); \
-		printf '%s\n' "$$prompt" | sed '$$d'; \
-		.try/bin/blockstep samples/student.bundle "$${prompt%x}" --show  # the prompt ends in a newline: keep it
+	@cat samples/prompt_math.txt
+	@.try/bin/blockstep samples/student.bundle "$$(cat samples/prompt_math.txt)" --show
 
 test: $(VENV)/.testing
 	$(BIN)/ruff check .

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +24,14 @@ BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"
 ONE_A_STEP = GateSpec(rule="count", min=1)
 
 
-def run(title: str, *command: str) -> None:
-    """Runs one of the project's commands as a user would, and stops the demo where it fails."""
+def run(title: str, *command: str) -> str:
+    """Runs one of the project's commands as a user would, and stops the demo where it fails; its output with --json."""
     print(f"\n== {title}\n$ python -m {' '.join(command[:1])} ...", flush=True)
-    status = subprocess.run([sys.executable, "-m", *command], cwd=SAMPLES.parent, check=False).returncode
-    if status:
-        raise SystemExit(status)
+    kept = subprocess.PIPE if "--json" in command else None
+    done = subprocess.run([sys.executable, "-m", *command], cwd=SAMPLES.parent, check=False, stdout=kept, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
 
 
 def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
@@ -42,8 +46,10 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     return texts, results
 
 
-def table(rows: Sequence[tuple[str, Sequence[Result | Answer]]]) -> None:
-    """Forwards, tokens a forward and seconds over all prompts, and the last row against the first."""
+def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result | Answer]]]) -> None:
+    """Parity; forwards, tokens a forward and seconds over all prompts, and the first row against the last."""
+    apart, differ = verified["max"]["log_prob"], len(verified["differing"])
+    print(f"\nparity with PyTorch: max |d log p| {apart:.1e}, {differ} of {verified['answers']} answers differ")
     print(f"\n{'':34}{'forwards':>10}{'tokens/forward':>16}{'seconds':>10}")
     sums = []
     for name, results in rows:
@@ -58,9 +64,11 @@ def table(rows: Sequence[tuple[str, Sequence[Result | Answer]]]) -> None:
 def main() -> None:
     started = time.perf_counter()
     ckpt = str(SAMPLES / "student.pt")
-    prompts = [(SAMPLES / name).read_text(encoding="utf-8") for name in ("prompt_math.txt", "prompt_code.txt")]
+    prompts = [(SAMPLES / name).read_text(encoding="utf-8").rstrip() for name in ("prompt_math.txt", "prompt_code.txt")]
     run("export the student's step graph", "export.onnx", "--ckpt", ckpt, "--out", str(BUNDLE))
-    run("verify it against PyTorch", "export.verify", str(BUNDLE), "--ckpt", ckpt, "--prompts", "40")
+    verified = run(
+        "verify it against PyTorch", "export.verify", str(BUNDLE), "--ckpt", ckpt, "--prompts", "40", "--json"
+    )
     for prompt in prompts:
         run("answer a prompt of its task", "runtime.generate", str(BUNDLE), prompt, "--show")
     model = load(BUNDLE)
@@ -69,7 +77,7 @@ def main() -> None:
     answers = [model.generate(prompt) for prompt in prompts]
     texts, slow = teacher_answers(prompts)
     print("\n== the same prompts by its teacher, one token a step")
-    table([("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", answers)])
+    table(json.loads(verified), [("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", answers)])
     same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
     print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
 
