@@ -151,7 +151,7 @@ def test_right_is_what_the_data_says(school: School) -> None:
 def student(request: pytest.FixtureRequest, school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp(request.param) / "student.pt"
     words = f"--method cdlm --target {request.param} --teacher {school.teacher} --trajectories {school.trajectories}"
-    words += f" --data {school.data} --steps 120 --batch 16 --learning-rate 5e-3 --no-bf16 --out {out}"
+    words += f" --data {school.data} --steps 120 --batch 16 --learning-rate 5e-3 --no-bf16 --next-token 0.1 --out {out}"
     assert call(distill.main, words) == 0
     return out
 

@@ -35,6 +35,8 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (distill.main, "--teacher {} --weights 1,2", "expected three numbers"),
         (distill.main, "--teacher {} --weights 1,2,-3", "--weights is '1,2,-3'"),
         (distill.main, "--teacher {} --lora-rank 0", "--lora-rank is 0"),
+        (distill.main, "--teacher {} --next-token nan", "--next-token is nan"),
+        (distill.main, "--teacher {} --next-token 1", "has no shift"),
         (distill.main, "--teacher {} --lora-alpha 4", "--lora-alpha is 4, but there is no --lora-rank"),
         (distill.main, "--teacher {} --lora-rank 2 --lora-alpha nan", "--lora-alpha is nan"),
     ],

@@ -6,6 +6,7 @@ python -m train.distill --method cdlm --teacher teacher.pt --trajectories trajec
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,6 +25,7 @@ from . import blocks, checkpoint, lora, losses, masking, prompts, states, tasks,
 from .checkpoint import Checkpoint
 from .data import Stream
 from .model import Model
+from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
 from .options import add_directory_options, add_raw_option, numbers, overrides_of
 from .output import DTYPES, Output
@@ -35,11 +37,22 @@ STUDENT_GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=",
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Shares of the three terms: distillation, consistency, denoising. CDLM: Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
+    """Shares of distillation, consistency, denoising. CDLM's: Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
 
     distillation: float
     consistency: float
     denoising: float
+
+
+def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
+    """A loss and, `share` times, the next-token loss: without it a small student forgets arithmetic (LOG.md)."""
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        total, figures = loss(step)
+        beside, more = kept(step)
+        return total + share * beside, {**figures, **more}
+
+    return loss_of
 
 
 def cdlm_loss(
@@ -74,6 +87,12 @@ def distil(args: argparse.Namespace) -> Fitted:
     if len(shares) != len(fields(Weights)):
         raise UserError(f"--weights is {args.weights}; expected three numbers, as in 1,0.5,1")
     saved = checkpoint.load(args.teacher, overrides)
+    if not 0 <= args.next_token < math.inf:
+        raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
+    if args.next_token and not saved.decoding.shift:
+        raise UserError(
+            f"--next-token was given, but {args.teacher} has no shift: its row i predicts token i; leave it out"
+        )
     student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
     output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
     output.check(student)
@@ -86,6 +105,8 @@ def distil(args: argparse.Namespace) -> Fitted:
     run_model = torch.compile(model) if args.compile else model
     contract = contract_of(student)
     loss_of = cdlm_loss(model, run_model, teacher, found, stream, contract, Weights(*shares), args.target)
+    if args.next_token > 0:
+        loss_of = with_next_token(loss_of, next_token_loss(model, run_model, stream, contract.pad_id), args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     fitted = fit(model, loss_of, recipe, args.out, identity(args, saved, len(found)))
     output.write(student, fitted.weights)
@@ -123,6 +144,8 @@ def identity(args: argparse.Namespace, saved: Checkpoint, count: int) -> dict[st
         "method": args.method, "weights": args.weights, "target": args.target, "seed": args.seed, "batch": args.batch,
         "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args)), "trajectories": count,
     }  # fmt: skip
+    if args.next_token:
+        values["next_token"] = args.next_token
     if args.lora_rank is not None:
         values["lora"] = [args.lora_rank, args.lora_alpha]
     if saved.chat_template is not None and not args.raw:
@@ -147,6 +170,12 @@ def parser() -> argparse.ArgumentParser:
         "fp32 (default fp32)")  # fmt: skip
     p.add_argument("--task", default="math,code", help="ground truth for the denoising term (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
+    p.add_argument(
+        "--next-token",
+        type=float,
+        default=0.0,
+        help="share of the next-token loss beside them, for a teacher with shift (default 0)",
+    )
     p.add_argument("--weights", default="1,0.5,1", help="of distillation, consistency, denoising (default 1,0.5,1)")
     p.add_argument("--target", choices=("completed", "partial"), default="partial", help="y* (default partial)")
     p.add_argument("--only-right", action=argparse.BooleanOptionalAction, default=True, help="drop wrong trajectories")

@@ -21,31 +21,15 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import blocks, checkpoint, masking, tasks, tokenizer
-from .data import Stream, pad
+from .data import Stream
 from .model import Model, ModelConfig, initialise
+from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
 from .torch_backend import contract_of
 
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
-
-
-def causal_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
-    """Next-token cross-entropy on answers."""
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = pad(stream.examples(step), pad_id)
-        width = batch.ids.shape[1]
-        hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))
-        places = torch.arange(width - 1)
-        wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
-        logits = model.logits(hidden[:, :-1][wanted]).float()
-        target = batch.ids[:, 1:][wanted]
-        loss = F.cross_entropy(logits, target)
-        return loss, {"next": (logits.argmax(-1) == target).float().mean().item()}
-
-    return loss_of
 
 
 def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
@@ -139,14 +123,14 @@ def train(args: argparse.Namespace) -> Fitted:
     longest = args.context - args.canvas if args.objective == "masked" else args.context
     stream = Stream(chosen, learnt, decoding.eos_ids[0], args.batch, args.seed, longest, args.canvas)
     if args.objective == "causal":
-        loss_of = causal_loss(model, run, stream, decoding.pad_id)
+        loss_of = next_token_loss(model, run, stream, decoding.pad_id)
     else:
         loss_of = masked_loss(model, run, stream, decoding)
         if args.causal_every:
             alone = replace(start, decoding=replace(decoding, attention="block_causal"))
             whole = blocks_loss(model, run, stream, contract_of(alone))
             loss_of = alternating_loss(
-                loss_of, causal_loss(model, run, stream, decoding.pad_id), whole, args.causal_every
+                loss_of, next_token_loss(model, run, stream, decoding.pad_id), whole, args.causal_every
             )
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     identity = {"task": args.task, "data": str(args.data), "init": str(args.init), "seed": args.seed}
