@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from runtime.errors import UserError
@@ -26,6 +27,7 @@ from train.model import Attention, Layer, RMSNorm, rotary_tables
 from .dialect import NEVER, Cache, Dialect, Place, split_heads
 from .dialect_ort import ORT
 from .dialect_standard import PLAIN, TRT
+from .weights import attach, name_hidden_states, set_aside, skeleton
 
 DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, TRT, PLAIN)}
 
@@ -104,14 +106,14 @@ class StepGraph(nn.Module):
     """The whole step of a block-causal (over a cache) or full (without one) model.
 
     capacity: the most positions a cache of it may hold. logits: adds them, fp32 [batch, n, vocab], as an output. dtype:
-    of weights, heads and cache.
+    of weights, heads and cache. The model's weights have shape and type alone (`weights.skeleton`).
     """
 
     def __init__(
         self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype
     ) -> None:
         super().__init__()
-        model, config = checkpoint.build(), checkpoint.model
+        model, config = skeleton(checkpoint.model), checkpoint.model
         self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
@@ -178,6 +180,9 @@ def trace(
 ) -> ir.Model:  # fmt: skip
     """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
 
+    Its weights are read from the checkpoint one by one when the model is written. The values between its layers are
+    called `hidden.0`, the embeddings, to `hidden.{layers}`.
+
     capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
     many sequences, None to leave it open. Raises UserError where the dialect does not take the shape.
     """
@@ -191,12 +196,16 @@ def trace(
     with quiet():
         program = torch.onnx.export(
             graph, tuple(inputs), dynamo=True, opset_version=chosen.opset, input_names=names, output_names=outputs,
-            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False,
+            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False, optimize=False,
         )  # fmt: skip
-    if program is None:
-        raise AssertionError("the exporter returned nothing")
-    without_metadata(program.model)
-    return program.model
+        if program is None:
+            raise AssertionError("the exporter returned nothing")
+        model, fake = program.model, set_aside(program.model)
+        optimizer.optimize_ir(model)
+    name_hidden_states(model)
+    without_metadata(model)
+    attach(model, fake, checkpoint.weights)
+    return model
 
 
 def signature(
