@@ -31,7 +31,8 @@ from .parity import Check, worst
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
 BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0}
-LENGTH = 256  # of the cache, where the graph leaves it open
+LENGTH = 256  # of the cache at the most, where the graph leaves it open
+SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
 ROWS, IDS, SEED = 8, 64, 30
 SLICE = 8192  # tokens of the head at a time, so that it is never held in fp32 as a whole
 
@@ -76,11 +77,11 @@ class Parts:
             raise AssertionError(f"{name} has no type")
         return kind.numpy()
 
-    def length(self) -> int:
-        """Positions of a cache: as many as the graph wants, LENGTH where it leaves that open."""
+    def length(self, capacity: int) -> int:
+        """Positions of a cache: as many as the graph wants, where it leaves that open at most LENGTH and `capacity`."""
         shape = self._values[cache_names(0)[0]].shape
         size = shape[2] if shape is not None else None
-        return size if isinstance(size, int) else LENGTH
+        return size if isinstance(size, int) else min(LENGTH, capacity)
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Values of the graph by their names, where the values of `feeds` are these."""
@@ -107,10 +108,10 @@ def embedding(source: Checkpoint, contract: Contract, parts: Parts) -> float:
 def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> tuple[float, float, float]:
     """How far a layer's output, new keys and new values are apart; the latter 0 with `full` attention."""
     rng, full, last = np.random.default_rng(SEED + i), contract.attention == "full", i == contract.layers - 1
-    length = contract.canvas if full else parts.length()
+    length = contract.canvas if full else parts.length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
     past = 0 if full else length - width
-    x = rng.standard_normal((1, width, source.model.width), np.float32).astype(parts.dtype(f"hidden.{i}"))
+    x = (SCALE * rng.standard_normal((1, width, source.model.width))).astype(parts.dtype(f"hidden.{i}"))
     rows = rng.integers(0, width, (1, ROWS))
     visible = np.full((1, width), width) if full else rng.integers(1, length + 1, (1, width))
     feeds: dict[str, NDArray[Any]] = {f"hidden.{i}": x, "input_ids": np.zeros((1, width), np.int64), "rows": rows}
@@ -155,7 +156,7 @@ def reference(
 def head(source: Checkpoint, contract: Contract, parts: Parts) -> tuple[Proposal, Proposal]:
     """What PyTorch and the graph predict of random states behind the last layer."""
     config, name = source.model, f"hidden.{contract.layers}"
-    x = np.random.default_rng(SEED).standard_normal((1, ROWS, config.width), np.float32).astype(parts.dtype(name))
+    x = np.random.default_rng(SEED).standard_normal((1, ROWS, config.width)).astype(parts.dtype(name))
     made = Proposal(*parts.run({name: x}, REDUCED))
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = norm(torch.from_numpy(x).float())

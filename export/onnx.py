@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import torch
-from tqdm import tqdm
 
-from runtime.bundle import Engine, content_name, sha256, write
+from runtime.bundle import Engine, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -39,14 +37,12 @@ from .graph import trace
 from .int8 import quantise_weights
 from .layers import by_layer
 from .parity import TIE, Check, compare
-from .weights import read_now
-from .workplace import check_room, working_folder, writing
+from .store import EXTERNAL, store
+from .workplace import working_folder, writing
 
 EXPORTER = 2  # of the graph this file writes; raised when it changes
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8: of what is not a weight
 CAPACITY = 1024  # positions, by default
-EXTERNAL = 64 << 20  # bytes of weights above which they lie in a file of their own
-INLINE = 256  # bytes up to which a tensor lies in the graph even then
 WHOLE = 2 * 10**9  # bytes that a model may take in fp32, in PyTorch and in the engine together, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
 
@@ -127,39 +123,11 @@ def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
 def write_model(
     source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
 ) -> list[Path]:
-    """Traces the graph into `folder`, the .onnx file first, each file named by its content.
-
-    The weights go one by one from the checkpoint into the file. external: bytes of them above which they lie in a .data
-    file of their own, as protobuf's 2 GB demand. Raises UserError where the disk has no room for them.
-    """
-    model, stem = trace(source, contract.capacity, logits, dtype=TYPES[precision]), f"ort-{precision}"
+    """Traces the graph and writes it into `folder`, see `store.store`."""
+    model = trace(source, contract.capacity, logits, dtype=TYPES[precision])
     if precision == "int8":
         quantise_weights(model)
-    plain, data = folder / "model.onnx", []
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    check_room(folder, weights)
-    # What is not in the data file is read first: errors of reading do not come through the serialiser as themselves.
-    read_now(model, INLINE if weights > external else math.inf)
-    if weights > external:
-        with tqdm(total=len(model.graph.initializers), unit="tensor", disable=None) as bar:
-            onnx_ir.save(model, plain, external_data="weights.data", size_threshold_bytes=INLINE,
-                callback=lambda *_: bar.update())  # fmt: skip
-        data = [named(folder / "weights.data", stem)]
-        # The .onnx names its data, so the data has to have its own name first.
-        moved = onnx.load(plain, load_external_data=False)
-        for tensor in moved.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data[0].name
-        onnx.save(moved, plain)
-    else:
-        onnx_ir.save(model, plain)
-    return [named(plain, stem), *data]
-
-
-def named(file: Path, stem: str) -> Path:
-    """The file, renamed to what its content is called in a bundle."""
-    return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))
+    return store(model, folder, f"ort-{precision}", external)
 
 
 def prove(

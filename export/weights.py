@@ -65,7 +65,7 @@ def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor
     Raises UserError where the checkpoint lacks some of them, or has others.
     """
     wanted = {source for name in names for source in sources(name)}
-    if odd := sorted(wanted ^ weights.keys()):
+    if odd := sorted(wanted ^ set(weights)):
         what = "lacks" if odd[0] in wanted else "has an extra"
         raise UserError(f"the checkpoint's weights do not fit its config: it {what} {odd[0]}")
     for name in names:

@@ -55,6 +55,9 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers  # a Mapping's own way is to get it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
 
