@@ -1,7 +1,7 @@
 """Dynamic int8 for ONNX Runtime on a CPU: weights are int8 in the file, activations are quantised as they come.
 
-Each product with a weight becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale an output channel for the
-weight and one for the whole activation; an embedding is looked up in its int8 table, the same as a tied head's.
+Each product with a weight becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale an output channel for
+the weight and one for the whole activation; an embedding is looked up in its int8 table, a tied head's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from .quantise import quantise
 
 DOMAIN = "com.microsoft"
-CHANNELS = {"MatMul": (1, 1), "Gemm": (1, 0), "Gather": (0, 0)}  # where the weight is an operand, and its channels' axis
+CHANNELS = {
+    "MatMul": (1, 1),
+    "Gemm": (1, 0),
+    "Gather": (0, 0),
+}  # where the weight is an operand, and its channels' axis
 
 
 class Quantised:
@@ -25,11 +29,11 @@ class Quantised:
         self.weight, self.axis = weight, axis
         self._scale: NDArray[np.float32] | None = None
 
-    def values(self) -> ir.Tensor:
+    def values(self) -> ir.TensorProtocol:
         values, self._scale = quantise(self.weight.numpy(), self.axis)
         return ir.Tensor(values)
 
-    def scale(self) -> ir.Tensor:
+    def scale(self) -> ir.TensorProtocol:
         scale = quantise(self.weight.numpy(), self.axis)[1] if self._scale is None else self._scale
         return ir.Tensor(scale)
 
@@ -40,10 +44,13 @@ def quantise_weights(model: ir.Model) -> None:
     Expects an fp32 graph whose weights are read when they are written (`graph.trace`); the rest stays fp32.
     """
     graph = model.graph
-    tables = {}
+    tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in tuple(graph):
-        place, axis = CHANNELS.get(node.op_type, (0, 0))
-        if node.op_type not in CHANNELS or node.domain or not is_matrix(weight := node.inputs[place]):
+        if node.op_type not in CHANNELS or node.domain:
+            continue
+        place, axis = CHANNELS[node.op_type]
+        weight = node.inputs[place]
+        if weight is None or not is_matrix(weight):
             continue
         if weight not in tables:
             tables[weight] = store(graph, weight, axis)
@@ -56,16 +63,16 @@ def quantise_weights(model: ir.Model) -> None:
     model.opset_imports[DOMAIN] = 1
 
 
-def is_matrix(value: ir.Value | None) -> bool:
+def is_matrix(value: ir.Value) -> bool:
     """Whether it is a weight of the checkpoint with two axes."""
-    return value is not None and isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2
+    return isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
     """Initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
     if weight.const_value is None:
         raise AssertionError(f"{weight.name} has no content")
-    shape, source = weight.const_value.shape, Quantised(weight.const_value, axis)
+    shape, source = weight.const_value.shape.numpy(), Quantised(weight.const_value, axis)
     made = (
         ir.LazyTensor(source.values, ir.DataType.INT8, ir.Shape(shape), name=f"{weight.name}.int8"),
         ir.LazyTensor(source.scale, ir.DataType.FLOAT, ir.Shape([shape[axis]]), name=f"{weight.name}.scale"),

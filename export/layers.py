@@ -1,7 +1,7 @@
-"""Parity layer by layer: each part of a written graph alone against PyTorch, where the whole model is too large to hold.
+"""Parity layer by layer: each part of a written graph alone against PyTorch, where the whole is too large to hold.
 
-The parts meet at the hidden states that the graph names, and together they are the graph: the embedding, every layer over
-a cache that is partly filled, and what follows the last. Inputs are random; a part's weights are read for it alone.
+The parts meet at the hidden states that the graph names, and together they are the graph: the embedding, every layer
+over a cache that is partly filled, and what follows the last. Inputs are random; weights are read for one part alone.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def head(source: Checkpoint, contract: Contract, parts: Parts) -> tuple[Proposal
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = norm(torch.from_numpy(x).float())
     weight = source.weights["embed_tokens.weight" if config.tied else "lm_head.weight"]  # [vocab, hidden]
-    logits = torch.cat([normed @ some.float().T for some in weight.split(SLICE)], dim=-1)[..., : contract.vocab]
+    logits = torch.cat([normed @ some.float().T for some in torch.split(weight, SLICE)], dim=-1)[..., : contract.vocab]
     with torch.device("meta"):
         empty = Model(config)
     return TorchBackend(empty, contract).propose(logits), made

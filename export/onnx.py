@@ -57,10 +57,11 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
-        help="of weights and arithmetic: fp16 keeps norms and probabilities in fp32, int8 weights and products (default fp32)")
+        help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them "
+        "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
-        help="what is compared with PyTorch: the model whole, or layer by layer, which takes the memory of its largest "
-        f"layer (default auto: whole where twice its fp32 weights fit in {WHOLE / 1e9:g} GB and half of the memory)")
+        help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
+        f"(default auto: whole where its fp32 weights fit twice in {WHOLE / 1e9:g} GB and half the memory)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")

@@ -1,9 +1,9 @@
-"""The weights of a step graph: fake while it is traced, then read from the checkpoint one by one as they are written."""
+"""The weights of a step graph: fake while it is traced, then read from the checkpoint one by one as it is written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import onnx_ir as ir
@@ -17,7 +17,6 @@ from train.model import Model, ModelConfig
 
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
 INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
-OWN = {"embedding": "embed_tokens.weight", "head": "lm_head.weight"}  # the graph's names for the checkpoint's
 LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in what the exporter notes at a node
 
 
@@ -64,7 +63,8 @@ def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor
 
     Raises UserError where the checkpoint lacks some of them, or has others.
     """
-    wanted = {source for name in names for source in sources(name)}
+    parts = {name: sources(name, names) for name in names}
+    wanted = {source for each in parts.values() for source in each}
     if odd := sorted(wanted ^ set(weights)):
         what = "lacks" if odd[0] in wanted else "has an extra"
         raise UserError(f"the checkpoint's weights do not fit its config: it {what} {odd[0]}")
@@ -72,7 +72,8 @@ def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor
         value = model.graph.initializers[name]
         if value.shape is None or value.dtype is None:
             raise AssertionError(f"{name} was traced without its shape")
-        value.const_value = ir.LazyTensor(partial(read, value, weights), value.dtype, value.shape, name=name)
+        content = partial(read, weights, parts[name], name, value.shape.numpy(), to_torch_dtype(value.dtype))
+        value.const_value = ir.LazyTensor(content, value.dtype, value.shape, name=name)
 
 
 def read_now(model: ir.Model, most: float) -> None:
@@ -82,30 +83,32 @@ def read_now(model: ir.Model, most: float) -> None:
             value.const_value = value.const_value.raw()
 
 
-def read(value: ir.Value, weights: Mapping[str, Tensor]) -> TorchTensor:
-    """The content of an initializer.
+def read(
+    weights: Mapping[str, Tensor], parts: Sequence[str], name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> TorchTensor:
+    """The content of an initializer, made of these parts of the checkpoint.
 
-    Raises UserError for another shape than was traced, and NumericalError for numbers that its type cannot hold.
+    Raises UserError where they have another shape, and NumericalError for numbers that the dtype cannot hold.
     """
-    name, dtype = str(value.name), to_torch_dtype(value.dtype)
-    parts = [weights[source] for source in sources(name)]
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
     narrow = found.to(dtype)
     if dtype == torch.float16 and not narrow.isfinite().all():
-        raise NumericalError(f"{name} has numbers up to {found.abs().max():g}, more than fp16 holds; export fp32 or int8")
+        most = f"{found.abs().max():g}"
+        raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32 or int8")
     if name.endswith("_proj.weight"):
         narrow = narrow.T  # [in, out], see graph.Projection
-    if tuple(narrow.shape) != value.shape:
-        raise UserError(
-            f"the checkpoint's weights do not fit its config: {name} is {list(narrow.shape)} and should be {value.shape}"
-        )
+    if tuple(narrow.shape) != shape:
+        what = f"{name} is {list(narrow.shape)}, expected {list(shape)}"
+        raise UserError(f"the checkpoint's weights do not fit its config: {what}")
     return TorchTensor(narrow.contiguous(), name=name)
 
 
-def sources(name: str) -> tuple[str, ...]:
-    """The checkpoint's names of what makes up an initializer, in the order in which their rows lie."""
+def sources(name: str, names: Collection[str]) -> tuple[str, ...]:
+    """The checkpoint's names of what makes up an initializer, one of `names`, in the order of their rows."""
     if packed := PACKED.fullmatch(name):
         return tuple(f"{packed[1]}{part}_proj{packed[2]}" for part in "qkv")
     if inner := INNER.fullmatch(name):
         return (f"{inner[1]}mlp.{inner[2]}",)
-    return (OWN.get(name, name),)
+    if name == "head" and "embedding" in names:
+        return ("lm_head.weight",)
+    return ("embed_tokens.weight",) if name in ("head", "embedding") else (name,)  # tied, under either name

@@ -13,6 +13,7 @@ from pathlib import Path
 import foreign
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import tiny
 import torch
@@ -25,6 +26,7 @@ from test_step_graph import random_weights
 from torch import Tensor
 
 from export import onnx as command
+from export.graph import trace
 from export.layers import by_layer
 from export.onnx import exported_contract, fits_whole, write_model
 from export.parity import compare
@@ -116,6 +118,9 @@ class Counted(Mapping[str, Tensor]):
         self.live += change
         self.most = max(self.most, self.live)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
 
@@ -158,14 +163,14 @@ print(peak() - before)
 
 
 def test_memory_grows_by_a_few_tensors_and_not_by_the_model(tmp_path: Path) -> None:
-    """160 MB of weights in bf16, written as 320 MB in fp32, 16 MB each; the largest of a process's own figures."""
-    one = torch.full((2048, 2048), 0.5, dtype=torch.bfloat16)
-    save_file({f"layers.{i}.mlp.up_proj.weight": one.clone() for i in range(20)}, tmp_path / "model.safetensors")
+    """96 MB of weights in bf16, written as 192 MB in fp32, 8 MB each."""
+    one = torch.full((2048, 1024), 0.5, dtype=torch.bfloat16)
+    save_file({f"layers.{i}.mlp.up_proj.weight": one.clone() for i in range(24)}, tmp_path / "model.safetensors")
     (tmp_path / "out").mkdir()
     words = [sys.executable, "-c", GROWTH, str(tmp_path / "model.safetensors"), str(tmp_path / "out")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 320e6
-    assert int(done.stdout) * 1024 < 100e6, done.stdout
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 190e6
+    assert int(done.stdout) * 1024 < 60e6, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +220,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contrac
 @pytest.mark.parametrize(
     ("tensor", "check"),
     [
-        ("", ""), ("embed_tokens.weight", "embedding"), ("layers.1.down_proj.weight", "layers"),
+        ("", ""), ("embedding", "embedding"), ("layers.1.down_proj.weight", "layers"),
         ("layers.2.self_attn.qkv_proj.weight", "layers"), ("layers.0.self_attn.qkv_proj.weight", "layers"),
         ("head", "head"),
     ],
@@ -247,14 +252,20 @@ def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) ->
     assert [each.ok for each in found] == [True] * 3 and "layer by layer, 2 of them" in found[1].detail
 
 
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Path) -> None:
+    source = tiny.checkpoint(SEED)
+    ir.save(trace(source, 40, dialect=dialect), tmp_path / "graph.onnx")
+    found = list(by_layer(source, exported_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
+    assert [each.ok for each in found] == [True] * 3, [str(each) for each in found]
+
+
 def test_only_small_models_are_proved_whole() -> None:
     assert fits_whole(student().model)
     assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 4.8 GB twice
 
 
-def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = student()
     source.weights["layers.1.mlp.up_proj.weight"][3, 4] = 7e4
     save(source, tmp_path / "student.pt")
@@ -279,7 +290,7 @@ def test_an_export_works_beside_its_bundle_and_leaves_nothing(tmp_path: Path) ->
     with working_folder(out) as folder:
         assert folder.parent == out.parent
         (folder / "weights.data").write_bytes(b"half")
-        with pytest.raises(UserError, match="another export to .* is running"), working_folder(out):
+        with pytest.raises(UserError, match=r"another export to .* is running"), working_folder(out):
             pass
         assert (folder / "weights.data").exists()
     assert not folder.exists()

@@ -43,7 +43,9 @@ def merge(weights: Weights, folder: Path, renames: Renames) -> Weights:
         target = renamed(f"{match[1]}.weight", renames) if match else ""
         shape = weights.shapes.get(target, ())
         if match is None or target == "embed_tokens.weight" or len(shape) != 2:
-            raise UserError(f"{file}: {stored.name} is a target the model lacks; expected LoRA on its linear layers alone")
+            raise UserError(
+                f"{file}: {stored.name} is a target the model lacks; expected LoRA on its linear layers alone"
+            )
         check_stored(stored, (rank, shape[1]) if match[2] == "A" else (shape[0], rank))
         parts.setdefault(target, {})[match[2]] = stored
     for target, pair in parts.items():

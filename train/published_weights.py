@@ -86,7 +86,9 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights
             head = stored
             continue
         if name not in expected:
-            raise UserError(f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not")
+            raise UserError(
+                f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not"
+            )
         if name in found:
             raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
         check_stored(stored, expected[name])
