@@ -7,7 +7,7 @@ over a cache that is partly filled, and what follows the last. Inputs are random
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,52 +104,70 @@ def embedding(source: Checkpoint, contract: Contract, parts: Parts) -> float:
     return distance(made, rows, rows)
 
 
-@torch.no_grad()
-def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> tuple[float, float, float]:
-    """How far a layer's output, new keys and new values are apart; the latter 0 with `full` attention."""
-    rng, full, last = np.random.default_rng(SEED + i), contract.attention == "full", i == contract.layers - 1
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Random inputs of a layer.
+
+    x [1, width, hidden]; visible int64 [1, width], how many positions each of them sees, behind `past` others; rows
+    int64 [1, n], which of the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim] by their
+    names, filled up to `past`, none with `full` attention.
+    """
+
+    x: Floats
+    visible: NDArray[np.int64]
+    past: int
+    rows: NDArray[np.int64]
+    cache: dict[str, NDArray[Any]]
+
+
+def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
+    """Inputs of layer i: as many new positions as a fused step has, each with a prefix of its own, over a cache."""
+    rng, full = np.random.default_rng(SEED + i), contract.attention == "full"
     length = contract.canvas if full else parts.length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
-    past = 0 if full else length - width
-    x = (SCALE * rng.standard_normal((1, width, source.model.width))).astype(parts.dtype(f"hidden.{i}"))
-    rows = rng.integers(0, width, (1, ROWS))
+    past = length - width
+    x = SCALE * rng.standard_normal((1, width, source.model.width))
     visible = np.full((1, width), width) if full else rng.integers(1, length + 1, (1, width))
-    feeds: dict[str, NDArray[Any]] = {f"hidden.{i}": x, "input_ids": np.zeros((1, width), np.int64), "rows": rows}
-    names = [] if full else [cache_names(2 * i), cache_names(2 * i + 1)]
-    if not full:
-        feeds |= {"past_length": np.array([past]), "visible": visible}
-    for name, _ in names:
-        feeds[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
-        feeds[name][:, :, :past] = rng.standard_normal(feeds[name][:, :, :past].shape)
-    made, *present = parts.run(feeds, [f"hidden.{i + 1}", *(name for _, name in names)])
-    theirs, *written = reference(source, contract, i, x, visible, past, [feeds[name] for name, _ in names])
-    kept = rows[0] if last else np.arange(width)
-    added = theirs - x
-    new = [each if each.shape[2] == width else each[:, :, past : past + width] for each in present]
+    cache = {}
+    for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
+        cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
+        cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
+    rows = rng.integers(0, width, (1, ROWS))
+    return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
+
+
+def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> tuple[float, float, float]:
+    """How far a layer's output, new keys and new values are apart; the latter 0 with `full` attention."""
+    case = drawn(source, contract, parts, i)
+    width = case.x.shape[1]
+    feeds = {f"hidden.{i}": case.x, "input_ids": np.zeros((1, width), np.int64), "rows": case.rows, **case.cache}
+    if case.cache:
+        feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
+    names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
+    made, *present = parts.run(feeds, [f"hidden.{i + 1}", *names])
+    theirs, *written = reference(source, contract, i, case)
+    kept = case.rows[0] if i == contract.layers - 1 else np.arange(width)
+    # A present is the whole cache, or the new positions alone.
+    new = [each if each.shape[2] == width else each[:, :, case.past : case.past + width] for each in present]
     cached = [distance(ours, other, other) for ours, other in zip(new, written, strict=True)] or [0.0, 0.0]
-    return distance(made, theirs[:, kept], added), cached[0], cached[1]
+    return distance(made, theirs[:, kept], theirs - case.x), cached[0], cached[1]
 
 
-def reference(
-    source: Checkpoint, contract: Contract, i: int, x: Floats, visible: NDArray[np.int64], past: int,
-    caches: Sequence[Floats],
-) -> list[Floats]:  # fmt: skip
-    """A layer in PyTorch: its output for hidden states [1, width, hidden], and the keys and values it wrote."""
-    config, width = source.model, x.shape[1]
-    alone = loaded(Layer, (config, 0), source.weights, f"layers.{i}.")
-    cos, sin = rotary_tables(
-        torch.arange(past, past + width)[None, None], config.head_dim, config.rope_theta, config.rope_scaling
-    )
-    mask = prefix_mask(torch.from_numpy(visible), past + width)
-    store = None
-    if caches:
-        store = StaticCache(replace(contract, layers=1), 1, past + width, torch.float32)
+@torch.no_grad()
+def reference(source: Checkpoint, contract: Contract, i: int, case: Case) -> list[Floats]:
+    """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
+    c, past, end = source.model, case.past, case.past + case.x.shape[1]
+    alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
+    cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
+    store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
+    kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
+    if store is not None:
         store.past = torch.tensor([past])
-        for whole, given in zip((store.keys[0], store.values[0]), caches, strict=True):
+        for whole, given in zip(kept, case.cache.values(), strict=True):
             whole[:, :, :past] = torch.from_numpy(given[:, :, :past])
-    made = alone(torch.from_numpy(x).float(), cos, sin, mask, store)
-    written = [] if store is None else [store.keys[0], store.values[0]]
-    return [made.numpy(), *(each[:, :, past : past + width].numpy() for each in written)]
+    mask = prefix_mask(torch.from_numpy(case.visible), end)
+    made = alone(torch.from_numpy(case.x).float(), cos, sin, mask, store)
+    return [made.numpy(), *(each[:, :, past:end].numpy() for each in kept)]
 
 
 @torch.no_grad()

@@ -225,14 +225,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _place(target: Path, source: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
     try:
-        os.replace(source, temporary)
+        _settle(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
+        temporary = target.with_name(f".{target.name}.part")
         shutil.copyfile(source, temporary)
-    _settle(temporary, target)
+        _settle(temporary, target)
 
 
 def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[str, str] | None:
