@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -14,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import torch
 
-from runtime.bundle import Engine, content_name, sha256, write
+from runtime.bundle import Engine, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -28,15 +28,22 @@ from runtime.ort import OrtBackend
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.families import Overrides
+from train.model import ModelConfig
 from train.options import add_directory_options, overrides_of
+from train.published_weights import expected_shapes
 from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
+from .int8 import quantise_weights
+from .layers import by_layer
 from .parity import TIE, Check, compare
+from .store import EXTERNAL, store
+from .workplace import working_folder, writing
 
-EXPORTER = 1  # of the graph this file writes; raised when it changes
+EXPORTER = 2  # of the graph this file writes; raised when it changes
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8: of what is not a weight
 CAPACITY = 1024  # positions, by default
-EXTERNAL = 1 << 30  # bytes of weights above which they lie in a file of their own
+WHOLE = 2 * 10**9  # bytes that a model may take in fp32, in PyTorch and in the engine together, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
 
 
@@ -49,7 +56,12 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m export.onnx", description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
-    p.add_argument("--precision", choices=("fp32",), default="fp32", help="of weights and arithmetic (default fp32)")
+    p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
+        help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them "
+        "(default fp32)")  # fmt: skip
+    p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
+        help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
+        f"(default auto: whole where its fp32 weights fit twice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
@@ -64,14 +76,16 @@ def export(args: argparse.Namespace) -> int:
     source = checkpoint.load(args.ckpt, overrides_of(args))
     contract = exported_contract(source, args.capacity)
     checks: list[Check] = []
-    with tempfile.TemporaryDirectory(prefix="blockstep-") as folder:
-        files = write_model(source, contract, args.precision, args.logits, Path(folder))
-        for check in prove(source, contract, files[0]):
+    with working_folder(out) as folder:
+        with writing(out):
+            files = write_model(source, contract, args.precision, args.logits, folder)
+        for check in prove(source, contract, files[0], args.precision, args.parity):
             checks.append(check)
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
         if not failed:
-            keep(out, args, source, contract, files, checks)
+            with writing(out):
+                keep(out, args, source, contract, files, checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
@@ -88,14 +102,11 @@ def keep(
     out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
     checks: Sequence[Check],
 ) -> None:  # fmt: skip
-    """Puts the proved files into the bundle. Raises UserError where it cannot be written."""
+    """Puts the proved files into the bundle."""
     name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
     engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
     origin = provenance(args.ckpt, overrides_of(args))
-    try:
-        write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); give --out another path") from None
+    write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
 
 
 def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
@@ -113,44 +124,39 @@ def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
 def write_model(
     source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
 ) -> list[Path]:
-    """Traces the graph into `folder`, the .onnx file first, each file named by its content.
+    """Traces the graph and writes it into `folder`, see `store.store`."""
+    model = trace(source, contract.capacity, logits, dtype=TYPES[precision])
+    if precision == "int8":
+        quantise_weights(model)
+    return store(model, folder, f"ort-{precision}", external)
 
-    external: bytes of weights above which they lie in a .data file of their own, as protobuf's 2 GB demand.
+
+def prove(
+    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto"
+) -> Iterator[Check]:  # fmt: skip
+    """The checks an export has to pass before it replaces an older one, in the order they are made.
+
+    parity: `whole`, `layers`, or `auto` for the former where it fits.
     """
-    model, stem = trace(source, contract.capacity, logits), f"ort-{precision}"
-    plain, data = folder / "model.onnx", []
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights > external:
-        onnx_ir.save(model, plain, external_data="weights.data")
-        data = [named(folder / "weights.data", stem)]
-        # The .onnx names its data, so the data has to have its own name first.
-        moved = onnx.load(plain, load_external_data=False)
-        for tensor in moved.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data[0].name
-        onnx.save(moved, plain)
-    else:
-        onnx_ir.save(model, plain)
-    return [named(plain, stem), *data]
-
-
-def named(file: Path, stem: str) -> Path:
-    """The file, renamed to what its content is called in a bundle."""
-    return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))
-
-
-def prove(source: Checkpoint, contract: Contract, model: Path) -> Iterator[Check]:
-    """The checks an export has to pass before it replaces an older one, in the order they are made."""
     try:
         onnx.checker.check_model(model)
         yield Check("graph", True, f"{model.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")
     except onnx.checker.ValidationError as error:
         yield Check("graph", False, " ".join(str(error).split())[:200])
         return
+    if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
+        yield from by_layer(source, contract, model, precision)
+        return
     reference, candidate = TorchBackend(source.build(), contract), OrtBackend(model, contract)
-    *_, parity = compare(reference, candidate, sample_requests(contract), separate=1)
-    yield from parity.checks(TIE)
+    *_, found = compare(reference, candidate, sample_requests(contract), separate=1)
+    yield from found.checks(TIE, precision)
+
+
+def fits_whole(shape: ModelConfig) -> bool:
+    """Whether the model in fp32, in PyTorch and once more in the engine, is within WHOLE and half of the memory."""
+    size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2 * size <= min(WHOLE, memory // 2)
 
 
 def sample_requests(contract: Contract) -> list[Request]:

@@ -24,7 +24,7 @@ from train.checkpoint import Checkpoint
 from train.options import add_directory_options, overrides_of
 from train.torch_backend import TorchBackend
 
-from .parity import LOG_PROB, compare
+from .parity import BOUNDS, compare
 
 SEED = 20
 
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
-    bounds = f"Exit 1 where a log-probability differs by more than {LOG_PROB:g} nats, or any answer at all."
+    bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
+    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, or in fp32 any answer at all."
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
@@ -63,7 +64,7 @@ def verify(args: argparse.Namespace) -> int:
     reference = TorchBackend(source.build(), made.contract)
     compared = compare(reference, candidate, requests, gate=engine.gate)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    checks = parity.checks()
+    checks = parity.checks(precision=engine.precision)
     for check in checks:
         print(check, file=stream)
     if args.json:

@@ -8,6 +8,7 @@ the newer one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,7 +130,8 @@ def write(
 ) -> Bundle:  # fmt: skip
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
 
-    artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. An engine of the same
+    artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the
+    bundle where they lie on its file system, else copied. An engine of the same
     dialect, precision and target is replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
@@ -223,9 +225,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _place(target: Path, source: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, temporary)
-    _settle(temporary, target)
+    try:
+        _settle(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, temporary)
+        _settle(temporary, target)
 
 
 def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[str, str] | None:

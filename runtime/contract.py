@@ -58,7 +58,8 @@ class Contract:
     """Shape, ids and decoding rules of an exported model.
 
     alignment, attention, shift: see the README's table. block, canvas, capacity: tokens. `canvas` is how many answer
-    positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids.
+    positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
+    PyTorch's model; an engine's cache has the type that its own graph declares.
     """
 
     alignment: str

@@ -18,6 +18,7 @@ from .errors import UserError
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 REDUCED = ("token", "confidence", "entropy")
 SHAPES = 8  # (width, rows) pairs whose bindings are kept: canvas, fused and the latest prefills
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,18 @@ class Binding:
     buffers: dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class CacheForm:
+    """How a graph keeps its cache. dtype: numpy's name; capacity: its length, None where the host chooses it; delta:
+    whether the graph returns the new positions alone, which the host then writes behind the past."""
+
+    dtype: str
+    capacity: int | None
+    delta: bool
+
+
 class OrtBackend:
-    """A step graph of the `ort` dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
+    """A step graph of any dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
     by default. Raises UserError where the file cannot be loaded or is not the graph of that contract.
@@ -45,6 +56,7 @@ class OrtBackend:
         self._bindings: dict[tuple[int, int], Binding] = {}
         self._inputs = [entry.name for entry in self.session.get_inputs()]
         self._outputs = [output.name for output in self.session.get_outputs()]
+        self._form = cache_form(self.session)
         self._check_graph()
 
     @property
@@ -73,6 +85,8 @@ class OrtBackend:
         for name in ("input_ids", "past_length", "visible", "rows"):
             np.copyto(bound.buffers[name], getattr(forward, name))
         self.session.run_with_iobinding(bound.io)
+        if self._form.delta:
+            self._append(bound, int(forward.past_length[0]), width)
         self.last_logits = bound.buffers.get("logits")
         token, confidence, entropy = (bound.buffers[name].copy() for name in REDUCED)
         return Proposal(token, confidence, entropy)
@@ -81,11 +95,17 @@ class OrtBackend:
         if rows.tolist() != [0]:
             raise ValueError(f"rows {rows.tolist()} of a batch of one")
 
+    def _append(self, bound: Binding, past: int, width: int) -> None:
+        """Writes the new positions, each part [1, kv_heads, width, head_dim], behind the past."""
+        for i, part in enumerate(self.cache):
+            part[:, :, past : past + width] = bound.buffers[cache_names(i)[1]]
+
     def _allocate(self, capacity: int) -> None:
         c, cached = self._contract, self._contract.attention != "full"
+        capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
         self._bindings.clear()
-        self.cache, self.capacity = np.zeros(shape, c.dtype), capacity
+        self.cache, self.capacity = np.zeros(shape, self._form.dtype), capacity
 
     def _bind(self, width: int, n: int) -> Binding:
         while len(self._bindings) >= SHAPES:
@@ -96,7 +116,9 @@ class OrtBackend:
         if "logits" in self._outputs:
             buffers["logits"] = np.zeros((1, n, self._contract.vocab), np.float32)
         for i, part in enumerate(self.cache):
-            buffers |= dict.fromkeys(cache_names(i), part)  # one buffer on both sides: written in place
+            past, present = cache_names(i)  # one buffer on both sides is written in place
+            new = np.zeros((*part.shape[:2], width, part.shape[3]), part.dtype) if self._form.delta else part
+            buffers |= {past: part, present: new}
         io = self.session.io_binding()
         for names, bind in ((self._inputs, io.bind_input), (self._outputs, io.bind_output)):
             for name in names:
@@ -124,6 +146,24 @@ class OrtBackend:
         got = {e.name: e.shape[1::2] if len(e.shape) == 4 else [] for e in self.session.get_inputs()}
         if wrong := sorted(name for name in got.keys() | wanted.keys() if got.get(name) != wanted.get(name)):
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
+        if self._form.capacity is not None and self._form.capacity < c.capacity:
+            raise UserError(
+                f"the model file's cache holds {self._form.capacity} positions, its manifest says {c.capacity}; "
+                "export it again"
+            )
+
+
+def cache_form(session: ort.InferenceSession) -> CacheForm:
+    """What a step graph says of its cache. Raises UserError for a type that numpy has no numbers for."""
+    past, present = cache_names(0)
+    entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
+    if entry is None:
+        return CacheForm("float32", None, False)
+    if entry.type not in TYPES:
+        raise UserError(f"the model file's cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
+    length = entry.shape[2]
+    written = next(output.shape[2] for output in session.get_outputs() if output.name == present)
+    return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length)
 
 
 def cache_names(part: int) -> tuple[str, str]:

@@ -140,7 +140,7 @@ def no_end(folder: Path) -> None:
         (tensors(lambda t: t.update(adapter=torch.ones(2))), "extra tensor adapter"),
         (tensors(lambda t: t.update({"norm.weight": torch.ones(32)})), "norm.weight a second time"),
         (tensors(lambda t: t.update({"lm_head.weight": torch.ones(9, 32)})), "lm_head.weight is [9, 32]"),
-        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is int8, quantised"),
+        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is I8, quantised"),
         (slow_tokenizer, "only a slow tokenizer (vocab.json)"),
         (without("tokenizer.json"), "has no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is no tokenizer"),

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from .published_text import read_json
-from .published_weights import Renames, check_tensor, read_file, renamed
+from .published_weights import Renames, Stored, Weights, check_stored, read_header, renamed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -27,8 +28,8 @@ REFUSED = (
 Pairs = dict[str, dict[str, Tensor]]  # of each weight [out, in] its "A" [rank, in] and "B" [out, rank]
 
 
-def merge(weights: dict[str, Tensor], folder: Path, renames: Renames) -> dict[str, Tensor]:
-    """The weights with the adapter of `folder` merged; the changed ones in fp32, so that the sum is not rounded.
+def merge(weights: Weights, folder: Path, renames: Renames) -> Weights:
+    """The weights with the adapter of `folder` merged when they are read; the changed ones come in fp32, not rounded.
 
     Raises UserError for an adapter of another kind, and for a target that the model lacks.
     """
@@ -36,30 +37,38 @@ def merge(weights: dict[str, Tensor], folder: Path, renames: Renames) -> dict[st
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file} is missing; expected an adapter as PEFT saves it, in safetensors")
-    parts: Pairs = {}
-    for name, tensor in read_file(file):
-        match = PART.fullmatch(name)
+    parts: dict[str, dict[str, Stored]] = {}
+    for stored in read_header(file):
+        match = PART.fullmatch(stored.name)
         target = renamed(f"{match[1]}.weight", renames) if match else ""
-        if match is None or target not in weights or target == "embed_tokens.weight" or weights[target].dim() != 2:
-            raise UserError(f"{file}: {name} is a target the model lacks; expected LoRA on its linear layers alone")
-        outer, inner = weights[target].shape
-        check_tensor(file, name, tensor, (rank, inner) if match[2] == "A" else (outer, rank))
-        parts.setdefault(target, {})[match[2]] = tensor
+        shape = weights.shapes.get(target, ())
+        if match is None or target == "embed_tokens.weight" or len(shape) != 2:
+            raise UserError(
+                f"{file}: {stored.name} is a target the model lacks; expected LoRA on its linear layers alone"
+            )
+        check_stored(stored, (rank, shape[1]) if match[2] == "A" else (shape[0], rank))
+        parts.setdefault(target, {})[match[2]] = stored
     for target, pair in parts.items():
         if len(pair) < 2:
             raise UserError(f"{file} has lora_{next(iter(pair))} alone for {target}; expected lora_A and lora_B")
     if not parts:
         raise UserError(f"{file} has no tensors; expected lora_A and lora_B of at least one layer")
-    return merged(weights, parts, scale)
+    made = {target: partial(_read_merged, weights, target, pair, scale) for target, pair in parts.items()}
+    return Weights({**weights.readers, **made}, weights.shapes)
+
+
+def _read_merged(weights: Weights, target: str, pair: Mapping[str, Stored], scale: float) -> Tensor:
+    return _sum(weights[target], pair["A"].read(), pair["B"].read(), scale)
 
 
 def merged(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
     """The weights with these pairs merged, in fp32; the others as they are."""
-    changed = {
-        name: weights[name].float() + scale * (pair["B"].float() @ pair["A"].float())  # [out, in]
-        for name, pair in pairs.items()
-    }
-    return {**weights, **changed}
+    return {**weights, **{name: _sum(weights[name], pair["A"], pair["B"], scale) for name, pair in pairs.items()}}
+
+
+def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """fp32 [out, in] of a weight [out, in], A [rank, in] and B [out, rank]."""
+    return (b.float() @ a.float()).mul_(scale).add_(weight)
 
 
 def write(folder: Path, pairs: Pairs, alpha: float, names: Mapping[str, str], teacher: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,25 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that can be decoded: its shape, how it decodes, its weights by name, its tokenizer as JSON text."""
+    """A model that can be decoded: its shape, how it decodes, its weights by name, its tokenizer as JSON text.
+
+    weights: of a directory, each is read when it is asked for, so take one at a time where the model may be large.
+    """
 
     model: ModelConfig
     decoding: Decoding
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     tokenizer: str
     chat_template: str | None = None
 
     def build(self) -> Model:
         """The model in fp32, in evaluation mode. Raises UserError where weights and shape do not fit."""
-        model = Model(self.model)
-        weights = {name: tensor.float() for name, tensor in self.weights.items()}
+        with torch.device("meta"):
+            model = Model(self.model)
+        # Always copies: what trains the model must not change the checkpoint.
+        weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in self.weights.items()}
         try:
-            model.load_state_dict(weights, strict=True)
+            model.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint's weights do not fit its config: {reason}") from None

@@ -1,10 +1,17 @@
-"""Tensors of a Hugging Face directory by the model's own names, exactly: none missing, extra or misshapen."""
+"""Tensors of a Hugging Face directory by the model's own names, exactly: none missing, extra or misshapen.
+
+Names, shapes and types are checked by the files' headers; a tensor itself is read each time it is asked for and kept by
+nobody here, so that a model of any size can be walked through in the memory of its largest tensor.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,53 +23,88 @@ from .model import Model, ModelConfig
 from .published_text import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = ("F32", "F16", "BF16", "F64")
 DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # made from the config again
 Renames = Sequence[tuple[str, str]]
+Shape = tuple[int, ...]
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a safetensors file, as its header tells of it. kind: its type in safetensors' own words."""
+
+    file: Path
+    name: str
+    shape: Shape
+    kind: str
+
+    def read(self) -> Tensor:
+        """Its values in their own dtype; they lie in the file, which stays mapped while they live and no longer."""
+        with _opened(self.file) as handle:
+            tensor: Tensor = handle.get_tensor(self.name)
+            return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Weights(Mapping[str, Tensor]):
+    """A model's tensors by name, each made anew when it is asked for. shapes: of all of them, without reading any."""
+
+    readers: Mapping[str, Callable[[], Tensor]]
+    shapes: Mapping[str, Shape]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.readers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers  # a Mapping's own way is to get it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor that a model of this shape has."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Model(config).state_dict().items()}
 
 
-def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> dict[str, Tensor]:
-    """The directory's tensors, in their own dtype and mapped from the files, not read into memory where that can be.
+def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights:
+    """The directory's tensors, none of them read yet.
 
     renames: (pattern, replacement) of whole names, the first match wins. Raises UserError naming the tensor or file.
     """
-    expected, found = expected_shapes(config), dict[str, Tensor]()
-    head: Tensor | None = None
-    for file, stored in _files(folder):
-        for theirs, tensor in _tensors(file, stored):
-            name = renamed(theirs, renames)
-            if DERIVED.fullmatch(theirs):
-                continue
-            if config.tied and name == "lm_head.weight":
-                head = tensor
-                continue
-            if name not in expected:
-                raise UserError(f"{file} has an extra tensor {theirs}, which a model of this config.json has not")
-            if name in found:
-                raise UserError(f"{file} has {theirs} a second time; expected each tensor once")
-            check_tensor(file, theirs, tensor, expected[name])
-            found[name] = tensor
+    expected, found = expected_shapes(config), dict[str, Stored]()
+    head: Stored | None = None
+    for stored in _all_stored(folder):
+        name = renamed(stored.name, renames)
+        if DERIVED.fullmatch(stored.name):
+            continue
+        if config.tied and name == "lm_head.weight":
+            head = stored
+            continue
+        if name not in expected:
+            raise UserError(
+                f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not"
+            )
+        if name in found:
+            raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
+        check_stored(stored, expected[name])
+        found[name] = stored
     if missing := sorted(expected.keys() - found.keys()):
         raise UserError(f"{folder} lacks the tensor {missing[0]} ({len(missing)} in all); download it again")
-    if head is not None and not torch.equal(head, found["embed_tokens.weight"]):
+    if head is not None and not torch.equal(head.read(), found["embed_tokens.weight"].read()):
         raise UserError(
             f"{folder} has a head of its own, but config.json ties it to the embedding; one of them is wrong"
         )
-    return found
+    return Weights({name: stored.read for name, stored in found.items()}, expected)
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
     """What the directory's files call each of the model's tensors."""
-    found: list[str] = []
-    for file, _ in _files(folder):
-        with safe_open(file, framework="pt") as handle:
-            found += handle.keys()
+    found = (stored.name for file, _ in _files(folder) for stored in read_header(file))
     return {renamed(theirs, renames): theirs for theirs in found if not DERIVED.fullmatch(theirs)}
 
 
@@ -74,36 +116,42 @@ def renamed(name: str, renames: Renames) -> str:
     return name
 
 
-def check_tensor(file: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_stored(stored: Stored, shape: Shape) -> None:
     """Raises UserError for another shape than the config's, or numbers that are no plain floats."""
-    if tuple(tensor.shape) != shape:
-        raise UserError(f"{file}: {name} is {list(tensor.shape)}; by its config it should be {list(shape)}")
-    if tensor.dtype not in FLOATS:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{file}: {name} is {kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
+    where = f"{stored.file}: {stored.name}"
+    if stored.shape != shape:
+        raise UserError(f"{where} is {list(stored.shape)}; by its config it should be {list(shape)}")
+    if stored.kind not in FLOATS:
+        raise UserError(f"{where} is {stored.kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
 
 
-def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a safetensors file. Raises UserError for a damaged one."""
+def read_header(file: Path) -> list[Stored]:
+    """What lies in a safetensors file. Raises UserError for a damaged one."""
+    with _opened(file) as handle:
+        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
+        return [Stored(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 - it is no mapping
-                yield name, handle.get_tensor(name)
+            yield handle
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is truncated or damaged ({reason}); download it again") from None
 
 
-def _tensors(file: Path, stored: Mapping[str, str] | None) -> Iterator[tuple[str, Tensor]]:
-    """A file's tensors, and with an index exactly those it names for this file."""
-    seen = set()
-    for name, tensor in read_file(file):
-        if stored is not None and name not in stored:
-            raise UserError(f"{file} has a tensor {name} that {INDEX} does not name; download both again")
-        seen.add(name)
-        yield name, tensor
-    if stored is not None and (gone := sorted(stored.keys() - seen)):
-        raise UserError(f"{file} lacks the tensor {gone[0]} that {INDEX} names in it; download it again")
+def _all_stored(folder: Path) -> Iterator[Stored]:
+    """All files' tensors, and with an index exactly those it names for each file."""
+    for file, named in _files(folder):
+        there = read_header(file)
+        for stored in there:
+            if named is not None and stored.name not in named:
+                raise UserError(f"{file} has a tensor {stored.name} that {INDEX} does not name; download both again")
+        if named is not None and (gone := sorted(named.keys() - {stored.name for stored in there})):
+            raise UserError(f"{file} lacks the tensor {gone[0]} that {INDEX} names in it; download it again")
+        yield from there
 
 
 def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:

@@ -1,0 +1,310 @@
+"""Exports that never hold the model: weights read as they are written, int8 and fp16, parity layer by layer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import foreign
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+import torch
+from foreign import BLOCK, CANVAS
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from test_export import student
+from test_step_graph import random_weights
+from torch import Tensor
+
+from export import onnx as command
+from export.graph import trace
+from export.layers import by_layer
+from export.onnx import exported_contract, fits_whole, write_model
+from export.parity import compare
+from export.quantise import dequantise, quantise
+from export.workplace import check_room, working_folder
+from runtime import bundle
+from runtime.contract import Contract
+from runtime.decode import Request
+from runtime.errors import NumericalError, UserError
+from runtime.ort import OrtBackend
+from train.checkpoint import Checkpoint, load, save
+from train.families import Overrides
+from train.model import ModelConfig
+from train.torch_backend import TorchBackend
+
+SMALL = Overrides(block=BLOCK, canvas=CANVAS)
+ROOT = Path(__file__).parent.parent
+SEED, TIED = 5, 3  # the latter of a student whose head is its embedding
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from((0, 1)), st.floats(-40, 36))
+def test_int8_lies_within_half_a_scale_of_the_weight(seed: int, axis: int, exponent: float) -> None:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((7, 5)) * np.exp2(exponent)).astype(np.float32)
+    weight[(slice(None), 2) if axis else 2] = 0
+    values, scale = quantise(weight, axis)
+    assert values.dtype == np.int8 and values.shape == weight.shape and scale.shape == (weight.shape[axis],)
+    channels = scale if axis else scale[:, None]
+    assert (np.abs(dequantise(values, scale, axis) - weight) <= channels * 0.5001).all()
+    assert scale[2] == 1 and np.abs(values).max(1 - axis).tolist() == [127 * (i != 2) for i in range(len(scale))]
+
+
+def test_a_table_is_quantised_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(SEED).standard_normal((50, 6)).astype(np.float32)
+    whole = [quantise(weight, axis) for axis in (0, 1)]
+    monkeypatch.setattr("export.quantise.ROWS", 7)
+    for axis in (0, 1):
+        for ours, theirs in zip(quantise(weight, axis), whole[axis], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_that_are_no_numbers_have_no_int8() -> None:
+    for odd in (np.nan, np.inf, -np.inf):
+        with pytest.raises(NumericalError, match="not a finite number"):
+            quantise(np.array([[1, odd], [2, 3]], np.float32), 0)
+
+
+def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None:
+    """Shards, bf16 and an adapter, of which nothing is read before it is written."""
+    stock = foreign.write(tmp_path / "base", "dream")
+    stored = foreign.tensors_of(foreign.FOREIGN["dream"], stock)
+    save_file({name: tensor.bfloat16() for name, tensor in stored.items()}, tmp_path / "base" / "model.safetensors")
+    foreign.shard(tmp_path / "base")
+    foreign.adapter(tmp_path / "lora", stock, "q_proj|down_proj", "dream", 4, 6.0)
+    source = load(tmp_path / "base", replace(SMALL, adapter=tmp_path / "lora", attention="block_causal"))
+    files = written(source, tmp_path / "streamed", external=1000)
+    held = replace(source, weights=dict(source.weights))
+    assert [file.read_bytes() for file in written(held, tmp_path / "held", external=1000)] == [
+        file.read_bytes() for file in files
+    ]
+    model = onnx.load(files[0])
+    packed = next(t for t in model.graph.initializer if t.name == "layers.1.self_attn.qkv_proj.weight")
+    parts = [held.weights[f"layers.1.self_attn.{part}_proj.weight"].float() for part in "qkv"]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(packed), torch.cat(parts).T.numpy())
+    (tmp_path / "base" / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors is truncated or damaged"):
+        dict(source.weights)
+
+
+def written(source: Checkpoint, folder: Path, precision: str = "fp32", external: int = 1 << 26) -> list[Path]:
+    folder.mkdir()
+    return write_model(source, exported_contract(source, None), precision, False, folder, external)
+
+
+class Counted(Mapping[str, Tensor]):
+    """Weights that remember how often each was read and how many bytes of them lived at once at the most."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights, self.reads, self.live, self.most = weights, dict.fromkeys(weights, 0), 0, 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.weights[name].bfloat16()
+        self.reads[name] += 1
+        self._alive(tensor.nbytes)
+        weakref.finalize(tensor, self._alive, -tensor.nbytes)
+        return tensor
+
+    def _alive(self, change: int) -> None:
+        self.live += change
+        self.most = max(self.most, self.live)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def test_each_weight_is_read_once_and_none_is_kept(tmp_path: Path) -> None:
+    shape = ModelConfig(96, 96, 2, 4, 2, 24, 128, tied=False)  # no tensor so small that it is not streamed
+    counted = Counted(random_weights(shape, SEED))
+    written(replace(tiny.checkpoint(SEED), model=shape, weights=counted), tmp_path / "out", "int8", external=1000)
+    assert set(counted.reads.values()) == {1}
+    assert counted.live == 0
+    assert counted.most == 2 * 96 * (96 + 48 + 48)  # queries, keys and values, which are packed; bytes in bf16
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+import onnx_ir as ir
+from export.store import store
+from export.weights import attach
+from train.published_weights import Weights, read_header
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+there = {stored.name: stored for stored in read_header(Path(sys.argv[1]))}
+shapes = {name: (stored.shape[1], stored.shape[0]) for name, stored in there.items()}
+names = {name: name.replace(".mlp.", ".") for name in there}
+values = [ir.val(names[name], ir.DataType.FLOAT, shapes[name]) for name in there]
+nodes = [ir.node("Identity", [value]) for value in values]
+graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, initializers=values, opset_imports={"": 23})
+model = ir.Model(graph, ir_version=10)
+attach(model, list(names.values()), Weights({name: stored.read for name, stored in there.items()}, {}))
+before = peak()
+store(model, Path(sys.argv[2]), "ort-fp32")
+print(peak() - before)
+"""
+
+
+def test_memory_grows_by_a_few_tensors_and_not_by_the_model(tmp_path: Path) -> None:
+    """96 MB of weights in bf16, written as 192 MB in fp32, 8 MB each."""
+    one = torch.full((2048, 1024), 0.5, dtype=torch.bfloat16)
+    save_file({f"layers.{i}.mlp.up_proj.weight": one.clone() for i in range(24)}, tmp_path / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    words = [sys.executable, "-c", GROWTH, str(tmp_path / "model.safetensors"), str(tmp_path / "out")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) > 190e6
+    assert int(done.stdout) * 1024 < 60e6, done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with student.pt and a bundle of it in fp16, proved whole, and int8, proved layer by layer."""
+    folder = tmp_path_factory.mktemp("made")
+    save(student(TIED), folder / "student.pt")
+    for words in (["fp16"], ["int8", "--parity", "layers"]):
+        assert command.main(["--ckpt", str(folder / "student.pt"), "--precision", *words]) == 0
+    return folder
+
+
+def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
+    read = bundle.read(made / "student.bundle")
+    assert [(engine.name, engine.precision) for engine in read.engines] == [("ort-fp16", "fp16"), ("ort-int8", "int8")]
+    assert read.engine("ort-fp16").parity.keys() == {"graph", "steps", "answers"}
+    assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head"}
+    assert "layer by layer, 2 of them" in read.engine("ort-int8").parity["layers"]
+    assert sorted(file.name for file in made.iterdir()) == ["student.bundle", "student.pt"]
+
+
+@pytest.mark.parametrize(("precision", "bound", "cache"), [("fp16", 0.02, "float16"), ("int8", 0.5, "float32")])
+def test_fewer_bits_stay_within_their_bound_of_pytorch(precision: str, bound: float, cache: str, made: Path) -> None:
+    """Bounds for these weights: the export's own are for any model's."""
+    read, rng = bundle.read(made / "student.bundle"), np.random.default_rng(SEED)
+    engine = OrtBackend(read.path / read.engine(f"ort-{precision}").model, read.contract, threads=1)
+    requests = [Request(rng.integers(3, read.contract.vocab, length), 8) for length in (1, 4, 9)]
+    *_, found = compare(TorchBackend(student(TIED).build(), read.contract), engine, requests, separate=1)
+    assert engine.cache.dtype == cache
+    assert 0 < found.distance.log_prob < bound and found.distance.tokens <= found.distance.rows // 20, found.distance
+    model = onnx.load(read.path / read.engine(f"ort-{precision}").model)
+    matrices = [t for t in model.graph.initializer if len(t.dims) == 2 and t.name not in ("cos", "sin")]
+    kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8
+    assert {matrix.data_type for matrix in matrices} == {kind}
+    assert sum(matrix.dims[0] == read.contract.vocab for matrix in matrices) == 1  # the head's is the embedding's, tied
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contract, list[Path]]:
+    """A model with a head of its own, written with its weights in a file of their own."""
+    shape = ModelConfig(tiny.VOCAB, 32, 3, 4, 2, 16, 48, qk_norm=True, qkv_bias=True, tied=False)
+    source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
+    contract = exported_contract(source, None)
+    return source, contract, write_model(source, contract, "fp32", False, tmp_path_factory.mktemp("apart"), 1000)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "check"),
+    [
+        ("", ""), ("embedding", "embedding"), ("layers.1.down_proj.weight", "layers"),
+        ("layers.2.self_attn.qkv_proj.weight", "layers"), ("layers.0.self_attn.qkv_proj.weight", "layers"),
+        ("head", "head"),
+    ],
+)  # fmt: skip
+def test_a_damaged_weight_fails_the_check_of_its_part_alone(
+    tensor: str, check: str, apart: tuple[Checkpoint, Contract, list[Path]]
+) -> None:
+    source, contract, (graph, data) = apart
+    model, sound = onnx.load(graph, load_external_data=False), data.read_bytes()
+    entries = {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data}
+    if tensor:
+        place = int(entries[tensor]["offset"])
+        data.write_bytes(sound[:place] + np.full(8, 0.5, np.float32).tobytes() + sound[place + 32 :])
+    try:
+        found = list(by_layer(source, contract, graph, "fp32"))
+    finally:
+        data.write_bytes(sound)
+    assert [each.name for each in found] == ["embedding", "layers", "head"]
+    assert [each.name for each in found if not each.ok] == [check] * bool(check), [str(each) for each in found]
+    if check == "layers" and "down_proj" in tensor:
+        assert "(layer 1)" in found[1].detail
+    assert sorted(file.name for file in graph.parent.iterdir()) == sorted([graph.name, data.name])
+
+
+def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) -> None:
+    source = tiny.checkpoint(SEED, attention="full")
+    files = written(source, tmp_path / "out")
+    found = list(by_layer(source, exported_contract(source, None), files[0], "fp32"))
+    assert [each.ok for each in found] == [True] * 3 and "layer by layer, 2 of them" in found[1].detail
+
+
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Path) -> None:
+    source = tiny.checkpoint(SEED)
+    ir.save(trace(source, 40, dialect=dialect), tmp_path / "graph.onnx")
+    found = list(by_layer(source, exported_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
+    assert [each.ok for each in found] == [True] * 3, [str(each) for each in found]
+
+
+def test_only_small_models_are_proved_whole() -> None:
+    assert fits_whole(student().model)
+    assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 4.8 GB twice
+
+
+def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = student()
+    source.weights["layers.1.mlp.up_proj.weight"][3, 4] = 7e4
+    save(source, tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", "fp16"]) == 1
+    told = "error: layers.1.up_proj.weight has numbers up to 70000, more than fp16 holds; export fp32 or int8\n"
+    assert capsys.readouterr().err == told
+    assert os.listdir(tmp_path) == ["student.pt"]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 10**9})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    check_room(tmp_path, 9 * 10**8)
+    with pytest.raises(UserError, match=r"has 1\.0 GB free and the export takes 2\.1 GB"):
+        check_room(tmp_path, 2 * 10**9)
+
+
+def test_an_export_works_beside_its_bundle_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "a.bundle"
+    with working_folder(out) as folder:
+        assert folder.parent == out.parent
+        (folder / "weights.data").write_bytes(b"half")
+        with pytest.raises(UserError, match=r"another export to .* is running"), working_folder(out):
+            pass
+        assert (folder / "weights.data").exists()
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "weights.data").write_bytes(b"what a killed export left")
+    with working_folder(out) as again:
+        assert again == folder and not list(again.iterdir())
+
+
+def test_files_are_moved_into_the_bundle_and_not_copied(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.onnx"
+    plain.write_bytes(b"graph")
+    file = plain.rename(tmp_path / bundle.content_name("ort-fp32", ".onnx", bundle.sha256(plain)))
+    before = file.stat().st_ino
+    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
+    made = bundle.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
+    assert (made.path / file.name).stat().st_ino == before and not file.exists()
