@@ -122,7 +122,7 @@ class StepGraph(nn.Module):
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
         barred = torch.zeros(config.vocab)
-        barred[checkpoint.decoding.mask_id] = NEVER
+        barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER
         barred[self.vocab :] = NEVER
         cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling)
         self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
@@ -155,7 +155,7 @@ class StepGraph(nn.Module):
         return (*reduced, logits[:, : self.vocab].view(*x.shape[:2], -1)) if self.with_logits else reduced
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Scores of every token, the mask token and those behind the vocabulary barred, fp32 [rows, vocab]."""
+        """Scores of every token, the mask token and ids that are no token barred, fp32 [rows, vocab]."""
         if self.dtype == torch.float32:
             return F.linear(x, self.head, self.barred)  # one Gemm, which takes a tied head as it is
         return F.linear(x.to(self.dtype), self.head).float() + self.barred  # NEVER is no number of fp16

@@ -140,7 +140,12 @@ def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> tuple
     """How far a layer's output, new keys and new values are apart; the latter 0 with `full` attention."""
     case = drawn(source, contract, parts, i)
     width = case.x.shape[1]
-    feeds = {f"hidden.{i}": case.x, "input_ids": np.zeros((1, width), np.int64), "rows": case.rows, **case.cache}
+    feeds: dict[str, NDArray[Any]] = {
+        f"hidden.{i}": case.x,
+        "input_ids": np.zeros((1, width), np.int64),
+        "rows": case.rows,
+        **case.cache,
+    }
     if case.cache:
         feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
     names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
@@ -182,7 +187,7 @@ def head(source: Checkpoint, contract: Contract, parts: Parts) -> tuple[Proposal
     logits = torch.cat([normed @ some.float().T for some in torch.split(weight, SLICE)], dim=-1)[..., : contract.vocab]
     with torch.device("meta"):
         empty = Model(config)
-    return TorchBackend(empty, contract).propose(logits), made
+    return TorchBackend(empty, contract, barred=source.missing_ids()).propose(logits), made
 
 
 def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:

@@ -147,12 +147,12 @@ class SideBySide:
         return gap
 
     def _logits(self, log_probs: Tensor) -> Floats:
-        """Differences of all log-probabilities, where the graph has logits; the mask token's are -inf and left out."""
+        """Differences of all log-probabilities, where the graph has logits; those of barred ids are -inf and left out."""
         if self.candidate.last_logits is None:
             return np.zeros(1, np.float32)
         theirs = torch.log_softmax(torch.from_numpy(self.candidate.last_logits), dim=-1)
         delta = theirs - log_probs
-        delta[..., self.contract.mask_id] = 0
+        delta[..., self.reference.barred] = 0
         return delta.numpy()
 
     def _written(self, forward: Forward) -> tuple[Floats, Floats]:

@@ -61,7 +61,7 @@ def verify(args: argparse.Namespace) -> int:
     verify_files(made, engine, "always")
     requests = held_out(source, made.contract, prompts(args.task, args.data, args.prompts))
     candidate = OrtBackend(made.path / engine.model, made.contract)
-    reference = TorchBackend(source.build(), made.contract)
+    reference = TorchBackend(source.build(), made.contract, barred=source.missing_ids())
     compared = compare(reference, candidate, requests, gate=engine.gate)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     checks = parity.checks(precision=engine.precision)

@@ -14,6 +14,8 @@ import onnx
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from export import onnx as command
 from export import verify
@@ -207,6 +209,26 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     assert capsys.readouterr().out.count("[ok]") == 3
     at = bundle.read(tmp_path / "student.bundle")
     assert max(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids) < known
+
+
+def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two ids that are no token, whose rows the head likes best."""
+    source = student()
+    known, gap = source.model.vocab, [50, 51]
+    names = {f"t{i}": i for i in range(known) if i not in gap}
+    head = source.weights["embed_tokens.weight"].clone()
+    head[gap] = 5 * torch.randn(2, source.model.width, generator=torch.Generator().manual_seed(0))
+    weights = {**source.weights, "lm_head.weight": head}
+    holed = replace(source, model=replace(source.model, tied=False), weights=weights)
+    holed = replace(holed, tokenizer=Tokenizer(BPE(names, [])).to_str())
+    contract, request = contract_of(holed), Request(np.arange(3, 40), 20)
+    assert holed.missing_ids() == gap and contract.vocab == known
+    assert set(gap) & set(generate(TorchBackend(holed.build(), contract), request).token_ids)  # nothing barred
+    save(holed, tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--logits"]) == 0  # which compares both engines
+    assert capsys.readouterr().out.count("[ok]") == 3
+    at = bundle.read(tmp_path / "student.bundle")
+    assert not set(gap) & set(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids)
 
 
 def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
