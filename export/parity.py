@@ -147,7 +147,7 @@ class SideBySide:
         return gap
 
     def _logits(self, log_probs: Tensor) -> Floats:
-        """Differences of all log-probabilities, where the graph has logits; those of barred ids are -inf and left out."""
+        """Differences of all log-probabilities where the graph has logits; barred ids have -inf and are left out."""
         if self.candidate.last_logits is None:
             return np.zeros(1, np.float32)
         theirs = torch.log_softmax(torch.from_numpy(self.candidate.last_logits), dim=-1)
