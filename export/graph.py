@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from runtime.contract import cache_names
 from runtime.errors import UserError
-from runtime.ort import cache_names
 from train.checkpoint import Checkpoint
 from train.model import Attention, Layer, RMSNorm, rotary_tables
 
