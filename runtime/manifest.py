@@ -106,6 +106,11 @@ class Bundle:
         kind = "ort" if name is None else name
         found = [e for e in self.engines if e.name == kind]
         found = found or [e for e in self.engines if (e.build is not None if kind == "trt" else e.dialect == kind)]
+        if not found and kind == "trt" and any(e.dialect != "ort" for e in self.engines):
+            raise UserError(
+                f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
+                f"it: python -m export.trt --bundle {self.path}"
+            )
         if not found:
             wanted = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
             names = ", ".join(e.name for e in self.engines)

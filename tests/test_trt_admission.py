@@ -118,6 +118,17 @@ def test_an_engine_is_named_or_the_first_of_its_kind(name: str | None, found: li
         bundle.matching("int8")
 
 
+def test_a_graph_that_no_engine_was_built_of_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.bundle"
+    add_engine(path, tiny.contract())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["engines"][0].update(model=manifest["engines"][0].pop("build")["onnx"], target="any")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"graphs for TensorRT, but no engine .*: python -m export\.trt --bundle"):
+        read(path).matching("trt")
+    assert read(path).engine("trt-fp32-sm89-64").build is None
+
+
 def _build(**changes: Any) -> Callable[[dict[str, Any]], None]:
     return lambda manifest: manifest["engines"][0]["build"].update(changes)
 
