@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo try test clean
+# TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
+FLAVOR ?= rtx
+
+.PHONY: help demo try test gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
+	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
 # A torch that this Python already has is used; otherwise the pinned one is installed.
 $(VENV)/.training: pyproject.toml constraints.txt
@@ -42,6 +46,10 @@ test: $(VENV)/.testing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+gpu-report: $(VENV)/.testing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[$(FLAVOR)]'
+	@$(BIN)/python samples/gpu_report.py
 
 clean:
 	rm -rf $(VENV) .try build dist *.egg-info

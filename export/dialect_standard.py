@@ -68,12 +68,17 @@ def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
 def heads_of(
     config: ModelConfig, frame: Frame, query: Tensor, key: Tensor | None, value: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries [batch, heads, width, head_dim], rotated keys and values [batch, kv_heads, width, head_dim]."""
+    """Rotated queries [batch, heads, width, head_dim], rotated keys and values [batch, kv_heads, width, head_dim].
+
+    Queries are scaled by head_dim ** -0.5 here: TensorRT's parser would spread the operator's `scale` over queries and
+    keys, a product over the whole cache at every step, and fp16 holds the sums of scaled ones.
+    """
     if key is None or value is None:
         query, key, value = split_heads(config, query)
     place = (*query.shape[:2], -1, config.head_dim)
     query, key, value = (x.reshape(place).transpose(1, 2) for x in (query, key, value))
-    return rotate(query, frame.cos, frame.sin), rotate(key, frame.cos, frame.sin), value
+    scaled = rotate(query.float(), frame.cos, frame.sin) * config.head_dim**-0.5
+    return scaled.to(query.dtype), rotate(key, frame.cos, frame.sin), value
 
 
 def scatter_attention(
@@ -81,13 +86,14 @@ def scatter_attention(
 ) -> tuple[Tensor, ...]:
     """`TensorScatter` into the cache and `Attention` over all of it, both of opset 24.
 
-    The mask is explicit: TensorRT's parser accepts the operator's own `nonpad_kv_seqlen` and ignores it.
+    The mask is explicit: TensorRT's parser accepts the operator's own `nonpad_kv_seqlen` and ignores it. It refuses
+    `softmax_precision`, so how wide the softmax inside the operator is, is the library's choice.
     """
     query, key, value = heads_of(config, frame, query, key, value)
     present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
     keys, values = present or (key, value)
     mixed: Tensor = torch.onnx.ops.symbolic(
-        "Attention", (query, keys, values, frame.mask), {"scale": config.head_dim**-0.5, "softmax_precision": 1},
+        "Attention", (query, keys, values, frame.mask), {"scale": 1.0},
         dtype=query.dtype, shape=query.shape, version=24,
     )  # fmt: skip
     return (mixed.transpose(1, 2).flatten(2), *present)
@@ -108,8 +114,7 @@ def written_out_attention(
     query, key, value = heads_of(config, frame, query, key, value)
     keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)) if past else (key, value)
     batch, heads, width, head_dim = query.shape
-    # Scaled before the product, whose sums fp16 then holds; heads of a group stand below one another.
-    grouped = (query * head_dim**-0.5).reshape(batch, config.kv_heads, -1, head_dim)
+    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # heads of a group stand below one another
     scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, width, -1)
     weights = torch.softmax(scores if frame.mask is None else scores + frame.mask, dim=-1).to(values.dtype)
     mixed = weights.view(batch, config.kv_heads, heads // config.kv_heads * width, -1) @ values

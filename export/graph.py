@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from runtime.contract import cache_names
 from runtime.errors import UserError
-from runtime.ort import cache_names
 from train.checkpoint import Checkpoint
 from train.model import Attention, Layer, RMSNorm, rotary_tables
 
@@ -118,7 +118,8 @@ class StepGraph(nn.Module):
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.embedding = frozen(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
-        self.head = self.embedding if config.tied else frozen(model.lm_head.weight.to(dtype))  # [vocab, hidden]
+        # Not the embedding under a second name: the exporter would keep one of the two.
+        self.head = None if config.tied else frozen(model.lm_head.weight.to(dtype))  # [vocab, hidden]
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
         barred = torch.zeros(config.vocab)
@@ -156,9 +157,10 @@ class StepGraph(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Scores of every token, the mask token and ids that are no token barred, fp32 [rows, vocab]."""
+        head = self.embedding if self.head is None else self.head
         if self.dtype == torch.float32:
-            return F.linear(x, self.head, self.barred)  # one Gemm, which takes a tied head as it is
-        return F.linear(x.to(self.dtype), self.head).float() + self.barred  # NEVER is no number of fp16
+            return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
+        return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is no number of fp16
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.backend import Floats, Proposal
-from runtime.contract import Contract
-from runtime.ort import REDUCED, cache_names, load_session
+from runtime.contract import Contract, cache_names
+from runtime.ort import REDUCED, load_session
 from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend

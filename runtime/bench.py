@@ -13,11 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .command import DONE, Parser, add_engine_options, print_json, run
+from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .cores import physical_cores
 from .errors import UserError
 from .measure import answers, forwards
-from .model import Model, load
+from .model import Model
 
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(args: argparse.Namespace) -> int:
     """Loads the bundle, measures, prints."""
     texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
-    model = load(args.bundle, engine=args.engine, threads=args.threads, verify=args.verify)
+    model = load_model(args)
     requests = [model.request(text, max_new_tokens=args.max_new_tokens) for text in texts]
     values: dict[str, Any] = {"conditions": conditions(model, args, texts)}
     print("timing forwards ...", file=sys.stderr)
@@ -65,8 +67,6 @@ def read_prompts(path: Path) -> list[str]:
 
 def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
     """What the figures depend on."""
-    from .ort import physical_cores
-
     contract = model.contract
     return {
         "processor": processor(),
@@ -74,6 +74,7 @@ def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> 
         "logical_cores": os.cpu_count(),
         "threads": args.threads or physical_cores(),
         "engine": model.engine,
+        "backend": model.backend.name,
         "precision": model.precision,
         "block": contract.block,
         "capacity": contract.capacity,
@@ -83,7 +84,7 @@ def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> 
         "warmup": args.warmup,
         "versions": {
             "python": platform.python_version(),
-            **{name: installed(name) for name in ("numpy", "onnxruntime")},
+            **{name: found for name in PACKAGES if (found := installed(name))},
         },
     }
 

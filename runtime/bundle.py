@@ -1,9 +1,7 @@
 """A bundle on disk: one flat folder with a manifest, the engines' files, the tokenizer and the chat template.
 
-manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
-parity}], tokenizer: {file, sha256}, chat_template: {file, sha256} or null, provenance}. A file's name carries its
-content's hash, and the manifest is replaced by one rename, last, so that whoever reads finds either the older bundle or
-the newer one.
+A file's name carries its content's hash, and the manifest is replaced by one rename, last, so that whoever reads finds
+either the older bundle or the newer one. What the manifest says is in `manifest`.
 """
 
 from __future__ import annotations
@@ -14,92 +12,22 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .contract import Contract, GateSpec, parse_contract, parse_gate
+from . import memory
+from .contract import Contract
 from .errors import UserError
+from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-KEYS = {"format", "contract", "engines", "tokenizer", "chat_template", "provenance"}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
-SHA256 = re.compile(r"[0-9a-f]{64}")
+__all__ = ["Build", "Bundle", "Engine", "content_name", "read", "sha256", "verify_files", "write"]
+
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
 )  # what a write may leave behind
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """One way to run the model. target: `cpu`, or a GPU's name where the file is bound to one; gate: replaces the
-    contract's, since quantisation shifts confidences; model: the file to load; files: all its files with their sha256;
-    parity: what was measured against PyTorch when it was made."""
-
-    name: str
-    dialect: str
-    precision: str
-    target: str
-    gate: GateSpec | None
-    model: str
-    files: dict[str, str]
-    parity: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A manifest that was read and found whole. texts: tokenizer and chat template with their sha256."""
-
-    path: Path
-    contract: Contract
-    engines: tuple[Engine, ...]
-    tokenizer: Path
-    chat_template: str | None
-    texts: dict[str, str]
-    provenance: dict[str, Any]
-
-    def engine(self, name: str | None = None) -> Engine:
-        """The engine of that name; by default the first for ONNX Runtime. Raises UserError listing those there are."""
-        found = [e for e in self.engines if (e.dialect == "ort" if name is None else e.name == name)]
-        if not found:
-            wanted = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
-            names = ", ".join(e.name for e in self.engines)
-            raise UserError(f"{self.path} has no {wanted}; it has {names}: name one with --engine, or export it")
-        return found[0]
-
-
-def read(path: Path) -> Bundle:
-    """The bundle at `path`; its engines are not read (see `verify_files`). Raises UserError for anything unexpected."""
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
-    try:
-        values = json.loads(manifest.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_constant=_constant)
-    except ValueError as error:  # malformed JSON or UTF-8, or a refusal of ours
-        raise UserError(f"{manifest} cannot be read ({error}); export the bundle again") from None
-    except RecursionError:
-        raise UserError(f"{manifest} cannot be read (nested too deeply); export the bundle again") from None
-    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
-        found = values["format"]
-        raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; export it again with this version")
-    _exactly(values, KEYS, "manifest")
-    contract = parse_contract(values["contract"])
-    if not isinstance(values["engines"], list) or not values["engines"]:
-        raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
-    engines = tuple(_engine(entry) for entry in values["engines"])
-    if len({engine.name for engine in engines}) != len(engines):
-        raise UserError("manifest.engines has two engines of one name; export the bundle again")
-    texts = [_text(values["tokenizer"], "tokenizer")]
-    if values["chat_template"] is not None:
-        texts.append(_text(values["chat_template"], "chat_template"))
-    if not isinstance(values["provenance"], dict):
-        raise UserError("manifest.provenance is not an object; export the bundle again")
-    template = _regular(path / texts[1][0]).read_text(encoding="utf-8") if len(texts) > 1 else None
-    return Bundle(path, contract, engines, path / texts[0][0], template, dict(texts), values["provenance"])
 
 
 def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
@@ -110,10 +38,10 @@ def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
-    known = _remembered() if policy == "first" else {}
+    known = memory.seen() if policy == "first" else {}
     found = {}
     for name, expected in {**engine.files, **bundle.texts}.items():
-        file = _regular(bundle.path / name)
+        file = regular(bundle.path / name)
         status = file.stat()
         mark = [status.st_size, status.st_mtime_ns, status.st_ino, expected]
         if known.get(str(file.resolve())) != mark:
@@ -121,7 +49,7 @@ def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
             found[str(file.resolve())] = mark
     if found and policy == "first":
-        _remember({**known, **found})
+        memory.see({**known, **found})
 
 
 def write(
@@ -132,7 +60,7 @@ def write(
 
     artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the
     bundle where they lie on its file system, else copied. An engine of the same
-    dialect, precision and target is replaced. The others stay where the bundle came from the same checkpoint
+    `key` is replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
     """
@@ -148,9 +76,11 @@ def write(
             for file in artefacts:
                 _place(path / file.name, file)
             stored = {name: _place_text(path, name, *text) for name, text in texts.items()}
-            values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [asdict(e) for e in engines]}
+            values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines]}
             values |= {**stored, "provenance": dict(provenance)}
-            _replace(path / MANIFEST, json.dumps(values, indent=1).encode())
+            text = json.dumps(values, indent=1)
+            parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
+            _replace(path / MANIFEST, text.encode())
         finally:
             _sweep(path)
         return read(path)
@@ -179,8 +109,7 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
     old = read(path)
     if old.provenance.get("checkpoint_sha256") != provenance.get("checkpoint_sha256"):
         return []
-    key = (new.dialect, new.precision, new.target)
-    stay = [e for e in old.engines if (e.dialect, e.precision, e.target) != key]
+    stay = [e for e in old.engines if e.key != new.key]
     if stay and old.contract != contract:
         known, wanted = old.contract.as_dict(), contract.as_dict()
         wrong = next(name for name in wanted if known[name] != wanted[name])
@@ -261,82 +190,3 @@ def _settle(temporary: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _engine(values: Any) -> Engine:
-    _exactly(values, {field.name for field in fields(Engine)}, "manifest.engines")
-    for name in ("name", "dialect", "precision", "target", "model"):
-        if not isinstance(values[name], str) or not values[name]:
-            raise UserError(f"manifest.engines: {name} is {values[name]!r}; expected a text")
-    if not isinstance(values["files"], dict) or not isinstance(values["parity"], dict):
-        raise UserError("manifest.engines: files and parity have to be objects; export the bundle again")
-    files = dict(_text({"file": name, "sha256": digest}, "engines") for name, digest in values["files"].items())
-    if values["model"] not in files:
-        raise UserError(f"manifest.engines: model {values['model']!r} is not among its files; export the bundle again")
-    gate = None if values["gate"] is None else parse_gate(values["gate"])
-    return Engine(**{**values, "gate": gate, "files": files})
-
-
-def _text(values: Any, place: str) -> tuple[str, str]:
-    """A file's name and sha256."""
-    _exactly(values, {"file", "sha256"}, f"manifest.{place}")
-    name, digest = values["file"], values["sha256"]
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name == MANIFEST:
-        raise UserError(f"manifest.{place}: {name!r} is not a plain file name; a bundle is flat")
-    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
-        raise UserError(f"manifest.{place}: the sha256 of {name} is {digest!r}; expected 64 hexadecimal digits")
-    return name, digest
-
-
-def _exactly(values: Any, keys: set[str], place: str) -> None:
-    if not isinstance(values, dict):
-        raise UserError(f"{place} is {type(values).__name__}; expected an object")
-    if unknown := sorted(values.keys() - keys):
-        raise UserError(f"{place} has unknown keys {', '.join(unknown)}; it was written by another version")
-    if missing := sorted(keys - values.keys()):
-        raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return values
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _regular(file: Path) -> Path:
-    try:
-        regular = stat.S_ISREG(file.lstat().st_mode)
-    except OSError:
-        raise UserError(f"{file} is missing; copy or export the bundle again") from None
-    if not regular:
-        raise UserError(f"{file} is not a plain file; a bundle holds no links and no folders")
-    return file
-
-
-def _memory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockstep" / "verified.json"
-
-
-def _remembered() -> dict[str, Any]:
-    try:
-        known = json.loads(_memory().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(marks: dict[str, Any]) -> None:
-    try:
-        _memory().parent.mkdir(parents=True, exist_ok=True)
-        there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
-        temporary = _memory().with_name(f".verified.{os.getpid()}.part")
-        temporary.write_text(json.dumps(there), encoding="utf-8")
-        os.replace(temporary, _memory())
-    except (OSError, RuntimeError):
-        return  # not remembered: hashed again the next time

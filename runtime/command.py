@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from .errors import NumericalError, UserError
+from .errors import DeviceError, NumericalError, UserError
+from .model import Model, load
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -22,7 +23,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(command: Callable[[], int]) -> int:
-    """The exit code of a command: its own, 1 for unusable numbers, 2 for a user's mistake, 130 for an interrupt.
+    """The exit code of a command: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake, 130
+    for an interrupt.
 
     A reader that closed the pipe had what it wanted: nothing is said and the code is 0.
     """
@@ -32,7 +34,7 @@ def run(command: Callable[[], int]) -> int:
         return code
     except UserError as error:
         return _say(error, MISTAKE)
-    except NumericalError as error:
+    except (NumericalError, DeviceError) as error:
         return _say(error, FAILED)
     except BrokenPipeError:
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -50,10 +52,22 @@ def print_json(values: Mapping[str, Any]) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that loads a bundle."""
     add = parser.add_argument
-    add("--engine", metavar="NAME", help="an engine of the bundle (default: the first for ONNX Runtime)")
+    add("--engine", metavar="NAME",
+        help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where an ONNX Runtime engine runs (default: cpu)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores)")
     add("--verify", choices=("first", "always"), default="first",
         help="check the files' hashes at their first load, or always (default: first)")  # fmt: skip
+    add("--trust-engine", action="store_true",
+        help="load a TensorRT engine that this machine did not build: native code, which runs as you")  # fmt: skip
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model of a bundle as those options say."""
+    return load(
+        args.bundle, engine=args.engine, threads=args.threads, verify=args.verify, device=args.device,
+        trust_engine=args.trust_engine,
+    )  # fmt: skip
 
 
 def _say(error: Exception, code: int) -> int:

@@ -59,7 +59,8 @@ class Contract:
 
     alignment, attention, shift: see the README's table. block, canvas, capacity: tokens. `canvas` is how many answer
     positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
-    PyTorch's model; an engine's cache has the type that its own graph declares.
+    PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where
+    an engine takes fewer tokens at once than the cache holds and a prompt is one span.
     """
 
     alignment: str
@@ -80,10 +81,20 @@ class Contract:
     gate: GateSpec
     top_k: int = 0
     batch: int = 1
+    max_prompt: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
-        return {**asdict(self), "eos_ids": list(self.eos_ids)}
+        values = {**asdict(self), "eos_ids": list(self.eos_ids)}
+        if self.max_prompt is None:
+            del values["max_prompt"]
+        return values
+
+
+def cache_names(part: int) -> tuple[str, str]:
+    """Input and output name of a part of the cache: keys of layer 0, its values, keys of layer 1, ..."""
+    kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
+    return f"past_key_values.{kind}", f"present.{kind}"
 
 
 def parse_gate(values: Any) -> GateSpec:
@@ -122,6 +133,8 @@ def parse_contract(values: Any) -> Contract:
     for name in ("block", "canvas", "capacity", "vocab", "layers", "kv_heads", "head_dim", "batch"):
         _integer(f"contract.{name}", getattr(contract, name), 1)
     _integer("contract.top_k", contract.top_k, 0)
+    if contract.max_prompt is not None:
+        _integer("contract.max_prompt", contract.max_prompt, 1)
     for name, token in (
         ("mask_id", contract.mask_id),
         ("pad_id", contract.pad_id),

@@ -1,4 +1,4 @@
-"""The two errors users meet: a mistake of theirs, and numbers that make no sense."""
+"""The errors users meet: a mistake of theirs, numbers that make no sense, a device that failed."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class NumericalError(ArithmeticError):
     """The model gave scores that are not numbers; going on would return arbitrary text."""
+
+
+class DeviceError(RuntimeError):
+    """A call of the GPU's driver or of TensorRT failed. Told in one line that names the call; commands exit 1."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from .command import DONE, Parser, add_engine_options, print_json, run
+from .command import DONE, Parser, add_engine_options, load_model, print_json, run
 from .errors import UserError
-from .model import Answer, Block, Model, blocks, collect, load
+from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result
 from .show import summary, view, watched
 
@@ -24,7 +24,7 @@ def generate(args: argparse.Namespace) -> int:
     """Loads the bundle, answers, prints."""
     prompt = read_prompt(args)
     started = time.perf_counter()
-    model = load(args.bundle, engine=args.engine, threads=args.threads, verify=args.verify)
+    model = load_model(args)
     loaded = time.perf_counter() - started
     steps = model.steps(
         prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused", raw=args.raw

@@ -51,6 +51,11 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
         raise UserError("the prompt is empty; give at least one token")
     if tokens < 1:
         raise UserError(f"max_new_tokens is {tokens}; expected at least 1")
+    if contract.max_prompt is not None and prompt > contract.max_prompt:
+        raise UserError(
+            f"the prompt has {prompt} tokens, but this engine takes one of at most {contract.max_prompt}; shorten it, "
+            "or build the engine with a larger --max-prompt"
+        )
     room = room_for_answer(contract, prompt)
     if tokens > room:
         limit = (

@@ -151,7 +151,7 @@ def places(room: int, multiple: int) -> list[int]:
 
 def prefill_lengths(contract: Contract) -> list[int]:
     """A block, a quarter, half and the whole of the room before one block, as this model prefills them."""
-    room = contract.capacity - contract.block
+    room = min(contract.capacity - contract.block, contract.max_prompt or contract.capacity)
     lengths = {committed_prompt(contract, length) for length in (contract.block, room // 4, room // 2, room)}
     return sorted(length for length in lengths if length > 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from .layout import check_room, room_for_answer
 from .sequence import Result
 
 if TYPE_CHECKING:
+    from .manifest import Bundle, Engine
     from .text import Tokenizer
 
 NEW_TOKENS = 256  # asked for where nothing else is said, cut to the room that the prompt leaves
@@ -142,30 +143,53 @@ class Model:
             self._busy.release()
 
 
-def load(path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first") -> Model:
+def load(
+    path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first",
+    device: str = "cpu", trust_engine: bool = False,
+) -> Model:  # fmt: skip
     """The model in a bundle's folder, ready to answer.
 
-    engine: one that the manifest names, by default its first for ONNX Runtime; threads: of a forward, by default the
-    physical cores; verify: `first` checks the files' hashes once and then remembers them, `always` every time. Raises
-    UserError for a bundle, engine or package that is missing or does not fit.
+    engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
+    first for ONNX Runtime; threads: of a forward, by default the physical cores; verify: `first` checks the files'
+    hashes once and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX Runtime engine;
+    trust_engine: load a TensorRT engine, which is native code, though this machine did not build it. Raises UserError
+    for a bundle, engine, package, driver or GPU that is missing or does not fit.
     """
-    from .bundle import read, verify_files
+    from .bundle import read
     from .text import Tokenizer
 
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1")
+    bundle = read(Path(path))
+    found = bundle.matching(engine)
+    if found[0].build is None:
+        chosen, backend = found[0], _on_ort(bundle, found[0], threads, verify, device)
+    else:
+        chosen, backend = _on_tensorrt(bundle, found, verify, trust_engine)
+    tokenizer = Tokenizer(bundle.tokenizer, bundle.chat_template)
+    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
+
+
+def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, device: str) -> Backend:
+    from .bundle import verify_files
+
     try:
         from .ort import OrtBackend
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
-    bundle = read(Path(path))
-    chosen = bundle.engine(engine)
-    if chosen.dialect != "ort":
-        raise UserError(f"engine {chosen.name} is of the dialect {chosen.dialect}; expected one of the dialect ort")
-    verify_files(bundle, chosen, verify)
-    backend = OrtBackend(bundle.path / chosen.model, bundle.contract, threads)
-    tokenizer = Tokenizer(bundle.tokenizer, bundle.chat_template)
-    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
+    if engine.dialect != "ort":
+        raise UserError(f"engine {engine.name} is of the dialect {engine.dialect}; expected one of the dialect ort")
+    verify_files(bundle, engine, verify)
+    return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
+
+
+def _on_tensorrt(bundle: Bundle, engines: Sequence[Engine], verify: str, trust: bool) -> tuple[Engine, Backend]:
+    from .bundle import verify_files
+    from .trt_backend import open_engines
+
+    verify_files(bundle, replace(engines[0], files={}), verify)  # the engine's own file is hashed as it is read
+    backend = open_engines(bundle, engines, trust=trust)
+    return backend.engines[0], backend
 
 
 def token_ids(prompt: Sequence[int] | Ints) -> Ints:

@@ -1,8 +1,7 @@
-"""The ONNX Runtime backend: runs an exported step graph on the CPU over a cache that is never copied in a request."""
+"""The ONNX Runtime backend: runs an exported step graph over a cache that stays where it is, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .backend import Floats, Forward, Proposal
-from .contract import Contract
-from .errors import UserError
+from .contract import Contract, cache_names
+from .cores import physical_cores
+from .errors import DeviceError, UserError
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 REDUCED = ("token", "confidence", "entropy")
+CUDA = "CUDAExecutionProvider"
 SHAPES = 8  # (width, rows) pairs whose bindings are kept: canvas, fused and the latest prefills
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
 
@@ -43,14 +44,17 @@ class OrtBackend:
     """A step graph of any dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
-    by default. Raises UserError where the file cannot be loaded or is not the graph of that contract.
+    by default. device: `cpu` or `cuda`, where the cache is a GPU's memory and only the small arrays cross; what the
+    GPU's kernels do not take is a DeviceError then. Raises UserError where the file cannot be loaded or is not the
+    graph of that contract.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None) -> None:
-        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads)
-        self._contract, self.capacity = contract, 0
+    def __init__(
+        self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None, device: str = "cpu"
+    ) -> None:
+        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device)
+        self._contract, self.capacity, self.device = contract, 0, device
+        self._parts: list[ort.OrtValue] = []  # on a GPU, in place of `cache`
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
         self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
         self._bindings: dict[tuple[int, int], Binding] = {}
@@ -60,12 +64,16 @@ class OrtBackend:
         self._check_graph()
 
     @property
+    def name(self) -> str:
+        return "onnxruntime" if self.device == "cpu" else f"onnxruntime on {self.device}"
+
+    @property
     def contract(self) -> Contract:
         return self._contract
 
     def share(self) -> OrtBackend:
         """Another backend with a cache of its own over the same session, for another thread."""
-        return OrtBackend(self.session, self._contract)
+        return OrtBackend(self.session, self._contract, device=self.device)
 
     def open(self, batch: int, capacity: int) -> None:
         if batch != 1:
@@ -76,6 +84,8 @@ class OrtBackend:
             self._allocate(bucket(capacity, self._contract.capacity))
         else:
             self.cache.fill(0)
+            for part in self._parts:
+                part.update_inplace(np.zeros(part.shape(), self.cache.dtype))
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
@@ -84,7 +94,7 @@ class OrtBackend:
         self._bindings[width, n] = bound  # the latest used is the last, so that the first is the one to drop
         for name in ("input_ids", "past_length", "visible", "rows"):
             np.copyto(bound.buffers[name], getattr(forward, name))
-        self.session.run_with_iobinding(bound.io)
+        self._run(bound)
         if self._form.delta:
             self._append(bound, int(forward.past_length[0]), width)
         self.last_logits = bound.buffers.get("logits")
@@ -100,12 +110,27 @@ class OrtBackend:
         for i, part in enumerate(self.cache):
             part[:, :, past : past + width] = bound.buffers[cache_names(i)[1]]
 
+    def _run(self, bound: Binding) -> None:
+        if self.device == "cpu":
+            self.session.run_with_iobinding(bound.io)
+            return
+        try:
+            for name in self._inputs:
+                if name in bound.buffers:
+                    bound.io.bind_cpu_input(name, bound.buffers[name])  # copied as it is bound, so at every forward
+            self.session.run_with_iobinding(bound.io)
+        except Exception as error:  # its errors share no class of their own
+            raise DeviceError(f"onnxruntime failed on the GPU: {' '.join(str(error).split())[:300]}") from None
+
     def _allocate(self, capacity: int) -> None:
         c, cached = self._contract, self._contract.attention != "full"
         capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
         self._bindings.clear()
         self.cache, self.capacity = np.zeros(shape, self._form.dtype), capacity
+        if self.device != "cpu":
+            self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
+            self.cache = self.cache[:0]
 
     def _bind(self, width: int, n: int) -> Binding:
         while len(self._bindings) >= SHAPES:
@@ -120,8 +145,11 @@ class OrtBackend:
             new = np.zeros((*part.shape[:2], width, part.shape[3]), part.dtype) if self._form.delta else part
             buffers |= {past: part, present: new}
         io = self.session.io_binding()
+        for i, value in enumerate(self._parts):
+            io.bind_ortvalue_input(cache_names(i)[0], value)
+            io.bind_ortvalue_output(cache_names(i)[1], value)
         for names, bind in ((self._inputs, io.bind_input), (self._outputs, io.bind_output)):
-            for name in names:
+            for name in (name for name in names if name in buffers):
                 array = buffers[name]
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return Binding(io, buffers)
@@ -166,43 +194,34 @@ def cache_form(session: ort.InferenceSession) -> CacheForm:
     return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length)
 
 
-def cache_names(part: int) -> tuple[str, str]:
-    """Input and output name of a part of the cache: keys of layer 0, its values, keys of layer 1, ..."""
-    kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
-    return f"past_key_values.{kind}", f"present.{kind}"
-
-
 def bucket(capacity: int, most: int) -> int:
     """The smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
 
 
-def load_session(model: Path, threads: int | None = None) -> ort.InferenceSession:
-    """A CPU session, which several backends may share. Raises UserError where ONNX Runtime does not take the file."""
+def load_session(model: Path, threads: int | None = None, device: str = "cpu") -> ort.InferenceSession:
+    """A session, which several backends may share. Raises UserError where ONNX Runtime does not take file or device."""
+    providers = ["CPUExecutionProvider"]
+    if device != "cpu":
+        if CUDA not in ort.get_available_providers():
+            raise UserError(
+                f"onnxruntime {ort.__version__} here runs on the CPU alone; for --device cuda, pip uninstall "
+                "onnxruntime and pip install 'blockstep[gpu]'"
+            )
+        providers.insert(0, CUDA)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
             "onnxruntime 1.30 or newer"
         ) from None
-
-
-def physical_cores() -> int:
-    """Cores this process may run on, counting the threads of one core once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _siblings(cpu: int) -> str:
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(cpu)
+    if session.get_providers()[0] != providers[0]:  # it goes on with the CPU where CUDA cannot be loaded
+        raise UserError("onnxruntime cannot use CUDA here; see that driver, CUDA and cuDNN fit it, or use --device cpu")
+    return session

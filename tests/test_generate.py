@@ -358,7 +358,7 @@ def test_an_interrupt_ends_with_130(bundle: str, monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object, **__: object) -> Model:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "load", interrupted)
+    monkeypatch.setattr(generate, "load_model", interrupted)
     assert generate.main([bundle, PROMPT]) == 130
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tokenizers", "jinja2", "safetensors"}
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "jinja2", "safetensors"}
+HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings loads `cuda` with the interpreter
 # Whose purpose is one library, or which is a command that needs it.
 MAY_IMPORT = {"ort": {"onnxruntime"}, "text": {"tokenizers"}, "show": {"tokenizers"}, "generate": {"tokenizers"}}
 

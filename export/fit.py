@@ -1,0 +1,206 @@
+"""Whether an engine fits a Jetson, by arithmetic: python -m export.fit student.bundle --device orin-nano"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from runtime.bundle import Bundle, Engine, read
+from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.errors import UserError
+
+MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU
+SYSTEM = 2.0  # GB for the system, the CUDA context and the libraries; an assumption, not a measurement
+BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2}
+MOST = 1 << 20  # positions; no longer caches are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an engine's memory depends on: sizes in elements, `weights` and `item` (one of the cache's numbers) in bytes.
+
+    widest: tokens of its widest forward, None where that is the capacity; scores: whether attention's scores are held,
+    which the fused operators do not; delta: whether new keys and values are held beside the cache.
+    """
+
+    weights: int
+    item: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
+    vocab: int
+    block: int
+    batch: int
+    widest: int | None
+    scores: bool
+    delta: bool
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes at a capacity in positions."""
+
+    capacity: int
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A device, whether the engine fits at its own capacity, and the largest capacity that would; None where none."""
+
+    device: str
+    memory_gb: float
+    system_gb: float
+    fits: bool
+    largest_capacity: int | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: fit(options(argv)))
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    what = "Adds up an engine's weights, cache and activations, and says which Jetson holds them. "
+    how = "GB are 1e9 bytes. An estimate from shapes; exit 1 where --device is given and too small."
+    p = Parser(prog="python -m export.fit", description=what + how)
+    p.add_argument("bundle", type=Path, help="the bundle's folder")
+    p.add_argument("--device", choices=tuple(MEMORY), help="one device (default: all)")
+    p.add_argument("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)")
+    p.add_argument("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)")
+    p.add_argument("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)")
+    p.add_argument("--system-gb", type=float, default=SYSTEM, metavar="GB",
+                   help=f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="prints one JSON object, sizes in bytes")
+    args = p.parse_args(argv)
+    for name in ("capacity", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; expected at least 1")
+    if not args.system_gb >= 0:
+        raise UserError(f"--system-gb is {args.system_gb}; expected a number from 0 on")
+    return args
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Reads the bundle, adds up, prints."""
+    bundle = read(args.bundle)
+    engine = chosen(bundle, args.engine)
+    shape = shape_of(bundle, engine, args.batch)
+    capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
+    need = needed(shape, capacity)
+    devices = (args.device,) if args.device else tuple(MEMORY)
+    verdicts = [verdict(device, shape, need, args.system_gb) for device in devices]
+    if args.json:
+        told = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, **asdict(need)}
+        print_json({**told, "total": need.total, "devices": [asdict(each) for each in verdicts]})
+    else:
+        print("\n".join(report(engine.name, need, verdicts)))
+    return FAILED if args.device and not verdicts[0].fits else DONE
+
+
+def chosen(bundle: Bundle, name: str | None) -> Engine:
+    """The engine of that name or kind, by default the first of TensorRT's, else the first."""
+    if name is not None:
+        return bundle.engine(name)
+    return next((engine for engine in bundle.engines if engine.build), bundle.engines[0])
+
+
+def shape_of(bundle: Bundle, engine: Engine, batch: int | None) -> Shape:
+    """An engine's shape from the contract and from the weights of its graph, whose values are not read."""
+    contract, build = bundle.contract, engine.build
+    file = bundle.path / (build.onnx if build else engine.model)
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except Exception as error:  # protobuf's and the system's, without a common class
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:100]}); export it again") from None
+    sizes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
+    caches = [BYTES[i.type.tensor_type.elem_type] for i in graph.input if i.name == "past_key_values.0.key"]
+    hidden = _size(sizes, file, "norm.weight", 1)
+    stored = (engine.model,) if build else tuple(engine.files)
+    return Shape(
+        weights=sum((bundle.path / name).stat().st_size for name in stored),
+        item=caches[0] if caches else BYTES[onnx.TensorProto.FLOAT],
+        hidden=hidden,
+        ffn=_size(sizes, file, ".down_proj", hidden),
+        heads=_size(sizes, file, ".o_proj", hidden) // contract.head_dim,
+        kv_heads=contract.kv_heads,
+        head_dim=contract.head_dim,
+        layers=contract.layers,
+        vocab=contract.vocab,
+        block=contract.block,
+        batch=batch or (build.batch if build else 1),
+        widest=max(most for _, most in build.profiles) if build else None,
+        scores=engine.dialect == "plain" or contract.attention == "full",
+        delta=engine.dialect == "plain",
+        cached=bool(caches),
+    )
+
+
+def needed(shape: Shape, capacity: int) -> Need:
+    """What an engine of that capacity holds at once: activations are the largest of attention, MLP and head."""
+    width = capacity if shape.widest is None else min(shape.widest, capacity)
+    tokens, keys = shape.batch * width, capacity + width if shape.delta else capacity
+    position = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.item * shape.batch
+    cache = (capacity + (width if shape.delta else 0)) * position if shape.cached else 0
+    packed = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.item
+    scores = shape.heads * keys * (4 + shape.item) if shape.scores else 0  # fp32, and the weights made of them
+    mask = keys * shape.item
+    attention = tokens * (packed + scores + mask)
+    mlp = tokens * 3 * shape.ffn * shape.item
+    head = 3 * 4 * shape.batch * shape.block * shape.vocab  # logits, probabilities and their product, in fp32
+    return Need(capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head))
+
+
+def verdict(device: str, shape: Shape, need: Need, system_gb: float) -> Verdict:
+    """What a device holds of an engine, and of how long a cache."""
+    left = (MEMORY[device] - system_gb) * 1e9
+    low, high = 0, MOST  # the largest capacity that fits lies in [low, high]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(shape, middle).total <= left else (low, middle - 1)
+    return Verdict(device, float(MEMORY[device]), system_gb, need.total <= left, low or None)
+
+
+def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The lines of the plain report, in GB."""
+    yield f"{engine} at a capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
+    for name in ("weights", "cache", "activations", "total"):
+        yield f"  {name:<12}{getattr(need, name) / 1e9:>9.3f}"
+    yield f"{'device':<12}{'memory':>8}{'system':>8}{'fits':>6}{'largest capacity':>18}"
+    for each in verdicts:
+        most = "none" if each.largest_capacity is None else f"{each.largest_capacity:,}"
+        most = f"over {MOST:,}" if each.largest_capacity == MOST else most
+        fits = "yes" if each.fits else "no"
+        yield f"{each.device:<12}{each.memory_gb:>8g}{each.system_gb:>8g}{fits:>6}{most:>18}"
+    yield "system is an assumption (--system-gb); building an engine on the device takes more than running it"
+
+
+def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
+    """The dimension beside `other` of the weight that has `part` in its name."""
+    for name, dims in sizes.items():
+        if part == name and len(dims) == 1:
+            return dims[0]
+        if part in name and len(dims) == 2 and other in dims:
+            return dims[0] if dims[1] == other else dims[1]
+    raise UserError(
+        f"{file} has no weights of {part.strip('.')} in it; expected a step graph of export.onnx or export.trt"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""A scripted stand-in for TensorRT, whose engine is a tiny PyTorch model over the buffers that it was given.
+
+It answers the calls of TensorRT's Python API that the runtime makes, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fake_cuda import FakeCuda
+from numpy.typing import NDArray
+
+from runtime.contract import Contract, cache_names
+from train.model import Model
+from train.torch_backend import TorchBackend
+
+NUMPY = {"int64": np.int64, "float32": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an engine file of the fake holds: a model, its contract, its profiles [(least, most)], rows of each."""
+
+    model: Model
+    contract: Contract
+    profiles: tuple[tuple[int, int], ...]
+    rows: int
+    scratch: int = 1000
+
+
+class FakeTensorRT:
+    """A TensorRT module. plans: engines by their file's content. changes: what its engines say differently of a tensor.
+
+    refuse: methods that answer False or None. capturable: what contexts answer, None where there is no such question.
+    """
+
+    __name__, __version__ = "tensorrt", "10.16.1.11"
+    TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
+    DataType = SimpleNamespace(INT64="INT64", FLOAT="FLOAT", HALF="HALF", BF16="BF16")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+        def __init__(self) -> None:
+            pass
+
+    def __init__(self, cuda: FakeCuda, plans: dict[bytes, Plan]) -> None:
+        self.cuda, self.plans = cuda, plans
+        self.changes: dict[str, tuple[str, str, tuple[int, ...]] | None] = {}
+        self.aliases: dict[str, str] = {}
+        self.refuse: set[str] = set()
+        self.capturable: bool | None = None
+        self.contexts: list[FakeContext] = []
+
+    def Runtime(self, logger: Any) -> SimpleNamespace:
+        self.logger = logger
+
+        def deserialize_cuda_engine(content: bytes) -> FakeEngine | None:
+            if content not in self.plans:
+                logger.log(2, "a warning")
+                logger.log(1, "magic tag\ndoes not match")
+                return None
+            return FakeEngine(self, self.plans[content])
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+
+class FakeEngine:
+    """What TensorRT says of an engine, from the tables of a plan."""
+
+    def __init__(self, library: FakeTensorRT, plan: Plan) -> None:
+        self.library, self.plan = library, plan
+        self.tensors = {
+            name: value for name, value in (tensors_of(plan) | library.changes).items() if value is not None
+        }
+        self.device_memory_size_v2 = plan.scratch
+        self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), len(plan.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.tensors[name][1]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name][2]
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
+        least, most = self.plan.profiles[index] if name == "input_ids" else (1, self.plan.rows)
+        return [(self.plan.contract.batch, size) for size in (least, most, most)]
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        in_place = self.plan.contract.cache == "in_place" and name.startswith("present.")
+        return self.library.aliases.get(name, name.replace("present", "past_key_values") if in_place else None)
+
+    def create_execution_context(self, strategy: str) -> FakeContext | None:
+        assert strategy == "USER_MANAGED"
+        if "create_execution_context" in self.library.refuse:
+            return None
+        self.library.contexts.append(FakeContext(self))
+        return self.library.contexts[-1]
+
+
+class FakeContext:
+    """One context; its model runs on the buffers whose addresses it has when the work is done."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.library, self.cuda = engine, engine.library, engine.library.cuda
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.profile: int | None = None
+        self.scratch: tuple[int, int] | None = None
+        self.log: list[str] = []
+        if self.library.capturable is not None:
+            self.is_stream_capturable = lambda stream: self.library.capturable
+
+    def _answer(self, name: str) -> bool:
+        self.log.append(name)
+        if name in self.library.refuse:
+            self.library.logger.log(1, f"{name} was refused")
+        return name not in self.library.refuse
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert address % 256 == 0 and size >= self.engine.plan.scratch
+        self.cuda.at(address, size)
+        self.scratch = (address, size)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream in self.cuda.streams
+        self.profile = index
+        return self._answer("set_optimization_profile_async")
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert name in self.engine.tensors and address % 256 == 0
+        self.addresses[name] = address
+        return self._answer("set_tensor_address")
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        assert self.profile is not None, "the profile comes first"
+        least, _, most = self.engine.get_tensor_profile_shape("rows" if name == "rows" else "input_ids", self.profile)
+        assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), (
+            f"{name} {shape} is not in the profile"
+        )
+        self.shapes[name] = tuple(shape)
+        return self._answer("set_input_shape")
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self.scratch is not None and self.addresses.keys() == self.engine.tensors.keys()
+        for name, (mode, _, shape) in self.engine.tensors.items():
+            assert mode == "OUTPUT" or -1 not in shape or name in self.shapes, f"{name} has no shape"
+        shapes = dict(self.shapes)
+        self.cuda.enqueue(lambda: self._compute(shapes), stream)
+        return self._answer("execute_async_v3")
+
+    def _array(self, name: str, shape: Sequence[int], dtype: str) -> NDArray[Any]:
+        kind = np.dtype(NUMPY[dtype])
+        return self.cuda.at(self.addresses[name], int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
+
+    @torch.no_grad()
+    def _compute(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        plan, c = self.engine.plan, self.engine.plan.contract
+        ids = torch.from_numpy(self._array("input_ids", shapes["input_ids"], "int64").copy())
+        rows = torch.from_numpy(self._array("rows", shapes["rows"], "int64").copy())
+        if c.attention == "full":
+            hidden = plan.model(ids, torch.full_like(ids, ids.shape[1]), None, None, ids.shape[1])
+        else:
+            past = torch.from_numpy(self._array("past_length", (c.batch,), "int64").copy())
+            visible = torch.from_numpy(self._array("visible", shapes["visible"], "int64").copy())
+            store = Store(self, past, ids.shape[1])
+            positions = past[:, None] + torch.arange(ids.shape[1])
+            hidden = plan.model(ids, visible, positions, store, store.length)
+        hidden = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+        proposal = TorchBackend(plan.model, c).propose(plan.model.logits(hidden).float()[..., : c.vocab])
+        self._array("token", rows.shape, "int64")[:] = proposal.token
+        self._array("confidence", rows.shape, "float32")[:] = proposal.confidence
+        self._array("entropy", rows.shape, "float32")[:] = proposal.entropy
+
+
+class Store:
+    """The buffers of a context as the model's cache: in place, or the new keys and values behind what is there."""
+
+    def __init__(self, context: FakeContext, past: torch.Tensor, width: int) -> None:
+        c = context.engine.plan.contract
+        self.context, self.contract, self.past = context, c, past
+        self.length = c.capacity if c.cache == "in_place" else c.capacity + width
+
+    def update(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (self._write(2 * layer + part, new) for part, new in enumerate((key, value)))
+        return keys, values
+
+    def _write(self, part: int, new: torch.Tensor) -> torch.Tensor:
+        """All keys or values that queries may see, position by position; `new` [batch, kv_heads, width, head_dim]."""
+        c, context, (past_name, present_name) = self.contract, self.context, cache_names(part)
+        cache = context._array(past_name, (c.batch, c.kv_heads, c.capacity, c.head_dim), c.dtype)
+        if c.cache == "in_place":
+            assert context.addresses[past_name] == context.addresses[present_name]
+        else:
+            context._array(present_name, new.shape, c.dtype)[:] = new.numpy()
+            cache = np.concatenate((cache, np.zeros(new.shape, cache.dtype)), axis=2)
+        for row, start in enumerate(self.past.tolist()):
+            end = min(start + new.shape[2], cache.shape[2])  # what lies behind the capacity is dropped without a word
+            cache[row, :, start:end] = new[row, :, : end - start].numpy()
+        return torch.from_numpy(cache.astype(np.float32))
+
+
+def tensors_of(plan: Plan) -> dict[str, tuple[str, str, tuple[int, ...]] | None]:
+    """Mode, type and shape of an engine's tensors, written out once more and not taken from the code under test."""
+    c, kind = plan.contract, {"float32": "FLOAT", "float16": "HALF"}[plan.contract.dtype]
+    wide, asked = (c.batch, -1), (c.batch, -1)
+    table: dict[str, tuple[str, str, tuple[int, ...]] | None] = {"input_ids": ("INPUT", "INT64", wide)}
+    if c.attention != "full":
+        table |= {"past_length": ("INPUT", "INT64", (c.batch,)), "visible": ("INPUT", "INT64", wide)}
+    table["rows"] = ("INPUT", "INT64", asked)
+    for name, dtype in (("token", "INT64"), ("confidence", "FLOAT"), ("entropy", "FLOAT")):
+        table[name] = ("OUTPUT", dtype, asked)
+    if c.attention == "full":
+        return table
+    for layer in range(c.layers):
+        for kv in ("key", "value"):
+            length = c.capacity if c.cache == "in_place" else -1
+            table[f"past_key_values.{layer}.{kv}"] = ("INPUT", kind, (c.batch, c.kv_heads, c.capacity, c.head_dim))
+            table[f"present.{layer}.{kv}"] = ("OUTPUT", kind, (c.batch, c.kv_heads, length, c.head_dim))
+    return table

@@ -1,0 +1,98 @@
+"""What an engine needs of a device's memory: sums that are done here by hand, and the commands that print them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export import fit
+from export.fit import MEMORY, MOST, Need, Shape, needed, verdict
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"
+# Qwen3-0.6B in fp16: 28 layers, width 1024, 16 heads and 8 of keys and values, all of 128, ffn 3072.
+QWEN = Shape(
+    weights=1_192_000_000, item=2, hidden=1024, ffn=3072, heads=16, kv_heads=8, head_dim=128, layers=28, vocab=151936,
+    block=32, batch=1, widest=512, scores=False, delta=False, cached=True,
+)  # fmt: skip
+
+
+def changed(**changes: object) -> Shape:
+    return Shape(**{**{name: getattr(QWEN, name) for name in Shape.__slots__}, **changes})  # type: ignore[arg-type]
+
+
+def test_the_sum_for_a_known_shape() -> None:
+    need = needed(QWEN, 1024)
+    assert need.cache == 1024 * 114_688, "112 KiB a position: 2 x 28 layers x 8 heads x 128 x 2 bytes"
+    residual, head = 2 * 512 * 1024 * 2, 3 * 4 * 32 * 151936
+    assert need.activations == residual + head, "the head of a whole vocabulary is the largest part here"
+    assert need.total == 1_192_000_000 + 117_440_512 + residual + head
+
+
+def test_what_is_held_beside_follows_from_the_dialect() -> None:
+    plain = needed(changed(scores=True, delta=True), 1024)
+    assert plain.cache == (1024 + 512) * 114_688, "the new keys and values of the widest forward lie beside the cache"
+    scores = 512 * (16 * 1536 * (4 + 2) + 1536 * 2 + (16 + 16) * 128 * 2)
+    assert plain.activations == 2 * 512 * 1024 * 2 + scores
+    assert needed(changed(cached=False), 1024).cache == 0
+    assert needed(changed(batch=4), 1024).cache == 4 * needed(QWEN, 1024).cache
+    wide = needed(changed(widest=None, vocab=1000), 2048)
+    assert wide.activations == 2 * 2048 * 1024 * 2 + 2048 * max(3 * 3072 * 2, 32 * 128 * 2 + 2048 * 2)
+
+
+@pytest.mark.parametrize("device", sorted(MEMORY))
+def test_the_largest_capacity_is_the_last_that_fits(device: str) -> None:
+    for shape in (QWEN, changed(weights=7_000_000_000), changed(scores=True, delta=True, widest=None)):
+        found = verdict(device, shape, needed(shape, 1024), 2.0)
+        room = (MEMORY[device] - 2) * 1e9
+        if found.largest_capacity is None:
+            assert needed(shape, 1).total > room and not found.fits
+            continue
+        assert needed(shape, found.largest_capacity).total <= room
+        assert found.largest_capacity == MOST or needed(shape, found.largest_capacity + 1).total > room
+        assert found.fits == (found.largest_capacity >= 1024)
+
+
+def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
+    llada = changed(weights=16_000_000_000, hidden=4096, ffn=12288, heads=32, kv_heads=32, layers=32, vocab=126464)
+    need = needed(llada, 1024)
+    fits = {device: verdict(device, llada, need, 2.0).fits for device in MEMORY}
+    assert fits == {"orin-nano": False, "orin-nx": False, "agx-orin": True, "thor": True}
+    assert verdict("orin-nano", llada, need, 2.0).largest_capacity is None
+
+
+def test_the_sample_bundle_fits_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main([str(SAMPLE), "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.out.count("\n") == 1 and captured.err == ""
+    assert told["cache"] == 2 * 6 * 1 * 64 * 4 * 512 and told["capacity"] == 512
+    assert told["weights"] == sum(file.stat().st_size for file in SAMPLE.glob("ort-*"))
+    assert told["total"] == Need(512, told["weights"], told["cache"], told["activations"]).total
+    assert [device["device"] for device in told["devices"]] == list(MEMORY)
+    assert all(device["fits"] for device in told["devices"])
+
+
+def test_a_device_that_is_too_small_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main([str(SAMPLE), "--device", "orin-nano"]) == 0
+    assert fit.main([str(SAMPLE), "--device", "orin-nano", "--system-gb", "8"]) == 1
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert last.split() == ["orin-nano", "8", "8", "no", "none"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["nowhere"], "no bundle at nowhere"),
+        ([str(SAMPLE), "--device", "orin"], "invalid choice: 'orin'"),
+        ([str(SAMPLE), "--capacity", "0"], "--capacity is 0"),
+        ([str(SAMPLE), "--batch", "0"], "--batch is 0"),
+        ([str(SAMPLE), "--system-gb", "nan"], "--system-gb is nan"),
+        ([str(SAMPLE), "--engine", "trt"], "has no engine 'trt'; it has ort-fp32"),
+    ],
+)
+def test_mistakes_are_one_line(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.main(options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and told in captured.err

@@ -1,0 +1,137 @@
+"""Forwards cut into pieces, and the profile and width that each is run with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from speaking import speaking_bundle
+
+from runtime import bench, generate
+from runtime.backend import Forward
+from runtime.errors import UserError
+from runtime.lane import Widths, choose
+from runtime.layout import check_room, prompt_visible
+from runtime.measure import prefill_lengths
+from runtime.pieces import cuts, pieces
+from train.torch_backend import TorchBackend
+
+BLOCK = tiny.BLOCK
+
+
+def prefill(alignment: str, length: int, past: int = 0) -> Forward:
+    """A prompt whose first, sixth and last token are asked for."""
+    contract = tiny.contract(alignment=alignment)
+    ids = np.random.default_rng(length).integers(3, tiny.VOCAB, (1, length))
+    rows = np.array([[0, 5, length - 1]])
+    return Forward(ids, np.array([past]), past + prompt_visible(contract, length)[None], rows)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "length", "widest", "expected"),
+    [
+        ("absolute", 20, 20, [20]),
+        ("absolute", 20, 19, [16, 20]),
+        ("absolute", 20, 8, [8, 16, 20]),
+        ("absolute", 20, 4, [4, 8, 12, 16, 20]),
+        ("end", 18, 9, [6, 14, 18]),
+        ("end", 18, 4, [2, 6, 10, 14, 18]),
+        ("prompt", 18, 18, [18]),
+    ],
+)
+def test_pieces_end_where_blocks_end(alignment: str, length: int, widest: int, expected: list[int]) -> None:
+    assert cuts(prefill(alignment, length), widest) == expected
+    assert cuts(prefill(alignment, length, past=12), widest) == expected
+
+
+@pytest.mark.parametrize(("alignment", "widest"), [("prompt", 17), ("absolute", 3), ("end", 3)])
+def test_tokens_that_see_each_other_are_not_cut(alignment: str, widest: int) -> None:
+    with pytest.raises(UserError, match=rf"18 tokens see each other, but this engine takes {widest} at once"):
+        cuts(prefill(alignment, 18), widest)
+
+
+def test_a_canvas_behind_a_prompt_is_a_piece_of_its_own() -> None:
+    one = prefill("prompt", 10)
+    ids = np.concatenate((one.input_ids, np.full((1, BLOCK), tiny.MASK)), axis=1)
+    visible = np.concatenate((one.visible, np.full((1, BLOCK), 10 + BLOCK)), axis=1)
+    both = Forward(ids, one.past_length, visible, np.array([[9, 10, 11, 12]]))
+    first, second = pieces(both, 10)
+    assert first.forward.rows.tolist() == [[9, 0, 0, 0]] and first.own.tolist() == [[True, False, False, False]]
+    assert second.forward.rows.tolist() == [[0, 0, 1, 2]] and second.own.tolist() == [[False, True, True, True]]
+    assert second.forward.past_length.tolist() == [10] and second.forward.visible.tolist() == [[14] * BLOCK]
+
+
+@pytest.mark.parametrize("alignment", ["absolute", "end"])
+def test_pieces_one_after_the_other_are_the_whole(alignment: str) -> None:
+    contract, forward = tiny.contract(alignment=alignment), prefill(alignment, 20 if alignment == "absolute" else 22)
+    whole, cut = (TorchBackend(tiny.model(1), contract) for _ in range(2))
+    whole.open(1, 64)
+    expected = whole.forward(forward)
+    for widest in (4, 6, 12, 22):
+        cut.open(1, 64)
+        token, confidence = np.zeros((1, 3), np.int64), np.zeros((1, 3), np.float32)
+        for piece in pieces(forward, widest):
+            assert piece.forward.input_ids.shape[1] <= widest
+            out = cut.forward(piece.forward)
+            np.copyto(token, out.token, where=piece.own)
+            np.copyto(confidence, out.confidence, where=piece.own)
+        assert token.tolist() == expected.token.tolist()
+        assert np.abs(confidence - expected.confidence).max() < 1e-6
+
+
+HOT, TWO, ANY = Widths(0, 32, 32, 32), Widths(1, 64, 64, 32), Widths(2, 1, 512, 32)
+
+
+@pytest.mark.parametrize(
+    ("width", "room", "expected"),
+    [
+        (32, 999, (HOT, 32)),
+        (64, 999, (TWO, 64)),
+        (10, 999, (HOT, 32)),
+        (33, 999, (TWO, 64)),
+        (65, 999, (ANY, 128)),
+        (500, 999, (ANY, 512)),
+        (10, 31, (ANY, 31)),
+        (40, 63, (ANY, 63)),
+        (512, 512, (ANY, 512)),
+    ],
+)
+def test_a_width_is_padded_to_the_narrowest_profile_that_the_room_allows(
+    width: int, room: int, expected: tuple[Widths, int]
+) -> None:
+    assert choose((HOT, TWO, ANY), width, room, padding=True) == expected
+
+
+def test_without_padding_widths_are_exact() -> None:
+    assert choose((HOT, ANY), 33, 40, padding=False) == (ANY, 33)
+    assert choose((HOT, ANY), 32, 40, padding=False) == (HOT, 32)
+    with pytest.raises(UserError, match="no profile of this engine takes 513 tokens with room for 600"):
+        choose((HOT, ANY), 513, 600, padding=False)
+
+
+def test_the_longest_prompt_of_an_engine_is_in_its_contract() -> None:
+    contract = tiny.contract(max_prompt=10)
+    check_room(contract, 10, 4)
+    with pytest.raises(UserError, match="has 11 tokens, but this engine takes one of at most 10"):
+        check_room(contract, 11, 4)
+    assert max(prefill_lengths(contract)) == 10 and max(prefill_lengths(tiny.contract())) == 60
+    assert "max_prompt" not in tiny.contract().as_dict() and contract.as_dict()["max_prompt"] == 10
+    with pytest.raises(UserError, match=r"contract\.max_prompt is 0"):
+        tiny.contract(max_prompt=0)
+
+
+def test_a_gpu_that_onnxruntime_does_not_have_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = str(speaking_bundle(tmp_path, "say it", "ab"))
+    for main in (generate.main, bench.main):
+        assert main([made, *(["x"] if main is generate.main else []), "--device", "cuda"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "runs on the CPU alone" in error and "'blockstep[gpu]'" in error

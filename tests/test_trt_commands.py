@@ -1,0 +1,72 @@
+"""`generate` and `bench` on a TensorRT engine, with stand-ins for NVIDIA's libraries in the interpreter's table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT
+from trt_bundle import BUILD, add_engine, content_of, plan_of
+
+from runtime import bench, generate, load
+from runtime.decode import Request
+from runtime.decode import generate as decode
+from train.model import Model, initialise
+from train.torch_backend import TorchBackend
+
+CONTRACT = tiny.contract(vocab=300)  # that of `tiny.checkpoint`'s tokenizer
+MODEL = initialise(Model(replace(tiny.shape(30), vocab=300)), 30).eval()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, FakeCuda]:
+    """A bundle whose engine was built elsewhere, on a machine with a GPU, cuda-python and TensorRT."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cuda, text = FakeCuda(), tiny.checkpoint().tokenizer
+    plan = plan_of(MODEL, CONTRACT, BUILD, "in_place")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cuda, {content_of(BUILD): plan}))  # type: ignore[arg-type]
+    return str(add_engine(tmp_path / "a.bundle", CONTRACT, trusted=False, tokenizer=text).path), cuda
+
+
+def test_generate_answers_as_pytorch_does(machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, _ = machine
+    words = [bundle, "--token-ids", "5,6,7,8,9", "--max-new-tokens", "11", "--engine", "trt", "--json"]
+    assert generate.main(words) == 2
+    assert "was not built on this machine" in capsys.readouterr().err
+    assert generate.main([*words, "--trust-engine"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = decode(TorchBackend(MODEL, CONTRACT), Request(np.arange(5, 10), 11))
+    assert tuple(told["token_ids"]) == expected.token_ids and told["forwards"] == expected.forwards
+    assert told["engine"] == "trt-fp32-sm89-64"
+
+
+def test_bench_says_what_it_ran_on(machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--engine", "trt", "--trust-engine", "--repeat", "1", "--warmup", "0", "--json"]
+    assert bench.main([machine[0], "--prompt", "ab", "--max-new-tokens", "4", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["conditions"]["backend"] == "TensorRT 10.16.1.11 on Fake 4090 (sm89)"
+    assert {row["forward"] for row in told["forwards"]} == {"step", "commit", "fused step", "prefill"}
+
+
+def test_a_gpu_that_fails_is_one_line_and_exit_1(
+    machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, cuda = machine
+    cuda.fail["cudaGraphLaunch"] = (719, 4)
+    assert generate.main([bundle, "--token-ids", "5,6", "--engine", "trt", "--trust-engine"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: cudaGraphLaunch failed: scripted fault (CUDA error 719)")
+
+
+def test_the_python_api_takes_the_same_options(machine: tuple[str, FakeCuda]) -> None:
+    model = load(machine[0], engine="trt", trust_engine=True)
+    assert (model.engine, model.precision, model.contract.dtype) == ("trt-fp32-sm89-64", "fp32", "float32")
+    assert model.generate([5, 6, 7], max_new_tokens=8).token_ids

@@ -1,0 +1,126 @@
+"""The TensorRT backend when calls of CUDA and TensorRT fail, and when an engine is not the contract's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from fake_tensorrt import FakeTensorRT
+from trt_bundle import PROFILES, fake_backend
+
+from runtime.decode import Request, generate
+from runtime.errors import DeviceError, UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # engines built here are remembered there
+
+
+FAULTS = [
+    ("cudaGetDeviceProperties", 0), ("cudaStreamCreateWithFlags", 0), ("cudaHostAlloc", 0), ("cudaHostAlloc", 3),
+    *(("cudaMalloc", n) for n in range(8)), ("cudaMemcpyAsync", 0), ("cudaMemcpyAsync", 3),
+    ("cudaStreamSynchronize", 0), ("cudaStreamSynchronize", 1), ("cudaStreamBeginCapture", 0),
+    ("cudaStreamEndCapture", 0), ("cudaGraphInstantiate", 1), ("cudaGraphDestroy", 0), ("cudaGraphLaunch", 0),
+    ("cudaMemsetAsync", 0), ("cudaGraphLaunch", 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "before"), FAULTS)
+def test_a_call_that_fails_is_named_in_one_line_and_nothing_leaks(name: str, before: int, tmp_path: Path) -> None:
+    made: list[FakeTensorRT] = []
+
+    def faulty(fake: FakeTensorRT) -> None:
+        made.append(fake)
+        fake.cuda.fail[name] = (700, before)
+
+    backend = None
+    with pytest.raises(DeviceError) as error:
+        backend, _, _ = fake_backend(tmp_path, tiny.model(11), tiny.contract(), library=faulty)
+        generate(backend, Request(np.arange(3, 12), 16))
+    assert f"{name} failed: scripted fault (CUDA error 700)" in str(error.value) and "\n" not in str(error.value)
+    cuda = made[0].cuda
+    cuda.fail.clear()
+    cuda.queue.clear()
+    if backend is not None:
+        backend.close()
+    undestroyed = {"graphs": 2} if name == "cudaGraphDestroy" else {}  # the graph and what was made of it
+    assert cuda.leaks() == undestroyed
+
+
+def test_a_gpu_that_is_too_small_is_the_users_to_solve(tmp_path: Path) -> None:
+    def small(fake: FakeTensorRT) -> None:
+        fake.cuda.fail["cudaMalloc"] = (2, 1)
+        fake.cuda.total = 20_000
+
+    with pytest.raises(UserError, match=r"the GPU has 0 MB free, but 0 MB more are needed; free some, or build"):
+        fake_backend(tmp_path, tiny.model(12), tiny.contract(), library=small)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("create_execution_context", "create_execution_context failed"),
+        ("set_optimization_profile_async", "does not take a profile: set_optimization_profile_async was refused"),
+        ("set_tensor_address", "does not take the address of input_ids: set_tensor_address was refused"),
+        ("set_input_shape", r"does not take the shape \[1, 4\] of input_ids: set_input_shape was refused"),
+        ("execute_async_v3", "execute_async_v3 failed: .*TensorRT said: execute_async_v3 was refused"),
+    ],
+)
+def test_what_tensorrt_refuses_is_told_with_its_reason(method: str, told: str, tmp_path: Path) -> None:
+    made: list[FakeTensorRT] = []
+
+    def refusing(fake: FakeTensorRT) -> None:
+        made.append(fake)
+        fake.refuse.add(method)
+
+    with pytest.raises(DeviceError, match=told) as error:
+        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=refusing)
+    assert "\n" not in str(error.value)
+    made[0].cuda.queue.clear()
+    assert made[0].cuda.leaks() == {}
+
+
+def test_a_file_that_tensorrt_does_not_load_is_told_with_its_reason(tmp_path: Path) -> None:
+    def empty(fake: FakeTensorRT) -> None:
+        fake.plans.clear()
+
+    with pytest.raises(UserError, match=r"tensorrt \S+ cannot load the engine .magic tag does not match.; build it"):
+        fake_backend(tmp_path, tiny.model(14), tiny.contract(), library=empty)
+
+
+def _tensor(name: str, *value: Any) -> Callable[[FakeTensorRT], None]:
+    return lambda fake: fake.changes.update({name: value or None})
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (_tensor("visible"), "visible"),
+        (_tensor("logits", "OUTPUT", "FLOAT", (1, -1, 24)), "logits"),
+        (_tensor("token", "OUTPUT", "INT32", (1, -1)), "token"),
+        (_tensor("past_length", "OUTPUT", "INT64", (1,)), "past_length"),
+        (_tensor("past_key_values.1.key", "INPUT", "HALF", (1, 2, 64, 8)), "past_key_values.1.key"),
+        (_tensor("past_key_values.1.value", "INPUT", "FLOAT", (1, 2, 32, 8)), "past_key_values.1.value"),
+        (_tensor("input_ids", "INPUT", "INT64", (-1,)), "input_ids"),
+        (lambda fake: fake.aliases.update({"present.0.value": "past_key_values.0.key"}), "present.0.value"),
+    ],
+)
+def test_an_engine_that_is_not_the_contracts_is_refused(
+    change: Callable[[FakeTensorRT], None], name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"not that of its manifest: {name} differs"):
+        fake_backend(tmp_path, tiny.model(15), tiny.contract(), library=change)
+
+
+def test_profiles_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
+    def other(fake: FakeTensorRT) -> None:
+        fake.plans = {key: replace(plan, profiles=((1, 12),)) for key, plan in fake.plans.items()}
+
+    with pytest.raises(UserError, match="has other profiles than its manifest says"):
+        fake_backend(tmp_path, tiny.model(16), tiny.contract(), profiles=PROFILES, library=other)
