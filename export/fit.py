@@ -22,7 +22,7 @@ MOST = 1 << 20  # positions; no longer caches are looked for
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What an engine's memory depends on: sizes in elements, `weights` and `item` (one of the cache's numbers) in bytes.
+    """What an engine needs memory for: sizes in elements, `weights` and `item` (a number of the cache) in bytes.
 
     widest: tokens of its widest forward, None where that is the capacity; scores: whether attention's scores are held,
     which the fused operators do not; delta: whether new keys and values are held beside the cache.
