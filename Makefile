@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH_FOLDER := import os, sys, torch; \
+	print(os.path.dirname(os.path.dirname(torch.__file__))); \
+	sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
 
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
@@ -13,14 +16,20 @@ help:
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
-# A torch that this Python already has is used; otherwise the pinned one is installed.
+define check_python
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: $(PYTHON) is too old; expected Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
+endef
+
+# A torch that this Python already has, in a virtual environment or not, is used where it is new enough: the folder it
+# lies in becomes a path of the new environment, and its version is not pinned. Otherwise the pinned one is installed.
 $(VENV)/.training: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is too old; blockstep trains and exports with Python 3.11 or newer: make PYTHON=python3.12 demo" >&2; exit 2; }
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-		$(PYTHON) -m venv --system-site-packages $(VENV); grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else \
-		$(PYTHON) -m venv $(VENV); cp constraints.txt $(VENV)/constraints.txt; \
+	@$(check_python)
+	@$(PYTHON) -m venv $(VENV); cp constraints.txt $(VENV)/constraints.txt
+	@if found=$$($(PYTHON) -c '$(TORCH_FOLDER)' 2>/dev/null); then \
+		echo "using the torch in $$found"; \
+		echo "$$found" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"; \
+		grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[cpu,train,export]'
 	@touch $@
@@ -29,7 +38,8 @@ $(VENV)/.testing: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
-.try/.installed: pyproject.toml constraints.txt
+.try/.installed: pyproject.toml constraints.txt $(wildcard runtime/*.py)
+	@$(check_python)
 	$(PYTHON) -m venv .try
 	.try/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
 	@touch $@
