@@ -56,10 +56,8 @@ def last_result(stream: Iterable[Block], silent: bool) -> Result:
 
 def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:
     """What --json prints."""
-    values = asdict(answer)
-    del values["cached"]
-    values.update(tokens_per_forward=answer.tokens_per_forward, load_seconds=load_seconds, engine=model.engine)
-    return values
+    more = {"tokens_per_forward": answer.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
+    return {**asdict(answer), **more}
 
 
 def read_prompt(args: argparse.Namespace) -> str | list[int]:

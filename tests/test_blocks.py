@@ -9,6 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from runtime.contract import Contract
 from train import blocks, masking
 from train.data import Example
 from train.masking import Canvas
@@ -25,13 +26,17 @@ def laid_out(seed: int, generator: torch.Generator) -> Canvas:
     return masking.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
 
 
+def copies_of(laid: Canvas, contract: Contract, generator: torch.Generator) -> blocks.Copies:
+    return blocks.copies(laid, contract, blocks.noise(laid, laid.widest(), contract.block, 2, generator))
+
+
 @pytest.mark.parametrize("alignment", ["prompt", "end"])
 @pytest.mark.parametrize("shift", [False, True])
 def test_one_doubled_forward_equals_a_forward_for_each_block(shift: bool, alignment: str) -> None:
     seed = tiny.fresh_seed()
     contract, generator = tiny.contract(shift=shift, alignment=alignment), torch.Generator().manual_seed(seed)
     model, laid = tiny.model(seed), laid_out(seed, generator)
-    both = blocks.copies(laid, contract, 2, generator)
+    both = copies_of(laid, contract, generator)
     with torch.no_grad():
         hidden = model(both.ids, mask=both.mask, positions=both.positions)
         hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))  # [batch, noisy, width]
@@ -51,7 +56,7 @@ def test_one_doubled_forward_equals_a_forward_for_each_block(shift: bool, alignm
 def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
     generator = torch.Generator().manual_seed(0)
     laid = laid_out(0, generator)
-    both, clean = blocks.copies(laid, tiny.contract(), 2, generator), laid.ids.shape[1]
+    both, clean = copies_of(laid, tiny.contract(), generator), laid.ids.shape[1]
     assert torch.equal(both.ids[:, :clean], laid.ids)
     for row, (start, end) in enumerate(zip(laid.start, laid.length, strict=True)):
         size = int(end - start)
@@ -64,8 +69,7 @@ def noises(block: int, turns: int = 40) -> tuple[Canvas, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.fresh_seed())
     laid = laid_out(0, generator)
-    noisy = int((laid.length - laid.start).max())
-    return laid, torch.cat([blocks.noise(laid, noisy, block, 2, generator) for _ in range(turns)])
+    return laid, torch.cat([blocks.noise(laid, laid.widest(), block, 2, generator) for _ in range(turns)])
 
 
 def test_noise_stays_on_the_canvas_and_covers_it() -> None:

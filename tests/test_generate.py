@@ -286,11 +286,11 @@ def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.
     values = json.loads(captured.out)
     assert set(values) == {
         "text", "token_ids", "finish", "steps", "commits", "forwards", "blocks", "tokens_per_forward", "seconds",
-        "prefill_seconds", "load_seconds", "engine",
+        "prefill_seconds", "load_seconds", "engine", "cached",
     }  # fmt: skip
     tokens = [*ids_of(ANSWER), tiny.END]
     assert (values["text"], values["token_ids"], values["engine"]) == (ANSWER, tokens, "ort-fp32")
-    assert (values["finish"], values["blocks"], values["commits"]) == ("eos", 8, 0)
+    assert (values["finish"], values["blocks"], values["commits"], values["cached"]) == ("eos", 8, 0, False)
     assert values["forwards"] == values["steps"] == 7 * 3 + 2  # the end token needs not all of the last block
     assert values["tokens_per_forward"] == pytest.approx(len(tokens) / values["forwards"])
     assert captured.err.startswith("step 1  block 1  |a░ ░|  +2 tokens\n")

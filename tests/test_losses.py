@@ -83,6 +83,46 @@ def test_denoising_without_positions_or_weight_is_zero_with_a_gradient_of_zero(c
     assert value.item() == 0.0 and student.grad is not None and student.grad.tolist() == [[0.0, 0.0]]
 
 
+def test_a_tempered_term_is_t_squared_times_the_kl_of_the_softened_sides() -> None:
+    teacher, student = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 2.0 * math.log(3)], [2.0, 0.0]])
+    student.requires_grad_(True), teacher.requires_grad_(True)
+    # at T = 2 the first row is (1/2, 1/2) against (1/4, 3/4), the second is equal on both sides
+    value = losses.tempered_distillation(teacher, student, 2.0, torch.tensor([1.0, 0.25]))
+    value.backward()
+    assert value.item() == pytest.approx(4 * TO_QUARTER / 1.25)
+    assert teacher.grad is None and student.grad is not None
+    # d KL / d score = (q - p) / T, and T² before it: twice (1/4 - 1/2), by the row's share of the weight
+    assert student.grad.flatten().tolist() == pytest.approx([-0.5 / 1.25, 0.5 / 1.25, 0, 0], abs=1e-6)
+
+
+def test_uncertainty_is_the_entropy_where_the_best_token_is_right_and_nothing_elsewhere() -> None:
+    scores = torch.tensor([[0.5 * math.log(3), 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    value = losses.uncertainty(scores, torch.tensor([0, 1, 1]), torch.tensor([1.0, 1.0, 0.0]))
+    value.backward()
+    # at T = 1/2 the first row is (3/4, 1/4); the second is wrong, the third weighs nothing
+    assert value.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    slope = 2 * 0.75 * 0.25 * math.log(3)  # dH / dx = -p (1 - p) ln(p / (1 - p)) of one logit, twice for T = 1/2
+    assert scores.grad is not None
+    assert scores.grad.flatten().tolist() == pytest.approx([-slope, slope, 0, 0, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [[1], []])
+def test_uncertainty_without_a_right_answer_is_zero_with_a_gradient_of_zero(target: list[int]) -> None:
+    scores = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    n = len(target)
+    value = losses.uncertainty(scores[:n], torch.tensor(target, dtype=torch.int64), torch.ones(n))
+    value.backward()
+    assert value.item() == 0.0 and scores.grad is not None and scores.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_the_barred_mask_token_makes_no_term_infinite() -> None:
+    scores = losses.barred(torch.tensor([[1.0, 9.0, 0.0]], requires_grad=True), 1)
+    entropy = losses.uncertainty(scores, torch.tensor([0]), torch.ones(1))
+    apart = losses.tempered_distillation(scores, scores.flip(-1), 2.0, torch.ones(1))
+    (entropy + apart).backward()
+    assert entropy.isfinite() and apart.isfinite() and scores.argmax().item() == 0
+
+
 def test_log_probs_leave_the_mask_token_out_and_stay_finite() -> None:
     got = losses.log_probs(torch.tensor([[1.0, 9.0, 1.0], [2.0, -9.0, 2.0]]), 1)
     assert got.isfinite().all() and (got[:, 1] < -1e8).all()

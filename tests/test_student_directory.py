@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.errors import UserError
-from train import directory
+from train import cdlm, directory
 from train.checkpoint import Checkpoint, fingerprint, load, save
-from train.distill import STUDENT_GATE
 from train.families import Overrides
 from train.lora import LowRank
 from train.model import prefix_mask
@@ -33,7 +32,7 @@ def student_of(saved: Checkpoint) -> Checkpoint:
     """Other weights, decoded as a student."""
     generator = torch.Generator().manual_seed(5)
     weights = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in saved.weights.items()}
-    decoding = replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE))
+    decoding = replace(saved.decoding, attention="block_causal", gate=dict(cdlm.GATE))
     return replace(saved, decoding=decoding, weights=weights)
 
 

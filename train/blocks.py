@@ -46,9 +46,8 @@ def denoising_loss(
     early: see `noise`.
     """
     laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
-    both = copies(laid, contract, early, generator)
-    hidden = run(both.ids, mask=both.mask, positions=both.positions)
-    hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))[both.masked]  # [n, hidden]
+    both = copies(laid, contract, noise(laid, laid.widest(), contract.block, early, generator))
+    hidden = predicting(run, both)[both.masked]  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
     target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
     weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
@@ -70,17 +69,21 @@ def noise(canvas: Canvas, noisy: int, block: int, early: float, generator: torch
     return chosen & (place < (canvas.length - canvas.start)[:, None])
 
 
-def copies(canvas: Canvas, contract: Contract, early: float, generator: torch.Generator) -> Copies:
+def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
+    """The hidden state that predicts each noisy position, [batch, noisy, hidden]."""
+    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    return hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def copies(canvas: Canvas, contract: Contract, masked: Tensor) -> Copies:
     """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
 
-    early: see `noise`.
+    masked bool [batch, noisy]: what the noisy copy of each canvas has masked.
     """
-    block, clean = contract.block, canvas.ids.shape[1]
-    noisy = int((canvas.length - canvas.start).max())
+    block, clean, noisy = contract.block, canvas.ids.shape[1], canvas.widest()
     place = torch.arange(noisy)
     positions = canvas.start[:, None] + place  # [batch, noisy]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
-    masked = noise(canvas, noisy, block, early, generator)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
     before = canvas.start[:, None] + place // block * block  # clean tokens that a noisy block sees, [batch, noisy]
     seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean, block)), dim=1)

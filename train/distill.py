@@ -1,6 +1,7 @@
-"""Distils a block-causal student from a teacher's trajectories.
+"""Distils a few-step student from a teacher, by one of three methods.
 
 python -m train.distill --method cdlm --teacher teacher.pt --trajectories trajectories --out student.pt
+python -m train.distill --method cd4lm --attention full --teacher teacher.pt --out student.pt
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,22 @@ import torch
 from torch import Tensor
 
 from runtime.command import DONE, Parser, print_json, run
-from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, lora, losses, masking, prompts, states, tasks, trajectories
+from . import checkpoint, lora, methods, prompts, tasks
 from .checkpoint import Checkpoint
 from .data import Stream
-from .model import Model
+from .families import Overrides
+from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
-from .options import add_directory_options, add_raw_option, numbers, overrides_of
+from .options import add_directory_options, add_raw_option, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
+from .trajectories import Trajectory, read_shards
 
-EARLY = 2  # leans the denoising term towards wholly masked blocks, where a few-step student decides most
-STUDENT_GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Shares of distillation, consistency, denoising. CDLM's: Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
-
-    distillation: float
-    consistency: float
-    denoising: float
+OWN = ("--attention",)  # here it is the student's
+SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
 
 
 def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
@@ -55,72 +47,78 @@ def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
     return loss_of
 
 
-def cdlm_loss(
-    model: Model, run: torch.nn.Module, teacher: Model, found: Sequence[trajectories.Trajectory], stream: Stream,
-    contract: Contract, weights: Weights, target: str,
-) -> Loss:  # fmt: skip
-    """CDLM's loss on `stream.batch` trajectories and as many fresh examples a step; see `losses`."""
-    mask_id, rows_of = contract.mask_id, partial(masking.predicting, shift=contract.shift)
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        chosen = torch.randint(len(found), (stream.batch,), generator=generator).tolist()
-        drawn = states.draw([found[i] for i in chosen], contract, target, generator)
-        with torch.no_grad():
-            taught = losses.log_probs(teacher.logits(drawn.hidden.float()), mask_id)
-            ahead = losses.log_probs(model.logits(run(drawn.later, drawn.visible)[rows_of(drawn.masked)]), mask_id)
-        hidden = run(drawn.earlier, drawn.visible)
-        now = losses.log_probs(model.logits(hidden[rows_of(drawn.unmasked)]), mask_id)
-        distilled = losses.distillation(taught, now)
-        steady = losses.consistency(ahead, losses.log_probs(model.logits(hidden[rows_of(drawn.masked)]), mask_id))
-        denoised = blocks.denoising_loss(model, run, stream, step, contract, EARLY, generator)
-        total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
-        return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
-
-    return loss_of
-
-
 def distil(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
-    overrides, low_rank = overrides_of(args), lora.asked(args.lora_rank, args.lora_alpha)
-    shares = numbers(args.weights, "--weights")
-    if len(shares) != len(fields(Weights)):
-        raise UserError(f"--weights is {args.weights}; expected three numbers, as in 1,0.5,1")
-    saved = checkpoint.load(args.teacher, overrides)
-    if not 0 <= args.next_token < math.inf:
-        raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
-    if args.next_token and not saved.decoding.shift:
-        raise UserError(
-            f"--next-token was given, but {args.teacher} has no shift: its row i predicts token i; leave it out"
-        )
-    student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
-    output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
+    low_rank, (method, values) = lora.asked(args.lora_rank, args.lora_alpha), methods.chosen(args)
+    plan = method.plan(values)
+    saved = checkpoint.load(args.teacher, overrides_of(args, OWN))
+    start = checkpoint.load(args.student) if args.student else saved
+    student = replace(start, decoding=replace(start.decoding, attention=args.attention, gate=dict(method.gate)))
+    check(args, saved, student)
+    overrides = None if args.student else overrides_of(args, OWN)
+    output = Output(args.out, args.student or args.teacher, overrides or Overrides(), low_rank, DTYPES[args.dtype])
     output.check(student)
-    found, stream = usable(args, saved), ground_truth(args, saved)
-    model = student.build().train()
-    if low_rank is not None:
-        lora.inject(model, low_rank, args.seed)
-    # Low-rank training keeps the head as it is, so that the teacher need not be in memory a second time for its own.
-    teacher = saved.build() if low_rank is None else model
-    run_model = torch.compile(model) if args.compile else model
-    contract = contract_of(student)
-    loss_of = cdlm_loss(model, run_model, teacher, found, stream, contract, Weights(*shares), args.target)
+    found = usable(args.trajectories, values["only_right"], saved) if method.from_trajectories else []
+    lesson = lesson_of(args, saved, student, found)
+    loss_of = plan(lesson)
     if args.next_token > 0:
-        loss_of = with_next_token(loss_of, next_token_loss(model, run_model, stream, contract.pad_id), args.next_token)
+        kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
+        loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    fitted = fit(model, loss_of, recipe, args.out, identity(args, saved, len(found)))
+    fitted = fit(lesson.model, loss_of, recipe, args.out, identity(args, values, student, len(found)))
     output.write(student, fitted.weights)
     forget(args.out)
     return fitted
 
 
-def usable(args: argparse.Namespace, saved: Checkpoint) -> list[trajectories.Trajectory]:
-    """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
-    if saved.decoding.alignment == "absolute":
+def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
+    """The student built, with its adapter where it trains one, and the teacher for those methods that ask for it."""
+    model, low_rank = student.build().train(), lora.asked(args.lora_rank, args.lora_alpha)
+    if low_rank is not None:
+        lora.inject(model, low_rank, args.seed)
+
+    def teacher() -> Teacher:
+        # A student that starts from its teacher and trains an adapter alone has the teacher in it already.
+        own = low_rank is not None and args.student is None
+        return Teacher(model if own else saved.build(), contract_of(saved), own)
+
+    forward = torch.compile(model) if args.compile else model
+    return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
+
+
+def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> None:
+    """Raises UserError where the student cannot learn from this teacher as it is asked to."""
+    if not 0 <= args.next_token < math.inf:
+        raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
+    if args.next_token and not student.decoding.shift:
+        source = args.student or args.teacher
+        raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
+    if student.decoding.alignment == "absolute" and args.attention == "block_causal":
         raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
-    found = [t for t in trajectories.read_shards(args.trajectories) if t.right or not args.only_right]
+    if args.student is None:
+        return
+    if args.out.resolve() == args.teacher.resolve():
+        raise UserError(f"--out {args.out} is the teacher; give the student a path of its own")
+    ours, theirs = shared(student), shared(saved)
+    if other := next((name for name, value in ours.items() if value != theirs[name]), None):
+        raise UserError(
+            f"--student {args.student} and the teacher differ in {other}; expected a student with the teacher's tokens "
+            "and blocks: train both with one tokenizer and one layout"
+        )
+
+
+def shared(saved: Checkpoint) -> dict[str, Any]:
+    """What a student and a teacher of another size must have in common: their tokens, and where blocks lie."""
+    values = {name: getattr(saved.decoding, name) for name in SHARED}
+    words = saved.read_tokenizer().get_vocab(with_added_tokens=True)
+    return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
+
+
+def usable(folder: Path, only_right: bool, saved: Checkpoint) -> list[Trajectory]:
+    """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
+    found = [t for t in read_shards(folder) if t.right or not only_right]
     if not found:
-        raise UserError(f"no trajectory in {args.trajectories} is right; collect more, or give --no-only-right")
+        raise UserError(f"no trajectory in {folder} is right; collect more, or give --no-only-right")
     width, canvas = found[0].hidden.shape[1], len(found[0].tokens)
     if width != saved.model.width or canvas != saved.decoding.canvas:
         raise UserError(
@@ -138,27 +136,34 @@ def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
 
 
-def identity(args: argparse.Namespace, saved: Checkpoint, count: int) -> dict[str, Any]:
-    """What a stopped run must have had in common to be gone on with."""
+def identity(args: argparse.Namespace, own: Mapping[str, Any], student: Checkpoint, count: int) -> dict[str, Any]:
+    """What a stopped run must have had in common to be gone on with; own: the values of the method's own options."""
     values = {
-        "method": args.method, "weights": args.weights, "target": args.target, "seed": args.seed, "batch": args.batch,
-        "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args)), "trajectories": count,
+        "method": args.method, "seed": args.seed, "batch": args.batch, "trajectories": count,
+        "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args, OWN)),
+        **{name: value for name, value in own.items() if name not in ("trajectories", "only_right")},
     }  # fmt: skip
+    if args.student is not None:
+        values["student"] = checkpoint.fingerprint(args.student)
+    if args.attention == "full":
+        values["attention"] = "full"
     if args.next_token:
         values["next_token"] = args.next_token
     if args.lora_rank is not None:
         values["lora"] = [args.lora_rank, args.lora_alpha]
-    if saved.chat_template is not None and not args.raw:
+    if student.chat_template is not None and not args.raw:
         values["chat_template"] = True
-    return {**values, **asdict(saved.model)}
+    return {**values, **asdict(student.model)}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--method", choices=("cdlm",), default="cdlm", help="(default cdlm)")
-    p.add_argument("--teacher", type=Path, required=True, help="where to start: a .pt file or Hugging Face directory")
-    p.add_argument("--trajectories", type=Path, required=True, help="folder written by train.collect")
+    methods.add_options(p)
+    p.add_argument("--teacher", type=Path, required=True, help="a .pt file or Hugging Face directory; the student "
+        "starts from it too")  # fmt: skip
+    p.add_argument("--student", type=Path, help="where the student starts instead, as one of another size does; with "
+        "the teacher's vocabulary and blocks")  # fmt: skip
     p.add_argument(
         "--out", type=Path, required=True,
         help="to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
@@ -168,7 +173,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)")
     p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out, adapters apart, which are "
         "fp32 (default fp32)")  # fmt: skip
-    p.add_argument("--task", default="math,code", help="ground truth for the denoising term (default math,code)")
+    p.add_argument("--task", default="math,code", help="ground truth, for cdlm's denoising term, cd4lm, --next-token "
+        "(default math,code)")  # fmt: skip
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument(
         "--next-token",
@@ -176,11 +182,10 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="share of the next-token loss beside them, for a teacher with shift (default 0)",
     )
-    p.add_argument("--weights", default="1,0.5,1", help="of distillation, consistency, denoising (default 1,0.5,1)")
-    p.add_argument("--target", choices=("completed", "partial"), default="partial", help="y* (default partial)")
-    p.add_argument("--only-right", action=argparse.BooleanOptionalAction, default=True, help="drop wrong trajectories")
     p.add_argument("--steps", type=int, default=2500, help="updates (default 2500)")
-    p.add_argument("--batch", type=int, default=32, help="trajectories, and examples, an update (default 32)")
+    p.add_argument(
+        "--batch", type=int, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
+    )
     p.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default 1e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
@@ -188,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     add_raw_option(p)
-    add_directory_options(p)
+    add_directory_options(p, OWN)
     return p
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -66,3 +67,18 @@ def pairs(trained: Mapping[str, Tensor]) -> Pairs:
             raise AssertionError(f"{name} was trained beside the adapter")
         found.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
     return found
+
+
+@contextmanager
+def left_out(model: Model) -> Iterator[None]:
+    """The model that `inject` adapted, for a while as it was before."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -1,6 +1,8 @@
-"""The three terms of consistency distillation for block-causal students, as pure functions of log-probabilities.
+"""The terms of the three distillation methods, as pure functions of log-probabilities or scores.
 
-Source: CDLM (arXiv 2511.19269). In all of them q(.|y) is the student on a state y of a trajectory.
+Sources: `distillation`, `consistency`, `denoising` of CDLM (arXiv 2511.19269), where q(.|y) is the student on a state y
+of a trajectory; `tempered_distillation` of CD4LM (arXiv 2601.02236); `uncertainty` of dParallel (arXiv 2509.26488).
+Scores are fp32 logits without the mask token, as `barred` gives them.
 """
 
 from __future__ import annotations
@@ -33,15 +35,45 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     student [n, vocab]: log-probabilities; target int64 [n]; weight [n].
     """
-    losses = F.nll_loss(student, target, reduction="none")
-    return (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+    return _weighted(F.nll_loss(student, target, reduction="none"), weight)
+
+
+def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
+    """T² times the weighted mean of KL(softmax(teacher / T) || softmax(student / T)), T the temperature.
+
+    teacher, student [n, vocab]: scores, the teacher's a constant; weight [n]. T² keeps the gradient's size (Hinton et
+    al. 2015, arXiv 1503.02531).
+    """
+    target = torch.log_softmax(teacher.detach() / temperature, dim=-1)
+    apart = forward_kl(target, torch.log_softmax(student / temperature, dim=-1))
+    return temperature**2 * _weighted(apart, weight)
+
+
+def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
+    """Weighted mean entropy in nats of softmax(student / T), over the positions whose best token is already right.
+
+    student [n, vocab]: scores; target int64 [n]; weight [n]. 0 where no position is right: a wrong answer must not
+    grow certain.
+    """
+    right = student.argmax(-1) == target
+    log_probs = torch.log_softmax(student[right] / temperature, dim=-1)
+    return _weighted(-(log_probs.exp() * log_probs).sum(-1), weight[right])
 
 
 def _mean(losses: Tensor) -> Tensor:
     return losses.mean() if len(losses) else losses.sum()
 
 
+def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
+    return (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def barred(logits: Tensor, mask_id: int) -> Tensor:
+    """fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
+    # Finite: -inf times a probability of 0 is NaN in a KL and in an entropy.
+    return logits.float() + torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
+
+
 def log_probs(logits: Tensor, mask_id: int) -> Tensor:
-    """fp32 log-softmax [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
-    blocked = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
-    return torch.log_softmax(logits.float() + blocked, dim=-1)
+    """fp32 log-softmax [n, vocab] of the scores that `barred` gives."""
+    return torch.log_softmax(barred(logits, mask_id), dim=-1)

@@ -32,6 +32,10 @@ class Canvas:
         """True on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
+    def widest(self) -> int:
+        """Positions of the longest canvas."""
+        return int((self.length - self.start).max())
+
 
 def lay_out(examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator) -> Canvas:
     """Fills answers with `pad_id` to the blocks they need and, in every second batch, to `canvas` tokens at least.

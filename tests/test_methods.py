@@ -1,0 +1,241 @@
+"""CD4LM and dParallel: what they mask, what each side sees, and that each method trains each of its students."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from export import onnx as export
+from runtime import decode, generate, load
+from runtime.errors import UserError
+from train import cd4lm, checkpoint, collect, distill, dparallel, lora, masking, views
+from train.checkpoint import Checkpoint, Decoding
+from train.data import Example
+from train.lesson import Teacher
+from train.masking import Canvas
+from train.methods import METHODS
+from train.model import Model, ModelConfig, initialise
+from train.states import block_visible
+from train.tokenizer import train_tokenizer
+from train.torch_backend import TorchBackend, contract_of
+
+LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not at all"} for n in range(40)]
+
+
+def laid_out(seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0) -> Canvas:
+    """Prompts and answers of those sizes in tokens, filled to whole blocks of 4."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
+    examples = [Example(tuple(prompt), tuple(answer)) for prompt, answer in drawn]
+    return masking.lay_out(examples, tiny.BLOCK, least, tiny.PAD, generator)
+
+
+@pytest.mark.parametrize(
+    ("size", "chance", "masked"),
+    [
+        (100, (0.0, 0.0), (40, 12)),
+        (100, (1.0, 1.0), (90, 60)),  # 0.9 × 0.7 is above the teacher's bound
+        (100, (0.5, 0.5), (65, 32)),
+        (19, (1.0, 0.5), (9, 8)),  # below 20: at most half; the teacher's share is of the ratio drawn before
+        (11, (0.0, 0.0), (4, 1)),
+        (10, (1.0, 1.0), (2, 1)),
+        (1, (0.5, 0.5), (1, 1)),
+    ],
+)
+def test_masked_counts_are_those_of_the_authors(
+    size: int, chance: tuple[float, float], masked: tuple[int, int]
+) -> None:
+    assert cd4lm.masked_counts(size, chance) == masked
+
+
+def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas() -> None:
+    seed = tiny.fresh_seed()
+    generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, ((5, 30), (40, 9), (3, 2)))
+    seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
+    for _ in range(200):
+        student, teacher = cd4lm.nested_masks(laid, generator)
+        assert not (teacher & ~student).any() and not (student & ~laid.inside()).any(), f"seed {seed}"
+        share = student.sum(1) / (laid.length - laid.start)
+        assert 0.4 - 1 / 32 <= share[0] <= 0.9 and 1 <= teacher[0].sum() < student[0].sum(), f"seed {seed}"
+        seen |= student
+    assert torch.equal(seen, laid.inside()), f"seed {seed}"
+
+
+def test_the_kls_share_is_held_then_falls_along_a_cosine() -> None:
+    shares = cd4lm.shares_of("0.9,0.5")
+    assert [shares.at(step, 1000) for step in (0, 99, 100, 550, 1000)] == pytest.approx([0.9, 0.9, 0.9, 0.7, 0.5])
+    assert shares.at(325, 1000) == pytest.approx(0.5 + 0.4 * 0.5 * (1 + np.cos(np.pi / 4)))
+    for wrong in ("0.9", "0.9,1.5", "x,1"):
+        with pytest.raises(UserError, match="--shares"):
+            cd4lm.shares_of(wrong)
+
+
+def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_masked() -> None:
+    seed = tiny.fresh_seed()
+    generator, laid, blocks_met = torch.Generator().manual_seed(seed), laid_out(seed), set()
+    for _ in range(100):
+        (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "full", generator)
+        assert not (first & second).any(), f"seed {seed}"
+        for row, (start, end, stop) in enumerate(zip(laid.start, laid.answer_end, laid.length, strict=True)):
+            whole = (first | second)[row]
+            (places,) = whole.nonzero(as_tuple=True)
+            block = int(places[0] - start) // tiny.BLOCK
+            blocks_met.add((row, block))
+            expected = range(start + block * tiny.BLOCK, start + (block + 1) * tiny.BLOCK)
+            assert places.tolist() == list(expected) and expected[0] < end, f"seed {seed}"
+            assert behind[row].nonzero().flatten().tolist() == list(range(expected[-1] + 1, int(stop))), f"seed {seed}"
+    assert blocks_met == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0)}, f"seed {seed}"
+
+
+def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
+    laid, generator = laid_out(0), torch.Generator().manual_seed(1)
+    (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "block_causal", generator)
+    assert torch.equal(first ^ second, laid.inside()) and not (first & second).any() and not behind.any()
+    assert 0.3 < first.sum() / laid.inside().sum() < 0.7
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) -> None:
+    """Against a forward for each row, and under the block-causal mask for each block with clean tokens before it."""
+    seed = tiny.fresh_seed()
+    contract, model, laid = tiny.contract(shift=shift, attention=attention), tiny.model(seed), laid_out(seed)
+    generator = torch.Generator().manual_seed(seed)
+    masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()
+    asked = masked & (torch.rand(laid.ids.shape, generator=generator) < 0.7)
+    with torch.no_grad():
+        found = iter(views.hidden_at(model, laid, masked, asked, contract))
+        for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
+            noisy = laid.ids[row].masked_fill(masked[row], tiny.MASK)
+            for place in asked[row].nonzero().flatten().tolist():
+                first = start + (place - start) // tiny.BLOCK * tiny.BLOCK
+                ids, seen = noisy[:end], torch.full((end,), end)
+                if attention == "block_causal":
+                    ids = torch.cat((laid.ids[row, :first], noisy[first : first + tiny.BLOCK]))
+                    ids = ids[:first] if shift and place == first else ids  # the last committed row predicts it
+                    seen = block_visible(contract, start, len(noisy) - start)[: len(ids)]
+                alone = model(ids[None], seen[None])[0, place - shift]
+                assert torch.allclose(alone, next(found), atol=1e-4), f"seed {seed}"
+    assert next(found, None) is None
+
+
+def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter() -> None:
+    model, plain = tiny.model(0), tiny.model(0)
+    lora.inject(model, lora.LowRank(2, 4.0), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    learnt = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ids, seen = torch.arange(3, 9)[None], torch.full((1, 6), 6)
+    with Teacher(model, tiny.contract(), adapted=True).speaking() as frozen:
+        said = frozen(ids, seen)
+        assert torch.equal(said, plain(ids, seen))
+    after = model(ids, seen)
+    assert (after - said).abs().max() > 1e-2 and after.requires_grad and not said.requires_grad
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learnt
+
+
+def teacher_of(width: int, seed: int, vocab: int = 280, **decoding: object) -> Checkpoint:
+    """An untrained bidirectional teacher that reads the lines' text."""
+    texts = [text for line in LINES for text in line.values()]
+    learnt = train_tokenizer(texts, vocab)
+    shape = ModelConfig(learnt.get_vocab_size(), width, 1, 2, 1, 8, 24)
+    how = {"alignment": "prompt", "attention": "full", "shift": True, "block": 4, "canvas": 12, "context": 64}
+    how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": {"rule": "count", "min": 1}} | decoding
+    return Checkpoint(shape, Decoding(**how), dict(initialise(Model(shape), seed).state_dict()), learnt.to_str())  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with own data, a teacher, its trajectories, and two smaller students."""
+    folder = tmp_path_factory.mktemp("school")
+    (folder / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
+    checkpoint.save(teacher_of(32, 0), folder / "teacher.pt")
+    checkpoint.save(teacher_of(16, 1), folder / "small.pt")
+    checkpoint.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
+    checkpoint.save(teacher_of(16, 1, block=6), folder / "longer.pt")
+    words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
+    assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
+    return folder
+
+
+def words_for(folder: Path, method: str, out: Path, *extra: str) -> list[str]:
+    words = f"--method {method} --teacher {folder}/teacher.pt --data {folder}/own.jsonl --steps 3 --batch 4 --no-bf16"
+    if METHODS[method].from_trajectories:
+        words += f" --trajectories {folder}/trajectories --no-only-right"
+    return [*words.split(), "--out", str(out), "--learning-rate", "0.1", *extra]
+
+
+@pytest.mark.parametrize("extra", ["", "--lora-rank 2", "--student small.pt", "--student small.pt --lora-rank 2"])
+@pytest.mark.parametrize(
+    ("method", "attention"), [(name, attention) for name, each in METHODS.items() for attention in each.attentions]
+)
+def test_every_method_trains_every_student_it_makes(
+    method: str, attention: str, extra: str, school: Path, tmp_path: Path
+) -> None:
+    out, start = tmp_path / "student.pt", school / ("small.pt" if "--student" in extra else "teacher.pt")
+    given = [str(school / word) if word.endswith(".pt") else word for word in extra.split()]
+    assert distill.main(words_for(school, method, out, "--attention", attention, *given)) == 0
+    made, before = checkpoint.load(out), checkpoint.load(start)
+    assert made.decoding == replace(before.decoding, attention=attention, gate=dict(METHODS[method].gate))
+    changed = {name for name, weight in made.weights.items() if not torch.equal(weight, before.weights[name])}
+    linear = {name for name in before.weights if name.split(".")[-2] in lora.LINEARS}
+    assert changed == (linear if "--lora-rank" in extra else set(before.weights))
+    assert all(weight.isfinite().all() for weight in made.weights.values())
+    assert made.model == before.model
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("cdlm --attention full", "makes block_causal students; got --attention full"),
+        ("cd4lm --trajectories x", "--trajectories was given with --method cd4lm; it is of cdlm or dparallel"),
+        ("cd4lm --no-only-right", "--only-right was given with --method cd4lm"),
+        ("dparallel --target partial", "--target was given with --method dparallel; it is of cdlm"),
+        ("cdlm --certainty 1", "--certainty was given with --method cdlm; it is of dparallel"),
+        ("cd4lm --temperature 0", "--temperature is 0"),
+        ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
+        ("dparallel --certainty -1", "--certainty is -1"),
+        ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
+        ("cd4lm --student {}/longer.pt", "differ in block"),
+        ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    words: str, said: str, school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, *extra = words.replace("{}", str(school)).split()
+    assert distill.main(words_for(school, method, tmp_path / "out.pt", *extra)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_method_that_needs_trajectories_says_so(school: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--method", "dparallel", "--teacher", str(school / "teacher.pt"), "--out", str(school / "out.pt")]
+    assert distill.main(words) == 2 and "--method dparallel needs --trajectories" in capsys.readouterr().err
+
+
+def test_a_full_student_is_exported_and_answers_as_in_pytorch_and_says_that_no_cache_was_used(
+    school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student.pt"
+    assert distill.main(words_for(school, "dparallel", out, "--attention", "full")) == 0
+    assert export.main(["--ckpt", str(out)]) == 0
+    folder, saved = tmp_path / "student.bundle", checkpoint.load(out)
+    capsys.readouterr()
+    assert generate.main([str(folder), "Say 3.\n", "--max-new-tokens", "10", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cached"] is False and told["commits"] == 0
+    model = load(folder)
+    request = model.request("Say 3.\n", max_new_tokens=10)
+    result = decode.generate(TorchBackend(saved.build(), contract_of(saved)), request)
+    assert tuple(told["token_ids"]) == result.token_ids and told["forwards"] == result.forwards
+    assert model.gate.metric == "entropy" and model.contract.cache == "none"

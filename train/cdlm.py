@@ -1,0 +1,66 @@
+"""CDLM (arXiv 2511.19269): a block-causal student learns from the states of a teacher's trajectories.
+
+With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) where tokens were finalised between the
+two, KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+from . import blocks, losses, masking, states, views
+from .lesson import Lesson
+from .optimise import Loss
+from .options import numbers
+
+EARLY = 2  # leans the denoising term towards wholly masked blocks, where a few-step student decides most
+GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Shares of distillation, consistency, denoising. The authors': Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
+
+    distillation: float
+    consistency: float
+    denoising: float
+
+
+def weights_of(text: str) -> Weights:
+    """The three numbers of --weights. Raises UserError for anything else."""
+    shares = numbers(text, "--weights")
+    if len(shares) != len(fields(Weights)):
+        raise UserError(f"--weights is {text}; expected three numbers, as in 1,0.5,1")
+    return Weights(*shares)
+
+
+def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
+    """The three terms on `stream.batch` trajectories and as many fresh examples a step.
+
+    target: which later state is y*, see `states.draw`.
+    """
+    model, contract, teacher = lesson.model, lesson.contract, lesson.teacher().model
+    rows_of = partial(masking.predicting, shift=contract.shift)
+    said = partial(views.log_probs, contract=contract)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
+        drawn = states.draw([lesson.found[i] for i in chosen], contract, target, generator)
+        with torch.no_grad():
+            taught = said(teacher, drawn.hidden.float())  # its head, which no adapter changes
+            ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
+        hidden = lesson.run(drawn.earlier, drawn.visible)
+        distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
+        steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))
+        denoised = blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, EARLY, generator)
+        total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
+        return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
+
+    return loss_of

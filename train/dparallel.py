@@ -1,0 +1,76 @@
+"""dParallel (arXiv 2509.26488): certainty-forcing distillation on the teacher's own answers.
+
+L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half; H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
+(czg1225/dParallel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import losses, masking, views
+from .blocks import FILLER
+from .data import Example
+from .lesson import Lesson
+from .masking import Canvas
+from .optimise import Loss
+from .trajectories import Trajectory
+
+GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
+
+
+def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Example]:
+    """What the teacher answered, each to its end token, or whole where it has none."""
+    examples = []
+    for trajectory in found:
+        ids = trajectory.tokens.tolist()
+        end = next((i + 1 for i, token in enumerate(ids) if token in eos_ids), len(ids))
+        examples.append(Example(trajectory.prompt, tuple(ids[:end])))
+    return examples
+
+
+def halves(
+    canvas: Canvas, block: int, attention: str, generator: torch.Generator
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
+
+    `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
+    the same task for each of them, and nothing behind, which it does not see.
+    """
+    inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
+    coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
+    if attention == "block_causal":
+        return (coin & inside, ~coin & inside), torch.zeros_like(inside)
+    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
+    current = (torch.rand(len(blocks), generator=generator) * blocks).long()[:, None]
+    chosen = inside & (here == current)
+    return (coin & chosen, ~coin & chosen), inside & (here > current)
+
+
+def loss(lesson: Lesson, certainty: float) -> Loss:
+    """Both terms and their complements on `stream.batch` trajectories a step; certainty: the w of the entropies.
+
+    What lies behind an answer's end weighs FILLER.
+    """
+    contract, taught = lesson.contract, answers(lesson.found, lesson.contract.eos_ids)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
+        laid = masking.lay_out(
+            [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
+        )  # fmt: skip
+        both, behind = halves(laid, contract.block, contract.attention, generator)
+        wrong, doubt = torch.zeros(()), torch.zeros(())
+        for half in both:
+            hidden = views.hidden_at(lesson.run, laid, half | behind, half, contract)
+            said, target = views.scores(lesson.model, hidden, contract), laid.ids[half]
+            weight = masking.weights(laid, half, FILLER)[half]
+            wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
+            doubt = doubt + losses.uncertainty(said, target, weight)
+        return wrong + certainty * doubt, {"wrong": wrong.item(), "doubt": doubt.item()}
+
+    return loss_of
