@@ -25,7 +25,7 @@ class GateSpec:
     rule: `threshold` accepts what compares with the threshold, `factor` the longest best-first run of n with
     (n + 1)(1 - confidence) < threshold (Fast-dLLM, arXiv 2505.22618), `count` exactly `min`. `min` and `max` bound the
     positions accepted a step; `sub_block` confines a step to the first sub-block with an open position; `eos_guard` is
-    the share of the answer before which end tokens rank last (CD4LM's CAD, arXiv 2601.02236).
+    the share of the answer before which end tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv 2601.02236).
     """
 
     rule: str = "threshold"
@@ -107,6 +107,8 @@ def parse_gate(values: Any) -> GateSpec:
     _number("gate.threshold", gate.threshold, 0)
     _integer("gate.min", gate.min, 1)
     _number("gate.eos_guard", gate.eos_guard, 0)
+    if gate.eos_guard > 1:
+        raise UserError(f"gate.eos_guard is {gate.eos_guard}; expected a share of the answer, from 0 to 1")
     for name in ("max", "sub_block"):
         if getattr(gate, name) is not None:
             _integer(f"gate.{name}", getattr(gate, name), 1)

@@ -23,10 +23,14 @@ Threshold = float | Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to answer. `prompt` int64 [length]; the answer has at most `max_new_tokens`."""
+    """What to answer. `prompt` int64 [length]; the answer has at most `max_new_tokens`.
+
+    threshold: its own, a value or a function read at every step, in place of the one for all requests.
+    """
 
     prompt: Ints
     max_new_tokens: int
+    threshold: Threshold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,9 @@ def steps(
         check_ids(contract, request.prompt)
         check_room(contract, len(request.prompt), request.max_new_tokens)
     read = _reader(threshold, rule.spec, contract.vocab)
+    own = {
+        i: _reader(r.threshold, rule.spec, contract.vocab) for i, r in enumerate(requests) if r.threshold is not None
+    }
     fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
     slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused) for i, r in enumerate(requests)]
     backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
@@ -80,7 +87,9 @@ def steps(
         proposals, ran = _propose(backend, slots)
         prefilled = prefilled or time.perf_counter()
         if proposals:
-            done = _accept(slots, proposals, ran, rule, read())
+            common = read()
+            limits = {slot: own[slots[slot].row]() if slots[slot].row in own else common for slot in proposals}
+            done = _accept(slots, proposals, ran, rule, limits)
             yield [_timed(step, started, prefilled) if step.result else step for step in done]
 
 
@@ -138,9 +147,9 @@ def _assemble(slots: Sequence[Progress], waiting: Sequence[int], pad_id: int) ->
 
 
 def _accept(
-    slots: Sequence[Progress], proposals: dict[int, Proposal], ran: Sequence[int], rule: Gate, threshold: float
+    slots: Sequence[Progress], proposals: dict[int, Proposal], ran: Sequence[int], rule: Gate, limits: dict[int, float]
 ) -> list[Step]:
-    """Lets the gate decide on all canvases at once and writes down what it accepted."""
+    """Lets the gate decide on all canvases at once and writes down what it accepted; limits: thresholds by slot."""
     chosen = [(slot, slots[slot], proposal) for slot, proposal in sorted(proposals.items())]
     token = np.stack([p.token for _, _, p in chosen])  # [canvases, block]
     confidence, entropy = np.stack([p.confidence for _, _, p in chosen]), np.stack([p.entropy for _, _, p in chosen])
@@ -150,6 +159,7 @@ def _accept(
         raise NumericalError(
             "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
         )
+    threshold = np.array([limits[slot] for slot, _, _ in chosen])  # [canvases]
     accepted = rule(token, confidence, entropy, masked, progress, threshold)
     done = []
     for i, (slot, s, _) in enumerate(chosen):

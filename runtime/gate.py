@@ -16,7 +16,7 @@ import numpy as np
 from .backend import Bools, Floats, Ints
 from .contract import GateSpec
 
-COMPARE: dict[str, Callable[[Floats, float], Any]] = {
+COMPARE: dict[str, Callable[[Floats, Floats], Any]] = {
     ">=": operator.ge,
     ">": operator.gt,
     "<=": operator.le,
@@ -32,12 +32,19 @@ class Gate:
     eos_ids: tuple[int, ...] = ()
 
     def __call__(
-        self, token: Ints, confidence: Floats, entropy: Floats, masked: Bools, progress: Floats, threshold: float
+        self,
+        token: Ints,
+        confidence: Floats,
+        entropy: Floats,
+        masked: Bools,
+        progress: Floats,
+        threshold: float | Floats,
     ) -> Bools:
         """Accepted positions, bool [batch, block], a subset of `masked`.
 
         token, confidence, entropy, masked [batch, block]: proposals and which positions are open; progress [batch]: the
-        share of the answer that is out; threshold: compared as the spec says (unused by the `count` rule).
+        share of the answer that is out; threshold: one for all or [batch], compared as the spec says (unused by the
+        `count` rule).
         """
         spec = self.spec
         metric = confidence if spec.metric == "confidence" else entropy
@@ -46,11 +53,14 @@ class Gate:
         rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
         if spec.rule == "count":
             return eligible & (rank < spec.min)
+        limits = np.broadcast_to(np.asarray(threshold), len(token))[:, None]  # [batch, 1]
+        free = eligible & ~held
         if spec.rule == "factor":
-            accepted = rank < factor_count(confidence, eligible & ~held, threshold)[:, None]
+            accepted = rank < factor_count(confidence, free, limits)[:, None]
         else:
-            accepted = COMPARE[spec.comparator](metric, threshold) & ~held
-        accepted |= rank < spec.min
+            accepted = COMPARE[spec.comparator](metric, limits.astype(metric.dtype)) & free  # or 0.9 is not 0.9
+        # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is open.
+        accepted |= (rank < spec.min) & (free | ~free.any(axis=1, keepdims=True))
         if spec.max is not None:
             accepted &= rank < spec.max
         return accepted & eligible
@@ -77,8 +87,8 @@ def ranks(score: Floats, eligible: Bools, held: Bools) -> Ints:
     return rank
 
 
-def factor_count(confidence: Floats, eligible: Bools, factor: float) -> Ints:
-    """The largest n with (n + 1)(1 - c_n) < factor, c_n the n-th best confidence; 0 where there is none. [batch]"""
+def factor_count(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:
+    """The largest n with (n + 1)(1 - c_n) < factor [batch, 1], c_n the n-th best confidence; 0 without any. [batch]"""
     best = -np.sort(-np.where(eligible, confidence, -np.inf), axis=1)
     n = np.arange(1, best.shape[1] + 1)
     longest: Ints = np.where((n + 1) * (1 - best) < factor, n, 0).max(axis=1).astype(np.int64)

@@ -61,6 +61,7 @@ def test_a_contract_survives_the_round_trip_through_json() -> None:
         ({"gate": {"min": 3, "max": 2}}, "gate.max is 2"),
         ({"gate": {"sub_block": 1.5}}, "gate.sub_block is 1.5"),
         ({"gate": {"eos_guard": -1}}, "gate.eos_guard is -1"),
+        ({"gate": {"eos_guard": 1.5}}, "gate.eos_guard is 1.5; expected a share"),
         ({"gate": {"rule": "factor", "metric": "entropy"}}, "gate.rule factor"),
         ({"gate": {"metric": "entropy"}}, "gate: entropy >="),
         ({"gate": {"comparator": "<"}}, "gate: confidence <"),

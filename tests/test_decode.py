@@ -216,6 +216,22 @@ def test_the_answer_is_cut_at_max_new_tokens_and_the_canvas_stays_whole(
     assert backend.forwards[0].input_ids.tolist() == [[5, *[MASK] * BLOCK]]
 
 
+def test_requests_of_one_batch_have_thresholds_of_their_own_which_may_change_while_they_run() -> None:
+    score = [0.5, 0.75, 0.9, 0.8, 0.3, 0.2, 0.1, 0.0]
+    backend = Scripted(
+        tiny.contract(block=8, canvas=8), lambda forward: proposal([[7] * 8] * 3, [score] * 3)
+    )  # fmt: skip
+    falling, prompt = iter([1.0, 0.75, 0.0]), np.array([5])
+    requests = [Request(prompt, 8), Request(prompt, 8, threshold=0.75), Request(prompt, 8, lambda: next(falling))]
+    taken: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for done in steps(backend, requests, threshold=0.0):
+        for step in done:
+            taken[step.row].append(int(step.accepted.sum()))
+    assert taken == {0: [8], 1: [3, 1, 1, 1, 1, 1], 2: [1, 2, 5]}
+    with pytest.raises(UserError, match="threshold 2 is outside"):
+        next(iter(steps(backend, [Request(prompt, 8), Request(prompt, 8, threshold=2)])))
+
+
 def test_the_threshold_is_read_at_every_step() -> None:
     values = iter([1.0, 0.75, 0.0])
     lines = [([3, 4, 5, 6, 7, 8, 9, 10], [0.5, 0.75, 0.9, 0.8, 0.3, 0.2, 0.1, 0.0])] * 3

@@ -85,12 +85,48 @@ def test_a_gate_accepts(spec: GateSpec, scores: list[float], masked: str, accept
         ([END, 7, END], [0.8, 0.1, 0.9], "x.x", 0.0, "..x"),  # only end tokens are open: the best of them is forced
         ([7, END, 7], [0.9, 0.9, 0.1], "", 0.49, "x.."),
         ([7, END, 7], [0.9, 0.9, 0.1], "", 0.5, "xx."),  # the share is out
+        ([END, END, END], [0.9, 0.8, 0.7], "", 0.0, "x.."),  # nothing else: one of them, not all that pass
     ],
 )
 def test_end_tokens_are_held_back(
     token: list[int], scores: list[float], masked: str, progress: float, accepted: str
 ) -> None:
     assert gate(GUARDED, scores, masked, token, progress) == accepted
+
+
+CAD = GateSpec(threshold=0.8, min=2, max=3, eos_guard=0.5)
+
+
+@pytest.mark.parametrize(
+    ("token", "scores", "masked", "progress", "accepted"),
+    [
+        ([7, 7, 7, 7, 7], [0.9, 0.9, 0.9, 0.9, 0.9], "", 0.0, "xxx.."),  # the most
+        ([7, 7, 7, 7, 7], [0.9, 0.81, 0.9, 0.95, 0.5], "", 0.0, "x.xx."),  # the best of those that pass
+        ([7, 7, 7, 7, 7], [0.1, 0.3, 0.9, 0.2, 0.1], "", 0.0, ".xx.."),  # the fewest: one below the threshold with it
+        ([7, END, END, 7, 7], [0.9, 0.99, 0.99, 0.1, 0.2], "", 0.0, "x...x"),  # made up of others than end tokens
+        ([7, END, END, 7, 7], [0.9, 0.99, 0.99, 0.1, 0.2], "xxx..", 0.0, "x...."),  # which may be fewer than the fewest
+        ([7, END, END, 7, 7], [0.9, 0.99, 0.95, 0.1, 0.2], ".xx..", 0.0, ".xx.."),  # and without others it is of them
+        ([7, END, END, 7, 7], [0.9, 0.99, 0.95, 0.1, 0.2], "", 0.5, "xxx.."),
+    ],
+)
+def test_confidence_adaptive_decoding_keeps_its_bounds_and_holds_end_tokens_back(
+    token: list[int], scores: list[float], masked: str, progress: float, accepted: str
+) -> None:
+    assert gate(CAD, scores, masked, token, progress) == accepted
+
+
+@pytest.mark.parametrize("rule", ["threshold", "factor"])
+def test_each_row_of_a_batch_may_have_a_threshold_of_its_own(rule: str) -> None:
+    score = np.array([[0.9, 0.7, 0.5, 0.3]] * 3, np.float32)
+    token, open_, progress = np.full(score.shape, 7), np.ones(score.shape, np.bool_), np.zeros(3, np.float32)
+    limits = [0.9, 0.5, 0.0] if rule == "threshold" else [0.1, 1.0, 3.0]
+    decide = Gate(GateSpec(rule=rule), (END,))
+    together = decide(token, score, score, open_, progress, np.array(limits))
+    for row, limit in enumerate(limits):
+        part = slice(row, row + 1)
+        alone = decide(token[part], score[part], score[part], open_[part], progress[part], limit)
+        assert (alone == together[part]).all()
+    assert together.sum(axis=1).tolist() == ([1, 3, 4] if rule == "threshold" else [1, 2, 3])
 
 
 def test_a_factor_gate_does_not_count_held_back_end_tokens() -> None:
@@ -182,5 +218,5 @@ def slow_gate(
             spec.comparator
         ]
         passed = [i for i in free if compared[i]]
-    wanted = set(passed) | set(ranking[: spec.min])
+    wanted = set(passed) | set((free or ranking)[: spec.min])
     return [i for i in ranking[: spec.max] if i in wanted]

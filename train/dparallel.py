@@ -1,6 +1,7 @@
 """dParallel (arXiv 2509.26488): certainty-forcing distillation on the teacher's own answers.
 
-L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half; H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
+L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
+H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
 (czg1225/dParallel).
 """
 

@@ -35,7 +35,7 @@ from .options import add_directory_options, add_raw_option, overrides_of
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
 
-GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max")
+GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
 OWN = ("--attention",)  # here it is for every checkpoint
 
 
@@ -210,6 +210,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
     p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
     p.add_argument("--max", type=int, help="gate: most positions accepted a step")
+    p.add_argument("--sub-block", type=int, help="gate: tokens a sub-block, filled one after the other")
+    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens are held back")
     p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
     p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
     p.add_argument("--batch", type=int, default=64, help="answers at once in PyTorch (default 64)")

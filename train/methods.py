@@ -69,18 +69,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds --method, --attention, and the options that not every method has, in groups of their own."""
     add = parser.add_argument
     add("--method", choices=METHODS, default="cdlm", help="(default cdlm)")
-    add("--attention", choices=BOTH, default="block_causal", help="the student's: block_causal has a cache, full (cd4lm, "
-        "dparallel) has none (default block_causal)")  # fmt: skip
+    add("--attention", choices=BOTH, default="block_causal", help="the student's: full (of cd4lm and dparallel) has "
+        "no cache (default block_causal)")  # fmt: skip
     add = parser.add_argument_group("cdlm and dparallel").add_argument
     add("--trajectories", type=Path, help="folder written by train.collect (needed)")
     add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
     add = parser.add_argument_group("cdlm").add_argument
     add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1)")
-    add(
-        "--target",
-        choices=TARGETS,
-        help="the later state y*: the block completed, or a moment before (default partial)",
-    )
+    add("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)")
     add = parser.add_argument_group("cd4lm").add_argument
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
