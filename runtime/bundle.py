@@ -14,16 +14,16 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from . import memory
-from .contract import Contract
+from .contract import Contract, GateSpec
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
 
-__all__ = ["Build", "Bundle", "Engine", "content_name", "read", "sha256", "verify_files", "write"]
+__all__ = ["Build", "Bundle", "Engine", "content_name", "read", "set_gate", "sha256", "verify_files", "write"]
 
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
@@ -83,6 +83,26 @@ def write(
             _replace(path / MANIFEST, text.encode())
         finally:
             _sweep(path)
+        return read(path)
+
+
+def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
+    """Makes `gate` the accept rule of an engine: a new manifest in one rename, all other files untouched.
+
+    Engines of its dialect and precision get it too: they differ in room or device, which no confidence depends on.
+    Raises UserError where there is no such engine, or the gate does not fit the contract.
+    """
+    with _locked(path):
+        made = read(path)
+        chosen = made.engine(engine)
+        if gate.rule != "count":
+            gate.check_threshold(gate.threshold, made.contract.vocab)
+        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for entry in values["engines"]:
+            if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
+                entry["gate"] = asdict(gate)
+        parse(path, values)
+        _replace(path / MANIFEST, json.dumps(values, indent=1).encode())
         return read(path)
 
 

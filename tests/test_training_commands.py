@@ -10,11 +10,11 @@ import pytest
 import tiny
 from speaking import speaking_bundle
 
-from train import checkpoint, collect, distill, evaluate, teacher
+from train import calibrate, checkpoint, collect, distill, evaluate, teacher
 from train.tasks.jsonl import split_of
 
 Main = Callable[[list[str]], int]
-COMMANDS = [teacher.main, collect.main, distill.main, evaluate.main]
+COMMANDS = [teacher.main, collect.main, distill.main, evaluate.main, calibrate.main]
 SHAPE = "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8"
 
 

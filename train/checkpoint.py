@@ -113,6 +113,22 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
 
 
+def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
+    """Writes another default gate into a student.pt; the rest stays as it is stored, and the file whole throughout.
+
+    Raises UserError where `path` is no such file or cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
+    load(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state["config"]["gate"] = dict(gate)
+    try:
+        replace_file(path, lambda temporary: torch.save(state, temporary))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
+
+
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     """Reads a checkpoint: a file of train.*, or a Hugging Face directory, of which `overrides` may know better.
 

@@ -115,11 +115,29 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
     return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
-def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, prompts.Encode, int]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model ready to answer: ask encodes its prompts, batch is how many it answers at once, gate its own.
+
+    engine: the name of a bundle's, `torch` for a checkpoint.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    ask: prompts.Encode
+    batch: int
+    gate: GateSpec
+    engine: str
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The checkpoint or the bundle's engine that the options of `add_model_options` name. Raises UserError."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.ckpt:
         saved = checkpoint.load(args.ckpt, overrides_of(args, OWN))
         backend = torch_backend(saved, args.batch, args.attention, args.bf16)
-        return backend, saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw), args.batch
+        ask = prompts.of_checkpoint(saved, args.raw)
+        return Source(backend, saved.read_tokenizer(), ask, args.batch, backend.contract.gate, "torch")
     from runtime.bundle import read  # an engine is loaded only where one is asked for
     from runtime.model import load
 
@@ -127,33 +145,39 @@ def _backend(args: argparse.Namespace) -> tuple[Backend, Tokenizer, prompts.Enco
     tokenizer = Tokenizer.from_file(str(read(args.bundle).tokenizer))
     tokenizer.encode_special_tokens = True
     ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
-    return model.backend, tokenizer, ask, 1
+    return Source(model.backend, tokenizer, ask, 1, model.gate, model.engine)
 
 
 def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
     """The model's gate with what the command line changes in it."""
-    changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name)) is not None}
-    if changes.get("metric") == "entropy" and "comparator" not in changes:
-        changes["comparator"] = "<="
+    changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name, None)) is not None}
+    if "metric" in changes and "comparator" not in changes:
+        changes["comparator"] = "<=" if changes["metric"] == "entropy" else ">="
     return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    backend, tokenizer, ask, batch = _backend(args)
+    source = source_of(args)
+    backend = source.backend
     task = tasks.from_file(args.data) if args.data else tasks.named(args.task)[0]
     problems = list(task.problems(args.split, args.count, args.seed))
-    gate = chosen_gate(args, backend.contract.gate)
-    fused = args.commit == "fused"
-    found = evaluate(backend, tokenizer, task, problems, gate=gate, fused=fused, batch=batch, ask=ask)
+    gate = chosen_gate(args, source.gate)
+    found = evaluate(
+        backend, source.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=source.batch,
+        ask=source.ask,
+    )  # fmt: skip
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
         "length": [len(result.token_ids) for result in found.results],
     }
-    source = str(args.ckpt or args.bundle)
-    settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
+    settings = {
+        "model": str(args.ckpt or args.bundle),
+        "engine": backend.name,
+        "attention": backend.contract.attention,
+        "commit": args.commit,
+    }
     where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": args.bf16 and bool(args.ckpt)}
     report = {**settings, **where, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
     if args.against:
@@ -195,35 +219,45 @@ def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
-    source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
-    source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
-    p.add_argument("--engine", help="engine of the bundle (default its first)")
+    add_model_options(p)
+    add_gate_options(p)
+    p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
     p.add_argument("--task", default="math", help="math or code (default math)")
     p.add_argument("--data", type=Path, help="JSON lines instead of a task")
     p.add_argument("--split", default="valid", help="train, valid, test or test_templates (default valid)")
     p.add_argument("--count", type=int, default=500, help="problems (default 500)")
     p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
-    p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
-    p.add_argument("--metric", help="gate: confidence or entropy")
-    p.add_argument("--comparator", help="gate: >= > <= <")
-    p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
-    p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
-    p.add_argument("--max", type=int, help="gate: most positions accepted a step")
-    p.add_argument("--sub-block", type=int, help="gate: tokens a sub-block, filled one after the other")
-    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens are held back")
-    p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
     p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
-    p.add_argument("--batch", type=int, default=64, help="answers at once in PyTorch (default 64)")
-    p.add_argument("--threads", type=int, help="torch threads (default all cores)")
-    p.add_argument("--bf16", action="store_true", help="bf16 autocast in PyTorch: faster, not exact")
     p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
     p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
     p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
     p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    return p
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    """Adds what says which model answers, and how it is run."""
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
+    source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
+    p.add_argument("--engine", help="engine of the bundle (default its first)")
+    p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
+    p.add_argument("--batch", type=int, default=64, help="answers at once in PyTorch (default 64)")
+    p.add_argument("--threads", type=int, help="torch threads (default all cores)")
+    p.add_argument("--bf16", action="store_true", help="bf16 autocast in PyTorch: faster, not exact")
     add_raw_option(p)
     add_directory_options(p, OWN)
-    return p
+
+
+def add_gate_options(p: argparse.ArgumentParser) -> None:
+    """Adds what changes the model's gate, its threshold apart."""
+    p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
+    p.add_argument("--metric", help="gate: confidence or entropy")
+    p.add_argument("--comparator", help="gate: >= > <= <")
+    p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
+    p.add_argument("--max", type=int, help="gate: most positions accepted a step")
+    p.add_argument("--sub-block", type=int, help="gate: tokens a sub-block, filled one after the other")
+    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens are held back")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,246 @@
+"""Calibration: bins worked out by hand, what the model is asked, which threshold is chosen, and where it is written."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from slow_decode import distributions
+from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
+from tiny import BLOCK, MASK, PAD
+
+from runtime.backend import Forward, Proposal
+from runtime.bundle import read, set_gate
+from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
+from runtime.errors import UserError
+from train import calibrate, calibration, checkpoint, evaluate, prompts, tasks
+from train.calibrate import Point, Report
+from train.data import Example
+from train.tasks.jsonl import split_of
+from train.torch_backend import TorchBackend
+
+
+def test_bins_hold_what_lies_in_them_and_the_error_is_the_mean_distance() -> None:
+    confidence = np.array([0.0, 0.5, 0.45, 0.75, 0.95, 1.0, 0.9], np.float32)
+    right = np.array([0, 1, 0, 1, 1, 1, 0], np.bool_)
+    bins = calibration.reliability(confidence, right, 2)
+    assert [(each.low, each.high, each.count) for each in bins] == [(0, 0.5, 3), (0.5, 1, 4)]
+    assert [each.right for each in bins] == pytest.approx([1 / 3, 3 / 4])
+    assert [each.confidence for each in bins] == pytest.approx([0.95 / 3, 0.9])
+    error = (3 * abs(0.95 / 3 - 1 / 3) + 4 * abs(0.9 - 0.75)) / 7
+    assert calibration.expected_error(bins) == pytest.approx(error)
+    assert calibration.reliability(confidence[:0], right[:0]) == [] and calibration.expected_error([]) == 0
+
+
+class Recording:
+    """A PyTorch backend that remembers what it was asked and said."""
+
+    name = "recording"
+
+    def __init__(self, inner: TorchBackend) -> None:
+        self.inner, self.contract = inner, inner.contract
+        self.seen: list[tuple[Forward, Proposal]] = []
+
+    def open(self, batch: int, capacity: int) -> None:
+        self.inner.open(batch, capacity)
+
+    def keep(self, rows: np.ndarray) -> None:
+        self.inner.keep(rows)
+
+    def forward(self, forward: Forward) -> Proposal:
+        self.seen.append((forward, self.inner.forward(forward)))
+        return self.seen[-1][1]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: str) -> None:
+    seed = tiny.fresh_seed()
+    rng = random.Random(seed)
+    contract, model = tiny.contract(alignment=alignment, shift=shift, attention=attention), tiny.model(seed)
+    sizes = [(rng.randrange(1, 9), rng.randrange(1, 13)) for _ in range(12)]
+    texts = [[rng.randrange(3, tiny.VOCAB) for _ in range(sum(size))] for size in sizes]
+    examples = [Example(tuple(t[:p]), tuple(t[p:])) for t, (p, _) in zip(texts, sizes, strict=True)]
+    backend = Recording(TorchBackend(model, contract))
+    confidence, right = calibration.probe(backend, examples, seed)
+    expected = []
+    for text, (prompt, _), (forward, said) in zip(texts, sizes, backend.seen, strict=True):
+        ids = forward.input_ids[0].tolist()
+        wide = prompt + contract.canvas if attention == "full" else len(ids)
+        first = int(forward.rows[0, -1]) + shift - BLOCK + 1
+        open_ = [i for i in range(first, first + BLOCK) if ids[i] == MASK]
+        assert ids[:first] == text[:first] and len(ids) == wide, f"seed {seed}"
+        assert min(open_) >= prompt and set(ids[first + BLOCK :]) <= {MASK}, f"seed {seed}"
+        assert all(ids[i] in (MASK, text[i] if i < len(text) else PAD) for i in range(first, first + BLOCK))
+        truth = distributions(model, contract, ids, prompt)
+        for place in (i for i in open_ if i < len(text)):
+            best = truth[place].max(0)
+            assert said.confidence[0][place - first] == pytest.approx(best.values.item(), abs=1e-4), f"seed {seed}"
+            expected.append((best.values.item(), int(best.indices) == text[place]))
+    assert confidence == pytest.approx([sure for sure, _ in expected], abs=1e-4), f"seed {seed}"
+    assert right.tolist() == [verdict for _, verdict in expected], f"seed {seed}"
+
+
+def test_answers_without_room_are_not_asked_for() -> None:
+    backend = Recording(TorchBackend(tiny.model(0), tiny.contract()))
+    confidence, right = calibration.probe(backend, [Example((3,), (4,) * 13), Example((3,) * 63, (4,) * 5)], 0)
+    assert len(confidence) == len(right) == 0 and backend.seen == []
+
+
+def point(threshold: float, forwards: float, difference: float, low: float) -> Point:
+    return Point(threshold, forwards, difference, low, {})
+
+
+@pytest.mark.parametrize(
+    ("target", "bound", "chosen"),
+    [
+        (0.5, False, 0.9),
+        (0.4, False, 0.95),
+        (3.0, False, 0.5),
+        (0.5, True, None),
+        (1.0, True, 0.99),
+        (-0.1, False, None),
+    ],
+)
+def test_the_fewest_forwards_within_the_target_are_chosen(target: float, bound: bool, chosen: float | None) -> None:
+    points = [
+        point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.95, 6, -0.004, -0.015),
+        point(0.99, 9, 0.0, -0.01),
+    ]  # fmt: skip
+    best = calibrate.choose(points, target, bound)
+    assert (best.threshold if best else None) == chosen
+
+
+def hasty(forward: Forward) -> Proposal:
+    """Only the first open position is known, the others are guessed wrong, and less surely. The answer is `ab`."""
+    truth = [BYTES + byte for byte in b"ab"] + [tiny.END] + [PAD] * 5
+    first = forward.past_length[0] + forward.rows[0, 0] - 2  # prompts have two tokens
+    open_ = forward.input_ids[0, forward.rows[0]] == MASK
+    token = [truth[int(first) + i] if i == open_.argmax() else BYTES for i in range(len(open_))]
+    return tiny.proposal([token], [[0.95 if i == open_.argmax() else 0.6 for i in range(len(open_))]])
+
+
+def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
+    spec = tiny.contract(vocab=BYTES + 256, canvas=BLOCK)
+    engine = byte_tokenizer()
+    backend = tiny.Scripted(spec, hasty)
+    source = evaluate.Source(backend, engine, prompts.plain(engine), 1, spec.gate, "scripted")
+    problems = [tasks.Problem(f"p{i}", "ab", "own") for i in range(4)]
+
+    def grade(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> list[bool]:
+        return [text == "ab" for text in texts]
+
+    report = Report(tasks.Task("own", lambda *_: iter(problems), grade), problems, [True, True, True, False], [6] * 4)
+    low, high = calibrate.sweep(source, GateSpec(), [0.5, 0.9], [report])
+    assert (low.difference, low.forwards) == (-0.75, 1) and (high.difference, high.forwards) == (0.25, 3)
+    assert high.by_task["own"]["fewer_forwards"] == 2 and low.by_task["own"]["accuracy"] == 0
+    assert calibrate.choose([low, high], 0.5, False) is high
+
+
+def teacher_report(folder: Path, data: Path, right: list[int], split: str = "train") -> Path:
+    """What train.evaluate writes, as far as calibration reads it."""
+    values = {"task": data.stem, "split": split, "seed": 0}
+    path = folder / "teacher.json"
+    path.write_text(json.dumps({**values, "per_problem": {"right": right, "forwards": [40] * len(right)}}))
+    return path
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Problems of the training split, whose prompts are all as long as `say 1`."""
+    prompts_ = [f"say {n}" for n in "abcdefghijkl" if split_of(f"say {n}") == "train"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "yes"}) + "\n" for p in prompts_))
+    return tmp_path / "own.jsonl"
+
+
+def test_a_bundles_engine_gets_the_threshold_as_its_own_gate(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    report = teacher_report(tmp_path, own, [1, 1, 1])
+    words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), "--thresholds", "0.2,0.4,0.99"]
+    assert calibrate.main([*words, "--no-write", "--json"]) == 0
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+    capsys.readouterr()
+    assert calibrate.main([*words, "--json", "--plot", str(tmp_path / "r.png"), "--out", str(tmp_path / "c.json")]) == 0
+    out = capsys.readouterr().out
+    told = json.loads(out)
+    assert out.count("\n") == 1 and (told["chosen"], told["written"]) == (0.2, True)
+    assert [p["forwards"] for p in told["points"]] == [1, 3, 4] and told == json.loads(
+        (tmp_path / "c.json").read_text()
+    )
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert read(made).engine().gate == GateSpec(threshold=0.2)
+    after = {path.name: path.read_bytes() for path in made.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "manifest.json"
+    } and after.keys() == before.keys()
+    words = ["--bundle", str(made), "--data", str(own), "--split", "train", "--count", "3", "--json"]
+    assert evaluate.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["gate"]["threshold"] == 0.2  # what evaluation and runtime start from
+
+
+def test_no_threshold_within_the_target_ends_with_1_and_changes_nothing(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = speaking_bundle(tmp_path, "say 1", "no")
+    before = (made / "manifest.json").read_bytes()
+    words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(teacher_report(tmp_path, own, [1, 1]))]
+    assert calibrate.main([*words, "--thresholds", "0.9"]) == 1
+    assert (
+        "no threshold meets the target" in capsys.readouterr().out and (made / "manifest.json").read_bytes() == before
+    )
+
+
+def test_a_checkpoint_keeps_everything_but_its_threshold(own: Path, tmp_path: Path) -> None:
+    saved = tiny.checkpoint()
+    checkpoint.save(saved, tmp_path / "student.pt", torch.bfloat16)
+    tokens = saved.read_tokenizer()
+    assert tokens.get_vocab_size() > tiny.VOCAB  # so its prompts cannot be answered, but its gate can be written
+    before = torch.load(tmp_path / "student.pt", weights_only=True)
+    checkpoint.set_gate(tmp_path / "student.pt", {"rule": "threshold", "threshold": 0.8})
+    after = torch.load(tmp_path / "student.pt", weights_only=True)
+    assert after["config"].pop("gate") == {"rule": "threshold", "threshold": 0.8} and before["config"].pop("gate")
+    assert after["config"] == before["config"] and after["tokenizer"] == before["tokenizer"]
+    assert all(torch.equal(w, before["model"][n]) and w.dtype == torch.bfloat16 for n, w in after["model"].items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "student.pt"]
+    with pytest.raises(UserError, match="calibrate its --bundle"):
+        checkpoint.set_gate(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "said"),
+    [
+        ({"split": "test"}, "", "is of the split test; a threshold chosen there would spoil it"),
+        ({"per_problem": {}}, "", "is no report of train.evaluate --out"),
+        ({"task": "other"}, "", "problems of other, which are not there"),
+        ({}, "--thresholds 1.5", "threshold 1.5 is outside"),
+        ({}, "--rule count", "has no threshold; give --rule threshold"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_told_in_one_line(
+    change: dict[str, object], extra: str, said: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, report = speaking_bundle(tmp_path, "say 1", "yes"), teacher_report(tmp_path, own, [1])
+    report.write_text(json.dumps({**json.loads(report.read_text()), **change}))
+    words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), *extra.split()]
+    assert calibrate.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_gate_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
+    made = speaking_bundle(tmp_path, "p", "a")
+    before = (made / "manifest.json").read_bytes()
+    for engine, spec, said in (("ort-int4", GateSpec(), "no engine"), ("ort-fp32", GateSpec(threshold=2), "outside")):
+        with pytest.raises(UserError, match=said):
+            set_gate(made, engine, spec)
+    assert (made / "manifest.json").read_bytes() == before

@@ -1,0 +1,205 @@
+"""Finds the threshold that keeps a model within a target of its teacher, and makes it the model's own.
+
+python -m train.calibrate --ckpt student.pt --teacher-report teacher-math.json teacher-code.json
+python -m train.calibrate --bundle student.bundle --engine ort-int8 --teacher-report teacher-math.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.command import DONE, FAILED, Parser, print_json
+from runtime.command import run as run_command
+from runtime.contract import GateSpec
+from runtime.errors import UserError
+
+from . import calibration, checkpoint, evaluate, figures, tasks
+from .checkpoint import replace_file
+from .data import encode
+from .options import numbers
+from .statistics import paired_difference
+
+GRIDS = {
+    "confidence": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995),
+    "entropy": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+    "factor": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the teacher did on the problems that a report of train.evaluate names."""
+
+    task: tasks.Task
+    problems: list[tasks.Problem]
+    right: list[bool]
+    forwards: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A threshold and what came of it. by_task: accuracy, forwards, difference to the teacher with its interval."""
+
+    threshold: float
+    forwards: float
+    difference: float
+    low: float
+    by_task: dict[str, dict[str, Any]]
+
+
+def read_report(path: Path, data: Path | None) -> Report:
+    """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        outcome = values["per_problem"]
+        right, forwards = [bool(each) for each in outcome["right"]], [int(each) for each in outcome["forwards"]]
+        name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
+    if split.startswith("test"):
+        raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
+    task = tasks.from_file(data) if data else tasks.named(name)[0]
+    problems = list(task.problems(split, len(right), seed))
+    if task.name != name or len(problems) != len(right):
+        raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
+    return Report(task, problems, right, forwards)
+
+
+def sweep(
+    source: evaluate.Source, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
+) -> list[Point]:
+    """The model on the teacher's problems at each threshold: means over the tasks, differences of the worst one."""
+    points = []
+    for threshold in thresholds:
+        by_task = {}
+        for report in reports:
+            found = evaluate.evaluate(
+                source.backend, source.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
+                batch=source.batch, ask=source.ask,
+            )  # fmt: skip
+            apart = paired_difference(found.right, report.right)
+            taken = sum(result.forwards for result in found.results)
+            by_task[report.task.name] = {
+                **found.summary(), "difference": apart.mean, "difference_95": [apart.low, apart.high],
+                "fewer_forwards": sum(report.forwards) / taken,
+            }  # fmt: skip
+        rows = by_task.values()
+        forwards = sum(row["forwards"] for row in rows) / len(by_task)
+        worst, low = min(row["difference"] for row in rows), min(row["difference_95"][0] for row in rows)
+        points.append(Point(threshold, forwards, worst, low, by_task))
+    return points
+
+
+def choose(points: Sequence[Point], target: float, bound: bool) -> Point | None:
+    """The point of fewest forwards that is at most `target` points below the teacher on every task; None without any.
+
+    bound: the lower end of the difference's 95 % interval has to be, not its mean.
+    """
+    within = [p for p in points if 100 * (p.low if bound else p.difference) >= -target - 1e-9]
+    return min(within, key=lambda p: p.forwards, default=None)
+
+
+def reliability_of(source: evaluate.Source, reports: Sequence[Report], seed: int) -> dict[str, list[calibration.Bin]]:
+    """Bins of confidence on the problems' known answers, by task."""
+    bins = {}
+    for report in reports:
+        pairs = [(problem.prompt, problem.answer) for problem in report.problems]
+        examples = encode(source.tokenizer, pairs, source.backend.contract.eos_ids[0], source.ask)
+        bins[report.task.name] = calibration.reliability(*calibration.probe(source.backend, examples, seed))
+    return bins
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures, chooses, writes the gate unless told not to, and returns the report."""
+    if args.write and args.ckpt and (args.ckpt.is_dir() or args.attention):
+        what = "a directory has no gate of its own" if args.ckpt.is_dir() else "under --attention it is another model"
+        raise UserError(
+            f"{args.ckpt} cannot be given its threshold: {what}; give --no-write, or calibrate its --bundle"
+        )
+    reports = [read_report(path, args.data) for path in args.teacher_report]
+    source = evaluate.source_of(args)
+    gate = evaluate.chosen_gate(args, source.gate)
+    if gate.rule == "count":
+        raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
+    grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
+    thresholds = numbers(args.thresholds, "--thresholds") if args.thresholds else list(grid)
+    for threshold in thresholds:
+        gate.check_threshold(threshold, source.backend.contract.vocab)
+    points = sweep(source, gate, thresholds, reports)
+    best = choose(points, args.target, args.by == "bound")
+    bins = reliability_of(source, reports, args.seed)
+    if args.plot:
+        figures.reliability(args.plot, bins)
+    if best is not None and args.write:
+        keep(args, source, replace(gate, threshold=best.threshold))
+    errors = {name: round(calibration.expected_error(each), 5) for name, each in bins.items()}
+    told = {
+        "model": str(args.ckpt or args.bundle), "engine": source.engine, "target": args.target, "by": args.by,
+        "chosen": None if best is None else best.threshold, "written": best is not None and args.write,
+        "gate": asdict(gate), "calibration_error": errors, "points": [asdict(point) for point in points],
+        "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
+    }  # fmt: skip
+    if args.out:
+        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+    return told
+
+
+def keep(args: argparse.Namespace, source: evaluate.Source, gate: GateSpec) -> None:
+    """Makes the gate the checkpoint's or the engine's own."""
+    if args.ckpt:
+        return checkpoint.set_gate(args.ckpt, asdict(gate))
+    from runtime.bundle import set_gate
+
+    set_gate(args.bundle, source.engine, gate)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(prog="python -m train.calibrate", description=(__doc__ or "").splitlines()[0])
+    evaluate.add_model_options(p)
+    evaluate.add_gate_options(p)
+    p.add_argument("--teacher-report", type=Path, nargs="+", required=True, metavar="JSON", help="of train.evaluate "
+        "--out on the validation split, one a task; the same problems are answered again")  # fmt: skip
+    p.add_argument("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task")
+    p.add_argument("--target", type=float, default=0.5, help="points below the teacher at most (default 0.5)")
+    p.add_argument("--by", choices=("mean", "bound"), default="mean", help="what has to be within the target: the "
+        "difference's mean, or the lower end of its 95 %% interval (default mean)")  # fmt: skip
+    p.add_argument("--thresholds", help="to try, with commas (default a grid by the gate's metric)")
+    p.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate")
+    p.add_argument("--seed", type=int, default=0, help="of what is masked for the reliability (default 0)")
+    p.add_argument("--plot", type=Path, metavar="PNG", help="reliability diagram")
+    p.add_argument("--out", type=Path, help="JSON report")
+    p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 1 where no threshold meets the target."""
+    return run_command(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Calibrates and prints what came of it."""
+    told = run(args)
+    if args.json:
+        print_json(told)
+    else:
+        print(f"{'threshold':>10}{'forwards':>10}{'difference':>12}{'at least':>10}   (to the teacher, worst task)")
+        for point in told["points"]:
+            low, apart = point["low"], point["difference"]
+            print(f"{point['threshold']:>10g}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")
+        print(
+            "expected calibration error:", ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
+        )
+        print(f"{told['chosen']} meets the target" if told["chosen"] is not None else "no threshold meets the target")
+    return DONE if told["chosen"] is not None else FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
