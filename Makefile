@@ -9,11 +9,12 @@ TORCH_FOLDER := import os, sys, torch; \
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
 
-.PHONY: help demo try test gpu-report clean
+.PHONY: help demo try test study gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
+	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
 define check_python
@@ -56,6 +57,10 @@ test: $(VENV)/.testing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+study: $(VENV)/.training
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
+	$(BIN)/python samples/study.py
 
 gpu-report: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[$(FLAVOR)]'

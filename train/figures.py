@@ -38,6 +38,17 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
     _save(axes, path)
 
 
+def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
+    """A bar of each name in each group, with its value over it. Raises UserError as `reliability` does."""
+    axes = _axes("", up)
+    width = 0.8 / max(1, len(named))
+    for i, (name, values) in enumerate(named.items()):
+        places = [group + i * width for group in range(len(groups))]
+        axes.bar_label(axes.bar(places, values, width, label=name), fmt="%.3g", fontsize="x-small")
+    axes.set_xticks([group + 0.4 - width / 2 for group in range(len(groups))], groups)
+    _save(axes, path)
+
+
 def _axes(across: str, up: str) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot

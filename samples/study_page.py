@@ -1,0 +1,143 @@
+"""A study's page: the point that stands for each row, the tables in Markdown, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train import figures
+from train.calibration import Bin
+from train.invariance import RATIOS
+from train.statistics import paired_difference
+
+TARGET = 0.01  # the lower 95 % bound of a row's difference to the teacher may not lie further below it
+
+Study = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A row at one threshold on one task. Accuracies and differences as shares; length in tokens."""
+
+    task: str
+    accuracy: float
+    difference: float
+    low: float
+    high: float
+    forwards: float
+    fewer: float
+    length: float
+    length_p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row at one threshold, None where it has none. holds: within the target of the teacher on every task."""
+
+    title: str
+    attention: str
+    threshold: float | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(cell.low >= -TARGET for cell in self.cells)
+
+
+def lines(study: Study, row: dict[str, Any]) -> list[Line]:
+    """A row's thresholds, each with all tasks."""
+    teacher = {point["task"]: point for point in study["rows"][0]["points"]}
+    by_threshold: dict[float | None, list[Cell]] = {}
+    for point in row["points"]:
+        base = teacher[point["task"]]
+        apart = paired_difference(point["right"], base["right"])
+        cell = Cell(
+            point["task"], point["accuracy"], apart.mean, apart.low, apart.high, point["forwards"],
+            sum(base["each"]) / sum(point["each"]), point["length"], point["length_p95"],
+        )  # fmt: skip
+        by_threshold.setdefault(point["threshold"], []).append(cell)
+    return [Line(row["title"], row["attention"], key, tuple(cells)) for key, cells in by_threshold.items()]
+
+
+def summary(study: Study) -> list[Line]:
+    """One line a row: the fewest forwards that hold, or else the most right answers."""
+    chosen = []
+    for row in study["rows"]:
+        tried = lines(study, row)
+        if holding := [line for line in tried if line.holds]:
+            chosen.append(min(holding, key=lambda line: sum(cell.forwards for cell in line.cells)))
+        else:
+            chosen.append(max(tried, key=lambda line: sum(cell.accuracy for cell in line.cells)))
+    return chosen
+
+
+def table(shown: Sequence[Line]) -> str:
+    """Lines as a Markdown table."""
+    names = [cell.task for cell in shown[0].cells]
+    heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards | tokens, 95th" for name in names)]
+    head = " | ".join(heads)
+    rows = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
+    for line in shown:
+        mark = "" if line.holds else " ✗"
+        sure = "" if line.threshold is None else f"{line.threshold:g}"
+        rows.append(f"| {line.title}{mark} | {sure} | {' | '.join(map(_cell, line.cells))} |")
+    return "\n".join(rows)
+
+
+def _cell(cell: Cell) -> str:
+    apart = f"{100 * cell.difference:+.1f}, {100 * cell.low:+.1f} to {100 * cell.high:+.1f}"
+    return (
+        f"{100 * cell.accuracy:.1f} % ({apart}) | {cell.forwards:.1f} ({cell.fewer:.1f} × fewer) | "
+        f"{cell.length:.1f}, {cell.length_p95:g}"
+    )
+
+
+def text(study: Study) -> str:
+    """The whole page."""
+    return "\n".join(_text(study)) + "\n"
+
+
+def _text(study: Study) -> Iterator[str]:
+    yield f"# The study: {study['count']} problems a task of the split `{study['split']}`, seed {study['seed']}"
+    yield ""
+    yield (
+        "Made by `make study`. A row stands at the threshold with the fewest forwards at which the lower 95 % bound of its "
+        f"paired difference to the teacher is no worse than -{100 * TARGET:g} points on every task; where none meets that "
+        "(✗), at the one with the most right answers. Forwards and tokens are means of an answer."
+    )
+    yield "\n" + table(summary(study))
+    yield "\n## What a prediction depends on\n"
+    yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, and how far its"
+    yield "confidence is from the share of tokens that are right.\n"
+    yield f"| | {' | '.join(f'ratio {ratio:g}' for ratio in RATIOS[1:])} | expected calibration error |"
+    yield "|---" * (len(RATIOS) + 1) + "|"
+    for row in models(study):
+        kls = " | ".join(f"{each:.4f}" for each in row["divergences"][1:])
+        yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['calibration_error']:.4f} |"
+    yield "\n## Every threshold\n"
+    yield table([line for row in study["rows"] for line in lines(study, row)])
+
+
+def models(study: Study) -> list[dict[str, Any]]:
+    """The first row of each checkpoint and mask: what does not depend on the gate is alike in the others."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in study["rows"]:
+        found.setdefault((row["file"], row["attention"]), row)
+    return list(found.values())
+
+
+def draw(study: Study, folder: Path) -> None:
+    """study-<task>.png, study-forwards.png and study-calibration.png."""
+    rows = {row["title"]: lines(study, row) for row in study["rows"]}
+    names = [cell.task for cell in rows[study["rows"][0]["title"]][0].cells]
+    for i, name in enumerate(names):
+        curves = {}
+        for title, each in rows.items():
+            curves[title] = [(line.cells[i].forwards, 100 * line.cells[i].accuracy) for line in each]
+        figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
+    taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study)}
+    figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
+    bins = {f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["reliability"]] for row in models(study)}
+    figures.reliability(folder / "study-calibration.png", bins)

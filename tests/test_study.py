@@ -1,0 +1,134 @@
+"""The study on tiny models: every row with a checkpoint is there, its figures too, and nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from slow_decode import distributions
+from test_methods import LINES, teacher_of
+
+from train import checkpoint, invariance
+from train.data import Example
+from train.model import Model
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    import study
+
+    return study
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Checkpoints of four rows, one of them with two seeds, and own data."""
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
+    gate = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
+    checkpoint.save(teacher_of(16, 0), tmp_path / "teacher.pt")
+    checkpoint.save(teacher_of(16, 1, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm.pt")
+    checkpoint.save(teacher_of(16, 2, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm-seed2.pt")
+    checkpoint.save(teacher_of(16, 3, gate=gate), tmp_path / "dparallel-full.pt")
+    return tmp_path
+
+
+def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
+    study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = models / "out"
+    words = ["--models", str(models), "--data", str(models / "own.jsonl"), "--split", "train", "--count", "3"]
+    assert study.main([*words, "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)["rows"]
+    titles = [row["title"] for row in told]
+    assert titles == [
+        "teacher", *(f"ablation: teacher truncated to {n} tokens a step" for n in (2, 4, 8)),
+        "ablation: CAD without DSCD (the teacher)", "not distilled: the teacher's weights, block-causal", "CDLM",
+        "CDLM, seed2", "dParallel, full attention",
+    ]  # fmt: skip
+    assert "no rival.pt" in captured.err and "no cd4lm.pt" in captured.err
+    page = (out / "study.md").read_text(encoding="utf-8")
+    assert all(f"| {title}" in page for title in titles) and "expected calibration error" in page
+    for name in ("own", "forwards", "calibration"):
+        assert (out / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
+    kept = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    counts = {row["title"]: len(row["points"]) for row in kept["rows"]}
+    assert counts["teacher"] == 1 and counts["CDLM"] == counts["dParallel, full attention"] == 6
+    by_count = [row["points"][0]["forwards"] for row in kept["rows"][:4]]
+    assert by_count == sorted(by_count, reverse=True) and by_count[0] > by_count[3]
+    kept["rows"][6]["points"][0]["length"] = -1  # nothing that is measured
+    (out / "study.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert study.main([*words, "--out", str(out)]) == 0
+    again = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    assert again["rows"] == kept["rows"] and "| CDLM" in capsys.readouterr().out
+    assert study.main([*words[:-1], "2", "--out", str(out)]) == 0
+    other = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    assert all(point["length"] > 0 for row in other["rows"] for point in row["points"])
+
+
+def test_a_study_needs_its_teacher(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study.main(["--models", str(tmp_path), "--out", str(tmp_path), "--count", "1", "--task", "math"]) == 2
+    assert "no teacher.pt" in capsys.readouterr().err
+
+
+def point(threshold: float | None, right: list[int], each: list[int]) -> dict[str, object]:
+    means = {"accuracy": float(np.mean(right)), "forwards": float(np.mean(each)), "length": 9.0, "length_p95": 12}
+    return {"task": "math", "threshold": threshold, "right": right, "each": each, **means}
+
+
+def test_the_line_of_a_row_has_the_fewest_forwards_that_hold_or_the_most_right_answers(study: ModuleType) -> None:
+    right, wrong, few = [1] * 400, [0] * 400, [1] * 399 + [0]
+    points = {
+        "good": [point(0.5, wrong, [2] * 400), point(0.9, few, [5] * 400), point(0.99, right, [8] * 400)],
+        "bad": [point(0.5, wrong, [2] * 400), point(0.9, [1] * 350 + [0] * 50, [5] * 400)],
+    }
+    rows = [{"title": "teacher", "attention": "full", "points": [point(None, right, [40] * 400)]}]
+    rows += [{"title": title, "attention": "block_causal", "points": each} for title, each in points.items()]
+    teacher, good, bad = study.study_page.summary({"rows": rows})
+    assert (good.threshold, good.holds, good.cells[0].fewer) == (0.9, True, 8)  # 1 of 400: its bound is -0.74 points
+    assert (bad.threshold, bad.holds) == (0.9, False) and teacher.cells[0].difference == 0
+    lines = study.study_page.table([teacher, good, bad]).splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and "bad ✗" in lines[4] and "8.0 × fewer" in lines[3]
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_divergences_are_those_of_nested_masks(attention: str) -> None:
+    """One block: every ratio recomputed position by position from the definition."""
+    contract, model = tiny.contract(attention=attention), tiny.model(3)
+    example = Example((5, 6, 7), (8, 9, 10, 11))
+    found = invariance.divergences(model, contract, [example], 4)
+    generator = torch.Generator().manual_seed(4)
+    torch.rand(1, generator=generator)  # the layout's coin
+    drawn = torch.rand((1, 32), generator=generator)[0, 3:7].tolist()
+    said = []
+    for ratio in invariance.RATIOS:
+        ids = [5, 6, 7] + [
+            tiny.MASK if chance < ratio else token for chance, token in zip(drawn, (8, 9, 10, 11), strict=True)
+        ]
+        said.append(distributions(model, contract, ids, 3)[3:].clamp_min(1e-300))
+    asked = [i for i, chance in enumerate(drawn) if chance < invariance.RATIOS[0]]
+    expected = [
+        float(np.mean([(said[0][i] * (said[0][i].log() - each[i].log())).sum().item() for i in asked] or [0.0]))
+        for each in said
+    ]
+    assert found == pytest.approx(expected, abs=1e-4) and asked and found[0] == 0 and max(found) > 0
+
+
+def test_a_model_that_ignores_the_answer_does_not_diverge() -> None:
+    model: Model = tiny.model(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                parameter.zero_()  # positions see themselves alone, and the asked ones are masks at every ratio
+    examples = [Example((5, 6), tuple(range(3, 11)))] * 4
+    assert invariance.divergences(model, tiny.contract(attention="full"), examples, 0) == pytest.approx(
+        [0.0] * 4, abs=1e-6
+    )
