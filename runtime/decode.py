@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from .backend import Backend, Bools, Floats, Forward, Ints, Proposal
 from .contract import GateSpec
 from .errors import NumericalError
 from .gate import Gate
-from .layout import check_ids, check_room, positions_for
-from .sequence import Progress, Result
+from .layout import check_ids, check_room, check_suffix, positions_for
+from .sequence import NOTHING, Progress, Result
 
 Threshold = float | Callable[[], float]
 
@@ -25,12 +25,15 @@ Threshold = float | Callable[[], float]
 class Request:
     """What to answer. `prompt` int64 [length]; the answer has at most `max_new_tokens`.
 
-    threshold: its own, a value or a function read at every step, in place of the one for all requests.
+    threshold: its own, a value or a function read at every step, in place of the one for all requests. suffix int64
+    [length]: known tokens behind exactly `max_new_tokens` positions, see `layout.check_suffix`; the answer is what
+    stands before it, to an end token.
     """
 
     prompt: Ints
     max_new_tokens: int
     threshold: Threshold | None = None
+    suffix: Ints = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,13 @@ def steps(
     for request in requests:
         check_ids(contract, request.prompt)
         check_room(contract, len(request.prompt), request.max_new_tokens)
+        check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
     read = _reader(threshold, rule.spec, contract.vocab)
     own = {
         i: _reader(r.threshold, rule.spec, contract.vocab) for i, r in enumerate(requests) if r.threshold is not None
     }
     fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
-    slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused) for i, r in enumerate(requests)]
+    slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix) for i, r in enumerate(requests)]
     backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
     prefilled = started if fused else None
     while live := [s for s in slots if s.result is None]:
@@ -154,7 +158,7 @@ def _accept(
     token = np.stack([p.token for _, _, p in chosen])  # [canvases, block]
     confidence, entropy = np.stack([p.confidence for _, _, p in chosen]), np.stack([p.entropy for _, _, p in chosen])
     masked = np.stack([s.open for _, s, _ in chosen])
-    progress = np.array([(len(s.answer) + (~s.open).sum() - s.tail) / s.wanted for _, s, _ in chosen], np.float32)
+    progress = np.array([s.progress for _, s, _ in chosen], np.float32)
     if not (np.isfinite(confidence[masked]).all() and np.isfinite(entropy[masked]).all()):
         raise NumericalError(
             "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"

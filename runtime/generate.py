@@ -27,8 +27,9 @@ def generate(args: argparse.Namespace) -> int:
     model = load_model(args)
     loaded = time.perf_counter() - started
     steps = model.steps(
-        prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused", raw=args.raw
-    )
+        prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused",
+        raw=args.raw, suffix=args.suffix,
+    )  # fmt: skip
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
@@ -95,6 +96,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end")
     add("--token-ids", metavar="1,2,3", help="token ids in place of a text")
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)")
+    add("--suffix", default="", metavar="TEXT",
+        help="what follows: answered are the --max-new-tokens positions before it, by default as many as a block holds "
+        "with it (a full model: its canvas)")  # fmt: skip
     add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
     add("--commit", choices=("fused", "separate"), default="fused",
         help="whether a finished block's forward is shared with the next canvas (default: fused)")  # fmt: skip

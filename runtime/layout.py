@@ -67,6 +67,32 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
         )
 
 
+def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
+    """The most tokens that fit between a prompt and a suffix of those lengths, so that each of them sees the suffix.
+
+    A `full` model sees its whole canvas, a `block_causal` one nothing behind the block; 0 or less where none fits.
+    """
+    if contract.attention == "full":
+        return contract.canvas - suffix
+    return contract.block - (prompt - committed_prompt(contract, prompt)) - suffix
+
+
+def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> None:
+    """Raises UserError where `suffix` [length] cannot stand behind a prompt and `tokens` positions, before any work."""
+    if len(suffix) == 0:
+        return
+    check_ids(contract, suffix)
+    room = room_before_suffix(contract, prompt, len(suffix))
+    if tokens > room:
+        where = (
+            f"a canvas of {contract.canvas} tokens"
+            if contract.attention == "full"
+            else f"one block of {contract.block} tokens, beyond which this model sees nothing"
+        )
+        advice = f"ask for at most {room}" if room > 0 else "shorten the suffix"
+        raise UserError(f"{tokens} new tokens and a suffix of {len(suffix)} do not fit {where}; {advice}")
+
+
 def check_ids(contract: Contract, prompt: Ints) -> None:
     """Raises UserError where one of a prompt's ids [length] is none of the model's."""
     strange = prompt[(prompt < 0) | (prompt >= contract.vocab)]

@@ -15,7 +15,7 @@ from .backend import Backend, Ints
 from .contract import Contract, GateSpec
 from .decode import Request, Step, Threshold
 from .errors import UserError
-from .layout import check_room, room_for_answer
+from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
 from .sequence import Result
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ class Model:
 
     The options of all three levels: `prompt`, text or token ids; `max_new_tokens`, 256 cut to the room by default;
     `threshold`, a value or a function read at every step, the gate's own by default; `fused`, whether a block's commit
-    shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template. Each raises
+    shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template; `suffix`, text
+    or ids behind exactly `max_new_tokens` positions, by default as many as the block has room for: the answer is what
+    stands before it, to an end token; as text it is encoded alone and without a chat template. Each raises
     UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
     """
 
@@ -89,9 +91,10 @@ class Model:
         threshold: Threshold | None = None,
         fused: bool = True,
         raw: bool = False,
+        suffix: Prompt = "",
     ) -> Iterator[Step]:
         """What each forward does to the canvas; the last step has the result."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
         return self._steps(request, threshold, fused)
 
     def stream(
@@ -102,9 +105,10 @@ class Model:
         threshold: Threshold | None = None,
         fused: bool = True,
         raw: bool = False,
+        suffix: Prompt = "",
     ) -> Iterator[Block]:
         """Blocks as they become final; their texts together are the answer's."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
         return blocks(self._steps(request, threshold, fused), self.tokenizer)
 
     def generate(
@@ -115,18 +119,25 @@ class Model:
         threshold: Threshold | None = None,
         fused: bool = True,
         raw: bool = False,
+        suffix: Prompt = "",
     ) -> Answer:
         """The whole answer."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
         return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
 
-    def request(self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False) -> Request:
+    def request(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = ""
+    ) -> Request:
         """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request."""
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
+        behind = self.tokenizer.encode(suffix) if isinstance(suffix, str) else token_ids(suffix)
         if max_new_tokens is None:
-            max_new_tokens = max(1, min(NEW_TOKENS, room_for_answer(self.contract, len(ids))))
+            room = room_for_answer(self.contract, len(ids))
+            room = min(room, room_before_suffix(self.contract, len(ids), len(behind))) if len(behind) else room
+            max_new_tokens = max(1, min(NEW_TOKENS, room))
         check_room(self.contract, len(ids), max_new_tokens)
-        return Request(ids, max_new_tokens)
+        check_suffix(self.contract, len(ids), max_new_tokens, behind)
+        return Request(ids, max_new_tokens, suffix=behind)
 
     def _encode(self, text: str, raw: bool) -> Ints:
         if not text:  # a chat template would make tokens of nothing

@@ -58,6 +58,7 @@ class Progress:
         "blocks",
         "candidate",
         "canvas",
+        "closed",
         "commits",
         "contract",
         "forwards",
@@ -69,14 +70,18 @@ class Progress:
         "result",
         "row",
         "steps",
+        "suffix",
         "tail",
         "wanted",
     )  # fmt: skip
 
-    def __init__(self, contract: Contract, row: int, prompt: Ints, wanted: int, fused: bool) -> None:
+    def __init__(
+        self, contract: Contract, row: int, prompt: Ints, wanted: int, fused: bool, suffix: Ints = NOTHING
+    ) -> None:
         full = contract.attention == "full"
         start = len(prompt) if full else committed_prompt(contract, len(prompt))
         self.contract, self.row, self.wanted, self.fused = contract, row, wanted, fused or full
+        self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
         self.past = 0
         self.pending, self.pending_visible = prompt[:start], prompt_visible(contract, start)
         self.candidate: Proposal | None = None  # what the last committed row says of position 0, when `shift`
@@ -86,11 +91,26 @@ class Progress:
         self._begin_block(prompt[start:])
 
     def _begin_block(self, given: Ints) -> None:
-        self.canvas = np.full(self.contract.block, self.contract.mask_id, np.int64)
-        self.canvas[: len(given)] = given
-        self.open = np.arange(self.contract.block) >= len(given)  # never `canvas == mask_id`: a prompt may hold one
-        self.tail = len(given)
+        block, done = self.contract.block, len(self.answer)
+        self.canvas = np.concatenate((given, self._ahead(done, block - len(given))))
+        self.open = np.arange(block) >= len(given)  # never `canvas == mask_id`: a prompt may hold one
+        if len(self.suffix):  # nothing behind the suffix is asked for
+            self.open &= np.arange(block) - len(given) + done < self.wanted
+        self.tail, self.closed = len(given), int((~self.open).sum())
         self.blocks += 1
+
+    def _ahead(self, first: int, count: int) -> Ints:
+        """What stands on `count` answer positions from `first` before any step: masks, and the suffix in its place."""
+        ids = np.full(count, self.contract.mask_id, np.int64)
+        place = np.arange(first, first + count) - self.wanted  # of each position in the suffix
+        inside = (place >= 0) & (place < len(self.suffix))
+        ids[inside] = self.suffix[place[inside]]
+        return ids
+
+    @property
+    def progress(self) -> float:
+        """The share of the answer that is out."""
+        return (len(self.answer) + int((~self.open).sum()) - self.closed) / self.wanted
 
     def known(self) -> Proposal | None:
         """The proposal for the whole canvas, where the candidate alone decides: blocks of one, as in an AR model."""
@@ -103,8 +123,8 @@ class Progress:
         contract, behind = self.contract, self.past + len(self.pending)
         block = contract.block
         if contract.attention == "full":
-            masks = contract.canvas - len(self.answer) - block
-            ids = np.concatenate((self.pending, self.canvas, np.full(masks, contract.mask_id)))
+            done = len(self.answer) + block
+            ids = np.concatenate((self.pending, self.canvas, self._ahead(done, contract.canvas - done)))
             rows = behind + np.arange(block) - contract.shift
             return Inputs(ids, np.full(len(ids), len(ids)), rows, 0)
         if len(self.pending) == 0:

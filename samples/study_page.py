@@ -103,8 +103,8 @@ def _text(study: Study) -> Iterator[str]:
     yield f"# The study: {study['count']} problems a task of the split `{study['split']}`, seed {study['seed']}"
     yield ""
     yield (
-        "Made by `make study`. A row stands at the threshold with the fewest forwards at which the lower 95 % bound of its "
-        f"paired difference to the teacher is no worse than -{100 * TARGET:g} points on every task; where none meets that "
+        "Made by `make study`. A row stands at the threshold with the fewest forwards at which the lower 95 % bound of "
+        f"its paired difference to the teacher is no worse than -{100 * TARGET:g} points on every task; where none is "
         "(✗), at the one with the most right answers. Forwards and tokens are means of an answer."
     )
     yield "\n" + table(summary(study))
