@@ -82,7 +82,7 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
         own = low_rank is not None and args.student is None
         return Teacher(model if own else saved.build(), contract_of(saved), own)
 
-    forward = torch.compile(model) if args.compile else model
+    forward: torch.nn.Module = torch.compile(model) if args.compile else model  # type: ignore[assignment]
     return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
 
 

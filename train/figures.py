@@ -11,7 +11,7 @@ from runtime.errors import UserError
 from .calibration import Bin, expected_error
 from .checkpoint import replace_file
 
-SIZE = (6.0, 4.2)  # inches
+SIZE = (9.0, 4.5)  # inches, the legend beside the axes
 DOTS = 120  # an inch
 
 Curve = Sequence[tuple[float, float]]
@@ -31,10 +31,16 @@ def reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
 
 
 def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
-    """Lines through points (x, y), each with its name. Raises UserError as `reliability` does."""
+    """Lines through points (x, y), x on a log scale, each with its name. Raises UserError as `reliability` does."""
     axes = _axes(across, up)
     for name, points in named.items():
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+    axes.set_xscale("log")
+    ticks = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500]
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     _save(axes, path)
 
 
@@ -51,6 +57,7 @@ def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]]
 
 def _axes(across: str, up: str) -> Any:
     try:
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot
         from matplotlib.figure import Figure
     except ImportError:
@@ -60,6 +67,7 @@ def _axes(across: str, up: str) -> Any:
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # more rows than the ten colours of the default
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.3)
@@ -67,7 +75,7 @@ def _axes(across: str, up: str) -> Any:
 
 
 def _save(axes: Any, path: Path) -> None:
-    axes.legend(fontsize="small")
+    axes.figure.legend(fontsize="small", loc="outside right upper")
     try:
         replace_file(path, lambda temporary: axes.figure.savefig(temporary, format="png"))
     except OSError as error:

@@ -21,7 +21,8 @@ def hidden_at(run: torch.nn.Module, laid: Canvas, masked: Tensor, asked: Tensor,
     """
     if contract.attention == "full":
         ids = laid.ids.masked_fill(masked, contract.mask_id)
-        return run(ids, laid.length[:, None].expand_as(ids))[masking.predicting(asked, contract.shift)]
+        hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
+        return hidden[masking.predicting(asked, contract.shift)]
     both = blocks.copies(laid, contract, on_canvas(laid, masked))
     return blocks.predicting(run, both)[on_canvas(laid, asked)]
 
