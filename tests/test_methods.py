@@ -11,22 +11,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pupils import LINES, teacher_of
 
 from export import onnx as export
 from runtime import decode, generate, load
 from runtime.errors import UserError
 from train import cd4lm, checkpoint, collect, distill, dparallel, lora, masking, views
-from train.checkpoint import Checkpoint, Decoding
 from train.data import Example
 from train.lesson import Teacher
 from train.masking import Canvas
-from train.methods import METHODS
-from train.model import Model, ModelConfig, initialise
+from train.methods import METHODS, chosen
 from train.states import block_visible
-from train.tokenizer import train_tokenizer
 from train.torch_backend import TorchBackend, contract_of
-
-LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not at all"} for n in range(40)]
+from train.trajectories import read_shards
 
 
 def laid_out(seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0) -> Canvas:
@@ -142,16 +139,6 @@ def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter()
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learnt
 
 
-def teacher_of(width: int, seed: int, vocab: int = 280, **decoding: object) -> Checkpoint:
-    """An untrained bidirectional teacher that reads the lines' text."""
-    texts = [text for line in LINES for text in line.values()]
-    learnt = train_tokenizer(texts, vocab)
-    shape = ModelConfig(learnt.get_vocab_size(), width, 1, 2, 1, 8, 24)
-    how = {"alignment": "prompt", "attention": "full", "shift": True, "block": 4, "canvas": 12, "context": 64}
-    how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": {"rule": "count", "min": 1}} | decoding
-    return Checkpoint(shape, Decoding(**how), dict(initialise(Model(shape), seed).state_dict()), learnt.to_str())  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with own data, a teacher, its trajectories, and two smaller students."""
@@ -171,6 +158,40 @@ def words_for(folder: Path, method: str, out: Path, *extra: str) -> list[str]:
     if METHODS[method].from_trajectories:
         words += f" --trajectories {folder}/trajectories --no-only-right"
     return [*words.split(), "--out", str(out), "--learning-rate", "0.1", *extra]
+
+
+@pytest.mark.parametrize(
+    ("method", "attention"), [(name, attention) for name, each in METHODS.items() for attention in each.attentions]
+)
+def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_the_student_alone(
+    method: str, attention: str, school: Path
+) -> None:
+    args = distill.parser().parse_args(words_for(school, method, school / "s.pt", "--attention", attention))
+    saved = checkpoint.load(school / "teacher.pt")
+    student = replace(saved, decoding=replace(saved.decoding, attention=attention))
+    found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
+    lesson = distill.lesson_of(args, saved, student, found)
+    teacher = lesson.teacher()
+    with torch.no_grad():
+        for parameter in teacher.model.parameters():
+            parameter *= 4  # or it would agree with the student
+    _, values = chosen(args)
+    loss_of = METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
+    total, terms = loss_of(1)
+    total.backward()
+    shares = {
+        "cdlm": {"distil": 1.0, "cons": 0.5, "dlm": 1.0},
+        "cd4lm": {"agree": cd4lm.Shares(0.9, 0.5).at(1, 3), "rebuild": 1 - cd4lm.Shares(0.9, 0.5).at(1, 3)},
+        "dparallel": {"wrong": 1.0, "doubt": 2.0},
+    }[method]
+    assert total.item() == pytest.approx(sum(share * terms[name] for name, share in shares.items()), rel=1e-5)
+    assert all(terms[name] > 0 for name in shares if name not in ("cons", "doubt"))  # which may have no position
+    assert all(p.grad is None for p in teacher.model.parameters())
+    gradients = [p.grad for p in lesson.model.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients) and any(
+        g.abs().max() > 0 for g in gradients if g is not None
+    )
+    assert loss_of(1)[0].item() == pytest.approx(total.item()) and loss_of(2)[0].item() != pytest.approx(total.item())
 
 
 @pytest.mark.parametrize("extra", ["", "--lora-rank 2", "--student small.pt", "--student small.pt --lora-rank 2"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pupils import LINES, teacher_of
 from slow_decode import distributions
-from test_methods import LINES, teacher_of
 
 from train import checkpoint, invariance
 from train.data import Example
