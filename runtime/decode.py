@@ -76,10 +76,7 @@ def steps(
         check_ids(contract, request.prompt)
         check_room(contract, len(request.prompt), request.max_new_tokens)
         check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
-    read = _reader(threshold, rule.spec, contract.vocab)
-    own = {
-        i: _reader(r.threshold, rule.spec, contract.vocab) for i, r in enumerate(requests) if r.threshold is not None
-    }
+    read = _reader_of_all(threshold, requests, rule.spec, contract.vocab)
     fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
     slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix) for i, r in enumerate(requests)]
     backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
@@ -91,9 +88,7 @@ def steps(
         proposals, ran = _propose(backend, slots)
         prefilled = prefilled or time.perf_counter()
         if proposals:
-            common = read()
-            limits = {slot: own[slots[slot].row]() if slots[slot].row in own else common for slot in proposals}
-            done = _accept(slots, proposals, ran, rule, limits)
+            done = _accept(slots, proposals, ran, rule, read)
             yield [_timed(step, started, prefilled) if step.result else step for step in done]
 
 
@@ -110,6 +105,20 @@ def generate_batch(backend: Backend, requests: Sequence[Request], **options: obj
     for done in steps(backend, requests, **options):  # type: ignore[arg-type]
         results.update({step.row: step.result for step in done if step.result is not None})
     return [results[row] for row in range(len(requests))]
+
+
+def _reader_of_all(
+    threshold: Threshold | None, requests: Sequence[Request], spec: GateSpec, vocab: int
+) -> Callable[[Sequence[int]], list[float]]:
+    """Reads the thresholds of the requests of these rows: their own ones, or the common one, which is read once."""
+    common = _reader(threshold, spec, vocab)
+    own = {row: _reader(r.threshold, spec, vocab) for row, r in enumerate(requests) if r.threshold is not None}
+
+    def read(rows: Sequence[int]) -> list[float]:
+        shared = common()
+        return [own[row]() if row in own else shared for row in rows]
+
+    return read
 
 
 def _reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
@@ -151,9 +160,10 @@ def _assemble(slots: Sequence[Progress], waiting: Sequence[int], pad_id: int) ->
 
 
 def _accept(
-    slots: Sequence[Progress], proposals: dict[int, Proposal], ran: Sequence[int], rule: Gate, limits: dict[int, float]
-) -> list[Step]:
-    """Lets the gate decide on all canvases at once and writes down what it accepted; limits: thresholds by slot."""
+    slots: Sequence[Progress], proposals: dict[int, Proposal], ran: Sequence[int], rule: Gate,
+    read: Callable[[Sequence[int]], list[float]],
+) -> list[Step]:  # fmt: skip
+    """Lets the gate decide on all canvases at once, by the thresholds it reads, and writes down what it accepted."""
     chosen = [(slot, slots[slot], proposal) for slot, proposal in sorted(proposals.items())]
     token = np.stack([p.token for _, _, p in chosen])  # [canvases, block]
     confidence, entropy = np.stack([p.confidence for _, _, p in chosen]), np.stack([p.entropy for _, _, p in chosen])
@@ -163,7 +173,7 @@ def _accept(
         raise NumericalError(
             "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
         )
-    threshold = np.array([limits[slot] for slot, _, _ in chosen])  # [canvases]
+    threshold = np.array(read([s.row for _, s, _ in chosen]))  # [canvases]
     accepted = rule(token, confidence, entropy, masked, progress, threshold)
     done = []
     for i, (slot, s, _) in enumerate(chosen):

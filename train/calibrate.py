@@ -138,16 +138,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         figures.reliability(args.plot, bins)
     if best is not None and args.write:
         keep(args, source, replace(gate, threshold=best.threshold))
-    errors = {name: round(calibration.expected_error(each), 5) for name, each in bins.items()}
-    told = {
-        "model": str(args.ckpt or args.bundle), "engine": source.engine, "target": args.target, "by": args.by,
-        "chosen": None if best is None else best.threshold, "written": best is not None and args.write,
-        "gate": asdict(gate), "calibration_error": errors, "points": [asdict(point) for point in points],
-        "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
-    }  # fmt: skip
+    told = report(args, gate, points, best, bins) | {"engine": source.engine}
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     return told
+
+
+def report(
+    args: argparse.Namespace, gate: GateSpec, points: Sequence[Point], best: Point | None,
+    bins: dict[str, list[calibration.Bin]],
+) -> dict[str, Any]:  # fmt: skip
+    """What --json prints and --out holds."""
+    return {
+        "model": str(args.ckpt or args.bundle), "target": args.target, "by": args.by, "gate": asdict(gate),
+        "chosen": None if best is None else best.threshold, "written": best is not None and args.write,
+        "calibration_error": {name: round(calibration.expected_error(each), 5) for name, each in bins.items()},
+        "points": [asdict(point) for point in points],
+        "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
+    }  # fmt: skip
 
 
 def keep(args: argparse.Namespace, source: evaluate.Source, gate: GateSpec) -> None:
