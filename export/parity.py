@@ -14,10 +14,21 @@ from runtime.backend import Bools, Floats, Forward, Proposal
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, Step, steps
 from runtime.ort import OrtBackend
+from runtime.trt_backend import TrtBackend
 from train.torch_backend import TorchBackend
 
+Candidate = OrtBackend | TrtBackend
 # The bounds on |delta log p|, in nats. Only fp32 is exact; how those of fp16 and int8 were found is in LOG.md.
-BOUNDS = {"fp32": 1e-4, "fp16": 0.1, "int8": 2.0}
+BOUNDS = {
+    "fp32": 1e-4,
+    "fp16": 0.1,
+    "int8": 2.0,
+    "int8-static": 4.0,
+    "fp8": 4.0,
+    "bf16": 1.0,
+    "int4": 8.0,
+    "nvfp4": 8.0,
+}
 LOG_PROB = BOUNDS["fp32"]
 TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models
 SEPARATE = 4  # one request in so many is answered with commits of their own too
@@ -95,7 +106,7 @@ class SideBySide:
 
     name = "side by side"
 
-    def __init__(self, reference: TorchBackend, candidate: OrtBackend) -> None:
+    def __init__(self, reference: TorchBackend, candidate: Candidate) -> None:
         self.reference, self.candidate, self.distance = reference, candidate, Distance()
         self.recent: list[tuple[int, Floats]] = []  # since the last step: width, gap of the two best tokens [n]
         self.first: Floats = np.ones(1, np.float32)  # with `shift`, the gap of the candidate for position 0
@@ -173,7 +184,7 @@ def worst(before: float, *deltas: Floats) -> float:
 
 
 def compare(
-    reference: TorchBackend, candidate: OrtBackend, requests: Sequence[Request], *, gate: GateSpec | None = None,
+    reference: TorchBackend, candidate: Candidate, requests: Sequence[Request], *, gate: GateSpec | None = None,
     separate: int = SEPARATE,
 ) -> Iterator[Parity]:  # fmt: skip
     """Answers the requests on both and yields the whole comparison so far after each.

@@ -6,25 +6,27 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from runtime.bundle import Bundle, read, verify_files
+from runtime.bundle import Bundle, Engine, read, verify_files
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
+from runtime.cuda import load_cuda
 from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
+from runtime.trt_backend import open_engines
 from train import checkpoint, tasks
 from train.checkpoint import Checkpoint
 from train.options import add_directory_options, overrides_of
 from train.torch_backend import TorchBackend
 
-from .parity import BOUNDS, compare
+from .parity import BOUNDS, Candidate, compare
 
 SEED = 20
 
@@ -45,6 +47,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--prompts", type=int, default=200, help="how many held-out prompts (default 200)")
     p.add_argument("--task", default="math,code", help="sample tasks the prompts come from (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
+    p.add_argument("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
     add_directory_options(p)
     return p.parse_args(argv)
@@ -56,12 +59,12 @@ def verify(args: argparse.Namespace) -> int:
     made, source = read(args.bundle), checkpoint.load(args.ckpt, overrides_of(args))
     engine = made.engine(args.engine)
     check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides_of(args)))
-    if engine.dialect != "ort":
-        raise UserError(f"engine {engine.name} is of dialect {engine.dialect}; only ort can be verified here")
     verify_files(made, engine, "always")
-    requests = held_out(source, made.contract, prompts(args.task, args.data, args.prompts))
-    candidate = OrtBackend(made.path / engine.model, made.contract)
-    reference = TorchBackend(source.build(), made.contract, barred=source.missing_ids())
+    candidate = candidate_of(made, engine, args.trust_engine)
+    requests = held_out(source, candidate.contract, prompts(args.task, args.data, args.prompts))
+    if engine.build is not None:
+        print(f"{engine.name}: {candidate.name}", file=sys.stderr)
+    reference = TorchBackend(source.build(), candidate.contract, barred=source.missing_ids())
     compared = compare(reference, candidate, requests, gate=engine.gate)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     checks = parity.checks(precision=engine.precision)
@@ -73,6 +76,24 @@ def verify(args: argparse.Namespace) -> int:
         told |= {"checks": [asdict(check) for check in checks], "seconds": round(time.perf_counter() - started, 3)}
         print_json(told)
     return DONE if all(check.ok for check in checks) else FAILED
+
+
+def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
+    """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
+    if engine.build is None:
+        return OrtBackend(made.path / engine.model, made.contract)
+    if has_gpu():
+        return open_engines(made, [engine], trust=trust)
+    contract = replace(made.contract, capacity=engine.build.capacity)
+    return OrtBackend(made.path / engine.build.onnx, contract)
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU, and cuda-python to reach it."""
+    try:
+        return load_cuda().gpu() is not None
+    except UserError:
+        return False
 
 
 def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:

@@ -59,8 +59,8 @@ def write(
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
 
     artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the
-    bundle where they lie on its file system, else copied. An engine of the same
-    `key` is replaced. The others stay where the bundle came from the same checkpoint
+    bundle where they lie on its file system, else copied; those that are in it stay. An engine of the same `key` is
+    replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
     """
@@ -74,7 +74,8 @@ def write(
         engines = (*_others(path, contract, new, provenance), new)
         try:
             for file in artefacts:
-                _place(path / file.name, file)
+                if file.parent.resolve() != path.resolve():
+                    _place(path / file.name, file)
             stored = {name: _place_text(path, name, *text) for name, text in texts.items()}
             values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines]}
             values |= {**stored, "provenance": dict(provenance)}

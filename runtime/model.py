@@ -177,8 +177,6 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
         from .ort import OrtBackend
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
-    if engine.dialect != "ort":
-        raise UserError(f"engine {engine.name} is of the dialect {engine.dialect}; expected one of the dialect ort")
     verify_files(bundle, engine, verify)
     return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
 

@@ -1,0 +1,114 @@
+"""Builds a planned engine of a graph and adds it, with the graph, to a bundle; needs neither torch nor a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime import memory
+from runtime.bundle import Bundle, content_name, read, write
+from runtime.contract import Contract
+from runtime.errors import DeviceError
+
+from .engine import Built, Progress, build
+from .plan import Plan, check_network, differences, name_for
+from .report import Report
+from .workplace import writing
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A bundle that engines are added to, there already or not, and what all its engines share."""
+
+    path: Path
+    contract: Contract
+    tokenizer: str
+    chat_template: str | None
+    provenance: Mapping[str, Any]
+
+    def bundle(self) -> Bundle | None:
+        """What is there of the same checkpoint; engines of another one go when the first is added."""
+        if not (self.path / "manifest.json").is_file():
+            return None
+        found = read(self.path)
+        mine = self.provenance.get("checkpoint_sha256")
+        return found if found.provenance.get("checkpoint_sha256") == mine else None
+
+
+def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None) -> bool:
+    """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
+    bundle = shared.bundle()
+    name, why = name_for(bundle, plan), differences(bundle, plan, onnx)
+    if why:
+        report.say(f"{name}: to be built, {'; '.join(why)}")
+    else:
+        report.engine(name, "as it should be, nothing to build", built=False)
+    return bool(why)
+
+
+def add(
+    shared: Shared, plan: Plan, graph: Sequence[Path], parity: Mapping[str, Any], folder: Path, report: Report
+) -> None:
+    """Builds the engine and adds it; where a check fails, the bundle stays as it is.
+
+    graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
+    """
+    started, cache = time.perf_counter(), "delta" if plan.graph.dialect == "plain" else shared.contract.cache
+    contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
+    try:
+        with shown() as progress:
+            made = build(graph[0], contract, plan.profiles, plan.settings, progress)
+    except DeviceError as error:
+        report.check("engine", False, str(error))
+        return
+    if not _checked(plan, contract, made, report):
+        return
+    name = name_for(shared.bundle(), plan)
+    with writing(shared.path):
+        digest = hashlib.sha256(made.content).hexdigest()
+        file = folder / content_name(plan.stem(), ".engine", digest)
+        file.write_bytes(made.content)
+        engine = plan.engine(name, file.name, parity, plan.build(graph[0].name, made.decomposed))
+        memory.built(digest)
+        write(
+            shared.path, shared.contract, engine, [file, *graph], shared.tokenizer, shared.chat_template,
+            shared.provenance,
+        )  # fmt: skip
+    values = {"file": file.name, "bytes": len(made.content), "target": plan.target, "decomposed": made.decomposed}
+    seconds = round(time.perf_counter() - started, 3)
+    report.engine(
+        name, f"built in {seconds:.1f} s, {len(made.content) / 1e6:.1f} MB", built=True, seconds=seconds, **values
+    )
+
+
+def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> bool:
+    network = made.network
+    wrong = check_network(plan, network, contract.layers, contract.attention == "full")
+    found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
+    found += f", {network.updates} cache updates"
+    if made.decomposed:
+        found += "; no fused kernel for this attention, so it is decomposed, which is slower"
+    return report.check("network", wrong is None, wrong or found)
+
+
+@contextmanager
+def shown() -> Iterator[Progress | None]:
+    """Shows how far the builder is, on a terminal and where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        yield None
+        return
+    with tqdm(disable=None, unit="step", leave=False) as bar:
+
+        def show(phase: str, done: int, steps: int) -> None:
+            bar.set_description_str(phase, refresh=False)
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        yield None if bar.disable else show

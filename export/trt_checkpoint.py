@@ -1,0 +1,89 @@
+"""From a checkpoint to a bundle with TensorRT engines in it: traced, proved, built, one engine for each capacity."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Engine, write
+from runtime.contract import Contract
+from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.options import overrides_of
+
+from .adding import Shared, add, missing
+from .onnx import EXPORTER, default_out, exported_contract, provenance
+from .plan import Asked, Plan, planned
+from .report import Report
+from .targets import Library
+from .trt_graph import Recipe, calibrated, prove_graph, write_graph
+from .workplace import working_folder, writing
+
+PRECISION = "fp16"  # by default: in fp32 there is no fused attention
+
+
+def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
+    """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
+    source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    contracts = [exported_contract(source, capacity) for capacity in sorted(set(args.capacity or [])) or [None]]
+    shared = Shared(
+        out, contracts[-1], source.tokenizer, source.chat_template, provenance(args.ckpt, overrides_of(args))
+    )
+    if (there := shared.bundle()) is not None:  # whose engines reach further than these, perhaps
+        longest = max(shared.contract.capacity, there.contract.capacity)
+        shared = replace(shared, contract=replace(shared.contract, capacity=longest))
+    for contract in contracts:
+        recipe = recipe_of(args, library)
+        if library is None:
+            export_one(source, contract, recipe, shared, None, report)
+            continue
+        plan = planned(asked(recipe, contract), contract, args, library)
+        if missing(shared, plan, report):
+            export_one(source, contract, recipe, shared, plan, report)
+    return out
+
+
+def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
+    dialect = library.dialect() if library is not None and args.dialect == "auto" else args.dialect
+    return Recipe(dialect, args.precision or PRECISION, args.batch, args.data)
+
+
+def asked(recipe: Recipe, contract: Contract) -> Asked:
+    """The graph of a recipe, as plans know it."""
+    dtype = str(recipe.dtype).removeprefix("torch.")
+    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, recipe.values(EXPORTER))
+
+
+def export_one(
+    source: Checkpoint, contract: Contract, recipe: Recipe, shared: Shared, plan: Plan | None, report: Report
+) -> None:
+    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one."""
+    with working_folder(shared.path) as folder:
+        with writing(shared.path):
+            ranges = calibrated(source, contract, recipe, folder)
+            files = write_graph(source, contract, recipe, folder, ranges)
+        parity: dict[str, Any] = {}
+        for check in prove_graph(source, contract, recipe, files[0], folder, ranges):
+            parity[check.name] = check.detail
+            if not report.check(check.name, check.ok, check.detail):
+                return
+        if plan is not None:
+            add(shared, plan, files, parity, folder, report)
+        else:
+            with writing(shared.path):
+                keep(shared, recipe, contract, files, parity, report)
+
+
+def keep(
+    shared: Shared, recipe: Recipe, contract: Contract, files: Sequence[Path], parity: dict[str, Any], report: Report
+) -> None:
+    """Adds the graph to the bundle as an engine that ONNX Runtime's CPU may run and TensorRT is to be built of."""
+    name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}" + (
+        f"-b{recipe.batch}" if recipe.batch > 1 else ""
+    )
+    engine = Engine(name, recipe.dialect, recipe.precision, "any", None, files[0].name, {}, parity)
+    write(shared.path, shared.contract, engine, files, shared.tokenizer, shared.chat_template, shared.provenance)
+    report.engine(name, f"graph written to {shared.path}", built=False, file=files[0].name)
