@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .formats import FORMATS, SMALLEST, Format, Stored
+from .weight_formats import FORMATS, SMALLEST, Format, Stored
 
 
 class Source:

@@ -15,11 +15,11 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 from train.options import add_directory_options
 
-from .adding import Shared, add, missing
-from .engine import parse
-from .plan import Asked, Plan, planned
-from .report import Report
-from .targets import LEAST, Library, check_library, find_library
+from .trt_add import Shared, add, missing
+from .trt_build import parse
+from .trt_plan import Asked, Plan, planned
+from .trt_report import Report
+from .trt_targets import LEAST, Library, check_library, find_library
 from .workplace import working_folder
 
 DIALECTS = ("trt", "plain")  # that TensorRT reads

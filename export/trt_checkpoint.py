@@ -14,11 +14,11 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.options import overrides_of
 
-from .adding import Shared, add, missing
+from .trt_add import Shared, add, missing
 from .onnx import EXPORTER, default_out, exported_contract, provenance
-from .plan import Asked, Plan, planned
-from .report import Report
-from .targets import Library
+from .trt_plan import Asked, Plan, planned
+from .trt_report import Report
+from .trt_targets import Library
 from .trt_graph import Recipe, calibrated, prove_graph, write_graph
 from .workplace import working_folder, writing
 

@@ -20,7 +20,7 @@ from .graph import trace
 from .onnx import prove
 from .parity import Check
 from .qdq import quantise_activations, quantise_weights
-from .ranges import measure, watch
+from .calibrate import measure, watch
 from .store import store
 from .verify import held_out
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.formats import FORMATS, Format
+from export.weight_formats import FORMATS, Format
 from export.onnx import exported_contract
 from export.qdq import quantise_activations, quantise_weights
 from export.trt_graph import Recipe, calibrated, write_graph, write_twin

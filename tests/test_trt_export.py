@@ -19,15 +19,16 @@ import torch
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from export import targets, verify
+from export import trt_targets as targets
+from export import verify
 from export import trt as command
-from export.engine import Settings, build, parse, profiles_for
+from export.trt_build import Settings, build, parse, profiles_for
 from export.graph import trace
 from export.onnx import exported_contract
-from export.plan import Asked, Plan, check_network
+from export.trt_plan import Asked, Plan, check_network
 from export.qdq import products, quantise_weights
 from export.store import store
-from export.targets import Library
+from export.trt_targets import Library
 from export.trt_graph import Recipe, calibrated, prove_graph, write_graph
 from runtime import generate as run
 from runtime import memory

@@ -12,9 +12,9 @@ from runtime.contract import Contract
 from runtime.cuda import load_cuda
 from runtime.errors import UserError
 
-from .engine import Profiles, Settings, profiles_for
-from .network import Network
-from .targets import Library, check_precision, choose_targets
+from .trt_build import Profiles, Settings, profiles_for
+from .trt_network import Network
+from .trt_targets import Library, check_precision, choose_targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from runtime.bundle import Bundle, content_name, read, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 
-from .engine import Built, Progress, build
-from .plan import Plan, check_network, differences, name_for
-from .report import Report
+from .trt_build import Built, Progress, build
+from .trt_plan import Plan, check_network, differences, name_for
+from .trt_report import Report
 from .workplace import writing
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from runtime.contract import Contract
 from runtime.errors import DeviceError, UserError
 
-from .network import Network, inspect, without_unit_scales
+from .trt_network import Network, inspect, without_unit_scales
 
 NEEDS_DECOMPOSING = "dedicated kernel"  # what TensorRT says of an attention that it has no fused kernel for
 Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, one pair a profile

@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.errors import UserError
 
-from .engine import libraries
+from .trt_build import libraries
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
 LEAST = {
