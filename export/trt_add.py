@@ -14,6 +14,7 @@ from runtime import memory
 from runtime.bundle import Bundle, content_name, read, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
+from runtime.manifest import MANIFEST
 
 from .trt_build import Built, Progress, build
 from .trt_plan import Plan, check_network, differences, name_for
@@ -33,7 +34,7 @@ class Shared:
 
     def bundle(self) -> Bundle | None:
         """What is there of the same checkpoint; engines of another one go when the first is added."""
-        if not (self.path / "manifest.json").is_file():
+        if not (self.path / MANIFEST).is_file():
             return None
         found = read(self.path)
         mine = self.provenance.get("checkpoint_sha256")
@@ -44,6 +45,8 @@ def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None)
     """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
     bundle = shared.bundle()
     name, why = name_for(bundle, plan), differences(bundle, plan, onnx)
+    if bundle is None and (shared.path / MANIFEST).is_file():
+        why = ["the bundle is of another checkpoint, whose engines go"]
     if why:
         report.say(f"{name}: to be built, {'; '.join(why)}")
     else:

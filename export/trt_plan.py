@@ -16,6 +16,8 @@ from .trt_build import Profiles, Settings, profiles_for
 from .trt_network import Network
 from .trt_targets import Library, check_precision, choose_targets
 
+AMPERE = 80  # the least compute capability of engines that are not bound to one
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -43,7 +45,7 @@ class Plan:
     settings: Settings
 
     def build(self, onnx: str, decomposed: bool = False) -> Build:
-        """What the manifest says of it. onnx: the graph's file; decomposed: see `engine.Built`."""
+        """What the manifest says of it. onnx: the graph's file; decomposed: see `trt_build.Built`."""
         settings, graph = self.settings, self.graph
         options = {
             "workspace": settings.workspace, "optimization": settings.optimization,
@@ -85,9 +87,13 @@ def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library:
             "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
             "--bundle, or give --flavor rtx"
         )
+    if settings.hardware_compatible:  # for all from Ampere on, and the builder measures on one of them
+        least = min(gpu.capability, AMPERE)
+        check_precision(asked.precision, least, library.flavor)
+        if least < AMPERE:
+            raise UserError(f"--hardware-compatibility needs a GPU from SM{AMPERE} on, here is SM{least}; leave it out")
+        return Plan(asked, profiles, f"sm{AMPERE}+", None, library, settings)
     check_precision(asked.precision, gpu.capability, library.flavor)
-    if settings.hardware_compatible:
-        return Plan(asked, profiles, "sm80+", None, library, settings)
     return Plan(asked, profiles, f"sm{gpu.capability}", gpu.name, library, settings)
 
 

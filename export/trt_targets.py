@@ -111,6 +111,6 @@ def check_precision(precision: str, target: int, flavor: str) -> None:
     if target < least:
         instead = next(each for each in ("int4", "int8", "fp16") if least_capability(each, flavor) <= target)
         raise UserError(
-            f"{precision} needs compute capability {least} or newer, and SM{target} was asked for; give --precision "
-            f"{instead}, or a newer --compute-capability"
+            f"{precision} needs a GPU of compute capability {least} or newer, and SM{target} is to run it; give "
+            f"--precision {instead}, or build for a newer GPU"
         )

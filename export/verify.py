@@ -29,6 +29,7 @@ from train.torch_backend import TorchBackend
 from .parity import BOUNDS, Candidate, compare
 
 SEED = 20
+NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +85,11 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
         return OrtBackend(made.path / engine.model, made.contract)
     if has_gpu():
         return open_engines(made, [engine], trust=trust)
+    if engine.precision in NO_CPU or engine.build.batch > 1:
+        what = f"graphs of {engine.precision}" if engine.precision in NO_CPU else f"batches of {engine.build.batch}"
+        raise UserError(
+            f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
+        )
     contract = replace(made.contract, capacity=engine.build.capacity)
     return OrtBackend(made.path / engine.build.onnx, contract)
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Engine, write
+from runtime.bundle import Bundle, Engine, write
 from runtime.contract import Contract
+from runtime.errors import UserError
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.options import overrides_of
@@ -32,9 +33,8 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
     shared = Shared(
         out, contracts[-1], source.tokenizer, source.chat_template, provenance(args.ckpt, overrides_of(args))
     )
-    if (there := shared.bundle()) is not None:  # whose engines reach further than these, perhaps
-        longest = max(shared.contract.capacity, there.contract.capacity)
-        shared = replace(shared, contract=replace(shared.contract, capacity=longest))
+    if (there := shared.bundle()) is not None:
+        shared = replace(shared, contract=beside(there, shared.contract))
     for contract in contracts:
         recipe = recipe_of(args, library)
         if library is None:
@@ -46,9 +46,23 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
     return out
 
 
+def beside(there: Bundle, contract: Contract) -> Contract:
+    """The contract that engines of that capacity have among those of a bundle: its longest.
+
+    Raises UserError where they would be longer: what stays there may end where the bundle says.
+    """
+    longest = there.contract.capacity
+    if contract.capacity > longest:
+        raise UserError(
+            f"{there.path} was exported with a capacity of {longest}, {contract.capacity} is more; give --capacity "
+            f"{longest} or less, or --out another bundle"
+        )
+    return replace(contract, capacity=longest)
+
+
 def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
     dialect = library.dialect() if library is not None and args.dialect == "auto" else args.dialect
-    return Recipe(dialect, args.precision or PRECISION, args.batch, args.data)
+    return Recipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
 
 
 def asked(recipe: Recipe, contract: Contract) -> Asked:
