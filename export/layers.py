@@ -30,7 +30,7 @@ from .parity import Check, worst
 
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
-BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0}
+BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
 LENGTH = 256  # of the cache at the most, where the graph leaves it open
 SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
 ROWS, IDS, SEED = 8, 64, 30

@@ -44,7 +44,7 @@ def add_what(p: argparse.ArgumentParser) -> None:
         "the checkpoint")  # fmt: skip
     add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     add("--precision", choices=tuple(LEAST),
-        help="fp32, fp16 or bf16 throughout; int8, int4, fp8 or nvfp4 weights with fp16 products; int8-static: int8 "
+        help="fp16, bf16 or fp32, in which attention has no fused kernel; int8, int4, fp8 or nvfp4 weights with fp16 products; int8-static: int8 "
         "weights and products, calibrated on --data (default fp16; with --bundle all that are there and run here)")  # fmt: skip
     add("--dialect", choices=("auto", *DIALECTS), default="auto",
         help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import memory
-from runtime.bundle import Bundle, content_name, read, write
+from runtime.bundle import Bundle, Engine, content_name, read, sha256, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 from runtime.manifest import MANIFEST
@@ -39,6 +39,12 @@ class Shared:
         found = read(self.path)
         mine = self.provenance.get("checkpoint_sha256")
         return found if found.provenance.get("checkpoint_sha256") == mine else None
+
+    def write(self, engine: Engine, files: Sequence[Path]) -> None:
+        """Adds an engine to it, and remembers that one of TensorRT's was built here."""
+        if engine.build is not None:
+            memory.built(sha256(files[0]))
+        write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
 
 
 def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None) -> bool:
@@ -71,22 +77,14 @@ def add(
         return
     if not _checked(plan, contract, made, report):
         return
-    name = name_for(shared.bundle(), plan)
+    name, build_of = name_for(shared.bundle(), plan), plan.build(graph[0].name, made.decomposed)
     with writing(shared.path):
-        digest = hashlib.sha256(made.content).hexdigest()
-        file = folder / content_name(plan.stem(), ".engine", digest)
+        file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
         file.write_bytes(made.content)
-        engine = plan.engine(name, file.name, parity, plan.build(graph[0].name, made.decomposed))
-        memory.built(digest)
-        write(
-            shared.path, shared.contract, engine, [file, *graph], shared.tokenizer, shared.chat_template,
-            shared.provenance,
-        )  # fmt: skip
-    values = {"file": file.name, "bytes": len(made.content), "target": plan.target, "decomposed": made.decomposed}
-    seconds = round(time.perf_counter() - started, 3)
-    report.engine(
-        name, f"built in {seconds:.1f} s, {len(made.content) / 1e6:.1f} MB", built=True, seconds=seconds, **values
-    )
+        shared.write(plan.engine(name, file.name, parity, build_of), [file, *graph])
+    seconds, size = round(time.perf_counter() - started, 3), len(made.content)
+    values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
+    report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
 
 
 def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> bool:

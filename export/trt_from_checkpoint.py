@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle, Engine, write
+from runtime.bundle import Bundle, Engine
 from runtime.contract import Contract
 from runtime.errors import UserError
 from train import checkpoint
@@ -20,7 +20,7 @@ from .onnx import EXPORTER, default_out, exported_contract, provenance
 from .trt_plan import Asked, Plan, planned
 from .trt_report import Report
 from .trt_targets import Library
-from .trt_graph import Recipe, calibrated, prove_graph, write_graph
+from .trt_graph import Graphs, Recipe
 from .workplace import working_folder, writing
 
 PRECISION = "fp16"  # by default: in fp32 there is no fused attention
@@ -75,12 +75,13 @@ def export_one(
     source: Checkpoint, contract: Contract, recipe: Recipe, shared: Shared, plan: Plan | None, report: Report
 ) -> None:
     """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one."""
+    graphs = Graphs(source, contract, recipe)
     with working_folder(shared.path) as folder:
         with writing(shared.path):
-            ranges = calibrated(source, contract, recipe, folder)
-            files = write_graph(source, contract, recipe, folder, ranges)
+            ranges = graphs.calibrate(folder)
+            files = graphs.write(folder, ranges)
         parity: dict[str, Any] = {}
-        for check in prove_graph(source, contract, recipe, files[0], folder, ranges):
+        for check in graphs.prove(files[0], folder, ranges):
             parity[check.name] = check.detail
             if not report.check(check.name, check.ok, check.detail):
                 return
@@ -95,9 +96,8 @@ def keep(
     shared: Shared, recipe: Recipe, contract: Contract, files: Sequence[Path], parity: dict[str, Any], report: Report
 ) -> None:
     """Adds the graph to the bundle as an engine that ONNX Runtime's CPU may run and TensorRT is to be built of."""
-    name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}" + (
-        f"-b{recipe.batch}" if recipe.batch > 1 else ""
-    )
+    batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
+    name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
     engine = Engine(name, recipe.dialect, recipe.precision, "any", None, files[0].name, {}, parity)
-    write(shared.path, shared.contract, engine, files, shared.tokenizer, shared.chat_template, shared.provenance)
+    shared.write(engine, files)
     report.engine(name, f"graph written to {shared.path}", built=False, file=files[0].name)

@@ -54,70 +54,76 @@ class Recipe:
         return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
 
 
-def write_graph(
-    source: Checkpoint, contract: Contract, recipe: Recipe, folder: Path, ranges: Ranges | None = None
-) -> list[Path]:
-    """Traces and quantises the graph and writes it into `folder`, the .onnx file first.
+class Graphs:
+    """The graphs of one recipe, traced once. contract: with the capacity that they get."""
 
-    contract: with the capacity that the graph gets. ranges: what `calibrated` found, for int8-static.
-    """
-    model = trace(source, contract.capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=recipe.batch)
-    if recipe.format is not None:
-        quantise_weights(model, recipe.format)
-        quantise_activations(model, ranges or {})
-    return store(model, folder, f"{recipe.dialect}-{recipe.precision}-{contract.capacity}")
+    def __init__(self, source: Checkpoint, contract: Contract, recipe: Recipe) -> None:
+        self.source, self.contract, self.recipe = source, contract, recipe
+        self._traced: dict[int, ir.Model] = {}  # by batch
 
+    def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
+        stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
+        return store(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
 
-def write_twin(
-    source: Checkpoint, contract: Contract, recipe: Recipe, folder: Path, ranges: Ranges | None
-) -> list[Path]:
-    """The same graph for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
-    model = trace(source, contract.capacity, dialect=recipe.dialect, dtype=recipe.dtype)
-    if recipe.format is not None:
-        quantise_weights(model, recipe.format, dense=True)
-        quantise_activations(model, ranges or {})
-    return store(model, folder, "twin")
+    def write_twin(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """The same graph for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
+        return store(self._quantised(1, ranges, dense=True), folder, "twin")
 
+    def calibrate(self, folder: Path) -> Ranges | None:
+        """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
 
-def calibrated(source: Checkpoint, contract: Contract, recipe: Recipe, folder: Path) -> Ranges | None:
-    """The largest |x| of each product's input while the prompts of the recipe's data are answered, None without data.
+        Raises UserError for a file that holds no prompts, or too long ones.
+        """
+        if self.recipe.data is None:
+            return None
+        try:
+            problems = jsonl.read(self.recipe.data)[:PROMPTS]
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        requests = held_out(self.source, self.contract, [problem.prompt for problem in problems])
+        watched = self._trace(1)
+        watch(watched)
+        files = store(watched, folder, "watched")
+        try:
+            return measure(files[0], self.contract, requests)
+        finally:
+            for file in files:
+                file.unlink()
 
-    Raises UserError for a file that holds no prompts, or too long ones.
-    """
-    if recipe.data is None:
-        return None
-    try:
-        problems = jsonl.read(recipe.data)[:PROMPTS]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    watched = trace(source, contract.capacity, dialect=recipe.dialect, dtype=torch.float16)
-    watch(watched)
-    file = folder / "watched.onnx"
-    ir.save(watched, file)
-    try:
-        return measure(file, contract, held_out(source, contract, [problem.prompt for problem in problems]))
-    finally:
-        file.unlink()
-
-
-def prove_graph(
-    source: Checkpoint, contract: Contract, recipe: Recipe, file: Path, folder: Path, ranges: Ranges | None = None
-) -> Iterator[Check]:
-    """The checks of `export.onnx.prove`, of the graph in `file` or its twin. bf16 is only checked to be valid ONNX."""
-    if recipe.precision == "bf16":
+    def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
+        """The checks of `export.onnx.prove`, of the graph in `file` or of its twin. bf16 is only checked to be ONNX."""
+        recipe = self.recipe
+        if recipe.precision == "bf16":
+            yield valid(file)
+            yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
+            return
+        if recipe.format is None and recipe.batch == 1:
+            yield from prove(self.source, self.contract, file, recipe.precision)
+            return
         yield valid(file)
-        yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
-        return
-    if recipe.format is None and recipe.batch == 1:
-        yield from prove(source, contract, file, recipe.precision)
-        return
-    yield valid(file)
-    twin = write_twin(source, contract, recipe, folder, ranges)
-    for check in prove(source, contract, twin[0], recipe.precision):
-        if check.name != "graph":
-            yield replace(check, detail=f"of one sequence, weights dequantised: {check.detail}")
-    for left in twin:
-        left.unlink()
+        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
+        twin = self.write_twin(folder, ranges)
+        for check in prove(self.source, self.contract, twin[0], recipe.precision):
+            if check.name != "graph":
+                yield replace(check, detail=f"with {' and '.join(what)}: {check.detail}")
+        for left in twin:
+            left.unlink()
+
+    def _quantised(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
+        model = self._trace(batch)
+        if self.recipe.format is not None:
+            quantise_weights(model, self.recipe.format, dense)
+            quantise_activations(model, ranges or {})
+        return model
+
+    def _trace(self, batch: int) -> ir.Model:
+        """A copy of the traced graph, to be changed."""
+        recipe, capacity = self.recipe, self.contract.capacity
+        if batch not in self._traced:
+            made = trace(self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch)
+            self._traced[batch] = made
+        return self._traced[batch].clone()
 
 
 def valid(file: Path) -> Check:

@@ -42,7 +42,10 @@ def inspect(trt: Any, network: Any) -> Network:
 
 
 def without_unit_scales(trt: Any, network: Any) -> None:
-    """Gives attentions their keys as they are, where the parser multiplies them by 1, at every step the whole cache."""
+    """Gives attentions their queries and keys as they are, where the parser multiplies them by its `scale` of 1.
+
+    For keys that is a product over the whole cache at every step.
+    """
     makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
     for attention in layers(network):
         if kind(attention) == "ATTENTION_INPUT":
@@ -59,6 +62,8 @@ def _unscaled(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
         return None
     product.__class__ = trt.IElementWiseLayer
     constant = makers.get(product.get_input(1).name)
+    while constant is not None and kind(constant) in ("CAST", "SHUFFLE"):  # the parser's, to the type and rank of keys
+        constant = makers.get(constant.get_input(0).name)
     if product.op != trt.ElementWiseOperation.PROD or constant is None or kind(constant) != "CONSTANT":
         return None
     constant.__class__ = trt.IConstantLayer

@@ -16,7 +16,7 @@ from .trt_build import libraries
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
 LEAST = {
-    "fp16": 75, "int8": 75, "int8-static": 75, "fp32": 75, "bf16": 80, "int4": 80, "fp8": 89, "nvfp4": 100,
+    "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
 }  # the compute capability from which a precision runs  # fmt: skip
 RTX_FP32 = 80  # TensorRT for RTX has no fp32 product for older ones
 FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from export.weight_formats import FORMATS, Format
 from export.onnx import exported_contract
 from export.qdq import quantise_activations, quantise_weights
-from export.trt_graph import Recipe, calibrated, write_graph, write_twin
+from export.trt_graph import Graphs, Recipe
 from export.verify import held_out
 from runtime.decode import generate
 from runtime.errors import NumericalError, UserError
@@ -142,7 +142,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
     source = student()
     data, contract = tmp_path / "data.jsonl", exported_contract(source, 40)
     data.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in ("ab", "cde")))
-    ranges = calibrated(source, contract, Recipe("trt", "int8-static", 1, data), tmp_path)
+    ranges = Graphs(source, contract, Recipe("trt", "int8-static", 1, data)).calibrate(tmp_path)
     assert ranges is not None and list(tmp_path.iterdir()) == [data]
     model, seen = source.build(), dict[str, float]()
     attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
@@ -160,8 +160,9 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
 
 def test_the_twin_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
-    contract, recipe = exported_contract(source, 40), Recipe("plain", "int8", 1, None)
-    files = [write_graph(source, contract, recipe, tmp_path), write_twin(source, contract, recipe, tmp_path, None)]
+    contract = exported_contract(source, 40)
+    graphs = Graphs(source, contract, Recipe("plain", "int8", 1, None))
+    files = [graphs.write(tmp_path), graphs.write_twin(tmp_path)]
     stored, twin = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
     for request in held_out(source, contract, ["abc", "d"]):
         assert generate(stored, request).token_ids == generate(twin, request).token_ids
@@ -172,4 +173,4 @@ def test_calibration_needs_prompts(tmp_path: Path) -> None:
     source, empty = tiny.checkpoint(4), tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match="holds no problems"):
-        calibrated(source, exported_contract(source, 40), Recipe("trt", "int8-static", 1, empty), tmp_path)
+        Graphs(source, exported_contract(source, 40), Recipe("trt", "int8-static", 1, empty)).calibrate(tmp_path)

@@ -29,7 +29,7 @@ from export.trt_plan import Asked, Plan, check_network
 from export.qdq import products, quantise_weights
 from export.store import store
 from export.trt_targets import Library
-from export.trt_graph import Recipe, calibrated, prove_graph, write_graph
+from export.trt_graph import Graphs, Recipe
 from runtime import generate as run
 from runtime import memory
 from runtime.bundle import Engine, read, sha256
@@ -54,7 +54,7 @@ def student(**changes: Any) -> Checkpoint:
 
 def graph(folder: Path, source: Checkpoint, dialect: str = "trt", precision: str = "fp16") -> tuple[Path, Contract]:
     contract = exported_contract(source, 64)
-    return write_graph(source, contract, Recipe(dialect, precision, 1, None), folder)[0], contract
+    return Graphs(source, contract, Recipe(dialect, precision, 1, None)).write(folder)[0], contract
 
 
 def plan(dialect: str) -> Plan:
@@ -95,7 +95,7 @@ def only(folder: Path) -> Engine:
 def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) -> None:
     source = load(ROOT / "samples" / "student.pt")
     contract = exported_contract(source, 128)
-    model = write_graph(source, contract, Recipe(dialect, "fp16", 1, None), tmp_path)[0]
+    model = Graphs(source, contract, Recipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
     made = build(model, contract, profiles_for(contract, 128), Settings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
     layers = source.model.layers if dialect == "trt" else 0
@@ -270,7 +270,7 @@ def test_quantised_weights_build(precision: str, target: int, wide: Sized, tmp_p
 def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 64)
-    file = write_graph(source, contract, Recipe("trt", "fp16", 2, None), tmp_path)[0]
+    file = Graphs(source, contract, Recipe("trt", "fp16", 2, None)).write(tmp_path)[0]
     made = build(file, replace(contract, batch=2), ((4, 4), (1, 64)), Settings("rtx", (89,)))
     assert made.network.batch == 2 and not made.decomposed
 
@@ -278,13 +278,14 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
 def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
     source, data = student(), tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b a b", "answer": "b"}) + "\n")
-    contract, recipe = exported_contract(source, 64), Recipe("trt", "int8-static", 1, data)
-    ranges = calibrated(source, contract, recipe, tmp_path)
+    contract = exported_contract(source, 64)
+    graphs = Graphs(source, contract, Recipe("trt", "int8-static", 1, data))
+    ranges = graphs.calibrate(tmp_path)
     assert ranges is not None and len(ranges) == 5 * source.model.layers and min(ranges.values()) > 0
-    file = write_graph(source, contract, recipe, tmp_path, ranges)[0]
+    file = graphs.write(tmp_path, ranges)[0]
     names = [node.op_type for node in onnx.load(file).graph.node]
     assert names.count("QuantizeLinear") == len(ranges) and names.count("DequantizeLinear") == 2 * len(ranges)
-    checks = list(prove_graph(source, contract, recipe, file, tmp_path, ranges))
+    checks = list(graphs.prove(file, tmp_path, ranges))
     assert [check.name for check in checks] == ["graph", "steps", "answers"] and all(check.ok for check in checks)
     assert build(file, contract, ((4, 4),), Settings("rtx", (89,))).content
 
