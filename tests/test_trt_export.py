@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -16,25 +17,32 @@ import onnx_ir as ir
 import pytest
 import tiny
 import torch
+from fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from export import trt_targets as targets
-from export import verify
 from export import trt as command
-from export.trt_build import Settings, build, parse, profiles_for
+from export import trt_plan, verify
+from export import trt_targets as targets
+from export.trt_add import Shared, missing
+from export.trt_build import Settings, build, configuration, libraries, overheard, parse, profiles_for
 from export.graph import trace
 from export.onnx import exported_contract
+from export.trt_network import kind, layers, without_unit_scales
 from export.trt_plan import Asked, Plan, check_network
 from export.qdq import products, quantise_weights
 from export.store import store
+from export.trt_report import Report
 from export.trt_targets import Library
+from export.trt_from_checkpoint import beside
 from export.trt_graph import Graphs, Recipe
 from runtime import generate as run
 from runtime import memory
 from runtime.bundle import Engine, read, sha256
 from runtime.contract import Contract
-from runtime.errors import DeviceError
+from runtime.cuda import Cuda, load_cuda
+from runtime.errors import DeviceError, UserError
+from runtime.trt_backend import open_engines
 from train.checkpoint import Checkpoint, load, save
 from train.model import Model, ModelConfig, initialise
 
@@ -98,9 +106,9 @@ def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) 
     model = Graphs(source, contract, Recipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
     made = build(model, contract, profiles_for(contract, 128), Settings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
-    layers = source.model.layers if dialect == "trt" else 0
+    fused = source.model.layers if dialect == "trt" else 0
     network = made.network
-    assert (network.attentions, network.masked, network.updates) == (layers, layers, 2 * layers)
+    assert (network.attentions, network.masked, network.updates) == (fused, fused, 2 * fused)
     assert network.strongly_typed and (network.batch, network.dtype, network.capacity) == (1, "float16", 128)
     assert check_network(plan(dialect), network, source.model.layers, full=False) is None
 
@@ -132,6 +140,69 @@ def test_a_graph_with_a_length_in_place_of_the_mask_fails_the_check(copy: Path) 
     assert check_network(plan("trt"), parse(file, "rtx"), 1, full=False) is None
     network = parse(without_masks(file), "rtx")  # parsed without a complaint, which is the trap
     assert check_network(plan("trt"), network, 1, full=False) == "0 masked in the network, expected 1"
+
+
+def attention_inputs(network: Any) -> list[list[str]]:
+    """For each attention, the kinds of layers that its queries, keys and values come from."""
+    makers = {layer.get_output(i).name: kind(layer) for layer in layers(network) for i in range(layer.num_outputs)}
+    return [
+        [makers[layer.get_input(i).name] for i in range(3)]
+        for layer in layers(network)
+        if kind(layer) == "ATTENTION_INPUT"
+    ]
+
+
+def test_attention_reads_the_cache_itself_and_not_its_product_with_one(copy: Path) -> None:
+    trt, polygraphy = libraries("rtx")
+    with overheard():
+        _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(graph_of(copy)), strongly_typed=True)
+        assert attention_inputs(network) == [["ELEMENTWISE", "ELEMENTWISE", "KV_CACHE_UPDATE"]]  # the parser's
+        without_unit_scales(trt, network)
+    assert attention_inputs(network) == [["CAST", "KV_CACHE_UPDATE", "KV_CACHE_UPDATE"]]
+
+
+def test_what_the_standard_builder_is_told_reaches_its_configuration(copy: Path) -> None:
+    """The library for RTX has the same interface, the level of hardware compatibility aside."""
+    trt, polygraphy = libraries("rtx")
+    settings = Settings("tensorrt", (), 64, 2, True, True, copy / "none.cache")
+    seen: list[str] = []
+    with overheard():
+        parts = polygraphy.backend.trt.network_from_onnx_path(str(graph_of(copy)), strongly_typed=True)
+        create = configuration(trt, settings, ((4, 4), (1, 64)), read(copy / "student.bundle").contract, parts[1],
+            lambda phase, done, steps: seen.append(f"{phase} {done} of {steps}"))  # fmt: skip
+        made = create(*parts[:2])
+    assert (made.builder_optimization_level, made.num_optimization_profiles) == (2, 2)
+    assert made.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert made.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    made.progress_monitor.phase_start("Building", None, 2)
+    assert made.progress_monitor.step_complete("Building", 0)
+    made.progress_monitor.phase_finish("Building")
+    assert seen == ["Building 0 of 2", "Building 1 of 2", "Building 2 of 2"]
+
+
+def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, asked = Library("tensorrt", "10.16.1", ()), Asked("trt", "fp16", 64, 1, "float16", {})
+    cuda = FakeCuda()
+    monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
+
+    def plan_for(*options: str, precision: str = "fp16") -> Plan:
+        args = command.options(["--ckpt", "student.pt", *options])
+        return trt_plan.planned(replace(asked, precision=precision), tiny.contract(), args, library)
+
+    mine = plan_for()
+    assert (mine.target, mine.device, mine.stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")
+    anywhere = plan_for("--hardware-compatibility", "--version-compatible", "--timing-cache", "x")
+    assert (anywhere.target, anywhere.device, anywhere.stem()) == ("sm80+", None, "trt-fp16-sm80plus-64")
+    assert anywhere.build("x.onnx").version_compatible and anywhere.settings.timing_cache == Path("x")
+    with pytest.raises(UserError, match="fp8 needs a GPU of compute capability 89 or newer, and SM80 is to run it"):
+        plan_for("--hardware-compatibility", precision="fp8")
+    with pytest.raises(UserError, match="nvfp4 needs a GPU of compute capability 100 or newer, and SM89 is"):
+        plan_for(precision="nvfp4")
+    with pytest.raises(UserError, match="--compute-capability is for TensorRT for RTX"):
+        plan_for("--compute-capability", "89")
+    cuda.devices = 0
+    with pytest.raises(UserError, match="there is none here; build there with --bundle, or give --flavor rtx"):
+        plan_for()
 
 
 def test_attention_without_a_fused_kernel_is_decomposed_and_told(tmp_path: Path) -> None:
@@ -176,6 +247,29 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
 
 
+def test_an_engine_that_was_built_here_is_refused_as_any_other(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the file and manifest that a real build wrote; the GPU is a scripted one, or none."""
+    path, engine = copy / "student.bundle", only(copy)
+
+    def told(capability: int = 89, trust: bool = False) -> str:
+        cuda = Cuda(FakeCuda(capability))
+        with pytest.raises(UserError) as error:
+            open_engines(read(path), [engine], trust=trust, cuda=cuda)
+        return str(error.value)
+
+    assert told(90).startswith(f"{engine.name} was built for sm86,sm89,sm120, here is a GPU of sm90")
+    file = path / engine.model
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert f"{engine.model} is damaged" in told() and f"{engine.model} is damaged" in told(trust=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another machine"))
+    assert "was not built on this machine, and an engine is native code" in told()
+    if load_cuda().gpu() is None:
+        assert run.main([str(path), "a b", "--engine", "trt"]) == 2
+        assert "the engine is built; running it needs an NVIDIA driver" in capsys.readouterr().err
+
+
 def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = only(copy)
     file = copy / "student.bundle" / before.model
@@ -183,7 +277,7 @@ def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: py
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert told["engines"] == [{"name": before.name, "built": False}] and told["ok"] and out.count("\n") == 1
-    assert err == f"{before.name}: as it should be, nothing to build\n" and only(copy) == before
+    assert err.startswith(f"{before.name}: as it should be, nothing to build\n") and only(copy) == before
     file.write_bytes(b"damaged")
     assert command.main(again(copy, "--max-prompt", "20", "--json")) == 0
     out, err = capsys.readouterr()
@@ -196,18 +290,29 @@ def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: py
     assert not file.exists() and sha256(file.with_name(engine.model)) == engine.files[engine.model]
 
 
+def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
+    bundle, report = read(made / "student.bundle"), Report(io.StringIO())
+    shared = Shared(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
+    assert missing(shared, plan("trt"), report)
+    told = report.stream.getvalue()  # type: ignore[attr-defined]
+    assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
+
+
 def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> None:
     assert command.main(again(copy, "--capacity", "32", "64")) == 0
     engines = read(copy / "student.bundle").engines
     assert sorted(e.build.capacity for e in engines if e.build) == [32, 64]
-    assert read(copy / "student.bundle").contract.capacity == 64
+    there = read(copy / "student.bundle")
+    assert there.contract.capacity == 64
+    with pytest.raises(UserError, match="was exported with a capacity of 64, 65 is more; give --capacity 64 or less"):
+        beside(there, replace(there.contract, capacity=65))
+    assert beside(there, replace(there.contract, capacity=32)) == there.contract
 
 
 def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:
     other = Path(shutil.move(copy / "student.bundle", copy / "device.bundle"))
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['onnx'] = None\nfrom export.trt import main\nsys.exit(main())"
-    )
+    heavy = "torch onnx onnx_ir onnxscript onnxruntime ml_dtypes safetensors tokenizers transformers tqdm".split()
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\nfrom export.trt import main\nsys.exit(main())"
     line = [sys.executable, "-c", code, "--bundle", str(other), "--compute-capability", "75", "--workspace", "512", "--json"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -229,7 +334,7 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
     assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
     assert command.main([*bundle, "--precision", "int8"]) == 2
-    assert "has no graph trt int8, it has trt fp16, plain fp16, plain fp16; write it where" in capsys.readouterr().err
+    assert "has no graph trt int8, it has trt fp16, plain fp16; write it where" in capsys.readouterr().err
 
 
 def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -239,6 +344,14 @@ def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixt
     assert verify.main([*where, "--engine", only(made).name, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["prompts"] == 2 and 0 < told["max"]["log_prob"] < 0.05
+    for changes, why in (({"precision": "bf16"}, "graphs of bf16"), ({"batch": 2}, "batches of 2")):
+        engine = only(made)
+        assert engine.build is not None
+        batch = changes.pop("batch", 1)
+        other = replace(engine, **changes, build=replace(engine.build, batch=batch))
+        if not verify.has_gpu():
+            with pytest.raises(UserError, match=f"ONNX Runtime's CPU does not run {why}; verify it on the GPU"):
+                verify.candidate_of(read(made / "student.bundle"), other, trust=False)
 
 
 Sized = tuple[ir.Model, Contract, int]
@@ -296,6 +409,8 @@ def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
         ([], "give one of --ckpt"),
         (["--ckpt", "student.pt", "--bundle", "x"], "give one of --ckpt"),
         (["--bundle", "x", "--capacity", "64"], "--capacity is for --ckpt"),
+        (["--bundle", "x", "--batch", "1"], "--batch is for --ckpt"),
+        (["--bundle", "student.bundle", "--compute-capability", "90"], "does not build for SM90"),
         (["--bundle", "nowhere"], "no bundle at nowhere"),
         (["--ckpt", "student.pt", "--batch", "0"], "--batch is 0; expected at least 1"),
         (["--ckpt", "student.pt", "--precision", "int8-static"], "give --data"),
@@ -304,7 +419,7 @@ def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
         (["--ckpt", "student.pt", "--capacity", "65"], "--capacity is 65; expected 1 to 64"),
         (["--ckpt", "student.pt", "--compute-capability", "90"], "does not build for SM90; it knows 75, 80, 86, 89,"),
         (["--ckpt", "student.pt", "--precision", "nvfp4", "--compute-capability", "89"],
-         "nvfp4 needs compute capability 100 or newer, and SM89 was asked for; give --precision int4"),
+         "nvfp4 needs a GPU of compute capability 100 or newer, and SM89 is to run it; give --precision int4"),
         (["--ckpt", "student.pt", "--precision", "int4", "--compute-capability", "75"], "give --precision int8"),
         (["--ckpt", "student.pt", "--precision", "fp8", "--compute-capability", "120", "86"], "fp8 needs"),
         (["--ckpt", "student.pt", "--timing-cache", "x"], "--timing-cache is for standard TensorRT"),
