@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,17 +100,15 @@ def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> boo
 
 @contextmanager
 def shown() -> Iterator[Progress | None]:
-    """Shows how far the builder is, on a terminal and where tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
+    """Shows how far the builder is, on a terminal, on one line that is gone afterwards."""
+    if not sys.stderr.isatty():
         yield None
         return
-    with tqdm(disable=None, unit="step", leave=False) as bar:
 
-        def show(phase: str, done: int, steps: int) -> None:
-            bar.set_description_str(phase, refresh=False)
-            bar.total, bar.n = steps, done
-            bar.refresh()
+    def show(phase: str, done: int, steps: int) -> None:
+        print(f"\r{phase[:60]}: {done} of {steps}\033[K", end="", file=sys.stderr, flush=True)
 
-        yield None if bar.disable else show
+    try:
+        yield show
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
