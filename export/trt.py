@@ -44,8 +44,9 @@ def add_what(p: argparse.ArgumentParser) -> None:
         "the checkpoint")  # fmt: skip
     add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     add("--precision", choices=tuple(LEAST),
-        help="fp16, bf16 or fp32, in which attention has no fused kernel; int8, int4, fp8 or nvfp4 weights with fp16 products; int8-static: int8 "
-        "weights and products, calibrated on --data (default fp16; with --bundle all that are there and run here)")  # fmt: skip
+        help="fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, "
+        "with fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
+        "there and run here)")  # fmt: skip
     add("--dialect", choices=("auto", *DIALECTS), default="auto",
         help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "
         "(default auto: what is installed takes)")  # fmt: skip
@@ -67,13 +68,13 @@ def add_builder(group: argparse._ArgumentGroup) -> None:
         "auto: what is installed, the former first)")  # fmt: skip
     add("--compute-capability", type=int, nargs="+", default=[], metavar="SM",
         help="rtx: GPUs to build for, such as 86 89 120 (default: all it knows that run the precision)")  # fmt: skip
-    add("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory of a layer (default: the GPU's memory)")
+    add("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)")
     add("--optimization-level", type=int, choices=range(6), metavar="0..5",
         help="tensorrt: 0 builds soonest, 5 searches longest (default: the library's, 3)")  # fmt: skip
     add("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too")
     add("--hardware-compatibility", action="store_true",
         help="tensorrt: all GPUs from Ampere (SM80) on run the engine, more slowly")  # fmt: skip
-    add("--timing-cache", type=Path, metavar="FILE", help="tensorrt: measured kernels, read before a build and added to")
+    add("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to")
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -15,12 +15,12 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.options import overrides_of
 
-from .trt_add import Shared, add, missing
 from .onnx import EXPORTER, default_out, exported_contract, provenance
+from .trt_add import Shared, add, missing
+from .trt_graph import Graphs, Recipe
 from .trt_plan import Asked, Plan, planned
 from .trt_report import Report
 from .trt_targets import Library
-from .trt_graph import Graphs, Recipe
 from .workplace import working_folder, writing
 
 PRECISION = "fp16"  # by default: in fp32 there is no fused attention

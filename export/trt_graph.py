@@ -16,11 +16,11 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.tasks import jsonl
 
+from .calibrate import measure, watch
 from .graph import trace
 from .onnx import prove
 from .parity import Check
 from .qdq import quantise_activations, quantise_weights
-from .calibrate import measure, watch
 from .store import store
 from .verify import held_out
 
@@ -67,7 +67,7 @@ class Graphs:
         return store(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_twin(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
-        """The same graph for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
+        """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
         return store(self._quantised(1, ranges, dense=True), folder, "twin")
 
     def calibrate(self, folder: Path) -> Ranges | None:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.weight_formats import FORMATS, Format
 from export.onnx import exported_contract
 from export.qdq import quantise_activations, quantise_weights
 from export.trt_graph import Graphs, Recipe
 from export.verify import held_out
+from export.weight_formats import FORMATS, Format
 from runtime.decode import generate
 from runtime.errors import NumericalError, UserError
 from runtime.ort import OrtBackend

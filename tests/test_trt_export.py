@@ -24,18 +24,18 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 from export import trt as command
 from export import trt_plan, verify
 from export import trt_targets as targets
-from export.trt_add import Shared, missing
-from export.trt_build import Settings, build, configuration, libraries, overheard, parse, profiles_for
 from export.graph import trace
 from export.onnx import exported_contract
-from export.trt_network import kind, layers, without_unit_scales
-from export.trt_plan import Asked, Plan, check_network
 from export.qdq import products, quantise_weights
 from export.store import store
-from export.trt_report import Report
-from export.trt_targets import Library
+from export.trt_add import Shared, missing
+from export.trt_build import Settings, build, configuration, libraries, overheard, parse, profiles_for
 from export.trt_from_checkpoint import beside
 from export.trt_graph import Graphs, Recipe
+from export.trt_network import kind, layers, without_unit_scales
+from export.trt_plan import Asked, Plan, check_network
+from export.trt_report import Report
+from export.trt_targets import Library
 from runtime import generate as run
 from runtime import memory
 from runtime.bundle import Engine, read, sha256
@@ -311,10 +311,12 @@ def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> No
 
 def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:
     other = Path(shutil.move(copy / "student.bundle", copy / "device.bundle"))
-    heavy = "torch onnx onnx_ir onnxscript onnxruntime ml_dtypes safetensors tokenizers transformers tqdm".split()
+    heavy = ["torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes", "safetensors", "tokenizers", "tqdm"]
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\nfrom export.trt import main\nsys.exit(main())"
-    line = [sys.executable, "-c", code, "--bundle", str(other), "--compute-capability", "75", "--workspace", "512", "--json"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    line = ["--bundle", str(other), "--compute-capability", "75", "--workspace", "512", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     old, new = read(other).engines
     assert json.loads(done.stdout)["engines"][0]["name"] == new.name == "trt-fp16-rtx-sm75-64"
