@@ -49,7 +49,7 @@ def add_what(p: argparse.ArgumentParser) -> None:
         "there and run here)")  # fmt: skip
     add("--dialect", choices=("auto", *DIALECTS), default="auto",
         help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "
-        "(default auto: what is installed takes)")  # fmt: skip
+        "(default auto: trt where what is installed takes it)")  # fmt: skip
     add("--capacity", type=int, nargs="+", metavar="N",
         help="most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default "
         "1024 or the context)")  # fmt: skip

@@ -44,7 +44,7 @@ class Settings:
 class Built:
     """An engine's bytes, the network it is of, and whether its attention was taken apart for want of a fused kernel."""
 
-    content: bytes
+    content: memoryview
     network: Network
     decomposed: bool
 
@@ -130,7 +130,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
 def _build(
     trt: Any, polygraphy: Any, model: Path, contract: Contract, profiles: Profiles, settings: Settings,
     progress: Progress | None, decompose: bool,
-) -> tuple[bytes, Network]:  # fmt: skip
+) -> tuple[memoryview, Network]:  # fmt: skip
     loaders = polygraphy.backend.trt
     builder, network, parser = loaders.network_from_onnx_path(str(model), strongly_typed=True)
     found = inspect(trt, network)
@@ -140,7 +140,7 @@ def _build(
     config = configuration(trt, settings, profiles, contract, network, progress)
     cache = str(settings.timing_cache) if settings.timing_cache else None
     content = loaders.engine_bytes_from_network((builder, network), config, save_timing_cache=cache)
-    return bytes(content), found
+    return memoryview(content).cast("B"), found  # TensorRT's own memory, not copied: it is as large as the weights
 
 
 def configuration(

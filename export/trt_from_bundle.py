@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,8 @@ def from_bundle(args: argparse.Namespace, library: Library, report: Report) -> P
     bundle = read(args.bundle)
     text = bundle.tokenizer.read_text(encoding="utf-8")
     shared = Shared(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
-    dialect = library.dialect() if args.dialect == "auto" else args.dialect
     left_out: list[UserError] = []
-    found = graphs(bundle, dialect, args.precision)
+    found = graphs(bundle, library.dialects() if args.dialect == "auto" else (args.dialect,), args.precision)
     for origin in found:
         files = [bundle.path / name for name in graph_files(origin)]
         verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
@@ -43,21 +43,25 @@ def from_bundle(args: argparse.Namespace, library: Library, report: Report) -> P
     return bundle.path
 
 
-def graphs(bundle: Bundle, dialect: str, precision: str | None) -> list[Engine]:
-    """An engine of each graph that is to be built. Raises UserError naming what there is where there is none."""
-    found: dict[str, Engine] = {}
-    for engine in bundle.engines:
-        if engine.dialect == dialect and precision in (None, engine.precision):
-            found.setdefault(graph_files(engine)[0], engine)
-    if not found:
-        there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
-        wanted = f"{dialect} {precision or ''}".strip()
-        raise UserError(
-            f"{bundle.path} has no graph {wanted}, it has {there}; write it where the checkpoint is: python -m "
-            f"export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialect} --graph-only"
-            + (f" --precision {precision}" if precision else "")
-        )
-    return [*found.values()]
+def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
+    """An engine of each graph that is to be built, of the first of the dialects that is there.
+
+    Raises UserError naming what there is where there is none.
+    """
+    for dialect in dialects:
+        found: dict[str, Engine] = {}
+        for engine in bundle.engines:
+            if engine.dialect == dialect and precision in (None, engine.precision):
+                found.setdefault(graph_files(engine)[0], engine)
+        if found:
+            return [*found.values()]
+    there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
+    wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
+    raise UserError(
+        f"{bundle.path} has no graph {wanted}, it has {there}; write it where the checkpoint is: python -m "
+        f"export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+        + (f" --precision {precision}" if precision else "")
+    )
 
 
 def graph_files(engine: Engine) -> list[str]:

@@ -61,7 +61,7 @@ def beside(there: Bundle, contract: Contract) -> Contract:
 
 
 def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
-    dialect = library.dialect() if library is not None and args.dialect == "auto" else args.dialect
+    dialect = library.dialects()[0] if library is not None and args.dialect == "auto" else args.dialect
     return Recipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
 
 

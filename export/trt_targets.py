@@ -31,10 +31,10 @@ class Library:
     version: str
     capabilities: tuple[int, ...]
 
-    def dialect(self) -> str:
-        """The dialect of the step graph that it is given: the newest that it takes."""
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects of the step graph that it takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
-        return "trt" if self.flavor == "rtx" or number >= FIRST_TRT else "plain"
+        return ("trt", "plain") if self.flavor == "rtx" or number >= FIRST_TRT else ("plain",)
 
 
 def find_library(flavor: str) -> Library:
@@ -74,7 +74,7 @@ def check_library(library: Library, args: argparse.Namespace) -> None:
                 raise UserError(
                     f"--{name.replace('_', '-')} is for standard TensorRT, here is the one for RTX; leave it out"
                 )
-    if args.dialect == "trt" and library.dialect() != "trt":
+    if args.dialect == "trt" and "trt" not in library.dialects():
         raise UserError(
             f"the dialect trt needs TensorRT {'.'.join(map(str, FIRST_TRT))}, here is {library.version}; "
             "give --dialect plain"

@@ -30,6 +30,7 @@ from export.qdq import products, quantise_weights
 from export.store import store
 from export.trt_add import Shared, missing
 from export.trt_build import Settings, build, configuration, libraries, overheard, parse, profiles_for
+from export.trt_from_bundle import graphs
 from export.trt_from_checkpoint import beside
 from export.trt_graph import Graphs, Recipe
 from export.trt_network import kind, layers, without_unit_scales
@@ -333,10 +334,14 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert run.main([str(copy / "student.bundle"), "a b", "--engine", "plain-fp16-64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "plain-fp16-64"
     bundle = ["--bundle", str(copy / "student.bundle")]
+    found = graphs(read(copy / "student.bundle"), ("trt", "plain"), None)
+    assert [engine.dialect for engine in found] == ["trt"]
+    alone = replace(read(copy / "student.bundle"), engines=(engines[1],))
+    assert graphs(alone, ("trt", "plain"), None) == [engines[1]]
     assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
     assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
     assert command.main([*bundle, "--precision", "int8"]) == 2
-    assert "has no graph trt int8, it has trt fp16, plain fp16; write it where" in capsys.readouterr().err
+    assert "has no graph trt or plain int8, it has trt fp16, plain fp16; write it where" in capsys.readouterr().err
 
 
 def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -451,5 +456,5 @@ def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.Mo
 
 def test_the_dialect_is_what_the_installed_tensorrt_takes() -> None:
     versions = {"10.3.0": "plain", "10.13.3.9": "plain", "10.15.1": "trt", "11.0": "trt"}
-    assert {version: Library("tensorrt", version, ()).dialect() for version in versions} == versions
+    assert {version: Library("tensorrt", version, ()).dialects()[0] for version in versions} == versions
     assert targets.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)
