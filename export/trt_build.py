@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.contract import Contract
-from runtime.errors import DeviceError, UserError
+from runtime.errors import DeviceError
 
 from .trt_network import Network, inspect, without_unit_scales
+from .trt_targets import libraries
 
 NEEDS_DECOMPOSING = "dedicated kernel"  # what TensorRT says of an attention that it has no fused kernel for
 Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, one pair a profile
@@ -102,29 +103,6 @@ def parse(model: Path, flavor: str) -> Network:
         except polygraphy.exception.PolygraphyException as error:
             raise DeviceError(f"TensorRT does not take {model.name}: {told(said, error)}") from None
         return inspect(trt, network)
-
-
-def libraries(flavor: str) -> tuple[Any, Any]:
-    """The TensorRT module of a flavour and Polygraphy set to it. Raises UserError where either is missing.
-
-    Polygraphy takes its flavour from the environment, once in a process.
-    """
-    rtx = flavor == "rtx"
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
-    try:
-        if rtx:
-            import tensorrt_rtx as trt
-        else:
-            import tensorrt as trt
-        import polygraphy.backend.trt
-        import polygraphy.config
-        import polygraphy.exception
-    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
-        extra = "rtx" if rtx else "trt"
-        raise UserError(f"{flavor} cannot be loaded ({error}); pip install 'blockstep[{extra}]'") from None
-    if rtx != polygraphy.config.USE_TENSORRT_RTX:
-        raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
-    return trt, polygraphy
 
 
 def _build(

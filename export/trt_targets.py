@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
-
-from .trt_build import libraries
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
 LEAST = {
@@ -51,10 +50,32 @@ def find_library(flavor: str) -> Library:
     return Library(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
 
 
+def libraries(flavor: str) -> tuple[Any, Any]:
+    """The TensorRT module of a flavour and Polygraphy set to it. Raises UserError where either is missing.
+
+    Polygraphy takes its flavour from the environment, once in a process.
+    """
+    rtx = flavor == "rtx"
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
+    try:
+        if rtx:
+            import tensorrt_rtx as trt
+        else:
+            import tensorrt as trt
+        import polygraphy.backend.trt
+        import polygraphy.config
+        import polygraphy.exception
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+        raise UserError(f"{MODULES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
+    if rtx != getattr(polygraphy.config, "USE_TENSORRT_RTX", False):
+        raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
+    return trt, polygraphy
+
+
 def install_line(flavor: str) -> str:
     """How to get a TensorRT on this machine."""
     if JETSON.exists():
-        return "on a Jetson it comes with JetPack: sudo apt-get install python3-libnvinfer; then pip install polygraphy"
+        return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "TensorRT is for Linux on x86_64 and aarch64; build there"
     return f"pip install 'blockstep[{'rtx' if flavor == 'rtx' else 'trt'}]'"
