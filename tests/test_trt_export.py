@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -444,6 +446,19 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
     assert sorted(made.iterdir()) == before
+
+
+def test_a_tensorrt_without_polygraphy_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", None)
+    with pytest.raises(UserError, match=r"^tensorrt_rtx cannot be used here \(.*polygraphy.*\); .*install"):
+        libraries("rtx")
+
+
+def test_the_commands_for_a_jetson_are_understood() -> None:
+    page = (ROOT / "samples" / "jetson" / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"python -m export\.trt (.*?)(?: +#.*)?$", page, re.M)
+    asked = [command.options(shlex.split(line)) for line in lines]
+    assert [args.graph_only for args in asked] == [True, False] and asked[0].dialect == "plain"
 
 
 def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
