@@ -108,8 +108,7 @@ def export(args: argparse.Namespace) -> int:
         from .trt_from_checkpoint import from_checkpoint  # which needs torch
 
         path = from_checkpoint(args, library, report)
-    if report.ok:
-        report.say(what_next(args, path))
+    report.say(what_next(args, path) if report.ok else f"what failed was not added to {path}")
     if args.json:
         told = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})

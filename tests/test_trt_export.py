@@ -24,7 +24,7 @@ from fake_cuda import FakeCuda
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
 from export import trt as command
-from export import trt_plan, verify
+from export import parity, trt_plan, verify
 from export import trt_targets as targets
 from export.graph import trace
 from export.onnx import exported_contract
@@ -299,6 +299,19 @@ def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None
     assert missing(shared, plan("trt"), report)
     told = report.stream.getvalue()  # type: ignore[attr-defined]
     assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
+
+
+def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((copy / "student.bundle").iterdir())
+    monkeypatch.setitem(parity.BOUNDS, "fp16", 0.0)
+    assert command.main(again(copy, "--max-prompt", "20", "--json")) == 1
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert not told["ok"] and told["engines"] == [] and [check["ok"] for check in told["checks"]] == [True, False]
+    assert err.endswith(f"what failed was not added to {copy / 'student.bundle'}\n")
+    assert sorted((copy / "student.bundle").iterdir()) == before
 
 
 def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> None:
