@@ -23,8 +23,8 @@ from fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from export import trt as command
 from export import parity, trt_plan, verify
+from export import trt as command
 from export import trt_targets as targets
 from export.graph import trace
 from export.onnx import exported_contract
