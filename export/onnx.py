@@ -35,6 +35,7 @@ from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
 from .int8 import quantise_weights
+from .int8_torch import whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
 from .store import EXTERNAL, store
@@ -147,12 +148,10 @@ def prove(
     if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
         yield from by_layer(source, contract, model, precision)
         return
-    reference, candidate = (
-        TorchBackend(source.build(), contract, barred=source.missing_ids()),
-        OrtBackend(model, contract),
-    )
-    *_, found = compare(reference, candidate, sample_requests(contract), separate=1)
-    yield from found.checks(TIE, precision)
+    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
+    *_, found = compare(reference, OrtBackend(model, contract), requests, separate=1)
+    bound = whole_bound(precision, reference, source, contract, requests, separate=1)
+    yield from found.checks(TIE, precision, bound)
 
 
 def fits_whole(shape: ModelConfig) -> bool:
