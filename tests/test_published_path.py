@@ -75,6 +75,17 @@ def test_an_exported_directory_answers_as_the_stock_class(
     assert "was not exported from" in capsys.readouterr().err
 
 
+def test_a_bundle_is_verified_with_prompts_in_its_chat_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "model", "sdar", template="x" * 56 + TEMPLATE)  # as long as the whole capacity
+    assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES]) == 0
+    words = [str(tmp_path / "model.bundle"), "--ckpt", str(tmp_path / "model"), "--prompts", "2"]
+    words += ["--data", str(lines(tmp_path))]
+    assert verify.main(words) == 2 and "leave no room in a capacity of 64" in capsys.readouterr().err
+    assert verify.main([*words, "--raw"]) == 0
+
+
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign.write(tmp_path, "sdar")
     foreign.change_config(tmp_path, model_type="sdar_moe")
