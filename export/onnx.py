@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import torch
 
-from runtime.bundle import Engine, write
+from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -75,7 +75,10 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
-    contract = exported_contract(source, args.capacity)
+    contract, origin = exported_contract(source, args.capacity), provenance(args.ckpt, overrides_of(args))
+    engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
+    with writing(out):
+        check_place(out, contract, engine, origin)
     checks: list[Check] = []
     with working_folder(out) as folder:
         with writing(out):
@@ -85,8 +88,10 @@ def export(args: argparse.Namespace) -> int:
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
         if not failed:
+            parity = {check.name: check.detail for check in checks}
+            engine = replace(engine, model=files[0].name, parity=parity)
             with writing(out):
-                keep(out, args, source, contract, files, checks)
+                write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
@@ -97,17 +102,6 @@ def export(args: argparse.Namespace) -> int:
 def default_out(ckpt: Path) -> Path:
     """Beside the checkpoint; the dot in a directory's name begins no suffix (SDAR-1.7B-Chat)."""
     return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
-
-
-def keep(
-    out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
-    checks: Sequence[Check],
-) -> None:  # fmt: skip
-    """Puts the proved files into the bundle."""
-    name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
-    engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
-    origin = provenance(args.ckpt, overrides_of(args))
-    write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
 
 
 def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
 from train import checkpoint, prompts, tasks
+from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
@@ -55,9 +56,10 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    made, source = read(args.bundle), checkpoint.load(args.ckpt, overrides_of(args))
-    engine = made.engine(args.engine)
-    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides_of(args)))
+    made = read(args.bundle)
+    overrides = overrides_with(args, made.contract)
+    source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides))
     if engine.dialect != "ort":
         raise UserError(f"engine {engine.name} is of dialect {engine.dialect}; only ort can be verified here")
     verify_files(made, engine, "always")
@@ -77,6 +79,15 @@ def verify(args: argparse.Namespace) -> int:
         told |= {"checks": [asdict(check) for check in checks], "seconds": round(time.perf_counter() - started, 3)}
         print_json(told)
     return DONE if all(check.ok for check in checks) else FAILED
+
+
+def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
+    """What was given, and where the checkpoint is a directory what the bundle was exported with of the rest."""
+    given = overrides_of(args)
+    if not args.ckpt.is_dir():
+        return given
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
+    return replace(given, **{name: getattr(contract, name) for name in names if getattr(given, name) is None})
 
 
 def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
