@@ -19,7 +19,7 @@ from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request
 from train.checkpoint import Checkpoint
-from train.model import Model
+from train.model import KeyValueStore, Model
 from train.torch_backend import TorchBackend
 
 from .parity import BOUNDS, SEPARATE, compare
@@ -60,7 +60,9 @@ def in_int8(module: ModuleT) -> ModuleT:
     """The module, its linear layers replaced in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child.weight.detach(), None if child.bias is None else child.bias.detach()))
+            setattr(
+                module, name, Int8Linear(child.weight.detach(), None if child.bias is None else child.bias.detach())
+            )
         else:
             in_int8(child)
     return module
@@ -83,7 +85,7 @@ class Int8Model(nn.Module):
         self.model = in_int8(model)
 
     def forward(
-        self, input_ids: Tensor, visible: Tensor, positions: Tensor, cache: None, length: int
+        self, input_ids: Tensor, visible: Tensor, positions: Tensor, cache: KeyValueStore | None, length: int
     ) -> Tensor:  # fmt: skip
         hidden: Tensor = self.model(input_ids, visible, positions, cache, length)
         return hidden
@@ -109,7 +111,9 @@ class Int8Backend:
         kept = self._inner.cache
         if kept is None:
             return np.zeros(0, np.float32)
-        stacked: Floats = torch.stack([part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]).numpy()
+        stacked: Floats = torch.stack(
+            [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
+        ).numpy()
         return stacked
 
     def open(self, batch: int, capacity: int) -> None:
