@@ -140,8 +140,8 @@ class Case:
     """Random inputs of a layer.
 
     x [1, width, hidden]; visible int64 [1, width], how many positions each of them sees, behind `past` others; rows
-    int64 [1, width], in which order the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim] by their
-    names, filled up to `past`, none with `full` attention.
+    int64 [1, width], in which order the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim]
+    by their names, filled up to `past`, none with `full` attention.
     """
 
     x: Floats
@@ -254,7 +254,7 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 
 def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
-    """How far `made` is from `near`, and for int8 that from `exact`, all of one shape, in root mean squares of `unit`."""
+    """How far `made` is from `near`, and for int8 that from `exact`, three of one shape, in units of `unit`'s rms."""
     bound = BOUNDS.get(precision) or max(BOUNDS["fp32"], distance(near, exact, unit))
     return Gap(distance(made, near, unit), bound)
 

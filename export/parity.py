@@ -93,7 +93,7 @@ class Parity:
 
 
 class Candidate(Backend, Protocol):
-    """An engine whose cache, [2 * layers, batch, kv_heads, capacity, head_dim], and logits, if any, can be looked at."""
+    """An engine whose cache [2 * layers, batch, kv_heads, capacity, head_dim] and logits, if any, can be looked at."""
 
     last_logits: Floats | None
 

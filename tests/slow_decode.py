@@ -34,8 +34,8 @@ class Moment:
 class Rule:
     """Which open places a step finalises: all that pass, or else the best.
 
-    score: of a confidence and an entropy, the higher the surer; limit: the score that decides, for how close a call was;
-    sub_block: only places of the first so many that have an open one are looked at.
+    score: of a confidence and an entropy, the higher the surer; limit: the score that decides, for how close a call
+    was; sub_block: only places of the first so many that have an open one are looked at.
     """
 
     score: Callable[[float, float], float]

@@ -47,7 +47,7 @@ AUTHORS = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A family's exported graph beside the stock model it was written from, drawn by the seed, its head times `sharp`."""
+    """A family's exported graph beside the stock model it is of, which the seed drew; sharp: how large its head is."""
 
     family: str
     seed: int

@@ -44,8 +44,8 @@ class Family:
     model_types: those of config.json that mean it, none where only --family can tell; renames: (pattern, replacement)
     of tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it
     is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
-    for the block size, `block` the default, None where a family comes in several and only the user can tell; mask, ends: token strings, looked up in the tokenizer; gate: as its authors
-    decode.
+    for the block size, `block` the default, None where a family comes in several and only the user can tell; mask,
+    ends: token strings, looked up in the tokenizer; gate: as its authors decode.
     """
 
     name: str
