@@ -60,9 +60,8 @@ def in_int8(module: ModuleT) -> ModuleT:
     """The module, its linear layers replaced in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(
-                module, name, Int8Linear(child.weight.detach(), None if child.bias is None else child.bias.detach())
-            )
+            bias = None if child.bias is None else child.bias.detach()
+            setattr(module, name, Int8Linear(child.weight.detach(), bias))
         else:
             in_int8(child)
     return module
@@ -111,9 +110,8 @@ class Int8Backend:
         kept = self._inner.cache
         if kept is None:
             return np.zeros(0, np.float32)
-        stacked: Floats = torch.stack(
-            [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
-        ).numpy()
+        parts = [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
+        stacked: Floats = torch.stack(parts).numpy()
         return stacked
 
     def open(self, batch: int, capacity: int) -> None:

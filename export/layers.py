@@ -219,8 +219,10 @@ def head(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     made = Proposal(*parts.run({name: x}, REDUCED))
     exact = predicted(source, contract, x)
-    near = predicted(source, contract, x, int8=True) if precision == "int8" else exact
-    bound = LOG_PROBS.get(precision) or max(LOG_PROBS["fp32"], log_prob_gap(near, exact))
+    near, bound = exact, LOG_PROBS["fp32" if precision == "int8" else precision]
+    if precision == "int8":
+        near = predicted(source, contract, x, int8=True)
+        bound = max(bound, log_prob_gap(near, exact))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
     return Gap(log_prob_gap(made, near), bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
@@ -255,7 +257,7 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
     """How far `made` is from `near`, and for int8 that from `exact`, three of one shape, in units of `unit`'s rms."""
-    bound = BOUNDS.get(precision) or max(BOUNDS["fp32"], distance(near, exact, unit))
+    bound = max(BOUNDS["fp32"], distance(near, exact, unit)) if precision == "int8" else BOUNDS[precision]
     return Gap(distance(made, near, unit), bound)
 
 
