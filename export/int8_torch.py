@@ -25,6 +25,7 @@ from train.torch_backend import TorchBackend
 from .parity import BOUNDS, SEPARATE, compare
 from .quantise import dequantise, quantise
 
+DYNAMIC = "int8-dynamic"  # what parity calls this arithmetic, since not every int8 is it
 STEPS = 255  # of an activation's range in uint8
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -42,6 +43,11 @@ class Int8Linear(nn.Module):
         whole, step = rounded(x)
         y: Tensor = F.linear(whole, self.values) * (step * self.scale)
         return y if self.bias is None else y + self.bias
+
+
+def arithmetic(dialect: str, precision: str) -> str:
+    """Which numbers an engine computes with, as parity has to know it."""
+    return DYNAMIC if (dialect, precision) == ("ort", "int8") else precision
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,11 +136,11 @@ def whole_bound(
 ) -> float:  # fmt: skip
     """How far, in nats, an engine's log-probabilities may be from the unquantised `reference` over these requests.
 
-    For int8 twice as far as its arithmetic in PyTorch is: by the triangle inequality an engine may then be as far from
-    that arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
-    further ones in every layer behind it, until the two have nothing but the size of their error in common.
+    For dynamic int8 twice as far as its arithmetic in PyTorch is: by the triangle inequality an engine may then be as
+    far from that arithmetic as that is from the model. No less, since in a deep model a single step that falls
+    otherwise moves further ones in every layer behind it, until the two have but the size of their error in common.
     """
-    if precision != "int8":
+    if precision != DYNAMIC:
         return BOUNDS[precision]
     *_, lost = compare(reference, Int8Backend(source, contract), requests, gate=gate, separate=separate)
     return max(BOUNDS["fp32"], 2 * lost.distance.log_prob)

@@ -26,7 +26,7 @@ from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend
 
-from .int8_torch import Int8Linear, in_int8, restored
+from .int8_torch import DYNAMIC, Int8Linear, in_int8, restored
 from .parity import BOUNDS as LOG_PROBS
 from .parity import Check, worst
 
@@ -45,8 +45,8 @@ Arrays = Mapping[str, NDArray[Any]]
 class Gap:
     """How far something is from PyTorch, and how far it may be.
 
-    An int8 graph is held against its own arithmetic in PyTorch (`int8_torch`), and may be as far from that as that is
-    from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
+    A graph of dynamic int8 is held against its own arithmetic in PyTorch (`int8_torch`), and may be as far from that as
+    that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
     """
 
     apart: float
@@ -65,7 +65,7 @@ def by_layer(source: Checkpoint, contract: Contract, model: Path, precision: str
 
     Writes a part of the graph beside the model while it runs it. Peak memory is that of the largest part.
     """
-    parts, int8 = Parts(model), precision == "int8"
+    parts, int8 = Parts(model), precision == DYNAMIC
     looked_up = embedding(source, contract, parts, precision)
     yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
     numbers = tqdm(range(contract.layers), unit="layer", disable=None)
@@ -129,9 +129,9 @@ def embedding(source: Checkpoint, contract: Contract, parts: Parts, precision: s
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
-    near = restored(rows[0])[None] if precision == "int8" else rows
+    near = restored(rows[0])[None] if precision == DYNAMIC else rows
     # No activation is rounded here, so that int8 is as exact as fp32.
-    bound = BOUNDS["fp32" if precision == "int8" else precision]
+    bound = BOUNDS["fp32" if precision == DYNAMIC else precision]
     return Gap(distance(made, near.numpy(), rows.numpy()), bound)
 
 
@@ -172,7 +172,7 @@ def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int, precisio
     case = drawn(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(contract, parts, i, case)]
     exact = reference(source, contract, i, case)
-    near = reference(source, contract, i, case, int8=True) if precision == "int8" else exact
+    near = reference(source, contract, i, case, int8=True) if precision == DYNAMIC else exact
     units = [exact[0] - case.x, *exact[1:]]
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
@@ -219,8 +219,8 @@ def head(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     made = Proposal(*parts.run({name: x}, REDUCED))
     exact = predicted(source, contract, x)
-    near, bound = exact, LOG_PROBS["fp32" if precision == "int8" else precision]
-    if precision == "int8":
+    near, bound = exact, LOG_PROBS["fp32" if precision == DYNAMIC else precision]
+    if precision == DYNAMIC:
         near = predicted(source, contract, x, int8=True)
         bound = max(bound, log_prob_gap(near, exact))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
@@ -257,7 +257,7 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
     """How far `made` is from `near`, and for int8 that from `exact`, three of one shape, in units of `unit`'s rms."""
-    bound = max(BOUNDS["fp32"], distance(near, exact, unit)) if precision == "int8" else BOUNDS[precision]
+    bound = max(BOUNDS["fp32"], distance(near, exact, unit)) if precision == DYNAMIC else BOUNDS[precision]
     return Gap(distance(made, near, unit), bound)
 
 

@@ -35,7 +35,7 @@ from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
 from .int8 import quantise_weights
-from .int8_torch import whole_bound
+from .int8_torch import arithmetic, whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
 from .store import EXTERNAL, store
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> int:
     with working_folder(out) as folder:
         with writing(out):
             files = write_model(source, contract, args.precision, args.logits, folder)
-        for check in prove(source, contract, files[0], args.precision, args.parity):
+        for check in prove(source, contract, files[0], arithmetic("ort", args.precision), args.parity):
             checks.append(check)
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
@@ -131,7 +131,8 @@ def prove(
 ) -> Iterator[Check]:  # fmt: skip
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former where it fits.
+    precision: that of the graph's arithmetic, see `int8_torch.arithmetic`. parity: `whole`, `layers`, or `auto` for the
+    former where it fits.
     """
     try:
         onnx.checker.check_model(model)

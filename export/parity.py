@@ -16,8 +16,8 @@ from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, Step, steps
 from train.torch_backend import TorchBackend
 
-# The bounds on |delta log p|, in nats. Only fp32 is exact; how that of fp16 was found is in LOG.md. int8 has none here:
-# what it costs is the model's own, see `int8_torch.whole_bound`.
+# The bounds on |delta log p|, in nats. Only fp32 is exact; how that of fp16 was found is in LOG.md. Dynamic int8
+# has none here: what it costs is the model's own, see `int8_torch.whole_bound`.
 BOUNDS = {"fp32": 1e-4, "fp16": 0.1}
 LOG_PROB = BOUNDS["fp32"]
 TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models

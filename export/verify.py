@@ -24,7 +24,7 @@ from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
-from .int8_torch import whole_bound
+from .int8_torch import arithmetic, whole_bound
 from .parity import BOUNDS, compare
 
 SEED = 20
@@ -69,8 +69,9 @@ def verify(args: argparse.Namespace) -> int:
     reference = TorchBackend(source.build(), made.contract, barred=source.missing_ids())
     compared = compare(reference, candidate, requests, gate=engine.gate)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    bound = whole_bound(engine.precision, reference, source, made.contract, requests, engine.gate)
-    checks = parity.checks(precision=engine.precision, bound=bound)
+    precision = arithmetic(engine.dialect, engine.precision)
+    bound = whole_bound(precision, reference, source, made.contract, requests, engine.gate)
+    checks = parity.checks(precision=precision, bound=bound)
     for check in checks:
         print(check, file=stream)
     if args.json:

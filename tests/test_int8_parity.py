@@ -13,15 +13,19 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_export import student
 from test_step_graph import random_weights
 
-from export.int8_torch import Int8Backend, rounded, whole_bound
+from export import onnx as command
+from export import verify
+from export.int8_torch import DYNAMIC, Int8Backend, rounded, whole_bound
 from export.layers import Parts, by_layer, embedding, head, layer
 from export.onnx import exported_contract, prove, sample_requests, write_model
 from export.parity import compare
+from runtime import bundle
 from runtime.contract import Contract
 from runtime.ort import OrtBackend
-from train.checkpoint import Checkpoint
+from train.checkpoint import Checkpoint, save
 from train.model import ModelConfig
 from train.torch_backend import TorchBackend
 
@@ -67,11 +71,11 @@ def test_activations_are_rounded_as_the_operator_does(
 def test_every_part_is_far_nearer_to_int8_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
     source, contract, graph = made
     parts = Parts(graph)
-    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, "int8")]
+    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, DYNAMIC)]
     assert len(gaps) == contract.layers * (3 if contract.attention == "block_causal" else 1)
-    gaps.append(head(source, contract, parts, "int8")[0])
+    gaps.append(head(source, contract, parts, DYNAMIC)[0])
     assert all(1e-3 < gap.bound < 0.5 and gap.apart < gap.bound / 10 for gap in gaps), gaps
-    assert embedding(source, contract, parts, "int8").apart < 1e-6
+    assert embedding(source, contract, parts, DYNAMIC).apart < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_scales_that_are_a_fifth_too_large_fail_the_check_of_their_part_alone(
     tensor: str, check: str, made: Made, tmp_path: Path
 ) -> None:
     source, contract, graph = made
-    found = list(by_layer(source, contract, stretched(graph, tensor, 1.2, tmp_path), "int8"))
+    found = list(by_layer(source, contract, stretched(graph, tensor, 1.2, tmp_path), DYNAMIC))
     assert [each.name for each in found if not each.ok] == [check], [str(each) for each in found]
 
 
@@ -102,14 +106,29 @@ def test_a_whole_int8_engine_may_be_twice_as_far_from_the_model_as_its_arithmeti
     made: Made, tmp_path: Path
 ) -> None:
     source, contract, graph = made
-    assert all(check.ok for check in prove(source, contract, graph, "int8", "whole"))
+    assert all(check.ok for check in prove(source, contract, graph, DYNAMIC, "whole"))
     requests = sample_requests(contract)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    bound = whole_bound("int8", reference, source, contract, requests, separate=1)
+    bound = whole_bound(DYNAMIC, reference, source, contract, requests, separate=1)
     engine, arithmetic = OrtBackend(graph, contract, threads=1), Int8Backend(source, contract)
     *_, found = compare(reference, engine, requests, separate=1)
     *_, lost = compare(reference, arithmetic, requests, separate=1)
     assert bound == 2 * lost.distance.log_prob and lost.distance.forwards == found.distance.forwards
     assert 0.5 < found.distance.log_prob / lost.distance.log_prob < 1.5 and bound < 1
-    wrong = list(prove(source, contract, stretched(graph, "head", 1.5, tmp_path), "int8", "whole"))
+    wrong = list(prove(source, contract, stretched(graph, "head", 1.5, tmp_path), DYNAMIC, "whole"))
     assert [check.name for check in wrong if not check.ok] == ["steps"], [str(check) for check in wrong]
+
+
+def test_verify_holds_an_int8_bundle_to_what_int8_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(student(), tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", "int8"]) == 0
+    at = bundle.read(tmp_path / "student.bundle")
+    words = [str(at.path), "--ckpt", str(tmp_path / "student.pt"), "--prompts", "2", "--task", "math"]
+    assert verify.main(words) == 0
+    wrong = stretched(at.path / at.engine().model, "embedding", 1.5, tmp_path)  # the head's too, which is tied
+    file = wrong.rename(tmp_path / bundle.content_name("ort-int8", ".onnx", bundle.sha256(wrong)))
+    engine = replace(at.engine(), model=file.name)
+    bundle.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
+    capsys.readouterr()
+    assert verify.main(words) == 1
+    assert "[x] steps" in capsys.readouterr().out
