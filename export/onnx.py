@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import torch
 
-from runtime.bundle import Engine, write
+from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -35,6 +35,7 @@ from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
 from .int8 import quantise_weights
+from .int8_torch import arithmetic, whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
 from .store import EXTERNAL, store
@@ -74,18 +75,23 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
-    contract = exported_contract(source, args.capacity)
+    contract, origin = exported_contract(source, args.capacity), provenance(args.ckpt, overrides_of(args))
+    engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
+    with writing(out):
+        check_place(out, contract, engine, origin)
     checks: list[Check] = []
     with working_folder(out) as folder:
         with writing(out):
             files = write_model(source, contract, args.precision, args.logits, folder)
-        for check in prove(source, contract, files[0], args.precision, args.parity):
+        for check in prove(source, contract, files[0], arithmetic("ort", args.precision), args.parity):
             checks.append(check)
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
         if not failed:
+            parity = {check.name: check.detail for check in checks}
+            engine = replace(engine, model=files[0].name, parity=parity)
             with writing(out):
-                keep(out, args, source, contract, files, checks)
+                write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
@@ -96,17 +102,6 @@ def export(args: argparse.Namespace) -> int:
 def default_out(ckpt: Path) -> Path:
     """Beside the checkpoint; the dot in a directory's name begins no suffix (SDAR-1.7B-Chat)."""
     return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
-
-
-def keep(
-    out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
-    checks: Sequence[Check],
-) -> None:  # fmt: skip
-    """Puts the proved files into the bundle."""
-    name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
-    engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
-    origin = provenance(args.ckpt, overrides_of(args))
-    write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
 
 
 def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
@@ -136,7 +131,8 @@ def prove(
 ) -> Iterator[Check]:  # fmt: skip
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former where it fits.
+    precision: that of the graph's arithmetic, see `int8_torch.arithmetic`. parity: `whole`, `layers`, or `auto` for the
+    former where it fits.
     """
     try:
         onnx.checker.check_model(model)
@@ -147,12 +143,10 @@ def prove(
     if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
         yield from by_layer(source, contract, model, precision)
         return
-    reference, candidate = (
-        TorchBackend(source.build(), contract, barred=source.missing_ids()),
-        OrtBackend(model, contract),
-    )
-    *_, found = compare(reference, candidate, sample_requests(contract), separate=1)
-    yield from found.checks(TIE, precision)
+    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
+    *_, found = compare(reference, OrtBackend(model, contract), requests, separate=1)
+    bound = whole_bound(precision, reference, source, contract, requests, separate=1)
+    yield from found.checks(TIE, precision, bound)
 
 
 def fits_whole(shape: ModelConfig) -> bool:

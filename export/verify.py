@@ -21,11 +21,12 @@ from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
 from runtime.trt_backend import open_engines
-from train import checkpoint, tasks
-from train.checkpoint import Checkpoint
-from train.options import add_directory_options, overrides_of
+from train import checkpoint, prompts, tasks
+from train.families import Overrides
+from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
+from .int8_torch import arithmetic, whole_bound
 from .parity import BOUNDS, Candidate, compare
 
 SEED = 20
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
-    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, or in fp32 any answer at all."
+    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, in int8 than twice what int8 loses "
+    bounds += "in PyTorch, or in fp32 any answer at all."
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
@@ -50,6 +52,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    add_raw_option(p)
     add_directory_options(p)
     return p.parse_args(argv)
 
@@ -57,18 +60,23 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    made, source = read(args.bundle), checkpoint.load(args.ckpt, overrides_of(args))
-    engine = made.engine(args.engine)
-    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides_of(args)))
+    made = read(args.bundle)
+    overrides = overrides_with(args, made.contract)
+    source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine)
-    requests = held_out(source, candidate.contract, prompts(args.task, args.data, args.prompts))
+    contract = candidate.contract
+    asked = asked_for(args.task, args.data, args.prompts)
+    requests = held_out(prompts.of_checkpoint(source, args.raw), contract, asked)
     if engine.build is not None:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
-    reference = TorchBackend(source.build(), candidate.contract, barred=source.missing_ids())
+    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
     compared = compare(reference, candidate, requests, gate=engine.gate)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    checks = parity.checks(precision=engine.precision)
+    precision = arithmetic(engine.dialect, engine.precision)
+    bound = whole_bound(precision, reference, source, contract, requests, engine.gate)
+    checks = parity.checks(precision=precision, bound=bound)
     for check in checks:
         print(check, file=stream)
     if args.json:
@@ -102,13 +110,22 @@ def has_gpu() -> bool:
         return False
 
 
+def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
+    """What was given, and where the checkpoint is a directory what the bundle was exported with of the rest."""
+    given = overrides_of(args)
+    if not args.ckpt.is_dir():
+        return given
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
+    return replace(given, **{name: getattr(contract, name) for name in names if getattr(given, name) is None})
+
+
 def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
     """Raises UserError where the bundle came from another checkpoint."""
     if made.provenance.get("checkpoint_sha256") != fingerprint:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
 
 
-def prompts(names: str, data: Path | None, count: int) -> list[str]:
+def asked_for(names: str, data: Path | None, count: int) -> list[str]:
     """Texts of the validation split, evenly from the tasks. Raises UserError where there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
@@ -120,10 +137,9 @@ def prompts(names: str, data: Path | None, count: int) -> list[str]:
         raise UserError(str(error)) from None
 
 
-def held_out(source: Checkpoint, contract: Contract, texts: Sequence[str]) -> list[Request]:
-    """A request for each prompt, its answer as long as the canvas or the room. Raises UserError where none has room."""
-    tokenizer = source.read_tokenizer()
-    encoded = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in texts]
+def held_out(encode: prompts.Encode, contract: Contract, texts: Sequence[str]) -> list[Request]:
+    """A request for each prompt, its answer as long as the canvas or the room. Raises UserError where one has none."""
+    encoded = [np.array(ids, np.int64) for ids in encode(texts)]
     rooms = [(ids, room_for_answer(contract, len(ids))) for ids in encoded if len(ids)]
     requests = [Request(ids, min(room, contract.canvas)) for ids, room in rooms if room]
     if len(requests) < len(texts):

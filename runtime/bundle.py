@@ -23,7 +23,7 @@ from .contract import Contract
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
 
-__all__ = ["Build", "Bundle", "Engine", "content_name", "read", "sha256", "verify_files", "write"]
+__all__ = ["Build", "Bundle", "Engine", "check_place", "content_name", "read", "sha256", "verify_files", "write"]
 
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
@@ -50,6 +50,14 @@ def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
             found[str(file.resolve())] = mark
     if found and policy == "first":
         memory.see({**known, **found})
+
+
+def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> None:
+    """Raises UserError where `write` would refuse this engine, its files apart: before the work of making them."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
+    if path.exists():
+        _others(path, contract, engine, provenance)
 
 
 def write(

@@ -25,6 +25,7 @@ from runtime import bundle
 from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend
+from train import prompts
 from train.checkpoint import Checkpoint, save
 from train.model import Model, initialise
 from train.torch_backend import TorchBackend, contract_of
@@ -273,7 +274,8 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     assert verify.main([str(copy / "student.bundle"), "--ckpt", str(copy / "other.pt")]) == 2
     assert "was not exported from" in capsys.readouterr().err
     with pytest.raises(UserError, match="leave no room in a capacity of 16"):
-        verify.held_out(student(), replace(contract_of(student()), capacity=16), ["a long prompt " * 9])
+        contract = replace(contract_of(student()), capacity=16)
+        verify.held_out(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
 
 
 def test_a_nan_is_never_a_small_difference() -> None:

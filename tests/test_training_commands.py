@@ -89,3 +89,26 @@ def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys:
     for extra, accuracy in (([], 1.0), (["--raw"], 0.0)):
         assert evaluate.main([*words, *extra]) == 0
         assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "out"),
+    [
+        (evaluate.main, "--ckpt {0}/teacher.pt --task math --count 1", "file/report.json"),
+        (evaluate.main, "--ckpt {0}/teacher.pt --task math --count 1", "folder"),
+        (teacher.main, "--task code --steps 1 --batch 1 {1}", "folder"),
+        (teacher.main, "--task code --steps 1 --batch 1 {1}", "file/teacher.pt"),
+        (collect.main, "--ckpt {0}/teacher.pt --task math --count 1", "file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    main: Main, words: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main([*words.format(tmp_path, SHAPE).split(), "--out", str(tmp_path / out)]) == 2
+    told, err = capsys.readouterr()
+    assert told == "" and err.startswith("error: ") and err.count("\n") == 1 and "cannot be written" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and not list((tmp_path / "folder").iterdir())

@@ -149,9 +149,9 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
     try:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give --out another folder") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give --out another folder") from None
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def parser() -> argparse.ArgumentParser:

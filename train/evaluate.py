@@ -30,7 +30,7 @@ from runtime.layout import room_for_answer
 from runtime.sequence import Result
 
 from . import checkpoint, prompts, tasks
-from .checkpoint import replace_file
+from .checkpoint import check_file, replace_file
 from .options import add_directory_options, add_raw_option, overrides_of
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
@@ -141,6 +141,8 @@ def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
+    if args.out:
+        check_file(args.out)
     backend, tokenizer, ask, batch = _backend(args)
     task = tasks.from_file(args.data) if args.data else tasks.named(args.task)[0]
     problems = list(task.problems(args.split, args.count, args.seed))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
 from .families import NAMES, Overrides
@@ -26,6 +26,8 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
     add("--alignment", "where blocks start", choices=ALIGNMENTS)
     add("--attention", "full: no cache, both directions", choices=ATTENTIONS)
     add("--mask-id", "id of the mask token", type=int)
+    add("--eos-ids", "ids of the tokens that end an answer, as in 151643,151645", type=token_ids, metavar="IDS")
+    add("--gate", "changes of its gate, as in threshold=0.8,min=2", type=gate_changes, metavar="KEY=VALUE,...")
     add("--shift", "whether row i predicts position i + 1", action=argparse.BooleanOptionalAction)
     add(
         "--canvas",
@@ -33,6 +35,36 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
         type=int,
     )
     add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """The ids of `1,2`, of which `published` knows the vocabulary."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
+
+
+def gate_changes(text: str) -> dict[str, int | float | str]:
+    """The values of `threshold=0.8,min=2`; the contract knows what each may be."""
+    changes: dict[str, int | float | str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or name not in GateSpec.__slots__:
+            known = ", ".join(GateSpec.__slots__)
+            raise argparse.ArgumentTypeError(f"{part!r} is no KEY=VALUE with a key of {known}")
+        changes[name] = number(value)
+    return changes
+
+
+def number(text: str) -> int | float | str:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:

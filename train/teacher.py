@@ -114,6 +114,7 @@ def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
     if args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
+    checkpoint.check_file(args.out)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     start = checkpoint.load(args.init) if args.init else fresh(chosen, args)
     learnt = start.read_tokenizer()
