@@ -24,7 +24,8 @@ from train.checkpoint import Checkpoint
 from train.options import add_directory_options, overrides_of
 from train.torch_backend import TorchBackend
 
-from .parity import BOUNDS, compare
+from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, compare
+from .twin import twin_of
 
 SEED = 20
 
@@ -37,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
-    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, or in fp32 any answer at all."
+    bounds = (
+        f"Exit 1 where the best token's log-probability differs by more nats than {bounds}; where entropy does by more "
+        f"than {ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token above "
+        f"e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean square "
+        f"(or of 1), another token is the best one, or any answer differs. A NaN fails always. Every token is seen in "
+        "the same graph with its logits as one more output, which has to be equal to it otherwise."
+    )
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
@@ -62,7 +69,8 @@ def verify(args: argparse.Namespace) -> int:
     requests = held_out(source, made.contract, prompts(args.task, args.data, args.prompts))
     candidate = OrtBackend(made.path / engine.model, made.contract)
     reference = TorchBackend(source.build(), made.contract, barred=source.missing_ids())
-    compared = compare(reference, candidate, requests, gate=engine.gate)
+    twin = twin_of(made.path / engine.model, candidate)
+    compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     checks = parity.checks(precision=engine.precision)
     for check in checks:
