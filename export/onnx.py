@@ -62,7 +62,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
-        f"(default auto: whole where its fp32 weights fit three times in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
+        f"(default auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")

@@ -1,8 +1,8 @@
 """How far an engine is from PyTorch: the same forwards through both, and whole answers token for token.
 
-What the engine says of every token is looked at in its twin (`twin`), the same graph with its logits as one more output,
-which has to say what the engine does of everything else. The best token's probability alone would be about 1 wherever a
-student is sure, whatever its other scores.
+What the engine says of every token is looked at in its twin (`twin`), the same graph with its logits as one more
+output, which has to say what the engine does of everything else. The best token's probability alone would be about 1
+wherever a student is sure, whatever its other scores.
 """
 
 from __future__ import annotations
@@ -264,8 +264,9 @@ def compare(
 ) -> Iterator[Parity]:  # fmt: skip
     """Answers the requests on both and yields the whole comparison so far after each.
 
-    twin: the candidate's, where its other tokens are to be seen (`twin.twin_of`). Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
-    nothing). gate: instead of the contract's.
+    Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
+    nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
+    without one, and without logits, only the best tokens' are compared.
     """
     once = candidate.contract.attention == "full"
     both, rule = SideBySide(reference, candidate, twin), gate or candidate.contract.gate

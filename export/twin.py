@@ -1,4 +1,4 @@
-"""A step graph's twin: the same file with its logits as one more output, so that every token's probability can be seen."""
+"""A step graph's twin: the same file with its logits as one more output, to see every token's probability."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def scores(model: onnx.ModelProto) -> str:
     name = "token"
     while name in made_by:
         node = made_by[name]
-        name = node.input[0]
+        name = str(node.input[0])
         if node.op_type == "ArgMax":
             return name
     raise ValueError("the graph's token is not the ArgMax of anything: not a step graph of this exporter")

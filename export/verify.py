@@ -39,11 +39,11 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
     bounds = (
-        f"Exit 1 where the best token's log-probability differs by more nats than {bounds}; where entropy does by more "
-        f"than {ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token above "
-        f"e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean square "
-        f"(or of 1), another token is the best one, or any answer differs. A NaN fails always. Every token is seen in "
-        "the same graph with its logits as one more output, which has to be equal to it otherwise."
+        f"Exit 1 where the best token's log-probability differs by more nats than {bounds}, or entropy by more than "
+        f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
+        f"above e^{NOTICED:g} does by more than {EXACT:g}, or keys or values by more than {EXACT:g} of their root mean "
+        "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
+        "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
     )
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")

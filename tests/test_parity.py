@@ -137,10 +137,9 @@ def test_what_is_no_number_fails_in_every_precision(precision: str, field: str, 
 
 
 def test_bounds_of_a_precision_are_told_and_kept() -> None:
-    assert (
-        Distance(log_prob=1e-4, every_log_prob=1e-4, entropy=1e-4, keys=1e-4, values=1e-4, twin=1e-6).check("fp32").ok
-    )
-    for field in ("log_prob", "every_log_prob", "entropy", "keys", "values"):
+    exact = ("log_prob", "every_log_prob", "entropy", "keys", "values")
+    assert Distance(**dict.fromkeys(exact, 1e-4), twin=1e-6).check("fp32").ok
+    for field in exact:
         assert not Distance(**{field: 1.01e-4}).check("fp32").ok, field
     for field in ("log_prob", "entropy"):
         assert Distance(**{field: 0.1}).check("fp16").ok and not Distance(**{field: 0.11}).check("fp16").ok, field
@@ -153,8 +152,8 @@ def test_bounds_of_a_precision_are_told_and_kept() -> None:
 @pytest.mark.parametrize(
     ("rows", "tokens", "margin", "ok"),
     [
-        (300, 0, 0.0, True), (300, 3, TIE / 2, True), (300, 4, TIE / 2, False), (300, 1, TIE, False), (10, 1, 0.0, True),
-        (10, 2, 0.0, False), (300, 1, NAN, False),
+        (300, 0, 0.0, True), (300, 3, TIE / 2, True), (300, 4, TIE / 2, False), (300, 1, TIE, False),
+        (10, 1, 0.0, True), (10, 2, 0.0, False), (300, 1, NAN, False),
     ],
 )  # fmt: skip
 def test_another_best_token_is_excused_only_at_near_ties_and_rarely(

@@ -134,7 +134,7 @@ def canvases(*lines: tuple[Sequence[int], Sequence[float]]) -> Script:
 
 
 def arbitrary(seed: int, levels: int = 4) -> Script:
-    """Random tokens, never the mask token, which no backend proposes, and random confidences (and entropies) with ties."""
+    """Random tokens, never the mask token, which no backend proposes, and random scores with many ties."""
     rng = np.random.default_rng(seed)
     tokens = np.array([token for token in range(VOCAB) if token != MASK])
 
