@@ -41,7 +41,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     bounds = (
         f"Exit 1 where the best token's log-probability differs by more nats than {bounds}, or entropy by more than "
         f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
-        f"above e^{NOTICED:g} does by more than {EXACT:g}, or keys or values by more than {EXACT:g} of their root mean "
+        f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
         "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
     )
