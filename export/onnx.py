@@ -39,12 +39,13 @@ from .int8_torch import arithmetic, whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
 from .store import EXTERNAL, store
+from .twin import twin_of
 from .workplace import working_folder, writing
 
 EXPORTER = 2  # of the graph this file writes; raised when it changes
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8: of what is not a weight
 CAPACITY = 1024  # positions, by default
-WHOLE = 2 * 10**9  # bytes that a model may take in fp32, in PyTorch and in the engine together, to be proved whole
+WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
 
 
@@ -62,7 +63,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
-        f"(default auto: whole where its fp32 weights fit twice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
+        f"(default auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
@@ -144,16 +145,17 @@ def prove(
         yield from by_layer(source, contract, model, precision)
         return
     reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
-    *_, found = compare(reference, OrtBackend(model, contract), requests, separate=1)
+    candidate = OrtBackend(model, contract)
+    *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
     bound = whole_bound(precision, reference, source, contract, requests, separate=1)
     yield from found.checks(TIE, precision, bound)
 
 
 def fits_whole(shape: ModelConfig) -> bool:
-    """Whether the model in fp32, in PyTorch and once more in the engine, is within WHOLE and half of the memory."""
+    """Whether the model in fp32, in PyTorch, in the engine and in its twin, is within WHOLE and half of the memory."""
     size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 2 * size <= min(WHOLE, memory // 2)
+    return 3 * size <= min(WHOLE, memory // 2)
 
 
 def sample_requests(contract: Contract) -> list[Request]:

@@ -45,7 +45,7 @@ def quantise_weights(model: ir.Model, name: str, dense: bool = False) -> None:
     """Stores the layers' weights of a traced fp16 graph in that format, in place.
 
     A weight whose inputs no block size divides stays as it is. dense: the weights stay fp16, rounded to what the format
-    stands for: the twin of the quantised graph, which runs where the format does not.
+    stands for: the dense form of the quantised graph, which runs where the format does not.
     """
     chosen = FORMATS[name]
     for node in [*products(model)]:

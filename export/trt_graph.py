@@ -14,6 +14,7 @@ from runtime.bundle import sha256
 from runtime.contract import Contract
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
+from train.prompts import of_checkpoint
 from train.tasks import jsonl
 
 from .calibrate import measure, watch
@@ -66,9 +67,9 @@ class Graphs:
         stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
         return store(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
 
-    def write_twin(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+    def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
-        return store(self._quantised(1, ranges, dense=True), folder, "twin")
+        return store(self._quantised(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
         """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
@@ -81,7 +82,9 @@ class Graphs:
             problems = jsonl.read(self.recipe.data)[:PROMPTS]
         except ValueError as error:
             raise UserError(str(error)) from None
-        requests = held_out(self.source, self.contract, [problem.prompt for problem in problems])
+        requests = held_out(
+            of_checkpoint(self.source, raw=False), self.contract, [problem.prompt for problem in problems]
+        )
         watched = self._trace(1)
         watch(watched)
         files = store(watched, folder, "watched")
@@ -92,7 +95,7 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """The checks of `export.onnx.prove`, of the graph in `file` or of its twin. bf16 is only checked to be ONNX."""
+        """The checks of `export.onnx.prove`, of the graph in `file` or of its dense form. bf16 is only checked to be ONNX."""
         recipe = self.recipe
         if recipe.precision == "bf16":
             yield valid(file)
@@ -103,11 +106,11 @@ class Graphs:
             return
         yield valid(file)
         what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
-        twin = self.write_twin(folder, ranges)
-        for check in prove(self.source, self.contract, twin[0], recipe.precision):
+        dense = self.write_dense(folder, ranges)
+        for check in prove(self.source, self.contract, dense[0], recipe.precision):
             if check.name != "graph":
                 yield replace(check, detail=f"with {' and '.join(what)}: {check.detail}")
-        for left in twin:
+        for left in dense:
             left.unlink()
 
     def _quantised(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:

@@ -27,7 +27,8 @@ from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
 from .int8_torch import arithmetic, whole_bound
-from .parity import BOUNDS, Candidate, compare
+from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .twin import twin_of
 
 SEED = 20
 NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
@@ -41,8 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
-    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, in int8 than twice what int8 loses "
-    bounds += "in PyTorch, or in fp32 any answer at all."
+    bounds = (
+        f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's int8: "
+        "than twice what its arithmetic loses in PyTorch), or entropy by more than "
+        f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
+        f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
+        "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
+        "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
+    )
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
@@ -72,7 +79,8 @@ def verify(args: argparse.Namespace) -> int:
     if engine.build is not None:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    compared = compare(reference, candidate, requests, gate=engine.gate)
+    twin = twin_of(graph_of(made, engine), candidate) if isinstance(candidate, OrtBackend) else None
+    compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     precision = arithmetic(engine.dialect, engine.precision)
     bound = whole_bound(precision, reference, source, contract, requests, engine.gate)
@@ -90,7 +98,7 @@ def verify(args: argparse.Namespace) -> int:
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
     if engine.build is None:
-        return OrtBackend(made.path / engine.model, made.contract)
+        return OrtBackend(graph_of(made, engine), made.contract)
     if has_gpu():
         return open_engines(made, [engine], trust=trust)
     if engine.precision in NO_CPU or engine.build.batch > 1:
@@ -99,7 +107,12 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
-    return OrtBackend(made.path / engine.build.onnx, contract)
+    return OrtBackend(graph_of(made, engine), contract)
+
+
+def graph_of(made: Bundle, engine: Engine) -> Path:
+    """The ONNX file of an engine, or what it was built from."""
+    return made.path / (engine.model if engine.build is None else engine.build.onnx)
 
 
 def has_gpu() -> bool:

@@ -85,11 +85,7 @@ def write(
                 if file.parent.resolve() != path.resolve():
                     _place(path / file.name, file)
             stored = {name: _place_text(path, name, *text) for name, text in texts.items()}
-            values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines]}
-            values |= {**stored, "provenance": dict(provenance)}
-            text = json.dumps(values, indent=1)
-            parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
-            _replace(path / MANIFEST, text.encode())
+            _place_manifest(path, contract, engines, {**stored, "provenance": dict(provenance)})
         finally:
             _sweep(path)
         return read(path)
@@ -181,6 +177,13 @@ def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[st
     name = content_name(stem, f".{suffix}", digest)
     _replace(path / name, content)
     return {"file": name, "sha256": digest}
+
+
+def _place_manifest(path: Path, contract: Contract, engines: Sequence[Engine], rest: Mapping[str, Any]) -> None:
+    values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines], **rest}
+    text = json.dumps(values, indent=1)
+    parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
+    _replace(path / MANIFEST, text.encode())
 
 
 def _replace(target: Path, content: bytes) -> None:

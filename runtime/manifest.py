@@ -231,10 +231,11 @@ def _constant(name: str) -> float:
 
 
 def regular(file: Path) -> Path:
+    """The file, which has to be there and to be no link and no folder; raises UserError otherwise."""
     try:
-        regular = stat.S_ISREG(file.lstat().st_mode)
+        plain = stat.S_ISREG(file.lstat().st_mode)
     except OSError:
         raise UserError(f"{file} is missing; copy or export the bundle again") from None
-    if not regular:
+    if not plain:
         raise UserError(f"{file} is not a plain file; a bundle holds no links and no folders")
     return file

@@ -16,8 +16,8 @@ from torch import Tensor
 from export.onnx import exported_contract, write_model
 from export.parity import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward, Ints
-from runtime.contract import ALIGNMENTS
-from runtime.decode import Request
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend, bucket, cache_names
 from train.checkpoint import Checkpoint
@@ -140,8 +140,24 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     reference, candidate = pair(source, tmp_path, logits=True)
     found = distance(reference, candidate, seed)
     assert candidate.last_logits is not None and candidate.last_logits.shape == (1, 3, tiny.VOCAB)
+    assert found.every_log_prob is not None and found.every_log_prob < 5e-5, f"seed {seed}: {found}"
     assert max(found.log_prob, found.entropy, found.keys, found.values) < 5e-5, f"seed {seed}: {found}"
     assert found.tokens == 0, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_head_that_prefers_the_mask_token_emits_none(attention: str, tmp_path: Path) -> None:
+    source = tiny.certain(3, tiny.MASK, lead=10.0, attention=attention)
+    reference, candidate = pair(source, tmp_path)
+    rng = random.Random(3)
+    for request in [Request(tiny.prompt(rng, length), 12) for length in LENGTHS]:
+        ids = torch.from_numpy(request.prompt)[None]
+        with torch.no_grad():
+            model = reference.model
+            scores = model.logits(model(ids, torch.full_like(ids, ids.shape[1])))  # [1, length, vocab]
+        assert (scores.argmax(-1) == tiny.MASK).all()
+        answer = generate(candidate, request)
+        assert tiny.MASK not in answer.token_ids and answer.token_ids == generate(reference, request).token_ids
 
 
 def test_what_lies_behind_the_past_changes_nothing(exported: Exported) -> None:

@@ -262,7 +262,7 @@ def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Pa
 
 def test_only_small_models_are_proved_whole() -> None:
     assert fits_whole(student().model)
-    assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 4.8 GB twice
+    assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 2.4 GB each
 
 
 def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
