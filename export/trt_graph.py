@@ -95,7 +95,7 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """The checks of `export.onnx.prove`, of the graph in `file` or of its dense form. bf16 is only checked to be ONNX."""
+        """The checks of `export.onnx.prove`, of the graph in `file` or of its dense form; bf16 only has to be ONNX."""
         recipe = self.recipe
         if recipe.precision == "bf16":
             yield valid(file)
