@@ -107,10 +107,17 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         "tokenizer": checkpoint.tokenizer,
         "chat_template": checkpoint.chat_template,
     }
-    try:
-        replace_file(path, lambda temporary: torch.save(state, temporary))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
+    write_state(state, path)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save in one rename. Raises UserError where `path` cannot be written."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
+            torch.save(state, file)
+
+    replace_file(path, write)
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -200,13 +207,20 @@ def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
+
+    Raises UserError where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
