@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
@@ -55,13 +58,11 @@ def add_bf16_option(parser: argparse.ArgumentParser) -> None:
 
 
 def bf16_is_faster() -> bool:
-    """Whether this processor has instructions for bf16 that PyTorch uses: AVX-512 BF16 or AMX.
+    """Whether this processor has instructions for products of bf16 that PyTorch uses: AVX-512 BF16 or AMX.
 
-    Without them a product is unpacked to fp32 and is slower than fp32 itself. ARM's are not counted: not measured.
+    Elsewhere bf16 is emulated in fp32. ARM's are not counted: not measured here.
     """
-    import torch
-
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 has no public way to ask
+    ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
     found = ask()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
