@@ -87,12 +87,7 @@ def distil(args: argparse.Namespace) -> Fitted:
     if len(shares) != len(fields(Weights)):
         raise UserError(f"--weights is {args.weights}; expected three numbers, as in 1,0.5,1")
     saved = checkpoint.load(args.teacher, overrides)
-    if not 0 <= args.next_token < math.inf:
-        raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
-    if args.next_token and not saved.decoding.shift:
-        raise UserError(
-            f"--next-token was given, but {args.teacher} has no shift: its row i predicts token i; leave it out"
-        )
+    check_next_token(args, saved)
     student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
     output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
     output.check(student)
@@ -113,6 +108,16 @@ def distil(args: argparse.Namespace) -> Fitted:
     output.write(student, fitted.weights)
     forget(args.out)
     return fitted
+
+
+def check_next_token(args: argparse.Namespace, saved: Checkpoint) -> None:
+    """Raises UserError where this teacher has no next-token loss, or the share is none."""
+    if not 0 <= args.next_token < math.inf:
+        raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
+    if args.next_token and not saved.decoding.shift:
+        raise UserError(
+            f"--next-token was given, but {args.teacher} has no shift: its row i predicts token i; leave it out"
+        )
 
 
 def usable(args: argparse.Namespace, saved: Checkpoint) -> list[trajectories.Trajectory]:

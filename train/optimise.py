@@ -69,16 +69,15 @@ class Fitted:
 def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
-    `loss_of(step)` gives the loss and figures to log; it must depend on the step alone, so that a run that was stopped
-    and resumed from `<out>.resume` equals an uninterrupted one. `identity` and the recipe are stored there, and must be
-    the same to go on. Progress goes to stderr and, a JSON object every 50 steps, to `<out>.log.jsonl`. Call `forget` when
-    the weights are safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and
-    UserError where nothing can be written or the stopped run is another one.
+    `loss_of(step)` gives the loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
+    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe are stored there, and must be the same
+    to go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `forget` when the weights are safe.
+    Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError where
+    nothing can be written or the stopped run is another one.
     """
     started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer, average = _adamw(learnt, recipe), {name: p.detach().clone() for name, p in learnt.items()}
-    resume, identity = _resume_path(out), {**identity, **asdict(recipe)}
-    del identity["save_every"]  # has no effect on what is learnt
+    resume, identity = _resume_path(out), _known(identity, recipe)
     first = _resume(resume, identity, learnt, optimizer, average)
     log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
@@ -88,21 +87,25 @@ def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: di
         with torch.no_grad():
             decay = min(recipe.ema, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.values()), list(learnt.values()), 1 - decay)
-        last, saving = step + 1 == recipe.steps, (step + 1) % recipe.save_every == 0
-        if last or saving:
-            _check_weights(step, learnt.values())
-        if step % LOG_EVERY == LOG_EVERY - 1 or last:
+        if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
             shown = {"loss": loss, **figures}
             log.add({"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown})
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-        if saving and not last:
-            _save(resume, identity, step + 1, learnt, optimizer, average)
+        if last or (step + 1) % recipe.save_every == 0:
+            _check_weights(step, learnt.values())
+            if not last:
+                _save(resume, identity, step + 1, learnt, optimizer, average)
     return Fitted(average, recipe.steps, time.perf_counter() - started, shown)
 
 
 def forget(out: Path) -> None:
     """Removes what a stopped run would have been resumed from, once `out` is written."""
     _resume_path(out).unlink(missing_ok=True)
+
+
+def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must have in common; how often it is saved makes no difference to what is learnt."""
+    return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
 
 
 def _resume_path(out: Path) -> Path:
