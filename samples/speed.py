@@ -172,9 +172,9 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
         if report.get("task") != task or Path(report["model"]).stem != contender.model:
             continue
         alike = report["attention"] == contender.backend.contract.attention
-        if alike and decides(GateSpec(**report["gate"])) == decides(contender.gate):
-            if best is None or report["problems"] > best["problems"]:
-                best = {"report": path.name, **{name: report[name] for name in REPORTED}}
+        alike &= decides(GateSpec(**report["gate"])) == decides(contender.gate)
+        if alike and (best is None or report["problems"] > best["problems"]):
+            best = {"report": path.name, **{name: report[name] for name in REPORTED}}
     return best
 
 
@@ -249,7 +249,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--repeat", type=int, default=3, help="runs of each, the fastest counts (default 3)")
     p.add_argument("--threshold", type=float, help="of the student's gate (default its own)")
     p.add_argument("--ways", default=",".join(WAYS), help="of PyTorch; compiled ones need a C++ compiler (default all)")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch and of ONNX Runtime (default the physical cores)")
+    p.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of PyTorch and of ONNX Runtime (default the physical cores)",
+    )
     p.add_argument("--out", type=Path, help="JSON report")
     return p
 

@@ -11,7 +11,9 @@ import pytest
 from train import collect, distill, teacher
 from train.data import Example, Stream
 
-SHAPE = "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8 --context 48"
+SHAPE = (
+    "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8 --context 48"
+)
 SHORT = "--steps 5 --save-every 2 --batch 2 --no-bf16 --learning-rate 1e-2"
 Command = tuple[Callable[[list[str]], int], str]
 
@@ -44,7 +46,8 @@ def command(which: str, folder: Path) -> Command:
         case "masked":
             return teacher.main, f"--init {folder}/teacher.pt {data} {SHORT} {SHAPE}"
     return distill.main, (
-        f"--teacher {folder}/teacher.pt --trajectories {folder}/trajectories --no-only-right --next-token 0.1 {data} {SHORT}"
+        f"--teacher {folder}/teacher.pt --trajectories {folder}/trajectories --no-only-right --next-token 0.1 {data} "
+        f"{SHORT}"
     )
 
 
@@ -121,5 +124,3 @@ def test_the_same_files_elsewhere_are_the_same_run(
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     interrupted(1, monkeypatch)
     assert main([*words.replace(str(folder), str(tmp_path)).split(), *out, "--save-every", "1"]) == 0
-
-

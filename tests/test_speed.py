@@ -53,7 +53,9 @@ def test_the_report_holds_what_it_was_measured_with(tmp_path: Path) -> None:
     for task in report["tasks"].values():
         rows, factors = task["contenders"], task["factors"]
         assert len(rows) == 4 and all(row["tokens"] <= task["canvas"] for row in rows.values())
-        assert rows["student in PyTorch, eager fp32"]["gate"]["threshold"] == 0.01 == rows[speed.FAST]["gate"]["threshold"]
+        assert (
+            rows["student in PyTorch, eager fp32"]["gate"]["threshold"] == 0.01 == rows[speed.FAST]["gate"]["threshold"]
+        )
         assert rows["teacher, eager fp32"]["gate"]["rule"] == rows[speed.RIVAL]["gate"]["rule"] == "count"
         product = math.prod(factors[name] for name in ("forwards", "cache", "engine"))
         assert factors["whole"] == pytest.approx(product)

@@ -138,8 +138,9 @@ def test_the_layout_of_mbpp_loads_and_grades(tmp_path: Path) -> None:
 
 def test_the_layout_of_sanitized_mbpp_loads_and_grades(tmp_path: Path) -> None:
     record = {
-        "source_file": "x", "task_id": 2, "prompt": "Write a function to halve a number.\n", "test_imports": ["import math"],
-        "code": "def half(n):\n  return n / 2", "test_list": ["assert half(math.sqrt(16)) == 2", "assert half(1) == 0.5"],
+        "source_file": "x", "task_id": 2, "prompt": "Write a function to halve a number.\n",
+        "code": "def half(n):\n  return n / 2", "test_imports": ["import math"],
+        "test_list": ["assert half(math.sqrt(16)) == 2", "assert half(1) == 0.5"],
     }  # fmt: skip
     (problem,) = read(lines(tmp_path / "mbpp.jsonl", record))
     assert problem.prompt == "Write a function to halve a number.\nimport math\nassert half(math.sqrt(16)) == 2"
@@ -161,7 +162,9 @@ def test_the_split_all_is_every_line_once_in_the_files_order(tmp_path: Path) -> 
     task = tasks.from_file(lines(tmp_path / "own.jsonl", *records))
     assert [problem.answer for problem in task.problems("all", 100, 5)] == [str(n) for n in range(40)]
     assert [problem.answer for problem in task.problems("all", 3, 0)] == ["0", "1", "2"]
-    with pytest.raises(ValueError, match="unknown split 'test_templates'; the splits of one's own data are train, valid"):
+    with pytest.raises(
+        ValueError, match="unknown split 'test_templates'; the splits of one's own data are train, valid"
+    ):
         task.problems("test_templates", 1, 0)
     with pytest.raises(ValueError, match="unknown split 'all'; "):
         MATH.problems("all", 1, 0)

@@ -167,7 +167,11 @@ def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
         (made / "manifest.json").write_text(json.dumps(manifest))
         assert evaluate.main(words) == 0
         told = json.loads(capsys.readouterr().out)
-        assert told["gate"]["rule"] == rule and told["problems"] == 3 and told["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+        assert (
+            told["gate"]["rule"] == rule
+            and told["problems"] == 3
+            and told["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+        )
         forwards[rule] = told["forwards"]
     assert forwards["count"] == 18 > forwards["threshold"]  # 17 bytes and the end token, one a step
     assert evaluate.main([*words, "--sub-block", "2", "--eos-guard", "0.5", "--min", "2"]) == 0

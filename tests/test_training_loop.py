@@ -69,7 +69,10 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
     run(out, stop=7)
     for changes, said in (
         ({"identity": "b"}, "differs in task (a there, b here); give the same"),
-        ({"recipe": replace(RECIPE, clip=0.5, steps=9)}, "differs in clip (1.0 there, 0.5 here), steps (12 there, 9 here)"),
+        (
+            {"recipe": replace(RECIPE, clip=0.5, steps=9)},
+            "differs in clip (1.0 there, 0.5 here), steps (12 there, 9 here)",
+        ),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             run(out, **changes)
@@ -79,7 +82,11 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
 
 @pytest.mark.parametrize(
     ("poison", "said"),
-    [("loss", "the loss is nan at update 4"), ("norm", "norm is nan at update 4"), ("rate", "no number after update 1")],
+    [
+        ("loss", "the loss is nan at update 4"),
+        ("norm", "norm is nan at update 4"),
+        ("rate", "no number after update 1"),
+    ],
 )
 def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
     model, out = initialise(Model(tiny.shape(0)), 0), tmp_path / "run.pt"

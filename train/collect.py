@@ -74,9 +74,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad
             hidden[step.row, position] = backend.hidden[step.slot, int(place)]
             order[step.row, position] = taken[step.row]
             taken[step.row] += 1
-    return [
-        Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)
-    ]
+    return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]
 
 
 def graded(
@@ -93,7 +91,7 @@ def graded(
 
 
 def gather(args: argparse.Namespace) -> dict[str, int]:
-    """Collects what is missing in `--out`; shards that are there stay. Returns counts, of all shards and the new ones."""
+    """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new."""
     saved = checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)

@@ -127,7 +127,7 @@ class Stream:
         long = sum(not self._fits(example) for example in found)
         if 0 < long < len(found):  # where all are, the first batch is refused
             print(
-                f"{long} of {len(found)} training examples ({100 * long / len(found):.1f} %) are left out: an answer has "
-                f"more than {self.answer} tokens, or more than {self.longest} with its prompt",
+                f"{long} of {len(found)} training examples ({100 * long / len(found):.1f} %) are left out: an answer "
+                f"has more than {self.answer} tokens, or more than {self.longest} with its prompt",
                 file=sys.stderr,
             )

@@ -125,7 +125,9 @@ def usable(args: argparse.Namespace, saved: Checkpoint) -> list[trajectories.Tra
     if saved.decoding.alignment == "absolute":
         raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
     overrides = overrides_of(args)
-    everything = trajectories.read_collections(args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides)
+    everything = trajectories.read_collections(
+        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides
+    )
     found = [t for t in everything if t.right or not args.only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")

@@ -44,7 +44,7 @@ IN_TORCH = ("batch", "bf16", *Overrides.__slots__)  # options that an engine doe
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is evaluated: a model behind its backend, how it is asked, its own gate, and how many answers it runs at once."""
+    """What is evaluated: a model behind its backend, how it is asked, its own gate, how many answers it runs at once."""
 
     backend: Backend
     tokenizer: Tokenizer
@@ -175,9 +175,13 @@ def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     else:
         task, *others = tasks.named(args.task)
         if others:
-            raise UserError(f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each")
+            raise UserError(
+                f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each"
+            )
         if args.split == "all":
-            raise UserError("--split all is for --data; the problems of a task have no end, so give --split and --count")
+            raise UserError(
+                "--split all is for --data; the problems of a task have no end, so give --split and --count"
+            )
     count = args.count if args.count is not None else sys.maxsize if args.split == "all" else COUNT
     return task, list(task.problems(args.split, count, args.seed))
 
@@ -250,8 +254,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--engine", help="engine of the bundle (default its first)")
     p.add_argument("--task", default="math", help="math or code (default math)")
     p.add_argument("--data", type=Path, help="JSON lines instead of a task")
-    p.add_argument("--split", default="valid", help="train, valid, test or test_templates; of --data also all, each line "
-        "once and in order, as a published test file is graded (default valid)")  # fmt: skip
+    p.add_argument("--split", default="valid", help="train, valid, test or test_templates; of --data also all, each "
+        "line once and in order, as a published test file is graded (default valid)")  # fmt: skip
     p.add_argument("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)")
     p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
     p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
@@ -260,14 +264,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
     p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
     p.add_argument("--max", type=int, help="gate: most positions accepted a step")
-    p.add_argument("--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next")
+    p.add_argument(
+        "--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"
+    )
     p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last")
     p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
     p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
     p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
     p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores)")
-    p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the processor "
-        "has it, not exact (default off)")  # fmt: skip
+    p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the "
+        "processor has it, not exact (default off)")  # fmt: skip
     p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
     p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
     p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")

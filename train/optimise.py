@@ -69,9 +69,9 @@ class Fitted:
 def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
-    `loss_of(step)` gives the loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
-    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe are stored there, and must be the same
-    to go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `forget` when the weights are safe.
+    `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
+    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
+    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `forget` when the weights are safe.
     Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError where
     nothing can be written or the stopped run is another one.
     """
@@ -201,8 +201,8 @@ def _resume(
         raise UserError(f"{path} is no stopped run to go on with ({reason}); delete it to start afresh") from None
     if other := differences(state["identity"], identity):
         raise UserError(
-            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, or "
-            "delete it to start afresh"
+            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
+            "or delete it to start afresh"
         )
     optimizer.load_state_dict(state["optimizer"])
     with torch.no_grad():

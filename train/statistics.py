@@ -26,7 +26,7 @@ def proportion(right: Sequence[bool]) -> Interval:
     return Interval(share, centre - half, centre + half)
 
 
-def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Interval:
+def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
     """Difference of two accuracies on the same problems, ours minus theirs, with Tango's score interval.
 
     It is what a score test does not reject (McNemar's at 0), and does not shrink to a point where the two never differ.

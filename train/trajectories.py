@@ -94,8 +94,8 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} does not tell the teacher of these trajectories ({reason}); give folders that train.collect wrote, "
-            "several by their names instead of merged"
+            f"{path} does not tell the teacher of these trajectories ({reason}); give folders that train.collect "
+            "wrote, several by their names instead of merged"
         ) from None
     if theirs.pop("ckpt_sha256") != teacher:
         raise UserError(f"the trajectories in {folder} are of another teacher; collect them with this one")
@@ -104,8 +104,8 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> None:
         if ours.get(name) != theirs.get(name):
             there, here = (side.get(name, "the checkpoint's own") for side in (theirs, ours))
             raise UserError(
-                f"the trajectories in {folder} were collected with --{name.replace('_', '-')} {there}, here it is {here}; "
-                "give the same"
+                f"the trajectories in {folder} were collected with --{name.replace('_', '-')} {there}, here it is "
+                f"{here}; give the same"
             )
 
 

@@ -51,7 +51,9 @@ def _problem(record: dict[str, object]) -> Problem:
         case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
             "prompt": str(text), "code": str(code), "test_list": list(tests)
         }:  # fmt: skip
-            setup = "\n".join((*_strings(record.get("test_imports", [])), str(record.get("test_setup_code") or ""))).strip()
+            setup = "\n".join(
+                (*_strings(record.get("test_imports", [])), str(record.get("test_setup_code") or ""))
+            ).strip()
             checks = tuple(f"{setup}\n{test}" if setup else test for test in _strings(tests))
             prompt = "\n".join((text.rstrip(), *checks[:1]))
             return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
