@@ -106,6 +106,14 @@ def test_trajectories_of_other_settings_are_not_mixed(
     assert shards(school) == before
 
 
+def test_trajectories_of_a_file_that_has_changed_are_not_mixed(
+    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / school.data.name).write_text(school.data.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert call(collect.main, school.collect().replace(str(school.data), str(tmp_path / school.data.name))) == 2
+    assert "of other settings" in capsys.readouterr().err
+
+
 def backend_of(path: Path) -> tuple[Checkpoint, TorchBackend]:
     saved = checkpoint.load(path)
     return saved, TorchBackend(saved.build(), contract_of(saved, 8), keep_hidden=True)

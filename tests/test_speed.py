@@ -33,7 +33,9 @@ def accuracy_report(path: Path, model: str, gate: dict[str, object], accuracy: f
     path.write_text(json.dumps({**values, "problems": problems, "accuracy": accuracy, "accuracy_95": [0, 1]}))
 
 
-def test_the_report_holds_what_it_was_measured_with(tmp_path: Path) -> None:
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Untrained models of all three kinds, and reports of theirs."""
     write(tmp_path / "teacher.pt", 0)
     write(tmp_path / "student.pt", 1, attention="block_causal", gate={"rule": "threshold", "threshold": 0.9})
     write(tmp_path / "rival.pt", 2, attention="block_causal", alignment="absolute", block=1)
@@ -44,8 +46,12 @@ def test_the_report_holds_what_it_was_measured_with(tmp_path: Path) -> None:
     accuracy_report(reports / "c.json", "any/teacher.pt", {"rule": "threshold", "threshold": 0.9}, 0.99, problems=9000)
     accuracy_report(reports / "d.json", "student.bundle", {"rule": "threshold", "threshold": 0.01}, 0.25)
     (reports / "speed.json").write_text('{"tasks": {}}')
-    words = f"--models {tmp_path} --reports {reports} --count 1 --repeat 1 --threads 1 --threshold 0.01"
-    out = tmp_path / "new" / "speed.json"
+    return tmp_path
+
+
+def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
+    words = f"--models {models} --reports {models}/reports --count 1 --repeat 1 --threads 1 --threshold 0.01"
+    out = models / "new" / "speed.json"
     assert speed.main([*words.split(), "--ways", "eager fp32", "--out", str(out)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report["cpu"] and report["threads"] == 1 and report["prompts"] == 1 and report["versions"]["onnxruntime"]
@@ -64,7 +70,7 @@ def test_the_report_holds_what_it_was_measured_with(tmp_path: Path) -> None:
     assert (teacher["report"], teacher["accuracy"], teacher["problems"]) == ("b.json", 0.75, 2000)
     assert student["accuracy"] == 0.25 and found[speed.RIVAL] is None
     assert report["tasks"]["code"]["contenders"]["teacher, eager fp32"]["accuracy"] is None
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".bundle") == []
+    assert sorted(path.name for path in models.iterdir() if path.suffix == ".bundle") == []
 
 
 def test_wrong_options_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

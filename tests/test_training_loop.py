@@ -20,6 +20,7 @@ from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
 from train.masking import Canvas
 from train.model import Model, initialise
 from train.optimise import Loss, Recipe, fit, forget
+from train.teacher import masked_loss
 from train.tokenizer import train_tokenizer
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
@@ -229,6 +230,18 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
             assert blocks[last_real + 1 :].all(), f"seed {seed}: the current block is one without any answer"
             drawn.add((len(blocks), first))
     assert {(3, 0), (3, 1), (3, 2)} <= drawn, f"seed {seed}: {drawn}"
+
+
+def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"prompt": "say a", "answer": "a"}\n')
+    task = tasks.from_file(tmp_path / "own.jsonl")
+    one = replace(task, problems=lambda split, count, seed: task.problems("all", count, seed))  # wherever it falls
+    saved = tiny.checkpoint(attention="full", canvas=4)
+    shape = replace(saved.model, vocab=300)
+    model = initialise(Model(shape), 0)
+    loss_of = masked_loss(model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), saved.decoding)
+    losses = [loss_of(step)[0] for step in range(60)]
+    assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60
 
 
 def test_uniform_noise_draws_a_ratio_for_each_row() -> None:

@@ -130,6 +130,8 @@ def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Ch
         "tasks": names, "count": args.count, "temperatures": args.temperatures,
         "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
+    if args.data:
+        settings["data_sha256"] = checkpoint.fingerprint(args.data)
     if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
         settings["overrides"] = given
     if saved.chat_template is not None and not args.raw:

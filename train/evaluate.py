@@ -44,7 +44,7 @@ IN_TORCH = ("batch", "bf16", *Overrides.__slots__)  # options that an engine doe
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is evaluated: a model behind its backend, how it is asked, its own gate, how many answers it runs at once."""
+    """What is evaluated: a model behind its backend, how it is asked, its own gate, how many answers run at once."""
 
     backend: Backend
     tokenizer: Tokenizer

@@ -114,7 +114,7 @@ def decoding_of(
         attention="block_causal" if causal else "full",
         shift=causal or args.shift,
         block=1 if causal else args.block,
-        canvas=args.canvas or canvas_for(survey(chosen, learnt, end), args.block),
+        canvas=args.canvas or max(canvas_for(survey([task], learnt, end), args.block) for task in chosen),
         context=args.context,
         mask_id=learnt.token_to_id(tokenizer.MASK),
         eos_ids=(end,),
@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--block", type=int, default=16, help="tokens a block (default 16)")
     p.add_argument("--canvas", type=int, help="tokens an answer may have, in whole blocks; training answers with more "
-        "are left out (default the 99th percentile of them)")  # fmt: skip
+        "are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
     p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
     for name, size in (("width", 192), ("layers", 6), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
