@@ -170,6 +170,8 @@ def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
 
 def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     """The task and its problems. Raises UserError for more than one task."""
+    if args.count is not None and args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least 1")
     if args.data:
         task = tasks.from_file(args.data)
     else:
