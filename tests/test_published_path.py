@@ -123,6 +123,8 @@ def test_prompts_are_collected_in_the_chat_template_as_the_runtime_gives_them(
     assert collect.main([*collecting(school), "--raw"]) == 2
     assert collect.main([*collecting(school), "--block", "6", "--canvas", "12"]) == 2
     assert capsys.readouterr().err.count("trajectories of other settings") == 2
+    assert distill.main([*distilling(school, school / "student"), "--block", "6", "--canvas", "12"]) == 2
+    assert f"were collected with --block {BLOCK}, here it is 6; give the same" in capsys.readouterr().err
 
 
 def test_a_published_teacher_is_distilled_into_a_directory_that_is_exported_and_answers(

@@ -109,7 +109,17 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         "tokenizer": checkpoint.tokenizer,
         "chat_template": checkpoint.chat_template,
     }
-    replace_file(path, lambda temporary: torch.save(state, temporary))
+    write_state(state, path)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save in one rename. Raises UserError where `path` cannot be written."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
+            torch.save(state, file)
+
+    replace_file(path, write)
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -235,4 +245,6 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); mend that, or give --out another path") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); mend that and run the command again"
+        ) from None

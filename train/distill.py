@@ -9,25 +9,25 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.command import DONE, Parser, print_json, run
+from runtime.command import DONE, Parser, print_json
+from runtime.command import run as run_command
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, lora, losses, masking, prompts, states, tasks, trajectories
+from . import blocks, checkpoint, identity, lora, losses, masking, prompts, states, tasks, trajectories
 from .checkpoint import Checkpoint
 from .data import Stream
 from .model import Model
 from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
-from .options import add_directory_options, add_raw_option, numbers, overrides_of
+from .options import add_bf16_option, add_directory_options, add_raw_option, numbers, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
 
@@ -87,46 +87,56 @@ def distil(args: argparse.Namespace) -> Fitted:
     if len(shares) != len(fields(Weights)):
         raise UserError(f"--weights is {args.weights}; expected three numbers, as in 1,0.5,1")
     saved = checkpoint.load(args.teacher, overrides)
+    check_next_token(args, saved)
+    student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
+    output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
+    output.check(student)
+    found, stream = usable(args, saved), ground_truth(args, saved)
+    stream.tell_left_out()
+    model = student.build().train()
+    if low_rank is not None:
+        lora.inject(model, low_rank, args.seed)
+    # Low-rank training keeps the head as it is, so that the teacher need not be in memory a second time for its own.
+    teacher = saved.build() if low_rank is None else model
+    forward = torch.compile(model) if args.compile else model
+    contract = contract_of(student)
+    loss_of = cdlm_loss(model, forward, teacher, found, stream, contract, Weights(*shares), args.target)
+    if args.next_token > 0:
+        loss_of = with_next_token(loss_of, next_token_loss(model, forward, stream, contract.pad_id), args.next_token)
+    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
+    fitted = fit(model, loss_of, recipe, args.out, identity.of_options(args))
+    output.write(student, fitted.weights)
+    forget(args.out)
+    return fitted
+
+
+def check_next_token(args: argparse.Namespace, saved: Checkpoint) -> None:
+    """Raises UserError where this teacher has no next-token loss, or the share is none."""
     if not 0 <= args.next_token < math.inf:
         raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
     if args.next_token and not saved.decoding.shift:
         raise UserError(
             f"--next-token was given, but {args.teacher} has no shift: its row i predicts token i; leave it out"
         )
-    student = replace(saved, decoding=replace(saved.decoding, attention="block_causal", gate=dict(STUDENT_GATE)))
-    output = Output(args.out, args.teacher, overrides, low_rank, DTYPES[args.dtype])
-    output.check(student)
-    found, stream = usable(args, saved), ground_truth(args, saved)
-    model = student.build().train()
-    if low_rank is not None:
-        lora.inject(model, low_rank, args.seed)
-    # Low-rank training keeps the head as it is, so that the teacher need not be in memory a second time for its own.
-    teacher = saved.build() if low_rank is None else model
-    run_model = torch.compile(model) if args.compile else model
-    contract = contract_of(student)
-    loss_of = cdlm_loss(model, run_model, teacher, found, stream, contract, Weights(*shares), args.target)
-    if args.next_token > 0:
-        loss_of = with_next_token(loss_of, next_token_loss(model, run_model, stream, contract.pad_id), args.next_token)
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    fitted = fit(model, loss_of, recipe, args.out, identity(args, saved, len(found)))
-    output.write(student, fitted.weights)
-    forget(args.out)
-    return fitted
 
 
 def usable(args: argparse.Namespace, saved: Checkpoint) -> list[trajectories.Trajectory]:
     """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
     if saved.decoding.alignment == "absolute":
         raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
-    found = [t for t in trajectories.read_shards(args.trajectories) if t.right or not args.only_right]
+    overrides = overrides_of(args)
+    everything = trajectories.read_collections(
+        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides
+    )
+    found = [t for t in everything if t.right or not args.only_right]
     if not found:
-        raise UserError(f"no trajectory in {args.trajectories} is right; collect more, or give --no-only-right")
-    width, canvas = found[0].hidden.shape[1], len(found[0].tokens)
-    if width != saved.model.width or canvas != saved.decoding.canvas:
-        raise UserError(
-            f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
-            f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
-        )
+        raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
+    for width, canvas in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
+        if width != saved.model.width or canvas != saved.decoding.canvas:
+            raise UserError(
+                f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
+                f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
+            )
     return found
 
 
@@ -138,27 +148,13 @@ def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
 
 
-def identity(args: argparse.Namespace, saved: Checkpoint, count: int) -> dict[str, Any]:
-    """What a stopped run must have had in common to be gone on with."""
-    values = {
-        "method": args.method, "weights": args.weights, "target": args.target, "seed": args.seed, "batch": args.batch,
-        "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args)), "trajectories": count,
-    }  # fmt: skip
-    if args.next_token:
-        values["next_token"] = args.next_token
-    if args.lora_rank is not None:
-        values["lora"] = [args.lora_rank, args.lora_alpha]
-    if saved.chat_template is not None and not args.raw:
-        values["chat_template"] = True
-    return {**values, **asdict(saved.model)}
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--method", choices=("cdlm",), default="cdlm", help="(default cdlm)")
     p.add_argument("--teacher", type=Path, required=True, help="where to start: a .pt file or Hugging Face directory")
-    p.add_argument("--trajectories", type=Path, required=True, help="folder written by train.collect")
+    p.add_argument("--trajectories", type=Path, nargs="+", metavar="DIR", required=True,
+        help="folders written by train.collect with this teacher")  # fmt: skip
     p.add_argument(
         "--out", type=Path, required=True,
         help="to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
@@ -184,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default 1e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
-    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    add_bf16_option(p)
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     add_raw_option(p)
@@ -194,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
