@@ -43,7 +43,7 @@ class Distance:
     tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
     log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either side,
     None where the engine has neither logits nor a twin; entropy in nats; keys, values: of what the forwards wrote, in
-    units of their root mean square in a layer where that is above 1; twin: between the engine and its twin.
+    units of their root mean square in a layer where that is above 1; twin: between the engine and its twin, if any.
     """
 
     forwards: int = 0
@@ -55,7 +55,7 @@ class Distance:
     entropy: float = 0.0
     keys: float = 0.0
     values: float = 0.0
-    twin: float = 0.0
+    twin: float | None = None
 
     def check(self, precision: str, best: float | None = None) -> Check:
         """Whether every bound of the precision is kept; what is no number keeps none, bound or not.
@@ -227,7 +227,7 @@ class SideBySide:
             deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
             if self.reference.cache is not None:
                 deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
-            self.distance = replace(before, twin=worst(before.twin, *deltas))
+            self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas))
         if seen.last_logits is not None:
             apart = worst(before.every_log_prob or 0.0, between(log_probs, seen.last_logits))
             self.distance = replace(self.distance, every_log_prob=apart)
