@@ -17,7 +17,7 @@ from .stops import Stops
 @dataclass(frozen=True, slots=True)
 class Token:
     """An answer's token: its own text, the text that it completes, which begins at `offset` characters, the
-    confidence and the step (from 1) at which it was fixed."""
+    confidence and the number of the forward (from 1) that fixed it."""
 
     token: int
     text: str
@@ -29,7 +29,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A place of the canvas as drawn: its text, and the confidence and step of what fixed it, None while it is open."""
+    """A place of the canvas as drawn: its text, and the confidence and forward that fixed it, None while it is open."""
 
     text: str
     confidence: float | None
@@ -118,16 +118,16 @@ class Work:
         self.stops, self.before = Stops(ask.stop), 0  # tokens in finished blocks
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
-        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], at which step, from 1
-        self._taken = self._ran = self._block = self._given = 0
+        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward, from 1
+        self._ran = self._block = self._given = 0
 
     def watched(self, steps: Generator[Step, None, None], wanted: Callable[[], bool]) -> Iterator[Step]:
         """The same steps, each noted and drawn before it is passed on, as long as the answer is wanted."""
         for step in steps:
-            self._taken += 1
-            self._ran += step.slot >= 0
+            self._ran += step.slot >= 0  # else what the step before left known decided it
             self._block, self._given = step.block, step.given
-            self._confidence[step.accepted], self._fixed[step.accepted] = step.confidence[step.accepted], self._taken
+            self._confidence[step.accepted] = step.confidence[step.accepted]
+            self._fixed[step.accepted] = max(1, self.counts(0).forwards)
             if not wanted():
                 return
             if self._ask.canvas and step.result is None and step.open.any():

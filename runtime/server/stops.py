@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Feeds text through; `hit` once one of the strings is there. What stands before the first of them is the text."""
+    """Feeds text through; `hit` once one of the strings is complete. The text is what stands before the first such."""
 
     __slots__ = ("_held", "_strings", "hit")
 
@@ -19,10 +19,10 @@ class Stops:
         if self.hit:
             return ""
         text = self._held + text
-        found = [at for string in self._strings if (at := text.find(string)) >= 0]
+        found = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         kept = max((self._begun(text, string) for string in self._strings), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
