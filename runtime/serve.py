@@ -61,15 +61,16 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.pressure import Pressure, span
     from .server.workers import Workers
 
+    keys, models = api_keys(args.api_key_file), copies(model, args.workers)
     threshold: Callable[[], float] | None = None
     if args.adaptive_threshold is not None:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
-    workers = Workers(copies(model, args.workers), args.queue, threshold)
+    workers = Workers(models, args.queue, threshold)
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
         model, name_of(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
-        LOCAL if local(args.host) else None, api_keys(args.api_key_file), args.log_prompts,
+        LOCAL if local(args.host) else None, keys, args.log_prompts,
     )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def listening(host: str, port: int) -> socket.socket:
             opened.close()
             raise
         return opened
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
 
 
@@ -139,7 +140,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    add("--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
+    add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
     add("--name", help="what clients call the model (default: the bundle's name)")
     add("--workers", type=positive, metavar="N",
         help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
@@ -155,6 +156,14 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print one JSON object with the URL once it listens")
     add_engine_options(parser)
     return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    """A port; the system's own look-up would take one that is too large for another."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+    return number
 
 
 def positive(text: str) -> int:
