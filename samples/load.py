@@ -53,7 +53,7 @@ class Client:
     forwards: int = 0
     refused: int = 0
     answers: list[tuple[int, str, float]] = field(default_factory=list)
-    lost: Counter[str] = field(default_factory=Counter)
+    unanswered: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         place = urlsplit(self.load.url).netloc
@@ -65,7 +65,7 @@ class Client:
                 self._ask(connection, index)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                self.lost[type(error).__name__] += 1
+                self.unanswered[type(error).__name__] += 1
                 if isinstance(error, ConnectionRefusedError):
                     return  # the server has stopped listening
         connection.close()
@@ -84,7 +84,7 @@ class Client:
             if self.load.over.is_set():
                 return
         if response.status != 200:
-            self.lost[f"HTTP {response.status}"] += 1
+            self.unanswered[f"HTTP {response.status}"] += 1
             return
         answer = json.loads(content)
         self.answers.append((index, answer["choices"][0]["text"], time.perf_counter() - started))
@@ -124,7 +124,7 @@ def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, 
         "tokens_per_forward": round(sum(c.tokens for c in clients) / max(1, sum(c.forwards for c in clients)), 2),
         "refused_429": sum(client.refused for client in clients),
         "latency": {f"p{p}": round(times[len(times) * p // 100], 4) for p in (50, 95, 99)},
-        "lost": dict(sum((client.lost for client in clients), Counter[str]())),
+        "unanswered": dict(sum((client.unanswered for client in clients), Counter[str]())),
     }  # fmt: skip
 
 
@@ -143,6 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     problems = list(task.problems("valid", args.prompts, 7))
     model = load(args.bundle)
     solo = [model.generate(problem.prompt, raw=True) for problem in problems]
+    inside = sorted(model.generate(problem.prompt, raw=True).seconds for problem in problems)
     prompts, reports, everyone = [problem.prompt for problem in problems], [], []
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *args.server]
     with tempfile.TemporaryFile("w+") as log:
@@ -161,7 +162,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     alone, many = reports
     warm = [used >> 20 for used in memory[len(memory) // 10 :]]
     return {
-        "alone": alone, "together": many,
+        "alone": alone, "together": many, "in_process_p50": round(inside[len(inside) // 2], 4),
         "throughput_ratio": round(many["tokens_per_second"] / max(1e-9, alone["tokens_per_second"]), 3),
         "memory_mb": {"after_a_tenth": warm[0], "last": warm[-1], "most": max(warm)},
         "ended_by_the_server": dict(ended), "answered": sum(len(client.answers) for client in everyone),
