@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .server.app import Service
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise ask a closing connection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def serve(args: argparse.Namespace) -> int:
         print(f"serving {name_of(args)} at {url}", file=sys.stderr, flush=True)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=args.drain, server_header=False,
-            date_header=False,
+            date_header=False, timeout_keep_alive=KEEP_ALIVE,
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
         uvicorn.Server(config).run(sockets=[place])
@@ -70,7 +71,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
         model, name_of(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
-        LOCAL if local(args.host) else None, keys, args.log_prompts,
+        (*LOCAL, args.host, *args.allow_host) if local(args.host) else None, keys, args.log_prompts,
     )  # fmt: skip
 
 
@@ -141,6 +142,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="a further name that clients call a loopback address by, as behind a proxy")  # fmt: skip
     add("--name", help="what clients call the model (default: the bundle's name)")
     add("--workers", type=positive, metavar="N",
         help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip

@@ -46,7 +46,9 @@ class Door:
         host = headers.get("host", "")
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
         if self._hosts is not None and name.lower() not in self._hosts:
-            return Refusal(403, "this server is for the machine itself; call it by localhost, or start it with --host")
+            return Refusal(
+                403, "this server does not go by that name; call it by localhost, or start it with --allow-host"
+            )
         if not self._keys or not path.startswith("/v1/"):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
