@@ -50,7 +50,8 @@ class Served:
 @contextmanager
 def served(
     models: Sequence[Model], room: int = 32,
-    threshold: Callable[[Callable[[], int]], Callable[[], float]] | None = None, **settings: Any,
+    threshold: Callable[[Callable[[], int]], Callable[[], float]] | None = None, drain: int = 20,
+    **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
     """A server over one worker a model; threshold: makes the one in force from a function that counts who waits."""
     workers = Workers(models, room, threshold and threshold(lambda: workers.waiting))
@@ -58,7 +59,7 @@ def served(
     service = Service(models[0], "student", workers, counters, **settings)
     with listening("127.0.0.1", 0) as place:
         url = address(place)
-        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=20)
+        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=drain)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()

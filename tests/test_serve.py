@@ -18,7 +18,8 @@ from serving import Paced, Served, served, until
 from speaking import every_other, ids_of, says, speaker
 from tiny import Scripted, proposal
 
-from runtime import Model, UserError, load
+from runtime import DeviceError, Model, UserError, load
+from runtime.backend import Forward, Proposal
 from runtime.serve import copies
 from runtime.server.pressure import Pressure, span
 from runtime.server.stops import Stops
@@ -346,6 +347,18 @@ def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
         assert [done.result().json()["choices"][0]["text"] for done in begun] == ["abcdefgh"] * 2
 
 
+def test_a_drain_that_takes_too_long_is_broken_off_within_a_step(tmp_path: Path) -> None:
+    model, script = paced(tmp_path, "hi", "abcdefgh")
+    with served([model], drain=1) as server, ThreadPoolExecutor(2) as pool:
+        begun = [pool.submit(server.post, {"prompt": "hi"}) for _ in range(2)]
+        until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
+        server.server.should_exit = True
+        assert [done.result().status_code for done in begun] == [500, 500]
+        until(lambda: server.service.workers.waiting == 0)
+        script.let(1)
+    assert script.begun == 1
+
+
 def refuses(url: str) -> bool:
     try:
         httpx.get(f"{url}/healthz", timeout=5)
@@ -392,6 +405,20 @@ def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path) -> 
         with pytest.raises(openai.APIError, match="not finite numbers"):
             list(client.completions.create(model="student", prompt="hi", stream=True))
         assert client.completions.create(model="student", prompt="hi").choices[0].text == "abcd"
+
+
+def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
+    model = speaker(tmp_path, "hi", "abcd")
+
+    def lost(forward: Forward) -> Proposal:
+        raise DeviceError("the GPU is gone")
+
+    model.backend.script = lost  # type: ignore[attr-defined]
+    with served([model]) as server:
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert server.post({"prompt": "hi"}).json()["error"]["message"] == "the GPU is gone"
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
 def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -69,6 +70,14 @@ def test_a_port_that_is_taken_and_an_empty_key_file(tmp_path: Path, capsys: pyte
     assert len(lines) == 2 and "give another --host or --port" in lines[0] and "has no key" in lines[1]
 
 
+def test_a_missing_library_is_told_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main([BUNDLE]) == 2
+    assert capsys.readouterr().err == "error: uvicorn is not installed; pip install 'blockstep[serve]'\n"
+
+
 def test_only_loopback_addresses_are_local() -> None:
     assert all(map(local, ("127.0.0.1", "localhost", "::1", "127.9.9.9")))
     assert not any(map(local, ("0.0.0.0", "::", "192.168.1.5", "example.org")))
@@ -90,3 +99,14 @@ def test_the_sample_that_serves_and_calls() -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "tokens in" in done.stdout and done.stdout.count("#### ") == 1 and done.stdout.count("|") > 3
+
+
+def test_a_load_of_several_clients_gets_solo_answers_and_drains() -> None:
+    line = [sys.executable, "samples/load.py", BUNDLE, "--clients", "3", "--seconds", "1", "--alone", "0.5"]
+    line += ["--prompts", "4", "--", "--queue", "1", "--workers", "1"]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["answered"] == sum(report["ended_by_the_server"].values()) > 0 and report["exit_code"] == 0
+    assert report["together"]["refused_429"] > 0 == report["together"]["differ_from_solo"]

@@ -39,6 +39,9 @@ class Door:
         try:
             refusal = self._refusal(Headers(scope=scope), scope["path"])
             await (self._app if refusal is None else refused(refusal))(scope, receive, counted)
+        except Exception:
+            status = 500  # which the server answers with, outside of here
+            raise
         finally:
             self._count(scope["path"] if scope["path"] in PATHS else "other", status)
 
