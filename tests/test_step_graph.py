@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.onnx import exported_contract, write_model
 from export.parity import TIE, Distance, SideBySide, compare
-from runtime.backend import Forward, Ints
+from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.decode import Request, generate
 from runtime.errors import UserError
@@ -76,7 +76,7 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
     answers, excused, full = 0, 0, engine.contract.attention == "full"
     for alignment, shift in itertools.product(ALIGNMENTS, (False, True)):
         contract = replace(engine.contract, alignment=alignment, shift=shift)
-        requests = [Request(prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(4)]
+        requests = [Request(tiny.prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(4)]
         candidate, reference = OrtBackend(engine.session, contract), TorchBackend(source.build(), contract)
         *_, parity = compare(reference, candidate, requests, separate=1)
         where = f"BLOCKSTEP_SEED={seed}, {alignment}, shift {shift}"
@@ -89,13 +89,6 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
         answers, excused = answers + parity.answers, excused + len(parity.differing)
     print(f"BLOCKSTEP_SEED={seed}: {answers} answers, {excused} excused")
     assert excused <= answers // 100, f"BLOCKSTEP_SEED={seed}: {excused} of {answers} excused"
-
-
-def prompt(rng: random.Random, length: int) -> Ints:
-    """Random tokens; not the mask token alone, with which all positions of a full model are one and the same."""
-    while set(tokens := tiny.prompt(rng, length).tolist()) == {tiny.MASK}:
-        pass
-    return np.array(tokens)
 
 
 def random_weights(shape: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -81,8 +81,13 @@ def certain(seed: int, token: int, lead: float, **decoding: Any) -> Checkpoint:
 
 
 def prompt(rng: random.Random, length: int) -> NDArray[np.int64]:
-    """Random tokens, end and mask tokens among them. int64 [length]"""
-    return np.array([rng.randrange(VOCAB) for _ in range(length)], np.int64)
+    """Random tokens, end and mask tokens among them. int64 [length]
+
+    Not the mask token alone: all positions of a full model are then one and the same, and every decision a tie.
+    """
+    while set(tokens := [rng.randrange(VOCAB) for _ in range(length)]) == {MASK}:
+        pass
+    return np.array(tokens, np.int64)
 
 
 def fresh_seed() -> int:
