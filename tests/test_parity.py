@@ -163,21 +163,11 @@ def test_another_best_token_is_excused_only_at_near_ties_and_rarely(
     assert check.ok == ok and f"{tokens} of {rows} best tokens differ" in check.detail
 
 
-@pytest.mark.parametrize(
-    ("answers", "close", "far", "ok"),
-    [
-        (10, 1, 0, True),
-        (10, 2, 0, False),
-        (199, 2, 0, False),
-        (300, 3, 0, True),
-        (300, 4, 0, False),
-        (300, 0, 1, False),
-    ],
-)
-def test_another_answer_is_excused_only_at_near_ties_and_rarely(answers: int, close: int, far: int, ok: bool) -> None:
+@pytest.mark.parametrize(("close", "far", "ok"), [(1, 0, True), (8, 0, True), (0, 1, False), (8, 1, False)])
+def test_another_answer_is_excused_only_at_near_ties(close: int, far: int, ok: bool) -> None:
     differing = [Difference(0, True, 0, TIE / 2)] * close + [Difference(0, True, 0, TIE)] * far
-    found = Parity(Distance(), answers, tuple(differing))
-    assert found.checks(TIE)[1].ok == ok
+    found = Parity(Distance(), 10, tuple(differing))
+    assert found.checks(TIE)[1].ok == ok and (f"{close} more" in found.checks(TIE)[1].detail) == bool(close)
     assert found.checks()[1].ok is False and found.checks(TIE, "int8")[1].ok
 
 
