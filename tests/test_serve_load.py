@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -81,11 +82,10 @@ def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path) -> 
             script.let(1)
             assert "canvas" in next(stream.iter_lines())
             until(lambda: script.begun == 2)
-        waiting = threading.Thread(target=leave_soon, args=(server.url,))
-        waiting.start()  # it gives up while it is still in the queue
-        until(lambda: server.service.workers.waiting == 1)
-        waiting.join()
+        with asked(server, {"prompt": "hi"}):  # it gives up while it is still in the queue
+            until(lambda: server.service.workers.waiting == 1)
         until(lambda: server.service.workers.waiting == 0)
+        until(lambda: 'path="/v1/completions",status="499"' in httpx.get(f"{server.url}/metrics").text)
         assert script.begun == 2
         script.let(1)
         until(lambda: server.service.workers.running == 0)
@@ -94,9 +94,15 @@ def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path) -> 
         assert server.post({"prompt": "hi"}).json()["choices"][0]["text"] == "abcdefghijkl"
 
 
-def leave_soon(url: str) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{url}/v1/completions", json={"prompt": "hi"}, timeout=0.3)
+def asked(server: Served, body: dict[str, str]) -> socket.socket:
+    """A connection with a request on it, to be closed before the answer comes."""
+    content = json.dumps(body)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    )
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30)
+    connection.sendall(f"{head}\r\n\r\n{content}".encode())
+    return connection
 
 
 def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
