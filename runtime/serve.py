@@ -17,7 +17,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .model import Model
-    from .server.app import Service
+    from .server.service import Service
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise ask a closing connection
@@ -57,9 +57,9 @@ def serve(args: argparse.Namespace) -> int:
 
 def service(args: argparse.Namespace, model: Model) -> Service:
     """The loaded model with its workers, as the options say."""
-    from .server.app import Service
     from .server.counters import Counters
     from .server.pressure import Pressure, span
+    from .server.service import Service
     from .server.workers import Workers
 
     keys, models = api_keys(args.api_key_file), copies(model, args.workers)

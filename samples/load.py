@@ -148,8 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *args.server]
     with tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as server:
-            assert server.stdout is not None
-            url, process = json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)
+            url, process = json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)  # type: ignore[union-attr]
             for count, seconds in ((1, args.alone), (args.clients, args.seconds)):
                 work, started = Load(url, prompts, solo), time.perf_counter()
                 clients, memory = together(work, count, seconds, process, end=bool(reports))

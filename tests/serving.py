@@ -17,8 +17,9 @@ from openai import OpenAI
 from runtime.backend import Forward, Proposal
 from runtime.model import Model
 from runtime.serve import address, listening
-from runtime.server.app import Service, make_app
+from runtime.server.app import make_app
 from runtime.server.counters import Counters
+from runtime.server.service import Service
 from runtime.server.workers import Workers
 
 
