@@ -9,12 +9,13 @@ TORCH_FOLDER := import os, sys, torch; \
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
 
-.PHONY: help demo try test study gpu-report clean
+.PHONY: help demo try test test-all study gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
+	@echo "make test-all   the same, and what needs more than Python: a Chromium (Debian: apt install chromium)"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
 define check_python
@@ -56,7 +57,11 @@ test: $(VENV)/.testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not browser"
+
+test-all: test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -195,19 +195,28 @@ def trace(
     names, inputs, axes = signature(graph, capacity, chosen, batch)
     presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
     outputs = ["token", "confidence", "entropy", *(["logits"] if logits else []), *presents]
-    with quiet():
-        program = torch.onnx.export(
-            graph, tuple(inputs), dynamo=True, opset_version=chosen.opset, input_names=names, output_names=outputs,
-            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False, optimize=False,
-        )  # fmt: skip
-        if program is None:
-            raise AssertionError("the exporter returned nothing")
-        model, fake = program.model, set_aside(program.model)
-        optimizer.optimize_ir(model)
+    model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     name_hidden_states(model)
     without_metadata(model)
     attach(model, fake, checkpoint.weights)
     return model
+
+
+def translate(
+    graph: StepGraph, opset: int, names: Sequence[str], inputs: Sequence[Tensor], axes: Sequence[dict[int, str]],
+    outputs: Sequence[str],
+) -> tuple[ir.Model, tuple[str, ...]]:  # fmt: skip
+    """The module as an optimised ONNX model without its weights, and the names of those, for `weights.attach`."""
+    with quiet():
+        program = torch.onnx.export(
+            graph, tuple(inputs), dynamo=True, opset_version=opset, input_names=names, output_names=outputs,
+            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False, optimize=False,
+        )  # fmt: skip
+        if program is None:
+            raise AssertionError("the exporter returned nothing")
+        fake = set_aside(program.model)
+        optimizer.optimize_ir(program.model)
+    return program.model, fake
 
 
 def signature(

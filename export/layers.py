@@ -6,6 +6,7 @@ over a cache that is partly filled, and what follows the last. Inputs are random
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +26,13 @@ from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend
 
+from .int8_torch import DYNAMIC, Int8Linear, in_int8, restored
 from .parity import BOUNDS as LOG_PROBS
 from .parity import Check, worst
 
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
-BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0}
+BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
 LENGTH = 256  # of the cache at the most, where the graph leaves it open
 SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
 ROWS, IDS, SEED = 8, 64, 30
@@ -39,28 +41,54 @@ SLICE = 8192  # tokens of the head at a time, so that it is never held in fp32 a
 Arrays = Mapping[str, NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far something is from PyTorch, and how far it may be.
+
+    A graph of dynamic int8 is held against its own arithmetic in PyTorch (`int8_torch`), and may be as far from that as
+    that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
+    """
+
+    apart: float
+    bound: float
+
+    @property
+    def kept(self) -> bool:
+        return self.apart <= self.bound  # not of a NaN
+
+    def __str__(self) -> str:
+        return f"{self.apart:.1e} (bound {self.bound:.0e})"
+
+
 def by_layer(source: Checkpoint, contract: Contract, model: Path, precision: str) -> Iterator[Check]:
     """The checks `embedding`, `layers` and `head` of the graph in `model`, whose weights lie in or beside it.
 
     Writes a part of the graph beside the model while it runs it. Peak memory is that of the largest part.
     """
-    parts, bound = Parts(model), BOUNDS[precision]
-    apart = embedding(source, contract, parts)
-    yield Check("embedding", apart <= bound, f"{apart:.1e} of its rms (bound {bound:.0e})")
-    found = [layer(source, contract, parts, i) for i in tqdm(range(contract.layers), unit="layer", disable=None)]
-    hidden, keys, values = (worst(0.0, np.array(column)) for column in zip(*found, strict=True))
-    detail = f"layer by layer, {len(found)} of them: {hidden:.1e} of what a layer adds (layer {weakest(found)}), "
-    detail += f"keys {keys:.1e} and values {values:.1e} of their rms (bound {bound:.0e})"
-    yield Check("layers", worst(0.0, np.array([hidden, keys, values])) <= bound, detail)
-    ours, theirs = head(source, contract, parts)
-    log_prob = worst(0.0, np.log(ours.confidence) - np.log(theirs.confidence))
-    entropy, tokens = worst(0.0, ours.entropy - theirs.entropy), int((ours.token != theirs.token).sum())
-    detail = f"max |d log p| {log_prob:.1e} (bound {LOG_PROBS[precision]:.0e}), entropy {entropy:.1e}, "
-    yield Check("head", log_prob <= LOG_PROBS[precision], detail + f"{tokens} of {ours.token.size} tokens differ")
+    parts, int8 = Parts(model), precision == DYNAMIC
+    looked_up = embedding(source, contract, parts, precision)
+    yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
+    numbers = tqdm(range(contract.layers), unit="layer", disable=None)
+    found = [layer(source, contract, parts, i, precision) for i in numbers]
+    first, *cached = (weakest(column) for column in zip(*found, strict=True))
+    detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
+    if cached:
+        detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
+    yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + told(int8))
+    gap, figures = head(source, contract, parts, precision)
+    yield Check("head", gap.kept, f"max |d log p| {gap}, {figures}" + told(int8))
 
 
-def weakest(found: Sequence[tuple[float, float, float]]) -> int:
-    return int(np.argmax([hidden for hidden, _, _ in found]))
+def told(int8: bool) -> str:
+    """What the figures of a check are beside."""
+    return "; beside int8 in PyTorch, bound: what that loses" if int8 else ""
+
+
+def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
+    """The layer that comes closest to its bound, a NaN before all, and its gap."""
+    shares = [gap.apart / gap.bound if gap.apart == gap.apart else math.inf for gap in gaps]
+    place = int(np.argmax(shares))
+    return place, gaps[place]
 
 
 class Parts:
@@ -95,13 +123,16 @@ class Parts:
         return made
 
 
-def embedding(source: Checkpoint, contract: Contract, parts: Parts) -> float:
+def embedding(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -> Gap:
     """How far looked-up rows are apart, those of the first and last ids among them."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
-    rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float().numpy()
-    return distance(made, rows, rows)
+    rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
+    near = restored(rows[0])[None] if precision == DYNAMIC else rows
+    # No activation is rounded here, so that int8 is as exact as fp32.
+    bound = BOUNDS["fp32" if precision == DYNAMIC else precision]
+    return Gap(distance(made, near.numpy(), rows.numpy()), bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +140,8 @@ class Case:
     """Random inputs of a layer.
 
     x [1, width, hidden]; visible int64 [1, width], how many positions each of them sees, behind `past` others; rows
-    int64 [1, n], which of the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim] by their
-    names, filled up to `past`, none with `full` attention.
+    int64 [1, width], in which order the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim]
+    by their names, filled up to `past`, none with `full` attention.
     """
 
     x: Floats
@@ -132,37 +163,44 @@ def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
         cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
         cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
-    rows = rng.integers(0, width, (1, ROWS))
+    rows = rng.permutation(width)[None]  # all of them, since int8 has one scale for those that are kept
     return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
 
 
-def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> tuple[float, float, float]:
-    """How far a layer's output, new keys and new values are apart; the latter 0 with `full` attention."""
+def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str) -> list[Gap]:
+    """How far a layer's output is apart, and with a cache its new keys and values."""
     case = drawn(source, contract, parts, i)
+    made = [each.astype(np.float32) for each in run_layer(contract, parts, i, case)]
+    exact = reference(source, contract, i, case)
+    near = reference(source, contract, i, case, int8=True) if precision == DYNAMIC else exact
+    units = [exact[0] - case.x, *exact[1:]]
+    if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
+        exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
+    return [gap_of(*each, precision) for each in zip(made, near, exact, units, strict=True)]
+
+
+def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
+    """What the graph's layer makes: its output [1, width, hidden], and new keys and values as `Case` has them."""
     width = case.x.shape[1]
     feeds: dict[str, NDArray[Any]] = {
-        f"hidden.{i}": case.x,
-        "input_ids": np.zeros((1, width), np.int64),
-        "rows": case.rows,
-        **case.cache,
-    }
+        f"hidden.{i}": case.x, "input_ids": np.zeros((1, width), np.int64), "rows": case.rows, **case.cache,
+    }  # fmt: skip
     if case.cache:
         feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
     names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
     made, *present = parts.run(feeds, [f"hidden.{i + 1}", *names])
-    theirs, *written = reference(source, contract, i, case)
-    kept = case.rows[0] if i == contract.layers - 1 else np.arange(width)
     # A present is the whole cache, or the new positions alone.
     new = [each if each.shape[2] == width else each[:, :, case.past : case.past + width] for each in present]
-    cached = [distance(ours, other, other) for ours, other in zip(new, written, strict=True)] or [0.0, 0.0]
-    return distance(made, theirs[:, kept], theirs - case.x), cached[0], cached[1]
+    return [made, *new]
 
 
 @torch.no_grad()
-def reference(source: Checkpoint, contract: Contract, i: int, case: Case) -> list[Floats]:
+def reference(source: Checkpoint, contract: Contract, i: int, case: Case, int8: bool = False) -> list[Floats]:
     """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
+    if int8:
+        in_int8(alone)
     cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
@@ -175,19 +213,37 @@ def reference(source: Checkpoint, contract: Contract, i: int, case: Case) -> lis
     return [made.numpy(), *(each[:, :, past:end].numpy() for each in kept)]
 
 
-@torch.no_grad()
-def head(source: Checkpoint, contract: Contract, parts: Parts) -> tuple[Proposal, Proposal]:
-    """What PyTorch and the graph predict of random states behind the last layer."""
-    config, name = source.model, f"hidden.{contract.layers}"
-    x = np.random.default_rng(SEED).standard_normal((1, ROWS, config.width)).astype(parts.dtype(name))
+def head(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -> tuple[Gap, str]:
+    """How far log-probabilities of the best tokens are apart for random states behind the last layer; more figures."""
+    name = f"hidden.{contract.layers}"
+    x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     made = Proposal(*parts.run({name: x}, REDUCED))
+    exact = predicted(source, contract, x)
+    near, bound = exact, LOG_PROBS["fp32" if precision == DYNAMIC else precision]
+    if precision == DYNAMIC:
+        near = predicted(source, contract, x, int8=True)
+        bound = max(bound, log_prob_gap(near, exact))
+    entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
+    return Gap(log_prob_gap(made, near), bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
+
+
+@torch.no_grad()
+def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> Proposal:
+    """What PyTorch predicts of states [1, n, hidden] behind the last layer."""
+    config = source.model
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = norm(torch.from_numpy(x).float())
     weight = source.weights["embed_tokens.weight" if config.tied else "lm_head.weight"]  # [vocab, hidden]
-    logits = torch.cat([normed @ some.float().T for some in torch.split(weight, SLICE)], dim=-1)[..., : contract.vocab]
+    slices = torch.split(weight, SLICE)
+    columns = [Int8Linear(some)(normed) if int8 else normed @ some.float().T for some in slices]
+    logits = torch.cat(columns, dim=-1)[..., : contract.vocab]
     with torch.device("meta"):
         empty = Model(config)
-    return TorchBackend(empty, contract, barred=source.missing_ids()).propose(logits), made
+    return TorchBackend(empty, contract, barred=source.missing_ids()).propose(logits)
+
+
+def log_prob_gap(ours: Proposal, theirs: Proposal) -> float:
+    return worst(0.0, np.log(ours.confidence) - np.log(theirs.confidence))
 
 
 def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
@@ -197,6 +253,12 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
     state = {name: weights[prefix + name].float() for name in module.state_dict()}
     module.load_state_dict(state, assign=True)
     return module.eval()
+
+
+def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
+    """How far `made` is from `near`, and for int8 that from `exact`, three of one shape, in units of `unit`'s rms."""
+    bound = max(BOUNDS["fp32"], distance(near, exact, unit)) if precision == DYNAMIC else BOUNDS[precision]
+    return Gap(distance(made, near, unit), bound)
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:

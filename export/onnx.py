@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import torch
 
-from runtime.bundle import Engine, write
+from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -35,15 +35,17 @@ from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
 from .int8 import quantise_weights
+from .int8_torch import arithmetic, whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
 from .store import EXTERNAL, store
+from .twin import twin_of
 from .workplace import working_folder, writing
 
 EXPORTER = 2  # of the graph this file writes; raised when it changes
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8: of what is not a weight
 CAPACITY = 1024  # positions, by default
-WHOLE = 2 * 10**9  # bytes that a model may take in fp32, in PyTorch and in the engine together, to be proved whole
+WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
 
 
@@ -61,7 +63,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
-        f"(default auto: whole where its fp32 weights fit twice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
+        f"(default auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
@@ -74,18 +76,23 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
-    contract = exported_contract(source, args.capacity)
+    contract, origin = exported_contract(source, args.capacity), provenance(args.ckpt, overrides_of(args))
+    engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
+    with writing(out):
+        check_place(out, contract, engine, origin)
     checks: list[Check] = []
     with working_folder(out) as folder:
         with writing(out):
             files = write_model(source, contract, args.precision, args.logits, folder)
-        for check in prove(source, contract, files[0], args.precision, args.parity):
+        for check in prove(source, contract, files[0], arithmetic("ort", args.precision), args.parity):
             checks.append(check)
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
         if not failed:
+            parity = {check.name: check.detail for check in checks}
+            engine = replace(engine, model=files[0].name, parity=parity)
             with writing(out):
-                keep(out, args, source, contract, files, checks)
+                write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
@@ -96,17 +103,6 @@ def export(args: argparse.Namespace) -> int:
 def default_out(ckpt: Path) -> Path:
     """Beside the checkpoint; the dot in a directory's name begins no suffix (SDAR-1.7B-Chat)."""
     return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
-
-
-def keep(
-    out: Path, args: argparse.Namespace, source: Checkpoint, contract: Contract, files: Sequence[Path],
-    checks: Sequence[Check],
-) -> None:  # fmt: skip
-    """Puts the proved files into the bundle."""
-    name, parity = f"ort-{args.precision}", {check.name: check.detail for check in checks}
-    engine = Engine(name, "ort", args.precision, "cpu", None, files[0].name, {}, parity)
-    origin = provenance(args.ckpt, overrides_of(args))
-    write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
 
 
 def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
@@ -136,7 +132,8 @@ def prove(
 ) -> Iterator[Check]:  # fmt: skip
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former where it fits.
+    precision: that of the graph's arithmetic, see `int8_torch.arithmetic`. parity: `whole`, `layers`, or `auto` for the
+    former where it fits.
     """
     try:
         onnx.checker.check_model(model)
@@ -147,19 +144,18 @@ def prove(
     if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
         yield from by_layer(source, contract, model, precision)
         return
-    reference, candidate = (
-        TorchBackend(source.build(), contract, barred=source.missing_ids()),
-        OrtBackend(model, contract),
-    )
-    *_, found = compare(reference, candidate, sample_requests(contract), separate=1)
-    yield from found.checks(TIE, precision)
+    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
+    candidate = OrtBackend(model, contract)
+    *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
+    bound = whole_bound(precision, reference, source, contract, requests, separate=1)
+    yield from found.checks(TIE, precision, bound)
 
 
 def fits_whole(shape: ModelConfig) -> bool:
-    """Whether the model in fp32, in PyTorch and once more in the engine, is within WHOLE and half of the memory."""
+    """Whether the model in fp32, in PyTorch, in the engine and in its twin, is within WHOLE and half of the memory."""
     size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 2 * size <= min(WHOLE, memory // 2)
+    return 3 * size <= min(WHOLE, memory // 2)
 
 
 def sample_requests(contract: Contract) -> list[Request]:

@@ -6,27 +6,32 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from runtime.bundle import Bundle, read, verify_files
+from runtime.bundle import Bundle, Engine, read, verify_files
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
+from runtime.cuda import load_cuda
 from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
-from train import checkpoint, tasks
-from train.checkpoint import Checkpoint
-from train.options import add_directory_options, overrides_of
+from runtime.trt_backend import open_engines
+from train import checkpoint, prompts, tasks
+from train.families import Overrides
+from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
-from .parity import BOUNDS, compare
+from .int8_torch import arithmetic, whole_bound
+from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .twin import twin_of
 
 SEED = 20
+NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
-    bounds = f"Exit 1 where a log-probability differs by more nats than {bounds}, or in fp32 any answer at all."
+    bounds = (
+        f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's int8: "
+        "than twice what its arithmetic loses in PyTorch), or entropy by more than "
+        f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
+        f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
+        "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
+        "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
+    )
     p = Parser(prog="python -m export.verify", description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
@@ -45,7 +57,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--prompts", type=int, default=200, help="how many held-out prompts (default 200)")
     p.add_argument("--task", default="math,code", help="sample tasks the prompts come from (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
+    p.add_argument("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    add_raw_option(p)
     add_directory_options(p)
     return p.parse_args(argv)
 
@@ -53,18 +67,24 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    made, source = read(args.bundle), checkpoint.load(args.ckpt, overrides_of(args))
-    engine = made.engine(args.engine)
-    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides_of(args)))
-    if engine.dialect != "ort":
-        raise UserError(f"engine {engine.name} is of dialect {engine.dialect}; only ort can be verified here")
+    made = read(args.bundle)
+    overrides = overrides_with(args, made.contract)
+    source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
-    requests = held_out(source, made.contract, prompts(args.task, args.data, args.prompts))
-    candidate = OrtBackend(made.path / engine.model, made.contract)
-    reference = TorchBackend(source.build(), made.contract, barred=source.missing_ids())
-    compared = compare(reference, candidate, requests, gate=engine.gate)
+    candidate = candidate_of(made, engine, args.trust_engine)
+    contract = candidate.contract
+    asked = asked_for(args.task, args.data, args.prompts)
+    requests = held_out(prompts.of_checkpoint(source, args.raw), contract, asked)
+    if engine.build is not None:
+        print(f"{engine.name}: {candidate.name}", file=sys.stderr)
+    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    twin = twin_of(graph_of(made, engine), candidate) if isinstance(candidate, OrtBackend) else None
+    compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    checks = parity.checks(precision=engine.precision)
+    precision = arithmetic(engine.dialect, engine.precision)
+    bound = whole_bound(precision, reference, source, contract, requests, engine.gate)
+    checks = parity.checks(precision=precision, bound=bound)
     for check in checks:
         print(check, file=stream)
     if args.json:
@@ -75,13 +95,50 @@ def verify(args: argparse.Namespace) -> int:
     return DONE if all(check.ok for check in checks) else FAILED
 
 
+def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
+    """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
+    if engine.build is None:
+        return OrtBackend(graph_of(made, engine), made.contract)
+    if has_gpu():
+        return open_engines(made, [engine], trust=trust)
+    if engine.precision in NO_CPU or engine.build.batch > 1:
+        what = f"graphs of {engine.precision}" if engine.precision in NO_CPU else f"batches of {engine.build.batch}"
+        raise UserError(
+            f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
+        )
+    contract = replace(made.contract, capacity=engine.build.capacity)
+    return OrtBackend(graph_of(made, engine), contract)
+
+
+def graph_of(made: Bundle, engine: Engine) -> Path:
+    """The ONNX file of an engine, or what it was built from."""
+    return made.path / (engine.model if engine.build is None else engine.build.onnx)
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU, and cuda-python to reach it."""
+    try:
+        return load_cuda().gpu() is not None
+    except UserError:
+        return False
+
+
+def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
+    """What was given, and where the checkpoint is a directory what the bundle was exported with of the rest."""
+    given = overrides_of(args)
+    if not args.ckpt.is_dir():
+        return given
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
+    return replace(given, **{name: getattr(contract, name) for name in names if getattr(given, name) is None})
+
+
 def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
     """Raises UserError where the bundle came from another checkpoint."""
     if made.provenance.get("checkpoint_sha256") != fingerprint:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
 
 
-def prompts(names: str, data: Path | None, count: int) -> list[str]:
+def asked_for(names: str, data: Path | None, count: int) -> list[str]:
     """Texts of the validation split, evenly from the tasks. Raises UserError where there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
@@ -93,10 +150,9 @@ def prompts(names: str, data: Path | None, count: int) -> list[str]:
         raise UserError(str(error)) from None
 
 
-def held_out(source: Checkpoint, contract: Contract, texts: Sequence[str]) -> list[Request]:
-    """A request for each prompt, its answer as long as the canvas or the room. Raises UserError where none has room."""
-    tokenizer = source.read_tokenizer()
-    encoded = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in texts]
+def held_out(encode: prompts.Encode, contract: Contract, texts: Sequence[str]) -> list[Request]:
+    """A request for each prompt, its answer as long as the canvas or the room. Raises UserError where one has none."""
+    encoded = [np.array(ids, np.int64) for ids in encode(texts)]
     rooms = [(ids, room_for_answer(contract, len(ids))) for ids in encoded if len(ids)]
     requests = [Request(ids, min(room, contract.canvas)) for ids, room in rooms if room]
     if len(requests) < len(texts):

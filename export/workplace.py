@@ -30,28 +30,35 @@ def working_folder(out: Path) -> Iterator[Path]:
     It is gone afterwards; what a killed export left in it is removed first. Raises UserError where nothing can be
     written beside `out`, or another export to it is running.
     """
+    whole = out.resolve()
+    folder = whole.with_name(f".{whole.name}.part")
     with writing(out):
-        whole = out.resolve()
-        folder = whole.with_name(f".{whole.name}.part")
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = _taken(out, folder)
     try:
-        _take(out, handle)
-        for left in folder.iterdir():
-            left.unlink()
+        with writing(out):
+            for left in folder.iterdir():
+                left.unlink()
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(handle)
 
 
-def _take(out: Path, handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another export to {out} is running; wait for it, or give --out another path") from None
+def _taken(out: Path, folder: Path) -> int:
+    """A handle of the folder, which is made where there is none, with its lock."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists() and os.fstat(handle).st_ino == folder.stat().st_ino:
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(f"another export to {out} is running; wait for it, or give --out another path") from None
+        os.close(handle)  # the export before ended and took its folder away
 
 
 def check_room(folder: Path, size: int) -> None:

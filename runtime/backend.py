@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +54,10 @@ class Backend(Protocol):
 
     def keep(self, rows: NDArray[Any]) -> None:
         """Goes on with these sequences of the batch alone, in this order."""
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A backend whose weights several threads may use at once, each through a backend with a cache of its own."""
+
+    def share(self) -> Backend: ...

@@ -23,7 +23,9 @@ from .contract import Contract, GateSpec
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
 
-__all__ = ["Build", "Bundle", "Engine", "content_name", "read", "set_gate", "sha256", "verify_files", "write"]
+__all__ = [
+    "Build", "Bundle", "Engine", "check_place", "content_name", "read", "set_gate", "sha256", "verify_files", "write",
+]  # fmt: skip
 
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
@@ -52,6 +54,14 @@ def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
         memory.see({**known, **found})
 
 
+def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> None:
+    """Raises UserError where `write` would refuse this engine, its files apart: before the work of making them."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
+    if path.exists():
+        _others(path, contract, engine, provenance)
+
+
 def write(
     path: Path, contract: Contract, engine: Engine, artefacts: Sequence[Path], tokenizer: str,
     chat_template: str | None, provenance: Mapping[str, Any],
@@ -59,8 +69,8 @@ def write(
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
 
     artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the
-    bundle where they lie on its file system, else copied. An engine of the same
-    `key` is replaced. The others stay where the bundle came from the same checkpoint
+    bundle where they lie on its file system, else copied; those that are in it stay. An engine of the same `key` is
+    replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
     """
@@ -74,13 +84,10 @@ def write(
         engines = (*_others(path, contract, new, provenance), new)
         try:
             for file in artefacts:
-                _place(path / file.name, file)
+                if file.parent.resolve() != path.resolve():
+                    _place(path / file.name, file)
             stored = {name: _place_text(path, name, *text) for name, text in texts.items()}
-            values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines]}
-            values |= {**stored, "provenance": dict(provenance)}
-            text = json.dumps(values, indent=1)
-            parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
-            _replace(path / MANIFEST, text.encode())
+            _place_manifest(path, contract, engines, {**stored, "provenance": dict(provenance)})
         finally:
             _sweep(path)
         return read(path)
@@ -192,6 +199,13 @@ def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[st
     name = content_name(stem, f".{suffix}", digest)
     _replace(path / name, content)
     return {"file": name, "sha256": digest}
+
+
+def _place_manifest(path: Path, contract: Contract, engines: Sequence[Engine], rest: Mapping[str, Any]) -> None:
+    values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines], **rest}
+    text = json.dumps(values, indent=1)
+    parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
+    _replace(path / MANIFEST, text.encode())
 
 
 def _replace(target: Path, content: bytes) -> None:

@@ -137,18 +137,7 @@ def parse_contract(values: Any) -> Contract:
     _integer("contract.top_k", contract.top_k, 0)
     if contract.max_prompt is not None:
         _integer("contract.max_prompt", contract.max_prompt, 1)
-    for name, token in (
-        ("mask_id", contract.mask_id),
-        ("pad_id", contract.pad_id),
-        *(("eos_ids", e) for e in contract.eos_ids),
-    ):
-        _integer(f"contract.{name}", token, 0)
-        if token >= contract.vocab:
-            raise UserError(f"contract.{name} is {token}, not below the vocabulary of {contract.vocab}")
-    if not contract.eos_ids:
-        raise UserError("contract.eos_ids is empty; expected at least one end token")
-    if contract.mask_id in contract.eos_ids:
-        raise UserError(f"contract.mask_id {contract.mask_id} is an end token too; expected different ids")
+    _check_tokens(contract)
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")
     if contract.gate.rule != "count":
@@ -156,6 +145,18 @@ def parse_contract(values: Any) -> Contract:
     if (contract.cache == "none") != (contract.attention == "full"):
         raise UserError(f"contract.cache is {contract.cache} with attention {contract.attention}; only full has none")
     return contract
+
+
+def _check_tokens(contract: Contract) -> None:
+    named = [("mask_id", contract.mask_id), ("pad_id", contract.pad_id), *(("eos_ids", e) for e in contract.eos_ids)]
+    for name, token in named:
+        _integer(f"contract.{name}", token, 0)
+        if token >= contract.vocab:
+            raise UserError(f"contract.{name} is {token}, not below the vocabulary of {contract.vocab}")
+    if not contract.eos_ids:
+        raise UserError("contract.eos_ids is empty; expected at least one end token")
+    if contract.mask_id in contract.eos_ids:
+        raise UserError(f"contract.mask_id {contract.mask_id} is an end token too; expected different ids")
 
 
 def _known(kind: type, values: Any, name: str) -> dict[str, Any]:

@@ -67,29 +67,24 @@ def steps(
 
     threshold: a value, or a function read at every step; the gate's own by default. gate: replaces the bundle's.
     fused: the commit of a block (and the prefill) shares a forward with the next canvas; exact either way in fp32.
-    Raises UserError before any work where a request does not fit or has an id that the model lacks, NumericalError for
-    scores that are not numbers.
+    No requests yield nothing. Raises UserError before any work where a request does not fit or has an id that the model
+    lacks, NumericalError for scores that are not numbers.
     """
     contract, started = backend.contract, time.perf_counter()
     rule = Gate(gate or contract.gate, contract.eos_ids)
-    for request in requests:
-        check_ids(contract, request.prompt)
-        check_room(contract, len(request.prompt), request.max_new_tokens)
-        check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
     read = _reader_of_all(threshold, requests, rule.spec, contract.vocab)
-    fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
-    slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix) for i, r in enumerate(requests)]
-    backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
-    prefilled = started if fused else None
+    slots = _begin(backend, requests, fused)
+    prefilled: float | None = None
     while live := [s for s in slots if s.result is None]:
         if len(live) <= 0.75 * len(slots):
             backend.keep(np.array([slot for slot, s in enumerate(slots) if s.result is None]))
             slots = live
         proposals, ran = _propose(backend, slots)
-        prefilled = prefilled or time.perf_counter()
+        if prefilled is None:  # a first forward with a canvas in it is a step, fused with the prefill or without any
+            prefilled = started if proposals else time.perf_counter()
         if proposals:
             done = _accept(slots, proposals, ran, rule, read)
-            yield [_timed(step, started, prefilled) if step.result else step for step in done]
+            yield [_timed(step, step.result, started, prefilled) if step.result else step for step in done]
 
 
 def generate(backend: Backend, request: Request, **options: object) -> Result:
@@ -105,6 +100,20 @@ def generate_batch(backend: Backend, requests: Sequence[Request], **options: obj
     for done in steps(backend, requests, **options):  # type: ignore[arg-type]
         results.update({step.row: step.result for step in done if step.result is not None})
     return [results[row] for row in range(len(requests))]
+
+
+def _begin(backend: Backend, requests: Sequence[Request], fused: bool) -> list[Progress]:
+    """All requests at their beginning and room for them, once each is known to fit."""
+    contract = backend.contract
+    for request in requests:
+        check_ids(contract, request.prompt)
+        check_room(contract, len(request.prompt), request.max_new_tokens)
+        check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
+    fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
+    slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix) for i, r in enumerate(requests)]
+    if slots:
+        backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
+    return slots
 
 
 def _reader_of_all(
@@ -186,8 +195,6 @@ def _accept(
     return done
 
 
-def _timed(step: Step, started: float, prefilled: float) -> Step:
-    if step.result is None:
-        return step
-    took = replace(step.result, seconds=time.perf_counter() - started, prefill_seconds=prefilled - started)
+def _timed(step: Step, result: Result, started: float, prefilled: float) -> Step:
+    took = replace(result, seconds=time.perf_counter() - started, prefill_seconds=prefilled - started)
     return replace(step, result=took)

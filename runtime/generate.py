@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .decode import Step
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result
@@ -26,7 +27,7 @@ def generate(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     model = load_model(args)
     loaded = time.perf_counter() - started
-    steps = model.steps(
+    steps: Iterator[Step] = model.steps(
         prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused",
         raw=args.raw, suffix=args.suffix,
     )  # fmt: skip

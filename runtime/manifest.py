@@ -52,10 +52,10 @@ class Build:
 class Engine:
     """One way to run the model.
 
-    target: `cpu`, or the compute capabilities it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate:
-    replaces the contract's, since quantisation shifts confidences; model: the file to load; files: all its files with
-    their sha256; parity: what was measured against PyTorch when it was made; build: where the file is TensorRT's, None
-    where it is an ONNX graph.
+    target: `cpu`, `any` for a graph that TensorRT is to build of, or the compute capabilities it was built for (`sm89`,
+    `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's, since quantisation shifts confidences;
+    model: the file to load; files: all its files with their sha256; parity: what was measured against PyTorch when it
+    was made; build: where the file is TensorRT's, None where it is an ONNX graph.
     """
 
     name: str
@@ -71,7 +71,8 @@ class Engine:
     @property
     def key(self) -> tuple[object, ...]:
         """What an engine of a bundle is, and another one with the same replaces it."""
-        own = (self.build.flavor, self.build.device, self.build.capacity, self.build.batch) if self.build else ()
+        build = self.build
+        own = (build.flavor, build.device, build.capacity, build.batch) if build else (self.name,)
         return (self.dialect, self.precision, self.target, *own)
 
     def as_dict(self) -> dict[str, Any]:
@@ -230,10 +231,11 @@ def _constant(name: str) -> float:
 
 
 def regular(file: Path) -> Path:
+    """The file, which has to be there and to be no link and no folder; raises UserError otherwise."""
     try:
-        regular = stat.S_ISREG(file.lstat().st_mode)
+        plain = stat.S_ISREG(file.lstat().st_mode)
     except OSError:
         raise UserError(f"{file} is missing; copy or export the bundle again") from None
-    if not regular:
+    if not plain:
         raise UserError(f"{file} is not a plain file; a bundle holds no links and no folders")
     return file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import decode
-from .backend import Backend, Ints
+from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
 from .decode import Request, Step, Threshold
 from .errors import UserError
@@ -92,8 +92,8 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
-    ) -> Iterator[Step]:
-        """What each forward does to the canvas; the last step has the result."""
+    ) -> Generator[Step, None, None]:
+        """What each forward does to the canvas; the last step has the result. To leave early, close it."""
         request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
         return self._steps(request, threshold, fused)
 
@@ -125,6 +125,12 @@ class Model:
         request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
         return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
 
+    def share(self) -> Model:
+        """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
+        if not isinstance(self.backend, Shareable):
+            raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
+        return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
+
     def request(
         self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = ""
     ) -> Request:
@@ -144,7 +150,7 @@ class Model:
             raise UserError("the prompt is empty; give at least one character")
         return self.tokenizer.encode(text) if raw else self.tokenizer.encode_chat(text)
 
-    def _steps(self, request: Request, threshold: Threshold | None, fused: bool) -> Iterator[Step]:
+    def _steps(self, request: Request, threshold: Threshold | None, fused: bool) -> Generator[Step, None, None]:
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:
@@ -188,8 +194,6 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
         from .ort import OrtBackend
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
-    if engine.dialect != "ort":
-        raise UserError(f"engine {engine.name} is of the dialect {engine.dialect}; expected one of the dialect ort")
     verify_files(bundle, engine, verify)
     return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class OrtBackend:
         self._inputs = [entry.name for entry in self.session.get_inputs()]
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._form = cache_form(self.session)
+        if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
+            self._contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
+        if self._form.delta and device != "cpu":
+            raise UserError("a graph of the dialect plain keeps its cache on the host; run it without --device cuda")
         self._check_graph()
 
     @property
@@ -174,11 +178,6 @@ class OrtBackend:
         got = {e.name: e.shape[1::2] if len(e.shape) == 4 else [] for e in self.session.get_inputs()}
         if wrong := sorted(name for name in got.keys() | wanted.keys() if got.get(name) != wanted.get(name)):
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
-        if self._form.capacity is not None and self._form.capacity < c.capacity:
-            raise UserError(
-                f"the model file's cache holds {self._form.capacity} positions, its manifest says {c.capacity}; "
-                "export it again"
-            )
 
 
 def cache_form(session: ort.InferenceSession) -> CacheForm:

@@ -22,7 +22,8 @@ class Result:
 
     token_ids include the end token; finish: eos | length. steps: forwards with an open position; commits: finished
     blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not counted;
-    blocks: blocks begun; cached: whether committed tokens were kept in a cache. Times in seconds.
+    blocks: blocks begun; cached: whether committed tokens were kept in a cache. Times in seconds; prefill_seconds is 0
+    where the first forward was a step, with the prompt in it or none to prefill.
     """
 
     token_ids: tuple[int, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .backend import Ints
 from .errors import UserError
 
 BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
+
+Messages = Sequence[Mapping[str, str]]  # `role` and `content` of each
 
 
 class Tokenizer:
@@ -40,21 +43,32 @@ class Tokenizer:
 
         Raises UserError where jinja2 is missing or the template fails.
         """
+        return self.encode_messages([{"role": "user", "content": text}])
+
+    def encode_messages(self, messages: Messages) -> Ints:
+        """Token ids of a conversation in the chat template, int64 [length]; without one, of a lone user message.
+
+        Raises UserError where there is more to say and no template, where jinja2 is missing or the template fails.
+        """
+        texts = [message["content"] for message in messages]
         if self.chat_template is None or self._special is None:
-            return self.encode(text)
+            if len(messages) != 1 or messages[0]["role"] != "user":
+                raise UserError("this bundle has no chat template to write a conversation in; send one user message")
+            return self.encode(texts[0])
         special = [token.content for token in self._special.get_added_tokens_decoder().values() if token.special]
-        if not any(content in text for content in special):
-            return np.array(self._encode(self._special, render(self.chat_template, text)), np.int64)
-        place = secrets.token_hex(16)  # stands for the message, so that only what is around it may be special
-        around = render(self.chat_template, place).split(place)
-        if len(around) == 1:
+        if not any(content in text for content in special for text in texts):
+            return np.array(self._encode(self._special, render(self.chat_template, messages)), np.int64)
+        places = {secrets.token_hex(16): text for text in texts}  # so that only what is around them may be special
+        stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
+        around = re.split(f"({'|'.join(places)})", render(self.chat_template, stand_ins))
+        if not places.keys() <= set(around):
             raise UserError(
                 "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
                 "the template's own; leave them out"
             )
-        ids = self._encode(self._special, around[0])
-        for part in around[1:]:
-            ids += self._encode(self._plain, text) + self._encode(self._special, part)
+        ids: list[int] = []
+        for part in around:
+            ids += self._encode(self._plain, places[part]) if part in places else self._encode(self._special, part)
         return np.array(ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -109,8 +123,8 @@ class TextStream:
         return piece
 
 
-def render(template: str, message: str) -> str:
-    """A chat template over one user message, with the assistant's turn opened; sandboxed, it comes from the bundle."""
+def render(template: str, messages: Messages) -> str:
+    """A chat template over a conversation, with the assistant's turn opened; sandboxed, it comes from the bundle."""
     try:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -131,7 +145,6 @@ def render(template: str, message: str) -> str:
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = as_json
     try:
-        messages = [{"role": "user", "content": message}]
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         return str(environment.from_string(template).render(given))
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:

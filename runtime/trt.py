@@ -45,6 +45,7 @@ class TrtEngine:
         self._written: tuple[Ints, int, int] | None = None  # of the last forward: past [batch], its tokens, run with
         self._messages: list[str] = []
         self._runtime = library.Runtime(_logger(library, self._messages))
+        self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise UserError(

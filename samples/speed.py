@@ -3,80 +3,132 @@
     python samples/speed.py --out samples/results/speed.json
 
 Every contender answers the same held-out prompts, one at a time, in turn: for each prompt all of them run before the
-next one, so that a machine that drifts slows all alike. Run it on an otherwise idle machine.
+next one, so that a machine that drifts slows all alike. All have the canvas of the task, the 99th percentile of its
+training answers in whole blocks, and stop early. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from tqdm import tqdm
 
-from runtime import load
+from export import onnx as export
+from runtime import Model, load
 from runtime.backend import Backend
+from runtime.bench import installed, processor
+from runtime.command import DONE, Parser
+from runtime.command import run as run_command
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
+from runtime.errors import UserError
 from runtime.sequence import Result
 from train import checkpoint, tasks
+from train.checkpoint import Checkpoint, replace_file
+from train.data import canvas_for, survey
 from train.torch_backend import TorchBackend, contract_of
 
 SAMPLES = Path(__file__).resolve().parent
 ONE_A_STEP = GateSpec(rule="count", min=1)
 WAYS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16")
+SPLIT, SEED = "valid", 11  # of the prompts
+REPORTED = ("split", "problems", "bf16", "accuracy", "accuracy_95")
+PACKAGES = ("torch", "onnxruntime", "numpy")
+FAST, RIVAL = "student, ONNX Runtime", "rival, ONNX Runtime"
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to answer; `gate` None means the model's own."""
+    """One way to answer: `model` is the name of its file."""
 
     name: str
+    model: str
     backend: Backend
-    gate: GateSpec | None = None
+    gate: GateSpec
 
-    def answer(self, prompt: np.ndarray) -> Result:
+    def answer(self, prompt: np.ndarray, canvas: int) -> Result:
         """The answer to a prompt [length], at most a canvas long."""
-        return generate(self.backend, Request(prompt, self.backend.contract.canvas), gate=self.gate)
+        return generate(self.backend, Request(prompt, canvas), gate=self.gate)
 
 
-def in_torch(path: Path, way: str) -> TorchBackend:
-    """A checkpoint at batch 1: eager or compiled (shapes dynamic), fp32 or bf16 autocast."""
+@dataclass(frozen=True, slots=True)
+class InTorch:
+    """A checkpoint at batch 1, eager and where asked compiled: shapes dynamic, when it is first run."""
+
+    saved: Checkpoint
+    forwards: dict[str, torch.nn.Module]
+
+    def backend(self, way: str, canvas: int) -> TorchBackend:
+        """It in fp32 or bf16 autocast, a `full` one over that canvas."""
+        kind, precision = way.split()
+        contract = replace(contract_of(self.saved), canvas=canvas)
+        backend = TorchBackend(self.saved.build(), contract, bf16=precision == "bf16", barred=self.saved.missing_ids())
+        backend.model = self.forwards[kind]  # type: ignore[assignment]
+        return backend
+
+
+def read(path: Path, ways: Sequence[str]) -> InTorch:
+    """A checkpoint with what those ways run."""
     saved = checkpoint.load(path)
-    backend = TorchBackend(saved.build(), contract_of(saved), bf16=way.endswith("bf16"))
-    if way.startswith("compiled"):
-        backend.model = torch.compile(backend.model, dynamic=True)  # type: ignore[assignment]
-    return backend
+    forwards: dict[str, torch.nn.Module] = {"eager": saved.build()}
+    if any(way.startswith("compiled") for way in ways):
+        torch._dynamo.config.recompile_limit = 64
+        forwards["compiled"] = torch.compile(forwards["eager"], dynamic=True)  # type: ignore[assignment]
+    return InTorch(saved, forwards)
 
 
-def contenders(folder: Path) -> list[Contender]:
+def bundle_of(models: Path, name: str, spare: Path) -> Path:
+    """The bundle beside a checkpoint, or one exported into `spare` where there is none."""
+    made = models / f"{name}.bundle"
+    if not made.is_dir():
+        made = spare / made.name
+        if code := export.main(["--ckpt", str(models / f"{name}.pt"), "--out", str(made)]):
+            raise SystemExit(code)
+    return made
+
+
+def contenders(
+    teacher: InTorch, student: InTorch, engines: Sequence[Model], ways: Sequence[str], canvas: int,
+    threshold: float | None,
+) -> list[Contender]:  # fmt: skip
     """The teacher in every PyTorch way, the student in PyTorch and exported, the autoregressive rival exported."""
-    found = [Contender(f"teacher, {way}", in_torch(folder / "teacher.pt", way), ONE_A_STEP) for way in WAYS]
-    found += [Contender(f"student in PyTorch, {way}", in_torch(folder / "student.pt", way)) for way in WAYS]
-    found.append(Contender("student, ONNX Runtime", load(folder / "student.bundle").backend))
-    found.append(Contender("rival, ONNX Runtime", load(folder / "rival.bundle").backend))
+
+    def at(gate: GateSpec) -> GateSpec:
+        return gate if threshold is None else replace(gate, threshold=threshold)
+
+    found = [Contender(f"teacher, {way}", "teacher", teacher.backend(way, canvas), ONE_A_STEP) for way in ways]
+    for way in ways:
+        backend = student.backend(way, canvas)
+        found.append(Contender(f"student in PyTorch, {way}", "student", backend, at(backend.contract.gate)))
+    fast, rival = engines
+    found.append(Contender(FAST, "student", fast.backend, at(fast.gate)))
+    found.append(Contender(RIVAL, "rival", rival.backend, rival.gate))
     return found
 
 
-def measure(found: list[Contender], prompts: list[np.ndarray], repeat: int) -> dict[str, dict[str, float]]:
-    """Medians over the prompts of each contender's fastest of `repeat` runs."""
+def measure(
+    found: Sequence[Contender], prompts: Sequence[np.ndarray], canvas: int, repeat: int
+) -> dict[str, dict[str, float]]:
+    """Means over the prompts of each contender's fastest of `repeat` runs."""
     for contender in found:
         for prompt in prompts[:4]:
-            contender.answer(prompt)  # compiles, plans memory
+            contender.answer(prompt, canvas)  # compiles, plans memory
     times: dict[str, list[float]] = {c.name: [] for c in found}
     forwards: dict[str, list[int]] = {c.name: [] for c in found}
     tokens: dict[str, list[int]] = {c.name: [] for c in found}
     for prompt in tqdm(prompts, unit="prompt"):
         for contender in found:
-            results = [contender.answer(prompt) for _ in range(repeat)]
+            results = [contender.answer(prompt, canvas) for _ in range(repeat)]
             times[contender.name].append(min(r.seconds for r in results))
             forwards[contender.name].append(results[0].forwards)
             tokens[contender.name].append(len(results[0].token_ids))
@@ -99,53 +151,117 @@ def factors(rows: dict[str, dict[str, float]]) -> dict[str, Any]:
     def fastest(start: str) -> str:
         return min((name for name in rows if name.startswith(start)), key=lambda name: rows[name]["ms_an_answer"])
 
-    fast = "student, ONNX Runtime"
     slow, middle = fastest("teacher"), fastest("student in PyTorch")
     cost = {name: row["ms_a_forward"] for name, row in rows.items()}
     return {
         "teacher": slow,
         "student_in_torch": middle,
-        "forwards": rows[slow]["forwards"] / rows[fast]["forwards"],
+        "forwards": rows[slow]["forwards"] / rows[FAST]["forwards"],
         "cache": cost[slow] / cost[middle],
-        "engine": cost[middle] / cost[fast],
-        "whole": rows[slow]["ms_an_answer"] / rows[fast]["ms_an_answer"],
-        "against_rival": rows["rival, ONNX Runtime"]["ms_an_answer"] / rows[fast]["ms_an_answer"],
+        "engine": cost[middle] / cost[FAST],
+        "whole": rows[slow]["ms_an_answer"] / rows[FAST]["ms_an_answer"],
+        "against_rival": rows[RIVAL]["ms_an_answer"] / rows[FAST]["ms_an_answer"],
     }
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--models", type=Path, default=SAMPLES, help="folder of teacher.pt, student.pt and the bundles")
+def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] | None:
+    """What train.evaluate measured of that model, mask and gate on the task, on the most problems; None if nothing."""
+    best: dict[str, Any] | None = None
+    for path in sorted(reports.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report.get("task") != task or Path(report["model"]).stem != contender.model:
+            continue
+        alike = report["attention"] == contender.backend.contract.attention
+        alike &= decides(GateSpec(**report["gate"])) == decides(contender.gate)
+        if alike and (best is None or report["problems"] > best["problems"]):
+            best = {"report": path.name, **{name: report[name] for name in REPORTED}}
+    return best
+
+
+def decides(gate: GateSpec) -> dict[str, Any]:
+    """The values of a gate that its rule reads."""
+    unread = ("threshold", "comparator", "max") if gate.rule == "count" else ()
+    return {name: value for name, value in asdict(gate).items() if name not in unread}
+
+
+def table(task: str, rows: dict[str, dict[str, float]], product: dict[str, Any]) -> None:
+    print(f"\n{task}: {'':24}{'ms/answer':>11}{'forwards':>10}{'ms/forward':>12}{'tokens/s':>10}")
+    for name, row in rows.items():
+        print(
+            f"{name:30}{row['ms_an_answer']:>11.2f}{row['forwards']:>10.1f}{row['ms_a_forward']:>12.3f}"
+            f"{row['tokens_a_second']:>10.0f}"
+        )
+    print({name: round(value, 2) if isinstance(value, float) else value for name, value in product.items()})
+
+
+def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
+    """Of each task the canvas, the contenders with their conditions, and the factors; a table of each is printed."""
+    teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
+    bundles = [bundle_of(args.models, name, spare) for name in ("student", "rival")]
+    tokenizer, decoding = student.saved.read_tokenizer(), student.saved.decoding
+    made = {}
+    for task in tasks.named("math,code"):
+        canvas = canvas_for(survey([task], tokenizer, decoding.eos_ids[0]), decoding.block)
+        drawn = task.problems(SPLIT, args.count, SEED)
+        prompts = [np.array(tokenizer.encode(problem.prompt).ids, np.int64) for problem in drawn]
+        engines = [load(bundle, threads=args.threads) for bundle in bundles]
+        found = contenders(teacher, student, engines, ways, canvas, args.threshold)
+        rows = measure(found, prompts, canvas, args.repeat)
+        table(task.name, rows, factors(rows))
+        entries = {
+            c.name: {**rows[c.name], "gate": asdict(c.gate), "accuracy": accuracy(c, task.name, args.reports)}
+            for c in found
+        }
+        made[task.name] = {"canvas": canvas, "contenders": entries, "factors": factors(rows)}
+    return made
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measures both tasks and writes the report."""
+    ways = [way.strip() for way in args.ways.split(",")]
+    if min(args.count, args.repeat, args.threads) < 1 or not set(ways) <= {*WAYS}:
+        raise UserError(
+            f"got --count {args.count}, --repeat {args.repeat}, --threads {args.threads}, --ways {args.ways}; expected "
+            f"numbers of at least 1, and ways of {', '.join(WAYS)}"
+        )
+    torch.set_num_threads(args.threads)
+    with TemporaryDirectory() as spare:
+        made = compared(args, ways, Path(spare))
+    versions = {name: installed(name) for name in PACKAGES}
+    conditions = {"cpu": processor(), "threads": args.threads, "versions": versions, "repeat": args.repeat}
+    report = {**conditions, "prompts": args.count, "split": SPLIT, "seed": SEED, "tasks": made}
+    if args.out:
+        text = json.dumps(report, indent=1) + "\n"
+        replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(prog="python samples/speed.py", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--models", type=Path, default=SAMPLES,
+        help="folder of teacher.pt, student.pt and rival.pt; bundles that are not beside them are exported into a "
+        "temporary folder (default the samples)")  # fmt: skip
+    p.add_argument("--reports", type=Path, default=SAMPLES / "results",
+        help="folder of train.evaluate's reports, for the accuracies of the same models at the same gates (default the "
+        "samples' results)")  # fmt: skip
     p.add_argument("--count", type=int, default=40, help="held-out prompts a task (default 40)")
     p.add_argument("--repeat", type=int, default=3, help="runs of each, the fastest counts (default 3)")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default all cores)")
+    p.add_argument("--threshold", type=float, help="of the student's gate (default its own)")
+    p.add_argument("--ways", default=",".join(WAYS), help="of PyTorch; compiled ones need a C++ compiler (default all)")
+    p.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of PyTorch and of ONNX Runtime (default the physical cores)",
+    )
     p.add_argument("--out", type=Path, help="JSON report")
-    args = p.parse_args()
-    torch.set_num_threads(args.threads)
-    torch._dynamo.config.recompile_limit = 64
-    found = contenders(args.models)
-    tokenizer = checkpoint.load(args.models / "student.pt").read_tokenizer()
-    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
-    report: dict[str, Any] = {"versions": versions, "threads": args.threads, "tasks": {}}
-    for task in tasks.named("math,code"):
-        prompts = [np.array(tokenizer.encode(p.prompt).ids, np.int64) for p in task.problems("valid", args.count, 11)]
-        rows = measure(found, prompts, args.repeat)
-        report["tasks"][task.name] = {"contenders": rows, "factors": factors(rows)}
-        print(f"\n{task.name}: {'':24}{'ms/answer':>11}{'forwards':>10}{'ms/forward':>12}{'tokens/s':>10}")
-        for name, row in rows.items():
-            print(
-                f"{name:30}{row['ms_an_answer']:>11.2f}{row['forwards']:>10.1f}{row['ms_a_forward']:>12.3f}"
-                f"{row['tokens_a_second']:>10.0f}"
-            )
-        print(
-            {
-                name: round(v, 2) if isinstance(v, float) else v
-                for name, v in report["tasks"][task.name]["factors"].items()
-            }
-        )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_command(lambda: command(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ It shares nothing with `runtime/` but the contract's values, and with `train/` b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,20 @@ class Moment:
     accepted: int
     forced: bool
     closest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which open places a step finalises: all that pass, or else the best.
+
+    score: of a confidence and an entropy, the higher the surer; limit: the score that decides, for how close a call
+    was; sub_block: only places of the first so many that have an open one are looked at.
+    """
+
+    score: Callable[[float, float], float]
+    passes: Callable[[float], bool]
+    limit: float
+    sub_block: int | None = None
 
 
 def sees(contract: Contract, prompt: int, length: int) -> Tensor:
@@ -67,9 +81,11 @@ def distributions(model: Model, contract: Contract, ids: Sequence[int], prompt: 
 
 
 def slow_decode(
-    model: Model, contract: Contract, prompt: Sequence[int], max_new_tokens: int, threshold: float
-) -> tuple[list[int], str, list[Moment]]:
-    """The answer, why it ended (eos | length) and every step, for `confidence >= threshold` or the best one."""
+    model: Model, contract: Contract, prompt: Sequence[int], max_new_tokens: int, threshold: float = 0.5,
+    rule: Rule | None = None,
+) -> tuple[list[int], str, list[Moment]]:  # fmt: skip
+    """The answer, why it ended (eos | length) and every step, by the rule or `confidence >= threshold`."""
+    rule = rule or Rule(lambda confidence, entropy: confidence, lambda score: score >= threshold, threshold)
     ids, block, moments = list(prompt), contract.block, []
     absolute = contract.alignment == "absolute" and contract.attention != "full"
     start = len(prompt) // block * block if absolute else len(prompt)
@@ -78,16 +94,20 @@ def slow_decode(
         ids += [contract.mask_id] * len(waiting)
         while waiting:
             behind = len(prompt) + contract.canvas - len(ids) if contract.attention == "full" else 0
-            best = distributions(model, contract, ids + [contract.mask_id] * behind, len(prompt)).topk(2)
-            sure = {place: best.values[place, 0].item() for place in waiting}
-            passed = [place for place in waiting if sure[place] >= threshold]
-            ranking = sorted(waiting, key=lambda place: (-sure[place], place))
+            all_probs = distributions(model, contract, ids + [contract.mask_id] * behind, len(prompt))
+            best = all_probs.topk(2)
+            entropy = torch.special.entr(all_probs).sum(-1)  # [length]
+            size = rule.sub_block or block
+            near = [place for place in waiting if (place - start) // size == (waiting[0] - start) // size]
+            sure = {place: rule.score(best.values[place, 0].item(), entropy[place].item()) for place in near}
+            passed = [place for place in near if rule.passes(sure[place])]
+            ranking = sorted(near, key=lambda place: (-sure[place], place))
             accepted = passed or ranking[:1]
             for place in accepted:
                 ids[place] = int(best.indices[place, 0])
-            calls = [abs(sure[place] - threshold) for place in waiting]
-            calls += [(best.values[place, 0] - best.values[place, 1]).item() for place in waiting]
-            calls += [sure[ranking[0]] - sure[ranking[1]]] if not passed and len(waiting) > 1 else []
+            calls = [abs(sure[place] - rule.limit) for place in near]
+            calls += [(best.values[place, 0] - best.values[place, 1]).item() for place in near]
+            calls += [sure[ranking[0]] - sure[ranking[1]]] if not passed and len(near) > 1 else []
             waiting = [place for place in waiting if place not in accepted]
             still_open = tuple(place in waiting for place in range(start, start + block))
             moments.append(Moment(tuple(ids[start:]), still_open, len(accepted), not passed, min(calls)))

@@ -131,14 +131,14 @@ def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     spec = tiny.contract(vocab=BYTES + 256, canvas=BLOCK)
     engine = byte_tokenizer()
     backend = tiny.Scripted(spec, hasty)
-    source = evaluate.Source(backend, engine, prompts.plain(engine), 1, spec.gate, "scripted")
+    subject = evaluate.Subject(backend, engine, prompts.plain(engine), spec.gate, 1, "scripted")
     problems = [tasks.Problem(f"p{i}", "ab", "own") for i in range(4)]
 
     def grade(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> list[bool]:
         return [text == "ab" for text in texts]
 
     report = Report(tasks.Task("own", lambda *_: iter(problems), grade), problems, [True, True, True, False], [6] * 4)
-    low, high = calibrate.sweep(source, GateSpec(), [0.5, 0.9], [report])
+    low, high = calibrate.sweep(subject, GateSpec(), [0.5, 0.9], [report])
     assert (low.difference, low.forwards) == (-0.75, 1) and (high.difference, high.forwards) == (0.25, 3)
     assert high.by_task["own"]["fewer_forwards"] == 2 and low.by_task["own"]["accuracy"] == 0
     assert calibrate.choose([low, high], 0.5, False) is high

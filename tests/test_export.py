@@ -19,12 +19,13 @@ from tokenizers.models import BPE
 
 from export import onnx as command
 from export import verify
-from export.onnx import exported_contract, sample_requests, write_model
+from export.onnx import exported_contract, prove, sample_requests, write_model
 from export.parity import Distance, Parity, worst
 from runtime import bundle
 from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend
+from train import prompts
 from train.checkpoint import Checkpoint, save
 from train.model import Model, initialise
 from train.torch_backend import TorchBackend, contract_of
@@ -236,7 +237,18 @@ def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.Captur
     assert verify.main([*where, "--prompts", "3", "--task", "math", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["prompts"] == 3 and told["answers"] == 4 and told["differing"] == []
-    assert 0 < told["max"]["log_prob"] <= 1e-4 and told["max"]["forwards"] > 3 and told["max"]["tokens"] == 0
+    assert 0 < told["max"]["log_prob"] <= told["max"]["every_log_prob"] <= 1e-4 and told["max"]["twin"] <= 1e-6
+    assert told["max"]["forwards"] > 3 and told["max"]["tokens"] == 0
+
+
+def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_path: Path) -> None:
+    sure = tiny.certain(SEED, token=7, lead=3.0)
+    contract = exported_contract(sure, None)
+    model = write_model(sure, contract, "fp32", False, tmp_path)[0]
+    right = {check.name: check for check in prove(sure, contract, model)}
+    assert all(check.ok for check in right.values()) and "of every token above e^-20" in right["steps"].detail
+    sure.weights["lm_head.weight"][9] *= 1.5  # of a token that is never the best
+    assert [check.ok for check in prove(sure, contract, model)] == [True, False, True]
 
 
 def test_verify_tells_a_bundle_whose_graph_is_another_models(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,7 +285,8 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     assert verify.main([str(copy / "student.bundle"), "--ckpt", str(copy / "other.pt")]) == 2
     assert "was not exported from" in capsys.readouterr().err
     with pytest.raises(UserError, match="leave no room in a capacity of 16"):
-        verify.held_out(student(), replace(contract_of(student()), capacity=16), ["a long prompt " * 9])
+        contract = replace(contract_of(student()), capacity=16)
+        verify.held_out(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
 
 
 def test_a_nan_is_never_a_small_difference() -> None:

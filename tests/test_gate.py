@@ -50,8 +50,8 @@ GUARDED = replace(AT_LEAST, eos_guard=0.5)
         (AT_MOST, [0.9, 0.7, 0.8], "", ".x."),
         (AT_LEAST, [0.9, 0.0, 0.9], ".x.", ".x."),  # one open position
         (AT_LEAST, [0.9, 0.1, 0.1, 0.9], ".xx.", ".x.."),
-        (replace(AT_LEAST, threshold=0.9), [0.9, 0.1], "", "x."),  # equal as float32, in which scores come
-        (replace(ABOVE, threshold=0.9), [0.9, 0.9], "", "x."),
+        (replace(AT_LEAST, threshold=0.9), [0.9, 0.9], "", "xx"),  # float32(0.9) < 0.9: equal as float32 alone
+        (replace(ABOVE, threshold=0.3), [0.3, 0.3], "", "x."),  # float32(0.3) > 0.3: not above as float32 alone
         (COUNT, [0.1, 0.3, 0.2, 0.3], "", ".x.x"),
         (COUNT, [0.2, 0.2, 0.2, 0.2], "", "xx.."),
         (COUNT, [0.9, 0.3, 0.2, 0.3], "..x.", "..x."),

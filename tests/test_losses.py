@@ -1,4 +1,4 @@
-"""The distillation losses and the statistics on values worked out by hand, and where gradients go and where not."""
+"""The distillation losses on values worked out by hand, and where gradients go and where not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from train import losses
-from train.statistics import paired_difference, percentile, proportion
 
 HALF = [0.5, 0.5]
 QUARTER = [0.25, 0.75]
@@ -129,29 +128,3 @@ def test_log_probs_leave_the_mask_token_out_and_stay_finite() -> None:
     assert got[:, [0, 2]].exp().flatten().tolist() == pytest.approx([0.5] * 4)
     assert losses.forward_kl(got, got).tolist() == [0.0, 0.0]  # with -inf it would be NaN
     assert losses.log_probs(torch.zeros(1, 3, dtype=torch.bfloat16), 1).dtype == torch.float32
-
-
-def test_wilsons_interval_is_that_of_the_published_formula() -> None:
-    """Agresti and Coull 1998 give [0, 0.2775] for none of 10; the others are the formula's with z = 1.959964."""
-    none, some, all_ = proportion([False] * 10), proportion([True] * 8 + [False] * 2), proportion([True] * 10)
-    assert (none.mean, none.low, none.high) == pytest.approx((0, 0, 0.27753), abs=1e-4)
-    assert (some.mean, some.low, some.high) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
-    assert (all_.mean, all_.low, all_.high) == pytest.approx((1, 1 - 0.27753, 1), abs=1e-4)
-
-
-def test_a_paired_difference_counts_only_where_the_two_differ() -> None:
-    ours, theirs = [True, True, False, True], [True, False, False, False]
-    found = paired_difference(ours, theirs)  # differences 0 1 0 1: mean 1/2, variance 1/3
-    assert found.mean == 0.5
-    assert (found.low, found.high) == pytest.approx((0.5 - 0.565793, 0.5 + 0.565793), abs=1e-5)
-    same = paired_difference(ours, ours)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
-    back = paired_difference(theirs, ours)
-    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
-    with pytest.raises(ValueError, match="shorter"):
-        paired_difference(ours, theirs[:2])
-
-
-def test_percentiles_are_nearest_ranks() -> None:
-    values = [30, 10, 20, 40]
-    assert [percentile(values, share) for share in (0, 0.25, 0.26, 0.5, 0.95, 1)] == [10, 10, 20, 20, 40, 40]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 from export import onnx as export
 from runtime import generate
 from runtime.decode import Request, steps
-from runtime.errors import UserError
 from train import checkpoint, collect, distill, evaluate, losses, tasks, teacher
 from train.checkpoint import Checkpoint, Decoding
 from train.model import Model, ModelConfig, initialise
@@ -87,7 +87,9 @@ def test_a_shard_that_is_gone_is_collected_again_and_is_the_same(
     (school.trajectories / "shard-00004.safetensors").unlink()  # one drawn at a temperature
     touched = kept.stat().st_mtime_ns
     assert call(collect.main, school.collect("--json")) == 0
-    assert json.loads(capsys.readouterr().out)["collected"] == 8
+    told = json.loads(capsys.readouterr().out)
+    right = sum(t.right for t in read_shards(school.trajectories))
+    assert told == {"collected": 48, "right": right, "shards": 6, "new": 8}  # those that were there count too
     assert shards(school) == before and kept.stat().st_mtime_ns == touched
 
 
@@ -102,6 +104,14 @@ def test_trajectories_of_other_settings_are_not_mixed(
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "of other settings" in err and err.count("\n") == 1
     assert shards(school) == before
+
+
+def test_trajectories_of_a_file_that_has_changed_are_not_mixed(
+    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / school.data.name).write_text(school.data.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert call(collect.main, school.collect().replace(str(school.data), str(tmp_path / school.data.name))) == 2
+    assert "of other settings" in capsys.readouterr().err
 
 
 def backend_of(path: Path) -> tuple[Checkpoint, TorchBackend]:
@@ -253,7 +263,32 @@ def test_data_that_is_not_there_is_refused_in_one_line(
     assert "none.jsonl cannot be read" in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_trajectories_of_another_teacher_are_refused(school: School, tmp_path: Path) -> None:
-    words = f"--teacher {untrained(tmp_path, canvas=16)} --trajectories {school.trajectories} --out {tmp_path / 's.pt'}"
-    with pytest.raises(UserError, match="canvas 12, the teacher has 32 and 16; collect them with this teacher"):
-        distill.distil(distill.parser().parse_args(words.split()))
+def test_trajectories_of_another_teacher_are_refused(
+    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = checkpoint.load(school.teacher)
+    weights = {name: tensor + 0.01 for name, tensor in saved.weights.items()}
+    checkpoint.save(replace(saved, weights=weights), tmp_path / "same-shape.pt")
+    checkpoint.save(replace(saved, decoding=replace(saved.decoding, block=6)), tmp_path / "other-block.pt")
+    merged = shutil.copytree(school.trajectories, tmp_path / "merged")
+    (merged / "collect.json").unlink()
+    for teacher_path, folders, said in (
+        (tmp_path / "same-shape.pt", school.trajectories, "are of another teacher; collect them with this one"),
+        (tmp_path / "other-block.pt", school.trajectories, "are of another teacher; collect them with this one"),
+        (school.teacher, f"{school.trajectories} {merged}", "merged/collect.json does not tell the teacher"),
+    ):
+        words = f"--teacher {teacher_path} --trajectories {folders} --out {tmp_path / 's.pt'}"
+        assert call(distill.main, words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+def test_several_collections_are_learnt_from_together(school: School, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    assert call(collect.main, school.collect("--seed 9").replace(str(school.trajectories), str(more))) == 0
+    words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"
+    found = [
+        distill.usable(distill.parser().parse_args(f"{words} {extra}".split()), checkpoint.load(school.teacher), False)
+        for extra in ("", more)
+    ]
+    assert [len(each) for each in found] == [48, 96]

@@ -239,6 +239,26 @@ def test_what_does_not_belong_together_is_refused(
     assert not (tmp_path / "out.pt").exists()
 
 
+@pytest.mark.parametrize(("method", "told"), [("cdlm", True), ("cd4lm", True), ("dparallel", False)])
+def test_examples_that_are_too_long_are_counted_by_methods_that_learn_from_examples(
+    method: str, told: bool, school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"prompt": "Say all.\n", "answer": "yes " * 40}
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*LINES, long]), encoding="utf-8")
+    words = words_for(school, method, tmp_path / "student.pt")
+    words[words.index("--data") + 1] = str(tmp_path / "own.jsonl")
+    assert distill.main(words) == 0
+    assert ("training examples" in capsys.readouterr().err) == told
+
+
+def test_trajectories_of_another_teacher_are_refused(
+    school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(teacher_of(32, 5), tmp_path / "teacher.pt")
+    words = words_for(school, "dparallel", tmp_path / "student.pt", "--teacher", str(tmp_path / "teacher.pt"))
+    assert distill.main(words) == 2 and "are of another teacher" in capsys.readouterr().err
+
+
 def test_a_method_that_needs_trajectories_says_so(school: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--method", "dparallel", "--teacher", str(school / "teacher.pt"), "--out", str(school / "out.pt")]
     assert distill.main(words) == 2 and "--method dparallel needs --trajectories" in capsys.readouterr().err

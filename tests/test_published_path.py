@@ -22,7 +22,6 @@ from runtime.decode import Request, generate
 from runtime.text import Tokenizer
 from train import checkpoint, collect, distill, evaluate, prompts
 from train.families import Overrides
-from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import read_shards
 
 SIZES = ["--block", str(BLOCK), "--canvas", str(CANVAS)]
@@ -53,16 +52,10 @@ def test_an_exported_directory_answers_as_the_stock_class(
     made = Path(told(capsys)["bundle"])
     assert made == tmp_path / "Tiny-1.5B-Chat.bundle"
     model, read = load(made), checkpoint.load(folder, Overrides(block=BLOCK, canvas=CANVAS))
-    reference, slow = TorchBackend(read.build(), contract_of(read)), Stock(stock, model.contract.vocab)
-    assert model.contract.gate == reference.contract.gate
-    rng = np.random.default_rng(4)
-    for length in (1, BLOCK, 2 * BLOCK + 1):
-        prompt = rng.integers(0, model.contract.vocab, length)
-        request = Request(prompt, CANVAS - 1)
-        assert generate(model.backend, request).token_ids == generate(reference, request).token_ids
-        answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
-        result = generate(model.backend, request, gate=GateSpec(threshold=0.4))
-        assert (list(result.token_ids), result.finish) == (answer, finish)
+    prompt, slow = np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1), Stock(stock, read.vocab())
+    answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
+    result = generate(model.backend, Request(prompt, CANVAS - 1), gate=GateSpec(threshold=0.4))
+    assert (list(result.token_ids), result.finish) == (answer, finish)
     chat = model.request("hi", max_new_tokens=4).prompt.tolist()
     tokenizer = read.read_tokenizer()
     special = [tokenizer.token_to_id(token) for token in ("<|startoftext|>", foreign.FOREIGN[name].ends[0])]
@@ -73,6 +66,17 @@ def test_an_exported_directory_answers_as_the_stock_class(
     foreign.change_config(folder, note="another")
     assert verify.main(words) == 2
     assert "was not exported from" in capsys.readouterr().err
+
+
+def test_a_bundle_is_verified_with_prompts_in_its_chat_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "model", "sdar", template="x" * 56 + TEMPLATE)  # as long as the whole capacity
+    assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES]) == 0
+    words = [str(tmp_path / "model.bundle"), "--ckpt", str(tmp_path / "model"), "--prompts", "2"]
+    words += ["--data", str(lines(tmp_path))]
+    assert verify.main(words) == 2 and "leave no room in a capacity of 64" in capsys.readouterr().err
+    assert verify.main([*words, "--raw"]) == 0
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +123,8 @@ def test_prompts_are_collected_in_the_chat_template_as_the_runtime_gives_them(
     assert collect.main([*collecting(school), "--raw"]) == 2
     assert collect.main([*collecting(school), "--block", "6", "--canvas", "12"]) == 2
     assert capsys.readouterr().err.count("trajectories of other settings") == 2
+    assert distill.main([*distilling(school, school / "student"), "--block", "6", "--canvas", "12"]) == 2
+    assert f"were collected with --block {BLOCK}, here it is 6; give the same" in capsys.readouterr().err
 
 
 def test_a_published_teacher_is_distilled_into_a_directory_that_is_exported_and_answers(

@@ -14,6 +14,8 @@ import tiny
 import torch
 from foreign import BLOCK, CANVAS, FOREIGN, VOCAB
 
+from export import onnx as export
+from runtime import bundle
 from runtime.errors import UserError
 from train.checkpoint import load, save
 from train.families import Overrides
@@ -177,5 +179,37 @@ def test_overrides_are_for_directories_and_an_unknown_directory_can_be_named(tmp
     foreign.write(tmp_path / "new", "sdar")
     foreign.change_config(tmp_path / "new", model_type="trado")
     assert load(tmp_path / "new", Overrides(family="sdar", block=BLOCK)).decoding.gate["threshold"] == 0.85
-    assert load(tmp_path / "new", Overrides(family="sdar", canvas=CANVAS, mask_id=7)).decoding.mask_id == 7
+    named = Overrides(family="sdar", block=BLOCK, canvas=CANVAS, mask_id=7)
+    assert load(tmp_path / "new", named).decoding.mask_id == 7
     assert "--canvas" in refusal(tmp_path / "new", Overrides(family="sdar", block=5, canvas=12))
+
+
+def test_a_block_that_only_the_user_can_know_is_asked_for(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "sdar")
+    assert "has no block_size, and sdar comes in several; give --block" in refusal(tmp_path, Overrides(canvas=CANVAS))
+    foreign.change_config(tmp_path, block_size=6)
+    assert load(tmp_path, Overrides(canvas=CANVAS)).decoding.block == 6
+
+
+def test_ends_and_gate_of_the_command_line_overrule_a_directorys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    foreign.write(folder, "dream")
+    no_end(folder)
+    words = ["--ckpt", str(folder), "--block", str(BLOCK), "--canvas", str(CANVAS)]
+    assert export.main([*words, "--eos-ids", "9,7", "--gate", "threshold=0.6,comparator=>,min=2"]) == 0
+    made = bundle.read(tmp_path / "model.bundle").contract
+    assert made.eos_ids == (9, 7)
+    assert (made.gate.threshold, made.gate.comparator, made.gate.min, made.gate.rule) == (0.6, ">", 2, "threshold")
+    capsys.readouterr()
+    for extra, said in (
+        ([], "names no end token"), (["--eos-ids", "9,x"], "'9,x' is no list of ids"),
+        (["--eos-ids", "5000"], "5000 as eos_token_id"),
+        (["--eos-ids", "9", "--gate", "threshold"], "'threshold' is no KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "colour=2"], "'colour=2' is no KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "threshold=1.5"], "1.5"), (["--eos-ids", "9", "--gate", "min=no"], "gate.min"),
+    ):  # fmt: skip
+        assert export.main([*words, *extra]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and said in err

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from export.onnx import exported_contract, write_model
 from export.parity import TIE, Distance, SideBySide, compare
-from runtime.backend import Forward, Ints
-from runtime.contract import ALIGNMENTS
-from runtime.decode import Request
+from runtime.backend import Forward
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend, bucket, cache_names
 from train.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
     answers, excused, full = 0, 0, engine.contract.attention == "full"
     for alignment, shift in itertools.product(ALIGNMENTS, (False, True)):
         contract = replace(engine.contract, alignment=alignment, shift=shift)
-        requests = [Request(prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(4)]
+        requests = [Request(tiny.prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(4)]
         candidate, reference = OrtBackend(engine.session, contract), TorchBackend(source.build(), contract)
         *_, parity = compare(reference, candidate, requests, separate=1)
         where = f"BLOCKSTEP_SEED={seed}, {alignment}, shift {shift}"
@@ -89,13 +89,6 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
         answers, excused = answers + parity.answers, excused + len(parity.differing)
     print(f"BLOCKSTEP_SEED={seed}: {answers} answers, {excused} excused")
     assert excused <= answers // 100, f"BLOCKSTEP_SEED={seed}: {excused} of {answers} excused"
-
-
-def prompt(rng: random.Random, length: int) -> Ints:
-    """Random tokens; not the mask token alone, with which all positions of a full model are one and the same."""
-    while set(tokens := tiny.prompt(rng, length).tolist()) == {tiny.MASK}:
-        pass
-    return np.array(tokens)
 
 
 def random_weights(shape: ModelConfig, seed: int) -> dict[str, Tensor]:
@@ -140,8 +133,24 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     reference, candidate = pair(source, tmp_path, logits=True)
     found = distance(reference, candidate, seed)
     assert candidate.last_logits is not None and candidate.last_logits.shape == (1, 3, tiny.VOCAB)
+    assert found.every_log_prob is not None and found.every_log_prob < 5e-5, f"seed {seed}: {found}"
     assert max(found.log_prob, found.entropy, found.keys, found.values) < 5e-5, f"seed {seed}: {found}"
     assert found.tokens == 0, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_head_that_prefers_the_mask_token_emits_none(attention: str, tmp_path: Path) -> None:
+    source = tiny.certain(3, tiny.MASK, lead=10.0, attention=attention)
+    reference, candidate = pair(source, tmp_path)
+    rng = random.Random(3)
+    for request in [Request(tiny.prompt(rng, length), 12) for length in LENGTHS]:
+        ids = torch.from_numpy(request.prompt)[None]
+        with torch.no_grad():
+            model = reference.model
+            scores = model.logits(model(ids, torch.full_like(ids, ids.shape[1])))  # [1, length, vocab]
+        assert (scores.argmax(-1) == tiny.MASK).all()
+        answer = generate(candidate, request)
+        assert tiny.MASK not in answer.token_ids and answer.token_ids == generate(reference, request).token_ids
 
 
 def test_what_lies_behind_the_past_changes_nothing(exported: Exported) -> None:

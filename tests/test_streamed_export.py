@@ -31,8 +31,8 @@ from export.layers import by_layer
 from export.onnx import exported_contract, fits_whole, write_model
 from export.parity import compare
 from export.quantise import dequantise, quantise
-from export.workplace import check_room, working_folder
 from runtime import bundle
+from runtime import load as load_bundle
 from runtime.contract import Contract
 from runtime.decode import Request
 from runtime.errors import NumericalError, UserError
@@ -262,7 +262,7 @@ def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Pa
 
 def test_only_small_models_are_proved_whole() -> None:
     assert fits_whole(student().model)
-    assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 4.8 GB twice
+    assert not fits_whole(ModelConfig(151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True))  # Qwen3-0.6B: 2.4 GB each
 
 
 def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,36 +275,26 @@ def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, caps
     assert os.listdir(tmp_path) == ["student.pt"]
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_place_that_is_no_bundles_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usage = type("Usage", (), {"free": 10**9})
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    check_room(tmp_path, 9 * 10**8)
-    with pytest.raises(UserError, match=r"has 1\.0 GB free and the export takes 2\.1 GB"):
-        check_room(tmp_path, 2 * 10**9)
-
-
-def test_an_export_works_beside_its_bundle_and_leaves_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "a.bundle"
-    with working_folder(out) as folder:
-        assert folder.parent == out.parent
-        (folder / "weights.data").write_bytes(b"half")
-        with pytest.raises(UserError, match=r"another export to .* is running"), working_folder(out):
-            pass
-        assert (folder / "weights.data").exists()
-    assert not folder.exists()
-    folder.mkdir()
-    (folder / "weights.data").write_bytes(b"what a killed export left")
-    with working_folder(out) as again:
-        assert again == folder and not list(again.iterdir())
-
-
-def test_files_are_moved_into_the_bundle_and_not_copied(tmp_path: Path) -> None:
-    plain = tmp_path / "plain.onnx"
-    plain.write_bytes(b"graph")
-    file = plain.rename(tmp_path / bundle.content_name("ort-fp32", ".onnx", bundle.sha256(plain)))
-    before = file.stat().st_ino
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
-    made = bundle.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
-    assert (made.path / file.name).stat().st_ino == before and not file.exists()
+    source = student()
+    save(source, tmp_path / "sound.pt")
+    assert command.main(["--ckpt", str(tmp_path / "sound.pt"), "--capacity", "64"]) == 0
+    before = (tmp_path / "sound.bundle" / "manifest.json").read_bytes()
+    again = ["--ckpt", str(tmp_path / "sound.pt"), "--precision", "fp16"]
+    assert command.main([*again, "--capacity", "32"]) == 2
+    assert "holds ort-fp32 with capacity 64, but ort-fp16 has 32" in capsys.readouterr().err
+    source.weights["layers.1.mlp.up_proj.weight"][3, 4] = 7e4  # which fails as it is written, with exit code 1
+    save(source, tmp_path / "student.pt")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    words = ["--ckpt", str(tmp_path / "student.pt"), "--precision", "fp16", "--out"]
+    for out, said in (("file", "file is a file"), ("folder", "folder of other files (notes.txt)")):
+        assert command.main([*words, str(tmp_path / out)]) == 2
+        assert said in capsys.readouterr().err
+    assert command.main([*words, str(tmp_path / "sound.bundle")]) == 1
+    assert (tmp_path / "sound.bundle" / "manifest.json").read_bytes() == before
+    assert load_bundle(tmp_path / "sound.bundle").generate("hi", max_new_tokens=4).token_ids
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "sound.bundle", "sound.pt", "student.pt"]

@@ -85,15 +85,15 @@ def point(threshold: float | None, right: list[int], each: list[int]) -> dict[st
 
 
 def test_the_line_of_a_row_has_the_fewest_forwards_that_hold_or_the_most_right_answers(study: ModuleType) -> None:
-    right, wrong, few = [1] * 400, [0] * 400, [1] * 399 + [0]
+    right, wrong, few = [1] * 1000, [0] * 1000, [1] * 999 + [0]
     points = {
-        "good": [point(0.5, wrong, [2] * 400), point(0.9, few, [5] * 400), point(0.99, right, [8] * 400)],
-        "bad": [point(0.5, wrong, [2] * 400), point(0.9, [1] * 350 + [0] * 50, [5] * 400)],
+        "good": [point(0.5, wrong, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)],
+        "bad": [point(0.5, wrong, [2] * 1000), point(0.9, [1] * 900 + [0] * 100, [5] * 1000)],
     }
-    rows = [{"title": "teacher", "attention": "full", "points": [point(None, right, [40] * 400)]}]
+    rows = [{"title": "teacher", "attention": "full", "points": [point(None, right, [40] * 1000)]}]
     rows += [{"title": title, "attention": "block_causal", "points": each} for title, each in points.items()]
     teacher, good, bad = study.study_page.summary({"rows": rows})
-    assert (good.threshold, good.holds, good.cells[0].fewer) == (0.9, True, 8)  # 1 of 400: its bound is -0.74 points
+    assert (good.threshold, good.holds, good.cells[0].fewer) == (0.9, True, 8)  # 1 of 1000: its bound is -0.56 points
     assert (bad.threshold, bad.holds) == (0.9, False) and teacher.cells[0].difference == 0
     lines = study.study_page.table([teacher, good, bad]).splitlines()
     assert len({line.count("|") for line in lines}) == 1 and "bad ✗" in lines[4] and "8.0 × fewer" in lines[3]

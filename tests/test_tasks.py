@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from train import tasks
-from train.tasks import Problem, sandbox
+from train import checkpoint, tasks
+from train.tasks import Problem, function_families_more, sandbox, word_problems
 from train.tasks.jsonl import read, split_of
 from train.tasks.word_problems import final_number
 
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+SAMPLES = Path(__file__).parent.parent / "samples"
 MATH, CODE = tasks.named("math, code")
 OWN = ("valid", "test", "test_templates")
 
@@ -129,10 +130,67 @@ def test_the_layout_of_mbpp_loads_and_grades(tmp_path: Path) -> None:
     }  # fmt: skip
     path = lines(tmp_path / "mbpp.jsonl", record, {**record, "test_setup_code": ""})
     problem, plain = read(path)
-    assert problem.answer == "def twice(n):\n  return 2 * n" and problem.prompt.endswith("assert twice(ONE) == 2\n")
+    assert problem.answer == "def twice(n):\n  return 2 * n" and problem.prompt.endswith("\nassert twice(ONE) == 2")
     answers = [problem.answer, "def twice(n):\n  return n + 1", "def twice(n):\n  return", ""]
     assert tasks.from_file(path).grade_many([problem] * 4, answers) == [True, False, False, False]
     assert tasks.from_file(path).grade_many([plain], ["ONE = 1\n" + problem.answer]) == [True]
+
+
+def test_the_layout_of_sanitized_mbpp_loads_and_grades(tmp_path: Path) -> None:
+    record = {
+        "source_file": "x", "task_id": 2, "prompt": "Write a function to halve a number.\n",
+        "code": "def half(n):\n  return n / 2", "test_imports": ["import math"],
+        "test_list": ["assert half(math.sqrt(16)) == 2", "assert half(1) == 0.5"],
+    }  # fmt: skip
+    (problem,) = read(lines(tmp_path / "mbpp.jsonl", record))
+    assert problem.prompt == "Write a function to halve a number.\nimport math\nassert half(math.sqrt(16)) == 2"
+    task = tasks.from_file(tmp_path / "mbpp.jsonl")
+    assert task.grade_many([problem] * 2, [problem.answer, "def half(n):\n  return n // 2"]) == [True, False]
+    (bare,) = read(lines(tmp_path / "bare.jsonl", {**record, "test_list": []}))
+    assert bare.prompt == "Write a function to halve a number."
+
+
+def test_prompts_of_the_published_layouts_end_without_a_newline(tmp_path: Path) -> None:
+    gsm8k = {"question": "How many eggs?\n", "answer": "#### 2"}
+    mbpp = {"text": "Write f.", "code": "def f(): pass", "test_list": ["assert f() is None\n"]}
+    found = read(lines(tmp_path / "both.jsonl", gsm8k, mbpp))
+    assert [problem.prompt for problem in found] == ["How many eggs?", "Write f.\nassert f() is None"]
+
+
+def test_the_split_all_is_every_line_once_in_the_files_order(tmp_path: Path) -> None:
+    records = [{"prompt": f"say {n % 7}", "answer": str(n)} for n in range(40)]
+    task = tasks.from_file(lines(tmp_path / "own.jsonl", *records))
+    assert [problem.answer for problem in task.problems("all", 100, 5)] == [str(n) for n in range(40)]
+    assert [problem.answer for problem in task.problems("all", 3, 0)] == ["0", "1", "2"]
+    with pytest.raises(
+        ValueError, match="unknown split 'test_templates'; the splits of one's own data are train, valid"
+    ):
+        task.problems("test_templates", 1, 0)
+    with pytest.raises(ValueError, match="unknown split 'all'; "):
+        MATH.problems("all", 1, 0)
+
+
+def test_the_tasks_are_as_large_and_varied_as_promised() -> None:
+    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    tokenizer = saved.read_tokenizer()
+    assert len({template.name for template in word_problems.TRAINING}) >= 40
+    assert not {t.name for t in word_problems.TRAINING} & {t.name for t in word_problems.HELD_OUT}
+    assert len({family.group for family in function_families_more.TRAINING}) >= 60
+    answers = [problem.answer for problem in MATH.problems("test", 300, 6)]
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(answers, add_special_tokens=False)]
+    assert sum(lengths) / len(lengths) >= 60 and max(lengths) - min(lengths) > 30
+    assert tokenizer.encode("a 2026 b", add_special_tokens=False).tokens[1:-1] == ["Ġ", "2", "0", "2", "6"]
+
+
+def test_no_token_is_longer_than_a_word_and_digits_are_single_tokens() -> None:
+    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    tokenizer, decoding = saved.read_tokenizer(), saved.decoding
+    special = {decoding.mask_id, decoding.pad_id, *decoding.eos_ids}
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size()) if token not in special]
+    for text in texts:
+        assert len(re.findall(r"[A-Za-z]+|\d", text)) <= 1, text  # a word, or a digit, with what joins it at most
+        assert not re.search(r"\d", text) or text.strip() in "0123456789", text
+    assert {"0", "9", " apples"} <= {*texts}
 
 
 def test_own_lines_are_graded_by_tests_number_or_text(tmp_path: Path) -> None:

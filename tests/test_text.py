@@ -130,8 +130,20 @@ def test_a_chat_template_speaks_in_special_tokens_and_the_user_does_not(tmp_path
     assert tokenizer.encode("hello").tolist() == ids_of("hello")
 
 
+def test_a_conversation_s_own_special_tokens_stay_text_in_every_turn(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<|pad|>{{ m['role'] }}: {{ m['content'] }}{% endfor %}<|end|>"
+    for said in (("be kind", "hello", "hi", "hello"), ("a <|pad|>", "b", "c <|end|>", "b")):
+        roles = ("system", "user", "assistant", "user")
+        turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+        expected = [id for turn in turns for id in (0, *ids_of(f"{turn['role']}: {turn['content']}"))]
+        assert chat(tmp_path, template).encode_messages(turns).tolist() == [*expected, 1]
+
+
 def test_without_a_template_a_message_is_encoded_as_it_stands(single_bytes: Tokenizer) -> None:
     assert single_bytes.encode_chat("hello").tolist() == ids_of("hello")
+    for turns in ([{"role": "system", "content": "x"}], [{"role": "user", "content": "x"}] * 2):
+        with pytest.raises(UserError, match="no chat template"):
+            single_bytes.encode_messages(turns)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from speaking import speaking_bundle
 
 from train import calibrate, checkpoint, collect, distill, evaluate, teacher
@@ -32,6 +33,14 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (collect.main, "--ckpt {} --task code --temperatures 0,warm", "--temperatures is '0,warm'"),
         (collect.main, "--ckpt {} --task cooking", "unknown task 'cooking'"),
         (evaluate.main, "--ckpt {} --task math --split dev", "unknown split 'dev'"),
+        (evaluate.main, "--ckpt {} --task math,code", "--task is math,code; evaluation takes one task at a time"),
+        (evaluate.main, "--ckpt {} --task math --split all", "--split all is for --data"),
+        (evaluate.main, "--ckpt {} --count 0", "--count is 0; expected at least 1"),
+        (evaluate.main, "--ckpt {} --engine ort", "--engine was given with --ckpt"),
+        (evaluate.main, "--ckpt {} --sub-block 0", "gate.sub_block is 0"),
+        (teacher.main, "--no-shift --causal-every 2", "--causal-every 2 trains row i to predict token i + 1"),
+        (teacher.main, "--causal-every -1", "--causal-every is -1"),
+        (teacher.main, "--canvas 10 --block 4", "--canvas 10 is not a multiple of --block 4"),
         (distill.main, "--teacher {} --weights 1,2", "expected three numbers"),
         (distill.main, "--teacher {} --weights 1,2,-3", "--weights is '1,2,-3'"),
         (distill.main, "--teacher {} --lora-rank 0", "--lora-rank is 0"),
@@ -80,6 +89,106 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.Ca
     assert "the loss is nan" in capsys.readouterr().err and not (tmp_path / "rival.pt").exists()
 
 
+def own_lines(folder: Path, *lines: tuple[str, str]) -> Path:
+    """A file of one's own (prompt, answer) lines."""
+    texts = [json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in lines]
+    (folder / "own.jsonl").write_text("".join(texts))
+    return folder / "own.jsonl"
+
+
+def test_the_canvas_is_the_99th_percentile_of_the_training_answers_in_whole_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [n for n in range(700) if split_of(f"say {n}") == "train"][:500]
+    answers = ["x" * 9] * 493 + ["x" * 29] * 7  # with the end token 10 and 30 tokens: one in a hundred is fewer than 7
+    data = own_lines(tmp_path, *((f"say {n}", answer) for n, answer in zip(numbers, answers, strict=True)))
+    shape = SHAPE.replace("--canvas 8", "").replace("--vocab 270", "--vocab 259")  # bytes alone
+    words = f"--objective causal --data {data} --steps 1 --batch 2 --no-bf16 --out {tmp_path / 'a.pt'} {shape}"
+    for extra, canvas, said in (
+        ("", 32, ""),
+        ("--canvas 12", 12, "7 of 500 training examples (1.4 %) are left out: an answer has more than 12 tokens"),
+    ):
+        assert teacher.main([*words.split(), *extra.split()]) == 0
+        assert checkpoint.load(tmp_path / "a.pt").decoding.canvas == canvas
+        err = capsys.readouterr().err
+        assert said in err and ("left out" in err) == bool(said)
+
+
+def test_a_teacher_without_shift_never_learns_the_next_token(tmp_path: Path) -> None:
+    data, out = own_lines(tmp_path, *((f"say {n}", "yes") for n in range(30))), tmp_path / "a.pt"
+    words = f"--no-shift --data {data} --out {out} --steps 2 --batch 4 --no-bf16 --dtype bf16 {SHAPE}"
+    assert teacher.main(words.split()) == 0
+    (logged,) = [json.loads(line) for line in (tmp_path / "a.pt.log.jsonl").read_text().splitlines()]
+    assert "masked" in logged and not {"next", "blocks"} & logged.keys()  # every second update would, with shift
+    saved = checkpoint.load(out)
+    assert not saved.decoding.shift and {weight.dtype for weight in saved.weights.values()} == {torch.bfloat16}
+
+
+def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--out", "a.pt"]
+    for found in ({"avx512_bf16": True}, {"amx_bf16": True, "avx2": True}, {"avx2": True, "amx_bf16": False}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        faster = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        assert teacher.parser().parse_args(words).bf16 == faster
+        assert teacher.parser().parse_args([*words, "--bf16"]).bf16
+        assert f"here {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--attention full", "--attention was given with --bundle"),
+        ("--batch 8", "--batch was given with --bundle"),
+        ("--bf16", "--bf16 was given with --bundle"),
+        ("--block 4", "--block was given with --bundle"),
+        ("--mask-id 4", "--mask-id was given with --bundle"),
+        ("--threads 0", "--threads is 0"),
+    ],
+)
+def test_options_that_an_engine_does_not_have_are_refused(
+    options: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, data = speaking_bundle(tmp_path, "say 1", "yes"), own_lines(tmp_path, ("say 1", "yes"))
+    words = f"--bundle {made} --data {data} --split all {options}"
+    assert evaluate.main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = speaking_bundle(tmp_path, "say 1", "yes, no and maybe")
+    data = own_lines(tmp_path, ("say 1", "yes, no and maybe"), ("say 2", "no"), ("say 1", "yes, no and maybe"))
+    words = ["--bundle", str(made), "--data", str(data), "--split", "all", "--threads", "1", "--json"]
+    forwards = {}
+    for rule in ("threshold", "count"):
+        manifest = json.loads((made / "manifest.json").read_text())
+        manifest["engines"][0]["gate"] = {"rule": rule}
+        (made / "manifest.json").write_text(json.dumps(manifest))
+        assert evaluate.main(words) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (
+            told["gate"]["rule"] == rule
+            and told["problems"] == 3
+            and told["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+        )
+        forwards[rule] = told["forwards"]
+    assert forwards["count"] == 18 > forwards["threshold"]  # 17 bytes and the end token, one a step
+    assert evaluate.main([*words, "--sub-block", "2", "--eos-guard", "0.5", "--min", "2"]) == 0
+    gate = json.loads(capsys.readouterr().out)["gate"]
+    assert (gate["rule"], gate["sub_block"], gate["eos_guard"], gate["min"]) == ("count", 2, 0.5, 2)
+
+
+def test_a_prompt_without_room_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
+    data = own_lines(tmp_path, ("a b", "a"), ("a b" * 30, "a"))
+    words = ["--ckpt", str(tmp_path / "teacher.pt"), "--data", str(data), "--split", "all"]
+    assert evaluate.main(words) == 2
+    err = capsys.readouterr().err
+    assert "problem 2 of 2: a prompt of " in err and "leaves room for 0" in err and err.count("\n") == 1
+
+
 def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = next(f"say {n}" for n in range(10) if split_of(f"say {n}") == "train")
     # It answers at the places behind a prompt of exactly that length.
@@ -89,3 +198,28 @@ def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys:
     for extra, accuracy in (([], 1.0), (["--raw"], 0.0)):
         assert evaluate.main([*words, *extra]) == 0
         assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "out"),
+    [
+        (evaluate.main, "--ckpt {0}/teacher.pt --task math --count 1", "file/report.json"),
+        (evaluate.main, "--ckpt {0}/teacher.pt --task math --count 1", "folder"),
+        (teacher.main, "--task code --steps 1 --batch 1 {1}", "folder"),
+        (teacher.main, "--task code --steps 1 --batch 1 {1}", "file/teacher.pt"),
+        (collect.main, "--ckpt {0}/teacher.pt --task math --count 1", "file"),
+        (calibrate.main, "--ckpt {0}/teacher.pt --teacher-report {0}/file", "file/report.json"),
+        (calibrate.main, "--ckpt {0}/teacher.pt --teacher-report {0}/file --plot {0}/file/r.png", "report.json"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    main: Main, words: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main([*words.format(tmp_path, SHAPE).split(), "--out", str(tmp_path / out)]) == 2
+    told, err = capsys.readouterr()
+    assert told == "" and err.startswith("error: ") and err.count("\n") == 1 and "cannot be written" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and not list((tmp_path / "folder").iterdir())

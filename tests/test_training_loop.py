@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.errors import NumericalError, UserError
 from train import masking, tasks
 from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
 from train.masking import Canvas
 from train.model import Model, initialise
 from train.optimise import Loss, Recipe, fit, forget
+from train.teacher import masked_loss
 from train.tokenizer import train_tokenizer
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
@@ -61,12 +65,68 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert not (tmp_path / "parts.pt.resume").exists()
 
 
-def test_another_identity_or_recipe_starts_afresh(tmp_path: Path) -> None:
-    for number, changes in enumerate(({"identity": "b"}, {"recipe": replace(RECIPE, clip=0.5)})):
-        out = tmp_path / f"{number}.pt"
-        run(out, stop=7)
-        done, _ = run(out, **changes)
-        assert done == list(range(12))
+def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run.pt"
+    run(out, stop=7)
+    for changes, said in (
+        ({"identity": "b"}, "differs in task (a there, b here); give the same"),
+        (
+            {"recipe": replace(RECIPE, clip=0.5, steps=9)},
+            "differs in clip (1.0 there, 0.5 here), steps (12 there, 9 here)",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            run(out, **changes)
+    done, _ = run(out, replace(RECIPE, save_every=3))  # how often it saves makes no difference
+    assert done == list(range(5, 12))
+
+
+@pytest.mark.parametrize(
+    ("poison", "said"),
+    [
+        ("loss", "the loss is nan at update 4"),
+        ("norm", "norm is nan at update 4"),
+        ("rate", "no number after update 1"),
+    ],
+)
+def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
+    model, out = initialise(Model(tiny.shape(0)), 0), tmp_path / "run.pt"
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        loss = model.logits(model(torch.ones(1, 4, dtype=torch.int64), torch.full((1, 4), 4))).square().mean()
+        if step == 3 and poison == "loss":
+            loss = loss * torch.nan
+        if step == 3 and poison == "norm":
+            loss = (loss - loss.detach()).sqrt()  # 0, its gradient endless
+        return loss, {}
+
+    recipe = replace(RECIPE, save_every=1, learning_rate=float("inf") if poison == "rate" else 1e-3)
+    with pytest.raises(NumericalError, match=said):
+        fit(model, loss_of, recipe, out, {})
+    kept = tmp_path / "run.pt.resume"
+    if poison != "rate":
+        state = torch.load(kept, weights_only=True)
+        assert state["step"] == 3 and all(weight.isfinite().all() for weight in state["model"].values())
+    assert kept.exists() == (poison != "rate")
+
+
+def test_files_that_cannot_be_written_or_gone_on_with_are_told_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "run.pt"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run.pt.log.jsonl cannot be written"):
+        run(tmp_path / "file" / "run.pt")
+    (tmp_path / "file").rename(tmp_path / "run.pt.resume")
+    with pytest.raises(UserError, match=r"run.pt.resume is no stopped run to go on with .*delete it"):
+        run(out)
+    (tmp_path / "run.pt.resume").unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # bytes a file may have: as a disk that is full
+    try:
+        with pytest.raises(UserError, match=r"run.pt.resume cannot be written \(File too large\)"):
+            run(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt.log.jsonl"]
 
 
 def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None:
@@ -170,6 +230,18 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
             assert blocks[last_real + 1 :].all(), f"seed {seed}: the current block is one without any answer"
             drawn.add((len(blocks), first))
     assert {(3, 0), (3, 1), (3, 2)} <= drawn, f"seed {seed}: {drawn}"
+
+
+def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"prompt": "say a", "answer": "a"}\n')
+    task = tasks.from_file(tmp_path / "own.jsonl")
+    one = replace(task, problems=lambda split, count, seed: task.problems("all", count, seed))  # wherever it falls
+    saved = tiny.checkpoint(attention="full", canvas=4)
+    shape = replace(saved.model, vocab=300)
+    model = initialise(Model(shape), 0)
+    loss_of = masked_loss(model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), saved.decoding)
+    losses = [loss_of(step)[0] for step in range(60)]
+    assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60
 
 
 def test_uniform_noise_draws_a_ratio_for_each_row() -> None:

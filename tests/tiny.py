@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,31 @@ def checkpoint(seed: int = 0, **decoding: Any) -> Checkpoint:
     return Checkpoint(shape(seed), Decoding(**chosen), weights, train_tokenizer(["a b"], 300).to_str())
 
 
+def certain(seed: int, token: int, lead: float, **decoding: Any) -> Checkpoint:
+    """A checkpoint that scores `token` above all others whatever it reads, by about five times `lead`.
+
+    The first number of every hidden state is the embedding's, since no layer adds to it, and that token's row of the
+    head alone reads it.
+    """
+    made = checkpoint(seed, **decoding)
+    weights = {name: weight.clone() for name, weight in made.weights.items()}
+    head = weights.setdefault("lm_head.weight", weights["embed_tokens.weight"].clone())  # [vocab, width]
+    head[:, 0], weights["embed_tokens.weight"][:, 0], weights["norm.weight"][0] = 0, 8, 1
+    head[token, 0] = lead
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight[0] = 0
+    return replace(made, model=replace(made.model, tied=False), weights=weights)
+
+
 def prompt(rng: random.Random, length: int) -> NDArray[np.int64]:
-    """Random tokens, end and mask tokens among them. int64 [length]"""
-    return np.array([rng.randrange(VOCAB) for _ in range(length)], np.int64)
+    """Random tokens, end and mask tokens among them. int64 [length]
+
+    Not the mask token alone: all positions of a full model are then one and the same, and every decision a tie.
+    """
+    while set(tokens := [rng.randrange(VOCAB) for _ in range(length)]) == {MASK}:
+        pass
+    return np.array(tokens, np.int64)
 
 
 def fresh_seed() -> int:
@@ -116,7 +139,7 @@ def canvases(*lines: tuple[Sequence[int], Sequence[float]]) -> Script:
 
 
 def arbitrary(seed: int, levels: int = 4) -> Script:
-    """Random tokens, the mask token never, and random confidences with many ties (and entropies as random)."""
+    """Random tokens, never the mask token, which no backend proposes, and random scores with many ties."""
     rng = np.random.default_rng(seed)
     tokens = np.array([token for token in range(VOCAB) if token != MASK])
 

@@ -20,7 +20,7 @@ from runtime.contract import GateSpec
 from runtime.errors import UserError
 
 from . import calibration, checkpoint, evaluate, figures, tasks
-from .checkpoint import replace_file
+from .checkpoint import check_file, replace_file
 from .data import encode
 from .options import numbers
 from .statistics import paired_difference
@@ -72,7 +72,7 @@ def read_report(path: Path, data: Path | None) -> Report:
 
 
 def sweep(
-    source: evaluate.Source, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
+    subject: evaluate.Subject, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
 ) -> list[Point]:
     """The model on the teacher's problems at each threshold: means over the tasks, differences of the worst one."""
     points = []
@@ -80,8 +80,8 @@ def sweep(
         by_task = {}
         for report in reports:
             found = evaluate.evaluate(
-                source.backend, source.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
-                batch=source.batch, ask=source.ask,
+                subject.backend, subject.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
+                batch=subject.batch, ask=subject.ask,
             )  # fmt: skip
             apart = paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
@@ -105,13 +105,13 @@ def choose(points: Sequence[Point], target: float, bound: bool) -> Point | None:
     return min(within, key=lambda p: p.forwards, default=None)
 
 
-def reliability_of(source: evaluate.Source, reports: Sequence[Report], seed: int) -> dict[str, list[calibration.Bin]]:
+def reliability_of(subject: evaluate.Subject, reports: Sequence[Report], seed: int) -> dict[str, list[calibration.Bin]]:
     """Bins of confidence on the problems' known answers, by task."""
     bins = {}
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
-        examples = encode(source.tokenizer, pairs, source.backend.contract.eos_ids[0], source.ask)
-        bins[report.task.name] = calibration.reliability(*calibration.probe(source.backend, examples, seed))
+        examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.ask)
+        bins[report.task.name] = calibration.reliability(*calibration.probe(subject.backend, examples, seed))
     return bins
 
 
@@ -122,23 +122,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{args.ckpt} cannot be given its threshold: {what}; give --no-write, or calibrate its --bundle"
         )
+    for path in filter(None, (args.out, args.plot)):
+        check_file(path)
     reports = [read_report(path, args.data) for path in args.teacher_report]
-    source = evaluate.source_of(args)
-    gate = evaluate.chosen_gate(args, source.gate)
+    subject = evaluate.subject_of(args)
+    gate = evaluate.chosen_gate(args, subject.gate)
     if gate.rule == "count":
         raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
     grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
     thresholds = numbers(args.thresholds, "--thresholds") if args.thresholds else list(grid)
     for threshold in thresholds:
-        gate.check_threshold(threshold, source.backend.contract.vocab)
-    points = sweep(source, gate, thresholds, reports)
+        gate.check_threshold(threshold, subject.backend.contract.vocab)
+    points = sweep(subject, gate, thresholds, reports)
     best = choose(points, args.target, args.by == "bound")
-    bins = reliability_of(source, reports, args.seed)
+    bins = reliability_of(subject, reports, args.seed)
     if args.plot:
         figures.reliability(args.plot, bins)
     if best is not None and args.write:
-        keep(args, source, replace(gate, threshold=best.threshold))
-    told = report(args, gate, points, best, bins) | {"engine": source.engine}
+        keep(args, subject, replace(gate, threshold=best.threshold))
+    told = report(args, gate, points, best, bins) | {"engine": subject.engine}
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     return told
@@ -158,13 +160,13 @@ def report(
     }  # fmt: skip
 
 
-def keep(args: argparse.Namespace, source: evaluate.Source, gate: GateSpec) -> None:
+def keep(args: argparse.Namespace, subject: evaluate.Subject, gate: GateSpec) -> None:
     """Makes the gate the checkpoint's or the engine's own."""
     if args.ckpt:
         return checkpoint.set_gate(args.ckpt, asdict(gate))
     from runtime.bundle import set_gate
 
-    set_gate(args.bundle, source.engine, gate)
+    set_gate(args.bundle, subject.engine, gate)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,10 +109,17 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         "tokenizer": checkpoint.tokenizer,
         "chat_template": checkpoint.chat_template,
     }
-    try:
-        replace_file(path, lambda temporary: torch.save(state, temporary))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
+    write_state(state, path)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save in one rename. Raises UserError where `path` cannot be written."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
+            torch.save(state, file)
+
+    replace_file(path, write)
 
 
 def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
@@ -123,10 +132,7 @@ def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
     load(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     state["config"]["gate"] = dict(gate)
-    try:
-        replace_file(path, lambda temporary: torch.save(state, temporary))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); mend that and run the command again") from None
+    write_state(state, path)
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -215,14 +221,43 @@ def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
     return sha256(path)
 
 
+def check_file(path: Path) -> None:
+    """Raises UserError where `replace_file` could not write there; before the hours of work whose outcome it is."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = _beside(path)
+        temporary.touch()
+        temporary.unlink()
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
+
+    Raises UserError where that cannot be.
+    """
+    temporary = _beside(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); mend that and run the command again"
+        ) from None

@@ -24,9 +24,9 @@ from runtime.errors import UserError
 
 from . import checkpoint, prompts, tasks
 from .checkpoint import replace_file
-from .options import add_directory_options, add_raw_option, numbers, overrides_of
+from .options import add_bf16_option, add_directory_options, add_raw_option, numbers, overrides_of
 from .torch_backend import TorchBackend, contract_of
-from .trajectories import NEVER, Trajectory, write_shard
+from .trajectories import NEVER, SETTINGS, Trajectory, count_right, write_shard
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 
@@ -56,15 +56,15 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
     return shards
 
 
-def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], canvas: int, pad_id: int) -> list[Trajectory]:
-    """Decodes all prompts [length] one token a step; trajectories in their order, not graded yet."""
+def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad_id: int) -> list[Trajectory]:
+    """Decodes the asked prompts [length] one token a step; trajectories in their order, not graded yet."""
     width = backend.model.config.width
-    tokens = torch.full((len(prompts), canvas), pad_id)
-    order = torch.full((len(prompts), canvas), NEVER)
-    hidden = torch.zeros(len(prompts), canvas, width, dtype=torch.float16)
-    taken = [0] * len(prompts)
+    tokens = torch.full((len(asked), canvas), pad_id)
+    order = torch.full((len(asked), canvas), NEVER)
+    hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
+    taken = [0] * len(asked)
     block = backend.contract.block
-    requests = [Request(prompt, canvas) for prompt in prompts]
+    requests = [Request(prompt, canvas) for prompt in asked]
     for done in steps(backend, requests, gate=ONE_A_STEP):
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden
@@ -74,9 +74,7 @@ def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], canvas: int, p
             hidden[step.row, position] = backend.hidden[step.slot, int(place)]
             order[step.row, position] = taken[step.row]
             taken[step.row] += 1
-    return [
-        Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(prompts)
-    ]
+    return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]
 
 
 def graded(
@@ -92,31 +90,36 @@ def graded(
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
 
 
-def run(args: argparse.Namespace) -> dict[str, float]:
-    """Collects what is missing in `--out`; shards that are there stay. Returns counts."""
+def gather(args: argparse.Namespace) -> dict[str, int]:
+    """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new."""
     saved = checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     shards = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
-    same_settings(args.out / "collect.json", settings_of(args, [task.name for task in chosen], saved))
+    same_settings(args.out / SETTINGS, settings_of(args, [task.name for task in chosen], saved))
     model, tokenizer, ask = saved.build(), saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
-    right = total = 0
+    right = total = new = 0
     for shard in tqdm(shards, unit="shard", desc="collect"):
-        if (args.out / shard.name).exists():
-            continue
-        backend = TorchBackend(
-            model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number, keep_hidden=True,
-            bf16=args.bf16, barred=saved.missing_ids(),
-        )  # fmt: skip
-        asked = [np.array(ids, np.int64) for ids in ask([p.prompt for p in shard.problems])]
-        found: list[Trajectory] = []
-        for first in range(0, len(asked), args.batch):
-            found += collect(backend, asked[first : first + args.batch], contract.canvas, contract.pad_id)
-        found = graded(found, shard, tokenizer, contract.eos_ids)
-        write_shard(args.out / shard.name, found)
-        right, total = right + sum(t.right for t in found), total + len(found)
-    return {"collected": total, "right": right, "shards": len(shards)}
+        path = args.out / shard.name
+        if not path.exists():
+            backend = TorchBackend(
+                model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number,
+                keep_hidden=True, bf16=args.bf16, barred=saved.missing_ids(),
+            )  # fmt: skip
+            found = answered(backend, ask([p.prompt for p in shard.problems]), args.batch)
+            write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
+            new += len(found)
+        shard_right, shard_total = count_right(path)
+        right, total = right + shard_right, total + shard_total
+    return {"collected": total, "right": right, "shards": len(shards), "new": new}
+
+
+def answered(backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int) -> list[Trajectory]:
+    """Trajectories of prompts in their order, `batch` decoded at a time."""
+    contract, asked = backend.contract, [np.array(ids, np.int64) for ids in encoded]
+    parts = [asked[first : first + batch] for first in range(0, len(asked), batch)]
+    return [found for part in parts for found in collect(backend, part, contract.canvas, contract.pad_id)]
 
 
 def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
@@ -127,6 +130,8 @@ def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Ch
         "tasks": names, "count": args.count, "temperatures": args.temperatures,
         "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
+    if args.data:
+        settings["data_sha256"] = checkpoint.fingerprint(args.data)
     if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
         settings["overrides"] = given
     if saved.chat_template is not None and not args.raw:
@@ -147,11 +152,12 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
     """Writes the settings of a collection, or refuses to add to one made with others."""
     text = json.dumps(settings, indent=1)
     try:
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        other = path.exists() and path.read_text(encoding="utf-8") != text
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give --out another folder") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give --out another folder") from None
+    if other:
+        raise UserError(f"{path.parent} holds trajectories of other settings; give another --out or delete it")
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -166,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
     p.add_argument("--shard", type=int, default=256, help="trajectories a file (default 256)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    add_bf16_option(p)
     p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_raw_option(p)
     add_directory_options(p)
@@ -180,11 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace) -> int:
     """Collects and says how many."""
-    report = run(args)
+    report = gather(args)
     if args.json:
         print_json(report)
     else:
-        print(f"{report['collected']} collected, {report['right']} right")
+        print(f"{report['collected']} collected, {report['new']} of them now; {report['right']} right")
     return DONE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,9 +15,11 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from . import prompts
+from .statistics import percentile
 from .tasks import Task
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+SURVEY = 2000  # training problems that lengths are measured on
 STRIDE = 32  # widths are multiples of it: a compiled model sees few shapes
 
 
@@ -58,6 +61,19 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
     return Batch(ids, start, length)
 
 
+def survey(
+    tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
+) -> list[Example]:
+    """Training examples to measure lengths on: all different ones of up to SURVEY lines, of more that many drawn."""
+    drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
+    return encode(tokenizer, list(dict.fromkeys((p.prompt, p.answer) for p in drawn)), end_id, ask)
+
+
+def canvas_for(examples: Sequence[Example], block: int) -> int:
+    """Tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
+    return -(-int(percentile([len(example.answer) for example in examples], 0.99)) // block) * block
+
+
 class Stream:
     """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
 
@@ -86,7 +102,7 @@ class Stream:
         for task in self.tasks:
             pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
             drawn += encode(self.tokenizer, pairs, self.end_id, self.ask)
-        fitting = [e for e in drawn if len(e.answer) <= self.answer and len(e.prompt) + len(e.answer) <= self.longest]
+        fitting = [example for example in drawn if self._fits(example)]
         if not fitting:
             raise UserError(
                 f"no training answer has at most {self.answer} tokens, and {self.longest} with its prompt; "
@@ -101,3 +117,17 @@ class Stream:
         batches = [ordered[i : i + self.batch] for i in range(0, wanted, self.batch)]
         rng.shuffle(batches)
         return batches
+
+    def _fits(self, example: Example) -> bool:
+        return len(example.answer) <= self.answer and len(example.prompt) + len(example.answer) <= self.longest
+
+    def tell_left_out(self) -> None:
+        """Says on stderr how many training examples are too long to learn from, where some are."""
+        found = survey(self.tasks, self.tokenizer, self.end_id, self.ask)
+        long = sum(not self._fits(example) for example in found)
+        if 0 < long < len(found):  # where all are, the first batch is refused
+            print(
+                f"{long} of {len(found)} training examples ({100 * long / len(found):.1f} %) are left out: an answer "
+                f"has more than {self.answer} tokens, or more than {self.longest} with its prompt",
+                file=sys.stderr,
+            )

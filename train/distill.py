@@ -10,27 +10,28 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.command import DONE, Parser, print_json, run
+from runtime.command import DONE, Parser, print_json
+from runtime.command import run as run_command
 from runtime.errors import UserError
 
-from . import checkpoint, lora, methods, prompts, tasks
+from . import checkpoint, identity, lora, methods, prompts, tasks, trajectories
 from .checkpoint import Checkpoint
 from .data import Stream
 from .families import Overrides
 from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
-from .options import add_directory_options, add_raw_option, overrides_of
+from .options import add_bf16_option, add_directory_options, add_raw_option, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
-from .trajectories import Trajectory, read_shards
+from .trajectories import Trajectory
 
 OWN = ("--attention",)  # here it is the student's
 SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
@@ -58,14 +59,16 @@ def distil(args: argparse.Namespace) -> Fitted:
     overrides = None if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides or Overrides(), low_rank, DTYPES[args.dtype])
     output.check(student)
-    found = usable(args.trajectories, values["only_right"], saved) if method.from_trajectories else []
+    found = usable(args, saved, values["only_right"]) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)
+    if method.from_examples or args.next_token > 0:
+        lesson.stream.tell_left_out()
     loss_of = plan(lesson)
     if args.next_token > 0:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    fitted = fit(lesson.model, loss_of, recipe, args.out, identity(args, values, student, len(found)))
+    fitted = fit(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
     output.write(student, fitted.weights)
     forget(args.out)
     return fitted
@@ -114,17 +117,21 @@ def shared(saved: Checkpoint) -> dict[str, Any]:
     return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
 
 
-def usable(folder: Path, only_right: bool, saved: Checkpoint) -> list[Trajectory]:
+def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> list[Trajectory]:
     """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
-    found = [t for t in read_shards(folder) if t.right or not only_right]
+    overrides = overrides_of(args, OWN)
+    everything = trajectories.read_collections(
+        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides
+    )
+    found = [t for t in everything if t.right or not only_right]
     if not found:
-        raise UserError(f"no trajectory in {folder} is right; collect more, or give --no-only-right")
-    width, canvas = found[0].hidden.shape[1], len(found[0].tokens)
-    if width != saved.model.width or canvas != saved.decoding.canvas:
-        raise UserError(
-            f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
-            f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
-        )
+        raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
+    for width, canvas in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
+        if width != saved.model.width or canvas != saved.decoding.canvas:
+            raise UserError(
+                f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
+                f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
+            )
     return found
 
 
@@ -136,24 +143,12 @@ def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
 
 
-def identity(args: argparse.Namespace, own: Mapping[str, Any], student: Checkpoint, count: int) -> dict[str, Any]:
-    """What a stopped run must have had in common to be gone on with; own: the values of the method's own options."""
-    values = {
-        "method": args.method, "seed": args.seed, "batch": args.batch, "trajectories": count,
-        "teacher": checkpoint.fingerprint(args.teacher, overrides_of(args, OWN)),
-        **{name: value for name, value in own.items() if name not in ("trajectories", "only_right")},
-    }  # fmt: skip
-    if args.student is not None:
-        values["student"] = checkpoint.fingerprint(args.student)
-    if args.attention == "full":
-        values["attention"] = "full"
-    if args.next_token:
-        values["next_token"] = args.next_token
-    if args.lora_rank is not None:
-        values["lora"] = [args.lora_rank, args.lora_alpha]
-    if student.chat_template is not None and not args.raw:
-        values["chat_template"] = True
-    return {**values, **asdict(student.model)}
+def identity_of(args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stopped run must have had in common to be gone on with.
+
+    own: the values of the method's own options, so that a default makes no difference to the same value given by name.
+    """
+    return identity.of_options(argparse.Namespace(**{**vars(args), **own}))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -189,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default 1e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
-    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    add_bf16_option(p)
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     add_raw_option(p)
@@ -199,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:

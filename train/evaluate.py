@@ -23,20 +23,38 @@ from tqdm import tqdm
 from runtime.backend import Backend
 from runtime.command import DONE, Parser, print_json
 from runtime.command import run as run_command
-from runtime.contract import GateSpec, parse_gate
+from runtime.contract import Contract, GateSpec, parse_gate
 from runtime.decode import Request, generate_batch
 from runtime.errors import UserError
-from runtime.layout import room_for_answer
+from runtime.layout import check_room, room_for_answer
 from runtime.sequence import Result
 
 from . import checkpoint, prompts, tasks
-from .checkpoint import replace_file
+from .checkpoint import check_file, replace_file
+from .families import Overrides
 from .options import add_directory_options, add_raw_option, overrides_of
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of
 
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
 OWN = ("--attention",)  # here it is for every checkpoint
+BATCH, COUNT = 64, 500
+IN_TORCH = ("batch", "bf16", *Overrides.__slots__)  # options that an engine does not have
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated: a model behind its backend, how it is asked, its own gate, how many answers run at once.
+
+    engine: its name in the bundle, `torch` for a checkpoint.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    ask: prompts.Encode
+    gate: GateSpec
+    batch: int
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,37 +87,43 @@ class Evaluation:
 
 
 def evaluate(
-    backend: Backend,
-    tokenizer: Tokenizer,
-    task: tasks.Task,
-    problems: Sequence[tasks.Problem],
-    *,
-    gate: GateSpec | None = None,
-    threshold: float | None = None,
-    fused: bool = True,
-    batch: int = 64,
+    backend: Backend, tokenizer: Tokenizer, task: tasks.Task, problems: Sequence[tasks.Problem], *,
+    gate: GateSpec | None = None, threshold: float | None = None, fused: bool = True, batch: int = BATCH,
     ask: prompts.Encode | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Decodes and grades `problems`, `batch` at a time, those of about one length together.
 
-    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default.
+    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default. Raises UserError
+    for a prompt that leaves no room for an answer, before any work.
     """
-    asked = [np.array(ids, np.int64) for ids in (ask or prompts.plain(tokenizer))([p.prompt for p in problems])]
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+    requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     results: dict[int, Result] = {}
     started = time.perf_counter()
     with tqdm(total=len(order), unit="answer", desc=task.name, mininterval=2) as bar:
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
-            wanted = [min(backend.contract.canvas, room_for_answer(backend.contract, len(asked[i]))) for i in chosen]
-            requests = [Request(asked[i], n) for i, n in zip(chosen, wanted, strict=True)]
-            done = generate_batch(backend, requests, gate=gate, threshold=threshold, fused=fused)
+            part = [requests[i] for i in chosen]
+            done = generate_batch(backend, part, gate=gate, threshold=threshold, fused=fused)
             results.update(zip(chosen, done, strict=True))
             bar.update(len(chosen))
     seconds = time.perf_counter() - started
-    ordered = [results[i] for i in range(len(asked))]
+    ordered = [results[i] for i in range(len(requests))]
     texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
+
+
+def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
+    """Each prompt with the canvas, or as much of it as there is room for."""
+    found = []
+    for number, ids in enumerate(asked, start=1):
+        wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
+        try:
+            check_room(contract, len(ids), wanted)
+        except UserError as error:
+            raise UserError(f"problem {number} of {len(asked)}: {error}") from None
+        found.append(Request(np.array(ids, np.int64), wanted))
+    return found
 
 
 def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
@@ -115,37 +139,29 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
     return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model ready to answer: ask encodes its prompts, batch is how many it answers at once, gate its own.
-
-    engine: the name of a bundle's, `torch` for a checkpoint.
-    """
-
-    backend: Backend
-    tokenizer: Tokenizer
-    ask: prompts.Encode
-    batch: int
-    gate: GateSpec
-    engine: str
-
-
-def source_of(args: argparse.Namespace) -> Source:
-    """The checkpoint or the bundle's engine that the options of `add_model_options` name. Raises UserError."""
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+def subject_of(args: argparse.Namespace) -> Subject:
+    """The model that `add_model_options` let name. Raises UserError for options that are the other kind's."""
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads is {args.threads}; expected at least 1")
     if args.ckpt:
-        saved = checkpoint.load(args.ckpt, overrides_of(args, OWN))
-        backend = torch_backend(saved, args.batch, args.attention, args.bf16)
+        if args.engine is not None:
+            raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        saved, batch = checkpoint.load(args.ckpt, overrides_of(args, OWN)), BATCH if args.batch is None else args.batch
+        backend = torch_backend(saved, batch, args.attention, bool(args.bf16))
         ask = prompts.of_checkpoint(saved, args.raw)
-        return Source(backend, saved.read_tokenizer(), ask, args.batch, backend.contract.gate, "torch")
+        return Subject(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")
+    if given := [name for name in IN_TORCH if getattr(args, name) is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
     from runtime.bundle import read  # an engine is loaded only where one is asked for
     from runtime.model import load
 
-    model = load(args.bundle, engine=args.engine)
+    model = load(args.bundle, engine=args.engine, threads=args.threads)
     tokenizer = Tokenizer.from_file(str(read(args.bundle).tokenizer))
     tokenizer.encode_special_tokens = True
     ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
-    return Source(model.backend, tokenizer, ask, 1, model.gate, model.engine)
+    return Subject(model.backend, tokenizer, ask, model.gate, 1, model.engine)
 
 
 def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
@@ -156,29 +172,45 @@ def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
     return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
+    """The task and its problems. Raises UserError for more than one task."""
+    if args.count is not None and args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least 1")
+    if args.data:
+        task = tasks.from_file(args.data)
+    else:
+        task, *others = tasks.named(args.task)
+        if others:
+            raise UserError(
+                f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each"
+            )
+        if args.split == "all":
+            raise UserError(
+                "--split all is for --data; the problems of a task have no end, so give --split and --count"
+            )
+    count = args.count if args.count is not None else sys.maxsize if args.split == "all" else COUNT
+    return task, list(task.problems(args.split, count, args.seed))
+
+
+def assess(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
-    source = source_of(args)
-    backend = source.backend
-    task = tasks.from_file(args.data) if args.data else tasks.named(args.task)[0]
-    problems = list(task.problems(args.split, args.count, args.seed))
-    gate = chosen_gate(args, source.gate)
+    if args.out:
+        check_file(args.out)
+    task, problems = drawn(args)
+    subject = subject_of(args)
+    backend, gate = subject.backend, chosen_gate(args, subject.gate)
     found = evaluate(
-        backend, source.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=source.batch,
-        ask=source.ask,
+        backend, subject.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=subject.batch,
+        ask=subject.ask,
     )  # fmt: skip
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
         "length": [len(result.token_ids) for result in found.results],
     }
-    settings = {
-        "model": str(args.ckpt or args.bundle),
-        "engine": backend.name,
-        "attention": backend.contract.attention,
-        "commit": args.commit,
-    }
-    where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": args.bf16 and bool(args.ckpt)}
+    source = str(args.ckpt or args.bundle)
+    settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
+    where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": bool(args.bf16)}
     report = {**settings, **where, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
     if args.against:
         report["against"] = compared(args.against, report, per_problem)
@@ -186,10 +218,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         text = json.dumps({**report, "per_problem": per_problem})
         replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     if args.wrong:
-        for problem, text, right in zip(problems, found.texts, found.right, strict=True):
-            if not right:
-                print(f"--- {problem.group}\n{problem.prompt}{text}\n--- expected\n{problem.answer}", file=sys.stderr)
+        show_wrong(problems, found)
     return report
+
+
+def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
+    """Wrong answers with the right ones, on stderr."""
+    for problem, text, right in zip(problems, found.texts, found.right, strict=True):
+        if not right:
+            print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
 
 
 def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int]]) -> dict[str, Any]:
@@ -224,8 +261,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
     p.add_argument("--task", default="math", help="math or code (default math)")
     p.add_argument("--data", type=Path, help="JSON lines instead of a task")
-    p.add_argument("--split", default="valid", help="train, valid, test or test_templates (default valid)")
-    p.add_argument("--count", type=int, default=500, help="problems (default 500)")
+    p.add_argument("--split", default="valid", help="train, valid, test or test_templates; of --data also all, each "
+        "line once and in order, as a published test file is graded (default valid)")  # fmt: skip
+    p.add_argument("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)")
     p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
     p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
     p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
@@ -242,9 +280,10 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
     p.add_argument("--engine", help="engine of the bundle (default its first)")
     p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
-    p.add_argument("--batch", type=int, default=64, help="answers at once in PyTorch (default 64)")
-    p.add_argument("--threads", type=int, help="torch threads (default all cores)")
-    p.add_argument("--bf16", action="store_true", help="bf16 autocast in PyTorch: faster, not exact")
+    p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
+    p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores)")
+    p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the "
+        "processor has it, not exact (default off)")  # fmt: skip
     add_raw_option(p)
     add_directory_options(p, OWN)
 
@@ -256,8 +295,10 @@ def add_gate_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--comparator", help="gate: >= > <= <")
     p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
     p.add_argument("--max", type=int, help="gate: most positions accepted a step")
-    p.add_argument("--sub-block", type=int, help="gate: tokens a sub-block, filled one after the other")
-    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens are held back")
+    p.add_argument(
+        "--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"
+    )
+    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace) -> int:
     """Evaluates and prints the report."""
-    report = run(args)
+    report = assess(args)
     if args.json:
         print_json(report)
     else:

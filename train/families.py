@@ -44,8 +44,8 @@ class Family:
     model_types: those of config.json that mean it, none where only --family can tell; renames: (pattern, replacement)
     of tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it
     is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
-    for the block size, `block` the default; mask, ends: token strings, looked up in the tokenizer; gate: as its authors
-    decode.
+    for the block size, `block` the default, None where a family comes in several and only the user can tell; mask,
+    ends: token strings, looked up in the tokenizer; gate: as its authors decode.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Family:
     shift: bool
     alignment: str
     attention: str
-    block: int = 32
+    block: int | None = 32
     block_key: str | None = None
     qkv_bias: bool | None = False
     qk_norm: bool = False
@@ -70,7 +70,7 @@ class Family:
 class Overrides:
     """What the command line says instead of a Hugging Face directory; None leaves it to the directory.
 
-    adapter: a PEFT LoRA folder that is merged into the weights.
+    gate: what differs from the directory's; adapter: a PEFT LoRA folder that is merged into the weights.
     """
 
     family: str | None = None
@@ -78,6 +78,8 @@ class Overrides:
     alignment: str | None = None
     attention: str | None = None
     mask_id: int | None = None
+    eos_ids: tuple[int, ...] | None = None
+    gate: dict[str, int | float | str] | None = None
     shift: bool | None = None
     canvas: int | None = None
     adapter: Path | None = None
@@ -101,7 +103,7 @@ FAST_DLLM = Family(
 )  # fmt: skip
 SDAR = Family(
     "sdar", ("sdar",), {**CONFIDENT, "comparator": ">", "threshold": 0.85}, "<|MASK|>",
-    ("<|im_end|>", "<|endoftext|>"), shift=False, alignment="absolute", attention="block_causal", block=4,
+    ("<|im_end|>", "<|endoftext|>"), shift=False, alignment="absolute", attention="block_causal", block=None,
     block_key="block_size", qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
 )  # fmt: skip
 BD3LM_QWEN3 = Family(

@@ -76,7 +76,4 @@ def _axes(across: str, up: str) -> Any:
 
 def _save(axes: Any, path: Path) -> None:
     axes.figure.legend(fontsize="small", loc="outside right upper")
-    try:
-        replace_file(path, lambda temporary: axes.figure.savefig(temporary, format="png"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another path") from None
+    replace_file(path, lambda temporary: axes.figure.savefig(temporary, format="png"))

@@ -28,11 +28,13 @@ DEFAULTS: dict[str, Any] = {
 class Method:
     """One way to distil.
 
-    options: names of those options that not every method has; attentions: of its students; gate: its students' first
-    one, as the authors decode; plan: checks the options' values and says how the loss is made of a lesson.
+    options: names of those options that not every method has; from_examples: whether ground truth is learnt from;
+    attentions: of its students; gate: its students' first one, as the authors decode; plan: checks the options' values
+    and says how the loss is made of a lesson.
     """
 
     options: tuple[str, ...]
+    from_examples: bool
     attentions: tuple[str, ...]
     gate: Mapping[str, Any]
     plan: Callable[[Mapping[str, Any]], Callable[[Lesson], Loss]]
@@ -59,9 +61,9 @@ def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
 
 
 METHODS = {
-    "cdlm": Method(("weights", "target", "trajectories", "only_right"), ("block_causal",), cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares"), BOTH, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(("certainty", "trajectories", "only_right"), BOTH, dparallel.GATE, _dparallel),
+    "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
+    "cd4lm": Method(("temperature", "shares"), True, BOTH, cd4lm.GATE, _cd4lm),
+    "dparallel": Method(("certainty", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel),
 }
 
 
@@ -72,7 +74,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--attention", choices=BOTH, default="block_causal", help="the student's: full (of cd4lm and dparallel) has "
         "no cache (default block_causal)")  # fmt: skip
     add = parser.add_argument_group("cdlm and dparallel").add_argument
-    add("--trajectories", type=Path, help="folder written by train.collect (needed)")
+    add("--trajectories", type=Path, nargs="+", metavar="DIR", help="folders written by train.collect with this "
+        "teacher (needed)")  # fmt: skip
     add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
     add = parser.add_argument_group("cdlm").add_argument
     add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1)")

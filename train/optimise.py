@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 from runtime.errors import NumericalError, UserError
 
-from .checkpoint import replace_file
+from .checkpoint import write_state
+from .identity import differences
 
 LOG_EVERY = 50  # updates
 
@@ -67,36 +69,43 @@ class Fitted:
 def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
-    `loss_of(step)` gives the loss and figures to log; it must depend on the step alone, so that a run that was stopped
-    and resumed from `<out>.resume` equals an uninterrupted one. `identity` is stored there; another identity starts
-    afresh. Progress goes to stderr and, a JSON object every 50 steps, to `<out>.log.jsonl`. Call `forget` when the
-    weights are safe. Raises NumericalError where the loss is no number, UserError where nothing can be written.
+    `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
+    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
+    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `forget` when the weights are safe.
+    Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError where
+    nothing can be written or the stopped run is another one.
     """
     started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer, average = _adamw(learnt, recipe), {name: p.detach().clone() for name, p in learnt.items()}
-    resume, identity = _resume_path(out), {**identity, **asdict(recipe)}
+    resume, identity = _resume_path(out), _known(identity, recipe)
     first = _resume(resume, identity, learnt, optimizer, average)
     log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
     for step in bar:
         loss, norm, figures = _update(learnt, optimizer, loss_of, recipe, step)
+        _check_numbers(step, loss, norm)
         with torch.no_grad():
             decay = min(recipe.ema, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.values()), list(learnt.values()), 1 - decay)
-        if step % LOG_EVERY == LOG_EVERY - 1 or step + 1 == recipe.steps:
-            shown = {"loss": loss.item(), **figures}
-            if not math.isfinite(shown["loss"]):
-                raise NumericalError(f"the loss is {shown['loss']} at update {step + 1}; lower --learning-rate")
-            log.add({"step": step + 1, "norm": float(norm), "rate": recipe.rate(step), **shown})
+        if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
+            shown = {"loss": loss, **figures}
+            log.add({"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown})
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-        if (step + 1) % recipe.save_every == 0 and step + 1 < recipe.steps:
-            _save(resume, identity, step + 1, learnt, optimizer, average)
+        if last or (step + 1) % recipe.save_every == 0:
+            _check_weights(step, learnt.values())
+            if not last:
+                _save(resume, identity, step + 1, learnt, optimizer, average)
     return Fitted(average, recipe.steps, time.perf_counter() - started, shown)
 
 
 def forget(out: Path) -> None:
     """Removes what a stopped run would have been resumed from, once `out` is written."""
     _resume_path(out).unlink(missing_ok=True)
+
+
+def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must have in common; how often it is saved makes no difference to what is learnt."""
+    return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
 
 
 def _resume_path(out: Path) -> Path:
@@ -113,7 +122,7 @@ def _adamw(learnt: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Ad
 
 def _update(
     learnt: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, loss_of: Loss, recipe: Recipe, step: int
-) -> tuple[Tensor, Tensor, dict[str, float]]:
+) -> tuple[float, float, dict[str, float]]:
     """One optimiser step; the loss, the gradient's norm before clipping, and the loss's own figures."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
@@ -123,7 +132,19 @@ def _update(
     norm = nn.utils.clip_grad_norm_(list(learnt.values()), recipe.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm, figures
+    return loss.item(), norm.item(), figures
+
+
+def _check_numbers(step: int, loss: float, norm: float) -> None:
+    for what, value in (("loss", loss), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            raise NumericalError(f"the {what} is {value} at update {step + 1}; lower --learning-rate")
+
+
+def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
+    """An update from a finite gradient may still be too long, which the next loss would show: after a save."""
+    if not all(weight.isfinite().all() for weight in weights):
+        raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")
 
 
 class _Log:
@@ -132,7 +153,7 @@ class _Log:
     def __init__(self, path: Path, first: int) -> None:
         kept = (
             [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= first]
-            if first
+            if first and path.exists()
             else []
         )
         try:
@@ -144,8 +165,11 @@ class _Log:
 
     def add(self, entry: dict[str, float]) -> None:
         seconds = round(time.perf_counter() - self.started, 1)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
 
 
 def _save(
@@ -158,19 +182,28 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "average": average,
     }
-    replace_file(path, lambda temporary: torch.save(state, temporary))
+    write_state(state, path)
 
 
 def _resume(
     path: Path, identity: dict[str, Any], learnt: Mapping[str, Tensor], optimizer: Any, average: Mapping[str, Tensor]
 ) -> int:
-    """Restores a stopped run of the same identity; returns the step to go on with, 0 where there is none."""
+    """Restores a stopped run; returns the step to go on with, 0 where there is none.
+
+    Raises UserError for a run of another identity: starting afresh in silence would cost what it had learnt.
+    """
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    plain = {"rope_scaling": {}}  # what runs begun before models had one lack
-    if {**plain, **state["identity"]} != {**plain, **identity}:
-        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no stopped run to go on with ({reason}); delete it to start afresh") from None
+    if other := differences(state["identity"], identity):
+        raise UserError(
+            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
+            "or delete it to start afresh"
+        )
     optimizer.load_state_dict(state["optimizer"])
     with torch.no_grad():
         for name, parameter in learnt.items():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+import torch
+
+from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
 from .families import NAMES, Overrides
@@ -26,6 +29,8 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
     add("--alignment", "where blocks start", choices=ALIGNMENTS)
     add("--attention", "full: no cache, both directions", choices=ATTENTIONS)
     add("--mask-id", "id of the mask token", type=int)
+    add("--eos-ids", "ids of the tokens that end an answer, as in 151643,151645", type=token_ids, metavar="IDS")
+    add("--gate", "changes of its gate, as in threshold=0.8,min=2", type=gate_changes, metavar="KEY=VALUE,...")
     add("--shift", "whether row i predicts position i + 1", action=argparse.BooleanOptionalAction)
     add(
         "--canvas",
@@ -33,6 +38,36 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
         type=int,
     )
     add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """The ids of `1,2`, of which `published` knows the vocabulary."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
+
+
+def gate_changes(text: str) -> dict[str, int | float | str]:
+    """The values of `threshold=0.8,min=2`; the contract knows what each may be."""
+    changes: dict[str, int | float | str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or name not in GateSpec.__slots__:
+            known = ", ".join(GateSpec.__slots__)
+            raise argparse.ArgumentTypeError(f"{part!r} is no KEY=VALUE with a key of {known}")
+        changes[name] = number(value)
+    return changes
+
+
+def number(text: str) -> int | float | str:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
@@ -45,6 +80,23 @@ def add_raw_option(parser: argparse.ArgumentParser) -> None:
     """Adds --raw, of commands that give prompts to a model."""
     text = "leave the checkpoint's chat template out (default: prompts go through it, where there is one)"
     parser.add_argument("--raw", action="store_true", help=text)
+
+
+def add_bf16_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --bf16, of commands that run forwards by the thousand."""
+    faster = bf16_is_faster()
+    text = f"bf16 autocast (default where this processor multiplies bf16 itself, here {'on' if faster else 'off'})"
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=faster, help=text)
+
+
+def bf16_is_faster() -> bool:
+    """Whether this processor has instructions for products of bf16 that PyTorch uses: AVX-512 BF16 or AMX.
+
+    Elsewhere bf16 is emulated in fp32. ARM's are not counted: not measured here.
+    """
+    ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
+    found = ask()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -155,24 +155,32 @@ def _refuse_others(settings: Settings) -> None:
 def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int) -> Decoding:
     """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
     family, context = settings.family, settings.integer("max_position_embeddings")
-    block = _above_0("--block", overrides.block)
-    if block is None:
-        block = settings.integer(family.block_key, family.block) if family.block_key else family.block
+    block = _above_0("--block", overrides.block) or block_of(settings)
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
     gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, vocab)
     if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
         del gate["sub_block"]
-    ends = end_ids(settings, text)
+    ends = overrides.eos_ids or end_ids(settings, text)
     pad = settings.get("pad_token_id", text.ids.get(text.special.get("pad_token", ""), ends[0]))
     how = (family.alignment, family.attention, family.shift)
     return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
 
 
+def block_of(settings: Settings) -> int:
+    """The config's block size, else its family's. Raises UserError for a family that comes in several."""
+    family = settings.family
+    if family.block_key is not None and settings.get(family.block_key) is not None:
+        return settings.integer(family.block_key)
+    if family.block is None:
+        raise UserError(f"{settings.path} has no {family.block_key}, and {family.name} comes in several; give --block")
+    return family.block
+
+
 def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
     """A decoding with what the command line says instead."""
-    names = ("block", "canvas", "alignment", "attention", "mask_id", "shift")
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
     given = {name: value for name in names if (value := getattr(overrides, name)) is not None}
-    return replace(stored, **given)
+    return replace(stored, **given, gate={**stored.gate, **(overrides.gate or {})})
 
 
 def _check(decoding: Decoding, settings: Settings, vocab: int) -> None:

@@ -9,30 +9,34 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.command import DONE, Parser, print_json, run
+from runtime.command import DONE, Parser, print_json
+from runtime.command import run as run_command
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, masking, tasks, tokenizer
-from .data import Stream
+from . import blocks, checkpoint, identity, masking, tasks, tokenizer
+from .data import Stream, canvas_for, survey
 from .model import Model, ModelConfig, initialise
 from .next_token import next_token_loss
 from .optimise import Fitted, Loss, Recipe, fit, forget
+from .options import add_bf16_option
+from .output import DTYPES
 from .torch_backend import contract_of
 
+CAUSAL_EVERY = 2  # updates
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
 
 
-def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
+def masked_loss(model: Model, forward: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
     """Masked-denoising cross-entropy: some rows masked uniformly, the others as block-wise decoding does."""
     block = decoding.block
 
@@ -43,13 +47,14 @@ def masked_loss(model: Model, run: torch.nn.Module, stream: Stream, decoding: ch
         everywhere = masking.uniform_mask(laid, generator)
         masked, decided = masking.block_mask(laid, block, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
-        hidden = run(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
+        hidden = forward(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
         weight = masking.weights(laid, decided, padding=blocks.FILLER)[decided]
         logits = model.logits(hidden[masking.predicting(decided, decoding.shift)]).float()
         target = laid.ids[decided]
         losses = F.cross_entropy(logits, target, reduction="none")
         right = (logits.argmax(-1) == target)[weight == 1].float().mean().item()
-        return (losses * weight).sum() / weight.sum(), {"masked": right}
+        # a small batch may draw no mask at all
+        return (losses * weight).sum() / weight.sum().clamp_min(1e-6), {"masked": right}
 
     return loss_of
 
@@ -71,72 +76,100 @@ def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -
     return loss_of
 
 
-def blocks_loss(model: Model, run: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
+def blocks_loss(model: Model, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
     """Masked-denoising cross-entropy of all blocks of each answer under the block-causal mask."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        loss = blocks.denoising_loss(model, run, stream, step, contract, 1, generator)
+        loss = blocks.denoising_loss(model, forward, stream, step, contract, 1, generator)
         return loss, {"blocks": loss.item()}
 
     return loss_of
 
 
-def fresh(chosen: Sequence[tasks.Task], args: argparse.Namespace) -> checkpoint.Checkpoint:
-    """An untrained model of the asked size, its tokenizer learnt from the tasks' training split."""
+def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
+    """Where training starts, decoded as the command line says: `--init`, or an untrained model of the asked size.
+
+    An untrained one has a tokenizer learnt from the tasks' training split.
+    """
+    if args.init:
+        saved = checkpoint.load(args.init)
+        return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
     learnt = tokenizer.train_tokenizer(texts, args.vocab)
     shape = ModelConfig(
         learnt.get_vocab_size(), args.width, args.layers, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
     weights = dict(initialise(Model(shape), args.seed).state_dict())
-    return checkpoint.Checkpoint(shape, decoding_of(args, learnt), weights, learnt.to_str())
+    return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learnt), weights, learnt.to_str())
 
 
-def decoding_of(args: argparse.Namespace, learnt: tokenizer.Tokenizer) -> checkpoint.Decoding:
+def decoding_of(
+    args: argparse.Namespace, chosen: Sequence[tasks.Task], learnt: tokenizer.Tokenizer
+) -> checkpoint.Decoding:
     """An autoregressive model is block-causal with blocks of one, each predicted by the token before it."""
-    causal = args.objective == "causal"
+    causal, end = args.objective == "causal", learnt.token_to_id(tokenizer.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
         attention="block_causal" if causal else "full",
         shift=causal or args.shift,
         block=1 if causal else args.block,
-        canvas=args.canvas,
+        canvas=args.canvas or max(canvas_for(survey([task], learnt, end), args.block) for task in chosen),
         context=args.context,
         mask_id=learnt.token_to_id(tokenizer.MASK),
-        eos_ids=(learnt.token_to_id(tokenizer.END),),
+        eos_ids=(end,),
         pad_id=learnt.token_to_id(tokenizer.PAD),
         gate=dict(CAUSAL_GATE if causal else TEACHER_GATE),
     )
 
 
+def causal_every(args: argparse.Namespace) -> int:
+    """Every how many updates the masked objective learns under causal masks, 0 for never; see `--causal-every`.
+
+    Raises UserError where that would train each row for two different tokens by turns.
+    """
+    every: int = args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift else 0
+    if every < 0:
+        raise UserError(f"--causal-every is {every}; expected a number of updates, or 0 for never")
+    if every and args.objective == "masked" and not args.shift:
+        raise UserError(
+            f"--causal-every {every} trains row i to predict token i + 1, --no-shift token i; leave one of them out"
+        )
+    return every
+
+
+def loss_of(
+    args: argparse.Namespace, start: checkpoint.Checkpoint, model: Model, forward: torch.nn.Module, stream: Stream
+) -> Loss:
+    """The loss that `--objective` and `--causal-every` ask for."""
+    decoding, every = start.decoding, causal_every(args)
+    next_token = next_token_loss(model, forward, stream, decoding.pad_id)
+    if args.objective == "causal":
+        return next_token
+    masked = masked_loss(model, forward, stream, decoding)
+    if not every:
+        return masked
+    alone = replace(start, decoding=replace(decoding, attention="block_causal"))
+    return alternating_loss(masked, next_token, blocks_loss(model, forward, stream, contract_of(alone)), every)
+
+
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
-    if args.canvas % args.block:
+    if args.canvas is not None and (args.canvas < 1 or args.canvas % args.block):
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    start = checkpoint.load(args.init) if args.init else fresh(chosen, args)
-    learnt = start.read_tokenizer()
-    decoding = decoding_of(args, learnt)
-    model = start.build().train()
-    run = torch.compile(model) if args.compile else model
-    longest = args.context - args.canvas if args.objective == "masked" else args.context
-    stream = Stream(chosen, learnt, decoding.eos_ids[0], args.batch, args.seed, longest, args.canvas)
-    if args.objective == "causal":
-        loss_of = next_token_loss(model, run, stream, decoding.pad_id)
-    else:
-        loss_of = masked_loss(model, run, stream, decoding)
-        if args.causal_every:
-            alone = replace(start, decoding=replace(decoding, attention="block_causal"))
-            whole = blocks_loss(model, run, stream, contract_of(alone))
-            loss_of = alternating_loss(
-                loss_of, next_token_loss(model, run, stream, decoding.pad_id), whole, args.causal_every
-            )
+    checkpoint.check_file(args.out)
+    every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    start = start_of(args, chosen)
+    decoding, model = start.decoding, start.build().train()
+    forward = torch.compile(model) if args.compile else model
+    longest = args.context - decoding.canvas if args.objective == "masked" else args.context
+    bounds = (longest, decoding.canvas)
+    stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
+    stream.tell_left_out()
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    identity = {"task": args.task, "data": str(args.data), "init": str(args.init), "seed": args.seed}
-    identity |= {"batch": args.batch, **asdict(start.model)}
-    fitted = fit(model, loss_of, recipe, args.out, identity)
-    checkpoint.save(checkpoint.Checkpoint(start.model, decoding, fitted.weights, start.tokenizer), args.out)
+    known = {**identity.of_options(args), "canvas": decoding.canvas, "causal_every": every}
+    fitted = fit(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
+    checkpoint.save(replace(start, weights=fitted.weights), args.out, DTYPES[args.dtype])
     forget(args.out)
     return fitted
 
@@ -162,17 +195,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--causal-every",
         type=int,
-        default=2,
-        help="masked objective: every so many updates learns under causal masks instead, 0 for never (default 2)",
+        help="masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
+        "--no-shift 0)",
     )
     p.add_argument("--block", type=int, default=16, help="tokens a block (default 16)")
-    p.add_argument("--canvas", type=int, default=96, help="tokens an answer may have, whole blocks (default 96)")
+    p.add_argument("--canvas", type=int, help="tokens an answer may have, in whole blocks; training answers with more "
+        "are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
     p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
     for name, size in (("width", 192), ("layers", 6), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
         p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
-    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast (default on)")
+    add_bf16_option(p)
+    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)")
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     return p
@@ -180,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:

@@ -67,6 +67,10 @@ class StaticCache:
             places = self.past[:, None] + torch.arange(width)  # [batch, width]
             keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
             values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
+            # A row behind which the others' ends lie attends there with weights of 0, and 0 times a NaN is NaN.
+            stale = torch.arange(first + width, last + width) >= self.past[:, None] + width  # [batch, last - first]
+            for part in (keys, values):
+                part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None], 0)
         return keys[:, :, : last + width], values[:, :, : last + width]
 
     def keep(self, rows: Tensor) -> None:

@@ -6,20 +6,23 @@ back through its head, at a thirtieth of the logits' size (CDLM, arXiv 2511.1926
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.errors import UserError
 
 from .checkpoint import replace_file
+from .families import Overrides
 
 NEVER = -1
+SETTINGS = "collect.json"  # what a folder was collected with
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,10 @@ class Trajectory:
 
 
 def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
-    """One safetensors file; written beside and renamed, so that a shard that exists is whole."""
+    """One safetensors file; written beside and renamed, so that a shard that exists is whole.
+
+    Raises UserError where it cannot be written.
+    """
     longest = max(len(t.prompt) for t in trajectories)
     prompt = torch.full((len(trajectories), longest), NEVER, dtype=torch.int32)
     for row, trajectory in enumerate(trajectories):
@@ -49,7 +55,10 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
         "hidden": torch.stack([t.hidden for t in trajectories]).to(torch.float16),
         "right": torch.tensor([t.right for t in trajectories]),
     }
-    replace_file(path, lambda temporary: save_file(tensors, temporary))
+    try:
+        replace_file(path, lambda temporary: save_file(tensors, temporary))
+    except SafetensorError as error:  # a disk that is full, as this library tells it
+        raise UserError(f"{path} cannot be written ({error}); mend that and run the command again") from None
 
 
 def read_shards(folder: Path) -> list[Trajectory]:
@@ -65,6 +74,49 @@ def read_shards(folder: Path) -> list[Trajectory]:
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not a shard of trajectories ({error}); delete it and collect again") from None
     return found
+
+
+def read_collections(folders: Sequence[Path], teacher: str, overrides: Overrides) -> list[Trajectory]:
+    """All trajectories of several collections, each checked to be of the teacher with that fingerprint, read so.
+
+    Raises UserError for a folder that does not tell its teacher, as one of shards copied by hand, and for another's.
+    """
+    for folder in folders:
+        _check_origin(folder, teacher, overrides)
+    return [trajectory for folder in folders for trajectory in read_shards(folder)]
+
+
+def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> None:
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        theirs = {"ckpt_sha256": settings["ckpt_sha256"], **settings.get("overrides", {})}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} does not tell the teacher of these trajectories ({reason}); give folders that train.collect "
+            "wrote, several by their names instead of merged"
+        ) from None
+    if theirs.pop("ckpt_sha256") != teacher:
+        raise UserError(f"the trajectories in {folder} are of another teacher; collect them with this one")
+    ours = {name: str(value) for name, value in asdict(overrides).items() if value is not None}
+    for name in sorted((ours.keys() | theirs.keys()) - {"adapter", "attention"}):  # the fingerprint has the adapter
+        if ours.get(name) != theirs.get(name):
+            there, here = (side.get(name, "the checkpoint's own") for side in (theirs, ours))
+            raise UserError(
+                f"the trajectories in {folder} were collected with --{name.replace('_', '-')} {there}, here it is "
+                f"{here}; give the same"
+            )
+
+
+def count_right(path: Path) -> tuple[int, int]:
+    """How many trajectories of a shard are right, and how many it holds. Raises UserError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            right = shard.get_tensor("right")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a shard of trajectories ({error}); delete it and collect again") from None
+    return int(right.sum()), len(right)
 
 
 def _unpack(shard: dict[str, Tensor]) -> list[Trajectory]:

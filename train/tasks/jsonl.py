@@ -13,6 +13,7 @@ from runtime.errors import UserError
 
 from .problem import Problem
 
+SPLITS = ("train", "valid", "test", "all")
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
 
 
@@ -20,7 +21,8 @@ def read(path: Path) -> tuple[Problem, ...]:
     """All problems of a JSON-lines file.
 
     Layouts, told apart by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
-    `text`, `code`, `test_list`, optional `test_setup_code` (MBPP). Raises UserError naming the line.
+    `text`, or `prompt` as in the sanitized version, `code`, `test_list`, optional `test_setup_code` or `test_imports`
+    (MBPP). The prompts of the last two end without a newline. Raises UserError naming the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,15 +47,19 @@ def _problem(record: dict[str, object]) -> Problem:
         case {"prompt": str(prompt), "answer": str(answer)}:
             return Problem(prompt, answer, "file", _strings(record.get("tests", [])))
         case {"question": str(question), "answer": str(answer)}:
-            return Problem(question.rstrip("\n") + "\n", answer, "gsm8k")
-        case {"text": str(text), "code": str(code), "test_list": list(tests)}:
-            setup = str(record.get("test_setup_code") or "")
+            return Problem(question.rstrip(), answer, "gsm8k")
+        case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
+            "prompt": str(text), "code": str(code), "test_list": list(tests)
+        }:  # fmt: skip
+            setup = "\n".join(
+                (*_strings(record.get("test_imports", [])), str(record.get("test_setup_code") or ""))
+            ).strip()
             checks = tuple(f"{setup}\n{test}" if setup else test for test in _strings(tests))
-            example = f"{checks[0]}\n" if checks else ""
-            return Problem(f"{text}\n{example}", code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
+            prompt = "\n".join((text.rstrip(), *checks[:1]))
+            return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
     keys = ", ".join(sorted(record)) or "nothing"
     raise ValueError(
-        f"got the keys {keys}; expected prompt and answer, question and answer, or text, code and test_list"
+        f"got the keys {keys}; expected prompt and answer, question and answer, or text or prompt, code and test_list"
     )
 
 
@@ -70,7 +76,15 @@ def split_of(prompt: str) -> str:
 
 
 def draw(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
-    """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there."""
+    """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there.
+
+    `all` is every line once, in the file's order, as a published test file is graded. Raises UserError for an unknown
+    split, and for one that no line falls into.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; the splits of one's own data are {', '.join(SPLITS)}")
+    if split == "all":
+        return itertools.islice(lines, count)
     chosen = [line for line in lines if split_of(line.prompt) == split]
     if not chosen:
         raise UserError(f"no line of the data falls into the split {split!r} (of {len(lines)} lines); add more lines")

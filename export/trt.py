@@ -1,0 +1,126 @@
+"""Builds TensorRT engines of a checkpoint, or of a copied bundle's graphs: python -m export.trt --ckpt student.pt"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.errors import UserError
+from train.options import add_directory_options
+
+from .trt_from_bundle import from_bundle
+from .trt_report import Report
+from .trt_targets import LEAST, check_library, find_library
+
+DIALECTS = ("trt", "plain")  # that TensorRT reads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: export(options(argv)))
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m export.trt",
+        description="Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
+        "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay.")  # fmt: skip
+    add_what(p)
+    add_builder(p.add_argument_group("the builder"))
+    add_directory_options(p)
+    args = p.parse_args(argv)
+    check_options(args)
+    return args
+
+
+def add_what(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory")
+    add("--bundle", type=Path, metavar="DIR",
+        help="instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor "
+        "the checkpoint")  # fmt: skip
+    add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
+    add("--precision", choices=tuple(LEAST),
+        help="fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, "
+        "with fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
+        "there and run here)")  # fmt: skip
+    add("--dialect", choices=("auto", *DIALECTS), default="auto",
+        help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "
+        "(default auto: trt where what is installed takes it)")  # fmt: skip
+    add("--capacity", type=int, nargs="+", metavar="N",
+        help="most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default "
+        "1024 or the context)")  # fmt: skip
+    add("--batch", type=int, metavar="N", help="sequences of a forward (default 1)")
+    add("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)")
+    add("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64")
+    add("--graph-only", action="store_true",
+        help="write the ONNX graph alone, for --bundle on another machine; needs no TensorRT")  # fmt: skip
+    add("--json", action="store_true", help="prints one JSON object; everything else goes to stderr")
+
+
+def add_builder(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto",
+        help="tensorrt: builds on the GPU that the engine is for; rtx: TensorRT for RTX, builds without a GPU (default "
+        "auto: what is installed, the former first)")  # fmt: skip
+    add("--compute-capability", type=int, nargs="+", default=[], metavar="SM",
+        help="rtx: GPUs to build for, such as 86 89 120 (default: all it knows that run the precision)")  # fmt: skip
+    add("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)")
+    add("--optimization-level", type=int, choices=range(6), metavar="0..5",
+        help="tensorrt: 0 builds soonest, 5 searches longest (default: the library's, 3)")  # fmt: skip
+    add("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too")
+    add("--hardware-compatibility", action="store_true",
+        help="tensorrt: all GPUs from Ampere (SM80) on run the engine, more slowly")  # fmt: skip
+    add("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that contradict each other or make no sense."""
+    if (args.ckpt is None) == (args.bundle is None):
+        raise UserError("give one of --ckpt, a checkpoint to export, and --bundle, whose graphs are built")
+    if args.bundle is not None:
+        for name in ("out", "capacity", "batch", "data", "graph_only"):
+            if getattr(args, name):
+                raise UserError(f"--{name.replace('_', '-')} is for --ckpt; a bundle's graphs are built as they are")
+    for name in ("batch", "max_prompt", "workspace"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+    if args.ckpt is not None and args.precision == "int8-static" and args.data is None:
+        raise UserError("int8-static is calibrated on prompts; give --data a file of JSON lines with prompt and answer")
+    if args.data is not None and args.precision != "int8-static":
+        raise UserError("--data calibrates int8-static alone; leave it out or give --precision int8-static")
+    if args.graph_only and args.dialect == "auto":
+        raise UserError("--graph-only cannot tell the other machine's TensorRT; give --dialect trt (10.15 on) or plain")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Builds what is missing or different and adds it to the bundle."""
+    started, report = time.perf_counter(), Report(sys.stderr if args.json else sys.stdout)
+    library = None if args.graph_only else find_library(args.flavor)
+    if library is not None:
+        check_library(library, args)
+    if library is not None and args.bundle is not None:
+        path = from_bundle(args, library, report)
+    else:
+        from .trt_from_checkpoint import from_checkpoint  # which needs torch
+
+        path = from_checkpoint(args, library, report)
+    report.say(what_next(args, path) if report.ok else f"what failed was not added to {path}")
+    if args.json:
+        told = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
+        print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
+    return DONE if report.ok else FAILED
+
+
+def what_next(args: argparse.Namespace, path: Path) -> str:
+    """What one does with the bundle now."""
+    if args.graph_only:
+        return f"where it is to run, with a copy of the bundle: python -m export.trt --bundle {path.name}"
+    return f"where its GPU is: python -m runtime.generate {path} PROMPT --engine trt"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Builds a planned engine of a graph and adds it, with the graph, to a bundle; needs neither torch nor a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime import memory
+from runtime.bundle import Bundle, Engine, content_name, read, sha256, write
+from runtime.contract import Contract
+from runtime.errors import DeviceError
+from runtime.manifest import MANIFEST
+
+from .trt_build import Built, Progress, build
+from .trt_plan import Plan, check_network, differences, name_for
+from .trt_report import Report
+from .workplace import writing
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A bundle that engines are added to, there already or not, and what all its engines share."""
+
+    path: Path
+    contract: Contract
+    tokenizer: str
+    chat_template: str | None
+    provenance: Mapping[str, Any]
+
+    def bundle(self) -> Bundle | None:
+        """What is there of the same checkpoint; engines of another one go when the first is added."""
+        if not (self.path / MANIFEST).is_file():
+            return None
+        found = read(self.path)
+        mine = self.provenance.get("checkpoint_sha256")
+        return found if found.provenance.get("checkpoint_sha256") == mine else None
+
+    def write(self, engine: Engine, files: Sequence[Path]) -> None:
+        """Adds an engine to it, and remembers that one of TensorRT's was built here."""
+        if engine.build is not None:
+            memory.built(sha256(files[0]))
+        write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
+
+
+def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None) -> bool:
+    """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
+    bundle = shared.bundle()
+    name, why = name_for(bundle, plan), differences(bundle, plan, onnx)
+    if bundle is None and (shared.path / MANIFEST).is_file():
+        why = ["the bundle is of another checkpoint, whose engines go"]
+    if why:
+        report.say(f"{name}: to be built, {'; '.join(why)}")
+    else:
+        report.engine(name, "as it should be, nothing to build", built=False)
+    return bool(why)
+
+
+def add(
+    shared: Shared, plan: Plan, graph: Sequence[Path], parity: Mapping[str, Any], folder: Path, report: Report
+) -> None:
+    """Builds the engine and adds it; where a check fails, the bundle stays as it is.
+
+    graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
+    """
+    started, cache = time.perf_counter(), "delta" if plan.graph.dialect == "plain" else shared.contract.cache
+    contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
+    try:
+        with shown() as progress:
+            made = build(graph[0], contract, plan.profiles, plan.settings, progress)
+    except DeviceError as error:
+        report.check("engine", False, str(error))
+        return
+    if not _checked(plan, contract, made, report):
+        return
+    name, build_of = name_for(shared.bundle(), plan), plan.build(graph[0].name, made.decomposed)
+    with writing(shared.path):
+        file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
+        file.write_bytes(made.content)
+        shared.write(plan.engine(name, file.name, parity, build_of), [file, *graph])
+    seconds, size = round(time.perf_counter() - started, 3), len(made.content)
+    values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
+    report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
+
+
+def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> bool:
+    network = made.network
+    wrong = check_network(plan, network, contract.layers, contract.attention == "full")
+    found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
+    found += f", {network.updates} cache updates"
+    if made.decomposed:
+        found += "; no fused kernel for this attention, so it is decomposed, which is slower"
+    return report.check("network", wrong is None, wrong or found)
+
+
+@contextmanager
+def shown() -> Iterator[Progress | None]:
+    """Shows how far the builder is, on a terminal, on one line that is gone afterwards."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(phase: str, done: int, steps: int) -> None:
+        print(f"\r{phase[:60]}: {done} of {steps}\033[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)

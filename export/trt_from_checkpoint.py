@@ -1,0 +1,103 @@
+"""From a checkpoint to a bundle with TensorRT engines in it: traced, proved, built, one engine for each capacity."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Bundle, Engine
+from runtime.contract import Contract
+from runtime.errors import UserError
+from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.options import overrides_of
+
+from .onnx import EXPORTER, default_out, exported_contract, provenance
+from .trt_add import Shared, add, missing
+from .trt_graph import Graphs, Recipe
+from .trt_plan import Asked, Plan, planned
+from .trt_report import Report
+from .trt_targets import Library
+from .workplace import working_folder, writing
+
+PRECISION = "fp16"  # by default: in fp32 there is no fused attention
+
+
+def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
+    """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
+    source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    contracts = [exported_contract(source, capacity) for capacity in sorted(set(args.capacity or [])) or [None]]
+    shared = Shared(
+        out, contracts[-1], source.tokenizer, source.chat_template, provenance(args.ckpt, overrides_of(args))
+    )
+    if (there := shared.bundle()) is not None:
+        shared = replace(shared, contract=beside(there, shared.contract))
+    for contract in contracts:
+        recipe = recipe_of(args, library)
+        if library is None:
+            export_one(source, contract, recipe, shared, None, report)
+            continue
+        plan = planned(asked(recipe, contract), contract, args, library)
+        if missing(shared, plan, report):
+            export_one(source, contract, recipe, shared, plan, report)
+    return out
+
+
+def beside(there: Bundle, contract: Contract) -> Contract:
+    """The contract that engines of that capacity have among those of a bundle: its longest.
+
+    Raises UserError where they would be longer: what stays there may end where the bundle says.
+    """
+    longest = there.contract.capacity
+    if contract.capacity > longest:
+        raise UserError(
+            f"{there.path} was exported with a capacity of {longest}, {contract.capacity} is more; give --capacity "
+            f"{longest} or less, or --out another bundle"
+        )
+    return replace(contract, capacity=longest)
+
+
+def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
+    dialect = library.dialects()[0] if library is not None and args.dialect == "auto" else args.dialect
+    return Recipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
+
+
+def asked(recipe: Recipe, contract: Contract) -> Asked:
+    """The graph of a recipe, as plans know it."""
+    dtype = str(recipe.dtype).removeprefix("torch.")
+    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, recipe.values(EXPORTER))
+
+
+def export_one(
+    source: Checkpoint, contract: Contract, recipe: Recipe, shared: Shared, plan: Plan | None, report: Report
+) -> None:
+    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one."""
+    graphs = Graphs(source, contract, recipe)
+    with working_folder(shared.path) as folder:
+        with writing(shared.path):
+            ranges = graphs.calibrate(folder)
+            files = graphs.write(folder, ranges)
+        parity: dict[str, Any] = {}
+        for check in graphs.prove(files[0], folder, ranges):
+            parity[check.name] = check.detail
+            if not report.check(check.name, check.ok, check.detail):
+                return
+        if plan is not None:
+            add(shared, plan, files, parity, folder, report)
+        else:
+            with writing(shared.path):
+                keep(shared, recipe, contract, files, parity, report)
+
+
+def keep(
+    shared: Shared, recipe: Recipe, contract: Contract, files: Sequence[Path], parity: dict[str, Any], report: Report
+) -> None:
+    """Adds the graph to the bundle as an engine that ONNX Runtime's CPU may run and TensorRT is to be built of."""
+    batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
+    name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
+    engine = Engine(name, recipe.dialect, recipe.precision, "any", None, files[0].name, {}, parity)
+    shared.write(engine, files)
+    report.engine(name, f"graph written to {shared.path}", built=False, file=files[0].name)

@@ -1,0 +1,138 @@
+"""The step graph for TensorRT in every precision: traced from a checkpoint, calibrated, proved under ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from runtime.bundle import sha256
+from runtime.contract import Contract
+from runtime.errors import UserError
+from train.checkpoint import Checkpoint
+from train.prompts import of_checkpoint
+from train.tasks import jsonl
+
+from .calibrate import measure, watch
+from .graph import trace
+from .onnx import prove
+from .parity import Check
+from .qdq import quantise_activations, quantise_weights
+from .store import store
+from .verify import held_out
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # precisions that quantise nothing
+Ranges = Mapping[str, float]
+PROMPTS = 64  # of a --data file that int8 is calibrated with
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a graph is made of. batch: sequences of a forward; data: a JSON-lines file that int8-static is calibrated
+    with, None for other precisions."""
+
+    dialect: str
+    precision: str
+    batch: int
+    data: Path | None
+
+    @property
+    def format(self) -> str | None:
+        """How its weights are quantised."""
+        return None if self.precision in DTYPES else self.precision.removesuffix("-static")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights that are not quantised, heads and cache."""
+        return DTYPES.get(self.precision, torch.float16)
+
+    def values(self, exporter: int) -> dict[str, object]:
+        """Plain values that tell one graph of a checkpoint from another."""
+        return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
+
+
+class Graphs:
+    """The graphs of one recipe, traced once. contract: with the capacity that they get."""
+
+    def __init__(self, source: Checkpoint, contract: Contract, recipe: Recipe) -> None:
+        self.source, self.contract, self.recipe = source, contract, recipe
+        self._traced: dict[int, ir.Model] = {}  # by batch
+
+    def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
+        stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
+        return store(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
+
+    def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
+        return store(self._quantised(1, ranges, dense=True), folder, "dense")
+
+    def calibrate(self, folder: Path) -> Ranges | None:
+        """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
+
+        Raises UserError for a file that holds no prompts, or too long ones.
+        """
+        if self.recipe.data is None:
+            return None
+        try:
+            problems = jsonl.read(self.recipe.data)[:PROMPTS]
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        requests = held_out(
+            of_checkpoint(self.source, raw=False), self.contract, [problem.prompt for problem in problems]
+        )
+        watched = self._trace(1)
+        watch(watched)
+        files = store(watched, folder, "watched")
+        try:
+            return measure(files[0], self.contract, requests)
+        finally:
+            for file in files:
+                file.unlink()
+
+    def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
+        """The checks of `export.onnx.prove`, of the graph in `file` or of its dense form; bf16 only has to be ONNX."""
+        recipe = self.recipe
+        if recipe.precision == "bf16":
+            yield valid(file)
+            yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
+            return
+        if recipe.format is None and recipe.batch == 1:
+            yield from prove(self.source, self.contract, file, recipe.precision)
+            return
+        yield valid(file)
+        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
+        dense = self.write_dense(folder, ranges)
+        for check in prove(self.source, self.contract, dense[0], recipe.precision):
+            if check.name != "graph":
+                yield replace(check, detail=f"with {' and '.join(what)}: {check.detail}")
+        for left in dense:
+            left.unlink()
+
+    def _quantised(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
+        model = self._trace(batch)
+        if self.recipe.format is not None:
+            quantise_weights(model, self.recipe.format, dense)
+            quantise_activations(model, ranges or {})
+        return model
+
+    def _trace(self, batch: int) -> ir.Model:
+        """A copy of the traced graph, to be changed."""
+        recipe, capacity = self.recipe, self.contract.capacity
+        if batch not in self._traced:
+            made = trace(self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch)
+            self._traced[batch] = made
+        return self._traced[batch].clone()
+
+
+def valid(file: Path) -> Check:
+    """Whether a graph is valid ONNX."""
+    try:
+        onnx.checker.check_model(file)
+    except onnx.checker.ValidationError as error:
+        return Check("graph", False, " ".join(str(error).split())[:200])
+    return Check("graph", True, f"{file.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")

@@ -1,0 +1,79 @@
+"""What TensorRT's parser made of a step graph: counted for the checks, and freed of products with 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.contract import cache_names
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # by their names in TensorRT
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What TensorRT's parser made of a graph. masked: attentions with a mask; updates: layers that write a cache;
+    batch; capacity and dtype of the cache, None and float32 without one."""
+
+    strongly_typed: bool
+    attentions: int
+    masked: int
+    updates: int
+    batch: int
+    capacity: int | None
+    dtype: str
+
+
+def inspect(trt: Any, network: Any) -> Network:
+    """Counts what the network is checked for."""
+    attentions = [layer for layer in layers(network) if kind(layer) == "ATTENTION_INPUT"]
+    tensors = {tensor.name: tensor for tensor in (network.get_input(i) for i in range(network.num_inputs))}
+    cache = tensors.get(cache_names(0)[0])
+    return Network(
+        network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
+        len(attentions),
+        sum(layer.num_inputs > 3 and layer.get_input(3) is not None for layer in attentions),
+        sum(kind(layer) == "KV_CACHE_UPDATE" for layer in layers(network)),
+        tensors["input_ids"].shape[0],
+        None if cache is None else cache.shape[2],
+        "float32" if cache is None else DTYPES[cache.dtype.name],
+    )
+
+
+def without_unit_scales(trt: Any, network: Any) -> None:
+    """Gives attentions their queries and keys as they are, where the parser multiplies them by its `scale` of 1.
+
+    For keys that is a product over the whole cache at every step.
+    """
+    makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
+    for attention in layers(network):
+        if kind(attention) == "ATTENTION_INPUT":
+            for place in (0, 1):
+                plain = _unscaled(trt, makers, attention.get_input(place))
+                if plain is not None:
+                    attention.set_input(place, plain)
+
+
+def _unscaled(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
+    """What a product with ones was made of, None where `tensor` is none."""
+    product = makers.get(tensor.name)
+    if product is None or kind(product) != "ELEMENTWISE":
+        return None
+    product.__class__ = trt.IElementWiseLayer
+    constant = makers.get(product.get_input(1).name)
+    while constant is not None and kind(constant) in ("CAST", "SHUFFLE"):  # the parser's, to the type and rank of keys
+        constant = makers.get(constant.get_input(0).name)
+    if product.op != trt.ElementWiseOperation.PROD or constant is None or kind(constant) != "CONSTANT":
+        return None
+    constant.__class__ = trt.IConstantLayer
+    return product.get_input(0) if (constant.weights == 1).all() else None
+
+
+def layers(network: Any) -> Iterator[Any]:
+    return (network.get_layer(index) for index in range(network.num_layers))
+
+
+def kind(layer: Any) -> str:
+    """The layer's type by its name: older versions do not know the newer ones."""
+    return str(layer.type.name)

@@ -1,0 +1,37 @@
+"""What a command did and found, as the lines it prints meanwhile and the JSON object it ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Checks and engines so far; `stream` gets a line for each. Plain values, for JSON."""
+
+    stream: TextIO
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    engines: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(check["ok"] for check in self.checks)
+
+    def check(self, name: str, ok: bool, detail: str) -> bool:
+        """Notes whether something is as it should be, and returns that."""
+        self.say(f"[{'ok' if ok else 'x'}] {name}: {detail}")
+        self.checks.append({"name": name, "ok": ok, "detail": detail})
+        return ok
+
+    def engine(self, name: str, line: str, **values: Any) -> None:
+        """Notes what became of an engine."""
+        self.say(f"{name}: {line}")
+        self.engines.append({"name": name, **values})
+
+    def left_out(self, name: str, why: str) -> None:
+        """Notes a graph of which no engine is built here."""
+        self.engine(name, f"left out, {why}", built=False, why=why)
+
+    def say(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)

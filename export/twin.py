@@ -1,0 +1,51 @@
+"""A step graph's twin: the same file with its logits as one more output, to see every token's probability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper
+
+from runtime.ort import OrtBackend
+
+
+def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
+    """The graph in `model` once more, over a cache of its own, its `last_logits` those that it reduces to its outputs.
+
+    shipped: the engine of that file, whose contract and session options it takes; a graph that has logits is its own
+    twin. Nothing is written, and weights in a file of their own are read from where they lie.
+    """
+    if any(output.name == "logits" for output in shipped.session.get_outputs()):
+        return shipped.share()
+    graph = onnx.load(model, load_external_data=False)
+    add_logits(graph, shipped.contract.vocab)
+    options = shipped.session.get_session_options()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return OrtBackend(session, shipped.contract)
+
+
+def add_logits(model: onnx.ModelProto, vocab: int) -> None:
+    """Makes what `token` is the ArgMax of an output, `logits` fp32 [1, n, vocab], of a graph of one sequence."""
+    nodes = [
+        helper.make_node("Unsqueeze", [scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
+        helper.make_node("Slice", ["twin.all", "twin.first", "twin.vocab", "twin.last"], ["logits"]),
+    ]
+    model.graph.node.extend(nodes)
+    for name, value in {"twin.first": 0, "twin.vocab": vocab, "twin.last": 2}.items():
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "n", vocab]))
+
+
+def scores(model: onnx.ModelProto) -> str:
+    """The value [n, the head's rows] that `token` is the ArgMax of. Raises ValueError for a graph without one."""
+    made_by: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
+    name = "token"
+    while name in made_by:
+        node = made_by[name]
+        name = str(node.input[0])
+        if node.op_type == "ArgMax":
+            return name
+    raise ValueError("the graph's token is not the ArgMax of anything: not a step graph of this exporter")

@@ -1,0 +1,181 @@
+"""Serves an exported student over HTTP, in OpenAI's API and with a page: python -m runtime.serve student.bundle"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .server.service import Service
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise ask a closing connection
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: serve(options(argv)))
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Loads the bundle and serves it until SIGTERM or Ctrl-C, which finishes what was begun."""
+    try:
+        import prometheus_client  # noqa: F401
+        import uvicorn
+
+        from .server.app import make_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve]'") from None
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with listening(args.host, args.port) as place:
+        app = make_app(service(args, load_model(args)))
+        url = address(place)
+        if args.json:
+            print_json({"url": url, "model": name_of(args)})
+            sys.stdout.flush()
+        print(f"serving {name_of(args)} at {url}", file=sys.stderr, flush=True)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=args.drain, server_header=False,
+            date_header=False, timeout_keep_alive=KEEP_ALIVE,
+        )  # fmt: skip
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
+        uvicorn.Server(config).run(sockets=[place])
+    return DONE
+
+
+def service(args: argparse.Namespace, model: Model) -> Service:
+    """The loaded model with its workers, as the options say."""
+    from .server.counters import Counters
+    from .server.pressure import Pressure, span
+    from .server.service import Service
+    from .server.workers import Workers
+
+    keys, models = api_keys(args.api_key_file), copies(model, args.workers)
+    threshold: Callable[[], float] | None = None
+    if args.adaptive_threshold is not None:
+        idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
+        threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
+    workers = Workers(models, args.queue, threshold)
+    own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
+    return Service(
+        model, name_of(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
+        (*LOCAL, args.host, *args.allow_host) if local(args.host) else None, keys, args.log_prompts,
+    )  # fmt: skip
+
+
+def copies(model: Model, workers: int | None) -> list[Model]:
+    """One model a worker over the same weights; two by default, one where the engine cannot be shared."""
+    from .backend import Shareable
+
+    count = workers or (2 if isinstance(model.backend, Shareable) else 1)
+    return [model, *(model.share() for _ in range(count - 1))]
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; clients that come before the server runs wait. Raises UserError where it cannot."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(place)
+            opened.listen(2048)
+        except OSError:
+            opened.close()
+            raise
+        return opened
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
+
+
+def address(place: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = place.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def local(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """What clients call the model: --name, or the bundle's."""
+    return str(args.name or Path(args.bundle).resolve().name.removesuffix(".bundle"))
+
+
+def api_keys(file: str | None) -> tuple[str, ...]:
+    """The keys of a file, one a line."""
+    if file is None:
+        return ()
+    try:
+        keys = tuple(Path(file).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key a line") from None
+    if not keys:
+        raise UserError(f"--api-key-file {file} has no key in it; write one a line")
+    return keys
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"python -m {__package__}.serve",
+        description="Serves an exported student: /v1/completions, /v1/chat/completions, /v1/models as OpenAI's, a page "
+        "at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun.",
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="a further name that clients call a loopback address by, as behind a proxy")  # fmt: skip
+    add("--name", help="what clients call the model (default: the bundle's name)")
+    add("--workers", type=positive, metavar="N",
+        help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
+    add("--queue", type=positive, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)")
+    add("--max-tokens", type=positive, metavar="N", help="new tokens of a request (default: the room in the cache)")
+    add("--max-body", type=positive, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)")
+    add("--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)")
+    add("--adaptive-threshold", metavar="LOW:HIGH",
+        help="threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the "
+        "other with a full queue (default: the bundle's, always)")  # fmt: skip
+    add("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)")
+    add("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)")
+    add("--json", action="store_true", help="print one JSON object with the URL once it listens")
+    add_engine_options(parser)
+    return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    """A port; the system's own look-up would take one that is too large for another."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as argparse wants it checked."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

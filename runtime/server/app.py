@@ -1,0 +1,86 @@
+"""The server as an ASGI application: OpenAI's API, the page, health and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from ..errors import UserError
+from .ask import unknown_model
+from .completing import complete
+from .door import Door
+from .refusal import Refusal, in_json, refused
+from .service import Service
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+def make_app(service: Service) -> Starlette:
+    """The application. Its shutdown waits until the workers have finished what they began."""
+    page = (files(__package__) / "page.html").read_text(encoding="utf-8")
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.workers.close)
+
+    return Starlette(
+        routes=[
+            _get("/", lambda _: HTMLResponse(page, headers={"content-security-policy": POLICY})),
+            _get("/v1/models", lambda _: in_json({"object": "list", "data": [service.card()]})),
+            _get("/v1/models/{name}", partial(_card, service)),
+            Route("/v1/completions", partial(complete, service, False), methods=["POST"]),
+            Route("/v1/chat/completions", partial(complete, service, True), methods=["POST"]),
+            _get("/healthz", lambda _: in_json({"status": "ok"})),
+            _get("/readyz", partial(_ready, service)),
+            _get("/metrics", partial(_metrics, service)),
+        ],
+        middleware=[Middleware(Door, service.hosts, service.keys, service.counters.request)],
+        exception_handlers={Refusal: _refuse, UserError: _mistake, HTTPException: _unknown},  # type: ignore[dict-item]
+        lifespan=lifespan,
+    )
+
+
+def _get(path: str, answer: Callable[[Request], Response]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        return answer(request)
+
+    return Route(path, endpoint, methods=["GET"])
+
+
+def _card(service: Service, request: Request) -> Response:
+    name = request.path_params["name"]
+    if name != service.name:
+        raise unknown_model(name, service.name)
+    return in_json(service.card())
+
+
+def _ready(service: Service, request: Request) -> Response:
+    return in_json({"ready": not service.workers.broken}, 503 if service.workers.broken else 200)
+
+
+def _metrics(service: Service, request: Request) -> Response:
+    content, kind = service.counters.page()
+    return Response(content, media_type=kind)
+
+
+async def _refuse(request: Request, error: Refusal) -> Response:
+    return refused(error)
+
+
+async def _mistake(request: Request, error: UserError) -> Response:
+    return refused(Refusal(400, " ".join(str(error).split())))
+
+
+async def _unknown(request: Request, error: HTTPException) -> Response:
+    return refused(Refusal(error.status_code, error.detail, headers=error.headers or {}))

@@ -1,0 +1,36 @@
+"""A threshold that gives way as requests wait: fewer steps an answer under load (CD4LM, arXiv 2601.02236)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..contract import GateSpec
+from ..errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Reads the threshold in force: `idle` with an empty queue, `full` once `room` requests wait, linear between."""
+
+    idle: float
+    full: float
+    room: int
+    waiting: Callable[[], int]
+
+    def __call__(self) -> float:
+        share = min(1.0, self.waiting() / self.room)
+        return self.idle + share * (self.full - self.idle)
+
+
+def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
+    """Idle and full-queue value of LOW:HIGH. For confidences the stricter is HIGH; for an entropy and the factor rule,
+    where more passes a higher threshold, it is LOW. Raises UserError where they are none of the gate's."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise UserError(f"--adaptive-threshold is {text!r}; expected LOW:HIGH with LOW below HIGH, as in 0.7:0.9")
+    low, high = gate.check_threshold(low, vocab), gate.check_threshold(high, vocab)
+    return (high, low) if gate.metric == "confidence" and gate.rule == "threshold" else (low, high)

@@ -1,0 +1,37 @@
+"""Requests that are turned down, in the form that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+
+@dataclass(eq=False)  # not frozen: context managers set an exception's __traceback__
+class Refusal(Exception):
+    """Why a request gets no answer: HTTP status, one line, the field it is about, a code that programs can test."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """It as OpenAI's API words it."""
+        kind = "overloaded" if self.status == 429 else "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refused(refusal: Refusal) -> Response:
+    """It as a response."""
+    return in_json(refusal.body, refusal.status, refusal.headers)
+
+
+def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A body in ASCII: names that a client made up may hold half a surrogate pair, which UTF-8 has no form for."""
+    return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")

@@ -1,0 +1,34 @@
+"""What a server serves, and how: the model, its workers and counters, names, limits and keys."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..model import Model
+from .counters import Counters
+from .workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a server serves, and how. most: new tokens of a request; body: bytes of one; hosts, keys: see `Door`."""
+
+    model: Model
+    name: str
+    workers: Workers
+    counters: Counters
+    most: int | None = None
+    body: int = 1 << 20
+    hosts: tuple[str, ...] | None = None
+    keys: tuple[str, ...] = ()
+    log_prompts: bool = False
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def card(self) -> dict[str, Any]:
+        """The model's entry in /v1/models, with what a page has to know of its gate."""
+        contract, gate = self.model.contract, asdict(self.model.gate)
+        own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
+        own |= {"vocab": contract.vocab, "most": self.most}
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

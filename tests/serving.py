@@ -1,0 +1,97 @@
+"""A real server on a free port, inside the test's process, and clients for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+from openai import OpenAI
+
+from runtime.backend import Forward, Proposal
+from runtime.model import Model
+from runtime.serve import address, listening
+from runtime.server.app import make_app
+from runtime.server.counters import Counters
+from runtime.server.service import Service
+from runtime.server.workers import Workers
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    url: str
+    service: Service
+    server: uvicorn.Server
+
+    def client(self, retries: int = 0, key: str = "none") -> OpenAI:
+        """The official client, unmodified."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=retries, timeout=60)
+
+    def post(self, body: Any, path: str = "/v1/completions", **headers: str) -> httpx.Response:
+        """A request as bytes on the wire, for what the client would not send."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        own = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {"content-type": "application/json", **own}
+        return httpx.post(self.url + path, content=content, headers=sent, timeout=60)
+
+    def metric(self, name: str) -> float:
+        """The value of a line of /metrics."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
+
+
+@contextmanager
+def served(
+    models: Sequence[Model], room: int = 32,
+    threshold: Callable[[Callable[[], int]], Callable[[], float]] | None = None, drain: int = 20,
+    **settings: Any,
+) -> Iterator[Served]:  # fmt: skip
+    """A server over one worker a model; threshold: makes the one in force from a function that counts who waits."""
+    workers = Workers(models, room, threshold and threshold(lambda: workers.waiting))
+    counters = Counters(workers, threshold and threshold(lambda: workers.waiting))
+    service = Service(models[0], "student", workers, counters, **settings)
+    with listening("127.0.0.1", 0) as place:
+        url = address(place)
+        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=drain)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield Served(url, service, server)
+        finally:
+            server.should_exit = True  # what its signal handler does
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    """Waits for something that another thread brings about."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+class Paced:
+    """A script whose forwards wait until they are let through."""
+
+    def __init__(self, script: Callable[[Forward], Proposal]) -> None:
+        self._script, self._let = script, threading.Semaphore(0)
+        self.begun = 0
+
+    def __call__(self, forward: Forward) -> Proposal:
+        self.begun += 1
+        assert self._let.acquire(timeout=30)
+        return self._script(forward)
+
+    def let(self, forwards: int) -> None:
+        self._let.release(forwards)

@@ -1,0 +1,134 @@
+"""An int8 graph is held against its own arithmetic in PyTorch, which tells a wrong graph from int8's own loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_export import student
+from test_step_graph import random_weights
+
+from export import onnx as command
+from export import verify
+from export.int8_torch import DYNAMIC, Int8Backend, rounded, whole_bound
+from export.layers import Parts, by_layer, embedding, head, layer
+from export.onnx import exported_contract, prove, sample_requests, write_model
+from export.parity import compare
+from runtime import bundle
+from runtime.contract import Contract
+from runtime.ort import OrtBackend
+from train.checkpoint import Checkpoint, save
+from train.model import ModelConfig
+from train.torch_backend import TorchBackend
+
+SEED = 5
+SHAPE = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
+Made = tuple[Checkpoint, Contract, Path]
+
+
+@pytest.fixture(scope="module", params=["block_causal", "full"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A model, its contract, and its int8 graph in a folder of its own."""
+    source = tiny.checkpoint(SEED, attention=request.param)
+    source = replace(source, model=SHAPE, weights=random_weights(SHAPE, SEED))
+    contract = exported_contract(source, None)
+    return source, contract, write_model(source, contract, "int8", False, tmp_path_factory.mktemp("int8"))[0]
+
+
+@pytest.fixture(scope="module")
+def operator() -> onnxruntime.InferenceSession:
+    """ONNX Runtime's DynamicQuantizeLinear alone."""
+    node = onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])
+    kinds = {"x": onnx.TensorProto.FLOAT, "q": onnx.TensorProto.UINT8, "scale": onnx.TensorProto.FLOAT}
+    values = {name: onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()}
+    values["zero"] = onnx.helper.make_tensor_value_info("zero", onnx.TensorProto.UINT8, [])
+    graph = onnx.helper.make_graph([node], "one", [values.pop("x")], list(values.values()))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(-20, 20))
+def test_activations_are_rounded_as_the_operator_does(
+    operator: onnxruntime.InferenceSession, seed: int, shift: float, exponent: float
+) -> None:
+    x = np.random.default_rng(seed).standard_normal((5, 7)) * np.exp2(exponent) + shift * np.exp2(exponent)
+    for each in (x.astype(np.float32), np.abs(x).astype(np.float32), np.zeros((5, 7), np.float32)):
+        values, scale, zero = operator.run(None, {"x": each})
+        whole, step = rounded(torch.from_numpy(each))
+        np.testing.assert_array_equal(whole.numpy(), values.astype(np.float32) - zero)
+        assert step.item() == scale or not each.any()
+
+
+def test_every_part_is_far_nearer_to_int8_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
+    source, contract, graph = made
+    parts = Parts(graph)
+    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, DYNAMIC)]
+    assert len(gaps) == contract.layers * (3 if contract.attention == "block_causal" else 1)
+    gaps.append(head(source, contract, parts, DYNAMIC)[0])
+    assert all(1e-3 < gap.bound < 0.5 and gap.apart < gap.bound / 10 for gap in gaps), gaps
+    assert embedding(source, contract, parts, DYNAMIC).apart < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("tensor", "check"),
+    [
+        ("embedding", "embedding"), ("layers.1.down_proj.weight", "layers"), ("layers.2.gate_proj.weight", "layers"),
+        ("layers.0.self_attn.qkv_proj.weight", "layers"), ("head", "head"),
+    ],
+)  # fmt: skip
+def test_scales_that_are_a_fifth_too_large_fail_the_check_of_their_part_alone(
+    tensor: str, check: str, made: Made, tmp_path: Path
+) -> None:
+    source, contract, graph = made
+    found = list(by_layer(source, contract, stretched(graph, tensor, 1.2, tmp_path), DYNAMIC))
+    assert [each.name for each in found if not each.ok] == [check], [str(each) for each in found]
+
+
+def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
+    """A copy of the graph in which one weight's scales are `factor` times what they were."""
+    model = onnx.load(graph)
+    [scale] = [each for each in model.graph.initializer if each.name == f"{tensor}.scale"]
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(factor), scale.name))
+    onnx.save(model, folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+def test_a_whole_int8_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_pytorch(
+    made: Made, tmp_path: Path
+) -> None:
+    source, contract, graph = made
+    assert all(check.ok for check in prove(source, contract, graph, DYNAMIC, "whole"))
+    requests = sample_requests(contract)
+    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    bound = whole_bound(DYNAMIC, reference, source, contract, requests, separate=1)
+    engine, arithmetic = OrtBackend(graph, contract, threads=1), Int8Backend(source, contract)
+    *_, found = compare(reference, engine, requests, separate=1)
+    *_, lost = compare(reference, arithmetic, requests, separate=1)
+    assert bound == 2 * lost.distance.log_prob and lost.distance.forwards == found.distance.forwards
+    assert 0.5 < found.distance.log_prob / lost.distance.log_prob < 1.5 and bound < 1
+    wrong = list(prove(source, contract, stretched(graph, "head", 1.5, tmp_path), DYNAMIC, "whole"))
+    assert [check.name for check in wrong if not check.ok] == ["steps"], [str(check) for check in wrong]
+
+
+def test_verify_holds_an_int8_bundle_to_what_int8_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(student(), tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", "int8"]) == 0
+    at = bundle.read(tmp_path / "student.bundle")
+    words = [str(at.path), "--ckpt", str(tmp_path / "student.pt"), "--prompts", "2", "--task", "math"]
+    assert verify.main(words) == 0
+    wrong = stretched(at.path / at.engine().model, "embedding", 1.5, tmp_path)  # the head's too, which is tied
+    file = wrong.rename(tmp_path / bundle.content_name("ort-int8", ".onnx", bundle.sha256(wrong)))
+    engine = replace(at.engine(), model=file.name)
+    bundle.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
+    capsys.readouterr()
+    assert verify.main(words) == 1
+    assert "[x] steps" in capsys.readouterr().out

@@ -1,0 +1,138 @@
+"""The page at / in a headless Chromium: what it shows at the end is what the API answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Served, served
+from speaking import every_other, speaker
+
+from runtime import Model, load
+
+ROOT = Path(__file__).parent.parent
+PROMPT = (ROOT / "samples" / "prompt_math.txt").read_text(encoding="utf-8").rstrip()
+PAGE = (ROOT / "runtime" / "server" / "page.html").read_text(encoding="utf-8")
+NAMES = ("chromium", "chromium-headless-shell", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no Chromium here: none of {', '.join(NAMES)} is on the path")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(ROOT / "samples" / "student.bundle", threads=1)
+
+
+@pytest.fixture(scope="module")
+def student(model: Model) -> Iterator[Served]:
+    with served([model.share()]) as server:
+        yield server
+
+
+def opened(browser: Any, server: Served, **look: Any) -> tuple[Any, list[str]]:
+    """The page, and what it complains of or fetches from elsewhere."""
+    page, wrong = browser.new_page(**look), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    page.on("request", lambda asked: None if asked.url.startswith((server.url, "data:")) else wrong.append(asked.url))
+    page.goto(server.url)
+    page.locator("#model", has_text="student").wait_for()
+    return page, wrong
+
+
+def answered(page: Any, prompt: str) -> str:
+    """The text on the page once an answer is whole."""
+    page.fill("#prompt", prompt)
+    page.click("#go")
+    page.wait_for_selector("#answer[data-done=true]")
+    return str(page.locator("#answer").text_content())
+
+
+@pytest.mark.browser
+def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, model: Model) -> None:
+    page, wrong = opened(browser, student)
+    expected = model.generate(PROMPT)
+    assert answered(page, PROMPT) == expected.text
+    assert page.locator("#forwards").text_content() == str(expected.forwards)
+    assert page.locator("#tokens").text_content() == str(len(expected.token_ids))
+    assert page.locator("#single").text_content() == str(len(expected.token_ids))
+    page.locator("#threshold").fill("0.5")
+    faster = model.generate(PROMPT, threshold=0.5)
+    assert answered(page, PROMPT) == faster.text
+    assert page.locator("#forwards").text_content() == str(faster.forwards) != str(expected.forwards)
+    assert wrong == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: Served) -> None:
+    page, wrong = opened(browser, student)
+    text = answered(page, PROMPT)
+    page.select_option("#colour", "step")
+    page.click("#again")
+    page.wait_for_selector("#answer .open")
+    page.wait_for_selector("#answer[data-done=true]")
+    assert page.locator("#answer").text_content() == text and wrong == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_text_of_the_model_stays_text(browser: Any, tmp_path: Path) -> None:
+    said = "<img src=x onerror=alert(1)> & <b>5€</b>"
+    with served([speaker(tmp_path, "hi", said, every_other, capacity=64)]) as server:
+        page, wrong = opened(browser, server)
+        assert answered(page, "hi") == said and page.locator("#answer img, #answer b").count() == 0
+        assert wrong == []
+        page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_in_light_and_dark(browser: Any, student: Served, scheme: str, tmp_path: Path) -> None:
+    page, wrong = opened(browser, student, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    answered(page, PROMPT)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) > 380) == (scheme == "light") and wrong == []
+    page.screenshot(path=os.environ.get("BLOCKSTEP_SHOTS", str(tmp_path)) + f"/phone-{scheme}.png", full_page=True)
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_key_is_asked_for_and_a_mistake_told(browser: Any, model: Model) -> None:
+    with served([model.share()], keys=("one",)) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#key")
+        page.fill("#key", "one")
+        assert answered(page, PROMPT) == model.generate(PROMPT).text
+        page.fill("#prompt", "")
+        page.click("#go")
+        page.locator("#error", has_text="content").wait_for()
+        page.close()
+
+
+def test_the_page_needs_no_other_host() -> None:
+    linked: list[str | None] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            linked.extend(value for name, value in attrs if name in ("src", "href"))
+
+    Links().feed(PAGE)
+    assert linked == ["data:,"] and "://" not in PAGE and "innerHTML" not in PAGE

@@ -1,0 +1,298 @@
+"""python -m export.trt where there is no GPU: bundles, what is built again and why, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from fake_cuda import FakeCuda
+
+pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
+
+from trt_student import LIBRARY, plan, student
+
+from export import parity, trt_plan, verify
+from export import trt as command
+from export import trt_targets as targets
+from export.trt_add import Shared, missing
+from export.trt_from_bundle import graphs
+from export.trt_from_checkpoint import beside
+from export.trt_plan import Asked, Plan
+from export.trt_report import Report
+from export.trt_targets import Library, libraries
+from runtime import generate as run
+from runtime import memory
+from runtime.bundle import Engine, read, sha256
+from runtime.cuda import Cuda, load_cuda
+from runtime.errors import UserError
+from runtime.trt_backend import open_engines
+from train.checkpoint import save
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with student.pt and a bundle with one engine; copied before a test changes it."""
+    folder = tmp_path_factory.mktemp("made")
+    save(student(), folder / "student.pt")
+    assert command.main(["--ckpt", str(folder / "student.pt"), "--compute-capability", "86", "89", "120"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def again(folder: Path, *options: str) -> list[str]:
+    return ["--ckpt", str(folder / "student.pt"), "--compute-capability", "86", "89", "120", *options]
+
+
+def only(folder: Path) -> Engine:
+    (engine,) = read(folder / "student.bundle").engines
+    return engine
+
+
+def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, asked = Library("tensorrt", "10.16.1", ()), Asked("trt", "fp16", 64, 1, "float16", {})
+    cuda = FakeCuda()
+    monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
+
+    def plan_for(*options: str, precision: str = "fp16") -> Plan:
+        args = command.options(["--ckpt", "student.pt", *options])
+        return trt_plan.planned(replace(asked, precision=precision), tiny.contract(), args, library)
+
+    mine = plan_for()
+    assert (mine.target, mine.device, mine.stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")
+    anywhere = plan_for("--hardware-compatibility", "--version-compatible", "--timing-cache", "x")
+    assert (anywhere.target, anywhere.device, anywhere.stem()) == ("sm80+", None, "trt-fp16-sm80plus-64")
+    assert anywhere.build("x.onnx").version_compatible and anywhere.settings.timing_cache == Path("x")
+    with pytest.raises(UserError, match="fp8 needs a GPU of compute capability 89 or newer, and SM80 is to run it"):
+        plan_for("--hardware-compatibility", precision="fp8")
+    with pytest.raises(UserError, match="nvfp4 needs a GPU of compute capability 100 or newer, and SM89 is"):
+        plan_for(precision="nvfp4")
+    with pytest.raises(UserError, match="--compute-capability is for TensorRT for RTX"):
+        plan_for("--compute-capability", "89")
+    cuda.devices = 0
+    with pytest.raises(UserError, match="there is none here; build there with --bundle, or give --flavor rtx"):
+        plan_for()
+
+
+def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
+    engine, bundle = only(made), read(made / "student.bundle")
+    build = engine.build
+    assert build is not None and engine.name == "trt-fp16-rtx-sm86-sm89-sm120-64" and engine.target == "sm86,sm89,sm120"
+    assert (build.flavor, build.capacity, build.batch, build.dtype) == ("rtx", 64, 1, "float16")
+    assert build.profiles == ((4, 4), (8, 8), (1, 64)) and build.device is None
+    assert engine.files.keys() == {engine.model, build.onnx} and engine.model.endswith(".engine")
+    assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
+    assert memory.was_built(engine.files[engine.model]) and not memory.was_built(engine.files[build.onnx])
+    assert engine.parity.keys() == {"graph", "steps", "answers"}
+    assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
+
+
+def test_an_engine_that_was_built_here_is_refused_as_any_other(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the file and manifest that a real build wrote; the GPU is a scripted one, or none."""
+    path, engine = copy / "student.bundle", only(copy)
+
+    def told(capability: int = 89, trust: bool = False) -> str:
+        cuda = Cuda(FakeCuda(capability))
+        with pytest.raises(UserError) as error:
+            open_engines(read(path), [engine], trust=trust, cuda=cuda)
+        return str(error.value)
+
+    assert told(90).startswith(f"{engine.name} was built for sm86,sm89,sm120, here is a GPU of sm90")
+    file = path / engine.model
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert f"{engine.model} is damaged" in told() and f"{engine.model} is damaged" in told(trust=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another machine"))
+    assert "was not built on this machine, and an engine is native code" in told()
+    if load_cuda().gpu() is None:
+        assert run.main([str(path), "a b", "--engine", "trt"]) == 2
+        assert "the engine is built; running it needs an NVIDIA driver" in capsys.readouterr().err
+
+
+def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = only(copy)
+    file = copy / "student.bundle" / before.model
+    assert command.main(again(copy, "--json")) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["engines"] == [{"name": before.name, "built": False}] and told["ok"] and out.count("\n") == 1
+    assert err.startswith(f"{before.name}: as it should be, nothing to build\n") and only(copy) == before
+    file.write_bytes(b"damaged")
+    assert command.main(again(copy, "--max-prompt", "20", "--json")) == 0
+    out, err = capsys.readouterr()
+    assert "to be built, profiles is ((4, 4), (8, 8), (1, 64)), now ((4, 4), (8, 8), (1, 24)); " in err
+    assert f"{before.model} is damaged" in err
+    (built,) = json.loads(out)["engines"]
+    assert built["built"] and built["bytes"] == (copy / "student.bundle" / built["file"]).stat().st_size
+    engine = only(copy)
+    assert engine.name == before.name and engine.build is not None and engine.build.profiles[-1] == (1, 24)
+    assert not file.exists() and sha256(file.with_name(engine.model)) == engine.files[engine.model]
+
+
+def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
+    bundle, report = read(made / "student.bundle"), Report(io.StringIO())
+    shared = Shared(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
+    assert missing(shared, plan("trt"), report)
+    told = report.stream.getvalue()  # type: ignore[attr-defined]
+    assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
+
+
+def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((copy / "student.bundle").iterdir())
+    monkeypatch.setitem(parity.BOUNDS, "fp16", 0.0)
+    assert command.main(again(copy, "--max-prompt", "20", "--json")) == 1
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert not told["ok"] and told["engines"] == [] and [check["ok"] for check in told["checks"]] == [True, False]
+    assert err.endswith(f"what failed was not added to {copy / 'student.bundle'}\n")
+    assert sorted((copy / "student.bundle").iterdir()) == before
+
+
+def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> None:
+    assert command.main(again(copy, "--capacity", "32", "64")) == 0
+    engines = read(copy / "student.bundle").engines
+    assert sorted(e.build.capacity for e in engines if e.build) == [32, 64]
+    there = read(copy / "student.bundle")
+    assert there.contract.capacity == 64
+    with pytest.raises(UserError, match="was exported with a capacity of 64, 65 is more; give --capacity 64 or less"):
+        beside(there, replace(there.contract, capacity=65))
+    assert beside(there, replace(there.contract, capacity=32)) == there.contract
+
+
+def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:
+    other = Path(shutil.move(copy / "student.bundle", copy / "device.bundle"))
+    heavy = ["torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes", "safetensors", "tokenizers", "tqdm"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\nfrom export.trt import main\nsys.exit(main())"
+    line = ["--bundle", str(other), "--compute-capability", "75", "--workspace", "512", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    old, new = read(other).engines
+    assert json.loads(done.stdout)["engines"][0]["name"] == new.name == "trt-fp16-rtx-sm75-64"
+    assert old.build is not None and new.build is not None and old.build.onnx == new.build.onnx
+    assert memory.was_built(new.files[new.model])
+
+
+def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--ckpt", str(copy / "student.pt"), "--dialect", "plain", "--graph-only"]
+    assert command.main(options) == 0
+    engines = read(copy / "student.bundle").engines
+    assert [engine.name for engine in engines] == ["trt-fp16-rtx-sm86-sm89-sm120-64", "plain-fp16-64"]
+    capsys.readouterr()
+    assert run.main([str(copy / "student.bundle"), "a b", "--engine", "plain-fp16-64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == "plain-fp16-64"
+    bundle = ["--bundle", str(copy / "student.bundle")]
+    found = graphs(read(copy / "student.bundle"), ("trt", "plain"), None)
+    assert [engine.dialect for engine in found] == ["trt"]
+    alone = replace(read(copy / "student.bundle"), engines=(engines[1],))
+    assert graphs(alone, ("trt", "plain"), None) == [engines[1]]
+    assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
+    assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
+    assert command.main([*bundle, "--precision", "int8"]) == 2
+    assert "has no graph trt or plain int8, it has trt fp16, plain fp16; write it where" in capsys.readouterr().err
+
+
+def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"a b {i}", "answer": "c"}) + "\n" for i in range(40)))
+    where = [str(made / "student.bundle"), "--ckpt", str(made / "student.pt"), "--data", str(data), "--prompts", "2"]
+    assert verify.main([*where, "--engine", only(made).name, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["prompts"] == 2 and 0 < told["max"]["log_prob"] < 0.05
+    for changes, why in (({"precision": "bf16"}, "graphs of bf16"), ({"batch": 2}, "batches of 2")):
+        engine = only(made)
+        assert engine.build is not None
+        batch = changes.pop("batch", 1)
+        other = replace(engine, **changes, build=replace(engine.build, batch=batch))
+        if not verify.has_gpu():
+            with pytest.raises(UserError, match=f"ONNX Runtime's CPU does not run {why}; verify it on the GPU"):
+                verify.candidate_of(read(made / "student.bundle"), other, trust=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "give one of --ckpt"),
+        (["--ckpt", "student.pt", "--bundle", "x"], "give one of --ckpt"),
+        (["--bundle", "x", "--capacity", "64"], "--capacity is for --ckpt"),
+        (["--bundle", "x", "--batch", "1"], "--batch is for --ckpt"),
+        (["--bundle", "student.bundle", "--compute-capability", "90"], "does not build for SM90"),
+        (["--bundle", "nowhere"], "no bundle at nowhere"),
+        (["--ckpt", "student.pt", "--batch", "0"], "--batch is 0; expected at least 1"),
+        (["--ckpt", "student.pt", "--precision", "int8-static"], "give --data"),
+        (["--ckpt", "student.pt", "--data", "x.jsonl"], "--data calibrates int8-static alone"),
+        (["--ckpt", "student.pt", "--graph-only"], "give --dialect trt (10.15 on) or plain"),
+        (["--ckpt", "student.pt", "--capacity", "65"], "--capacity is 65; expected 1 to 64"),
+        (["--ckpt", "student.pt", "--compute-capability", "90"], "does not build for SM90; it knows 75, 80, 86, 89,"),
+        (["--ckpt", "student.pt", "--precision", "nvfp4", "--compute-capability", "89"],
+         "nvfp4 needs a GPU of compute capability 100 or newer, and SM89 is to run it; give --precision int4"),
+        (["--ckpt", "student.pt", "--precision", "int4", "--compute-capability", "75"], "give --precision int8"),
+        (["--ckpt", "student.pt", "--precision", "fp8", "--compute-capability", "120", "86"], "fp8 needs"),
+        (["--ckpt", "student.pt", "--timing-cache", "x"], "--timing-cache is for standard TensorRT"),
+        (["--ckpt", "student.pt", "--flavor", "tensorrt"], "no TensorRT is installed here (tensorrt); "),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_in_one_line(
+    options: list[str], told: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    if "tensorrt" in options:
+        monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    before = sorted(made.iterdir())
+    assert command.main(options) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
+    assert sorted(made.iterdir()) == before
+
+
+def test_a_tensorrt_without_polygraphy_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", None)
+    with pytest.raises(UserError, match=r"^tensorrt_rtx cannot be used here \(.*polygraphy.*\); .*install"):
+        libraries("rtx")
+
+
+def test_the_commands_for_a_jetson_are_understood() -> None:
+    page = (ROOT / "samples" / "jetson" / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"python -m export\.trt (.*?)(?: +#.*)?$", page, re.M)
+    asked = [command.options(shlex.split(line)) for line in lines]
+    assert [args.graph_only for args in asked] == [True, False] and asked[0].dialect == "plain"
+
+
+def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
+    assert targets.install_line("rtx") == "pip install 'blockstep[rtx]'"
+    monkeypatch.setattr(targets, "JETSON", tmp_path)
+    assert targets.install_line("tensorrt").startswith("on a Jetson: sudo apt-get install python3-libnvinfer, then")
+
+
+def test_the_dialect_is_what_the_installed_tensorrt_takes() -> None:
+    versions = {"10.3.0": "plain", "10.13.3.9": "plain", "10.15.1": "trt", "11.0": "trt"}
+    assert {version: Library("tensorrt", version, ()).dialects()[0] for version in versions} == versions
+    assert targets.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)
