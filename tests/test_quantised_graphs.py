@@ -27,6 +27,7 @@ from runtime.errors import NumericalError, UserError
 from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
 from train.model import Model, initialise
+from train.prompts import of_checkpoint
 from train.torch_backend import TorchBackend
 
 STEP = {
@@ -153,20 +154,20 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
             seen[name] = max(seen.get(name, 0.0), float(inputs[0].abs().max()))
 
         module.register_forward_pre_hook(hook)
-    for request in held_out(source, contract, ["ab", "cde"]):
+    for request in held_out(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
         generate(TorchBackend(model, contract), request)
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
 
-def test_the_twin_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
+def test_the_dense_form_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 40)
     graphs = Graphs(source, contract, Recipe("plain", "int8", 1, None))
-    files = [graphs.write(tmp_path), graphs.write_twin(tmp_path)]
-    stored, twin = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
-    for request in held_out(source, contract, ["abc", "d"]):
-        assert generate(stored, request).token_ids == generate(twin, request).token_ids
-        np.testing.assert_array_equal(stored.cache, twin.cache)
+    files = [graphs.write(tmp_path), graphs.write_dense(tmp_path)]
+    stored, dense = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
+    for request in held_out(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
+        assert generate(stored, request).token_ids == generate(dense, request).token_ids
+        np.testing.assert_array_equal(stored.cache, dense.cache)
 
 
 def test_calibration_needs_prompts(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
@@ -94,6 +92,8 @@ def bf16_is_faster() -> bool:
 
     Elsewhere bf16 is emulated in fp32. ARM's are not counted: not measured here.
     """
+    import torch  # commands that build from a bundle share these options and have none
+
     ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
     found = ask()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
