@@ -57,7 +57,7 @@ test: $(VENV)/.testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not browser"
 
 test-all: test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser]'
