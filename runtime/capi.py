@@ -106,10 +106,8 @@ def write_source(target: Path) -> None:
         from cffi import FFI
     except ModuleNotFoundError:
         raise UserError("cffi is not installed; pip install 'blockstep[capi]'") from None
-    header = (SOURCES / HEADER).read_text(encoding="utf-8")
-    declared = header.split("/* declarations */")[1].split("/* end of declarations */")[0]
     ffi = FFI()
-    ffi.cdef(declared.replace("BLOCKSTEP_PUBLIC ", "") + PRIVATE)
+    ffi.cdef(declarations() + PRIVATE)
     ffi.embedding_api("")
     ffi.embedding_init_code(STARTUP)
     paths = {"BUILT_IN_PYTHON": sys.executable, "BUILT_IN_PACKAGE": str(SOURCES.parent)}
@@ -117,6 +115,13 @@ def write_source(target: Path) -> None:
     ffi.set_source(MODULE, defined + (SOURCES / "library.c").read_text(encoding="utf-8"))
     with redirect_stdout(StringIO()):  # it prints that it generates
         ffi.emit_c_code(str(target))
+
+
+def declarations() -> str:
+    """The part of the header that cffi understands: all but the preprocessor's conditions."""
+    header = (SOURCES / HEADER).read_text(encoding="utf-8")
+    declared = header.split("/* declarations */")[1].split("/* end of declarations */")[0]
+    return declared.replace("BLOCKSTEP_PUBLIC ", "")
 
 
 def python_flags() -> list[str]:

@@ -92,19 +92,22 @@ static int begin(const char *executable)
     return 0;
 }
 
-/* Looked at before cffi does, which would print a traceback to stderr. */
-static int has_cffi(const char *executable)
+/* With the GIL. */
+static int start_cffi(const char *executable)
 {
-    PyGILState_STATE state = PyGILState_Ensure();
-    PyObject *module = PyImport_ImportModule("_cffi_backend");
-    if (module == NULL)
+    PyObject *module = PyImport_ImportModule("_cffi_backend"); /* first, as cffi would print a traceback to stderr */
+    if (module == NULL) {
         PyErr_Clear();
-    Py_XDECREF(module);
-    PyGILState_Release(state);
-    if (module == NULL)
         return complain("the environment of %s has no cffi for Python %d.%d; pip install 'blockstep[cpu,capi]' into it",
-                        executable, PY_MAJOR_VERSION, PY_MINOR_VERSION), 0;
-    return 1;
+                        executable, PY_MAJOR_VERSION, PY_MINOR_VERSION);
+    }
+    Py_DECREF(module);
+    /* Before 3.12 cffi takes this type's version tag for a spin lock, and waits for ever where a host's own Python has
+       used a capsule and so has a tag there. This takes it away; with the GIL held, nobody puts another. */
+    PyType_Modified(&PyCapsule_Type);
+    if (cffi_start_python() != 0)
+        return complain("cffi in the environment of %s does not start; it wrote why to stderr", executable);
+    return 0;
 }
 
 static void start(void)
@@ -119,12 +122,10 @@ static void start(void)
         dlopen(python.dli_fname, RTLD_LAZY | RTLD_GLOBAL | RTLD_NOLOAD);
     if (!Py_IsInitialized() && begin(executable) != 0)
         return;
-    if (!has_cffi(executable))
-        return;
-    if (cffi_start_python() != 0)
-        complain("cffi in the environment of %s does not start; it wrote why to stderr", executable);
-    else if (python_attach(executable == chosen, BUILT_IN_PACKAGE) != 0)
+    PyGILState_STATE state = PyGILState_Ensure();
+    if (start_cffi(executable) == 0 && python_attach(executable == chosen, BUILT_IN_PACKAGE) != 0)
         complain("%s", said);
+    PyGILState_Release(state);
 }
 
 static int ready(void)
