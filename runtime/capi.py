@@ -150,7 +150,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         description=f"Builds {LIBRARY} and {HEADER}. The library starts this Python inside its host; "
         "BLOCKSTEP_PYTHON names another environment's executable when it runs.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files, made if needed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the paths")
     return parser.parse_args(argv)
 

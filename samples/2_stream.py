@@ -18,7 +18,8 @@ def main() -> None:
     for block in model.stream(prompt):  # final text only; nothing that is given out changes later
         print(f"block {block.index}, {len(block.token_ids)} tokens: {block.text!r}")
     for step in model.steps(prompt):
-        drawn = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in zip(step.tokens, step.open)]
+        places = zip(step.tokens.tolist(), step.open.tolist(), strict=True)  # both [block]
+        drawn = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in places]
         print(f"block {step.block}, {int(step.accepted.sum()):2} accepted: {'|'.join(drawn)!r}")
         if step.block == 1:
             break  # leaving the loop cancels the answer

@@ -1,4 +1,4 @@
-"""The C library inside this process: answers, blocks, cancelling, errors, the contract; and the command that builds it."""
+"""The C library inside this process: answers, cancelling, errors, the contract; and the command that builds it."""
 
 from __future__ import annotations
 
@@ -154,9 +154,7 @@ def test_a_request_waits_its_turn_and_may_leave_meanwhile(opened: Opened, speaki
         ({"prompt": b"a", "max_new_tokens": -1}, "-1"), ({"prompt": b"a", "max_new_tokens": 10**6}, "1000000"),
     ],
 )  # fmt: skip
-def test_a_mistaken_request_is_told_in_one_line(
-    fields: dict[str, Any], told: str, opened: Opened, loaded: Any
-) -> None:
+def test_a_mistaken_request_is_told_in_one_line(fields: dict[str, Any], told: str, opened: Opened, loaded: Any) -> None:
     got = opened.ask(loaded, **fields)
     assert got.code == opened.lib.BLOCKSTEP_MISTAKE and got.answer is None
     assert told in got.error and "\n" not in got.error
@@ -283,4 +281,3 @@ def test_the_header_is_strict_c_and_cpp(tmp_path: Path) -> None:
         flags = [f"-std={standard}", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{capi.SOURCES}"]
         done = run(compiler, *flags, tmp_path / name)
         assert done.returncode == 0, done.stderr
-
