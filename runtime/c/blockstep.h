@@ -1,7 +1,8 @@
 /* libblockstep: block decoding of an exported bundle, from C or C++.
 
    Python is inside. The library starts an interpreter at its first call, one a process, in the environment that it was
-   built in; the environment variable BLOCKSTEP_PYTHON names the python executable of another one of the same version.
+   built in; the environment variable BLOCKSTEP_PYTHON names the python executable of another one of the same version. In
+   a host that already runs Python it uses that one.
    Signals, locale and stdio stay as the host has them. Load it before other threads change the environment, do not use
    it in a child of fork(), and do not call it from a signal handler. It stays in the process once it is loaded.
 
