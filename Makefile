@@ -14,8 +14,8 @@ help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
+	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind)"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
-	@echo "make test-all   the same, and what needs more than Python: a Chromium (Debian: apt install chromium)"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
 define check_python
@@ -57,11 +57,11 @@ test: $(VENV)/.testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not browser"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
 
 test-all: test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m "browser or native or long"
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'

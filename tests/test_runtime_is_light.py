@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "jinja2", "safetensors"}
-HEAVY |= {"starlette", "uvicorn", "prometheus_client"}
+HEAVY |= {"starlette", "uvicorn", "prometheus_client", "cffi"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings loads `cuda` with the interpreter
 # Whose purpose is one library, or which is a command that needs it.
 MAY_IMPORT = {"ort": {"onnxruntime"}, "text": {"tokenizers"}, "show": {"tokenizers"}, "generate": {"tokenizers"}}
@@ -46,7 +46,7 @@ def test_the_package_works_as_blockstep_beside_a_foreign_runtime(tmp_path: Path)
         [
             "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('site-packages')] + sys.path",
             "import runtime, blockstep",
-            *(f"import blockstep.{module}" for module in [*modules, "server.app"]),
+            *(f"import blockstep.{module}" for module in [*modules, "server.app", "c.embedded"]),
             "assert runtime.theirs and not any(name.startswith('runtime.') for name in sys.modules)",
             f"assert blockstep.__file__.startswith({str(tmp_path)!r})",
             "assert blockstep.UserError is blockstep.errors.UserError",

@@ -1,0 +1,144 @@
+/* libblockstep: block decoding of an exported bundle, from C or C++.
+
+   Python is inside. The library starts an interpreter at its first call, one a process, in the environment that it was
+   built in; the environment variable BLOCKSTEP_PYTHON names the python executable of another one of the same version. In
+   a host that already runs Python it uses that one.
+   Signals, locale and stdio stay as the host has them. Load it before other threads change the environment, do not use
+   it in a child of fork(), and do not call it from a signal handler. It stays in the process once it is loaded.
+
+   Every function may be called from any thread, several at once on one model. They return a code, and
+   blockstep_last_error() the reason in one line, kept for each thread. Structs are to be zeroed before they are filled
+   ("= {0}"): zero is the default of every field. Texts are UTF-8. Pointers that are handed in need to last for the call. */
+
+#ifndef BLOCKSTEP_H
+#define BLOCKSTEP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define BLOCKSTEP_PUBLIC __attribute__((visibility("default")))
+#else
+#define BLOCKSTEP_PUBLIC
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* declarations */
+
+/* Of this header. It grows with every change that a host would have to be compiled again for. */
+#define BLOCKSTEP_VERSION 1
+
+/* What the functions return. */
+#define BLOCKSTEP_OK 0
+#define BLOCKSTEP_MISTAKE 1   /* the caller's: what was got, what was expected, what to do */
+#define BLOCKSTEP_NUMERICAL 2 /* the model gave scores that are not numbers */
+#define BLOCKSTEP_DEVICE 3    /* a call of the GPU's driver or of TensorRT failed */
+#define BLOCKSTEP_PYTHON 4    /* Python cannot be started, or its environment lacks something */
+#define BLOCKSTEP_INTERNAL 5  /* anything else, memory that ran out included */
+
+/* How an answer ended. */
+#define BLOCKSTEP_EOS 1       /* with an end token, which is in token_ids and not in text */
+#define BLOCKSTEP_LENGTH 2    /* at max_new_tokens */
+#define BLOCKSTEP_CANCELLED 3 /* by on_block or cancel */
+
+/* A loaded bundle. One that was closed is refused with BLOCKSTEP_MISTAKE wherever it is used. */
+typedef struct blockstep_model blockstep_model;
+
+typedef struct {
+    const char *engine; /* NULL: the bundle's first for ONNX Runtime; otherwise its name, or ort, or trt */
+    const char *device; /* NULL: cpu; or cuda, of an ONNX Runtime engine */
+    int threads;        /* of a forward; 0: the physical cores */
+    int at_once;        /* requests answered at the same time, each with a cache; further ones wait. 0: 2, or 1 where
+                           the engine has one cache */
+    int verify_always;  /* check the files' hashes at every load, not only at the first */
+    int trust_engine;   /* load a TensorRT engine that this machine did not build: native code, which runs as you */
+} blockstep_options;
+
+/* A finished block; its pointers last until on_block returns. */
+typedef struct {
+    int index; /* from 0 */
+    int last;
+    const char *text; /* what the block completes; a character split over two blocks comes with the later one */
+    size_t text_length;
+    const int64_t *token_ids;
+    size_t token_count;
+} blockstep_block;
+
+typedef struct {
+    const char *prompt;       /* ends with a zero byte; either this or token_ids */
+    const int64_t *token_ids; /* [token_count] */
+    size_t token_count;
+    int raw;                 /* leave the bundle's chat template out of a text */
+    int max_new_tokens;      /* 0: 256, cut to the room that the prompt leaves */
+    const double *threshold; /* of the accept rule, in its metric's unit; NULL: the bundle's */
+    /* Called on the calling thread for every block as it becomes final; anything but 0 cancels. It may call the
+       library, and must not throw nor jump out. */
+    int (*on_block)(const blockstep_block *block, void *user);
+    void *user;
+    /* Read at every forward, and while the request waits for its turn: not 0 cancels. Another thread should store to it
+       atomically (__atomic_store_n, or a std::atomic<int>). */
+    const int *cancel;
+} blockstep_request;
+
+/* Freed with blockstep_free. Of a cancelled answer, the finished blocks; its counts and times are 0. */
+typedef struct {
+    int finish;
+    int steps;    /* forwards with an open position */
+    int commits;  /* finished blocks whose keys and values were kept */
+    int forwards; /* both, a fused one counted once */
+    int blocks;   /* begun */
+    double seconds;
+    double prefill_seconds;
+    const char *text; /* ends with a zero byte, and may hold others */
+    size_t text_length;
+    const int64_t *token_ids;
+    size_t token_count;
+} blockstep_answer;
+
+/* What a model is; it lasts until the model is closed. */
+typedef struct {
+    int block;      /* tokens a block */
+    int canvas;     /* answer positions that a bidirectional model is run with */
+    int capacity;   /* positions for prompt and answer */
+    int max_prompt; /* tokens; 0 where capacity alone bounds it */
+    int vocab;
+    int64_t mask_id;
+    int64_t pad_id;
+    const int64_t *eos_ids;
+    size_t eos_count;
+    double threshold; /* of the gate, where a request gives none */
+    const char *json; /* {"engine", "precision", "contract"}: all of it, as in the bundle's manifest */
+} blockstep_contract;
+
+/* BLOCKSTEP_VERSION of the library; to be compared with the header's. It does not start Python. */
+BLOCKSTEP_PUBLIC int blockstep_version(void);
+
+/* Loads the bundle in a folder. options may be NULL. *model is NULL after an error. */
+BLOCKSTEP_PUBLIC int blockstep_load(const char *bundle, const blockstep_options *options, blockstep_model **model);
+
+/* Answers a request. *answer is NULL after an error; answer itself may be NULL where on_block has it all. */
+BLOCKSTEP_PUBLIC int blockstep_generate(
+    blockstep_model *model, const blockstep_request *request, blockstep_answer **answer);
+
+/* The model's contract. *contract is NULL after an error. */
+BLOCKSTEP_PUBLIC int blockstep_describe(blockstep_model *model, const blockstep_contract **contract);
+
+/* Frees an answer; NULL is fine. */
+BLOCKSTEP_PUBLIC void blockstep_free(blockstep_answer *answer);
+
+/* Closes a model; its memory goes when the requests that are in it end. NULL is fine. */
+BLOCKSTEP_PUBLIC int blockstep_close(blockstep_model *model);
+
+/* Why this thread's last call failed, "" if it did not; it lasts until the thread's next call. */
+BLOCKSTEP_PUBLIC const char *blockstep_last_error(void);
+
+/* end of declarations */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

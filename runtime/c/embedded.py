@@ -1,0 +1,217 @@
+"""The Python behind the C library: models by number, a request from C's structs, the answer back into them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from ..backend import Ints, Shareable
+from ..decode import Step
+from ..errors import DeviceError, NumericalError, UserError
+from ..model import Block, Model, blocks, load
+from ..sequence import Result
+
+POLL = 0.02  # seconds between two looks at the cancel flag of a request that waits for its turn
+CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
+
+
+class Shared:
+    """A model and copies over its weights, each lent to one request at a time."""
+
+    def __init__(self, models: Sequence[Model], contract: Any) -> None:
+        self.model, self.contract = models[0], contract
+        self._idle, self._returned = list(models), threading.Condition()
+
+    def take(self, wanted: Callable[[], bool]) -> Model | None:
+        """A copy that is free, at once or after a wait; None once the request is not wanted any more."""
+        with self._returned:
+            while wanted():
+                if self._idle:
+                    return self._idle.pop()
+                self._returned.wait(POLL)
+        return None
+
+    def give(self, model: Model) -> None:
+        with self._returned:
+            self._idle.append(model)
+            self._returned.notify()
+
+
+class Library:
+    """The calls from C, with `ffi` and `lib` of cffi's module. What they raise becomes a code and a message."""
+
+    def __init__(self, ffi: Any, lib: Any) -> None:
+        self._ffi, self._lib = ffi, lib
+        # Numbers and not addresses: one that is used after its close, or closed twice, is told and does no harm.
+        self._models: dict[int, Shared] = {}
+        self._numbers = count(1)
+
+    def load(self, bundle: Any, options: Any, out: Any) -> None:
+        options = options or self._ffi.new("blockstep_options *")
+        model = load(
+            self._text(bundle, "bundle"),
+            engine=self._text(options.engine, "engine") or None,
+            threads=options.threads or None,
+            verify="always" if options.verify_always else "first",
+            device=self._text(options.device, "device") or "cpu",
+            trust_engine=bool(options.trust_engine),
+        )
+        at_once = options.at_once or (2 if isinstance(model.backend, Shareable) else 1)
+        if at_once < 1:
+            raise UserError(f"at_once is {at_once}; expected at least 1, or 0 for the default")
+        shared = Shared([model, *(model.share() for _ in range(at_once - 1))], self._contract(model))
+        number = next(self._numbers)
+        self._models[number] = shared
+        out[0] = self._ffi.cast("blockstep_model *", number)
+
+    def generate(self, model: Any, request: Any, out: Any) -> None:
+        shared = self._shared(model)
+        asked = shared.model.request(
+            self._prompt(request), max_new_tokens=request.max_new_tokens or None, raw=bool(request.raw)
+        )
+        threshold = float(request.threshold[0]) if request.threshold else None
+
+        def wanted() -> bool:
+            return not self._lib.raised(request.cancel)
+
+        lent = shared.take(wanted)
+        if lent is None:
+            return self._put(out, [], CANCELLED)
+        try:
+            steps = lent.steps(asked.prompt, max_new_tokens=asked.max_new_tokens, threshold=threshold)
+            done, result = self._run(steps, lent, request, wanted)
+        finally:
+            shared.give(lent)
+        return self._put(out, done, result)
+
+    def describe(self, model: Any, out: Any) -> None:
+        out[0] = self._shared(model).contract[0]
+
+    def close(self, model: Any) -> None:
+        self._shared(model)
+        self._models.pop(self._number(model), None)
+
+    def _run(
+        self, steps: Generator[Step, None, None], model: Model, request: Any, wanted: Callable[[], bool]
+    ) -> tuple[list[Block], Result]:
+        """The blocks and how they ended; each is handed to the request's on_block as it comes."""
+        done: list[Block] = []
+        try:
+            for block in blocks(_while_wanted(steps, wanted), model.tokenizer):
+                done.append(block)
+                stop = bool(request.on_block) and self._hand_out(block, request)
+                if block.result is not None:
+                    return done, block.result
+                if stop:
+                    break
+            return done, CANCELLED
+        finally:
+            steps.close()
+
+    def _hand_out(self, block: Block, request: Any) -> bool:
+        new, text, ids = self._ffi.new, block.text.encode(), block.token_ids
+        kept = new("char[]", text), new("int64_t[]", ids)  # cffi frees them with this tuple
+        fields = (block.index, block.result is not None, kept[0], len(text), kept[1], len(ids))
+        return bool(request.on_block(new("blockstep_block *", fields), request.user))
+
+    def _put(self, out: Any, done: Sequence[Block], result: Result) -> None:
+        """Writes the answer into memory of C's own, where it is wanted."""
+        if not out:
+            return
+        text = "".join(block.text for block in done).encode()
+        ids = [token for block in done for token in block.token_ids]
+        answer = self._lib.new_answer(len(text), len(ids))
+        if not answer:
+            raise MemoryError("no memory is left for the answer")
+        self._ffi.memmove(self._ffi.cast("char *", answer.text), text, len(text))
+        self._ffi.memmove(self._ffi.cast("int64_t *", answer.token_ids), np.array(ids, np.int64), 8 * len(ids))
+        answer.finish = getattr(self._lib, f"BLOCKSTEP_{result.finish.upper()}")
+        for name in ("steps", "commits", "forwards", "blocks", "seconds", "prefill_seconds"):
+            setattr(answer, name, getattr(result, name))
+        out[0] = answer
+
+    def _prompt(self, request: Any) -> str | Ints:
+        if bool(request.prompt) == bool(request.token_ids):
+            which = "both" if request.prompt else "neither"
+            raise UserError(f"the request has {which} prompt and token_ids; give one of them")
+        if request.prompt:
+            return self._text(request.prompt, "prompt")
+        held = self._ffi.buffer(request.token_ids, 8 * request.token_count)
+        return np.frombuffer(held, np.int64).copy()  # [token_count]
+
+    def _text(self, pointer: Any, name: str) -> str:
+        try:
+            return str(self._ffi.string(pointer).decode()) if pointer else ""
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name} is not UTF-8 at byte {error.start}; give UTF-8 text") from None
+
+    def _number(self, model: Any) -> int:
+        return int(self._ffi.cast("uintptr_t", model))
+
+    def _shared(self, model: Any) -> Shared:
+        found = self._models.get(self._number(model))
+        if found is None:
+            raise UserError("the model is NULL or was closed; expected one that blockstep_load gave, load it again")
+        return found
+
+    def _contract(self, model: Model) -> tuple[Any, ...]:
+        """The struct, and behind it what it points to."""
+        c, new = model.contract, self._ffi.new
+        plain = {**c.as_dict(), "gate": asdict(model.gate)}
+        whole = {"engine": model.engine, "precision": model.precision, "contract": plain}
+        ends, text = new("int64_t[]", c.eos_ids), new("char[]", json.dumps(whole).encode())
+        struct = new("blockstep_contract *")
+        for name in ("block", "canvas", "capacity", "vocab", "mask_id", "pad_id"):
+            setattr(struct, name, getattr(c, name))
+        struct.max_prompt, struct.threshold = c.max_prompt or 0, model.gate.threshold
+        struct.eos_ids, struct.eos_count, struct.json = ends, len(c.eos_ids), text
+        return struct, ends, text
+
+
+def bind(ffi: Any, lib: Any) -> None:
+    """Makes a Library the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
+    library = Library(ffi, lib)
+    for call in (library.load, library.generate, library.describe, library.close):
+        ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
+
+
+def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
+    """The call with a code as its result, its error's line kept in the calling thread."""
+    kinds = (
+        (UserError, lib.BLOCKSTEP_MISTAKE),
+        (NumericalError, lib.BLOCKSTEP_NUMERICAL),
+        (DeviceError, lib.BLOCKSTEP_DEVICE),
+        (ModuleNotFoundError, lib.BLOCKSTEP_PYTHON),
+    )
+
+    def coded(*given: Any) -> int:
+        try:
+            call(*given)
+        except BaseException as error:  # nothing of Python may reach the host
+            line = " ".join(str(error).split())
+            if isinstance(error, ModuleNotFoundError):
+                line += f" in {sys.prefix}; pip install 'blockstep[cpu,capi]' into it"
+            for kind, code in kinds:
+                if isinstance(error, kind):
+                    lib.tell(line.encode())
+                    return int(code)
+            lib.tell(f"{type(error).__name__}: {line}".encode(errors="replace"))
+            return int(lib.BLOCKSTEP_INTERNAL)
+        return int(lib.BLOCKSTEP_OK)
+
+    return coded
+
+
+def _while_wanted(steps: Iterator[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
+    """The steps up to the first after which nobody wants more; a last one is passed on, since it is all there."""
+    for step in steps:
+        yield step
+        if step.result is None and not wanted():
+            return

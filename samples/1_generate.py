@@ -1,0 +1,25 @@
+"""Answer a prompt with the sample student: python samples/1_generate.py (needs: pip install '.[cpu]')"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime import load
+
+SAMPLES = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    model = load(SAMPLES / "student.bundle")
+    prompt = (SAMPLES / "prompt_math.txt").read_text(encoding="utf-8").rstrip()
+    answer = model.generate(prompt)
+    print(answer.text)
+    print(f"-- {len(answer.token_ids)} tokens in {answer.forwards} forwards, {answer.seconds:.3f} s, {answer.finish}")
+    ids = model.tokenizer.encode(prompt)  # int64 [length]; ids may be given in place of a text
+    assert model.generate(ids).token_ids == answer.token_ids
+    for threshold in (1.0, 0.5):  # surer and slower, or the other way
+        print(f"-- threshold {threshold}: {model.generate(prompt, threshold=threshold).forwards} forwards")
+
+
+if __name__ == "__main__":
+    main()

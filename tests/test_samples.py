@@ -1,0 +1,68 @@
+"""The numbered samples run as they stand, and are short. `4_serve.py` is run by test_serve_command.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from native import BUNDLE, PROMPTS, ROOT, needs_tools, run
+
+from runtime import load
+
+SAMPLES = ROOT / "samples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+
+
+def output(*words: str | Path) -> str:
+    """What a sample prints."""
+    done = run(*words, cwd="/", env=ENVIRONMENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_numbered_samples_are_short_and_in_the_table() -> None:
+    names = sorted(path.name for path in SAMPLES.glob("[0-9]_*"))
+    assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6"]
+    assert [name for name in names if (SAMPLES / name).read_text(encoding="utf-8").count("\n") > 40] == []
+    table = (SAMPLES / "README.md").read_text(encoding="utf-8")
+    assert [name for name in [*names, "c/", "jetson/", "own.jsonl"] if f"| `{name}` |" not in table] == []
+
+
+def test_generating() -> None:
+    answer = load(BUNDLE, threads=1).generate(PROMPTS[0])
+    lines = output(sys.executable, SAMPLES / "1_generate.py").splitlines()
+    assert "\n".join(lines[:-3]) == answer.text
+    assert f"{len(answer.token_ids)} tokens in {answer.forwards} forwards" in lines[-3]
+    slow, fast = (int(re.findall(r"(\d+) forwards", line)[0]) for line in lines[-2:])
+    assert slow > answer.forwards > fast
+
+
+def test_streaming_and_showing_blocks() -> None:
+    answer = load(BUNDLE, threads=1).generate(PROMPTS[1])
+    lines = output(sys.executable, SAMPLES / "2_stream.py").splitlines()
+    texts = [eval(line.split(": ", 1)[1]) for line in lines if "tokens:" in line]
+    steps = [line for line in lines if "accepted:" in line]
+    assert "".join(texts) == answer.text and lines == [*lines[: len(texts)], *steps]
+    assert "·" in steps[0] and steps[-1].startswith("block 1, ")
+
+
+@pytest.mark.native
+def test_embedding_in_c(tmp_path: Path) -> None:
+    needs_tools()
+    answer = load(BUNDLE, threads=1).generate(PROMPTS[0])
+    printed = output("sh", SAMPLES / "3_embed.sh", tmp_path / "c")
+    assert f"{answer.text}\n-- {len(answer.token_ids)} tokens in {answer.forwards} forwards\n" in printed
+    assert "-- 0.9: " in printed
+
+
+@pytest.mark.long
+def test_distilling_ones_own_data_and_exporting_what_came_of_it(tmp_path: Path) -> None:
+    printed = output("sh", SAMPLES / "6_distil.sh", SAMPLES / "own.jsonl", SAMPLES / "teacher.pt", tmp_path, "4", "2")
+    command = printed.splitlines()[-1].removeprefix("next: ").split()
+    assert (tmp_path / "student.pt").exists() and command[0] == "sh"
+    printed = output("sh", ROOT / command[1], *command[2:])
+    assert (tmp_path / "student.bundle" / "manifest.json").exists()
+    assert "#### " in printed.splitlines()[-1]
