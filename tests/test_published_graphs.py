@@ -129,4 +129,6 @@ def test_whole_answers_are_those_of_a_slow_decode_by_the_authors_rule(made: Made
             assert result is not None and (list(result.token_ids), result.finish) == (answer, finish), case
     assert len(excused) <= 2, (excused, made.seed)  # both commits of one prompt meet the same near tie
     assert not several or rule is not ONE_A_STEP, made.seed
-    print(f"{made.family}, seed {made.seed}: {several} steps of several tokens, {forced} forced, {len(excused)} excused")
+    print(
+        f"{made.family}, seed {made.seed}: {several} steps of several tokens, {forced} forced, {len(excused)} excused"
+    )
