@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,9 @@ from runtime.server.app import make_app
 from runtime.server.counters import Counters
 from runtime.server.service import Service
 from runtime.server.workers import Workers
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+PROMPTS = [(SAMPLES / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]
 
 
 @dataclass(frozen=True)

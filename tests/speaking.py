@@ -23,6 +23,7 @@ BYTES = len(SPECIAL)  # id of byte 0; every character beyond ASCII is several to
 VOCAB = BYTES + 256
 
 Confidence = Callable[[int], float]
+PROMPT, ANSWER = "say it", "ab 😀 naïve\n你好 #### 42"  # with characters of one to four bytes
 
 
 def sure(place: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from speaking import VOCAB, byte_tokenizer, every_other, ids_of, saved, speaker
+from speaking import ANSWER, PROMPT, VOCAB, byte_tokenizer, every_other, ids_of, saved, speaker
 
 from runtime.contract import GateSpec
 from runtime.decode import Request
@@ -20,8 +20,6 @@ from runtime.model import Answer, Model
 from runtime.sequence import Result
 from runtime.text import BROKEN, Tokenizer
 from train.torch_backend import TorchBackend, contract_of
-
-PROMPT, ANSWER = "say it", "ab 😀 naïve\n你好 #### 42"
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -8,22 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from speaking import every_other, ids_of, speaker, speaking_bundle
+from speaking import ANSWER, PROMPT, every_other, ids_of, speaker, speaking_bundle
 
 from runtime import bench, measure
 from train.torch_backend import TorchBackend, contract_of
-
-PROMPT, ANSWER = "say it", "ab 😀 naïve\n你好 #### 42"
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # hashes seen are remembered there
 
 
 def test_bench_reports_every_kind_of_forward_and_its_conditions(

@@ -11,23 +11,17 @@ from typing import Any
 
 import pytest
 import tiny
-from speaking import VOCAB, every_other, ids_of, speaking_bundle
+from speaking import ANSWER, PROMPT, VOCAB, every_other, ids_of, speaking_bundle
 
 from runtime import generate
 from runtime.model import Model
 
 ROOT = Path(__file__).parent.parent
-PROMPT, ANSWER = "say it", "ab 😀 naïve\n你好 #### 42"
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # hashes seen are remembered there
 
 
 def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from serving import Served, served
+from serving import PROMPTS, Served, served
 from speaking import every_other, speaker
 
 from runtime import Model, load
@@ -19,7 +19,6 @@ from runtime.serve import copies
 from runtime.server.stops import Stops
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = [(ROOT / "samples" / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from serving import Paced, Served, served, until
+from serving import PROMPTS, Paced, Served, served, until
 from speaking import every_other, ids_of, says, speaker
 from tiny import Scripted, proposal
 
@@ -23,7 +23,6 @@ from runtime.serve import copies
 from runtime.server.pressure import Pressure, span
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = [(ROOT / "samples" / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]
 
 
 @pytest.fixture(scope="module")

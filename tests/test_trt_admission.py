@@ -28,11 +28,6 @@ from runtime.trt_backend import TrtBackend, open_engines
 GPU = Gpu("Fake 4090", 89)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # engines built here are remembered there
-
-
 def add_ort(path: Path) -> Bundle:
     folder = path.parent / "made"
     folder.mkdir(exist_ok=True)

@@ -23,11 +23,6 @@ LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2, 35)  # 35: more than t
 RUNNING = {"cudaMemsetAsync", "cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize"}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # engines built here are remembered there
-
-
 def told(result: Result) -> tuple[Any, ...]:
     return result.token_ids, result.finish, result.steps, result.commits, result.forwards
 

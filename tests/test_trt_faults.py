@@ -16,12 +16,6 @@ from trt_bundle import PROFILES, fake_backend
 from runtime.decode import Request, generate
 from runtime.errors import DeviceError, UserError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # engines built here are remembered there
-
-
 FAULTS = [
     ("cudaGetDeviceProperties", 0), ("cudaStreamCreateWithFlags", 0), ("cudaHostAlloc", 0), ("cudaHostAlloc", 3),
     *(("cudaMalloc", n) for n in range(8)), ("cudaMemcpyAsync", 0), ("cudaMemcpyAsync", 3),
