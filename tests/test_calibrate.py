@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from train import calibrate, calibration, checkpoint, evaluate, prompts, tasks
 from train.calibrate import Point, Report
 from train.data import Example
-from train.tasks.jsonl import split_of
+from train.tasks.problem import split_of
 from train.torch_backend import TorchBackend
 
 

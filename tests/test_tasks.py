@@ -12,7 +12,8 @@ import pytest
 
 from train import checkpoint, tasks
 from train.tasks import Problem, function_families_more, sandbox, word_problems
-from train.tasks.jsonl import read, split_of
+from train.tasks.jsonl import read
+from train.tasks.problem import split_of
 from train.tasks.word_problems import final_number
 
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")

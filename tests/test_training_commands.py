@@ -12,7 +12,7 @@ import torch
 from speaking import speaking_bundle
 
 from train import calibrate, checkpoint, collect, distill, evaluate, teacher
-from train.tasks.jsonl import split_of
+from train.tasks.problem import split_of
 
 Main = Callable[[list[str]], int]
 COMMANDS = [teacher.main, collect.main, distill.main, evaluate.main, calibrate.main]

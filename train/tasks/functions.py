@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from runtime.errors import UserError
 from . import sandbox
 from .function_families import Family
 from .function_families_more import HELD_OUT, TRAINING
-from .problem import Problem
+from .problem import Problem, split_of_sample
 
 SPLITS = ("train", "valid", "test", "test_templates")
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
@@ -136,18 +135,9 @@ def _find(split: str, family: Family, rng: random.Random) -> tuple[Drawn, str]:
         drawn = _draw(family, rng)
         for _ in range(12):
             prompt = f"{drawn.instruction}\n{_assertion(drawn, _inputs(drawn, rng, True))}"
-            if _split_of(prompt, split) and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
+            if split in ("test_templates", split_of_sample(prompt)) and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
                 return drawn, prompt
     return drawn, ""
-
-
-def _split_of(prompt: str, split: str) -> bool:
-    """Return whether the prompt belongs to the split; held-out families share no prompt with the others."""
-    if split == "test_templates":
-        return True
-    # prompts once ended in a newline; hashing it still keeps every problem in the split that it was in
-    place = int.from_bytes(hashlib.sha256(f"{prompt}\n".encode()).digest()[:4], "big") % 100
-    return split == ("train" if place < 90 else "valid" if place < 95 else "test")
 
 
 def _draw(family: Family, rng: random.Random) -> Drawn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import random
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
-from .problem import Problem
+from .problem import Problem, split_of
 
 SPLITS = ("train", "valid", "test", "all")
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
@@ -67,12 +66,6 @@ def _strings(values: object) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"the tests must be a list of strings, got {values!r}")
     return tuple(values)
-
-
-def split_of(prompt: str) -> str:
-    """Where a line belongs, by its prompt alone: nine tenths train, a twentieth each valid and test."""
-    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
-    return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
 
 
 def draw(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 from runtime.errors import UserError
 
-from .problem import Problem
+from .problem import Problem, split_of_sample
 from .word_templates import NAMES, THREE_STEPS, TWO_STEPS, Template
 from .word_templates_held_out import HELD_OUT_TEMPLATES
 from .word_templates_long import FIVE_STEPS, FOUR_STEPS
@@ -131,15 +130,6 @@ def draw_problem(template: Compiled, rng: random.Random) -> Problem:
     return Problem(question.format_map(fields), template.answer.format_map(fields), template.name)
 
 
-def split_of(prompt: str) -> str:
-    """The split that a prompt of a training template belongs to; it depends on the prompt alone."""
-    # prompts once ended in a newline; hashing it still keeps every problem in the split that it was in
-    bucket = int.from_bytes(hashlib.sha256(f"{prompt}\n".encode()).digest()[:4], "big") % 100
-    if bucket < 90:
-        return "train"
-    return "valid" if bucket < 95 else "test"
-
-
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yield `count` problems of a split; the same arguments always give the same problems.
 
@@ -157,7 +147,7 @@ def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
     for _ in range(count):
         for _ in range(MAX_FRUITLESS_DRAWS):
             problem = draw_problem(rng.choice(templates), rng)
-            if problem.prompt not in seen and split in ("test_templates", split_of(problem.prompt)):
+            if problem.prompt not in seen and split in ("test_templates", split_of_sample(problem.prompt)):
                 break
         else:
             raise UserError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; ask for fewer")
