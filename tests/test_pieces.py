@@ -129,7 +129,6 @@ def test_a_gpu_that_onnxruntime_does_not_have_is_refused_in_one_line(
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = str(speaking_bundle(tmp_path, "say it", "ab"))
     for main in (generate.main, bench.main):
         assert main([made, *(["x"] if main is generate.main else []), "--device", "cuda"]) == 2

@@ -162,7 +162,10 @@ def test_a_build_that_is_not_as_expected_is_refused(
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(tmp_path: Path) -> None:
+def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # other tests' engines may be of the same bytes
     path = tmp_path / "a.bundle"
     bundle = add_engine(path, tiny.contract(), trusted=False)
     told = refused(bundle)
