@@ -1,9 +1,11 @@
-"""Every method at every threshold on the same problems, as one table and its figures: make study
+"""Every method, its threshold chosen on the validation split and judged on the test split, as a table and figures.
 
-    python samples/study.py --models samples runs/study --split valid --count 400 --out samples/results
+    python samples/study.py --models samples runs/study --out samples/results
 
-The rows are listed below; a row whose checkpoint is in none of the folders is left out and said so. What was measured
-before, of the same file under the same settings, is taken from the earlier study.json.
+Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards that is
+not below the teacher there is then judged on `--count` problems of the test split. The rows are listed below; a row
+whose checkpoint is in none of the folders is left out and said so. What was measured before, of the same file under the
+same settings, is taken from the earlier study.json.
 """
 
 from __future__ import annotations
@@ -76,6 +78,18 @@ class Problems:
     listed: list[tasks.Problem]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """tuning: where thresholds are chosen; judged: where each row is then compared; batch: answers at once."""
+
+    tuning: list[Problems]
+    judged: list[Problems]
+    batch: int
+
+
+Known = Mapping[str, dict[str, Any]]
+
+
 def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[Row, Path]]:
     """Each row with its checkpoint, in the first folder that has one; further seeds under titles of their own."""
     for row in rows:
@@ -100,31 +114,38 @@ def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float
     return [({**gate, "threshold": threshold}, threshold) for threshold in THRESHOLDS[gate["metric"]]]
 
 
-def measure(row: Row, path: Path, asked: Sequence[Problems], batch: int, known: Mapping[str, Any]) -> dict[str, Any]:
-    """All points of a row, its calibration, and its divergences by mask ratio; `known` are points measured before."""
-    saved, digest, points = checkpoint.load(path), sha256(path), []
-    backend, tokenizer = evaluate.torch_backend(saved, batch, row.attention, False), saved.read_tokenizer()
+def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
+    """A row on the validation problems at every threshold, on the judged ones at the chosen one, and its calibration.
+
+    base: the teacher's row, which the threshold is chosen against; None for itself. known: points measured before.
+    """
+    saved, digest = checkpoint.load(path), sha256(path)
+    backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, False), saved.read_tokenizer()
     ask = prompts.of_checkpoint(saved, raw=False)
-    for gate, threshold in settings_of(row, saved):
-        for each in asked:
-            where = {"task": each.task.name, "split": each.split, "seed": each.seed, "problems": len(each.listed)}
-            key = json.dumps([digest, backend.contract.attention, gate, where], sort_keys=True)
-            if key not in known:
-                spec = parse_gate(gate)
-                done = evaluate.evaluate(
-                    backend, tokenizer, each.task, each.listed, gate=spec, batch=batch, ask=ask
-                )  # fmt: skip
-                outcome = {"right": [int(r) for r in done.right], "each": [r.forwards for r in done.results]}
-                points.append({"key": key, "threshold": threshold, **where, **done.summary(), **outcome})
-            else:
-                points.append(known[key])
-    pairs = [(problem.prompt, problem.answer) for each in asked for problem in each.listed]
+
+    def point(gate: dict[str, Any], threshold: float | None, each: Problems) -> dict[str, Any]:
+        where = {"task": each.task.name, "split": each.split, "seed": each.seed, "problems": len(each.listed)}
+        key = json.dumps([digest, backend.contract.attention, gate, where], sort_keys=True)
+        if key in known:
+            return known[key]
+        spec = parse_gate(gate)
+        done = evaluate.evaluate(backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, ask=ask)
+        outcome = {"right": [int(r) for r in done.right], "each": [r.forwards for r in done.results]}
+        return {"key": key, "threshold": threshold, **where, **done.summary(), **outcome}
+
+    settings = settings_of(row, saved)
+    tuned = [point(gate, threshold, each) for gate, threshold in settings for each in plan.tuning]
+    lines = study_page.lines(row.title, backend.contract.attention, tuned, base["tuned"] if base else tuned)
+    best = study_page.chosen(lines).threshold
+    gate = next(gate for gate, threshold in settings if threshold == best)
+    pairs = [(problem.prompt, problem.answer) for each in plan.tuning for problem in each.listed]
     examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)
     bins = calibration.reliability(*calibration.probe(backend, examples, 0))
     return {
-        "title": row.title, "file": path.name, "attention": backend.contract.attention, "points": points,
+        "title": row.title, "file": path.name, "attention": backend.contract.attention, "tuned": tuned,
+        "judged": [point(gate, best, each) for each in plan.judged],
         "calibration_error": calibration.expected_error(bins), "reliability": [asdict(each) for each in bins],
-        "divergences": averaged(backend.model, backend.contract, examples, batch),
+        "divergences": averaged(backend.model, backend.contract, examples, plan.batch),
     }  # fmt: skip
 
 
@@ -140,23 +161,38 @@ def averaged(model: Any, contract: Any, examples: Sequence[Example], batch: int)
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
     path = args.out / "study.json"
-    known = {point["key"]: point for row in earlier(path) for point in row["points"]}
+    before = earlier(path)
+    known = {point["key"]: point for row in before for point in row["tuned"] + row["judged"]}
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    asked = [Problems(t, args.split, args.seed, list(t.problems(args.split, args.count, args.seed))) for t in chosen]
-    rows = []
+    plan = Plan(
+        [Problems(t, "valid", args.seed, list(t.problems("valid", args.tuning, args.seed))) for t in chosen],
+        [Problems(t, args.split, args.seed, list(t.problems(args.split, args.count, args.seed))) for t in chosen],
+        args.batch,
+    )
+    study: dict[str, Any] = {"split": args.split, "seed": args.seed, "count": args.count, "tuning": args.tuning}
+    rows: list[dict[str, Any]] = []
     for row, file in found_rows(ROWS, args.models):
+        if not rows and row.title != TEACHER:
+            break
         print(f"== {row.title}: {file}", file=sys.stderr)
-        rows.append(measure(row, file, asked, args.batch, known))
-    if not rows or rows[0]["title"] != TEACHER:
+        rows.append(measure(row, file, plan, rows[0] if rows else None, known))
+        titles = [each["title"] for each in rows]
+        keep(path, study | {"rows": rows + [each for each in before if each["title"] not in titles]})
+    if not rows:
         raise UserError(
             f"no teacher.pt in {', '.join(map(str, args.models))}; every row is compared with it: give --models"
         )
-    study = {"split": args.split, "seed": args.seed, "count": args.count, "rows": rows}
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
+    study["rows"] = rows
+    keep(path, study)
     page = study_page.text(study)
     replace_file(args.out / "study.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     study_page.draw(study, args.out)
     return study
+
+
+def keep(path: Path, study: dict[str, Any]) -> None:
+    """Writes a study; each row as soon as it is measured, so that one that was stopped goes on where it was."""
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
 
 
 def earlier(path: Path) -> list[dict[str, Any]]:
@@ -177,8 +213,10 @@ def parser() -> argparse.ArgumentParser:
         help="folders of checkpoints, the first that has one counts (default samples runs/study)")  # fmt: skip
     p.add_argument("--task", default="math,code", help="tasks (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--split", default="valid", help="of the problems (default valid; test is for the last time)")
-    p.add_argument("--count", type=int, default=400, help="problems a task (default 400)")
+    p.add_argument("--tuning", type=int, default=500, help="validation problems a task, where each row's threshold is "
+        "chosen (default 500)")  # fmt: skip
+    p.add_argument("--split", default="test", help="of the problems that rows are judged on (default test)")
+    p.add_argument("--count", type=int, default=2000, help="of those, problems a task (default 2000)")
     p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
     p.add_argument("--out", type=Path, default=SAMPLES / "results", help="folder (default samples/results)")

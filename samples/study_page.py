@@ -15,6 +15,7 @@ from train.statistics import paired_difference
 TARGET = 0.01  # the lower 95 % bound of a row's difference to the teacher may not lie further below it
 
 Study = dict[str, Any]
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +47,37 @@ class Line:
         return all(cell.low >= -TARGET for cell in self.cells)
 
 
-def lines(study: Study, row: dict[str, Any]) -> list[Line]:
-    """A row's thresholds, each with all tasks."""
-    teacher = {point["task"]: point for point in study["rows"][0]["points"]}
+def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Point]) -> list[Line]:
+    """A row's thresholds, each with all tasks; base: the teacher's points on the same problems."""
+    teacher = {point["task"]: point for point in base}
     by_threshold: dict[float | None, list[Cell]] = {}
-    for point in row["points"]:
-        base = teacher[point["task"]]
-        apart = paired_difference(point["right"], base["right"])
+    for point in points:
+        own = teacher[point["task"]]
+        apart = paired_difference(point["right"], own["right"])
         cell = Cell(
             point["task"], point["accuracy"], apart.mean, apart.low, apart.high, point["forwards"],
-            sum(base["each"]) / sum(point["each"]), point["length"], point["length_p95"],
+            sum(own["each"]) / sum(point["each"]), point["length"], point["length_p95"],
         )  # fmt: skip
         by_threshold.setdefault(point["threshold"], []).append(cell)
-    return [Line(row["title"], row["attention"], key, tuple(cells)) for key, cells in by_threshold.items()]
+    return [Line(title, attention, key, tuple(cells)) for key, cells in by_threshold.items()]
+
+
+def chosen(tried: Sequence[Line]) -> Line:
+    """The fewest forwards that are not below the teacher on any task, or else the most right answers."""
+    if level := [line for line in tried if all(cell.difference >= 0 for cell in line.cells)]:
+        return min(level, key=lambda line: sum(cell.forwards for cell in line.cells))
+    return max(tried, key=lambda line: sum(cell.accuracy for cell in line.cells))
+
+
+def tuned(study: Study, row: dict[str, Any]) -> list[Line]:
+    """A row at every threshold, on the problems that thresholds are chosen on."""
+    return lines(row["title"], row["attention"], row["tuned"], study["rows"][0]["tuned"])
 
 
 def summary(study: Study) -> list[Line]:
-    """One line a row: the fewest forwards that hold, or else the most right answers."""
-    chosen = []
-    for row in study["rows"]:
-        tried = lines(study, row)
-        if holding := [line for line in tried if line.holds]:
-            chosen.append(min(holding, key=lambda line: sum(cell.forwards for cell in line.cells)))
-        else:
-            chosen.append(max(tried, key=lambda line: sum(cell.accuracy for cell in line.cells)))
-    return chosen
+    """One line a row, on the problems that rows are judged on."""
+    base = study["rows"][0]["judged"]
+    return [line for row in study["rows"] for line in lines(row["title"], row["attention"], row["judged"], base)]
 
 
 def table(shown: Sequence[Line]) -> str:
@@ -103,9 +110,10 @@ def _text(study: Study) -> Iterator[str]:
     yield f"# The study: {study['count']} problems a task of the split `{study['split']}`, seed {study['seed']}"
     yield ""
     yield (
-        "Made by `make study`. A row stands at the threshold with the fewest forwards at which the lower 95 % bound of "
-        f"its paired difference to the teacher is no worse than -{100 * TARGET:g} points on every task; where none is "
-        "(✗), at the one with the most right answers. Forwards and tokens are means of an answer."
+        f"Made by `make study`. A row's threshold was chosen on {study['tuning']} validation problems a task: the one "
+        "with the fewest forwards that is not below the teacher on any task, or else the one with the most right "
+        "answers. ✗: the lower 95 % bound of the row's paired difference to the teacher is worse than "
+        f"-{100 * TARGET:g} points on a task. Forwards and tokens are means of an answer."
     )
     yield "\n" + table(summary(study))
     yield "\n## What a prediction depends on\n"
@@ -116,8 +124,8 @@ def _text(study: Study) -> Iterator[str]:
     for row in models(study):
         kls = " | ".join(f"{each:.4f}" for each in row["divergences"][1:])
         yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['calibration_error']:.4f} |"
-    yield "\n## Every threshold\n"
-    yield table([line for row in study["rows"] for line in lines(study, row)])
+    yield f"\n## Every threshold, on the {study['tuning']} validation problems a task\n"
+    yield table([line for row in study["rows"] for line in tuned(study, row)])
 
 
 def models(study: Study) -> list[dict[str, Any]]:
@@ -130,7 +138,7 @@ def models(study: Study) -> list[dict[str, Any]]:
 
 def draw(study: Study, folder: Path) -> None:
     """study-<task>.png, study-forwards.png and study-calibration.png."""
-    rows = {row["title"]: lines(study, row) for row in study["rows"]}
+    rows = {row["title"]: tuned(study, row) for row in study["rows"]}
     names = [cell.task for cell in rows[study["rows"][0]["title"]][0].cells]
     for i, name in enumerate(names):
         curves = {}

@@ -44,7 +44,18 @@ def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
     study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = models / "out"
-    words = ["--models", str(models), "--data", str(models / "own.jsonl"), "--split", "train", "--count", "3"]
+    words = [
+        "--models",
+        str(models),
+        "--data",
+        str(models / "own.jsonl"),
+        "--split",
+        "train",
+        "--tuning",
+        "2",
+        "--count",
+        "3",
+    ]
     assert study.main([*words, "--out", str(out), "--json"]) == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)["rows"]
@@ -60,18 +71,22 @@ def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
     for name in ("own", "forwards", "calibration"):
         assert (out / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
     kept = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    counts = {row["title"]: len(row["points"]) for row in kept["rows"]}
-    assert counts["teacher"] == 1 and counts["CDLM"] == counts["dParallel, full attention"] == 6
-    by_count = [row["points"][0]["forwards"] for row in kept["rows"][:4]]
+    counts = {row["title"]: (len(row["tuned"]), len(row["judged"])) for row in kept["rows"]}
+    assert counts["teacher"] == (1, 1) and counts["CDLM"] == counts["dParallel, full attention"] == (6, 1)
+    assert all(row["judged"][0]["threshold"] in [each["threshold"] for each in row["tuned"]] for row in kept["rows"])
+    assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["judged"]} == {("train", 3)}
+    assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["tuned"]} == {("valid", 2)}
+    by_count = [row["judged"][0]["forwards"] for row in kept["rows"][:4]]
     assert by_count == sorted(by_count, reverse=True) and by_count[0] > by_count[3]
-    kept["rows"][6]["points"][0]["length"] = -1  # nothing that is measured
+    kept["rows"][6]["tuned"][0]["length"] = -1  # nothing that is measured
     (out / "study.json").write_text(json.dumps(kept), encoding="utf-8")
     assert study.main([*words, "--out", str(out)]) == 0
     again = json.loads((out / "study.json").read_text(encoding="utf-8"))
     assert again["rows"] == kept["rows"] and "| CDLM" in capsys.readouterr().out
     assert study.main([*words[:-1], "2", "--out", str(out)]) == 0
     other = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    assert all(point["length"] > 0 for row in other["rows"] for point in row["points"])
+    assert all(point["problems"] == 2 for row in other["rows"] for point in row["judged"])
+    assert other["rows"][6]["tuned"] == kept["rows"][6]["tuned"]
 
 
 def test_a_study_needs_its_teacher(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,17 +99,25 @@ def point(threshold: float | None, right: list[int], each: list[int]) -> dict[st
     return {"task": "math", "threshold": threshold, "right": right, "each": each, **means}
 
 
-def test_the_line_of_a_row_has_the_fewest_forwards_that_hold_or_the_most_right_answers(study: ModuleType) -> None:
-    right, wrong, few = [1] * 1000, [0] * 1000, [1] * 999 + [0]
-    points = {
-        "good": [point(0.5, wrong, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)],
-        "bad": [point(0.5, wrong, [2] * 1000), point(0.9, [1] * 900 + [0] * 100, [5] * 1000)],
-    }
-    rows = [{"title": "teacher", "attention": "full", "points": [point(None, right, [40] * 1000)]}]
-    rows += [{"title": title, "attention": "block_causal", "points": each} for title, each in points.items()]
+def test_a_row_is_chosen_by_the_fewest_forwards_not_below_the_teacher_or_the_most_right_answers(
+    study: ModuleType,
+) -> None:
+    page, right, wrong, few = study.study_page, [1] * 1000, [0] * 1000, [1] * 999 + [0]
+    base = [point(None, few, [40] * 1000)]
+    good = [point(0.5, wrong, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)]
+    bad = [point(0.5, wrong, [2] * 1000), point(0.9, [1] * 900 + [0] * 100, [5] * 1000)]
+    assert page.chosen(page.lines("good", "full", good, base)).threshold == 0.9
+    assert page.chosen(page.lines("bad", "full", bad, base)).threshold == 0.9
+
+
+def test_a_row_holds_by_the_lower_bound_of_its_difference(study: ModuleType) -> None:
+    base = [point(None, [1] * 1000, [40] * 1000)]
+    judged = {"good": point(0.9, [1] * 999 + [0], [5] * 1000), "bad": point(0.9, [1] * 990 + [0] * 10, [5] * 1000)}
+    rows = [{"title": "teacher", "attention": "full", "judged": base}]
+    rows += [{"title": title, "attention": "block_causal", "judged": [each]} for title, each in judged.items()]
     teacher, good, bad = study.study_page.summary({"rows": rows})
-    assert (good.threshold, good.holds, good.cells[0].fewer) == (0.9, True, 8)  # 1 of 1000: its bound is -0.56 points
-    assert (bad.threshold, bad.holds) == (0.9, False) and teacher.cells[0].difference == 0
+    assert (good.holds, good.cells[0].fewer) == (True, 8)  # 1 of 1000: its bound is -0.56 points
+    assert not bad.holds and teacher.cells[0].difference == 0  # 10 of 1000: -1.8
     lines = study.study_page.table([teacher, good, bad]).splitlines()
     assert len({line.count("|") for line in lines}) == 1 and "bad ✗" in lines[4] and "8.0 × fewer" in lines[3]
 
