@@ -21,7 +21,7 @@ from runtime.command import run as run_command
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, identity, masking, tasks, tokenizer
+from . import blocks, checkpoint, growth, identity, masking, tasks, tokenizer
 from .data import Stream, canvas_for, survey
 from .model import Model, ModelConfig, initialise
 from .next_token import next_token_loss
@@ -31,6 +31,7 @@ from .output import DTYPES
 from .torch_backend import contract_of
 
 CAUSAL_EVERY = 2  # updates
+LAYERS = 6
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
@@ -94,11 +95,13 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     """
     if args.init:
         saved = checkpoint.load(args.init)
+        if args.layers is not None:
+            saved = growth.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
     learnt = tokenizer.train_tokenizer(texts, args.vocab)
     shape = ModelConfig(
-        learnt.get_vocab_size(), args.width, args.layers, args.heads, args.kv_heads, args.head_dim, args.ffn
+        learnt.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
     weights = dict(initialise(Model(shape), args.seed).state_dict())
     return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learnt), weights, learnt.to_str())
@@ -203,7 +206,9 @@ def parser() -> argparse.ArgumentParser:
         "are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
     p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
-    for name, size in (("width", 192), ("layers", 6), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
+    p.add_argument("--layers", type=int, help=f"of a new model (default {LAYERS}); more than --init has are added to it "
+        "so that it computes the same at first, as for a larger teacher")  # fmt: skip
+    for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
         p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     add_bf16_option(p)
