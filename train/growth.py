@@ -20,7 +20,7 @@ SILENT = (
 
 
 def deepened(start: Checkpoint, layers: int) -> Checkpoint:
-    """The model with `layers` layers: copies of its own, spread evenly, each behind its original and adding nothing yet.
+    """The model with `layers` layers: copies of its own, evenly spread, each behind its original and adding nothing.
 
     Depth in the manner of Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError where it
     has more layers already.

@@ -206,8 +206,8 @@ def parser() -> argparse.ArgumentParser:
         "are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
     p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
-    p.add_argument("--layers", type=int, help=f"of a new model (default {LAYERS}); more than --init has are added to it "
-        "so that it computes the same at first, as for a larger teacher")  # fmt: skip
+    p.add_argument("--layers", type=int, help=f"of a new model (default {LAYERS}); more than --init has are added "
+        "to it so that it computes the same at first, as for a larger teacher")  # fmt: skip
     for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
         p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
