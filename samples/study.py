@@ -65,6 +65,7 @@ ROWS = (
     Row("CD4LM, full attention", "cd4lm-full"),
     Row("dParallel", "dparallel"),
     Row("dParallel, full attention", "dparallel-full"),
+    Row("ablation: dParallel on halves alone, as its authors mask", "dparallel-halves"),
 )
 
 

@@ -78,7 +78,7 @@ def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_mas
     seed = tiny.fresh_seed()
     generator, laid, blocks_met = torch.Generator().manual_seed(seed), laid_out(seed), set()
     for _ in range(100):
-        (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "full", generator)
+        (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "full", 0, generator)
         assert not (first & second).any(), f"seed {seed}"
         for row, (start, end, stop) in enumerate(zip(laid.start, laid.answer_end, laid.length, strict=True)):
             whole = (first | second)[row]
@@ -93,9 +93,25 @@ def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_mas
 
 def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
     laid, generator = laid_out(0), torch.Generator().manual_seed(1)
-    (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "block_causal", generator)
+    (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "block_causal", 0, generator)
     assert torch.equal(first ^ second, laid.inside()) and not (first & second).any() and not behind.any()
     assert 0.3 < first.sum() / laid.inside().sum() < 0.7
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_a_share_of_the_blocks_is_wholly_in_the_first_half(attention: str) -> None:
+    laid, generator, met = laid_out(0), torch.Generator().manual_seed(2), []
+    here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
+    for _ in range(50):
+        (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 0.75, generator)
+        for row in range(len(laid.ids)):
+            for block in here[row][(first | second)[row]].unique().tolist():
+                inside = (here[row] == block) & laid.inside()[row]
+                assert torch.equal((first ^ second)[row][inside], inside[inside])
+                met.append(bool(first[row][inside].all()))
+    assert 0.65 < sum(met) / len(met) < 0.92  # 0.75, and of the others 1 in 2 ** BLOCK by chance
+    (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 1, generator)
+    assert first.any() and not second.any()
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -224,6 +240,7 @@ def test_every_method_trains_every_student_it_makes(
         ("cd4lm --temperature 0", "--temperature is 0"),
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),
+        ("dparallel --whole 1.5", "--whole is 1.5; expected a share from 0 to 1"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
         ("cd4lm --student {}/longer.pt", "differ in block"),
         ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),

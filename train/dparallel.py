@@ -2,7 +2,8 @@
 
 L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
 H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
-(czg1225/dParallel).
+(czg1225/dParallel). Ours is that some blocks are wholly masked, with no other half: a block's first step meets nothing
+else, and a small model that is trained on halves alone forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -34,15 +35,19 @@ def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Examp
 
 
 def halves(
-    canvas: Canvas, block: int, attention: str, generator: torch.Generator
+    canvas: Canvas, block: int, attention: str, whole: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
 
+    whole: the share of blocks that are in the first half as a whole, with nothing in the second.
     `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
     the same task for each of them, and nothing behind, which it does not see.
     """
     inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
+    if whole > 0:
+        entire = torch.rand((len(here), int(here.max()) + 1), generator=generator) < whole  # [batch, blocks]
+        coin |= entire.gather(1, here.clamp_min(0))
     if attention == "block_causal":
         return (coin & inside, ~coin & inside), torch.zeros_like(inside)
     blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
@@ -51,8 +56,9 @@ def halves(
     return (coin & chosen, ~coin & chosen), inside & (here > current)
 
 
-def loss(lesson: Lesson, certainty: float) -> Loss:
+def loss(lesson: Lesson, certainty: float, whole: float) -> Loss:
     """Both terms and their complements on `stream.batch` trajectories a step; certainty: the w of the entropies.
+    whole: see `halves`.
 
     What lies behind an answer's end weighs FILLER.
     """
@@ -64,7 +70,7 @@ def loss(lesson: Lesson, certainty: float) -> Loss:
         laid = masking.lay_out(
             [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
         )  # fmt: skip
-        both, behind = halves(laid, contract.block, contract.attention, generator)
+        both, behind = halves(laid, contract.block, contract.attention, whole, generator)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in both:
             hidden = views.hidden_at(lesson.run, laid, half | behind, half, contract)

@@ -19,7 +19,7 @@ from .optimise import Loss
 BOTH = ("block_causal", "full")
 TARGETS = ("completed", "partial")
 DEFAULTS: dict[str, Any] = {
-    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0,
+    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0, "whole": 0.5,
     "trajectories": None, "only_right": True,
 }  # fmt: skip
 
@@ -57,13 +57,15 @@ def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
 def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
-    return partial(dparallel.loss, certainty=values["certainty"])
+    if not 0 <= values["whole"] <= 1:
+        raise UserError(f"--whole is {values['whole']:g}; expected a share from 0 to 1")
+    return partial(dparallel.loss, certainty=values["certainty"], whole=values["whole"])
 
 
 METHODS = {
     "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
     "cd4lm": Method(("temperature", "shares"), True, BOTH, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(("certainty", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel),
+    "dparallel": Method(("certainty", "whole", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel),
 }
 
 
@@ -85,6 +87,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
+    add("--whole", type=float, metavar="SHARE", help="of the blocks that are wholly masked, as a block's first step "
+        "meets them; the authors halve all, 0 (default 0.5)")  # fmt: skip
 
 
 def chosen(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
