@@ -65,7 +65,10 @@ ROWS = (
     Row("CD4LM, full attention", "cd4lm-full"),
     Row("dParallel", "dparallel"),
     Row("dParallel, full attention", "dparallel-full"),
-    Row("ablation: dParallel on halves alone, as its authors mask", "dparallel-halves"),
+    *(
+        Row(f"ablation: {title} with its authors' masks alone", f"{file}-authors")
+        for title, file in (("CD4LM", "cd4lm"), ("dParallel", "dparallel"))
+    ),
 )
 
 

@@ -57,12 +57,28 @@ def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas()
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, ((5, 30), (40, 9), (3, 2)))
     seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(200):
-        student, teacher = cd4lm.nested_masks(laid, generator)
+        student, teacher = cd4lm.nested_masks(laid, tiny.BLOCK, 0, generator)
         assert not (teacher & ~student).any() and not (student & ~laid.inside()).any(), f"seed {seed}"
         share = student.sum(1) / (laid.length - laid.start)
         assert 0.4 - 1 / 32 <= share[0] <= 0.9 and 1 <= teacher[0].sum() < student[0].sum(), f"seed {seed}"
         seen |= student
     assert torch.equal(seen, laid.inside()), f"seed {seed}"
+
+
+def test_the_student_has_a_share_of_the_blocks_wholly_masked_and_the_teacher_its_own_count() -> None:
+    laid = laid_out(0, ((5, 30), (40, 9), (3, 2)))
+    plain, more = (
+        cd4lm.nested_masks(laid, tiny.BLOCK, whole, torch.Generator().manual_seed(3)) for whole in (0.0, 0.5)
+    )
+    assert torch.equal(plain[1], more[1]) and not (plain[0] & ~more[0]).any()
+    added = masking.whole_blocks(laid, tiny.BLOCK, 0.5, torch.Generator().manual_seed(4))
+    here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
+    for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
+        inside = here[row] == block
+        assert added[row][inside & laid.inside()[row]].unique().numel() == 1
+    assert not (added & ~laid.inside()).any() and 0.2 < added.sum() / laid.inside().sum() < 0.8
+    all_of_it, _ = cd4lm.nested_masks(laid, tiny.BLOCK, 1, torch.Generator())
+    assert torch.equal(all_of_it, laid.inside())
 
 
 def test_the_kls_share_is_held_then_falls_along_a_cosine() -> None:

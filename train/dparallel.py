@@ -45,9 +45,7 @@ def halves(
     """
     inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    if whole > 0:
-        entire = torch.rand((len(here), int(here.max()) + 1), generator=generator) < whole  # [batch, blocks]
-        coin |= entire.gather(1, here.clamp_min(0))
+    coin |= masking.whole_blocks(canvas, block, whole, generator)
     if attention == "block_causal":
         return (coin & inside, ~coin & inside), torch.zeros_like(inside)
     blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1

@@ -78,6 +78,13 @@ def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[
     return decided | ((here > current) & canvas.inside()), decided
 
 
+def whole_blocks(canvas: Canvas, block: int, share: float, generator: torch.Generator) -> Tensor:
+    """That share of a canvas's blocks, each as a whole: what a block's first step meets. bool [batch, width]"""
+    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
+    drawn = torch.rand((len(here), int(here.max()) + 1), generator=generator) < share  # [batch, blocks]
+    return drawn.gather(1, here.clamp_min(0)) & canvas.inside()
+
+
 def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:
     """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]

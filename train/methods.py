@@ -51,20 +51,26 @@ def _cdlm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
 def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
-    return partial(cd4lm.loss, temperature=values["temperature"], shares=cd4lm.shares_of(values["shares"]))
+    shares = cd4lm.shares_of(values["shares"])
+    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, whole=_whole(values))
 
 
 def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
-    if not 0 <= values["whole"] <= 1:
-        raise UserError(f"--whole is {values['whole']:g}; expected a share from 0 to 1")
-    return partial(dparallel.loss, certainty=values["certainty"], whole=values["whole"])
+    return partial(dparallel.loss, certainty=values["certainty"], whole=_whole(values))
+
+
+def _whole(values: Mapping[str, Any]) -> float:
+    share: float = values["whole"]
+    if not 0 <= share <= 1:
+        raise UserError(f"--whole is {share:g}; expected a share from 0 to 1")
+    return share
 
 
 METHODS = {
     "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares"), True, BOTH, cd4lm.GATE, _cd4lm),
+    "cd4lm": Method(("temperature", "shares", "whole"), True, BOTH, cd4lm.GATE, _cd4lm),
     "dparallel": Method(("certainty", "whole", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel),
 }
 
@@ -85,10 +91,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("cd4lm").add_argument
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
+    add = parser.add_argument_group("cd4lm and dparallel").add_argument
+    add("--whole", type=float, metavar="SHARE", help="of the blocks that are wholly masked beside the others, as a "
+        "block's first step meets them; the authors have none, 0 (default 0.5)")  # fmt: skip
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
-    add("--whole", type=float, metavar="SHARE", help="of the blocks that are wholly masked, as a block's first step "
-        "meets them; the authors halve all, 0 (default 0.5)")  # fmt: skip
 
 
 def chosen(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
