@@ -1,109 +1,119 @@
-"""Dynamic int8 for ONNX Runtime on a CPU: weights are int8 in the file, activations are quantised as they come.
+"""int8 of the `ort` dialect: weights with one scale a channel, activations quantised as they come.
 
-Each product with a weight becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale an output channel for
-the weight and one for the whole activation; an embedding is looked up in its int8 table, a tied head's own.
+A product becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale for the whole activation; an embedding is
+looked up in its int8 table, a tied head's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from .quantise import quantise
+from runtime.errors import NumericalError
+
+from .initializers import Quantised
 
 DOMAIN = "com.microsoft"
-CHANNELS = {
-    "MatMul": (1, 1),
-    "Gemm": (1, 0),
-    "Gather": (0, 0),
-}  # where the weight is an operand, and its channels' axis
+LARGEST = 127  # -128 is left out, so that the range is symmetric
+STEPS = 255  # of an activation's range in uint8
+ROWS = 4096  # quantised at a time, so that a large table takes no second copy in fp32
 
 
-class Quantised:
-    """A weight's int8 values and scales, read together; the scales are kept, since they are written a little later."""
+def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
 
-    def __init__(self, weight: ir.TensorProtocol, axis: int) -> None:
-        self.weight, self.axis = weight, axis
-        self._scale: NDArray[np.float32] | None = None
-
-    def values(self) -> ir.TensorProtocol:
-        values, self._scale = quantise(self.weight.numpy(), self.axis)
-        return ir.Tensor(values)
-
-    def scale(self) -> ir.TensorProtocol:
-        scale = quantise(self.weight.numpy(), self.axis)[1] if self._scale is None else self._scale
-        return ir.Tensor(scale)
-
-
-def quantise_weights(model: ir.Model) -> None:
-    """Makes every matrix that a product or an embedding takes from the checkpoint int8, in place.
-
-    Expects an fp32 graph whose weights are read when they are written (`graph.trace`); the rest stays fp32.
+    A scale is its channel's largest |w| / 127, and value * scale lies within half a scale of w; a channel of zeros has
+    the scale 1. Raises NumericalError where a weight is not a finite number.
     """
-    graph = model.graph
-    tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-    for node in tuple(graph):
-        if node.op_type not in CHANNELS or node.domain:
-            continue
-        place, axis = CHANNELS[node.op_type]
-        weight = node.inputs[place]
-        if weight is None or not is_matrix(weight):
-            continue
-        if weight not in tables:
-            tables[weight] = store(graph, weight, axis)
-        new = looked_up(node, *tables[weight]) if node.op_type == "Gather" else multiplied(node, *tables[weight])
-        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
-    for weight in tables:
-        if weight.uses():
-            raise AssertionError(f"{weight.name} is used as fp32 too")
-        del graph.initializers[str(weight.name)]
-    model.opset_imports[DOMAIN] = 1
+    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without making that
+    if not np.isfinite(largest).all():
+        raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see where")
+    scale = largest / np.float32(LARGEST)
+    scale[scale == 0] = 1  # a channel so small that its scale is no number would be divided by it
+    values = np.empty(weight.shape, np.int8)
+    for first in range(0, len(weight), ROWS):
+        part = slice(first, first + ROWS)
+        divisor = scale[part, None] if axis == 0 else scale
+        np.clip(np.rint(weight[part] / divisor), -LARGEST, LARGEST, out=values[part], casting="unsafe")
+    return values, scale
 
 
-def is_matrix(value: ir.Value) -> bool:
-    """Whether it is a weight of the checkpoint with two axes."""
-    return isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2
+def dequantise(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """The weights fp32 [rows, columns] that quantised ones stand for."""
+    restored: NDArray[np.float32] = values * (scale[:, None] if axis == 0 else scale)
+    return restored
 
 
-def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
     """Initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
-    if weight.const_value is None:
-        raise AssertionError(f"{weight.name} has no content")
-    shape, source = weight.const_value.shape.numpy(), Quantised(weight.const_value, axis)
-    made = (
-        ir.LazyTensor(source.values, ir.DataType.INT8, ir.Shape(shape), name=f"{weight.name}.int8"),
-        ir.LazyTensor(source.scale, ir.DataType.FLOAT, ir.Shape([shape[axis]]), name=f"{weight.name}.scale"),
-    )
-    values = [ir.Value(name=t.name, shape=t.shape, type=ir.TensorType(t.dtype), const_value=t) for t in made]
-    for value in values:
-        graph.initializers.add(value)
-    return values[0], values[1]
+
+    def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(("int8", "scale"), quantise(numbers, axis), strict=True))
+
+    made = Quantised(weight, parts)
+    shape = made.shape
+    return made.add(graph, "int8", np.int8, shape), made.add(graph, "scale", np.float32, shape[axis : axis + 1])
 
 
-def multiplied(node: ir.Node, table: ir.Value, scale: ir.Value) -> Sequence[ir.Node]:
+def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """In the place of MatMul (weight [in, out]), or of Gemm (weight [out, in], and a bias)."""
+    values, scale = stored
     before: list[ir.Node] = []
     bias = None
     if node.op_type == "Gemm":
-        if not node.attributes.get_int("transB", 0):
-            raise AssertionError(f"{node} takes its weight as [in, out]")
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         # ONNX Runtime does this once, when it loads the model.
-        before.append(ir.node("Transpose", [table], {"perm": [1, 0]}))
-        table = before[0].outputs[0]
-    inputs = [node.inputs[0], table, scale, None, bias]
+        before.append(ir.node("Transpose", [values], {"perm": [1, 0]}))
+        values = before[0].outputs[0]
+    inputs = [node.inputs[0], values, scale, None, bias]
     return [*before, ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN)]
 
 
-def looked_up(node: ir.Node, table: ir.Value, scale: ir.Value) -> Sequence[ir.Node]:
+def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """In the place of Gather on the rows of an embedding [vocab, hidden]."""
-    ids = node.inputs[1]  # [batch, width]
-    rows = ir.node("Gather", [table, ids])  # int8 [batch, width, hidden]
+    (values, scale), ids = stored, node.inputs[1]  # [batch, width]
+    rows = ir.node("Gather", [values, ids])  # int8 [batch, width, hidden]
     wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
     scales = ir.node("Gather", [scale, ids])  # [batch, width]
     last = ir.node("Constant", [], {"value_ints": [-1]})
     column = ir.node("Unsqueeze", [scales.outputs[0], last.outputs[0]])  # [batch, width, 1]
     return [rows, wide, scales, last, column, ir.node("Mul", [wide.outputs[0], column.outputs[0]])]
+
+
+def restored(rows: Tensor) -> Tensor:
+    """Rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
+    return torch.from_numpy(dequantise(*quantise(rows.float().numpy(), 0), 0))
+
+
+class Int8Linear(nn.Module):
+    """x @ weight.T + bias as `DynamicQuantizeMatMul` computes it; weight [out, in] in int8, one scale a row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        values, scale = quantise(weight.float().numpy(), 0)
+        self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x fp32 [..., in] to fp32 [..., out]."""
+        whole, step = rounded(x)
+        y: Tensor = F.linear(whole, self.values) * (step * self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in whole steps, fp32, and the step, fp32 []: ONNX's DynamicQuantizeLinear, its zero point taken off again.
+
+    The 256 steps span the whole tensor's range and zero, so a row's numbers depend on its neighbours.
+    """
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    step = (high - low) / STEPS
+    step = torch.where(step == 0, 1.0, step)
+    zero = (-low / step).round().clamp(0, STEPS)
+    return ((x / step).round() + zero).clamp(0, STEPS) - zero, step

@@ -26,9 +26,11 @@ from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend
 
-from .int8_torch import DYNAMIC, Int8Linear, in_int8, restored
+from .int8 import Int8Linear, restored
 from .parity import BOUNDS as LOG_PROBS
 from .parity import Check, worst
+from .quantise import Formats
+from .quantised_torch import quantised
 
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
@@ -45,8 +47,8 @@ Arrays = Mapping[str, NDArray[Any]]
 class Gap:
     """How far something is from PyTorch, and how far it may be.
 
-    A graph of dynamic int8 is held against its own arithmetic in PyTorch (`int8_torch`), and may be as far from that as
-    that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
+    A graph of quantised weights is held against its own arithmetic in PyTorch (`quantised_torch`), and may be as far
+    from that as that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
     """
 
     apart: float
@@ -60,28 +62,27 @@ class Gap:
         return f"{self.apart:.1e} (bound {self.bound:.0e})"
 
 
-def by_layer(source: Checkpoint, contract: Contract, model: Path, precision: str) -> Iterator[Check]:
+def by_layer(
+    source: Checkpoint, contract: Contract, model: Path, precision: str, formats: Formats | None = None
+) -> Iterator[Check]:
     """The checks `embedding`, `layers` and `head` of the graph in `model`, whose weights lie in or beside it.
 
-    Writes a part of the graph beside the model while it runs it. Peak memory is that of the largest part.
+    formats: of its weights, where its arithmetic is known in PyTorch, beside which it is as exact as fp32. Writes a
+    part of the graph beside the model while it runs it. Peak memory is that of the largest part.
     """
-    parts, int8 = Parts(model), precision == DYNAMIC
-    looked_up = embedding(source, contract, parts, precision)
+    parts, exact = Parts(model), "fp32" if formats else precision
+    looked_up = embedding(source, contract, parts, exact, formats)
     yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
     numbers = tqdm(range(contract.layers), unit="layer", disable=None)
-    found = [layer(source, contract, parts, i, precision) for i in numbers]
+    found = [layer(source, contract, parts, i, exact, formats) for i in numbers]
+    beside = f"; beside {precision} in PyTorch, bound: what that loses" if formats else ""
     first, *cached = (weakest(column) for column in zip(*found, strict=True))
     detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
     if cached:
         detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
-    yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + told(int8))
-    gap, figures = head(source, contract, parts, precision)
-    yield Check("head", gap.kept, f"max |d log p| {gap}, {figures}" + told(int8))
-
-
-def told(int8: bool) -> str:
-    """What the figures of a check are beside."""
-    return "; beside int8 in PyTorch, bound: what that loses" if int8 else ""
+    yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
+    gap, figures = head(source, contract, parts, exact, formats)
+    yield Check("head", gap.kept, f"max |d log p| {gap}, {figures}" + beside)
 
 
 def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
@@ -123,16 +124,17 @@ class Parts:
         return made
 
 
-def embedding(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -> Gap:
+def embedding(
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: Formats | None = None
+) -> Gap:
     """How far looked-up rows are apart, those of the first and last ids among them."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
-    near = restored(rows[0])[None] if precision == DYNAMIC else rows
-    # No activation is rounded here, so that int8 is as exact as fp32.
-    bound = BOUNDS["fp32" if precision == DYNAMIC else precision]
-    return Gap(distance(made, near.numpy(), rows.numpy()), bound)
+    near = restored(rows[0])[None] if formats else rows
+    # No activation is rounded here, so that the bound is that of fp32 and not what int8 loses.
+    return Gap(distance(made, near.numpy(), rows.numpy()), BOUNDS[precision])
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +169,14 @@ def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
 
 
-def layer(source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str) -> list[Gap]:
+def layer(
+    source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: Formats | None = None
+) -> list[Gap]:
     """How far a layer's output is apart, and with a cache its new keys and values."""
     case = drawn(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(contract, parts, i, case)]
     exact = reference(source, contract, i, case)
-    near = reference(source, contract, i, case, int8=True) if precision == DYNAMIC else exact
+    near = reference(source, contract, i, case, formats) if formats else exact
     units = [exact[0] - case.x, *exact[1:]]
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
@@ -195,12 +199,14 @@ def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDAr
 
 
 @torch.no_grad()
-def reference(source: Checkpoint, contract: Contract, i: int, case: Case, int8: bool = False) -> list[Floats]:
+def reference(
+    source: Checkpoint, contract: Contract, i: int, case: Case, formats: Formats | None = None
+) -> list[Floats]:
     """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
-    if int8:
-        in_int8(alone)
+    if formats:
+        quantised(alone, formats.of_layer(i, contract.layers))
     cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
@@ -213,16 +219,16 @@ def reference(source: Checkpoint, contract: Contract, i: int, case: Case, int8: 
     return [made.numpy(), *(each[:, :, past:end].numpy() for each in kept)]
 
 
-def head(source: Checkpoint, contract: Contract, parts: Parts, precision: str) -> tuple[Gap, str]:
+def head(
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: Formats | None = None
+) -> tuple[Gap, str]:
     """How far log-probabilities of the best tokens are apart for random states behind the last layer; more figures."""
     name = f"hidden.{contract.layers}"
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     made = Proposal(*parts.run({name: x}, REDUCED))
     exact = predicted(source, contract, x)
-    near, bound = exact, LOG_PROBS["fp32" if precision == DYNAMIC else precision]
-    if precision == DYNAMIC:
-        near = predicted(source, contract, x, int8=True)
-        bound = max(bound, log_prob_gap(near, exact))
+    near = predicted(source, contract, x, int8=True) if formats else exact
+    bound = max(LOG_PROBS[precision], log_prob_gap(near, exact))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
     return Gap(log_prob_gap(made, near), bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
@@ -256,9 +262,8 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 
 def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
-    """How far `made` is from `near`, and for int8 that from `exact`, three of one shape, in units of `unit`'s rms."""
-    bound = max(BOUNDS["fp32"], distance(near, exact, unit)) if precision == DYNAMIC else BOUNDS[precision]
-    return Gap(distance(made, near, unit), bound)
+    """How far `made` is from `near`, and that from `exact`, three of one shape, in units of `unit`'s rms."""
+    return Gap(distance(made, near, unit), max(BOUNDS[precision], distance(near, exact, unit)))
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:

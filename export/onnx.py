@@ -34,16 +34,16 @@ from train.published_weights import expected_shapes
 from train.torch_backend import TorchBackend, contract_of
 
 from .graph import trace
-from .int8 import quantise_weights
-from .int8_torch import arithmetic, whole_bound
 from .layers import by_layer
 from .parity import TIE, Check, compare
+from .quantise import FORMATS, Formats, formats_of, quantise_weights
+from .quantised_torch import whole_bound
 from .store import EXTERNAL, store
 from .twin import twin_of
 from .workplace import working_folder, writing
 
 EXPORTER = 2  # of the graph this file writes; raised when it changes
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}  # int8: of what is not a weight
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, **dict.fromkeys(FORMATS, torch.float32)}  # beside the weights
 CAPACITY = 1024  # positions, by default
 WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
@@ -59,7 +59,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
-        help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them "
+        help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; "
+        "int4: the layers' weights (5.1 bits each with their scales), products in int8, embedding and head as in int8 "
         "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
@@ -84,7 +85,8 @@ def export(args: argparse.Namespace) -> int:
     with working_folder(out) as folder:
         with writing(out):
             files = write_model(source, contract, args.precision, args.logits, folder)
-        for check in prove(source, contract, files[0], arithmetic("ort", args.precision), args.parity):
+        formats = formats_of("ort", args.precision)
+        for check in prove(source, contract, files[0], args.precision, args.parity, formats):
             checks.append(check)
             print(check, file=stream, flush=True)
         failed = not all(check.ok for check in checks)
@@ -122,18 +124,19 @@ def write_model(
 ) -> list[Path]:
     """Traces the graph and writes it into `folder`, see `store.store`."""
     model = trace(source, contract.capacity, logits, dtype=TYPES[precision])
-    if precision == "int8":
-        quantise_weights(model)
+    if (formats := formats_of("ort", precision)) is not None:
+        quantise_weights(model, formats, contract.layers)
     return store(model, folder, f"ort-{precision}", external)
 
 
 def prove(
-    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto"
+    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
+    formats: Formats | None = None,
 ) -> Iterator[Check]:  # fmt: skip
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 
-    precision: that of the graph's arithmetic, see `int8_torch.arithmetic`. parity: `whole`, `layers`, or `auto` for the
-    former where it fits.
+    parity: `whole`, `layers`, or `auto` for the former where it fits. formats: of its weights, where it is held against
+    its own arithmetic in PyTorch (`quantised_torch`) and not against its precision's bounds.
     """
     try:
         onnx.checker.check_model(model)
@@ -142,12 +145,12 @@ def prove(
         yield Check("graph", False, " ".join(str(error).split())[:200])
         return
     if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
-        yield from by_layer(source, contract, model, precision)
+        yield from by_layer(source, contract, model, precision, formats)
         return
     reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
     candidate = OrtBackend(model, contract)
     *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
-    bound = whole_bound(precision, reference, source, contract, requests, separate=1)
+    bound = whole_bound(formats, reference, source, contract, requests, separate=1) if formats else None
     yield from found.checks(TIE, precision, bound)
 
 

@@ -23,8 +23,8 @@ from runtime.decode import Request, Step, steps
 from runtime.ort import OrtBackend
 from train.torch_backend import TorchBackend
 
-# The bounds on |delta log p|, in nats. Only fp32 is exact; how the others were found is in LOG.md. ONNX Runtime's
-# dynamic int8 has none here: what it costs is the model's own, see `int8_torch.whole_bound`.
+# The bounds on |delta log p|, in nats. Only fp32 is exact; how the others were found is in LOG.md. Quantised graphs for
+# ONNX Runtime have none here: what they cost is the model's own, see `quantised_torch.whole_bound`.
 BOUNDS = {
     "fp32": 1e-4, "fp16": 0.1, "bf16": 1.0, "int8": 2.0, "int8-static": 4.0, "fp8": 4.0, "int4": 6.0, "nvfp4": 6.0,
 }  # fmt: skip

@@ -13,32 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .weight_formats import FORMATS, SMALLEST, Format, Stored
-
-
-class Source:
-    """A weight that is quantised when it is written; its scales, written a little later, are kept until then."""
-
-    def __init__(self, weight: ir.TensorProtocol, chosen: Format, block: int) -> None:
-        self.weight, self.chosen, self.block = weight, chosen, block
-        self._kept: dict[str, NDArray[Any]] = {}
-
-    def quantised(self) -> Stored:
-        """The weight as it is stored. [in, out]"""
-        return self.chosen.quantise(self.weight.numpy().astype(np.float32), self.block)
-
-    def dense(self) -> ir.TensorProtocol:
-        """The numbers that it stands for, fp16 [in, out]."""
-        return ir.Tensor(self.quantised().dense())
-
-    def read(self, part: str) -> ir.TensorProtocol:
-        """`values`, `scale` or `over` of it."""
-        if part not in self._kept:
-            stored = self.quantised()
-            parts = {name: getattr(stored, name) for name in ("values", "scale", "over")}
-            self._kept = {name: array for name, array in parts.items() if name != "values"}
-            return ir.Tensor(parts[part])
-        return ir.Tensor(self._kept[part])
+from .initializers import Quantised, initializer
+from .weight_formats import FORMATS, SMALLEST, Format
 
 
 def quantise_weights(model: ir.Model, name: str, dense: bool = False) -> None:
@@ -50,16 +26,17 @@ def quantise_weights(model: ir.Model, name: str, dense: bool = False) -> None:
     chosen = FORMATS[name]
     for node in [*products(model)]:
         weight = node.inputs[1]
-        if weight is None or weight.const_value is None or weight.shape is None:
+        if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
-        block = chosen.block_of(size(weight.shape[0]))
+        block = chosen.block_of(weight.const_value.shape.numpy()[0])
         if block is None:
             continue
-        source = Source(weight.const_value, chosen, block)
         if dense:
-            weight.const_value = ir.LazyTensor(source.dense, ir.DataType.FLOAT16, weight.shape, name=weight.name)
+            content = partial(dense_form, weight.const_value, chosen, block)
+            shape = ir.Shape(weight.const_value.shape.numpy())
+            weight.const_value = ir.LazyTensor(content, ir.DataType.FLOAT16, shape, name=weight.name)
         else:
-            node.replace_input_with(1, dequantised(model.graph, node, source))
+            node.replace_input_with(1, dequantised(model.graph, node, weight, chosen, block))
             del model.graph.initializers[str(weight.name)]
     # What the graph uses of an older opset means the same in the newer.
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
@@ -73,16 +50,27 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def dequantised(graph: ir.Graph, before: ir.Node, source: Source) -> ir.Value:
+def dense_form(weight: ir.TensorProtocol, chosen: Format, block: int) -> ir.TensorProtocol:
+    """The numbers that a stored weight stands for, fp16 [in, out]."""
+    return ir.Tensor(chosen.quantise(weight.numpy().astype(np.float32), block).dense())
+
+
+def dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: Format, block: int) -> ir.Value:
     """The weight fp16 [in, out] that a stored one stands for, put in front of a node."""
-    chosen, (inputs, outputs) = source.chosen, source.weight.shape
-    scale_shape = [size(inputs) // source.block, outputs] if source.block else [outputs]
-    values = lazily(graph, source, "values", chosen.values, [inputs, outputs])
-    scale = lazily(graph, source, "scale", chosen.scale, scale_shape)
-    attributes = {"axis": 0, "block_size": source.block} if source.block else {"axis": 1}
+
+    def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        stored = chosen.quantise(numbers, block)
+        over = {} if stored.over is None else {"over": stored.over}
+        return {"values": stored.values, "scale": stored.scale, **over}
+
+    made = Quantised(weight, parts)
+    inputs, outputs = made.shape
+    values = made.add(graph, "values", chosen.values, [inputs, outputs])
+    scale = made.add(graph, "scale", chosen.scale, [inputs // block, outputs] if block else [outputs])
+    attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
     nodes = []
     if chosen.over:
-        nodes.append(ir.node("DequantizeLinear", [scale, lazily(graph, source, "over", np.float32, [])]))
+        nodes.append(ir.node("DequantizeLinear", [scale, made.add(graph, "over", np.float32, [])]))
         scale = nodes[0].outputs[0]
     nodes.append(ir.node("DequantizeLinear", [values, scale], attributes))
     if chosen.over:
@@ -90,27 +78,6 @@ def dequantised(graph: ir.Graph, before: ir.Node, source: Source) -> ir.Value:
     for node in nodes:
         graph.insert_before(before, node)
     return nodes[-1].outputs[0]
-
-
-def size(axis: object) -> int:
-    """The length of an axis of a weight, which is never open."""
-    if not isinstance(axis, int):
-        raise AssertionError(f"{axis} is no length")
-    return axis
-
-
-def lazily(graph: ir.Graph, source: Source, part: str, dtype: type, shape: list[Any]) -> ir.Value:
-    """An initializer of a part of a stored weight."""
-    name, kind = f"{source.weight.name}.{part}", ir.DataType.from_numpy(np.dtype(dtype))
-    tensor = ir.LazyTensor(partial(source.read, part), kind, ir.Shape(shape), name=name)
-    return initializer(graph, name, tensor)
-
-
-def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new constant of the graph."""
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-    graph.initializers.add(value)
-    return value
 
 
 def quantise_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:

@@ -1,36 +1,89 @@
-"""Symmetric int8 of weights, one scale a channel, in numpy: the reference for what quantised graphs store."""
+"""Weights of an `ort` graph in few bits: which formats there are, and which of a precision's weights take which."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from runtime.errors import NumericalError
+import onnx_ir as ir
+from torch import Tensor, nn
 
-LARGEST = 127  # -128 is left out, so that the range is symmetric
-ROWS = 4096  # quantised at a time, so that a large table takes no second copy in fp32
+from . import int4, int8
+
+LAYER = re.compile(r"layers\.(\d+)\.")
+CHANNELS = {
+    "MatMul": (1, 1),
+    "Gemm": (1, 0),
+    "Gather": (0, 0),
+}  # where the weight is an operand, and its channels' axis
 
 
-def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to store the weight of a product, and what the product then computes.
 
-    A scale is its channel's largest |w| / 127, and value * scale lies within half a scale of w; a channel of zeros has
-    the scale 1. Raises NumericalError where a weight is not a finite number.
+    store: a weight's initializers, its channels (rows of the checkpoint's) along an axis; multiplied: the nodes in the
+    place of a product, over these; linear: the same arithmetic in PyTorch, of a weight [out, in] and a bias [out].
     """
-    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without making that
-    if not np.isfinite(largest).all():
-        raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see where")
-    scale = largest / np.float32(LARGEST)
-    scale[scale == 0] = 1  # a channel so small that its scale is no number would be divided by it
-    values = np.empty(weight.shape, np.int8)
-    for first in range(0, len(weight), ROWS):
-        part = slice(first, first + ROWS)
-        divisor = scale[part, None] if axis == 0 else scale
-        np.clip(np.rint(weight[part] / divisor), -LARGEST, LARGEST, out=values[part], casting="unsafe")
-    return values, scale
+
+    store: Callable[[ir.Graph, ir.Value, int], tuple[ir.Value, ...]]
+    multiplied: Callable[[ir.Node, Sequence[ir.Value]], Sequence[ir.Node]]
+    linear: Callable[[Tensor, Tensor | None], nn.Module]
 
 
-def dequantise(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The weights fp32 [rows, columns] that quantised ones stand for."""
-    restored: NDArray[np.float32] = values * (scale[:, None] if axis == 0 else scale)
-    return restored
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Formats of the layers' weights: of the `inner` ones, and of the first and the last, the `ends`.
+
+    Embedding and head are int8 always: one table where they are tied.
+    """
+
+    inner: Format
+    ends: Format
+
+    def of_layer(self, i: int, layers: int) -> Format:
+        """That of layer i of so many."""
+        return self.ends if i in (0, layers - 1) else self.inner
+
+
+INT8 = Format(int8.store, int8.multiplied, int8.Int8Linear)
+INT4 = Format(int4.store, int4.multiplied, int4.Int4Linear)
+FORMATS = {"int8": Formats(INT8, INT8), "int4": Formats(INT4, INT4)}
+
+
+def formats_of(dialect: str, precision: str) -> Formats | None:
+    """How an engine's weights are stored, None where they are not quantised or not in one of these formats."""
+    return FORMATS.get(precision) if dialect == "ort" else None
+
+
+def quantise_weights(model: ir.Model, formats: Formats, layers: int) -> None:
+    """Stores every matrix that a product or an embedding takes from the checkpoint in its format, in place.
+
+    Expects an fp32 graph of so many layers whose weights are read when they are written (`graph.trace`); the rest
+    stays fp32.
+    """
+    graph, tables = model.graph, dict[ir.Value, tuple[ir.Value, ...]]()
+    for node in tuple(graph):
+        if node.op_type not in CHANNELS or node.domain:
+            continue
+        place, axis = CHANNELS[node.op_type]
+        weight = node.inputs[place]
+        if weight is None or not is_matrix(weight):
+            continue
+        found = LAYER.match(str(weight.name))
+        chosen = formats.of_layer(int(found[1]), layers) if found else INT8
+        if weight not in tables:
+            tables[weight] = chosen.store(graph, weight, axis)
+        new = (int8.looked_up if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    for weight in tables:
+        if weight.uses():
+            raise AssertionError(f"{weight.name} is used as fp32 too")
+        del graph.initializers[str(weight.name)]
+    model.opset_imports[int8.DOMAIN] = 1
+
+
+def is_matrix(value: ir.Value) -> bool:
+    """Whether it is a weight of the checkpoint with two axes."""
+    return isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2

@@ -26,8 +26,9 @@ from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend
 
-from .int8_torch import arithmetic, whole_bound
 from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .quantise import FORMATS, formats_of
+from .quantised_torch import whole_bound
 from .twin import twin_of
 
 SEED = 20
@@ -43,8 +44,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
     bounds = (
-        f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's int8: "
-        "than twice what its arithmetic loses in PyTorch), or entropy by more than "
+        f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
+        f"{' and '.join(FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
         f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
         f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
@@ -82,9 +83,9 @@ def verify(args: argparse.Namespace) -> int:
     twin = twin_of(graph_of(made, engine), candidate) if isinstance(candidate, OrtBackend) else None
     compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    precision = arithmetic(engine.dialect, engine.precision)
-    bound = whole_bound(precision, reference, source, contract, requests, engine.gate)
-    checks = parity.checks(precision=precision, bound=bound)
+    formats = formats_of(engine.dialect, engine.precision)
+    bound = whole_bound(formats, reference, source, contract, requests, engine.gate) if formats else None
+    checks = parity.checks(precision=engine.precision, bound=bound)
     for check in checks:
         print(check, file=stream)
     if args.json:

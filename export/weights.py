@@ -94,7 +94,7 @@ def read(
     narrow = found.to(dtype)
     if dtype == torch.float16 and not narrow.isfinite().all():
         most = f"{found.abs().max():g}"
-        raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32 or int8")
+        raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32, int8 or int4")
     if name.endswith("_proj.weight"):
         narrow = narrow.T  # [in, out], see graph.Projection
     if tuple(narrow.shape) != shape:

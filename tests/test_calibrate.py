@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
 from tiny import BLOCK, MASK, PAD
 
 from runtime.backend import Forward, Proposal
-from runtime.bundle import read, set_gate
+from runtime.bundle import read, set_gate, write
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 from train import calibrate, calibration, checkpoint, evaluate, prompts, tasks
-from train.calibrate import Point, Report
+from train.calibrate import Point
 from train.data import Example
+from train.reports import Report
 from train.tasks.problem import split_of
 from train.torch_backend import TorchBackend
 
@@ -186,6 +188,29 @@ def test_a_bundles_engine_gets_the_threshold_as_its_own_gate(
     words = ["--bundle", str(made), "--data", str(own), "--split", "train", "--count", "3", "--json"]
     assert evaluate.main(words) == 0
     assert json.loads(capsys.readouterr().out)["gate"]["threshold"] == 0.2  # what evaluation and runtime start from
+
+
+def test_an_engine_is_held_to_the_bundles_own_fp32_engine_where_no_report_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
+    plain, data = read(made).engine(), tmp_path / "own.jsonl"
+    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.2,0.99"]
+    assert calibrate.main(words) == 2
+    assert "has no fp32 engine to hold ort-fp32 to; give --teacher-report, or export fp32" in capsys.readouterr().err
+    assert calibrate.main(["--ckpt", "student.pt", "--data", str(data)]) == 2
+    assert "--teacher-report is missing" in capsys.readouterr().err
+    few = replace(plain, name="ort-int8", precision="int8")
+    write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
+    assert calibrate.main([*words, "--engine", "ort-int8", "--count", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["engine"], told["held_to"], told["chosen"]) == ("ort-int8", ["ort-fp32"], 0.2)
+    [own] = told["points"][1]["by_task"].values()
+    assert (own["problems"], own["difference"], own["fewer_forwards"]) == (2, 0, 3 / 4)  # fp32 by its own gate, 0.5
+    assert read(made).engine("ort-int8").gate == GateSpec(threshold=0.2)
+    assert read(made).engine("ort-fp32").gate == plain.gate
 
 
 def test_no_threshold_within_the_target_ends_with_1_and_changes_nothing(

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from export import onnx as command
 from export.graph import trace
+from export.int8 import dequantise, quantise
 from export.layers import by_layer
 from export.onnx import exported_contract, fits_whole, write_model
 from export.parity import compare
-from export.quantise import dequantise, quantise
+from export.quantise import FORMATS
 from runtime import bundle
 from runtime import load as load_bundle
 from runtime.contract import Contract
@@ -62,7 +63,7 @@ def test_int8_lies_within_half_a_scale_of_the_weight(seed: int, axis: int, expon
 def test_a_table_is_quantised_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(SEED).standard_normal((50, 6)).astype(np.float32)
     whole = [quantise(weight, axis) for axis in (0, 1)]
-    monkeypatch.setattr("export.quantise.ROWS", 7)
+    monkeypatch.setattr("export.int8.ROWS", 7)
     for axis in (0, 1):
         for ours, theirs in zip(quantise(weight, axis), whole[axis], strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -128,13 +129,14 @@ class Counted(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-def test_each_weight_is_read_once_and_none_is_kept(tmp_path: Path) -> None:
-    shape = ModelConfig(96, 96, 2, 4, 2, 24, 128, tied=False)  # no tensor so small that it is not streamed
+@pytest.mark.parametrize("precision", FORMATS)
+def test_each_weight_is_read_once_and_none_is_kept(precision: str, tmp_path: Path) -> None:
+    shape = ModelConfig(96, 160, 2, 4, 2, 24, 128, tied=False)  # no tensor so small that it is not streamed
     counted = Counted(random_weights(shape, SEED))
-    written(replace(tiny.checkpoint(SEED), model=shape, weights=counted), tmp_path / "out", "int8", external=1000)
+    written(replace(tiny.checkpoint(SEED), model=shape, weights=counted), tmp_path / "out", precision, external=1000)
     assert set(counted.reads.values()) == {1}
     assert counted.live == 0
-    assert counted.most == 2 * 96 * (96 + 48 + 48)  # queries, keys and values, which are packed; bytes in bf16
+    assert counted.most == 2 * 160 * (96 + 48 + 48)  # queries, keys and values, which are packed; bytes in bf16
 
 
 GROWTH = """
@@ -270,7 +272,7 @@ def test_numbers_that_fp16_cannot_hold_are_told_in_one_line(tmp_path: Path, caps
     source.weights["layers.1.mlp.up_proj.weight"][3, 4] = 7e4
     save(source, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", "fp16"]) == 1
-    told = "error: layers.1.up_proj.weight has numbers up to 70000, more than fp16 holds; export fp32 or int8\n"
+    told = "error: layers.1.up_proj.weight has numbers up to 70000, more than fp16 holds; export fp32, int8 or int4\n"
     assert capsys.readouterr().err == told
     assert os.listdir(tmp_path) == ["student.pt"]
 

@@ -1,7 +1,7 @@
 """Finds the threshold that keeps a model within a target of its teacher, and makes it the model's own.
 
 python -m train.calibrate --ckpt student.pt --teacher-report teacher-math.json teacher-code.json
-python -m train.calibrate --bundle student.bundle --engine ort-int8 --teacher-report teacher-math.json
+python -m train.calibrate --bundle student.bundle --engine ort-int8      # within a target of the bundle's ort-fp32
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from runtime.command import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
-from . import calibration, checkpoint, evaluate, figures, tasks
+from . import calibration, checkpoint, evaluate, figures, reports
 from .checkpoint import check_file, replace_file
 from .data import encode
 from .options import numbers
+from .reports import Report
 from .statistics import paired_difference
 
 GRIDS = {
@@ -32,14 +33,7 @@ GRIDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the teacher did on the problems that a report of train.evaluate names."""
-
-    task: tasks.Task
-    problems: list[tasks.Problem]
-    right: list[bool]
-    forwards: list[int]
+COUNT = 400  # validation problems a task, where no report names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +45,6 @@ class Point:
     difference: float
     low: float
     by_task: dict[str, dict[str, Any]]
-
-
-def read_report(path: Path, data: Path | None) -> Report:
-    """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        outcome = values["per_problem"]
-        right, forwards = [bool(each) for each in outcome["right"]], [int(each) for each in outcome["forwards"]]
-        name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
-    if split.startswith("test"):
-        raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
-    task = tasks.from_file(data) if data else tasks.named(name)[0]
-    problems = list(task.problems(split, len(right), seed))
-    if task.name != name or len(problems) != len(right):
-        raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
-    return Report(task, problems, right, forwards)
 
 
 def sweep(
@@ -124,26 +100,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
-    reports = [read_report(path, args.data) for path in args.teacher_report]
+    held_to = [str(path) for path in args.teacher_report] or [reports.unquantised(args)]
+    known = [reports.read_report(path, args.data) for path in args.teacher_report]
     subject = evaluate.subject_of(args)
     gate = evaluate.chosen_gate(args, subject.gate)
-    if gate.rule == "count":
-        raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
-    grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
-    thresholds = numbers(args.thresholds, "--thresholds") if args.thresholds else list(grid)
-    for threshold in thresholds:
-        gate.check_threshold(threshold, subject.backend.contract.vocab)
-    points = sweep(subject, gate, thresholds, reports)
+    thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
+    known = known or reports.measured(args, held_to[0])
+    points = sweep(subject, gate, thresholds, known)
     best = choose(points, args.target, args.by == "bound")
-    bins = reliability_of(subject, reports, args.seed)
+    bins = reliability_of(subject, known, args.seed)
     if args.plot:
         figures.reliability(args.plot, bins)
     if best is not None and args.write:
         keep(args, subject, replace(gate, threshold=best.threshold))
-    told = report(args, gate, points, best, bins) | {"engine": subject.engine}
+    told = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     return told
+
+
+def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
+    """What is tried. Raises UserError for a gate without a threshold, and for one outside its metric's range."""
+    if gate.rule == "count":
+        raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
+    grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
+    thresholds = numbers(given, "--thresholds") if given else list(grid)
+    for threshold in thresholds:
+        gate.check_threshold(threshold, vocab)
+    return thresholds
 
 
 def report(
@@ -174,10 +158,18 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m train.calibrate", description=(__doc__ or "").splitlines()[0])
     evaluate.add_model_options(p)
     evaluate.add_gate_options(p)
-    p.add_argument("--teacher-report", type=Path, nargs="+", required=True, metavar="JSON", help="of train.evaluate "
-        "--out on the validation split, one a task; the same problems are answered again")  # fmt: skip
+    p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help="of train.evaluate "
+        "--out on the validation split, one a task; the same problems are answered again (default, with --bundle: what "
+        "its fp32 engine does is measured, by its own gate)")  # fmt: skip
+    p.add_argument("--task", default="math,code", help="sample tasks, without a report (default math,code)")
+    p.add_argument("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})")
     p.add_argument("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task")
-    p.add_argument("--target", type=float, default=0.5, help="points below the teacher at most (default 0.5)")
+    p.add_argument(
+        "--target",
+        type=float,
+        default=0.5,
+        help="percentage points below the teacher, or the fp32 engine, at most (default 0.5)",
+    )
     p.add_argument("--by", choices=("mean", "bound"), default="mean", help="what has to be within the target: the "
         "difference's mean, or the lower end of its 95 %% interval (default mean)")  # fmt: skip
     p.add_argument("--thresholds", help="to try, with commas (default a grid by the gate's metric)")
@@ -200,7 +192,8 @@ def command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(told)
     else:
-        print(f"{'threshold':>10}{'forwards':>10}{'difference':>12}{'at least':>10}   (to the teacher, worst task)")
+        against = f"   (to {', '.join(told['held_to'])}, worst task)"
+        print(f"{'threshold':>10}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
             low, apart = point["low"], point["difference"]
             print(f"{point['threshold']:>10g}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")

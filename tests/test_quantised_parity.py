@@ -1,4 +1,4 @@
-"""An int8 graph is held against its own arithmetic in PyTorch, which tells a wrong graph from int8's own loss."""
+"""A quantised graph is held against its own arithmetic in PyTorch, which tells a wrong graph from what bits cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from test_step_graph import random_weights
 
 from export import onnx as command
 from export import verify
-from export.int8_torch import DYNAMIC, Int8Backend, rounded, whole_bound
+from export.int8 import rounded
 from export.layers import Parts, by_layer, embedding, head, layer
 from export.onnx import exported_contract, prove, sample_requests, write_model
 from export.parity import compare
+from export.quantise import FORMATS, Formats
+from export.quantised_torch import QuantisedBackend, whole_bound
 from runtime import bundle
 from runtime.contract import Contract
 from runtime.ort import OrtBackend
@@ -31,16 +33,18 @@ from train.torch_backend import TorchBackend
 
 SEED = 5
 SHAPE = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
-Made = tuple[Checkpoint, Contract, Path]
+Made = tuple[Checkpoint, Contract, Path, str, Formats]
 
 
-@pytest.fixture(scope="module", params=["block_causal", "full"])
+@pytest.fixture(scope="module", params=[(p, a) for p in FORMATS for a in ("block_causal", "full")], ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A model, its contract, and its int8 graph in a folder of its own."""
-    source = tiny.checkpoint(SEED, attention=request.param)
+    """A model, its contract, its quantised graph in a folder of its own, the precision and its formats."""
+    precision, attention = request.param
+    source = tiny.checkpoint(SEED, attention=attention)
     source = replace(source, model=SHAPE, weights=random_weights(SHAPE, SEED))
     contract = exported_contract(source, None)
-    return source, contract, write_model(source, contract, "int8", False, tmp_path_factory.mktemp("int8"))[0]
+    graph = write_model(source, contract, precision, False, tmp_path_factory.mktemp(precision))[0]
+    return source, contract, graph, precision, FORMATS[precision]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +72,15 @@ def test_activations_are_rounded_as_the_operator_does(
         assert step.item() == scale or not each.any()
 
 
-def test_every_part_is_far_nearer_to_int8_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
-    source, contract, graph = made
+def test_every_part_is_far_nearer_to_its_arithmetic_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
+    source, contract, graph, precision, formats = made
     parts = Parts(graph)
-    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, DYNAMIC)]
+    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, "fp32", formats)]
     assert len(gaps) == contract.layers * (3 if contract.attention == "block_causal" else 1)
-    gaps.append(head(source, contract, parts, DYNAMIC)[0])
-    assert all(1e-3 < gap.bound < 0.5 and gap.apart < gap.bound / 10 for gap in gaps), gaps
-    assert embedding(source, contract, parts, DYNAMIC).apart < 1e-6
+    gaps.append(head(source, contract, parts, "fp32", formats)[0])
+    most = {"int8": 0.5, "int4": 3.0}[precision]
+    assert all(1e-3 < gap.bound < most and gap.apart < gap.bound / 10 for gap in gaps), gaps
+    assert embedding(source, contract, parts, "fp32", formats).apart < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -85,11 +90,12 @@ def test_every_part_is_far_nearer_to_int8_in_pytorch_than_that_is_to_the_model(m
         ("layers.0.self_attn.qkv_proj.weight", "layers"), ("head", "head"),
     ],
 )  # fmt: skip
-def test_scales_that_are_a_fifth_too_large_fail_the_check_of_their_part_alone(
+def test_scales_that_are_too_large_fail_the_check_of_their_part_alone(
     tensor: str, check: str, made: Made, tmp_path: Path
 ) -> None:
-    source, contract, graph = made
-    found = list(by_layer(source, contract, stretched(graph, tensor, 1.2, tmp_path), DYNAMIC))
+    source, contract, graph, precision, formats = made
+    factor = {"int8": 1.2, "int4": 2.0}[precision]  # beyond what a layer loses anyway
+    found = list(by_layer(source, contract, stretched(graph, tensor, factor, tmp_path), precision, formats))
     assert [each.name for each in found if not each.ok] == [check], [str(each) for each in found]
 
 
@@ -102,31 +108,34 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
-def test_a_whole_int8_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_pytorch(
+def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_pytorch(
     made: Made, tmp_path: Path
 ) -> None:
-    source, contract, graph = made
-    assert all(check.ok for check in prove(source, contract, graph, DYNAMIC, "whole"))
+    source, contract, graph, precision, formats = made
+    assert all(check.ok for check in prove(source, contract, graph, precision, "whole", formats))
     requests = sample_requests(contract)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    bound = whole_bound(DYNAMIC, reference, source, contract, requests, separate=1)
-    engine, arithmetic = OrtBackend(graph, contract, threads=1), Int8Backend(source, contract)
+    bound = whole_bound(formats, reference, source, contract, requests, separate=1)
+    engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantisedBackend(source, contract, formats)
     *_, found = compare(reference, engine, requests, separate=1)
     *_, lost = compare(reference, arithmetic, requests, separate=1)
     assert bound == 2 * lost.distance.log_prob and lost.distance.forwards == found.distance.forwards
-    assert 0.5 < found.distance.log_prob / lost.distance.log_prob < 1.5 and bound < 1
-    wrong = list(prove(source, contract, stretched(graph, "head", 1.5, tmp_path), DYNAMIC, "whole"))
+    assert 0.5 < found.distance.log_prob / lost.distance.log_prob < 1.5 and bound < {"int8": 1, "int4": 9}[precision]
+    wrong = list(prove(source, contract, stretched(graph, "head", 4.0, tmp_path), precision, "whole", formats))
     assert [check.name for check in wrong if not check.ok] == ["steps"], [str(check) for check in wrong]
 
 
-def test_verify_holds_an_int8_bundle_to_what_int8_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("precision", FORMATS)
+def test_verify_holds_a_quantised_bundle_to_what_its_bits_cost(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(student(), tmp_path / "student.pt")
-    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", "int8"]) == 0
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", precision]) == 0
     at = bundle.read(tmp_path / "student.bundle")
     words = [str(at.path), "--ckpt", str(tmp_path / "student.pt"), "--prompts", "2", "--task", "math"]
     assert verify.main(words) == 0
-    wrong = stretched(at.path / at.engine().model, "embedding", 1.5, tmp_path)  # the head's too, which is tied
-    file = wrong.rename(tmp_path / bundle.content_name("ort-int8", ".onnx", bundle.sha256(wrong)))
+    wrong = stretched(at.path / at.engine().model, "embedding", 4.0, tmp_path)  # the head's too, which is tied
+    file = wrong.rename(tmp_path / bundle.content_name(f"ort-{precision}", ".onnx", bundle.sha256(wrong)))
     engine = replace(at.engine(), model=file.name)
     bundle.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
     capsys.readouterr()

@@ -1,0 +1,48 @@
+"""Initializers made of a weight when they are written, so that an export never holds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Quantised:
+    """The parts that a weight is stored in, made together when one of them is written.
+
+    quantise: from the weight's numbers, fp32 in its shape, to its parts by name, the largest first. The largest is
+    never kept; the others, written a little later, are until then.
+    """
+
+    def __init__(self, weight: ir.Value, quantise: Callable[[NDArray[np.float32]], Arrays]) -> None:
+        if weight.const_value is None:
+            raise AssertionError(f"{weight.name} has no content")
+        self.name, self.shape = weight.name, weight.const_value.shape.numpy()
+        self._weight, self._quantise = weight.const_value, quantise
+        self._kept: dict[str, NDArray[Any]] = {}
+
+    def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
+        """A part as an initializer of the graph, called by the weight's name and its own."""
+        name, kind = f"{self.name}.{part}", ir.DataType.from_numpy(np.dtype(dtype))
+        return initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
+
+    def _read(self, part: str) -> ir.TensorProtocol:
+        if part in self._kept:
+            return ir.Tensor(self._kept.pop(part))
+        parts = self._quantise(self._weight.numpy().astype(np.float32, copy=False))
+        largest = next(iter(parts))
+        self._kept = {name: parts[name] for name in parts if name not in (largest, part)}
+        return ir.Tensor(parts[part])
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new constant of the graph."""
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
+    graph.initializers.add(value)
+    return value

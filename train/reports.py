@@ -1,0 +1,76 @@
+"""What a calibrated model is held to: how a teacher, or the bundle's fp32 engine, answers problems."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import UserError
+
+from . import evaluate, tasks
+
+SPLIT = "valid"  # of problems that no report names
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the teacher did on the problems that a report of train.evaluate names."""
+
+    task: tasks.Task
+    problems: list[tasks.Problem]
+    right: list[bool]
+    forwards: list[int]
+
+
+def read_report(path: Path, data: Path | None) -> Report:
+    """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        outcome = values["per_problem"]
+        right, forwards = [bool(each) for each in outcome["right"]], [int(each) for each in outcome["forwards"]]
+        name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
+    if split.startswith("test"):
+        raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
+    task = tasks.from_file(data) if data else tasks.named(name)[0]
+    problems = list(task.problems(split, len(right), seed))
+    if task.name != name or len(problems) != len(right):
+        raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
+    return Report(task, problems, right, forwards)
+
+
+def unquantised(args: argparse.Namespace) -> str:
+    """The engine that another of its bundle is held to without a report. Raises UserError where there is none."""
+    if args.bundle is None:
+        raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
+    from runtime.bundle import read  # numpy alone, but only bundles need it
+
+    made = read(args.bundle)
+    chosen = made.engine(args.engine)
+    plain = [each.name for each in made.matching() if each.precision == "fp32" and each.name != chosen.name]
+    if not plain:
+        raise UserError(
+            f"{args.bundle} has no fp32 engine to hold {chosen.name} to; give --teacher-report, or export fp32 into it"
+        )
+    return plain[0]
+
+
+def measured(args: argparse.Namespace, engine: str) -> list[Report]:
+    """What that engine of the bundle, by its own gate, does on `--count` validation problems of each task."""
+    if args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least 1")
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    subject = evaluate.subject_of(argparse.Namespace(**{**vars(args), "engine": engine}))
+    reports = []
+    for task in chosen:
+        problems = list(task.problems(SPLIT, args.count, args.seed))
+        if not problems:
+            raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
+        found = evaluate.evaluate(
+            subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
+        )
+        reports.append(Report(task, problems, found.right, [result.forwards for result in found.results]))
+    return reports
