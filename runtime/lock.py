@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,7 +16,7 @@ def workplace(path: Path) -> Iterator[Path]:
     It is always the same one, `.NAME.part`, so that nothing stays of what a killed run left there. Raises
     BlockingIOError where another run has it, OSError where it cannot be made.
     """
-    folder = path.with_name(f".{path.name}.part")
+    folder = _beside(path)
     handle = taken(folder, wait=False)
     try:
         for left in folder.iterdir():
@@ -28,6 +28,13 @@ def workplace(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Removes what a killed run left beside a `path` that is whole, unless another run is at it."""
+    if _beside(path).exists():
+        with suppress(OSError), workplace(path):
+            pass
 
 
 def taken(folder: Path, *, wait: bool) -> int:
@@ -49,6 +56,10 @@ def taken(folder: Path, *, wait: bool) -> int:
         if _stands(handle, folder):
             return handle
         os.close(handle)  # who had it before has taken it away
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _stands(handle: int, folder: Path) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from runtime import lock
 from runtime.errors import NumericalError, UserError
 
 from .checkpoint import replace_file, write_state
@@ -103,6 +104,7 @@ def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: di
 def forget(out: Path) -> None:
     """Removes what a stopped run would have been resumed from, once `out` is written."""
     _resume_path(out).unlink(missing_ok=True)
+    lock.sweep(_resume_path(out))
 
 
 def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
