@@ -119,7 +119,10 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # so it does of a file of ours too, when it then cannot write its end
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     replace_file(path, write)
 

@@ -134,8 +134,8 @@ def standing(folder: Path) -> list[str]:
 
 def one_line(err: str) -> bool:
     """Whether a refusal is the last line, behind progress bars alone."""
-    last = err.splitlines()[-1] if err.strip() else ""
-    return last.startswith("error: ") and err.count("error: ") == 1 and "Traceback" not in err
+    told = [number for number, line in enumerate(err.splitlines(), start=1) if line.startswith("error: ")]
+    return told == [len(err.splitlines())] and "Traceback" not in err
 
 
 def expect(holds: bool, job: Job, what: str, outcome: Outcome | None) -> None:
