@@ -40,7 +40,7 @@ def run(scale: float) -> Section:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     words = [sys.executable, __file__, str(scale), *(() if scale >= 0.1 else QUICK)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    rows = json.loads(done.stdout.splitlines()[-1])
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     return Section(TITLE, tuple((what, count, outcome) for what, count, outcome in rows))
 
 
@@ -100,4 +100,5 @@ def several(what: str, trial: Callable[[int], str], places: Sequence[int], scale
 
 
 if __name__ == "__main__":
-    print(json.dumps(list(rows_of(float(sys.argv[1]), sys.argv[2:]))))
+    for row in rows_of(float(sys.argv[1]), sys.argv[2:]):
+        print(json.dumps(row), flush=True)
