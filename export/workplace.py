@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from runtime import lock
 from runtime.errors import UserError
 
 SPARE = 64 << 20  # bytes beside the weights: the graph, the tokenizer, parts of the graph while it is proved
@@ -27,38 +26,16 @@ def writing(out: Path) -> Iterator[None]:
 def working_folder(out: Path) -> Iterator[Path]:
     """A folder on the bundle's own disk, so that what is built there is moved into the bundle and not copied.
 
-    It is gone afterwards; what a killed export left in it is removed first. Raises UserError where nothing can be
-    written beside `out`, or another export to it is running.
+    See `runtime.lock.workplace`. Raises UserError where nothing can be written beside `out`, or another export to it is
+    running.
     """
-    whole = out.resolve()
-    folder = whole.with_name(f".{whole.name}.part")
-    with writing(out):
-        handle = _taken(out, folder)
-    try:
+    with ExitStack() as held:
         with writing(out):
-            for left in folder.iterdir():
-                left.unlink()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _taken(out: Path, folder: Path) -> int:
-    """A handle of the folder, which is made where there is none, with its lock."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.exists() and os.fstat(handle).st_ino == folder.stat().st_ino:
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(f"another export to {out} is running; wait for it, or give --out another path") from None
-        os.close(handle)  # the export before ended and took its folder away
+            try:
+                folder = held.enter_context(lock.workplace(out.resolve()))
+            except BlockingIOError:
+                raise UserError(f"another export to {out} is running; wait, or give --out another path") from None
+        yield folder
 
 
 def check_room(folder: Path, size: int) -> None:

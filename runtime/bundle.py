@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import memory
+from . import lock, memory
 from .contract import Contract, GateSpec
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
@@ -161,17 +161,9 @@ def _sweep(path: Path) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the one lock of a bundle, on its folder; a folder made here is removed again if nothing came into it."""
-    import fcntl  # not on every system, and only writers need it
-
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
-    while True:
-        path.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path, os.O_RDONLY)
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if path.exists() and os.fstat(folder).st_ino == path.stat().st_ino:
-            break
-        os.close(folder)  # the writer before failed and took its new folder away
+    folder = lock.taken(path, wait=True)
     try:
         yield
     finally:
@@ -210,8 +202,11 @@ def _place_manifest(path: Path, contract: Contract, engines: Sequence[Engine], r
 
 def _replace(target: Path, content: bytes) -> None:
     temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(content)
-    _settle(temporary, target)
+    try:
+        temporary.write_bytes(content)
+        _settle(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _settle(temporary: Path, target: Path) -> None:

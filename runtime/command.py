@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model, load
@@ -26,7 +26,8 @@ def run(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake, 130
     for an interrupt.
 
-    A reader that closed the pipe had what it wanted: nothing is said and the code is 0.
+    A reader that closed the pipe had what it wanted: nothing is said and the code is 0. What the system refuses without
+    a better word from the command, as a disk that is full where the output goes, is told in one line too.
     """
     try:
         code = command()
@@ -37,9 +38,16 @@ def run(command: Callable[[], int]) -> int:
     except (NumericalError, DeviceError) as error:
         return _say(error, FAILED)
     except BrokenPipeError:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, sys.stdout.fileno())  # or the interpreter's last flush fails aloud
+        _silenced(sys.stdout)
         return DONE
+    except UnicodeEncodeError as error:
+        lacking = error.object[error.start : error.start + 1]
+        advice = "set PYTHONIOENCODING=utf-8, or give --json"
+        return _say(UserError(f"the output's encoding {error.encoding} has no {lacking!a}; {advice}"), MISTAKE)
+    except OSError as error:
+        what = "the output" if _silenced(sys.stdout) else error.filename or "a file"
+        told = f"{what} cannot be read or written ({error.strerror or error}); mend that and run the command again"
+        return _say(UserError(told), MISTAKE)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -71,5 +79,20 @@ def load_model(args: argparse.Namespace) -> Model:
 
 
 def _say(error: Exception, code: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    try:
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    except OSError:  # then only the code can tell
+        _silenced(sys.stderr)
     return code
+
+
+def _silenced(stream: TextIO) -> bool:
+    """Whether a stream takes no more; what it still holds is dropped, or the interpreter's last flush fails aloud."""
+    try:
+        stream.flush()
+        return False
+    except OSError:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, stream.fileno())
+        os.close(silence)
+        return True

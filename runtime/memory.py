@@ -30,8 +30,11 @@ def see(marks: dict[str, Any]) -> None:
         folder().mkdir(parents=True, exist_ok=True)
         there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
         temporary = folder() / f".verified.{os.getpid()}.part"
-        temporary.write_text(json.dumps(there), encoding="utf-8")
-        os.replace(temporary, folder() / "verified.json")
+        try:
+            temporary.write_text(json.dumps(there), encoding="utf-8")
+            os.replace(temporary, folder() / "verified.json")
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError):
         return  # not remembered: hashed again the next time
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -78,6 +79,7 @@ class Model:
     engine: str
     precision: str
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _process: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     @property
     def contract(self) -> Contract:
@@ -127,6 +129,7 @@ class Model:
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
+        self._check_process()
         if not isinstance(self.backend, Shareable):
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
         return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
@@ -150,7 +153,15 @@ class Model:
             raise UserError("the prompt is empty; give at least one character")
         return self.tokenizer.encode(text) if raw else self.tokenizer.encode_chat(text)
 
+    def _check_process(self) -> None:
+        """Raises UserError in a child of fork(), which has the engine's memory and not its threads: it would hang."""
+        if os.getpid() != self._process:
+            raise UserError(
+                "this model was loaded before the process forked; load it in the child, or start that by spawn"
+            )
+
     def _steps(self, request: Request, threshold: Threshold | None, fused: bool) -> Generator[Step, None, None]:
+        self._check_process()
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from runtime import lock
 from runtime.bundle import sha256
 from runtime.errors import UserError
 
@@ -117,7 +119,10 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # so it does of a file of ours too, when it then cannot write its end
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     replace_file(path, write)
 
@@ -223,41 +228,35 @@ def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
 
 def check_file(path: Path) -> None:
     """Raises UserError where `replace_file` could not write there; before the hours of work whose outcome it is."""
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        temporary = _beside(path)
         temporary.touch()
-        temporary.unlink()
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
 
-    Raises UserError where that cannot be.
+    Raises UserError where that cannot be, or another process is writing there.
     """
-    temporary = _beside(path)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path) as temporary:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[Path]:
+    """A path of that name in an empty folder beside `path`, see `runtime.lock.workplace`.
+
+    Raises UserError where nothing can be written there, by whatever is done in it either.
+    """
     try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); mend that and run the command again"
-        ) from None
+        with lock.workplace(path) as folder:
+            yield folder / path.name
+    except BlockingIOError:
+        raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
+    except (OSError, SafetensorError) as error:  # the latter is a disk that is full, as that library tells it
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from runtime import lock
 from runtime.command import DONE, Parser, print_json
 from runtime.command import run as run_command
 from runtime.contract import Contract, GateSpec
@@ -110,6 +111,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             found = answered(backend, ask([p.prompt for p in shard.problems]), args.batch)
             write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
             new += len(found)
+        else:
+            lock.sweep(path)
         shard_right, shard_total = count_right(path)
         right, total = right + shard_right, total + shard_total
     return {"collected": total, "right": right, "shards": len(shards), "new": new}

@@ -16,10 +16,11 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from . import student_file
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, writing
 from .families import PLAIN, Overrides
 from .published import CONFIG, GENERATION, settings_of
 from .published_weights import INDEX, SINGLE, stored_names
+from .swap import swap
 
 SHARD = 5 * 10**9  # bytes of weights a file holds at the most
 COPIED = (
@@ -126,32 +127,34 @@ def check_place(out: Path) -> None:
 
 
 def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside `out` and renames it; a directory that stood there stays whole until then.
+    """Fills a folder beside `out` and gives it that name; a directory that stood there stays whole until then.
 
-    Replacing takes two renames: killed between them, the older is beside it as .NAME.PID.old. Raises UserError where
-    `out` has become something else, and where it cannot be written.
+    Raises UserError where `out` has become something else, and where it cannot be written.
     """
-    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{ending}") for ending in ("part", "old"))
-    try:
-        new.mkdir(parents=True)
+    out = out.resolve()  # of a link it is the folder behind it that is replaced
+    with writing(out) as new:
+        new.mkdir()
         write(new)
         for path in (*new.iterdir(), new):
             _settle(path)
         check_place(out)
-        if out.exists():
-            os.rename(out, old)
-        try:
+        if not out.exists():
             os.rename(new, out)
-        except BaseException:
-            if old.exists():
-                os.rename(old, out)
-            raise
+        elif not swap(new, out):
+            _move(new, out)
         _settle(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); mend that and run the command again") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+
+
+def _move(new: Path, out: Path) -> None:
+    """Gives a folder the name of another in two renames; killed between them, the older is beside it as .NAME.old."""
+    old = out.with_name(f".{out.name}.old")
+    os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _settle(path: Path) -> None:

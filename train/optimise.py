@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from runtime import lock
 from runtime.errors import NumericalError, UserError
 
-from .checkpoint import write_state
+from .checkpoint import replace_file, write_state
 from .identity import differences
 
 LOG_EVERY = 50  # updates
+ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: di
 def forget(out: Path) -> None:
     """Removes what a stopped run would have been resumed from, once `out` is written."""
     _resume_path(out).unlink(missing_ok=True)
+    lock.sweep(_resume_path(out))
 
 
 def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -151,16 +155,8 @@ class _Log:
     """JSON lines with the seconds since the run was started; a resumed run drops what it will log again."""
 
     def __init__(self, path: Path, first: int) -> None:
-        kept = (
-            [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= first]
-            if first and path.exists()
-            else []
-        )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); give --out another path") from None
+        kept = "".join(_logged(path, first))
+        replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
         self.path, self.started = path, time.perf_counter()
 
     def add(self, entry: dict[str, float]) -> None:
@@ -170,6 +166,20 @@ class _Log:
                 file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
+
+
+def _logged(path: Path, first: int) -> list[str]:
+    """A log's lines up to the update that a run goes on from, but for one that a full disk cut off.
+
+    Raises UserError where it cannot be read.
+    """
+    if not first or not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
+    return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]
 
 
 def _save(

@@ -55,10 +55,7 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
         "hidden": torch.stack([t.hidden for t in trajectories]).to(torch.float16),
         "right": torch.tensor([t.right for t in trajectories]),
     }
-    try:
-        replace_file(path, lambda temporary: save_file(tensors, temporary))
-    except SafetensorError as error:  # a disk that is full, as this library tells it
-        raise UserError(f"{path} cannot be written ({error}); mend that and run the command again") from None
+    replace_file(path, lambda temporary: save_file(tensors, temporary))
 
 
 def read_shards(folder: Path) -> list[Trajectory]:

@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[Problem, ...]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                problems.append(_problem(json.loads(line)))
+                problems.append(_whole(_problem(json.loads(line))))
             except (ValueError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
     if not problems:
@@ -60,6 +60,16 @@ def _problem(record: dict[str, object]) -> Problem:
     raise ValueError(
         f"got the keys {keys}; expected prompt and answer, question and answer, or text or prompt, code and test_list"
     )
+
+
+def _whole(problem: Problem) -> Problem:
+    """The problem. Raises ValueError where JSON's escapes left half a surrogate pair in its texts."""
+    for text in (problem.prompt, problem.answer, *problem.tests):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a surrogate pair at character {error.start} of a text; expected Unicode") from None
+    return problem
 
 
 def _strings(values: object) -> tuple[str, ...]:
