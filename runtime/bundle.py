@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,11 +32,14 @@ OURS = re.compile(
 )  # what a write may leave behind
 
 
-def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
+def verify_files(
+    bundle: Bundle, engine: Engine, policy: str = "first", trial: Callable[[], object] | None = None
+) -> None:
     """Compares the files that `engine` needs with their sha256; a UserError names the one that differs.
 
     policy `first`: a file is hashed once and then known by size, time and inode, remembered in the user's cache folder
-    (hashed every time where that cannot be written); `always`: hashed now. It finds damage, not forgery.
+    (hashed every time where that cannot be written); `always`: hashed now. It finds damage, not forgery. trial: called
+    where some were hashed, before they are remembered.
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
@@ -44,12 +47,13 @@ def verify_files(bundle: Bundle, engine: Engine, policy: str = "first") -> None:
     found = {}
     for name, expected in {**engine.files, **bundle.texts}.items():
         file = regular(bundle.path / name)
-        status = file.stat()
-        mark = [status.st_size, status.st_mtime_ns, status.st_ino, expected]
+        mark = _mark(file, expected)
         if known.get(str(file.resolve())) != mark:
-            if sha256(file) != expected:
+            if _readable_sha256(file) != expected:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
             found[str(file.resolve())] = mark
+    if found and trial is not None:
+        trial()
     if found and policy == "first":
         memory.see({**known, **found})
 
@@ -90,6 +94,7 @@ def write(
             _place_manifest(path, contract, engines, {**stored, "provenance": dict(provenance)})
         finally:
             _sweep(path)
+        _remember(path, {**hashes, **{text["file"]: text["sha256"] for text in stored.values() if text}})
         return read(path)
 
 
@@ -125,6 +130,24 @@ def sha256(file: Path) -> str:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _mark(file: Path, digest: str) -> list[Any]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino, digest]
+
+
+def _readable_sha256(file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
+
+
+def _remember(path: Path, hashes: Mapping[str, str]) -> None:
+    """What was hashed while it was written needs no second look, and whoever exports has run it."""
+    files = {path / name: digest for name, digest in hashes.items()}
+    memory.see({**memory.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in files.items()}})
 
 
 def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str, Any]) -> list[Engine]:

@@ -16,6 +16,12 @@ ATTENTIONS = ("block_causal", "full")
 CACHES = ("in_place", "delta", "none")
 RULES = ("threshold", "factor", "count")
 COMPARATORS = (">=", ">", "<=", "<")
+# Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
+MOST = {
+    "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
+    "head_dim": 1 << 12, "batch": 1 << 12,
+}  # fmt: skip
+LARGEST = 1 << 24  # of any other number
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +138,8 @@ def parse_contract(values: Any) -> Contract:
     _one_of("contract.cache", contract.cache, CACHES)
     if not isinstance(contract.shift, bool):
         raise UserError(f"contract.shift is {contract.shift!r}; expected true or false")
-    for name in ("block", "canvas", "capacity", "vocab", "layers", "kv_heads", "head_dim", "batch"):
-        _integer(f"contract.{name}", getattr(contract, name), 1)
+    for name, most in MOST.items():
+        _integer(f"contract.{name}", getattr(contract, name), 1, most)
     _integer("contract.top_k", contract.top_k, 0)
     if contract.max_prompt is not None:
         _integer("contract.max_prompt", contract.max_prompt, 1)
@@ -176,11 +182,11 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
 
 
-def _integer(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
+def _integer(name: str, value: Any, least: int, most: int = LARGEST) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
 def _number(name: str, value: Any, least: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= least:
-        raise UserError(f"{name} is {value!r}; expected a number of at least {least:g}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= LARGEST:
+        raise UserError(f"{name} is {value!r}; expected a number from {least:g} to {LARGEST}")

@@ -1,10 +1,23 @@
-"""The errors users meet: a mistake of theirs, numbers that make no sense, a device that failed."""
+"""The errors users meet: a mistake of theirs, numbers that make no sense, an engine that failed."""
 
 from __future__ import annotations
 
+LONGEST = 1500  # characters of a message
+ADVICE = 300  # of them at its end, where it says what to do
+
 
 class UserError(ValueError):
-    """Told in one line: what was got, what was expected, what to do. Commands print it and exit 2."""
+    """Told in one line: what was got, what was expected, what to do. Commands print it and exit 2.
+
+    It may quote what a stranger wrote into a file: characters that a terminal would obey are escaped, and of a long
+    message the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST - ADVICE]} [...] {line[-ADVICE:]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
 class NumericalError(ArithmeticError):
@@ -12,4 +25,5 @@ class NumericalError(ArithmeticError):
 
 
 class DeviceError(RuntimeError):
-    """A call of the GPU's driver or of TensorRT failed. Told in one line that names the call; commands exit 1."""
+    """A forward of ONNX Runtime, a call of the GPU's driver or of TensorRT failed. Told in one line that names the
+    call; commands exit 1."""

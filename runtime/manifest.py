@@ -6,13 +6,14 @@ parity, and for TensorRT's build}], tokenizer: {file, sha256}, chat_template: {f
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import stat
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from . import json_file
 from .contract import Contract, GateSpec, parse_contract, parse_gate
 from .errors import UserError
 
@@ -23,6 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leadi
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FLAVORS = ("tensorrt", "rtx")
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
+TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published ones have some ten thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +124,13 @@ class Bundle:
 def read(path: Path) -> Bundle:
     """The bundle at `path`; its engines are not read (see `verify_files`). Raises UserError for anything unexpected."""
     manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not os.path.isfile(manifest):  # False, too, for a path that is too long or holds a null character
         raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
+    regular(manifest)
     try:
-        values = json.loads(manifest.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_constant=_constant)
-    except ValueError as error:  # malformed JSON or UTF-8, or a refusal of ours
+        values = json_file.read(manifest)
+    except (OSError, ValueError) as error:
         raise UserError(f"{manifest} cannot be read ({error}); export the bundle again") from None
-    except RecursionError:
-        raise UserError(f"{manifest} cannot be read (nested too deeply); export the bundle again") from None
     return parse(path, values)
 
 
@@ -145,12 +146,14 @@ def parse(path: Path, values: Any) -> Bundle:
     engines = tuple(_engine(entry) for entry in values["engines"])
     if len({engine.name for engine in engines}) != len(engines):
         raise UserError("manifest.engines has two engines of one name; export the bundle again")
+    for gate in (engine.gate for engine in engines if engine.gate is not None and engine.gate.rule != "count"):
+        gate.check_threshold(gate.threshold, contract.vocab)
     texts = [_text(values["tokenizer"], "tokenizer")]
     if values["chat_template"] is not None:
         texts.append(_text(values["chat_template"], "chat_template"))
     if not isinstance(values["provenance"], dict):
         raise UserError("manifest.provenance is not an object; export the bundle again")
-    template = regular(path / texts[1][0]).read_text(encoding="utf-8") if len(texts) > 1 else None
+    template = _template(path / texts[1][0]) if len(texts) > 1 else None
     return Bundle(path, contract, engines, path / texts[0][0], template, dict(texts), values["provenance"])
 
 
@@ -166,6 +169,9 @@ def _engine(values: Any) -> Engine:
         raise UserError(f"manifest.engines: model {values['model']!r} is not among its files; export the bundle again")
     gate = None if values["gate"] is None else parse_gate(values["gate"])
     build = _build(values["build"], files) if optional else None
+    suffix = ".onnx" if build is None else ".engine"
+    if not values["model"].endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
+        raise UserError(f"manifest.engines: model {values['model']!r} is no {suffix} file; export the bundle again")
     return Engine(**{**values, "gate": gate, "files": files, "build": build})
 
 
@@ -194,8 +200,9 @@ def _build(values: Any, files: dict[str, str]) -> Build:
 
 
 def _a_text(values: dict[str, Any], name: str, place: str) -> None:
-    if not isinstance(values[name], str) or not values[name]:
-        raise UserError(f"{place}: {name} is {values[name]!r}; expected a text")
+    text = values[name]
+    if not isinstance(text, str) or not text or not text.isprintable():  # names are printed, and terminals obey
+        raise UserError(f"{place}: {name} is {text!r}; expected a text that can be printed")
 
 
 def _text(values: Any, place: str) -> tuple[str, str]:
@@ -218,16 +225,18 @@ def _exactly(values: Any, keys: set[str], place: str) -> None:
         raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return values
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _template(file: Path) -> str:
+    try:
+        with open(regular(file), "rb") as handle:
+            content = handle.read(TEMPLATE + 1)
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text at byte {error.start}; copy or export the bundle again") from None
+    if len(content) > TEMPLATE:
+        raise UserError(f"{file} has more than {TEMPLATE} bytes, which is no chat template; export the bundle again")
+    return text
 
 
 def regular(file: Path) -> Path:

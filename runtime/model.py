@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import decode
+from . import decode, trial
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
 from .decode import Request, Step, Threshold
@@ -179,9 +179,10 @@ def load(
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
     first for ONNX Runtime; threads: of a forward, by default the physical cores; verify: `first` checks the files'
-    hashes once and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX Runtime engine;
-    trust_engine: load a TensorRT engine, which is native code, though this machine did not build it. Raises UserError
-    for a bundle, engine, package, driver or GPU that is missing or does not fit.
+    hashes and tries the files in a process of their own once, and then remembers them, `always` every time; device:
+    `cpu` or `cuda`, of an ONNX Runtime engine; trust_engine: load a TensorRT engine, which is native code, though this
+    machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU that is missing or does not
+    fit, and for files that crash, hang or take all memory.
     """
     from .bundle import read
     from .text import Tokenizer
@@ -205,7 +206,7 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
         from .ort import OrtBackend
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
-    verify_files(bundle, engine, verify)
+    verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
     return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
 
 
@@ -213,7 +214,8 @@ def _on_tensorrt(bundle: Bundle, engines: Sequence[Engine], verify: str, trust: 
     from .bundle import verify_files
     from .trt_backend import open_engines
 
-    verify_files(bundle, replace(engines[0], files={}), verify)  # the engine's own file is hashed as it is read
+    texts = replace(engines[0], files={})  # the engine's own file is hashed as it is read, and trusted or not loaded
+    verify_files(bundle, texts, verify, lambda: trial.attempt(bundle, None))
     backend = open_engines(bundle, engines, trust=trust)
     return backend.engines[0], backend
 

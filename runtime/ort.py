@@ -20,6 +20,7 @@ REDUCED = ("token", "confidence", "entropy")
 CUDA = "CUDAExecutionProvider"
 SHAPES = 8  # (width, rows) pairs whose bindings are kept: canvas, fused and the latest prefills
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
+INTS, FLOATS = "tensor(int64)", "tensor(float)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +116,24 @@ class OrtBackend:
             part[:, :, past : past + width] = bound.buffers[cache_names(i)[1]]
 
     def _run(self, bound: Binding) -> None:
-        if self.device == "cpu":
-            self.session.run_with_iobinding(bound.io)
-            return
         try:
-            for name in self._inputs:
+            for name in self._inputs if self.device != "cpu" else ():
                 if name in bound.buffers:
                     bound.io.bind_cpu_input(name, bound.buffers[name])  # copied as it is bound, so at every forward
             self.session.run_with_iobinding(bound.io)
         except Exception as error:  # its errors share no class of their own
-            raise DeviceError(f"onnxruntime failed on the GPU: {' '.join(str(error).split())[:300]}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
     def _allocate(self, capacity: int) -> None:
         c, cached = self._contract, self._contract.attention != "full"
         capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
         self._bindings.clear()
-        self.cache, self.capacity = np.zeros(shape, self._form.dtype), capacity
+        try:
+            self.cache, self.capacity = np.zeros(shape, self._form.dtype), capacity
+        except (MemoryError, ValueError):
+            raise UserError(f"a cache of {capacity} positions does not fit into memory; shorten the request") from None
         if self.device != "cpu":
             self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
             self.cache = self.cache[:0]
@@ -170,13 +172,18 @@ class OrtBackend:
             raise ValueError(f"rows are outside [0, {width})")
 
     def _check_graph(self) -> None:
-        c = self._contract
-        wanted: dict[str, list[int]] = {"input_ids": [], "rows": []}
-        if c.attention != "full":
-            wanted |= {"past_length": [], "visible": []}
-            wanted |= {cache_names(i)[0]: [c.kv_heads, c.head_dim] for i in range(2 * c.layers)}
-        got = {e.name: e.shape[1::2] if len(e.shape) == 4 else [] for e in self.session.get_inputs()}
-        if wrong := sorted(name for name in got.keys() | wanted.keys() if got.get(name) != wanted.get(name)):
+        """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
+        c, parts = self._contract, range(2 * self._contract.layers if self._contract.attention != "full" else 0)
+        kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
+        wanted = {name: (INTS, ()) for name in ("input_ids", "rows", *(("past_length", "visible") if parts else ()))}
+        wanted |= {cache_names(i)[0]: (kind, (c.kv_heads, c.head_dim)) for i in parts}
+        made = {"token": INTS, "confidence": FLOATS, "entropy": FLOATS, **{cache_names(i)[1]: kind for i in parts}}
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
+        given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
+        wrong = [name for name in sorted(got.keys() | wanted.keys()) if got.get(name) != wanted.get(name)]
+        wrong += [name for name in sorted(given.keys() | made.keys()) if given.get(name) != made.get(name)]
+        if wrong:
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
 
 
@@ -188,8 +195,10 @@ def cache_form(session: ort.InferenceSession) -> CacheForm:
         return CacheForm("float32", None, False)
     if entry.type not in TYPES:
         raise UserError(f"the model file's cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
-    length = entry.shape[2]
-    written = next(output.shape[2] for output in session.get_outputs() if output.name == present)
+    written, length = (
+        next((e.shape[2] for e in entries if e.name == name and len(e.shape) == 4), None)
+        for name, entries in ((present, session.get_outputs()), (past, session.get_inputs()))
+    )
     return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from tokenizers import Tokenizer as Engine
 from .backend import Ints
 from .errors import UserError
 
+JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
+LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
 BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
 
 Messages = Sequence[Mapping[str, str]]  # `role` and `content` of each
@@ -29,10 +33,10 @@ class Tokenizer:
     def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
         """source: the file, or as str its content. Raises UserError where that is no tokenizer."""
         self.chat_template = chat_template
-        self._plain = _read(source)
+        self._plain = read_engine(source)
         self._plain.encode_special_tokens = True
         # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
-        self._special = _read(source) if chat_template is not None else None
+        self._special = read_engine(source) if chat_template is not None else None
 
     def encode(self, text: str) -> Ints:
         """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
@@ -73,7 +77,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens have none."""
-        return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
+        with library("the tokenizer fails on token ids"):
+            return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
 
     def stream(self) -> TextStream:
         """A decoder for ids that come bit by bit."""
@@ -87,7 +92,8 @@ class Tokenizer:
             raise UserError(
                 f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
             ) from None
-        return list(engine.encode(text, add_special_tokens=False).ids)
+        with library("the tokenizer fails on this text"):
+            return list(engine.encode(text, add_special_tokens=False).ids)
 
 
 class TextStream:
@@ -125,16 +131,33 @@ class TextStream:
 
 def render(template: str, messages: Messages) -> str:
     """A chat template over a conversation, with the assistant's turn opened; sandboxed, it comes from the bundle."""
+    environment = _sandbox()
+    try:
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return str(environment.from_string(template).render(given))
+    except Exception as error:  # a template is a program, and may fail in any way that one can
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None
+
+
+def _sandbox() -> Any:
+    """Where a template is run as transformers does. Raises UserError without jinja2, or one with ways out of it."""
     try:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        old = [int(part) for part in re.findall(r"\d+", version("jinja2"))] < JINJA
     except ImportError:
+        old = True
+    if old:
+        needed = ".".join(map(str, JINJA))
         raise UserError(
-            "this bundle has a chat template, which needs jinja2; pip install jinja2, or go without it (--raw)"
-        ) from None
+            f"this bundle has a chat template, which needs jinja2 {needed} or newer; pip install 'jinja2>={needed}', "
+            "or go without it (--raw)"
+        )
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )  # as transformers renders templates
+    )
 
     def refuse(reason: str) -> None:
         raise TemplateError(reason)
@@ -144,17 +167,30 @@ def render(template: str, messages: Messages) -> str:
 
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = as_json
-    try:
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return str(environment.from_string(template).render(given))
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None
+    return environment
 
 
-def _read(source: Path | str) -> Engine:
+def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:
+    """A tokenizer of the library, from a file or, as str, from its content.
+
+    Raises UserError where that is none; told and advice: what it says then.
+    """
+    told = told or f"{'the text' if isinstance(source, str) else source} is no tokenizer"
+    if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
+        raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
+    with library(told, advice):
+        engine = Engine.from_str(source) if isinstance(source, str) else Engine.from_file(str(source))
+        engine.no_truncation()  # which would drop the end of a prompt without a word
+        engine.no_padding()
+        return engine
+
+
+@contextmanager
+def library(what: str, advice: str = "export it again") -> Iterator[None]:
+    """Whatever tokenizers fails with, told as a UserError: its errors share no class, and a panic is no Exception."""
     try:
-        return Engine.from_str(source) if isinstance(source, str) else Engine.from_file(str(source))
-    except Exception as error:  # tokenizers raises bare Exception for a missing and for a damaged file
-        reason, what = " ".join(str(error).split()), "the text" if isinstance(source, str) else source
-        raise UserError(f"{what} is no tokenizer ({reason}); expected tokenizer.json, export it again") from None
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from None

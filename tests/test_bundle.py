@@ -216,7 +216,14 @@ SHA = "0" * 64
         (_engine(model="a\\b", files={"a\\b": SHA}), "is not a plain file name"),
         (_engine(model="..", files={"..": SHA}), "'..' is not a plain file name"),
         (_engine(model=".a", files={".a": SHA}), "'.a' is not a plain file name"),
-        (_engine(model="a\n", files={"a\n": SHA}), "is not a plain file name"),
+        (_engine(model="a\n", files={"a\n": SHA}), "expected a text that can be printed"),
+        (_engine(files={"a\n": SHA}), "'a\\n' is not a plain file name"),
+        (_engine(model=["a"]), "model is ['a']"),
+        (_engine(name="\x1b]0;mine\x07"), "expected a text that can be printed"),
+        (_engine(model="a.ort", files={"a.ort": SHA}), "model 'a.ort' is no .onnx file"),
+        (_engine(gate={"threshold": 1.5}), "threshold 1.5 is outside [0, 1] of confidence"),
+        (lambda m: m["contract"].update(layers=10**9), "contract.layers is 1000000000; expected a whole number from 1"),
+        (lambda m: m["contract"].update(gate={"rule": "factor", "threshold": 10**400}), "gate.threshold is 1000"),
         (_engine(model="manifest.json", files={"manifest.json": SHA}), "is not a plain file name"),
     ],
 )
@@ -296,7 +303,6 @@ def test_hashes_are_remembered_by_size_time_and_inode(tmp_path: Path, cache: Pat
 @pytest.mark.parametrize("memory", ["", "[]", "{", '{"x": 1}'])
 def test_a_memory_that_cannot_be_read_or_written_costs_only_time(memory: str, tmp_path: Path, cache: Path) -> None:
     made = store(tmp_path / "a.bundle")
-    cache.parent.mkdir(parents=True)
     cache.write_text(memory)
     verify_files(made, made.engine())
     cache.unlink()

@@ -94,7 +94,7 @@ def test_flags_overrule_what_a_student_notes_of_itself(tmp_path: Path) -> None:
         ({"format": 2}, "format 2"), ({"family": "gpt"}, "is gpt"), ({"files": "all"}, "lacks a family"),
         ({"decoding": {**sound["decoding"], "mask_id": 10**6}}, "the mask token's id is 1000000"),
         ({"decoding": {**sound["decoding"], "block": "4"}}, "'4' as block"),
-        ({"decoding": {**sound["decoding"], "block": 0}}, "expected whole blocks"),
+        ({"decoding": {**sound["decoding"], "block": 0}}, "0 as block; expected a whole number from 1"),
         ({"decoding": {**sound["decoding"], "colour": 1}}, "unknown config keys colour"),
     ):  # fmt: skip
         note.write_text(json.dumps({**sound, **changes}))

@@ -12,6 +12,7 @@ from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, saved
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
+from runtime import text
 from runtime.errors import UserError
 from runtime.text import BROKEN, Tokenizer
 
@@ -153,6 +154,10 @@ def test_without_a_template_a_message_is_encoded_as_it_stands(single_bytes: Toke
         ("{{ raise_exception('no system role') }}", "x", "no system role"),
         ("{{ messages.__class__.__mro__ }}", "x", "unsafe"),
         ("{{ messages.append(1) }}", "x", "append"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "x", "recursion"),
+        ("{{ range(10 ** 9) }}", "x", "range"),
+        ("{{ ''.__init__.__globals__ }}", "x", "unsafe"),
+        ("{{ (messages | attr('__class__')).mro() }}", "x", "unsafe"),
         ("{{ messages[0]['content'] | upper }}", "<|end|>", "leave them out"),
     ],
 )
@@ -164,5 +169,18 @@ def test_a_template_that_fails_is_told_in_one_line(tmp_path: Path, template: str
 
 def test_a_missing_jinja2_is_told_with_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(UserError, match="pip install jinja2"):
+    with pytest.raises(UserError, match=r"pip install 'jinja2>=3\.1\.6'"):
         chat(tmp_path, TEMPLATE).encode_chat("hello")
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("3.1.5", True), ("3.1.6", False), ("3.2", False), ("3.10", False)])
+def test_a_jinja2_with_ways_out_of_its_sandbox_runs_no_template(
+    installed: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "version", lambda name: installed)
+    tokenizer = chat(tmp_path, TEMPLATE)
+    if refused:
+        with pytest.raises(UserError, match=r"needs jinja2 3\.1\.6 or newer"):
+            tokenizer.encode_chat("hello")
+    else:
+        assert len(tokenizer.encode_chat("hello"))

@@ -101,6 +101,6 @@ def _read_config(path: Path) -> tuple[int, float]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise UserError(f"{path} has r {rank!r}; expected a whole number of at least 1")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise UserError(f"{path} has lora_alpha {alpha!r}; expected a number")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= 1e6:
+        raise UserError(f"{path} has lora_alpha {alpha!r}; expected a number of at most a million")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

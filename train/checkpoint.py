@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
-import warnings
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,18 @@ from torch import Tensor
 
 from runtime import lock
 from runtime.bundle import sha256
+from runtime.contract import LARGEST, MOST
 from runtime.errors import UserError
+from runtime.text import read_engine
 
+from . import archive
 from .families import Overrides
 from .model import Model, ModelConfig
+from .rope import parse_scaling
 
 FORMAT = 1
+LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
+MOST_IDS = 64  # end tokens
 KINDS: dict[str, type | tuple[type, ...]] = {
     "int": int, "float": (int, float), "bool": bool, "str": str,
     "tuple[int, ...]": (list, tuple), "dict[str, Any]": dict,
@@ -75,11 +80,7 @@ class Checkpoint:
 
     def read_tokenizer(self) -> Tokenizer:
         """The tokenizer; special-token strings inside a text are text to it. Raises UserError where it is none."""
-        try:
-            tokenizer = Tokenizer.from_str(self.tokenizer)
-        except Exception as error:  # the library raises nothing narrower
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint's tokenizer is damaged ({reason}); write it anew with train.*") from None
+        tokenizer = read_engine(self.tokenizer, "the checkpoint's tokenizer is damaged", "write it anew with train.*")
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -135,7 +136,7 @@ def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
     load(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = archive.read(path)
     state["config"]["gate"] = dict(gate)
     write_state(state, path)
 
@@ -155,20 +156,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
             "directory"
         )
     _refuse(overrides, path)
-    try:
-        with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is not a plain checkpoint: reading it would run code or it is damaged, so it was not read; "
-            "expected a file written by train.*"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint ({' '.join(str(error).split())[:200]}); expected a file written by train.*"
-        ) from None
-    return _parse(path, state)
+    return _parse(path, archive.read(path))
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:
@@ -190,18 +178,29 @@ def _parse(path: Path, state: Any) -> Checkpoint:
             f"{path} has format {state['format']!r}; this version reads format {FORMAT}; write it anew with train.*"
         )
     weights, config = state["model"], state["config"]
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{path} has no tensors by name under model; expected a file written by train.*")
+    if not archive.plain_tensors(weights, path.stat().st_size):
+        raise UserError(f"{path} has no whole tensors by name under model; expected a file written by train.*")
     if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
         raise UserError(f"{path} has no object under config or no text under tokenizer; write it anew with train.*")
+    if not isinstance(state["chat_template"], str | None):
+        raise UserError(f"{path} has no text under chat_template; write it anew with train.*")
     config = checked(path, {"rope_scaling": {}, **config}, ModelConfig, Decoding)  # older files have no rope_scaling
-    return Checkpoint(
-        ModelConfig(**{field.name: config[field.name] for field in fields(ModelConfig)}),
-        Decoding(**{field.name: config[field.name] for field in fields(Decoding)}),
-        weights,
-        state["tokenizer"],
-        state["chat_template"],
-    )
+    shape = ModelConfig(**{field.name: config[field.name] for field in fields(ModelConfig)})
+    decoding = Decoding(**{field.name: config[field.name] for field in fields(Decoding)})
+    _check_fit(path, shape, decoding)
+    shape = replace(shape, rope_scaling=parse_scaling(shape.rope_scaling))
+    return Checkpoint(shape, decoding, weights, state["tokenizer"], state["chat_template"])
+
+
+def _check_fit(path: Path, shape: ModelConfig, decoding: Decoding) -> None:
+    """Raises UserError for values that are possible each and impossible together."""
+    ids = {"mask_id": decoding.mask_id, "pad_id": decoding.pad_id, "eos_ids": max(decoding.eos_ids, default=-1)}
+    wrong = [f"{name} {token}" for name, token in ids.items() if not 0 <= token < shape.vocab]
+    wrong += [f"head_dim {shape.head_dim}"] if shape.head_dim % 2 else []
+    wrong += [f"kv_heads {shape.kv_heads}"] if shape.heads % shape.kv_heads else []
+    wrong += [f"canvas {decoding.canvas}"] if decoding.canvas % decoding.block else []
+    if wrong:
+        raise UserError(f"{path} has {wrong[0]}, which does not fit the rest of its config; write it anew with train.*")
 
 
 def checked(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
@@ -212,9 +211,28 @@ def checked(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
         wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
         raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
     for name, kind in wanted.items():
-        if not isinstance(value := config[name], KINDS[kind]):
-            raise UserError(f"{path} has {value!r} as {name}; expected {kind}; write it anew with train.*")
+        if not possible(name, kind, value := config[name]):
+            got = reprlib.repr(value)
+            raise UserError(f"{path} has {got} as {name}; expected {asked(name, kind)}; write it anew with train.*")
     return {**config, "eos_ids": tuple(config["eos_ids"])}
+
+
+def possible(name: str, kind: str, value: Any) -> bool:
+    """Whether a field of that name and kind can have this value."""
+    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+        return False
+    if kind == "tuple[int, ...]":
+        return 0 < len(value) <= MOST_IDS and all(possible("_id", "int", token) for token in value)
+    if kind == "int":
+        return (0 if name.endswith("_id") else 1) <= value <= MOST.get(name, LARGEST)
+    return kind != "float" or 0 < value <= LARGEST_FLOAT
+
+
+def asked(name: str, kind: str) -> str:
+    """What `possible` wants, in words."""
+    if kind == "int":
+        return f"a whole number from {0 if name.endswith('_id') else 1} to {MOST.get(name, LARGEST)}"
+    return {"float": "a number above 0", "tuple[int, ...]": f"1 to {MOST_IDS} token ids"}.get(kind, kind)
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:

@@ -28,6 +28,7 @@ from runtime.decode import Request, generate_batch
 from runtime.errors import UserError
 from runtime.layout import check_room, room_for_answer
 from runtime.sequence import Result
+from runtime.text import read_engine
 
 from . import checkpoint, prompts, tasks
 from .checkpoint import check_file, replace_file
@@ -158,7 +159,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
     from runtime.model import load
 
     model = load(args.bundle, engine=args.engine, threads=args.threads)
-    tokenizer = Tokenizer.from_file(str(read(args.bundle).tokenizer))
+    tokenizer = read_engine(read(args.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
     ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
     return Subject(model.backend, tokenizer, ask, model.gate, 1, model.engine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 
 from . import adapter, student_file
-from .checkpoint import Checkpoint, Decoding
+from .checkpoint import LARGEST_FLOAT, MOST_IDS, Checkpoint, Decoding
 from .families import Family, Overrides, find
 from .model import ModelConfig
 from .published_text import Text, read_json, read_text
@@ -107,8 +106,8 @@ class Settings:
 
     def number(self, name: str, value: Any) -> float:
         """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_FLOAT:
+            raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0, up to {LARGEST_FLOAT:g}")
         return float(value)
 
     def _name(self, name: str) -> str:
@@ -235,8 +234,9 @@ def end_ids(settings: Settings, text: Text) -> tuple[int, ...]:
         written = [settings.values, read_json(generation) if generation.is_file() else {}]
         for value in (values.get("eos_token_id") for values in written):
             named += value if isinstance(value, list) else [value] if value is not None else []
-    if not named:
-        raise UserError(f"{settings.path.parent} names no end token; add eos_token_id to config.json")
+    if not named or len(named) > MOST_IDS:
+        what = f"more than {MOST_IDS} end tokens" if named else "no end token"
+        raise UserError(f"{settings.path.parent} names {what}; add eos_token_id to config.json")
     return tuple(token for i, token in enumerate(named) if token not in named[:i])
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from runtime import json_file
 from runtime.errors import UserError
+from runtime.manifest import TEMPLATE
+from runtime.text import read_engine
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
@@ -29,10 +30,10 @@ class Text:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError where there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_file.read(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; expected a whole Hugging Face directory, download it again") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); download it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is {type(values).__name__}; expected a JSON object")
@@ -49,12 +50,8 @@ def read_text(folder: Path) -> Text:
             f"{folder} has {what}; expected tokenizer.json: load it once as a fast tokenizer in transformers and "
             "save_pretrained it there"
         )
-    try:
-        source = file.read_text(encoding="utf-8")
-        ids = Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is no tokenizer ({reason}); download it again") from None
+    ids = read_engine(file, f"{file} is no tokenizer", "download it again").get_vocab(with_added_tokens=True)
+    source = file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
     settings = read_json(config) if config.is_file() else {}
     special = {name: text for name in SPECIAL if (text := _content(settings.get(name))) is not None}
@@ -81,6 +78,8 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         return None
     if not isinstance(found, str):
         raise UserError(f"{folder} has a chat template that is {type(found).__name__}; expected text")
+    if len(found.encode(errors="replace")) > TEMPLATE // 2:  # with room for the special tokens
+        raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
     # What transformers hands to a template travels inside it: a bundle carries no other text. The newline after a
     # block is trimmed, and the template's own first line still begins a line.
     used = [name for name in special if re.search(rf"\b{name}\b", found)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
+LARGEST = 1 << 24  # of a factor or a context
 SPAN = "original_max_position_embeddings"
 NEEDED = {
     "linear": ("factor",),
@@ -76,6 +77,6 @@ def parse_scaling(values: Any) -> dict[str, Any]:
         if key not in given:
             raise UserError(f"rope_scaling {kind} lacks {key}; add it to config.json")
     for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"rope_scaling has {key} {value!r}; expected a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+            raise UserError(f"rope_scaling has {key} {value!r}; expected a number above 0, up to {LARGEST}")
     return {"rope_type": kind, **given}

@@ -68,7 +68,7 @@ def read_shards(folder: Path) -> list[Trajectory]:
         try:
             shard = load_file(path)
             found += _unpack(shard)
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not a shard of trajectories ({error}); delete it and collect again") from None
     return found
 
@@ -117,7 +117,14 @@ def count_right(path: Path) -> tuple[int, int]:
 
 
 def _unpack(shard: dict[str, Tensor]) -> list[Trajectory]:
-    rows = zip(
-        shard["prompt"], shard["tokens"].long(), shard["order"].long(), shard["hidden"], shard["right"], strict=True
-    )
+    """The trajectories of a shard. Raises KeyError or ValueError where its tensors are not such as are written here."""
+    prompt, tokens, order, hidden, right = (shard[name] for name in ("prompt", "tokens", "order", "hidden", "right"))
+    kinds = [part.dtype for part in (prompt, tokens, order, hidden, right)]
+    if kinds != [torch.int32, torch.int32, torch.int16, torch.float16, torch.bool]:
+        raise ValueError(f"its tensors are {', '.join(str(kind).removeprefix('torch.') for kind in kinds)}")
+    sizes = {len(part) if part.dim() else -1 for part in (prompt, tokens, order, hidden, right)}
+    dims = [part.dim() for part in (prompt, tokens, order, hidden, right)]
+    if dims != [2, 2, 2, 3, 1] or len(sizes) != 1 or not tokens.shape == order.shape == hidden.shape[:2]:
+        raise ValueError("its tensors do not fit together")
+    rows = zip(prompt, tokens.long(), order.long(), hidden, right, strict=True)
     return [Trajectory(tuple(p[p != NEVER].tolist()), t, o, h, bool(r)) for p, t, o, h, r in rows]

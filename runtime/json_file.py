@@ -1,0 +1,40 @@
+"""JSON files of strangers, read strictly: of bounded size, each key once, and only numbers that there are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+MOST = 16 << 20  # bytes; what is read from fewer takes less than half a gigabyte of memory
+
+
+def read(path: Path) -> Any:
+    """The values in a file. Raises OSError where it cannot be read, ValueError saying what is wrong with its text."""
+    with open(path, "rb") as handle:
+        content = handle.read(MOST + 1)
+    if len(content) > MOST:
+        raise ValueError(f"more than {MOST >> 20} MB")
+    try:
+        return json.loads(
+            content.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} stands in it twice")
+    return values
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
