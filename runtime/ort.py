@@ -175,7 +175,8 @@ class OrtBackend:
         """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
         c, parts = self._contract, range(2 * self._contract.layers if self._contract.attention != "full" else 0)
         kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
-        wanted = {name: (INTS, ()) for name in ("input_ids", "rows", *(("past_length", "visible") if parts else ()))}
+        plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
+        wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: (INTS, ()) for name in plain}
         wanted |= {cache_names(i)[0]: (kind, (c.kv_heads, c.head_dim)) for i in parts}
         made = {"token": INTS, "confidence": FLOATS, "entropy": FLOATS, **{cache_names(i)[1]: kind for i in parts}}
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
