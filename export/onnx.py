@@ -25,6 +25,7 @@ from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
+from runtime.workload import Shape
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.families import Overrides
@@ -77,7 +78,8 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
-    contract, origin = exported_contract(source, args.capacity), provenance(args.ckpt, overrides_of(args))
+    contract = exported_contract(source, args.capacity)
+    origin = provenance(args.ckpt, overrides_of(args), source.model)
     engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
     with writing(out):
         check_place(out, contract, engine, origin)
@@ -170,10 +172,19 @@ def sample_requests(contract: Contract) -> list[Request]:
     return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
 
 
-def provenance(ckpt: Path, overrides: Overrides) -> dict[str, Any]:
-    """Where a bundle came from, for whoever finds it."""
+def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
+    """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    return {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
+    found = {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
+    return {**found, "shape": asdict(shape_of_model(model))}
+
+
+def shape_of_model(model: ModelConfig) -> Shape:
+    """The sizes and counts that decide what a forward costs."""
+    return Shape(
+        model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
+        model.qk_norm, model.qkv_bias,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
     contracts = [exported_contract(source, capacity) for capacity in sorted(set(args.capacity or [])) or [None]]
-    shared = Shared(
-        out, contracts[-1], source.tokenizer, source.chat_template, provenance(args.ckpt, overrides_of(args))
-    )
+    origin = provenance(args.ckpt, overrides_of(args), source.model)
+    shared = Shared(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
         shared = replace(shared, contract=beside(there, shared.contract))
     for contract in contracts:

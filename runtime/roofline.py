@@ -1,0 +1,227 @@
+"""What a block costs on a device, and which block to train for it: python -m runtime.roofline student.bundle
+
+The processor it runs on is measured; with a bundle, the bundle's own steps are too, beside what is predicted of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .analysis import Question, analysed
+from .bench import processor
+from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .devices import DEVICES, Device, named
+from .errors import UserError
+from .machine import bandwidth, measured
+from .manifest import read
+from .measure import canvas, spread, timed
+from .model import Model
+from .workload import PRECISIONS, SHAPES, Pass, shape_of, weight_bytes
+
+T = TypeVar("T")
+WARMUP = 3  # steps before those that are timed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: roofline(options(argv)))
+
+
+def roofline(args: argparse.Namespace) -> int:
+    """Answers for each device, and prints."""
+    name, question = asked(args)
+    devices = chosen(args, question.precision)
+    values: dict[str, Any] = {
+        "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
+        **{key: value for key, value in asdict(question).items() if key != "shape"},
+        "devices": [analysed(device, question) for device in devices.values()],
+        "steps": [],
+    }
+    if args.bundle and "local" in devices:
+        model = load_model(args)
+        if model.precision == question.precision:  # or another engine's prediction would stand beside it
+            print("timing steps of the bundle ...", file=sys.stderr)
+            values["steps"] = list(steps(model, devices["local"], question, args))
+    if args.plot:
+        from .roofline_plot import draw
+
+        draw(args.plot, name, list(devices.values()), question)
+    if args.json:
+        print_json(values)
+    else:
+        print("\n".join(report(values)))
+    return DONE
+
+
+def asked(args: argparse.Namespace) -> tuple[str, Question]:
+    """What the options ask, and the model's name. Raises UserError where they do not fit together."""
+    shape, precision, name = SHAPES[args.model or next(iter(SHAPES))], args.precision or "fp16", args.model
+    if args.bundle:
+        bundle = read(Path(args.bundle))
+        shape, name = shape_of(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
+        precision = args.precision or bundle.engine(args.engine).precision
+    elif args.shape:
+        shape, name = shape_of(args.shape, "--shape"), "--shape"
+    if precision not in PRECISIONS:
+        raise UserError(f"the engine is {precision}; this counts {', '.join(PRECISIONS)}: name one with --precision")
+    numbers = (args.past, args.answer, args.tokens_per_forward, args.repeat)
+    if min(args.past, *(n - 1 for n in numbers[1:])) < 0:
+        raise UserError(
+            f"got --past {numbers[0]}, --answer {numbers[1]}, --tokens-per-forward {numbers[2]:g}, --repeat "
+            f"{numbers[3]}; expected at least 0, 1, 1 and 1"
+        )
+    asks = Question(shape, precision, args.past, args.answer, args.batches, args.blocks, args.tokens_per_forward)
+    return name or next(iter(SHAPES)), asks
+
+
+def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
+    """The devices that have a rate for the precision, this machine measured. Raises UserError where none has."""
+    keys = named(args.devices)
+    found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
+    if "local" in keys:
+        print("measuring this machine ...", file=sys.stderr)
+        found["local"] = measured(processor(), args.threads)
+    if not found:
+        raise UserError(f"the data sheets' devices have no rate for {precision}; expected fp16, int8 or int4, or local")
+    return found
+
+
+def steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A step of the bundle's block behind nothing and behind `past` tokens, predicted and measured; ms throughout."""
+    contract, backend = model.contract, model.backend
+    if contract.attention == "full":
+        return
+    # What fits into a cache stays there between steps: it is read as fast as so many bytes are read again and again.
+    speed = bandwidth(int(weight_bytes(question.shape, PRECISIONS[question.precision], contract.block)), args.threads)
+    for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
+        load = here.work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
+        memory, compute = (load.weights + load.cache) / speed / 1e6, here.compute_ms(load, question.precision)
+        backend.open(1, past + contract.block)
+        forward = canvas(contract, past)
+        seconds = timed(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
+        found = spread(1000 * seconds)
+        yield {
+            "past": past, "block": contract.block, "gb_per_second": speed, "memory_ms": memory, "compute_ms": compute,
+            "predicted_ms": max(memory, compute), "measured_ms": asdict(found),
+            "measured_over_predicted": found.median / max(memory, compute),
+        }  # fmt: skip
+
+
+def report(values: dict[str, Any]) -> Iterator[str]:
+    """The lines of the plain report."""
+    model, precision, batches = values["model"], values["precision"], values["batches"]
+    yield (
+        f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters in {precision}, {values['past']} tokens in "
+        f"the cache, {values['accepted']:g} tokens a diffusion forward"
+    )
+    yield "ms: the least that a forward takes, m memory-bound, c compute-bound"
+    yield "cost: in autoregressive forwards, so the tokens a forward from which on it is faster than autoregressive"
+    for device in values["devices"]:
+        yield ""
+        yield (
+            f"{device['name']}: {device['gb_per_second']:,.4g} GB/s, {device['tera_operations_per_second']:,.4g} "
+            f"TOP/s, ridge {device['ridge']:,.0f} operations a byte ({device['source']})"
+        )
+        widest = ", ".join(f"{w['block']} (batch {w['batch']})" for w in device["widest_memory_bound_block"])
+        yield f"memory-bound up to a block of {widest}; train a block of {device['block_to_train']}"
+        yield f"{'':<20}" + "".join(f"{'op/byte':>10}{'ms':>9} {'cost':>6}{'tokens/s':>9}" for _ in batches)
+        yield from rows(device["points"], len(batches))
+    for step in values["steps"]:
+        yield ""
+        yield (
+            f"block of {step['block']} behind {step['past']} measured {step['measured_ms']['median']:.3f} ms, "
+            f"predicted {step['predicted_ms']:.3f}: {step['measured_over_predicted']:.2f} times that"
+        )
+        yield (
+            f"    (memory {step['memory_ms']:.3f} ms at {step['gb_per_second']:.1f} GB/s, the speed of re-reading as "
+            f"many bytes; compute {step['compute_ms']:.3f} ms)"
+        )
+
+
+def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
+    """A line a mode, its batches beside each other."""
+    for start in range(0, len(points), batches):
+        line = f"{points[start]['mode']:<20}"
+        for p in points[start : start + batches]:
+            line += f"{p['intensity']:>10.1f}{figure(p['ms']):>9}{p['bound'][0]}{figure(p['cost']):>6}"
+            line += f"{p['tokens_per_second']:>9,.0f}"
+        yield line
+
+
+def figure(value: float) -> str:
+    """Three digits, or more where they lie before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1, of a comma-separated list."""
+    found = tuple(int(word) for word in text.split(","))
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def given_shape(text: str) -> dict[str, int | bool]:
+    """The values of name=value pairs."""
+    words = {"true": True, "false": False}
+    pairs = [pair.strip().partition("=")[::2] for pair in text.split(",")]
+    return {name: words[value] if value in words else int(value) for name, value in pairs}
+
+
+def told(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """An option's reader, whose refusal says what was expected."""
+
+    def reader(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected {expected}") from None
+
+    return reader
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"python -m {__package__}.roofline",
+        description="What a step costs at the least, on devices by their data sheets and on this one measured, "
+        "autoregressive, in blocks and as full diffusion; which block to train.",
+    )
+    add_questions(parser)
+    add = parser.add_argument
+    add("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...",
+        help=f"of {', '.join(DEVICES)} and local, this processor (default: all)")  # fmt: skip
+    add("--plot", type=Path, metavar="FILE.png", help="draw the roofs and the first batch's points (needs matplotlib)")
+    add("--repeat", type=int, default=20, metavar="N", help="times each step of the bundle (default: 20)")
+    add("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations a second")
+    add_engine_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Options of what is asked: a model, and how it is decoded."""
+    add, pairs = parser.add_argument, "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("bundle", nargs="?", metavar="BUNDLE", help="whose model it is, and whose steps are measured")
+    model.add_argument("--model", choices=tuple(SHAPES), help=f"a published shape (default: {next(iter(SHAPES))})")
+    model.add_argument("--shape", type=told(given_shape, pairs), metavar="NAME=N,...",
+        help=f"a shape in numbers, such as {pairs}; also tied, qk_norm, qkv_bias, each true or false")  # fmt: skip
+    add("--precision", choices=tuple(PRECISIONS),
+        help="of the weights; steps are measured in the engine's own alone (default: that, or fp16)")  # fmt: skip
+    add("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)")
+    add("--answer", type=int, default=256, metavar="N",
+        help="positions that full diffusion runs behind the prompt, which is --past long (default: 256)")  # fmt: skip
+    add("--batches", type=told(numbers, "counts such as 1,8,64"), default=(1, 8, 64), metavar="N,...",
+        help="sequences at once (default: 1,8,64)")  # fmt: skip
+    add("--blocks", type=told(numbers, "sizes such as 4,16,32"), default=(4, 16, 32), metavar="N,...",
+        help="tokens a block (default: 4,16,32)")  # fmt: skip
+    add("--tokens-per-forward", type=float, default=2.3, metavar="T",
+        help="that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""runtime.workload: operations and bytes of a forward, by hand, by loops, and of real graphs."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+import pytest
+import tiny
+
+from export.graph import trace
+from export.int8 import quantise_weights
+from export.onnx import shape_of_model
+from runtime.errors import UserError
+from runtime.workload import PRECISIONS, SHAPES, Pass, Shape, shape_of, weight_bytes, work
+
+SMALL = Shape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
+FP32, FP16, INT8, INT4 = (PRECISIONS[name] for name in ("fp32", "fp16", "int8", "int4"))
+
+
+def test_the_weights_of_a_small_shape_are_those_counted_by_hand() -> None:
+    assert SMALL.packed == 4 * (2 + 1 + 1) * 3 == 48
+    assert SMALL.behind == 2 * 3 * 4 + 3 * 4 * 5 == 84
+    assert SMALL.vectors == 2 * (4 + 4) + 4 == 20
+    assert SMALL.parameters == 2 * (48 + 84) + 4 * 7 + 20 == 312
+    assert SMALL.cached == 2 * 1 * 3 * 2 == 12
+
+
+def test_the_published_shape_has_its_published_count() -> None:
+    assert SHAPES["qwen3-0.6b"].parameters == 596_049_920
+
+
+def test_a_step_is_what_was_counted_by_hand() -> None:
+    load = work(SMALL, FP32, 4, Pass(batch=1, width=3, past=5, rows=3))
+    assert load.linear == 2 * 3 * (2 * (48 + 84) + 28)
+    assert load.attention == 2 * (2 * 3 * 8 * 2 * 3) * 2  # scores, then values: 3 queries x 8 keys x 2 heads of 3
+    assert load.weights == 4 * 312
+    assert load.cache == 4 * 12 * (8 + 3)
+    assert load.intensity == (load.linear + load.attention) / (load.weights + load.cache)
+
+
+def test_rows_that_nobody_reads_save_the_last_layer_and_the_head() -> None:
+    whole, last = (work(SMALL, FP32, 4, Pass(1, 3, 5, rows)) for rows in (3, 1))
+    assert whole.linear - last.linear == 2 * 2 * (84 + 28)
+    assert (whole.attention, whole.cache) == (last.attention, last.cache)
+
+
+def test_a_batch_shares_the_weights_and_nothing_else() -> None:
+    one, four = (work(SMALL, FP16, 2, Pass(batch, 3, 5, 3)) for batch in (1, 4))
+    assert four.weights == one.weights
+    assert [four.linear, four.attention, four.cache] == [4 * one.linear, 4 * one.attention, 4 * one.cache]
+
+
+def test_a_model_with_full_attention_keeps_nothing() -> None:
+    assert work(SMALL, FP32, 4, Pass(1, 8, 0, 3, cached=False)).cache == 0
+
+
+def test_quantised_matrices_carry_their_scales() -> None:
+    assert FP16.stored(64, 10) == 2 * 640
+    assert INT8.stored(64, 10) == 640 + 4 * 10
+    assert INT4.stored(64, 10) == 320 + 4 * 2 * 10
+    assert INT4.stored(65, 10) == 325 + 4 * 3 * 10
+
+
+def test_an_untied_embedding_is_read_by_the_row() -> None:
+    untied = Shape(4, 2, 2, 1, 3, 5, 7, tied=False)
+    assert untied.parameters - SMALL.parameters == 28
+    assert weight_bytes(untied, FP32, 3) - weight_bytes(SMALL, FP32, 3) == 4 * 3 * 4
+    assert weight_bytes(untied, FP32, 100) - weight_bytes(SMALL, FP32, 100) == 4 * 28
+
+
+def products(model: ir.Model, width: int, rows: int) -> int:
+    """Operations of every product with a weight in a traced graph, one node after the other."""
+    total = 0
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm") and node.inputs[1].name in model.graph.initializers:
+            weight, out = node.inputs[1].const_value.shape, node.outputs[0].shape
+            tokens = math.prod({"width": width, "n": rows}.get(str(size), size) for size in list(out)[:-1])
+            total += 2 * tokens * math.prod(weight)
+    return total
+
+
+def lazily_held(model: ir.Model) -> list[ir.LazyTensor]:
+    """The initializers that come from the checkpoint; the others are the exporter's tables."""
+    held = (value.const_value for value in model.graph.initializers.values())
+    return [tensor for tensor in held if isinstance(tensor, ir.LazyTensor)]
+
+
+@pytest.mark.parametrize(("seed", "tied"), [(4, True), (7, False)])
+def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int, tied: bool) -> None:
+    checkpoint = tiny.checkpoint(seed)
+    shape = shape_of_model(checkpoint.model)
+    assert shape.tied is tied
+    model = trace(checkpoint, 64)
+    assert sum(math.prod(tensor.shape) for tensor in lazily_held(model)) == shape.parameters
+    assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, FP32, shape.vocab)
+    for width, rows in ((4, 4), (4, 1), (9, 2)):
+        assert products(model, width, rows) == work(shape, FP32, 4, Pass(1, width, 5, rows)).linear
+    quantise_weights(model)
+    looked_up = 0 if tied else 4 * shape.vocab  # scales of an embedding's rows: four bytes a row, not counted
+    assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, INT8, shape.vocab) + looked_up
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (None, "says nothing"), ([], "says nothing"), ({"hidden": 4}, "layers of it"), ({"hiden": 4}, "hiden of it"),
+        ({**{n: 1 for n in Shape.__slots__[:7]}, "ffn": 0}, "ffn of it is 0"),
+        ({**{n: 1 for n in Shape.__slots__[:7]}, "ffn": 1.5}, "ffn of it is 1.5"),
+        ({**{n: 1 for n in Shape.__slots__[:7]}, "tied": 1}, "tied of it is 1"),
+        ({**{n: 1 for n in Shape.__slots__[:7]}, "layers": True}, "layers of it is True"),
+    ],
+)  # fmt: skip
+def test_a_shape_that_is_none_is_refused_by_name(values: object, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        shape_of(values, "it")
