@@ -120,7 +120,7 @@ def limit(size: int, seconds: int) -> None:
     except ImportError:  # not on every system; the clock is left
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # told (SIGXCPU) before it is killed
     try:
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (held + size, held + size))
