@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.backend import Floats, Proposal
+from runtime.binding import REDUCED
 from runtime.contract import Contract, cache_names
-from runtime.ort import REDUCED, load_session
+from runtime.ort import load_session
 from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend

@@ -161,8 +161,8 @@ class SideBySide:
 
     def __init__(self, reference: TorchBackend, candidate: Candidate, twin: OrtBackend | None = None) -> None:
         self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
-        self.recent: list[tuple[int, Floats]] = []  # since the last step: width, gap of the two best tokens [n]
-        self.first: Floats = np.ones(1, np.float32)  # with `shift`, the gap of the candidate for position 0
+        self.recent: list[Floats] = []  # since the last step: the gap of the two best tokens [n] in each forward
+        self.gap: Floats = np.ones(candidate.contract.block, np.float32)  # the same of each position's latest one
 
     @property
     def contract(self) -> Contract:
@@ -184,7 +184,7 @@ class SideBySide:
             raise AssertionError("the reference kept no log-probabilities")
         best = log_probs[0].exp().topk(2).values  # [n, 2]
         gap, other = (best[:, 0] - best[:, 1]).numpy(), ours.token != theirs.token  # [n], [1, n]
-        self.recent.append((forward.input_ids.shape[1], gap))
+        self.recent.append(gap)
         before, new = self.distance, written_by(forward)
         keys, values = self._written(new)
         self.distance = Distance(
@@ -202,18 +202,15 @@ class SideBySide:
         self._look_at_every_token(forward, theirs, log_probs, new)
         return ours
 
-    def canvas_gap(self) -> Floats:
-        """The probability gap between the two best tokens of each position of the step just made. [block]"""
-        block = self.contract.block
-        if not self.recent:  # what the last committed row said was enough, and no forward was made
-            return np.repeat(self.first, block)
-        width, gap = self.recent[-1]
-        if self.contract.shift and self.contract.attention != "full":
-            if len(self.recent) > 1 or width > block or block == 1:  # tokens were committed: the last says what follows
-                self.first = self.recent[0][1][:1]
-            gap = np.concatenate((self.first, gap[1:]))
+    def canvas_gap(self, step: Step) -> Floats:
+        """The probability gap between the two best tokens of each position, as of the step just made. [block]"""
+        own = step.slot >= 0  # else what the last committed row said was enough
+        if len(self.recent) > own:
+            self.gap[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
+        if own:
+            self.gap[step.asked] = self.recent[-1]
         self.recent = []
-        return gap
+        return self.gap.copy()
 
     def _all(self) -> tuple[Backend, ...]:
         return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))
@@ -288,7 +285,7 @@ def compare(
     answers = 0
     for number, request in enumerate(requests):
         for fused in (True, False)[: 1 if once or number % separate else 2]:
-            ours = [(done[0], both.canvas_gap()) for done in steps(both, [request], fused=fused, gate=rule)]
+            ours = [(done[0], both.canvas_gap(done[0])) for done in steps(both, [request], fused=fused, gate=rule)]
             theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule)]
             answers += 1
             place = first_difference([step for step, _ in ours], theirs)

@@ -17,7 +17,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Inputs of one forward of `width` tokens behind `past_length` committed ones.
+    """Inputs of one forward of `width` tokens behind `past_length` committed ones, for as long as it runs.
 
     input_ids [batch, width]; past_length [batch]; visible [batch, width], how many cache positions each query sees, at
     least 1; rows [batch, n], n >= 1, which of the width's rows to predict.
@@ -36,6 +36,9 @@ class Proposal:
     token: Ints
     confidence: Floats
     entropy: Floats
+
+    def parts(self) -> tuple[NDArray[Any], ...]:
+        return self.token, self.confidence, self.entropy
 
 
 class Backend(Protocol):

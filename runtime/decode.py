@@ -6,17 +6,19 @@ It exists once. Training-time evaluation, parity tests and production run these 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .backend import Backend, Bools, Floats, Forward, Ints, Proposal
+from .backend import Backend, Bools, Floats, Forward, Ints
 from .contract import GateSpec
 from .errors import NumericalError
 from .gate import Gate
 from .layout import check_ids, check_room, check_suffix, positions_for
-from .sequence import NOTHING, Progress, Result
+from .sequence import NOTHING, Inputs, Progress, Result
 
 Threshold = float | Callable[[], float]
 
@@ -40,8 +42,10 @@ class Request:
 class Step:
     """What one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after it.
 
-    `row` is the request's index; `slot` its place in the forward just run, or -1 where none was needed; `block` counts
-    the answer's blocks from 0; `given` is how many of the canvas's first tokens belong to the prompt.
+    confidence: of each position's latest prediction, so a final one's is that it was accepted with; 0 for what was
+    given. asked [n]: the positions that the forward predicted, in the order of its rows. `row` is the request's index;
+    `slot` its place in the forward just run, or -1 where none was needed; `block` counts the answer's blocks from 0;
+    `given` is how many of the canvas's first tokens belong to the prompt.
     """
 
     row: int
@@ -52,6 +56,7 @@ class Step:
     open: Bools
     accepted: Bools
     confidence: Floats
+    asked: Ints
     result: Result | None
 
 
@@ -79,11 +84,11 @@ def steps(
         if len(live) <= 0.75 * len(slots):
             backend.keep(np.array([slot for slot, s in enumerate(slots) if s.result is None]))
             slots = live
-        proposals, ran = _propose(backend, slots)
+        asked, ready = _propose(backend, slots)
         if prefilled is None:  # a first forward with a canvas in it is a step, fused with the prefill or without any
-            prefilled = started if proposals else time.perf_counter()
-        if proposals:
-            done = _accept(slots, proposals, ran, rule, read)
+            prefilled = started if ready else time.perf_counter()
+        if ready:
+            done = _accept(slots, ready, asked, rule, read)
             yield [_timed(step, step.result, started, prefilled) if step.result else step for step in done]
 
 
@@ -140,28 +145,31 @@ def _reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable
     return lambda: fixed
 
 
-def _propose(backend: Backend, slots: Sequence[Progress]) -> tuple[dict[int, Proposal], list[int]]:
-    """Runs one forward where any sequence needs one; proposals [block] by slot, and the slots that were in it."""
-    proposals = {slot: p for slot, s in enumerate(slots) if s.result is None and (p := s.known())}
-    waiting = [slot for slot, s in enumerate(slots) if s.result is None and slot not in proposals]
-    if waiting:
-        out = backend.forward(_assemble(slots, waiting, backend.contract.pad_id))
-        for slot in waiting:
-            if (proposal := slots[slot].receive(out, slot)) is not None:
-                proposals[slot] = proposal
-    return proposals, waiting
+def _propose(backend: Backend, slots: Sequence[Progress]) -> tuple[dict[int, Ints], list[int]]:
+    """Runs one forward where any sequence needs one. Returns what was asked of each slot that was in it, and the slots
+    whose canvas can be decided on."""
+    live = [slot for slot, s in enumerate(slots) if s.result is None]
+    inputs = {slot: own for slot in live if (own := slots[slot].inputs()) is not None}
+    ready = [slot for slot in live if slot not in inputs]
+    if inputs:
+        out = backend.forward(_assemble(slots, inputs, backend.contract.pad_id))
+        if not (np.isfinite(out.confidence).all() and np.isfinite(out.entropy).all()):
+            raise NumericalError(
+                "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
+            )
+        ready += [slot for slot, own in inputs.items() if slots[slot].receive(out, slot, own.asked)]
+    return {slot: own.asked for slot, own in inputs.items()}, sorted(ready)
 
 
-def _assemble(slots: Sequence[Progress], waiting: Sequence[int], pad_id: int) -> Forward:
-    """The sequences' inputs side by side; who does not wait gets one padding token, behind its committed ones."""
+def _assemble(slots: Sequence[Progress], inputs: Mapping[int, Inputs], pad_id: int) -> Forward:
+    """The sequences' inputs side by side; who has none gets one padding token, behind its committed ones."""
     if len(slots) == 1:
-        own = slots[0].inputs()
+        own = inputs[0]
         return Forward(own.ids[None], np.array([own.past]), own.visible[None], own.rows[None])
-    parts = {slot: slots[slot].inputs() for slot in waiting}
-    width, n = max(len(p.ids) for p in parts.values()), max(len(p.rows) for p in parts.values())
+    width, n = max(len(p.ids) for p in inputs.values()), max(len(p.rows) for p in inputs.values())
     ids = np.full((len(slots), width), pad_id, np.int64)
     visible, rows = np.ones((len(slots), width), np.int64), np.zeros((len(slots), n), np.int64)
-    for slot, part in parts.items():
+    for slot, part in inputs.items():
         ids[slot, : len(part.ids)] = part.ids
         visible[slot, : len(part.ids)] = part.visible
         rows[slot, : len(part.rows)] = part.rows
@@ -169,30 +177,32 @@ def _assemble(slots: Sequence[Progress], waiting: Sequence[int], pad_id: int) ->
 
 
 def _accept(
-    slots: Sequence[Progress], proposals: dict[int, Proposal], ran: Sequence[int], rule: Gate,
+    slots: Sequence[Progress], ready: Sequence[int], asked: Mapping[int, Ints], rule: Gate,
     read: Callable[[Sequence[int]], list[float]],
 ) -> list[Step]:  # fmt: skip
-    """Lets the gate decide on all canvases at once, by the thresholds it reads, and writes down what it accepted."""
-    chosen = [(slot, slots[slot], proposal) for slot, proposal in sorted(proposals.items())]
-    token = np.stack([p.token for _, _, p in chosen])  # [canvases, block]
-    confidence, entropy = np.stack([p.confidence for _, _, p in chosen]), np.stack([p.entropy for _, _, p in chosen])
-    masked = np.stack([s.open for _, s, _ in chosen])
-    progress = np.array([s.progress for _, s, _ in chosen], np.float32)
-    if not (np.isfinite(confidence[masked]).all() and np.isfinite(entropy[masked]).all()):
-        raise NumericalError(
-            "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
-        )
-    threshold = np.array(read([s.row for _, s, _ in chosen]))  # [canvases]
-    accepted = rule(token, confidence, entropy, masked, progress, threshold)
+    """Lets the gate decide on all these canvases at once, by the thresholds it reads, and writes down what it took."""
+    chosen = [slots[slot] for slot in ready]
+    token, confidence, entropy = (_stack(parts) for parts in zip(*(s.latest.parts() for s in chosen), strict=True))
+    progress = np.array([s.progress for s in chosen], np.float32)
+    threshold = np.array(read([s.row for s in chosen]))  # [canvases]
+    accepted = rule(token, confidence, entropy, _stack([s.open for s in chosen]), progress, threshold)
     done = []
-    for i, (slot, s, _) in enumerate(chosen):
-        block, given, canvas, still_open = s.blocks - 1, s.tail, s.canvas, s.open
-        s.finalise(token[i], accepted[i])
-        place = slot if slot in ran else -1
+    for slot, s, own in zip(ready, chosen, accepted, strict=True):
+        block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
+        s.finalise(own)
+        place = slot if slot in asked else -1
         done.append(
-            Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted[i], confidence[i], s.result)
-        )
+            Step(
+                s.row, place, block, given, canvas.copy(), still_open.copy(), own, sure, asked.get(slot, NOTHING),
+                s.result,
+            )
+        )  # fmt: skip
     return done
+
+
+def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays [block] as one [canvases, block]; without a copy where it is one."""
+    return parts[0][None] if len(parts) == 1 else np.stack(parts)
 
 
 def _timed(step: Step, result: Result, started: float, prefilled: float) -> Step:

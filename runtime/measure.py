@@ -29,11 +29,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one kind of forward. past: committed tokens before it; width: its tokens."""
+    """Milliseconds of one kind of forward. past: committed tokens before it; width: its tokens; rows: those asked."""
 
     forward: str
     past: int
     width: int
+    rows: int
     ms: Spread
 
 
@@ -75,7 +76,7 @@ def forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
         kinds += [("step", whole(contract, prompt)) for prompt in places(contract.capacity - contract.canvas, 1)]
     else:
         pasts = places(contract.capacity - 2 * contract.block, contract.block)
-        for name, make in (("step", canvas), ("commit", commit), ("fused step", fused)):
+        for name, make in (("step", canvas), ("step, half open", half), ("commit", commit), ("fused step", fused)):
             kinds += [(name, make(contract, past)) for past in pasts]
         kinds += [("prefill", prefill(contract, length)) for length in prefill_lengths(contract)]
     for name, forward in kinds:
@@ -83,7 +84,7 @@ def forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
         if past + width <= contract.capacity:
             backend.open(1, past + width)
             seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
-            yield Latency(name, past, width, spread(1000 * seconds))
+            yield Latency(name, past, width, forward.rows.shape[1], spread(1000 * seconds))
 
 
 def answers(model: Model, requests: Sequence[decode.Request], count: int, threshold: float | None) -> dict[str, Any]:
@@ -109,9 +110,19 @@ def answers(model: Model, requests: Sequence[decode.Request], count: int, thresh
 
 
 def canvas(contract: Contract, past: int) -> Forward:
-    """A step over one canvas behind `past` committed tokens."""
-    rows = np.maximum(np.arange(contract.block) - contract.shift, 0)
-    return _forward(contract, past, np.full(contract.block, past + contract.block), rows)
+    """A step over one canvas, all of it open, behind `past` committed tokens; with `shift` these predict its first."""
+    return _step(contract, past, contract.block - contract.shift)
+
+
+def half(contract: Contract, past: int) -> Forward:
+    """The same with half of it open, the later one."""
+    return _step(contract, past, contract.block // 2)
+
+
+def _step(contract: Contract, past: int, n: int) -> Forward:
+    block = contract.block
+    rows = np.arange(block - max(1, n), block) - contract.shift  # with blocks of one there is no such step
+    return _forward(contract, past, np.full(block, past + block), np.maximum(rows, 0))
 
 
 def commit(contract: Contract, past: int) -> Forward:

@@ -11,24 +11,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .backend import Floats, Forward, Proposal
+from .binding import REDUCED, Binding, specs
 from .contract import Contract, cache_names
 from .cores import physical_cores
 from .errors import DeviceError, UserError
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
-REDUCED = ("token", "confidence", "entropy")
 CUDA = "CUDAExecutionProvider"
-SHAPES = 8  # (width, rows) pairs whose bindings are kept: canvas, fused and the latest prefills
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Buffers of one (width, rows) by name, bound once: the graph reads and writes them where they lie."""
-
-    io: Any
-    buffers: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +46,10 @@ class OrtBackend:
     ) -> None:
         self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device)
         self._contract, self.capacity, self.device = contract, 0, device
-        self._parts: list[ort.OrtValue] = []  # on a GPU, in place of `cache`
+        self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
         self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
-        self._bindings: dict[tuple[int, int], Binding] = {}
-        self._inputs = [entry.name for entry in self.session.get_inputs()]
-        self._outputs = [output.name for output in self.session.get_outputs()]
+        self._reach = 0  # positions from here on are zero
         self._form = cache_form(self.session)
         if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
             self._contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
@@ -88,39 +77,44 @@ class OrtBackend:
         if capacity > self.capacity:
             self._allocate(bucket(capacity, self._contract.capacity))
         else:
-            self.cache.fill(0)
-            for part in self._parts:
-                part.update_inplace(np.zeros(part.shape(), self.cache.dtype))
+            self._zero()
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
-        width, n = forward.input_ids.shape[1], forward.rows.shape[1]
-        bound = self._bindings.pop((width, n), None) or self._bind(width, n)
-        self._bindings[width, n] = bound  # the latest used is the last, so that the first is the one to drop
-        for name in ("input_ids", "past_length", "visible", "rows"):
-            np.copyto(bound.buffers[name], getattr(forward, name))
-        self._run(bound)
+        width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length[0])
+        arrays = self._binding.resize(width, n)
+        arrays["input_ids"][:] = forward.input_ids
+        arrays["rows"][:] = forward.rows
+        if self._parts:
+            arrays["past_length"][:] = past
+            arrays["visible"][:] = forward.visible
+        self._reach = max(self._reach, past + width)
+        self._run()
         if self._form.delta:
-            self._append(bound, int(forward.past_length[0]), width)
-        self.last_logits = bound.buffers.get("logits")
-        token, confidence, entropy = (bound.buffers[name].copy() for name in REDUCED)
-        return Proposal(token, confidence, entropy)
+            self._append(past, width)
+        self.last_logits = arrays.get("logits")
+        return Proposal(*(arrays[name].copy() for name in REDUCED))
 
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:
             raise ValueError(f"rows {rows.tolist()} of a batch of one")
 
-    def _append(self, bound: Binding, past: int, width: int) -> None:
+    def _zero(self) -> None:
+        """Forgets everything, at the cost of what was written."""
+        self.cache[..., : self._reach, :] = 0
+        if self.device != "cpu":
+            for part in self._parts:
+                part.update_inplace(np.zeros(part.shape(), self._form.dtype))
+        self._reach = 0
+
+    def _append(self, past: int, width: int) -> None:
         """Writes the new positions, each part [1, kv_heads, width, head_dim], behind the past."""
         for i, part in enumerate(self.cache):
-            part[:, :, past : past + width] = bound.buffers[cache_names(i)[1]]
+            part[:, :, past : past + width] = self._binding.arrays[cache_names(i)[1]]
 
-    def _run(self, bound: Binding) -> None:
+    def _run(self) -> None:
         try:
-            for name in self._inputs if self.device != "cpu" else ():
-                if name in bound.buffers:
-                    bound.io.bind_cpu_input(name, bound.buffers[name])  # copied as it is bound, so at every forward
-            self.session.run_with_iobinding(bound.io)
+            self._binding.run()
         except Exception as error:  # its errors share no class of their own
             reason = " ".join(str(error).split())[:300]
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
@@ -129,36 +123,15 @@ class OrtBackend:
         c, cached = self._contract, self._contract.attention != "full"
         capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
-        self._bindings.clear()
         try:
-            self.cache, self.capacity = np.zeros(shape, self._form.dtype), capacity
+            self.cache, self.capacity, self._reach = np.zeros(shape, self._form.dtype), capacity, 0
         except (MemoryError, ValueError):
             raise UserError(f"a cache of {capacity} positions does not fit into memory; shorten the request") from None
+        self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
         if self.device != "cpu":
-            self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
             self.cache = self.cache[:0]
-
-    def _bind(self, width: int, n: int) -> Binding:
-        while len(self._bindings) >= SHAPES:
-            del self._bindings[next(iter(self._bindings))]
-        shapes = {"input_ids": (1, width), "past_length": (1,), "visible": (1, width), "rows": (1, n)}
-        buffers: dict[str, NDArray[Any]] = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
-        buffers |= {name: np.zeros((1, n), np.int64 if name == "token" else np.float32) for name in REDUCED}
-        if "logits" in self._outputs:
-            buffers["logits"] = np.zeros((1, n, self._contract.vocab), np.float32)
-        for i, part in enumerate(self.cache):
-            past, present = cache_names(i)  # one buffer on both sides is written in place
-            new = np.zeros((*part.shape[:2], width, part.shape[3]), part.dtype) if self._form.delta else part
-            buffers |= {past: part, present: new}
-        io = self.session.io_binding()
-        for i, value in enumerate(self._parts):
-            io.bind_ortvalue_input(cache_names(i)[0], value)
-            io.bind_ortvalue_output(cache_names(i)[1], value)
-        for names, bind in ((self._inputs, io.bind_input), (self._outputs, io.bind_output)):
-            for name in (name for name in names if name in buffers):
-                array = buffers[name]
-                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        return Binding(io, buffers)
+        small = specs(c, self._form.dtype if self._form.delta else None)
+        self._binding = Binding(self.session, self._parts, small, 2 * c.block, self.device)
 
     def _check(self, forward: Forward) -> None:
         """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""

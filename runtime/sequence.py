@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .backend import Bools, Ints, Proposal
 from .contract import Contract
@@ -43,12 +40,16 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One sequence's part of a forward: ids [width], visible [width], rows [n], its committed length."""
+    """One sequence's part of a forward: ids [width], visible [width], its committed length, and rows [n].
+
+    asked [up to n]: which positions of the canvas the first of those rows predict.
+    """
 
     ids: Ints
     visible: Ints
-    rows: Ints
     past: int
+    rows: Ints
+    asked: Ints
 
 
 class Progress:
@@ -57,13 +58,13 @@ class Progress:
     __slots__ = (
         "answer",
         "blocks",
-        "candidate",
         "canvas",
         "closed",
         "commits",
         "contract",
         "forwards",
         "fused",
+        "latest",
         "open",
         "past",
         "pending",
@@ -73,19 +74,20 @@ class Progress:
         "steps",
         "suffix",
         "tail",
+        "visible",
         "wanted",
     )  # fmt: skip
 
     def __init__(
         self, contract: Contract, row: int, prompt: Ints, wanted: int, fused: bool, suffix: Ints = NOTHING
     ) -> None:
-        full = contract.attention == "full"
+        full, block = contract.attention == "full", contract.block
         start = len(prompt) if full else committed_prompt(contract, len(prompt))
         self.contract, self.row, self.wanted, self.fused = contract, row, wanted, fused or full
         self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
         self.past = 0
         self.pending, self.pending_visible = prompt[:start], prompt_visible(contract, start)
-        self.candidate: Proposal | None = None  # what the last committed row says of position 0, when `shift`
+        self.latest = Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32))
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
@@ -97,7 +99,9 @@ class Progress:
         self.open = np.arange(block) >= len(given)  # never `canvas == mask_id`: a prompt may hold one
         if len(self.suffix):  # nothing behind the suffix is asked for
             self.open &= np.arange(block) - len(given) + done < self.wanted
-        self.tail, self.closed = len(given), int((~self.open).sum())
+        self.visible = np.full(block, self.past + len(self.pending) + block)
+        self.latest.confidence.fill(0)
+        self.tail, self.closed = len(given), block - np.count_nonzero(self.open)
         self.blocks += 1
 
     def _ahead(self, first: int, count: int) -> Ints:
@@ -111,59 +115,54 @@ class Progress:
     @property
     def progress(self) -> float:
         """The share of the answer that is out."""
-        return (len(self.answer) + int((~self.open).sum()) - self.closed) / self.wanted
+        settled = len(self.open) - np.count_nonzero(self.open)
+        return (len(self.answer) + settled - self.closed) / self.wanted
 
-    def known(self) -> Proposal | None:
-        """The proposal for the whole canvas, where the candidate alone decides: blocks of one, as in an AR model."""
-        if self.candidate is None or len(self.pending) or self.open[1:].any():
-            return None
-        return _each(self.candidate, lambda part: np.repeat(part, len(self.open)))
+    def inputs(self) -> Inputs | None:
+        """Pending tokens, the canvas, or both when fused; with `full` the whole sequence to the end of the canvas.
 
-    def inputs(self) -> Inputs:
-        """Pending tokens, the canvas, or both when fused; with `full` the whole sequence to the end of the canvas."""
-        contract, behind = self.contract, self.past + len(self.pending)
-        block = contract.block
+        None where the last committed row has said all: of blocks of one with `shift`, as in an AR model.
+        """
+        contract, pending = self.contract, len(self.pending)
         if contract.attention == "full":
-            done = len(self.answer) + block
+            asked, done = self.open.nonzero()[0], len(self.answer) + contract.block
             ids = np.concatenate((self.pending, self.canvas, self._ahead(done, contract.canvas - done)))
-            rows = behind + np.arange(block) - contract.shift
-            return Inputs(ids, np.full(len(ids), len(ids)), rows, 0)
-        if len(self.pending) == 0:
-            rows = np.maximum(np.arange(block) - contract.shift, 0)
-            return Inputs(self.canvas, np.full(block, behind + block), rows, self.past)
-        if not self.fused:
-            return Inputs(self.pending, self.pending_visible, np.array([len(self.pending) - 1]), self.past)
-        ids = np.concatenate((self.pending, self.canvas))
-        visible = np.concatenate((self.pending_visible, np.full(block, behind + block)))
-        return Inputs(ids, visible, len(self.pending) + np.arange(block) - contract.shift, self.past)
+            return Inputs(ids, np.full(len(ids), len(ids)), 0, pending + asked - contract.shift, asked)
+        if pending and not self.fused:
+            asked = self.open[: contract.shift].nonzero()[0]  # the last row predicts position 0, or nothing
+            return Inputs(self.pending, self.pending_visible, self.past, np.array([pending - 1]), asked)
+        asked = self.open.nonzero()[0]
+        if pending:
+            ids = np.concatenate((self.pending, self.canvas))
+            visible = np.concatenate((self.pending_visible, self.visible))
+            return Inputs(ids, visible, self.past, pending + asked - contract.shift, asked)
+        if contract.shift:
+            asked = asked[asked > 0]  # what the last committed row said of position 0 is known
+        return Inputs(self.canvas, self.visible, self.past, asked - contract.shift, asked) if len(asked) else None
 
-    def receive(self, out: Proposal, slot: int) -> Proposal | None:
-        """Takes its slot of a forward's proposals; returns those for the canvas [block], None if it was not in it."""
-        contract, committing = self.contract, len(self.pending) > 0
+    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+        """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it."""
+        committing = len(self.pending) > 0
         separate = committing and not self.fused
-        own = _each(out, lambda part: part[slot, : 1 if separate else contract.block])
-        cached = contract.attention != "full"
+        for kept, new in zip(self.latest.parts(), out.parts(), strict=True):
+            kept[asked] = new[slot, : len(asked)]
+        cached = self.contract.attention != "full"
         commits = cached and committing and self.blocks > 1  # before the second block it is the prompt's prefill
         self.commits += commits
         self.steps += not separate
         self.forwards += commits or not separate
-        if not cached:
-            return own
-        if contract.shift and committing:
-            self.candidate = _each(own, lambda part: part[:1].copy())
-        elif contract.shift and self.candidate is not None:
-            kept = self.candidate
-            own.token[0], own.confidence[0], own.entropy[0] = kept.token[0], kept.confidence[0], kept.entropy[0]
-        self.past += len(self.pending)
-        self.pending = NOTHING
-        return None if separate else own
+        if cached:
+            self.past += len(self.pending)
+            self.pending = NOTHING
+        return not separate
 
-    def finalise(self, token: Ints, accepted: Bools) -> None:
-        """Writes accepted tokens [block] into the canvas; ends the answer or begins the next block where it is time."""
-        self.canvas[accepted] = token[accepted]
-        self.open &= ~accepted
-        block = self.contract.block
-        settled = int(self.open.argmax()) if self.open.any() else block  # positions with no open one before them
+    def finalise(self, accepted: Bools) -> None:
+        """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
+        the next block where it is time."""
+        np.copyto(self.canvas, self.latest.token, where=accepted)
+        self.open ^= accepted
+        block, settled = self.contract.block, int(self.open.argmax())  # positions with no open one before them
+        settled = settled if self.open[settled] else block
         fresh = self.canvas[self.tail : settled].tolist()
         ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
         left = self.wanted - len(self.answer)
@@ -180,14 +179,10 @@ class Progress:
         if contract.attention == "full":
             self.pending = np.concatenate((self.pending, self.canvas))
         else:
-            self.pending, self.pending_visible = self.canvas, np.full(contract.block, self.past + contract.block)
+            self.pending, self.pending_visible = self.canvas, self.visible
         self._begin_block(NOTHING)
 
     def _end(self, fresh: list[int], finish: str) -> None:
         cached = self.contract.attention != "full"
         self.answer += fresh
         self.result = Result(tuple(self.answer), finish, self.steps, self.commits, self.forwards, self.blocks, cached)
-
-
-def _each(proposal: Proposal, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Proposal:
-    return Proposal(change(proposal.token), change(proposal.confidence), change(proposal.entropy))

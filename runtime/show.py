@@ -56,11 +56,9 @@ class Screen:
         self._drawn = 1  # lines from there to the cursor
         self._before = 0  # tokens of the answer that lie in finished blocks
         self._head: list[int] = []  # tokens of a character that the block before left unfinished
-        self._confidence = np.zeros(contract.block, np.float32)  # [block]
 
     def draw(self, step: Step) -> None:
         size = shutil.get_terminal_size()
-        self._confidence[step.accepted] = step.confidence[step.accepted]
         finished = step.result is not None or not step.open.any()
         # A full line would leave the cursor between two lines, hence a column less.
         lines = wrap(self._line + self._canvas(step), max(1, size.columns - 1))
@@ -90,7 +88,7 @@ class Screen:
         if step.open[places].any():
             return DIM
         fresh = BOLD if step.accepted[places].any() and step.result is None else ""
-        return fresh + colour(float(self._confidence[places].min(initial=1)))
+        return fresh + colour(float(step.confidence[places].min(initial=1)))
 
 
 def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> View:

@@ -45,15 +45,20 @@ def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Pat
     checkpoint = tiny.checkpoint(alignment=alignment, shift=shift)
     backend = TorchBackend(checkpoint.build(), contract_of(checkpoint))
     rows = list(measure.forwards(backend, repeat=1, warmup=0))
-    assert {row.forward for row in rows} == {"step", "commit", "fused step", "prefill"}
+    assert {row.forward for row in rows} == {"step", "step, half open", "commit", "fused step", "prefill"}
+    assert {row.rows for row in rows if row.forward == "step, half open"} == {2}
     assert {row.past for row in rows if row.forward == "step"} == {0, 28, 56}
     spoken = speaker(tmp_path, "x" * 8, "abcdefgh", alignment=alignment, shift=shift, gate={"rule": "count"})
-    spoken.generate("x" * 8)
-    made = spoken.backend.forwards  # type: ignore[attr-defined]
-    fused = next(f for f in made if f.past_length[0] == 8 and f.input_ids.shape[1] == 8)
-    timed = measure.fused(spoken.contract, 8)
-    step = next(f for f in made if f.past_length[0] == 8 and f.input_ids.shape[1] == 4)
-    for one, other in ((fused, timed), (step, measure.canvas(spoken.contract, 8))):
+    for fuse in (True, False):
+        spoken.generate("x" * 8, fused=fuse)
+    made = [f for f in spoken.backend.forwards if f.past_length[0] == 8]  # type: ignore[attr-defined]
+    for timed in (measure.fused, measure.canvas, measure.half, measure.commit):
+        other = timed(spoken.contract, 8)
+        whole = timed is measure.commit  # no mask in it
+        one = next(
+            f for f in made if f.rows.shape == other.rows.shape and f.input_ids.shape == other.input_ids.shape
+            and (tiny.MASK not in f.input_ids) == whole
+        )  # fmt: skip
         assert np.array_equal(one.visible, other.visible)
         assert np.array_equal(one.rows, other.rows)
 

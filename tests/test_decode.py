@@ -138,8 +138,9 @@ def test_the_answer_is_cut_at_max_new_tokens_and_the_canvas_stays_whole(
 def test_requests_of_one_batch_have_thresholds_of_their_own_which_may_change_while_they_run() -> None:
     score = [0.5, 0.75, 0.9, 0.8, 0.3, 0.2, 0.1, 0.0]
     backend = Scripted(
-        tiny.contract(block=8, canvas=8), lambda forward: proposal([[7] * 8] * 3, [score] * 3)
-    )  # fmt: skip
+        tiny.contract(block=8, canvas=8),
+        lambda forward: proposal([[7] * 8] * len(forward.rows), [score] * len(forward.rows)),
+    )
     falling, prompt = iter([1.0, 0.75, 0.0]), np.array([5])
     requests = [Request(prompt, 8), Request(prompt, 8, threshold=0.75), Request(prompt, 8, lambda: next(falling))]
     taken: dict[int, list[int]] = {0: [], 1: [], 2: []}

@@ -99,7 +99,10 @@ Script = Callable[[Forward], Proposal]
 
 
 class Scripted:
-    """A backend without a model: it answers what its script says, and remembers what it was asked."""
+    """A backend without a model: it answers what its script says, and remembers what it was asked.
+
+    Where a script says more than was asked, it speaks of the whole canvas [batch, block].
+    """
 
     name = "scripted"
 
@@ -112,8 +115,12 @@ class Scripted:
         self.opened.append((batch, capacity))
 
     def forward(self, forward: Forward) -> Proposal:
-        self.forwards.append(forward)
-        return self.script(forward)
+        self.forwards.append(replace(forward, input_ids=forward.input_ids.copy()))  # the canvas goes on changing
+        out, c = self.script(forward), self.contract
+        if out.token.shape == forward.rows.shape:
+            return out
+        places = (forward.rows + c.shift - forward.input_ids.shape[1]) % c.block  # the canvas ends the forward
+        return Proposal(*(np.take_along_axis(part, places, axis=1) for part in out.parts()))
 
     def keep(self, rows: NDArray[Any]) -> None:
         pass
@@ -126,11 +133,11 @@ def proposal(token: Any, confidence: Any) -> Proposal:
 
 
 def canvases(*lines: tuple[Sequence[int], Sequence[float]]) -> Script:
-    """A script of one sequence: (tokens, confidences) [block] for each forward that asks for a whole canvas."""
+    """A script of one sequence: (tokens, confidences) [block] for each forward that has a canvas in it."""
     left = iter(lines)
 
     def script(forward: Forward) -> Proposal:
-        if forward.rows.shape[1] == 1:  # a prefill or commit of its own: nobody reads what it predicts
+        if MASK not in forward.input_ids:  # a prefill or commit of its own: nobody reads what it predicts
             return proposal([[3]], [[0.5]])
         token, confidence = next(left)
         return proposal([token], [confidence])

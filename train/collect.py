@@ -63,8 +63,8 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad
     tokens = torch.full((len(asked), canvas), pad_id)
     order = torch.full((len(asked), canvas), NEVER)
     hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
-    taken = [0] * len(asked)
-    block = backend.contract.block
+    taken, block = [0] * len(asked), backend.contract.block
+    latest = torch.zeros(len(asked), block, width)  # with `shift`, position 0 may be of an earlier forward
     requests = [Request(prompt, canvas) for prompt in asked]
     for done in steps(backend, requests, gate=ONE_A_STEP):
         for step in done:
@@ -72,7 +72,8 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad
             (place,) = np.flatnonzero(step.accepted)
             position = step.block * block + int(place)
             tokens[step.row, position] = int(step.tokens[place])
-            hidden[step.row, position] = backend.hidden[step.slot, int(place)]
+            latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
+            hidden[step.row, position] = latest[step.row, place]
             order[step.row, position] = taken[step.row]
             taken[step.row] += 1
     return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]

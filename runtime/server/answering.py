@@ -126,7 +126,7 @@ class Work:
         for step in steps:
             self._ran += step.slot >= 0  # else what the step before left known decided it
             self._block, self._given = step.block, step.given
-            self._confidence[step.accepted] = step.confidence[step.accepted]
+            self._confidence = step.confidence
             self._fixed[step.accepted] = max(1, self.counts(0).forwards)
             if not wanted():
                 return
