@@ -38,15 +38,16 @@ def run(command: Callable[[], int]) -> int:
     except (NumericalError, DeviceError) as error:
         return _say(error, FAILED)
     except BrokenPipeError:
-        _silenced(sys.stdout)
+        _silence(sys.stdout)
         return DONE
     except UnicodeEncodeError as error:
         lacking = error.object[error.start : error.start + 1]
         advice = "set PYTHONIOENCODING=utf-8, or give --json"
         return _say(UserError(f"the output's encoding {error.encoding} has no {lacking!a}; {advice}"), MISTAKE)
     except OSError as error:
-        what = "the output" if _silenced(sys.stdout) else error.filename or "a file"
-        told = f"{what} cannot be read or written ({error.strerror or error}); mend that and run the command again"
+        _silence(sys.stdout)
+        what, reason = error.filename or "the output", error.strerror or error
+        told = f"{what} cannot be read or written ({reason}); mend that and run the command again"
         return _say(UserError(told), MISTAKE)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -82,17 +83,15 @@ def _say(error: Exception, code: int) -> int:
     try:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     except OSError:  # then only the code can tell
-        _silenced(sys.stderr)
+        _silence(sys.stderr)
     return code
 
 
-def _silenced(stream: TextIO) -> bool:
-    """Whether a stream takes no more; what it still holds is dropped, or the interpreter's last flush fails aloud."""
+def _silence(stream: TextIO) -> None:
+    """Drops what a stream still holds where it takes no more: otherwise the interpreter's last flush fails aloud."""
     try:
         stream.flush()
-        return False
     except OSError:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, stream.fileno())
         os.close(silence)
-        return True

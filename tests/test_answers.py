@@ -112,6 +112,16 @@ def test_two_answers_of_one_model_are_not_mixed_up(tmp_path: Path) -> None:
     assert model.generate(PROMPT).text == "abcdefgh"
 
 
+def test_a_child_of_a_fork_is_refused_its_parents_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = speaker(tmp_path, PROMPT, "abcdefgh")
+    stream = model.stream(PROMPT)
+    next(stream)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    for use in (model.share, lambda: model.generate(PROMPT)):
+        with pytest.raises(UserError, match="loaded before the process forked"):
+            use()
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "reason"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,31 @@ def test_the_older_student_survives_a_failing_write(tmp_path: Path) -> None:
     whole(out, tmp_path / "teacher").write(newer, newer.weights)
     assert same(load(out).weights, newer.weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "teacher"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_directory_is_replaced_where_two_can_change_names_and_where_not(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def holding(word: str) -> Callable[[Path], None]:
+        decoding = {"format": 1, "family": "qwen3", "decoding": asdict(tiny.checkpoint().decoding)}
+        note = json.dumps({**decoding, "files": [word, "blockstep.json"]})
+        return lambda folder: ((folder / word).touch(), (folder / "blockstep.json").write_text(note))[0]
+
+    seen: list[bool] = []
+
+    def swap(new: Path, out: Path) -> bool:
+        seen.append((new / "newer").exists() and (out / "older").exists())
+        return swaps and swapping(new, out)
+
+    swapping = directory.swap
+    monkeypatch.setattr(directory, "swap", swap)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "out")
+    directory.replace_folder(tmp_path / "out", holding("older"))
+    directory.replace_folder(link, holding("newer"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["blockstep.json", "newer"]
+    assert seen == [True] and sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
 def test_nothing_but_what_was_written_here_is_replaced(tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ def test_own_lines_are_graded_by_tests_number_or_text(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": 4}', "line 3: got the keys answer, prompt"),
         ('{"prompt": "a", "answer": "b", "tests": "assert"}', "line 3: the tests must be a list"),
         ('{"text": "a", "code": "b", "test_list": [1]}', "line 3: the tests must be a list"),
+        ('{"prompt": "a\\ud83d", "answer": "b"}', "line 3: half a surrogate pair at character 1 of a text"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path) -> None:

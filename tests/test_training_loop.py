@@ -129,6 +129,34 @@ def test_files_that_cannot_be_written_or_gone_on_with_are_told_in_one_line(tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt.log.jsonl"]
 
 
+def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.optimise.LOG_EVERY", 2)
+    log = tmp_path / "run.pt.log.jsonl"
+    run(tmp_path / "run.pt", stop=7)
+    with open(log, "a") as file:
+        file.write('{"step": 8, "norm": 0.')
+    (tmp_path / ".run.pt.resume.part").mkdir()
+    run(tmp_path / "run.pt")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6, 8, 10, 12]
+    forget(tmp_path / "run.pt")
+    assert [file.name for file in tmp_path.iterdir()] == [log.name]  # the empty folder of a killed save is gone too
+    run(tmp_path / "run.pt", stop=7)
+    log.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"run\.pt\.log\.jsonl is no log to go on with"):
+        run(tmp_path / "run.pt")
+
+
+def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.optimise.LOG_EVERY", 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UserError, match=r"run\.pt\.log\.jsonl cannot be written \(File too large\)"):
+            run(tmp_path / "run.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None:
     _, state = run(tmp_path / "run.pt")
     start = initialise(Model(tiny.shape(0)), 0).state_dict()
