@@ -90,7 +90,9 @@ def _child(module: Any, first: int, last: int, folder: Path, coverage: Any) -> I
                 yield Outcome(**values)
     ending = -os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if number is not None:
-        word = "hung" if ending == signal.SIGPROF else f"crashed {signal.Signals(ending).name}" if ending > 0 else "wrong"
+        word = (
+            "hung" if ending == signal.SIGPROF else f"crashed {signal.Signals(ending).name}" if ending > 0 else "wrong"
+        )
         yield Outcome(number, module.kind(number), word, f"ended with {ending}")
 
 

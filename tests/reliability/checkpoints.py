@@ -25,7 +25,14 @@ from train.torch_backend import TorchBackend, contract_of
 
 FULL = 4000
 SEEDS = ("student.pt", "student-without-rope-scaling.pt")
-KINDS = ("bytes changed", "pickle changed", "values changed", "tensors changed", "pickle changed", "a payload in its pickle")
+KINDS = (
+    "bytes changed",
+    "pickle changed",
+    "values changed",
+    "tensors changed",
+    "pickle changed",
+    "a payload in its pickle",
+)
 
 
 def run(scale: float) -> Section:
@@ -113,8 +120,10 @@ def change_tensors(rng: random.Random, state: dict[str, Any]) -> None:
     weights[name] = rng.choice(
         (
             lambda: old.to(torch.float16), lambda: old.to(torch.int8), lambda: old.to(torch.complex64),
-            lambda: old.to_sparse(), lambda: old[:1].expand(2**20, *old.shape[1:]), lambda: torch.zeros(1).expand(2**40),
-            lambda: old.flatten(), lambda: old[..., :-1], lambda: other, lambda: old.t() if old.dim() == 2 else old[::2],
+            lambda: old.to_sparse(),
+            lambda: old[:1].expand(2**20, *old.shape[1:]), lambda: torch.zeros(1).expand(2**40),
+            lambda: old.flatten(), lambda: old[..., :-1],
+            lambda: other, lambda: old.t() if old.dim() == 2 else old[::2],
             lambda: old * float("nan"), lambda: old * float("inf"), lambda: torch.empty(old.shape, device="meta"),
             lambda: torch.nn.Parameter(old), lambda: old.double(), lambda: torch.zeros(0), lambda: old.tolist(),
             lambda: torch.quantize_per_tensor(old, 0.1, 0, torch.quint8), lambda: old.to(torch.float8_e4m3fn),
