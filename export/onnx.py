@@ -61,7 +61,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
     p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
         help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; "
-        "int4: the layers' weights (5.1 bits each with their scales), products in int8, embedding and head as in int8 "
+        "int4: the same, but weights of all layers but the first and last in 5.1 bits, scales included "
         "(default fp32)")  # fmt: skip
     p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "

@@ -109,18 +109,20 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_layers_are_in_int4_and_a_tied_table_is_stored_once(tied: bool, tmp_path: Path) -> None:
-    shape = ModelConfig(tiny.VOCAB, 32, 3, 4, 2, 16, 64, tied=tied)
+def test_inner_layers_are_in_int4_the_rest_in_int8_and_a_tied_table_is_stored_once(tied: bool, tmp_path: Path) -> None:
+    shape = ModelConfig(tiny.VOCAB, 32, 4, 4, 2, 16, 64, tied=tied)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
     model = onnx.load(write_model(source, exported_contract(source, None), "int4", False, tmp_path)[0])
     names = [node.op_type for node in model.graph.node]
-    assert names.count("MatMulNBits") == 5 * shape.layers and "MatMul" not in names
-    assert names.count("DynamicQuantizeMatMul") == 1  # the head
+    assert names.count("MatMulNBits") == 5 * (shape.layers - 2) and "MatMul" not in names
+    assert names.count("DynamicQuantizeMatMul") == 2 * 5 + 1  # of the first and last layer, and the head
     stored = {each.name: onnx.numpy_helper.to_array(each).nbytes for each in model.graph.initializer}
     layers = {name: size for name, size in stored.items() if name.startswith("layers.") and "norm" not in name}
-    # Of 32 weights 16 bytes and a scale of 4; zero points in pairs along the inputs.
+    inner = sum(size for name, size in layers.items() if name.startswith(("layers.1.", "layers.2.")))
+    # Of 32 weights 16 bytes and a scale of 4 in int4; zero points in pairs along the inputs.
     rows, wide = 128 + 32 + 64 + 64, 32  # outputs of qkv, o, gate and up over blocks of 32, 64, 32 and 32 inputs
     blocks = 128 + 2 * 32 + 64 + 64 + 2 * wide
-    assert sum(layers.values()) == shape.layers * (blocks * 20 + rows + wide)
+    assert inner == 2 * (blocks * 20 + rows + wide)
+    assert sum(layers.values()) - inner == 2 * (32 * blocks + 4 * (128 + 32 + 64 + 64 + 32))
     tables = {name: size for name, size in stored.items() if name.startswith(("embedding", "head"))}
     assert sum(tables.values()) == (1 if tied else 2) * tiny.VOCAB * (32 + 4)
