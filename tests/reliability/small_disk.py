@@ -26,8 +26,11 @@ def mount(folder: Path, size: int) -> None:
 
 
 def with_room(folder: Path, before: Path, free: int, main: Callable[[], int]) -> int:
-    """Runs `main` where `folder` holds a copy of `before` and has `free` bytes left, in whole pages of 4,096."""
-    mount(folder, 16 << 20)
+    """Runs `main` where `folder` holds a copy of `before` and has `free` bytes left, in whole pages of 4,096.
+
+    Afterwards all of its 96 MiB are free: an export asks for 64.
+    """
+    mount(folder, 96 << 20)
     shutil.copytree(before, folder, dirs_exist_ok=True)
     filler = folder / FILLER
     with filler.open("wb") as file:
