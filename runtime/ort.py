@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .backend import Floats, Forward, Proposal
 from .contract import Contract, cache_names
 from .cores import physical_cores
-from .errors import DeviceError, UserError
+from .errors import DeviceError, NumericalError, UserError
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 REDUCED = ("token", "confidence", "entropy")
@@ -104,6 +104,8 @@ class OrtBackend:
             self._append(bound, int(forward.past_length[0]), width)
         self.last_logits = bound.buffers.get("logits")
         token, confidence, entropy = (bound.buffers[name].copy() for name in REDUCED)
+        if token.min() < 0 or token.max() >= self._contract.vocab or (token == self._contract.mask_id).any():
+            raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
         return Proposal(token, confidence, entropy)
 
     def keep(self, rows: NDArray[Any]) -> None:

@@ -13,7 +13,19 @@ ODD: tuple[Any, ...] = (
     "", "x", "0", "a/b", "../a", "/etc/passwd", "a\n", "\x1b[31m", "\x00", "\ud800", "\u202e", "A" * 5000, "0" * 64,
     [], [[]], [1], [1] * 300, {}, {"a": 1}, {"__class__": "x"}, [None], "float32", "float64", "threshold", "entropy",
 )  # fmt: skip
-RAW = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "01", "tru", '"\\ud800"', "[" * 2000, '{"a":' * 2000, "1" * 9000)
+RAW = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "01",
+    "tru",
+    '"\\ud800"',
+    "[" * 2000,
+    '{"a":' * 2000,
+    "1" * 9000,
+)
 
 
 def of_bytes(rng: random.Random, content: bytes, front: int = 0) -> bytes:
@@ -128,7 +140,18 @@ def of_message(rng: random.Random, message: Any) -> None:
         value[rng.randrange(count)] = _scalar(rng, field, value[rng.randrange(count)])
 
 
-SCALARS = {1: "float", 2: "float", 3: "int", 4: "uint", 5: "int", 8: "bool", 9: "text", 12: "bytes", 13: "uint", 14: "enum"}
+SCALARS = {
+    1: "float",
+    2: "float",
+    3: "int",
+    4: "uint",
+    5: "int",
+    8: "bool",
+    9: "text",
+    12: "bytes",
+    13: "uint",
+    14: "enum",
+}
 WHOLE = (-1, 0, 1, 2, 3, 7, 8, 64, 2**31 - 1, -(2**31), 1000)
 WIDE = (2**40, 2**62, -(2**62))
 
@@ -155,7 +178,9 @@ def _scalar(rng: random.Random, field: Any, value: Any) -> Any:
     if kind == "bytes":
         return of_bytes(rng, value) if value else b"\x00"
     if kind == "text":
-        return rng.choice(("", "input_ids", "token", value + "x", value[:-1], "Add", "MatMul", "com.microsoft", "../x", "\x1b"))
+        return rng.choice(
+            ("", "input_ids", "token", value + "x", value[:-1], "Add", "MatMul", "com.microsoft", "../x", "\x1b")
+        )
     if kind == "bool":
         return not value
     if kind == "float":
