@@ -6,15 +6,22 @@ TORCH_FOLDER := import os, sys, torch; \
 	print(os.path.dirname(os.path.dirname(torch.__file__))); \
 	sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
 
+# What `make test-oldest` holds at its lower bounds, and the tools that stay as they are pinned.
+OLDEST := cpu train export serve capi lora transformers
+TOOLS := pytest\|pytest-xdist\|hypothesis\|psutil\|httpx\|openai\|polygraphy\|tensorrt-rtx\|cuda-python\|matplotlib
+
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
 
-.PHONY: help demo try test test-all study gpu-report clean
+.PHONY: help demo try test test-all test-oldest reliability bom study gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind)"
+	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
+	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
+	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json, and the table in SECURITY.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
@@ -59,9 +66,32 @@ test: $(VENV)/.testing
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
 
+# The libraries at their lower bounds, the tools that test them as pinned. A torch that is there is used as it is, alone.
+.oldest/.installed: pyproject.toml constraints.txt tests/oldest.py
+	@$(check_python)
+	@$(PYTHON) -m venv .oldest; $(PYTHON) tests/oldest.py $(OLDEST) > .oldest/oldest.txt
+	@cut -d= -f1 .oldest/oldest.txt > .oldest/names.txt
+	@tr -s _ - < constraints.txt | grep -viwFf .oldest/names.txt | grep -w '$(TOOLS)' >> .oldest/oldest.txt
+	@if found=$$($(PYTHON) -c '$(TORCH_FOLDER)' 2>/dev/null); then \
+		echo "using the torch in $$found"; mkdir -p .oldest/torch; \
+		for part in torch torchgen functorch; do ln -sfn "$$found/$$part" .oldest/torch/$$part; done; \
+		for part in "$$found"/torch-*.dist-info; do ln -sfn "$$part" .oldest/torch/; done; \
+		echo "$$PWD/.oldest/torch" > "$$(.oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"; \
+		sed -i '/^torch==/d' .oldest/oldest.txt; \
+	fi
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .oldest/oldest.txt -e '.[cpu,train,export,test]'
+	@touch $@
+
+test-oldest: .oldest/.installed
+	.oldest/bin/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
+
 test-all: test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m "browser or native or long"
+
+reliability: $(VENV)/.testing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
+	$(BIN)/python tests/reliability/report.py
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'

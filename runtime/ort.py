@@ -14,7 +14,7 @@ from .backend import Floats, Forward, Proposal
 from .binding import REDUCED, Binding, specs
 from .contract import Contract, cache_names
 from .cores import physical_cores
-from .errors import DeviceError, UserError
+from .errors import DeviceError, NumericalError, UserError
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 CUDA = "CUDAExecutionProvider"
@@ -93,7 +93,10 @@ class OrtBackend:
         if self._form.delta:
             self._append(past, width)
         self.last_logits = arrays.get("logits")
-        return Proposal(*(arrays[name].copy() for name in REDUCED))
+        token, confidence, entropy = (arrays[name].copy() for name in REDUCED)
+        if token.min() < 0 or token.max() >= self._contract.vocab or (token == self._contract.mask_id).any():
+            raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
+        return Proposal(token, confidence, entropy)
 
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:

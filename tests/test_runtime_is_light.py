@@ -15,7 +15,13 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "jinja2",
 HEAVY |= {"starlette", "uvicorn", "prometheus_client", "cffi"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings loads `cuda` with the interpreter
 # Whose purpose is one library, or which is a command that needs it.
-MAY_IMPORT = {"ort": {"onnxruntime"}, "text": {"tokenizers"}, "show": {"tokenizers"}, "generate": {"tokenizers"}}
+MAY_IMPORT = {
+    "ort": {"onnxruntime"},
+    "binding": {"onnxruntime"},
+    "text": {"tokenizers"},
+    "show": {"tokenizers"},
+    "generate": {"tokenizers"},
+}
 
 
 def loaded_by(code: str, folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""The first load of a bundle: what would crash, hang or swell here does so in a child, and is told in one line."""
+"""The first load of a bundle: what would crash, hang or swell this process does so in a child and is told in one line."""
 
 from __future__ import annotations
 
@@ -69,16 +69,9 @@ def test_a_file_that_is_refused_is_not_remembered(bundle: Path) -> None:
     assert memory.seen() == {}
 
 
-BOMBS = {
-    "a loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a power": "{{ 9 ** (9 ** 9) }}",
-}
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_template_that_does_not_end_is_stopped(bomb: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_does_not_end_is_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SECONDS", 1)
-    put(bundle, "chat_template", BOMBS[bomb].encode())
+    put(bundle, "chat_template", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
     assert "computed for more than 1 s when it was tried in a process of its own" in refusal(lambda: load(bundle))
 
 

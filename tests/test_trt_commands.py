@@ -52,7 +52,13 @@ def test_bench_says_what_it_ran_on(machine: tuple[str, FakeCuda], capsys: pytest
     assert bench.main([machine[0], "--prompt", "ab", "--max-new-tokens", "4", *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["conditions"]["backend"] == "TensorRT 10.16.1.11 on Fake 4090 (sm89)"
-    assert {row["forward"] for row in told["forwards"]} == {"step", "commit", "fused step", "prefill"}
+    assert {row["forward"] for row in told["forwards"]} == {
+        "step",
+        "step, half open",
+        "commit",
+        "fused step",
+        "prefill",
+    }
 
 
 def test_a_gpu_that_fails_is_one_line_and_exit_1(

@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from export.graph import trace
-from export.int8 import quantise_weights
 from export.onnx import shape_of_model
+from export.quantise import FORMATS, quantise_weights
 from runtime.errors import UserError
 from runtime.workload import PRECISIONS, SHAPES, Pass, Shape, shape_of, weight_bytes, work
 
@@ -96,7 +96,7 @@ def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int,
     assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, FP32, shape.vocab)
     for width, rows in ((4, 4), (4, 1), (9, 2)):
         assert products(model, width, rows) == work(shape, FP32, 4, Pass(1, width, 5, rows)).linear
-    quantise_weights(model)
+    quantise_weights(model, FORMATS["int8"], shape.layers)
     looked_up = 0 if tied else 4 * shape.vocab  # scales of an embedding's rows: four bytes a row, not counted
     assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, INT8, shape.vocab) + looked_up
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 def read(path: Path) -> Any:
     """What torch.save wrote. Raises UserError, in one line, for anything else."""
@@ -52,7 +54,7 @@ def plain_tensors(weights: Any, size: int) -> bool:
         return False
     whole = (
         isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        and tensor.is_floating_point() and tensor.is_contiguous()
+        and tensor.dtype in FLOATS and tensor.is_contiguous()
         for tensor in weights.values()
     )  # fmt: skip
     return all(whole) and sum(tensor.nbytes for tensor in weights.values()) <= size

@@ -79,7 +79,7 @@ class Payload:
                 (exec, (f"open({str(marker)!r}, 'w')",)), (eval, (f"open({str(marker)!r}, 'w')",)),
                 (open, (str(marker), "w")), (io.open, (str(marker), "w")), (os.open, (str(marker), os.O_CREAT)),
                 (torch.load, (str(marker),)), (torch.save, ([], str(marker))), (pickle.loads, (b"cos\nsystem\n.",)),
-                (__import__, ("antigravity",)), (getattr, (os, "system")), (np.save, (str(marker), 0)),
+                (__import__, ("antigravity",)), (getattr, ("", "join")), (np.save, (str(marker), 0)),
                 (torch.storage._load_from_bytes, (pickle.dumps([]),)), (torch.jit.load, (str(marker),)),
             )
         )  # fmt: skip
@@ -120,10 +120,9 @@ def change_tensors(rng: random.Random, state: dict[str, Any]) -> None:
     weights[name] = rng.choice(
         (
             lambda: old.to(torch.float16), lambda: old.to(torch.int8), lambda: old.to(torch.complex64),
-            lambda: old.to_sparse(),
-            lambda: old[:1].expand(2**20, *old.shape[1:]), lambda: torch.zeros(1).expand(2**40),
-            lambda: old.flatten(), lambda: old[..., :-1],
-            lambda: other, lambda: old.t() if old.dim() == 2 else old[::2],
+            lambda: old.to_sparse(), lambda: old[:1].expand(2**20, *old.shape[1:]),
+            lambda: torch.zeros(1).expand(2**40), lambda: old.flatten(), lambda: old[..., :-1], lambda: other,
+            lambda: old.t() if old.dim() == 2 else old[::2],
             lambda: old * float("nan"), lambda: old * float("inf"), lambda: torch.empty(old.shape, device="meta"),
             lambda: torch.nn.Parameter(old), lambda: old.double(), lambda: torch.zeros(0), lambda: old.tolist(),
             lambda: torch.quantize_per_tensor(old, 0.1, 0, torch.quint8), lambda: old.to(torch.float8_e4m3fn),
