@@ -1,4 +1,4 @@
-"""The first load of a bundle: what would crash, hang or swell this process does so in a child and is told in one line."""
+"""The first load of a bundle: what would crash, hang or swell here does so in a child and is told in one line."""
 
 from __future__ import annotations
 

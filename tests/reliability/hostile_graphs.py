@@ -1,4 +1,4 @@
-"""ONNX graphs made to do harm: weights from elsewhere, tensors without end, loops, branches, weights that are no numbers."""
+"""ONNX graphs made to do harm: weights from elsewhere or no numbers, tensors without end, loops, branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates that do not end or reach for what is not theirs, and tokenizers that pad or cut of their own accord."""
+"""Chat templates that never end or reach for what is not theirs, tokenizers that pad or cut of their own accord."""
 
 from __future__ import annotations
 

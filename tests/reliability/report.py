@@ -27,7 +27,10 @@ from tqdm import tqdm  # noqa: E402
 from runtime.command import DONE, FAILED, Parser, print_json, run  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
-SECTIONS = ("manifests", "graphs", "texts", "checkpoints", "directories", "attacks", "guided", "branches")
+SECTIONS = (
+    "manifests", "graphs", "texts", "checkpoints", "directories", "attacks", "guided", "branches", "half_done",
+    "prompts", "scores", "long_runs",
+)  # fmt: skip
 LIBRARIES = ("onnxruntime", "tokenizers", "jinja2", "safetensors", "torch", "onnx", "numpy")
 OUT = ROOT / "samples" / "results" / "reliability"
 WRONG = "WRONG"  # begins the outcome of a row that has what must not be
