@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +48,13 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     """Reads a bundle's texts and runs an engine of ONNX Runtime, None for the texts alone, in a child process.
 
     Raises UserError where the child refuses them, crashes, or takes more time or memory than files of their size need.
-    Nothing is tried where no child can be started, as in a program that an interpreter is frozen into.
+    Nothing is tried where no child can be started, as in a program that an interpreter is frozen into, nor where Python
+    leaves signals alone, as in the C library: the imports below would take SIGINT from the host.
     """
-    if not sys.executable or getattr(sys, "frozen", False):
+    if not sys.executable or getattr(sys, "frozen", False) or "_signal" not in sys.modules:
         return
+    import subprocess
+
     names = [*bundle.texts, *(engine.files if engine else ())]
     size = sum((bundle.path / name).stat().st_size for name in names)
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
@@ -85,6 +86,8 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
 
 def ending(number: int, seconds: int) -> str:
     """How a child ended that a signal ended."""
+    import signal
+
     try:
         name = signal.Signals(number).name
     except ValueError:
