@@ -1,0 +1,136 @@
+"""Writes a bundle into a model repository of Triton's Python backend: python -m export.triton student.bundle
+
+REPOSITORY/student/config.pbtxt     what Triton reads: tensors, decoupled transactions, the options given here
+REPOSITORY/student/1/model.py       triton_model.py as it stands here
+REPOSITORY/student/1/bundle/        the bundle's files
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runtime.bundle import Bundle, read, verify_files
+from runtime.command import DONE, Parser, add_engine_options, print_json, run
+from runtime.errors import UserError
+from runtime.manifest import MANIFEST, NAME
+from runtime.serve import name_of, positive
+from train.swap import swap
+
+from .workplace import check_room, working_folder, writing
+
+MODEL = Path(__file__).with_name("triton_model.py")
+INPUTS = {  # each may be left out
+    "text_input": ("TYPE_STRING", 1), "input_ids": ("TYPE_INT64", -1), "max_tokens": ("TYPE_INT32", 1),
+    "threshold": ("TYPE_FP64", 1), "stream": ("TYPE_BOOL", 1),
+}  # fmt: skip
+OUTPUTS = {"text_output": ("TYPE_STRING", 1), "finish_reason": ("TYPE_STRING", 1)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: export(options(argv)))
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m export.triton",
+        description="Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither "
+        "torch nor Triton.")  # fmt: skip
+    add = p.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
+    add("--out", type=Path, default=Path("models"), metavar="REPOSITORY",
+        help="the model repository; other models in it stay (default: models)")  # fmt: skip
+    add("--name", help="the model's name in it (default: the bundle's name)")
+    add("--replace", action="store_true", help="replace a model of that name (default: it is refused)")
+    add("--workers", type=positive, metavar="N",
+        help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON object; everything else goes to stderr")
+    add_engine_options(p)
+    return p.parse_args(argv)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Writes the model whole or not at all, and says where."""
+    name = name_of(args)
+    for option, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
+        if not NAME.fullmatch(value):
+            raise UserError(f"{option} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
+    place, bundle = args.out / name, read(args.bundle)
+    bundle.engine(args.engine)
+    replaced = check_place(place, args.replace)
+    with working_folder(place) as folder, writing(args.out):
+        new = folder / name
+        copy_bundle(bundle, new / "1" / "bundle")
+        shutil.copyfile(MODEL, new / "1" / "model.py")
+        (new / "config.pbtxt").write_text(config(name, parameters(args)), encoding="ascii")
+        check_place(place, args.replace)
+        if not place.exists():
+            os.rename(new, place)
+        elif not swap(new, place):
+            raise UserError(f"{place} cannot be replaced in one step on this file system; remove it first")
+    if args.json:
+        print_json({"repository": str(args.out), "model": name, "replaced": replaced})
+    else:
+        print(f"{'replaced' if replaced else 'wrote'} {place}; tritonserver --model-repository={args.out}")
+    return DONE
+
+
+def check_place(place: Path, replace: bool) -> bool:
+    """Whether a model stands there already. Raises UserError where it may not be replaced."""
+    if not os.path.lexists(place):
+        return False
+    if not (place / "config.pbtxt").is_file():
+        raise UserError(f"{place} is no Triton model (it has no config.pbtxt); give another --out or --name")
+    if not replace:
+        raise UserError(f"{place} exists; give --replace to replace it, or another --name")
+    return True
+
+
+def copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """The files that the manifest names, their hashes checked. Raises UserError where the disk has no room."""
+    names = {name for engine in bundle.engines for name in engine.files} | set(bundle.texts)
+    folder.mkdir(parents=True)
+    check_room(folder, sum((bundle.path / name).stat().st_size for name in names))
+    for name in sorted({*names, MANIFEST}):
+        shutil.copyfile(bundle.path / name, folder / name)
+    copied = read(folder)
+    for engine in copied.engines:
+        verify_files(copied, engine, "always")
+
+
+def parameters(args: argparse.Namespace) -> dict[str, str]:
+    """What `triton_model.py` loads the bundle with; options that were not given are left out."""
+    given = {
+        "engine": args.engine, "device": args.device, "threads": args.threads, "verify": args.verify,
+        "trust_engine": str(args.trust_engine).lower(), "workers": args.workers,
+    }  # fmt: skip
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def config(name: str, values: Mapping[str, str]) -> str:
+    """config.pbtxt, a ModelConfig of Triton's model_config.proto in protobuf's text format.
+
+    name, values: letters, digits, '.', '_' and '-' alone, so that nothing is escaped.
+    """
+    inputs = [_tensor("input", key, *kind, "optional: true ") for key, kind in INPUTS.items()]
+    outputs = [_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]
+    told = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
+    lines = [
+        f'name: "{name}"', 'backend: "python"', "max_batch_size: 0", "model_transaction_policy { decoupled: true }",
+        *inputs, *outputs,
+        "instance_group { count: 1 kind: KIND_MODEL }  # another instance is another process with the weights again",
+        *told,
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(kind: str, name: str, data_type: str, size: int, more: str = "") -> str:
+    return f'{kind} {{ name: "{name}" data_type: {data_type} dims: {size} {more}}}'
+
+
+if __name__ == "__main__":
+    sys.exit(main())

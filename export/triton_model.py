@@ -1,0 +1,158 @@
+"""A bundle behind Triton's Python backend. export.triton copies this file as it is into the repository that it writes.
+
+Blocks go out as they become final, an answer's last one with the flag that ends it. After the interface that
+triton-inference-server/python_backend documents.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from blockstep import DeviceError, Model, NumericalError, UserError, load
+from blockstep.decode import Step
+from blockstep.model import Block, Prompt, blocks
+from blockstep.serve import copies
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request's tensors ask for; None is the model's own choice."""
+
+    prompt: Prompt
+    max_tokens: int | None
+    threshold: float | None
+    stream: bool
+
+
+class TritonPythonModel:
+    """One loaded engine. Its workers are threads with a cache each over one copy of the weights."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the bundle beside this file, as the parameters of config.pbtxt say."""
+        told = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+        threads, workers = (int(told[name]) if name in told else None for name in ("threads", "workers"))
+        model = load(
+            Path(__file__).parent / "bundle", engine=told.get("engine"), threads=threads, verify=told["verify"],
+            device=told["device"], trust_engine=told["trust_engine"] == "true",
+        )  # fmt: skip
+        models = copies(model, workers)
+        self._idle: queue.SimpleQueue[Model] = queue.SimpleQueue()
+        for each in models:
+            self._idle.put(each)
+        self._threads = ThreadPoolExecutor(len(models))
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hands each request to an idle worker. While there is none it waits, so that Triton's own queue fills."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                ask = read_ask(request)
+            except UserError as error:
+                _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+                continue
+            self._threads.submit(self._answer, self._idle.get(), ask, sender)
+
+    def finalize(self) -> None:
+        """Waits for the answers that were begun."""
+        self._threads.shutdown()
+
+    def _answer(self, model: Model, ask: Ask, sender: Any) -> None:
+        try:
+            answer(model, ask, sender)
+        except UserError as error:
+            _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+        except (NumericalError, DeviceError) as error:
+            _fail(sender, str(error), pb_utils.TritonError.INTERNAL)
+        except Exception as error:  # a request without its final flag would never end for its client
+            pb_utils.Logger.log_error(f"an answer failed: {error!r}")
+            _fail(sender, "the answer failed inside the server; its log says why", pb_utils.TritonError.INTERNAL)
+        finally:
+            self._idle.put(model)
+
+
+def answer(model: Model, ask: Ask, sender: Any) -> None:
+    """Decodes one request and sends its blocks, or all of them at once. Raises what `Model.steps` raises."""
+    pieces, finish = [], "cancelled"
+    for block in _wanted(model, ask, sender):
+        pieces.append(block.text)
+        if block.result is not None:
+            finish = block.result.finish
+        elif ask.stream:
+            sender.send(_response(pieces.pop(), ""))
+    if finish == "cancelled":
+        return _fail(sender, "the request was cancelled", pb_utils.TritonError.CANCELLED)
+    sender.send(_response("".join(pieces), finish), flags=FINAL)
+
+
+def read_ask(request: Any) -> Ask:
+    """The request of these tensors. Raises UserError for one that has the wrong shape, and for a prompt that is not
+    text or ids."""
+    text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
+    if (text is None) == (ids is None):
+        raise UserError("expected either text_input or input_ids; send one of the two")
+    max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
+    return Ask(
+        _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
+        None if max_tokens is None else int(max_tokens), None if threshold is None else float(threshold), bool(stream),
+    )  # fmt: skip
+
+
+def _wanted(model: Model, ask: Ask, sender: Any) -> Iterator[Block]:
+    """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
+    steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=ask.threshold)
+
+    def watched() -> Iterator[Step]:
+        for step in steps:
+            if sender.is_cancelled():
+                return
+            yield step
+
+    try:
+        yield from blocks(watched(), model.tokenizer)
+    finally:
+        steps.close()
+
+
+def _tensor(request: Any, name: str) -> Any:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _one(request: Any, name: str) -> Any:
+    values = _tensor(request, name)
+    return None if values is None else _single(name, values)
+
+
+def _single(name: str, values: Any) -> Any:
+    if values.size != 1:
+        raise UserError(f"{name} has {values.size} elements; expected one")
+    return values.reshape(-1)[0]
+
+
+def _text(content: Any) -> str:
+    try:
+        return content.decode("utf-8") if isinstance(content, bytes) else str(content)
+    except UnicodeDecodeError as error:
+        raise UserError(f"text_input is not UTF-8 ({error.reason}); send text, or input_ids") from None
+
+
+def _response(text: str, finish: str) -> Any:
+    values = {"text_output": text, "finish_reason": finish}
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, np.array([value.encode()], np.object_)) for name, value in values.items()]
+    )
+
+
+def _fail(sender: Any, message: str, code: int) -> None:
+    error = pb_utils.TritonError(" ".join(message.split()), code)
+    sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
