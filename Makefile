@@ -86,7 +86,7 @@ test-oldest: .oldest/.installed
 	.oldest/bin/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
 
 test-all: test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser,ray,triton]'
 	$(BIN)/python -m pytest -m "browser or native or long"
 
 reliability: $(VENV)/.testing

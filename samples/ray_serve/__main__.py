@@ -1,0 +1,111 @@
+"""Serves a bundle on several replicas with Ray Serve: python -m samples.ray_serve samples/student.bundle --replicas 1:4
+
+The HTTP API is that of runtime.serve. Options of it follow `--`: python -m samples.ray_serve BUNDLE -- --workers 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.bundle import read
+from runtime.command import DONE, Parser, print_json, run
+from runtime.errors import UserError
+from runtime.serve import listening, port, positive
+from runtime.serve import options as server_options
+
+STORE = 100 << 20  # bytes of Ray's store of objects, in which nothing of ours lies
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    cut = given.index("--") if "--" in given else len(given)
+    return run(lambda: fleet(options(given[:cut]), given[cut + 1 :]))
+
+
+def options(argv: Sequence[str]) -> argparse.Namespace:
+    p = Parser(prog="python -m samples.ray_serve",
+        description="Serves a bundle on several replicas with Ray Serve, in the HTTP API of runtime.serve, whose "
+        "options follow --. SIGTERM finishes what was begun.")  # fmt: skip
+    add = p.add_argument
+    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote, at that path on every machine")
+    add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
+        help="how many, as requests come, or one number (default: 2)")  # fmt: skip
+    add("--ongoing", type=positive, default=4, metavar="N",
+        help="requests that a replica should have, waiting ones too; more start another (default: 4)")  # fmt: skip
+    add("--cpus", type=float, default=1, metavar="N", help="cores of a replica, and its engine's threads (default: 1)")
+    add("--gpus", type=float, default=0, metavar="N", help="GPUs of a replica (default: 0)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=port, default=8000, metavar="N", help="port (default: 8000)")
+    add("--address", metavar="ADDRESS", help="a Ray cluster to join, or auto (default: Ray on this machine alone)")
+    add("--json", action="store_true", help="print one JSON object with the URL once it listens")
+    return p.parse_args(argv)
+
+
+def span(text: str) -> tuple[int, int]:
+    """LEAST:MOST, or one number for both."""
+    least, _, most = text.partition(":")
+    found = positive(least), positive(most or least)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{found[0]} is more than {found[1]}")
+    return found
+
+
+def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
+    """Starts Ray on this machine, or joins a cluster, and serves until SIGTERM or Ctrl-C."""
+    server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
+    read(Path(args.bundle)).engine(server_options(server).engine)  # a mistake is told before anything is started
+    if args.address is None:
+        listening(args.host, args.port).close()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    if args.address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for keeping to the loopback address
+    try:
+        import ray
+        from ray import serve
+
+        from .app import application
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve,ray]'") from None
+    stop = threading.Event()
+    if args.address is None:
+        cores = max(os.cpu_count() or 1, math.ceil(args.replicas[1] * args.cpus))
+        ray.init(
+            address="local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
+            logging_level="warning",
+        )  # fmt: skip
+    else:
+        ray.init(address=args.address, log_to_driver=False, logging_level="warning")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        serve.start(http_options={"host": args.host, "port": args.port})
+        try:
+            serve.run(application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep")
+        except RuntimeError as error:
+            raise UserError(
+                f"the replicas could not start ({error}); Ray's session_latest/logs/serve says more"
+            ) from None
+        url = f"http://{args.host}:{args.port}"
+        if args.json:
+            print_json({"url": url})
+            sys.stdout.flush()
+        print(f"serving {args.bundle} at {url}", file=sys.stderr, flush=True)
+        while not stop.wait(1):
+            pass
+        serve.delete("blockstep")  # its replicas finish what they began, and the proxy is there to hand it out
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

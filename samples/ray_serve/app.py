@@ -1,0 +1,49 @@
+"""The server of `python -m runtime.serve` as a deployment of Ray Serve: each replica a process with the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray import serve
+from starlette.applications import Starlette
+
+from runtime.command import load_model
+from runtime.serve import options, service
+from runtime.server.app import make_app
+
+DRAIN = 60  # seconds for what a replica has begun, as --drain of runtime.serve
+
+
+@serve.deployment(graceful_shutdown_timeout_s=DRAIN, health_check_period_s=5, max_constructor_retry_count=2)
+@serve.ingress()
+class Replica:
+    """One replica; its shutdown finishes what it began. argv: a bundle and options of runtime.serve."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        args = options(argv)
+        self._service = service(args, load_model(args))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return make_app(self._service)
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises."""
+        if self._service.workers.broken:
+            raise RuntimeError("a device has failed; the log says which call")
+
+
+def application(
+    argv: Sequence[str], least: int, most: int, ongoing: int, cpus: float, gpus: float
+) -> serve.Application:
+    """`least` to `most` replicas of `cpus` and `gpus` each, so many that each has `ongoing` requests, waiting ones too.
+
+    A replica holds at most twice as many; the others wait in Serve's proxy, for whichever replica is free first.
+    """
+    return Replica.options(
+        autoscaling_config={
+            "min_replicas": least, "initial_replicas": least, "max_replicas": most, "target_ongoing_requests": ongoing,
+            "upscale_delay_s": 5, "look_back_period_s": 5, "metrics_interval_s": 1,
+        },
+        max_ongoing_requests=2 * ongoing, max_queued_requests=32 * most,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+    ).bind(list(argv))  # fmt: skip
