@@ -69,6 +69,12 @@ def replicas(process: psutil.Process) -> list[psutil.Process]:
     return found
 
 
+def since(url: str) -> int:
+    """When the replica was started that answers this."""
+    created: int = httpx.get(f"{url}/v1/models/student", timeout=400).json()["created"]
+    return created
+
+
 def until(true: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -144,13 +150,12 @@ def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
             events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
         pieces = [json.loads(event)["choices"][0]["text"] for event in events[:-1]]
-        assert events[-1] == "[DONE]" and "".join(pieces) == solo[0].text and len(pieces) == 2
+        assert events[-1] == "[DONE]" and "".join(pieces) == solo[0].text and len(pieces) > 1
 
         with load_on(url, prompts, solo) as clients:
             until(lambda: len(replicas(process)) == 2)
-            before = replicas(process)
-            counts = [len(client.answers) for client in clients]
-            until(lambda: all(len(c.answers) > count + 2 for c, count in zip(clients, counts, strict=True)))
+            before, started = replicas(process), set[int]()
+            until(lambda: bool(started.add(since(url)) or len(started) == 2))
             before[0].kill()
             until(lambda: sum(client.retries for client in clients) > 0)
             until(lambda: len(replicas(process)) == 2 and before[0] not in replicas(process))
@@ -189,8 +194,10 @@ def test_a_mistake_ends_in_one_line_before_anything_is_started(
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-        monkeypatch.setenv(name, "")
+    for name in (
+        "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S",
+    ):  # fmt: skip
+        monkeypatch.setenv(name, "")  # the command sets them
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -6,16 +6,19 @@ The HTTP API is that of runtime.serve. Options of it follow `--`: python -m samp
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from runtime.bundle import read
-from runtime.command import DONE, Parser, print_json, run
+from runtime.command import DONE, Parser, run
 from runtime.errors import UserError
 from runtime.serve import listening, port, positive
 from runtime.serve import options as server_options
@@ -65,6 +68,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     if args.address is None:
         listening(args.host, args.port).close()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # in its 5 s a busy machine loads no library
     if args.address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for keeping to the loopback address
     try:
@@ -74,37 +78,41 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
         from .app import application
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve,ray]'") from None
-    stop = threading.Event()
-    if args.address is None:
-        cores = max(os.cpu_count() or 1, math.ceil(args.replicas[1] * args.cpus))
-        ray.init(
-            address="local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
-            logging_level="warning",
-        )  # fmt: skip
-    else:
-        ray.init(address=args.address, log_to_driver=False, logging_level="warning")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        serve.start(http_options={"host": args.host, "port": args.port})
+    stop, out = threading.Event(), sys.stdout
+    with redirect_stdout(sys.stderr):  # to which Ray tells what it has to tell
+        start_ray(args)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         try:
-            serve.run(application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep")
-        except RuntimeError as error:
-            raise UserError(
-                f"the replicas could not start ({error}); Ray's session_latest/logs/serve says more"
-            ) from None
-        url = f"http://{args.host}:{args.port}"
-        if args.json:
-            print_json({"url": url})
-            sys.stdout.flush()
-        print(f"serving {args.bundle} at {url}", file=sys.stderr, flush=True)
-        while not stop.wait(1):
-            pass
-        serve.delete("blockstep")  # its replicas finish what they began, and the proxy is there to hand it out
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+            try:
+                serve.start(http_options={"host": args.host, "port": args.port})
+                serve.run(application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep")
+            except (RuntimeError, TimeoutError) as error:
+                where = "Ray's session_latest/logs/serve"
+                raise UserError(f"the replicas could not start ({error}); {where} says more") from None
+            url = f"http://{args.host}:{args.port}"
+            if args.json:
+                print(json.dumps({"url": url}), file=out, flush=True)
+            print(f"serving {args.bundle} at {url}", file=sys.stderr, flush=True)
+            while not stop.wait(1):
+                pass
+            serve.delete("blockstep")  # its replicas finish what they began, and the proxy is there to hand it out
+        finally:
+            serve.shutdown()
+            ray.shutdown()
     return DONE
+
+
+def start_ray(args: argparse.Namespace) -> None:
+    """Ray on this machine alone, or as a member of the cluster that is named."""
+    import ray
+
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if args.address is not None:
+        ray.init(address=args.address, **told)
+        return
+    cores = max(os.cpu_count() or 1, math.ceil(args.replicas[1] * args.cpus))
+    ray.init(address="local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, **told)
 
 
 if __name__ == "__main__":
