@@ -235,6 +235,7 @@ def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, capsys: pytest.C
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
+@pytest.mark.long
 def test_the_config_is_what_tritons_own_schema_reads(written: Path, module: ModuleType) -> None:
     schema = pytest.importorskip(
         "tritonclient.grpc.model_config_pb2", reason="Triton's schema: pip install 'blockstep[triton]'"
