@@ -18,6 +18,7 @@ from .contract import GateSpec
 from .errors import NumericalError
 from .gate import Gate
 from .layout import check_ids, check_room, check_suffix, positions_for
+from .sample import check_sampling, sampler
 from .sequence import NOTHING, Inputs, Progress, Result
 
 Threshold = float | Callable[[], float]
@@ -29,13 +30,17 @@ class Request:
 
     threshold: its own, a value or a function read at every step, in place of the one for all requests. suffix int64
     [length]: known tokens behind exactly `max_new_tokens` positions, see `layout.check_suffix`; the answer is what
-    stands before it, to an end token.
+    stands before it, to an end token. temperature: 0 takes the best tokens; above it, to 5, each open position's token
+    is drawn at every step, see `sample.Sampler`, and one of low confidence is drawn again at the next; seed: of these
+    draws, an int64, drawn itself where it is None.
     """
 
     prompt: Ints
     max_new_tokens: int
     threshold: Threshold | None = None
     suffix: Ints = field(default_factory=lambda: NOTHING)
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,12 @@ def _begin(backend: Backend, requests: Sequence[Request], fused: bool) -> list[P
         check_ids(contract, request.prompt)
         check_room(contract, len(request.prompt), request.max_new_tokens)
         check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
+        check_sampling(contract, request.temperature, request.seed)
     fused = fused and contract.block > 1  # with blocks of one there is nothing to gain: the candidate decides alone
-    slots = [Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix) for i, r in enumerate(requests)]
+    slots = [
+        Progress(contract, i, r.prompt, r.max_new_tokens, fused, r.suffix, sampler(r.temperature, r.seed))
+        for i, r in enumerate(requests)
+    ]
     if slots:
         backend.open(len(slots), max(positions_for(contract, len(r.prompt), r.max_new_tokens) for r in requests))
     return slots
@@ -153,7 +162,9 @@ def _propose(backend: Backend, slots: Sequence[Progress]) -> tuple[dict[int, Int
     ready = [slot for slot in live if slot not in inputs]
     if inputs:
         out = backend.forward(_assemble(slots, inputs, backend.contract.pad_id))
-        if not (np.isfinite(out.confidence).all() and np.isfinite(out.entropy).all()):
+        if not (np.isfinite(out.confidence).all() and np.isfinite(out.entropy).all()) or (
+            out.top_logprob is not None and np.isnan(out.top_logprob).any()
+        ):
             raise NumericalError(
                 "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
             )
@@ -163,9 +174,10 @@ def _propose(backend: Backend, slots: Sequence[Progress]) -> tuple[dict[int, Int
 
 def _assemble(slots: Sequence[Progress], inputs: Mapping[int, Inputs], pad_id: int) -> Forward:
     """The sequences' inputs side by side; who has none gets one padding token, behind its committed ones."""
+    top = any(slots[slot].sampler is not None for slot in inputs)
     if len(slots) == 1:
         own = inputs[0]
-        return Forward(own.ids[None], np.array([own.past]), own.visible[None], own.rows[None])
+        return Forward(own.ids[None], np.array([own.past]), own.visible[None], own.rows[None], top)
     width, n = max(len(p.ids) for p in inputs.values()), max(len(p.rows) for p in inputs.values())
     ids = np.full((len(slots), width), pad_id, np.int64)
     visible, rows = np.ones((len(slots), width), np.int64), np.zeros((len(slots), n), np.int64)
@@ -173,7 +185,7 @@ def _assemble(slots: Sequence[Progress], inputs: Mapping[int, Inputs], pad_id: i
         ids[slot, : len(part.ids)] = part.ids
         visible[slot, : len(part.ids)] = part.visible
         rows[slot, : len(part.rows)] = part.rows
-    return Forward(ids, np.array([s.past for s in slots]), visible, rows)
+    return Forward(ids, np.array([s.past for s in slots]), visible, rows, top)
 
 
 def _accept(
@@ -182,7 +194,9 @@ def _accept(
 ) -> list[Step]:  # fmt: skip
     """Lets the gate decide on all these canvases at once, by the thresholds it reads, and writes down what it took."""
     chosen = [slots[slot] for slot in ready]
-    token, confidence, entropy = (_stack(parts) for parts in zip(*(s.latest.parts() for s in chosen), strict=True))
+    for s in chosen:
+        s.draw()
+    token, confidence, entropy = (_stack(parts) for parts in zip(*(s.latest.parts()[:3] for s in chosen), strict=True))
     progress = np.array([s.progress for s in chosen], np.float32)
     threshold = np.array(read([s.row for s in chosen]))  # [canvases]
     accepted = rule(token, confidence, entropy, _stack([s.open for s in chosen]), progress, threshold)

@@ -17,6 +17,7 @@ from .contract import Contract, GateSpec
 from .decode import Request, Step, Threshold
 from .errors import UserError
 from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
+from .sample import check_sampling, sampler
 from .sequence import Result
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Answer:
     cached: bool
     seconds: float
     prefill_seconds: float
+    seed: int | None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -69,8 +71,10 @@ class Model:
     `threshold`, a value or a function read at every step, the gate's own by default; `fused`, whether a block's commit
     shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template; `suffix`, text
     or ids behind exactly `max_new_tokens` positions, by default as many as the block has room for: the answer is what
-    stands before it, to an end token; as text it is encoded alone and without a chat template. Each raises
-    UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
+    stands before it, to an end token; as text it is encoded alone and without a chat template; `temperature`, 0 for
+    the best tokens, above it to 5 for drawn ones, of a bundle exported with top tokens; `seed`, an int64 with which
+    the same draws are made again, itself drawn by default and then told in the result. Each raises UserError before
+    any work where the request does not fit, and NumericalError for scores that are not numbers.
     """
 
     backend: Backend
@@ -94,9 +98,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Generator[Step, None, None]:
         """What each forward does to the canvas; the last step has the result. To leave early, close it."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return self._steps(request, threshold, fused)
 
     def stream(
@@ -108,9 +116,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Iterator[Block]:
         """Blocks as they become final; their texts together are the answer's."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return blocks(self._steps(request, threshold, fused), self.tokenizer)
 
     def generate(
@@ -122,9 +134,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Answer:
         """The whole answer."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
 
     def share(self) -> Model:
@@ -135,9 +151,13 @@ class Model:
         return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
 
     def request(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = ""
-    ) -> Request:
-        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request."""
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = "",
+        temperature: float = 0.0, seed: int | None = None,
+    ) -> Request:  # fmt: skip
+        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request.
+
+        A seed is drawn where one is needed and none was given.
+        """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
         behind = self.tokenizer.encode(suffix) if isinstance(suffix, str) else token_ids(suffix)
         if max_new_tokens is None:
@@ -146,7 +166,10 @@ class Model:
             max_new_tokens = max(1, min(NEW_TOKENS, room))
         check_room(self.contract, len(ids), max_new_tokens)
         check_suffix(self.contract, len(ids), max_new_tokens, behind)
-        return Request(ids, max_new_tokens, suffix=behind)
+        check_sampling(self.contract, temperature, seed)
+        drawing = sampler(temperature, seed)
+        seed = None if drawing is None else drawing.seed
+        return Request(ids, max_new_tokens, suffix=behind, temperature=temperature, seed=seed)
 
     def _encode(self, text: str, raw: bool) -> Ints:
         if not text:  # a chat template would make tokens of nothing

@@ -95,7 +95,10 @@ def answer(model: Model, ask: Ask, threshold: Threshold | None, wanted: Callable
     Raises what `Model.steps` raises.
     """
     seen: list[float] = []
-    steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen))
+    steps = model.steps(
+        ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen),
+        temperature=ask.temperature, seed=ask.seed,
+    )  # fmt: skip
     work, finish = Work(model, ask, deliver), "cancelled"
     try:
         for block in blocks(work.watched(steps, wanted), model.tokenizer):
