@@ -201,7 +201,7 @@ SHA = "0" * 64
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda m: m.update(format=2), "has format 2, this version reads 1"),
+        (lambda m: m.update(format=2), "has format 2; this version reads formats up to 1"),
         (lambda m: m.update(colour="red"), "manifest has unknown keys colour"),
         (lambda m: m.pop("format"), "manifest lacks format"),
         (lambda m: m.pop("tokenizer"), "manifest lacks tokenizer"),

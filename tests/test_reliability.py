@@ -59,13 +59,14 @@ PLANTED = """
 import os, signal
 from pathlib import Path
 from runtime.errors import UserError
+SWOLLEN = 64 << 20
 def kind(number): return "planted"
 def attempt(number, folder):
     if number == 1: raise UserError("got this; expected that")
     if number == 2: raise KeyError("x")
     if number == 3: os.kill(os.getpid(), signal.SIGSEGV)
     if number == 4: os.kill(os.getpid(), signal.SIGPROF)
-    if number == 5: bytearray(os.urandom(1 << 20) * (1 << 11))
+    if number == 5: os.urandom(1 << 10) * (80 << 10)
     if number == 6: os.system("true")
     if number == 7: assert False, "another answer"
     return "fine"

@@ -147,7 +147,9 @@ def test_an_export_proves_them_in_every_precision(precision: str, parity: str, t
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, 64, K)
     file = write_model(source, contract, precision, False, tmp_path)[0]
-    found = {check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))}
+    found = {
+        check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))
+    }
     assert all(check.ok for check in found.values()), [str(check) for check in found.values()]
     assert ("of the top tokens" if parity == "whole" else "of the best and the top tokens") in found[
         "steps" if parity == "whole" else "head"
