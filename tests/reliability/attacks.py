@@ -81,7 +81,7 @@ def kind(number: int) -> str:
 
 def attempt(number: int, folder: Path) -> str:
     what, attack = order()[number]
-    trial.SECONDS = 1  # in this attempt's own process
+    trial.SECONDS = 1
     attack(folder)
     assert what in HARMLESS, "it was taken"
     return "without effect"
