@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
+from runtime.batch import Step
 from runtime.contract import Contract, GateSpec
-from runtime.decode import Request, Step, steps
+from runtime.decode import Request, steps
 from runtime.ort import OrtBackend
 from train.torch_backend import TorchBackend
 

@@ -29,6 +29,11 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
     contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
+    if contracts[0].attention == "full" and (args.batch or 1) > 1:
+        raise UserError(
+            f"--batch is {args.batch}, but a full model sees all that it is given, also what pads a shorter sequence; "
+            "give 1"
+        )
     origin = provenance(args.ckpt, overrides_of(args), source.model)
     shared = Shared(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:

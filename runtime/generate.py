@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
+from .batch import Step
 from .command import DONE, Parser, add_engine_options, load_model, print_json, run
-from .decode import Step
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result

@@ -13,12 +13,14 @@ import numpy as np
 
 from . import decode, trial
 from .backend import Backend, Ints, Shareable
+from .batch import Step
 from .contract import Contract, GateSpec
-from .decode import Request, Step, Threshold
+from .decode import Request, Threshold
 from .errors import UserError
 from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
 from .sample import check_sampling, sampler
 from .sequence import Result
+from .session import Session
 
 if TYPE_CHECKING:
     from .manifest import Bundle, Engine
@@ -84,6 +86,7 @@ class Model:
     precision: str
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     _process: int = field(default_factory=os.getpid, repr=False, compare=False)
+    _session: Session | None = field(default=None, repr=False, compare=False)
 
     @property
     def contract(self) -> Contract:
@@ -150,6 +153,16 @@ class Model:
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
         return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
 
+    def session(self) -> Model:
+        """Another model over the same weights that keeps a prefix in its cache from one answer to the next.
+
+        Where prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; answers
+        are the same in fp32. Raises UserError where the engine cannot be shared or no prefix can be kept: under the
+        alignment `prompt` every token sees the whole prompt, and a `full` model has no cache.
+        """
+        own = self.share()
+        return replace(own, _session=Session(own.backend, own.gate))
+
     def request(
         self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = "",
         temperature: float = 0.0, seed: int | None = None,
@@ -188,7 +201,11 @@ class Model:
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:
-            for done in decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused):
+            if self._session is None:
+                made = decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused)
+            else:
+                made = self._session.steps(request, threshold=threshold, fused=fused)
+            for done in made:
                 yield from done
         finally:
             self._busy.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,26 +74,32 @@ class Progress:
         "past",
         "pending",
         "pending_visible",
+        "prefilled",
         "result",
         "row",
         "sampler",
+        "started",
         "steps",
         "suffix",
         "tail",
+        "threshold",
         "visible",
         "wanted",
     )  # fmt: skip
 
     def __init__(
-        self, contract: Contract, row: int, prompt: Ints, wanted: int, fused: bool, suffix: Ints = NOTHING,
-        sampler: Sampler | None = None,
+        self, contract: Contract, row: int, prompt: Ints, wanted: int, threshold: Callable[[], float],
+        fused: bool = True, suffix: Ints = NOTHING, past: int = 0, sampler: Sampler | None = None,
     ) -> None:  # fmt: skip
         full, block = contract.attention == "full", contract.block
         start = len(prompt) if full else committed_prompt(contract, len(prompt))
-        self.contract, self.row, self.wanted, self.fused = contract, row, wanted, fused or full
+        self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
+        self.fused = full or (fused and block > 1)  # with blocks of one the last committed row alone decides
         self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
-        self.past = 0
-        self.pending, self.pending_visible = prompt[:start], prompt_visible(contract, start)
+        self.past = past  # of the prompt's tokens so many are in the cache already
+        self.pending, self.pending_visible = prompt[past:start], prompt_visible(contract, start)[past:]
+        self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
+        self.prefilled: float | None = None
         self.sampler, self.draws = sampler, 0  # None takes the best tokens
         self.latest = nothing_yet(block, contract.top_k if sampler else 0)
         self.answer: list[int] = []
@@ -118,6 +125,13 @@ class Progress:
         inside = (place >= 0) & (place < len(self.suffix))
         ids[inside] = self.suffix[place[inside]]
         return ids
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward."""
+        if self.contract.attention == "full":
+            return len(self.pending) - len(self.answer) + self.contract.canvas
+        return len(self.pending) + self.contract.block * (self.fused or not len(self.pending))
 
     @property
     def progress(self) -> float:

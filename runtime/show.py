@@ -10,8 +10,8 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
+from .batch import Step
 from .contract import Contract
-from .decode import Step
 from .sequence import Result
 from .text import BROKEN, Tokenizer
 

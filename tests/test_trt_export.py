@@ -285,6 +285,15 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert sorted(made.iterdir()) == before
 
 
+def test_a_full_model_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its graph has no input that hides what pads a shorter sequence."""
+    full = student()
+    save(replace(full, decoding=replace(full.decoding, attention="full")), tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--batch", "2"]) == 2
+    assert "--batch is 2, but a full model sees all that it is given" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["student.pt"]
+
+
 def test_a_tensorrt_without_polygraphy_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", None)
     with pytest.raises(UserError, match=r"^tensorrt_rtx cannot be used here \(.*polygraphy.*\); .*install"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Ints, Shareable
-from ..decode import Step
+from ..batch import Step
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Block, Model, blocks, load
 from ..sequence import Result

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..decode import Step, Threshold
+from ..batch import Step
+from ..decode import Threshold
 from ..model import Block, Model, blocks
 from ..show import end_of_canvas, pieces
 from .ask import Ask
