@@ -20,7 +20,7 @@ from section import Section
 
 TITLE = "Mutation testing"
 ROOT = Path(__file__).parents[2]
-MODULES = ("gate", "layout", "sequence", "decode", "contract")  # as pyproject.toml's tool.mutmut has them
+MODULES = ("gate", "layout", "sequence", "batch", "decode", "contract")  # as pyproject.toml's tool.mutmut has them
 NEEDED = ("runtime", "train", "export", "samples", "tests", "pyproject.toml", "README.md")
 NOTICED = {1, 3, -9, -11, 24, -24, 36, 152, 255}  # mutmut's codes: a test failed, a crash, out of time
 GOAL = 85  # per cent
