@@ -105,11 +105,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     settings = settings_of(args, [task.name for task in chosen], saved)
     parallel.check_same(settings)
     parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
-    model, tokenizer, ask = (
-        saved.build().to(args.device),
-        saved.read_tokenizer(),
-        prompts.of_checkpoint(saved, args.raw),
-    )
+    model = saved.build().to(args.device)
+    tokenizer, ask = saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
     right = total = new = 0
     for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
         path = args.out / shard.name

@@ -75,8 +75,8 @@ def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: di
     `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
     from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
     go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `resume.forget` when the weights are
-    safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError where
-    nothing can be written or the stopped run is another one.
+    safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError
+    where nothing can be written or the stopped run is another one.
     """
     started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: parallel.own(p) for name, p in learnt.items()}
