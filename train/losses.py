@@ -3,7 +3,7 @@
 Sources: `distillation`, `consistency`, `denoising` of CDLM (arXiv 2511.19269), where q(.|y) is the student on a state y
 of a trajectory; `tempered_distillation` of CD4LM (arXiv 2601.02236); `uncertainty` of dParallel (arXiv 2509.26488).
 Scores are fp32 logits without the mask token, as `barred` gives them. Of several processes each gets its part of a mean
-over the positions of all (`parallel.share`).
+over the positions of all (`parallel.part`).
 """
 
 from __future__ import annotations
@@ -64,16 +64,12 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
 
 
 def _mean(losses: Tensor) -> Tensor:
-    return (losses.mean() if len(losses) else losses.sum()) * parallel.share(_count(losses))
+    return parallel.part(losses.mean() if len(losses) else losses.sum(), len(losses))
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
     weight = weight.to(losses.device)
-    return (losses * weight).sum() / weight.sum().clamp_min(1e-6) * parallel.share(weight.sum())
-
-
-def _count(losses: Tensor) -> Tensor:
-    return torch.tensor(float(len(losses)), device=losses.device)
+    return parallel.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
 def barred(logits: Tensor, mask_id: int) -> Tensor:

@@ -23,7 +23,7 @@ def next_token_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: 
         wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
         logits = model.logits(hidden[:, :-1][wanted]).float()
         target = batch.ids[:, 1:][wanted].to(logits.device)
-        loss = F.cross_entropy(logits, target) * parallel.share(torch.tensor(float(len(target)), device=logits.device))
+        loss = parallel.part(F.cross_entropy(logits, target), len(target))
         return loss, {"next": parallel.mean(logits.argmax(-1) == target)}
 
     return loss_of

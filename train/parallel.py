@@ -50,8 +50,12 @@ def run(command: Callable[[], int]) -> int:
     if _asked("RANK") == 0:
         return run_command(lambda: _as_device_error(command))
     said = io.StringIO()
-    with redirect_stdout(io.StringIO()), redirect_stderr(said):
-        code = run_command(lambda: _as_device_error(command))
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            code = run_command(lambda: _as_device_error(command))
+    except Exception:
+        time.sleep(PATIENCE)
+        raise
     if code:
         time.sleep(PATIENCE)
         print(f"process {_asked('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
@@ -74,14 +78,13 @@ def joined(device: str) -> Iterator[None]:
     if _asked("WORLD_SIZE", 1) == 1:
         yield
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=LONGEST)
-    try:
-        yield
-        dist.barrier()  # none takes the group away while another is still in it
-    except BaseException:
-        raise  # with the others in the middle of something a group cannot be left in order
+    if device == "cuda":
+        dist.init_process_group("nccl", timeout=LONGEST, device_id=torch.device("cuda", _asked("LOCAL_RANK")))
     else:
-        dist.destroy_process_group()
+        dist.init_process_group("gloo", timeout=LONGEST)
+    yield  # after an error there is no leaving in order: the others are in the middle of something
+    dist.barrier()  # none takes the group away while another is still in it
+    dist.destroy_process_group()
 
 
 def check(batch: int, compiled: bool) -> None:
@@ -130,12 +133,12 @@ def mine(rows: Rows) -> Rows:
     return rows[rank() :: size()]
 
 
-def share(weight: Tensor | float) -> Tensor | float:
-    """Which share of all processes' weights this one's are; a mean of its own times that is its part of the mean."""
+def part(mean: Tensor, weight: Tensor | int) -> Tensor:
+    """Of a mean over this process's weights, its part of the mean over all processes' weights."""
     if size() == 1:
-        return 1.0
-    own = torch.as_tensor(weight, dtype=torch.float32)
-    return own / total(own).clamp_min(1e-6)
+        return mean
+    here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
+    return mean * (here / total(here).clamp_min(1e-6))
 
 
 def mean(flags: Tensor) -> float:

@@ -56,7 +56,7 @@ def masked_loss(model: Model, forward: torch.nn.Module, stream: Stream, decoding
         right = parallel.mean((logits.argmax(-1) == target)[weight == 1])
         # a small batch may draw no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
-        return mean * parallel.share(weight.sum()), {"masked": right}
+        return parallel.part(mean, weight.sum()), {"masked": right}
 
     return loss_of
 
