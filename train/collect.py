@@ -181,7 +181,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=int, default=1500, help="prompts, over all tasks (default 1500)")
     p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
-    p.add_argument("--shard", type=int, default=256, help="trajectories a file (default 256)")
+    p.add_argument("--shard", type=int, default=256, help="trajectories a file, of which under torchrun each process "
+        "collects whole ones (default 256)")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     add_bf16_option(p)
     add_device_option(p)

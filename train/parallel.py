@@ -191,10 +191,10 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
     return norm
 
 
-def whole(learnt: Mapping[str, nn.Parameter], owned: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole(learnt: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of tensors that are sharded as `learnt` is, whole ones in the first process's memory; nothing in the others'."""
     if size() == 1:
-        return owned
+        return {name: tensor.cpu() for name, tensor in owned.items()}
     from torch.distributed.tensor import DTensor
 
     found = {}

@@ -99,7 +99,7 @@ class TorchBackend:
         self.model, self._contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
         self.device = model.embed_tokens.weight.device
-        self.barred = torch.tensor([contract.mask_id, *barred], device=self.device)
+        self.barred = torch.tensor([contract.mask_id, *barred]).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.cache: StaticCache | None = None
         self.hidden: Tensor | None = None
