@@ -5,6 +5,7 @@ python tests/ranks.py '["train.teacher --out a.pt", ...]'    with KILL=RANK:STEP
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train import collect, optimise, parallel
+from train import collect, optimise, parallel, resume
 
 
 def kill(rank: int, step: int) -> None:
@@ -39,9 +40,22 @@ def kill(rank: int, step: int) -> None:
     optimise._update, collect.answered = last_update, last_shard
 
 
+def fill(disk: str) -> None:
+    """The second process finds that disk full, which is in the name of what it writes to."""
+    save = resume.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if os.environ["RANK"] == "1" and disk in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(tensors, path)
+
+    resume.save_file = full
+
+
 def main(lines: list[str]) -> int:
     """The first exit code that is not 0 if there is one; all commands are run."""
     optimise.LOG_EVERY, parallel.PATIENCE = 1, 0
+    fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))
     with parallel.joined("cpu"):  # once: torchrun's store has no second group of the same name

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from runtime.command import FAILED, MISTAKE
 from runtime.command import run as run_command
 from runtime.errors import DeviceError, UserError
 
@@ -56,7 +57,7 @@ def run(command: Callable[[], int]) -> int:
     except Exception:
         time.sleep(PATIENCE)
         raise
-    if code:
+    if code in (FAILED, MISTAKE):
         time.sleep(PATIENCE)
         print(f"process {_asked('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
     return code
@@ -100,7 +101,7 @@ def check_same(values: Mapping[str, Any]) -> None:
     if size() == 1:
         return
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
-    ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(_where(), torch.float64)
+    ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
     if (total(ours) != ours * size()).any().item():
         told = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
         raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
@@ -145,23 +146,23 @@ def mean(flags: Tensor) -> float:
     """This process's part of the share of all processes' flags that are set; not a number where there are none."""
     if size() == 1:
         return flags.float().mean().item()
-    return (flags.sum() / total(torch.tensor(float(flags.numel()), device=flags.device))).item()
+    return (flags.sum() / total(torch.tensor(float(flags.numel())))).item()
 
 
 def total(value: Tensor) -> Tensor:
     """The sum over all processes, without gradients."""
     if size() == 1:
         return value.detach()
-    added = value.detach().clone()
+    added = value.detach().to(_where(), copy=True)
     dist.all_reduce(added)
-    return added
+    return added.to(value.device)
 
 
 def add_up(parts: Mapping[str, float]) -> dict[str, float]:
     """Figures of which each process has a part."""
     if size() == 1:
         return dict(parts)
-    added = total(torch.tensor(list(parts.values()), dtype=torch.float64, device=_where()))
+    added = total(torch.tensor(list(parts.values()), dtype=torch.float64))
     return dict(zip(parts, added.tolist(), strict=True))
 
 
@@ -227,7 +228,7 @@ def agreed(act: Callable[[], object]) -> None:
         act()
     except UserError as raised:
         error = raised
-    failed = total(torch.tensor(float(error is not None), device=_where())) if size() > 1 else None
+    failed = total(torch.tensor(float(error is not None))) if size() > 1 else None
     if error is not None:
         raise error
     if failed is not None and failed.item():
