@@ -53,15 +53,19 @@ def fill(disk: str) -> None:
 
 
 def main(lines: list[str]) -> int:
-    """The first exit code that is not 0 if there is one; all commands are run."""
+    """The highest exit code; all commands are run, but for a process that was killed."""
     optimise.LOG_EVERY, parallel.PATIENCE = 1, 0
     fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))
     with parallel.joined("cpu"):  # once: torchrun's store has no second group of the same name
         parallel.joined = lambda device: nullcontext()
-        codes = [importlib.import_module(name).main(words) for name, *words in map(str.split, lines)]
-    return next((code for code in codes if code), 0)
+        codes = []
+        for name, *words in map(str.split, lines):
+            codes.append(importlib.import_module(name).main(words))
+            if codes[-1] == 1:
+                sys.exit(1)  # another process has ended, which cannot be waited for
+    return max(codes)
 
 
 if __name__ == "__main__":
