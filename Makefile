@@ -21,7 +21,7 @@ help:
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
-	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json, and the table in SECURITY.md"
+	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
@@ -92,6 +92,16 @@ test-all: test
 reliability: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/python tests/reliability/report.py
+
+# The runtime's parts alone: what `pip install '.[cpu]'` brings, without itself and pip.
+bom: $(VENV)/.testing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[bom]'
+	@rm -rf .bom; $(PYTHON) -m venv --without-pip .bom
+	$(BIN)/python -m pip --python .bom/bin/python install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
+	@$(BIN)/python -m pip --python .bom/bin/python uninstall --quiet --yes blockstep
+	$(BIN)/cyclonedx-py environment .bom/bin/python --pyproject pyproject.toml --short-PURLs --output-reproducible \
+		--of JSON --output-file samples/results/bom.json
+	.bom/bin/python samples/parts.py --out samples/results/runtime_only.md
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'

@@ -51,15 +51,17 @@ class Dialect(Generic[FrameT]):
     """The operators that a runtime takes, and how it keeps its cache.
 
     cache: `in_place`, the present is the past's own buffer, or `delta`, it holds the new positions alone.
-    open_capacity: whether the cache's length is left to the host. head_multiple: of what a head's size has to be a
-    multiple. frame: what all layers share. norm: x fp32 [..., size], weight fp32 [size] and epsilon to the
-    RMS-normalised x.
+    open_capacity: whether the cache's length is left to the host. open_top_k: whether the host says at each run how
+    many top tokens it wants, so that a greedy step pays for none; TensorRT takes a constant alone. head_multiple: of
+    what a head's size has to be a multiple. frame: what all layers share. norm: x fp32 [..., size], weight fp32 [size]
+    and epsilon to the RMS-normalised x.
     """
 
     name: str
     opset: int
     cache: str
     open_capacity: bool
+    open_top_k: bool
     head_multiple: int
     frame: Callable[[Place], FrameT]
     attend: Attend[FrameT]

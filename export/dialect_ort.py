@@ -94,4 +94,4 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
-ORT = Dialect("ort", OPSET, "in_place", True, 8, frame, group_query_attention, rms_normalization)
+ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization)

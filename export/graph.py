@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from runtime.contract import cache_names
+from runtime.contract import REDUCED, TOP, cache_names
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.model import Attention, Layer, RMSNorm, rotary_tables
@@ -106,13 +106,16 @@ class StepGraph(nn.Module):
     """The whole step of a block-causal (over a cache) or full (without one) model.
 
     capacity: the most positions a cache of it may hold. logits: adds them, fp32 [batch, n, vocab], as an output. dtype:
-    of weights, heads and cache. The model's weights have shape and type alone (`weights.skeleton`).
+    of weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. The model's
+    weights have shape and type alone (`weights.skeleton`).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype
-    ) -> None:
+        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype,
+        top_k: int,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
         model, config = skeleton(checkpoint.model), checkpoint.model
         self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
@@ -129,7 +132,13 @@ class StepGraph(nn.Module):
         self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
 
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """With a cache `rest` is past_length, visible, rows and the layers' keys and values; otherwise rows."""
+        """With a cache `rest` is past_length, visible, rows and the layers' keys and values; otherwise rows.
+
+        How many top tokens are wanted, int64 [1], comes last where the host says it.
+        """
+        top_k: Tensor | int = self.top_k
+        if self.open_top_k:
+            rest, top_k = rest[:-1], rest[-1]
         past_length, visible, cache = torch.zeros(1, dtype=torch.int64), None, rest[1:]
         rows = rest[0]
         if not self.full:
@@ -142,18 +151,27 @@ class StepGraph(nn.Module):
             past = None if self.full else (cache[2 * i], cache[2 * i + 1])
             x, new = layer(x, frame, past, rows if i == len(self.layers) - 1 else None)
             present += new
-        return (*self._predict(self.norm(x)), *present)
+        return (*self._predict(self.norm(x), top_k), *present)
 
-    def _predict(self, x: Tensor) -> tuple[Tensor, ...]:
-        """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden]; and logits where asked."""
+    def _predict(self, x: Tensor, top_k: Tensor | int) -> tuple[Tensor, ...]:
+        """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden].
+
+        Behind them, where they are asked for, top_token and top_logprob [batch, n, K], and logits [batch, n, vocab].
+        """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
         token = logits.argmax(-1, keepdim=True)  # [batch * n, 1]
         probs = torch.softmax(logits, dim=-1)
         confidence = probs.gather(1, token)  # [batch * n, 1]
         behind = logits - logits.gather(1, token)  # <= 0, so a confident row's small entropy keeps its digits
         entropy = -(probs * behind).sum(-1, keepdim=True) - confidence.log()
-        reduced = tuple(part.view(*x.shape[:2]) for part in (token, confidence, entropy))
-        return (*reduced, logits[:, : self.vocab].view(*x.shape[:2], -1)) if self.with_logits else reduced
+        out = [part.view(*x.shape[:2]) for part in (token, confidence, entropy)]
+        if self.top_k:
+            values, top_token = torch.topk(logits.view(*x.shape[:2], -1), count(top_k))  # [batch, n, K]
+            best, log_best = (part.view(*x.shape[:2], 1) for part in (logits.gather(1, token), confidence.log()))
+            out += [top_token, values - best + log_best]  # the difference is exact where it is small
+        if self.with_logits:
+            out.append(logits[:, : self.vocab].view(*x.shape[:2], -1))
+        return tuple(out)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Scores of every token, the mask token and ids that are no token barred, fp32 [rows, vocab]."""
@@ -161,6 +179,13 @@ class StepGraph(nn.Module):
         if self.dtype == torch.float32:
             return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
         return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is no number of fp16
+
+
+def count(top_k: Tensor | int) -> int:
+    """A number of tokens, of which the tracer knows nothing where it is an input, int64 [1]."""
+    wanted: Any = top_k if isinstance(top_k, int) else top_k[0].item()
+    torch._check(wanted >= 0)  # type: ignore[no-untyped-call]
+    return cast(int, wanted)
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
@@ -178,7 +203,7 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 
 def trace(
     checkpoint: Checkpoint, capacity: int, logits: bool = False, dialect: str = "ort",
-    dtype: torch.dtype = torch.float32, batch: int | None = 1,
+    dtype: torch.dtype = torch.float32, batch: int | None = 1, top_k: int = 0,
 ) -> ir.Model:  # fmt: skip
     """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
 
@@ -186,16 +211,20 @@ def trace(
     called `hidden.0`, the embeddings, to `hidden.{layers}`.
 
     capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
-    many sequences, None to leave it open. Raises UserError where the dialect does not take the shape.
+    many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialect
+    `ort` as many as a further input `top_k` says. Raises UserError where the dialect does not take the shape.
     """
     shape, chosen = checkpoint.model, DIALECTS[dialect]
     if shape.head_dim % chosen.head_multiple:
         raise UserError(f"head_dim is {shape.head_dim}; ONNX Runtime's attention takes multiples of 8")
-    graph = StepGraph(checkpoint, capacity, logits, chosen, dtype).eval()
+    graph = StepGraph(checkpoint, capacity, logits, chosen, dtype, top_k).eval()
     names, inputs, axes = signature(graph, capacity, chosen, batch)
     presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
-    outputs = ["token", "confidence", "entropy", *(["logits"] if logits else []), *presents]
+    outputs = [*REDUCED, *(TOP if top_k else ()), *(["logits"] if logits else []), *presents]
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
+    for value in model.graph.outputs:
+        if graph.open_top_k and value.name in TOP and value.shape is not None:
+            value.shape = ir.Shape([*value.shape[:2], "top_k"])  # by the name of the input that decides it
     name_hidden_states(model)
     without_metadata(model)
     attach(model, fake, checkpoint.weights)
@@ -225,17 +254,21 @@ def signature(
     """The graph's inputs: their names, examples of them, and which of their axes are open under which name."""
     size, some = batch or 2, {} if batch else {0: "batch"}
     ids, rows = torch.zeros(size, 8, dtype=torch.int64), torch.zeros(size, 3, dtype=torch.int64)
-    if graph.full:
-        return ["input_ids", "rows"], [ids, rows], [{**some, 1: "width"}, {**some, 1: "n"}]
-    names = ["input_ids", "past_length", "visible", "rows"]
-    names += [cache_names(part)[0] for part in range(2 * len(graph.layers))]
-    # Each its own tensor: one given twice is one input to the exporter, which then mixes keys and values up.
-    length = 64 if dialect.open_capacity else capacity
-    shape = (size, graph.kv_heads, length, graph.head_dim)
-    cache = [torch.zeros(shape, dtype=graph.dtype) for _ in names[4:]]
-    lengths = {**some, 2: "capacity"} if dialect.open_capacity else some
-    axes = [{**some, 1: "width"}, some, {**some, 1: "width"}, {**some, 1: "n"}, *[lengths] * len(cache)]
-    return names, [ids, torch.full((size,), 5), torch.ones_like(ids), rows, *cache], axes
+    wide, asked = {**some, 1: "width"}, {**some, 1: "n"}
+    inputs: list[tuple[str, Tensor, dict[int, str]]] = [("input_ids", ids, wide), ("rows", rows, asked)]
+    if not graph.full:
+        between = [("past_length", torch.full((size,), 5), some), ("visible", torch.ones_like(ids), wide)]
+        inputs = [inputs[0], *between, inputs[1]]
+        # Each its own tensor: one given twice is one input to the exporter, which then mixes keys and values up.
+        length = 64 if dialect.open_capacity else capacity
+        shape = (size, graph.kv_heads, length, graph.head_dim)
+        lengths = {**some, 2: "capacity"} if dialect.open_capacity else some
+        parts = range(2 * len(graph.layers))
+        inputs += [(cache_names(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
+    if graph.open_top_k:
+        inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
+    names, tensors, axes = zip(*inputs, strict=True)
+    return list(names), list(tensors), list(axes)
 
 
 def without_metadata(model: ir.Model) -> None:

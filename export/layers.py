@@ -20,8 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.backend import Floats, Proposal
-from runtime.binding import REDUCED
-from runtime.contract import Contract, cache_names
+from runtime.contract import REDUCED, TOP, Contract, cache_names
 from runtime.ort import load_session
 from train.checkpoint import Checkpoint
 from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
@@ -29,7 +28,7 @@ from train.torch_backend import StaticCache, TorchBackend
 
 from .int8 import Int8Linear, restored
 from .parity import BOUNDS as LOG_PROBS
-from .parity import Check, worst
+from .parity import Check, between_top, worst
 from .quantise import Formats
 from .quantised_torch import quantised
 
@@ -83,7 +82,8 @@ def by_layer(
         detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
     yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
     gap, figures = head(source, contract, parts, exact, formats)
-    yield Check("head", gap.kept, f"max |d log p| {gap}, {figures}" + beside)
+    what = f"max |d log p|{' of the best and the top tokens' if contract.top_k else ''}"
+    yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
 
 
 def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
@@ -106,6 +106,10 @@ class Parts:
         if kind is None:
             raise AssertionError(f"{name} has no type")
         return kind.numpy()
+
+    def takes(self, name: str) -> bool:
+        """Whether the graph has an input of that name."""
+        return any(value.name == name for value in self.model.graph.inputs)
 
     def length(self, capacity: int) -> int:
         """Positions of a cache: as many as the graph wants, where it leaves that open at most LENGTH and `capacity`."""
@@ -223,20 +227,26 @@ def reference(
 def head(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: Formats | None = None
 ) -> tuple[Gap, str]:
-    """How far log-probabilities of the best tokens are apart for random states behind the last layer; more figures."""
+    """How far log-probabilities of the best tokens, and of the top tokens where they are outputs, are apart for random
+    states behind the last layer; more figures."""
     name = f"hidden.{contract.layers}"
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
-    made = Proposal(*parts.run({name: x}, REDUCED))
-    exact = predicted(source, contract, x)
-    near = predicted(source, contract, x, int8=True) if formats else exact
-    bound = max(LOG_PROBS[precision], log_prob_gap(near, exact))
+    feeds: dict[str, NDArray[Any]] = {name: x}
+    if parts.takes("top_k"):
+        feeds["top_k"] = np.array([contract.top_k])
+    made = Proposal(*parts.run(feeds, (*REDUCED, *(TOP if contract.top_k else ()))))
+    exact, every = predicted(source, contract, x)
+    near, all_near = predicted(source, contract, x, int8=True) if formats else (exact, every)
+    bound = max(LOG_PROBS[precision], log_prob_gap(near, exact, every))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
-    return Gap(log_prob_gap(made, near), bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
+    return Gap(
+        log_prob_gap(made, near, all_near), bound
+    ), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
 @torch.no_grad()
-def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> Proposal:
-    """What PyTorch predicts of states [1, n, hidden] behind the last layer."""
+def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
+    """What PyTorch predicts of states [1, n, hidden] behind the last layer, and all log-probabilities [1, n, vocab]."""
     config = source.model
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = norm(torch.from_numpy(x).float())
@@ -246,11 +256,16 @@ def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = Fa
     logits = torch.cat(columns, dim=-1)[..., : contract.vocab]
     with torch.device("meta"):
         empty = Model(config)
-    return TorchBackend(empty, contract, barred=source.missing_ids()).propose(logits)
+    backend = TorchBackend(empty, contract, barred=source.missing_ids())
+    proposal = backend.propose(logits, top=bool(contract.top_k))
+    assert backend.log_probs is not None  # they were just made
+    return proposal, backend.log_probs
 
 
-def log_prob_gap(ours: Proposal, theirs: Proposal) -> float:
-    return worst(0.0, np.log(ours.confidence) - np.log(theirs.confidence))
+def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
+    """Of the best tokens, and of the top tokens where there are any; log_probs [1, n, vocab]: all of theirs."""
+    best = np.log(ours.confidence) - np.log(theirs.confidence)
+    return worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
 
 
 def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:

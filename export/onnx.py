@@ -30,7 +30,7 @@ from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.families import Overrides
 from train.model import ModelConfig
-from train.options import add_directory_options, overrides_of
+from train.options import add_directory_options, add_top_k_option, overrides_of
 from train.published_weights import expected_shapes
 from train.torch_backend import TorchBackend, contract_of
 
@@ -67,6 +67,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
         f"(default auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
+    add_top_k_option(p)
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
     p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
     add_directory_options(p)
@@ -78,7 +79,7 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
-    contract = exported_contract(source, args.capacity)
+    contract = exported_contract(source, args.capacity, args.top_k)
     origin = provenance(args.ckpt, overrides_of(args), source.model)
     engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
     with writing(out):
@@ -109,12 +110,18 @@ def default_out(ckpt: Path) -> Path:
     return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
 
 
-def exported_contract(source: Checkpoint, capacity: int | None) -> Contract:
-    """The contract with its capacity in tokens. Raises UserError where that is no length the model has room for."""
+def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
+    """The contract with its capacity in tokens and its count of top tokens.
+
+    Raises UserError where the first is no length the model has room for, or it has not so many tokens to give.
+    """
     context = source.decoding.context
     if capacity is not None and not 1 <= capacity <= context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    contract = replace(contract_of(source), capacity=capacity or min(CAPACITY, context))
+    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed
+    if not 0 <= top_k <= known:
+        raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
+    contract = replace(contract_of(source, top_k=top_k), capacity=capacity or min(CAPACITY, context))
     if not room_for_answer(contract, 1):
         least = contract.canvas + 1 if contract.attention == "full" else contract.block + 1
         raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
@@ -125,7 +132,7 @@ def write_model(
     source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
 ) -> list[Path]:
     """Traces the graph and writes it into `folder`, see `store.store`."""
-    model = trace(source, contract.capacity, logits, dtype=TYPES[precision])
+    model = trace(source, contract.capacity, logits, dtype=TYPES[precision], top_k=contract.top_k)
     if (formats := formats_of("ort", precision)) is not None:
         quantise_weights(model, formats, contract.layers)
     return store(model, folder, f"ort-{precision}", external)

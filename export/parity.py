@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
+from runtime.batch import Step
 from runtime.contract import Contract, GateSpec
-from runtime.decode import Request, Step, steps
+from runtime.decode import Request, steps
 from runtime.ort import OrtBackend
 from train.torch_backend import TorchBackend
 
@@ -42,7 +43,8 @@ class Distance:
 
     tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
     log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either side,
-    None where the engine has neither logits nor a twin; entropy in nats; keys, values: of what the forwards wrote, in
+    None where the engine has neither logits nor a twin; top: of those of the top tokens that an engine gives, by token
+    and by rank, None where it gives none; entropy in nats; keys, values: of what the forwards wrote, in
     units of their root mean square in a layer where that is above 1; twin: between the engine and its twin, if any.
     """
 
@@ -52,6 +54,7 @@ class Distance:
     margin: float = 0.0
     log_prob: float = 0.0
     every_log_prob: float | None = None
+    top: float | None = None
     entropy: float = 0.0
     keys: float = 0.0
     values: float = 0.0
@@ -70,6 +73,7 @@ class Distance:
         bounded = [
             ("max |d log p| of the best token", self.log_prob, BOUNDS[precision] if best is None else best),
             (f"of every token above e^{NOTICED:g}", self.every_log_prob, free),
+            ("of the top tokens", self.top, free),
             ("entropy", self.entropy, ENTROPY.get(precision, math.inf)),
             ("keys", self.keys, free),
             ("values", self.values, free),
@@ -178,7 +182,8 @@ class SideBySide:
             backend.keep(rows)
 
     def forward(self, forward: Forward) -> Proposal:
-        ours, theirs = self.reference.forward(forward), self.candidate.forward(forward)
+        asked = replace(forward, top=forward.top or self.contract.top_k > 0)
+        ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
         log_probs = self.reference.log_probs
         if log_probs is None:
             raise AssertionError("the reference kept no log-probabilities")
@@ -194,6 +199,7 @@ class SideBySide:
             worst(before.margin, gap[other[0]]),
             worst(before.log_prob, np.log(ours.confidence) - np.log(theirs.confidence)),
             before.every_log_prob,
+            before.top if theirs.top_token is None else worst(before.top or 0.0, between_top(log_probs, theirs)),
             worst(before.entropy, ours.entropy - theirs.entropy),
             worst(before.keys, keys),
             worst(before.values, values),
@@ -221,6 +227,9 @@ class SideBySide:
         if self.twin is not None:
             again = self.twin.forward(forward)
             deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
+            if theirs.top_logprob is not None and self.twin.last_logits is not None:
+                every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)
+                deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
             if self.reference.cache is not None:
                 deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
             self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas))
@@ -254,6 +263,18 @@ def between(log_probs: Tensor, logits: Floats) -> Floats:
     theirs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
     ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
     apart: Floats = torch.where(ignored, 0.0, theirs - log_probs).numpy()
+    return apart
+
+
+def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
+    """Differences of an engine's top tokens to all log-probabilities [1, n, vocab]: by token, and by rank. [2, 1, n, K]
+
+    A list that lacks the best tokens may be right about those that it has. 0 where both sides are below NOTICED.
+    """
+    given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
+    ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
+    ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
+    apart: Floats = torch.where(ignored, 0.0, given - ours).numpy()
     return apart
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.errors import UserError
-from train.options import add_directory_options
+from train.options import add_directory_options, add_top_k_option
 
 from .trt_from_bundle import from_bundle
 from .trt_report import Report
@@ -54,6 +54,7 @@ def add_what(p: argparse.ArgumentParser) -> None:
         help="most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default "
         "1024 or the context)")  # fmt: skip
     add("--batch", type=int, metavar="N", help="sequences of a forward (default 1)")
+    add_top_k_option(p)
     add("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)")
     add("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64")
     add("--graph-only", action="store_true",
@@ -82,7 +83,7 @@ def check_options(args: argparse.Namespace) -> None:
     if (args.ckpt is None) == (args.bundle is None):
         raise UserError("give one of --ckpt, a checkpoint to export, and --bundle, whose graphs are built")
     if args.bundle is not None:
-        for name in ("out", "capacity", "batch", "data", "graph_only"):
+        for name in ("out", "capacity", "batch", "top_k", "data", "graph_only"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')} is for --ckpt; a bundle's graphs are built as they are")
     for name in ("batch", "max_prompt", "workspace"):

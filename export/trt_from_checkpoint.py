@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle, Engine
+from runtime.bundle import Bundle, Engine, check_place
 from runtime.contract import Contract
 from runtime.errors import UserError
 from train import checkpoint
@@ -29,7 +28,12 @@ PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
-    contracts = [exported_contract(source, capacity) for capacity in sorted(set(args.capacity or [])) or [None]]
+    contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
+    if contracts[0].attention == "full" and (args.batch or 1) > 1:
+        raise UserError(
+            f"--batch is {args.batch}, but a full model sees all that it is given, also what pads a shorter sequence; "
+            "give 1"
+        )
     origin = provenance(args.ckpt, overrides_of(args), source.model)
     shared = Shared(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
@@ -67,13 +71,21 @@ def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
 def asked(recipe: Recipe, contract: Contract) -> Asked:
     """The graph of a recipe, as plans know it."""
     dtype = str(recipe.dtype).removeprefix("torch.")
-    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, recipe.values(EXPORTER))
+    top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
+    values = recipe.values(EXPORTER) | top
+    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, values)
 
 
 def export_one(
     source: Checkpoint, contract: Contract, recipe: Recipe, shared: Shared, plan: Plan | None, report: Report
 ) -> None:
-    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one."""
+    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one.
+
+    Raises UserError before the work where the bundle would not take it.
+    """
+    engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
+    with writing(shared.path):
+        check_place(shared.path, shared.contract, engine, shared.provenance)
     graphs = Graphs(source, contract, recipe)
     with working_folder(shared.path) as folder:
         with writing(shared.path):
@@ -88,15 +100,12 @@ def export_one(
             add(shared, plan, files, parity, folder, report)
         else:
             with writing(shared.path):
-                keep(shared, recipe, contract, files, parity, report)
+                shared.write(replace(engine, model=files[0].name, parity=parity), files)
+                report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
 
 
-def keep(
-    shared: Shared, recipe: Recipe, contract: Contract, files: Sequence[Path], parity: dict[str, Any], report: Report
-) -> None:
-    """Adds the graph to the bundle as an engine that ONNX Runtime's CPU may run and TensorRT is to be built of."""
+def graph_alone(recipe: Recipe, contract: Contract) -> Engine:
+    """A graph as an engine of the bundle, which ONNX Runtime's CPU may run and TensorRT is to be built of."""
     batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
     name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
-    engine = Engine(name, recipe.dialect, recipe.precision, "any", None, files[0].name, {}, parity)
-    shared.write(engine, files)
-    report.engine(name, f"graph written to {shared.path}", built=False, file=files[0].name)
+    return Engine(name, recipe.dialect, recipe.precision, "any", None, "", {}, {})

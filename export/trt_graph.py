@@ -56,7 +56,7 @@ class Recipe:
 
 
 class Graphs:
-    """The graphs of one recipe, traced once. contract: with the capacity that they get."""
+    """The graphs of one recipe, traced once. contract: with the capacity and the count of top tokens that they get."""
 
     def __init__(self, source: Checkpoint, contract: Contract, recipe: Recipe) -> None:
         self.source, self.contract, self.recipe = source, contract, recipe
@@ -124,8 +124,10 @@ class Graphs:
         """A copy of the traced graph, to be changed."""
         recipe, capacity = self.recipe, self.contract.capacity
         if batch not in self._traced:
-            made = trace(self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch)
-            self._traced[batch] = made
+            self._traced[batch] = trace(
+                self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch,
+                top_k=self.contract.top_k,
+            )  # fmt: skip
         return self._traced[batch].clone()
 
 

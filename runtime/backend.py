@@ -20,25 +20,37 @@ class Forward:
     """Inputs of one forward of `width` tokens behind `past_length` committed ones, for as long as it runs.
 
     input_ids [batch, width]; past_length [batch]; visible [batch, width], how many cache positions each query sees, at
-    least 1; rows [batch, n], n >= 1, which of the width's rows to predict.
+    least 1; rows [batch, n], n >= 1, which of the width's rows to predict; top: whether the most likely tokens of each
+    are wanted too, as many as the contract's `top_k`.
     """
 
     input_ids: Ints
     past_length: Ints
     visible: Ints
     rows: Ints
+    top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """For each asked row the best token (never the mask token), its probability, and the entropy in nats. [batch, n]"""
+    """For each asked row the best token (never the mask token), its probability, and the entropy in nats. [batch, n]
+
+    top_token, top_logprob [batch, n, K]: the most likely tokens, the best first, and the logarithms of their
+    probabilities, nats; None where the forward did not ask for them.
+    """
 
     token: Ints
     confidence: Floats
     entropy: Floats
+    top_token: Ints | None = None
+    top_logprob: Floats | None = None
 
     def parts(self) -> tuple[NDArray[Any], ...]:
-        return self.token, self.confidence, self.entropy
+        """What there is, in the order of the fields: without top tokens the first three."""
+        reduced = (self.token, self.confidence, self.entropy)
+        if self.top_token is None or self.top_logprob is None:
+            return reduced
+        return (*reduced, self.top_token, self.top_logprob)
 
 
 class Backend(Protocol):
@@ -51,7 +63,8 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     def open(self, batch: int, capacity: int) -> None:
-        """Makes room, zeroed, for `batch` sequences of at most `capacity` positions."""
+        """Makes room, zeroed, for `batch` sequences of at most `capacity` positions; where there are several, a forward
+        may pad each to two blocks behind that."""
 
     def forward(self, forward: Forward) -> Proposal: ...
 

@@ -10,10 +10,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .contract import Contract, cache_names
+from .contract import REDUCED, TOP, Contract, cache_names
 
 OPEN = -1  # a dimension that the forward decides
-REDUCED = ("token", "confidence", "entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,17 @@ class Binding:
         return group
 
 
-def specs(contract: Contract, delta: str | None) -> dict[str, Spec]:
-    """The small arrays of a contract's graph. delta: the cache's type where the graph returns the new positions."""
+def specs(contract: Contract, delta: str | None, top_k: int) -> dict[str, Spec]:
+    """The small arrays of a contract's graph. delta: the cache's type where the graph returns the new positions; top_k:
+    how many top tokens are read."""
     c = contract
     table = {name: Spec("width", "int64", (1, OPEN)) for name in ("input_ids", "visible")}
     table["past_length"] = Spec("width", "int64", (1,))
     table["rows"] = Spec("n", "int64", (1, OPEN))
+    table["top_k"] = Spec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
     table |= {name: Spec("n", "int64" if name == "token" else "float32", (1, OPEN)) for name in REDUCED}
+    if top_k:
+        table |= {name: Spec("n", kind, (1, OPEN, top_k)) for name, kind in zip(TOP, ("int64", "float32"), strict=True)}
     table["logits"] = Spec("n", "float32", (1, OPEN, c.vocab))  # of a graph exported with them
     if delta is not None:
         new = Spec("width", delta, (1, c.kv_heads, OPEN, c.head_dim))

@@ -66,7 +66,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where an ONNX Runtime engine runs (default: cpu)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores)")
     add("--verify", choices=("first", "always"), default="first",
-        help="check the files' hashes at their first load, or always (default: first)")  # fmt: skip
+        help="check the files' hashes, and try them in a process of their own, at their first load or always "
+        "(default: first)")  # fmt: skip
     add("--trust-engine", action="store_true",
         help="load a TensorRT engine that this machine did not build: native code, which runs as you")  # fmt: skip
 

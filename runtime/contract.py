@@ -16,6 +16,8 @@ ATTENTIONS = ("block_causal", "full")
 CACHES = ("in_place", "delta", "none")
 RULES = ("threshold", "factor", "count")
 COMPARATORS = (">=", ">", "<=", "<")
+REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
+TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
 # Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
 MOST = {
     "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
@@ -66,7 +68,8 @@ class Contract:
     alignment, attention, shift: see the README's table. block, canvas, capacity: tokens. `canvas` is how many answer
     positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
     PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where
-    an engine takes fewer tokens at once than the cache holds and a prompt is one span.
+    an engine takes fewer tokens at once than the cache holds and a prompt is one span. top_k: how many of the most
+    likely tokens an engine gives with each row where they are asked for; 0: the best alone.
     """
 
     alignment: str
@@ -141,6 +144,8 @@ def parse_contract(values: Any) -> Contract:
     for name, most in MOST.items():
         _integer(f"contract.{name}", getattr(contract, name), 1, most)
     _integer("contract.top_k", contract.top_k, 0)
+    if contract.top_k >= contract.vocab:
+        raise UserError(f"contract.top_k is {contract.top_k}, not below the vocabulary of {contract.vocab}")
     if contract.max_prompt is not None:
         _integer("contract.max_prompt", contract.max_prompt, 1)
     _check_tokens(contract)

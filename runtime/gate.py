@@ -50,15 +50,17 @@ class Gate:
         metric = confidence if spec.metric == "confidence" else entropy
         held = self._held_back(token, progress)
         eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
+        free = eligible & ~held
+        if spec.rule == "threshold":
+            limits = np.asarray(threshold, metric.dtype).reshape(-1, 1)  # [batch or 1, 1]; in fp64 0.9 is not 0.9
+            accepted: Bools = COMPARE[spec.comparator](metric, limits) & free
+            if spec.max is None and (accepted.sum(axis=1) >= spec.min).all():
+                return accepted  # the usual case, in which nothing has to be ranked
         rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
         if spec.rule == "count":
             return eligible & (rank < spec.min)
-        limits = np.broadcast_to(np.asarray(threshold), len(token))[:, None]  # [batch, 1]
-        free = eligible & ~held
         if spec.rule == "factor":
-            accepted = rank < factor_count(confidence, free, limits)[:, None]
-        else:
-            accepted = COMPARE[spec.comparator](metric, limits.astype(metric.dtype)) & free  # or 0.9 is not 0.9
+            accepted = rank < factor_count(confidence, free, np.asarray(threshold).reshape(-1, 1))[:, None]
         # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is open.
         accepted |= (rank < spec.min) & (free | ~free.any(axis=1, keepdims=True))
         if spec.max is not None:
@@ -82,8 +84,7 @@ def first_sub_block(masked: Bools, size: int) -> Bools:
 def ranks(score: Floats, eligible: Bools, held: Bools) -> Ints:
     """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
     order = np.lexsort((-score, held, ~eligible), axis=-1)  # stable, so ties keep the lowest position first
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+    rank: Ints = order.argsort(axis=-1)
     return rank
 
 

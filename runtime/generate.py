@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
+from .batch import Step
 from .command import DONE, Parser, add_engine_options, load_model, print_json, run
-from .decode import Step
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result
@@ -29,7 +29,7 @@ def generate(args: argparse.Namespace) -> int:
     loaded = time.perf_counter() - started
     steps: Iterator[Step] = model.steps(
         prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused",
-        raw=args.raw, suffix=args.suffix,
+        raw=args.raw, suffix=args.suffix, temperature=args.temperature, seed=args.seed,
     )  # fmt: skip
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
@@ -101,6 +101,11 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what follows: answered are the --max-new-tokens positions before it, by default as many as a block holds "
         "with it (a full model: its canvas)")  # fmt: skip
     add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
+    add("--temperature", type=float, default=0.0, metavar="T",
+        help="draws tokens from softmax(log p / T), T above 0 to 5; needs a bundle exported with --top-k (default: 0, "
+        "the best tokens)")  # fmt: skip
+    add("--seed", type=int, metavar="N",
+        help="of the draws: with the same one the same answer (default: drawn; --json and --show tell it)")  # fmt: skip
     add("--commit", choices=("fused", "separate"), default="fused",
         help="whether a finished block's forward is shared with the next canvas (default: fused)")  # fmt: skip
     add("--raw", action="store_true", help="leave the bundle's chat template out")

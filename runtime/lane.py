@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Forward, Proposal
+from .contract import REDUCED, TOP
 from .cuda import Cuda, Handle
 from .errors import DeviceError, UserError
 
@@ -81,10 +82,13 @@ class Crossing:
 class Lane:
     """A profile ready to run. `feed` writes a forward, `run` does it, `fetch` reads what came of it.
 
-    context: one of the engine's, to which the profile and everything but these small arrays was given already.
+    context: one of the engine's, to which the profile and everything but these small arrays was given already; top_k:
+    how many top tokens it computes at every run, asked for or not.
     """
 
-    def __init__(self, cuda: Cuda, stream: Handle, context: Any, widths: Widths, batch: int, stack: ExitStack) -> None:
+    def __init__(
+        self, cuda: Cuda, stream: Handle, context: Any, widths: Widths, batch: int, top_k: int, stack: ExitStack
+    ) -> None:
         self._cuda, self._stream, self.context = cuda, stream, context
         self.widths, self.batch = widths, batch
         wide, asked = (batch, widths.most), (batch, widths.rows)
@@ -97,6 +101,9 @@ class Lane:
             "confidence": (np.float32, asked),
             "entropy": (np.float32, asked),
         }
+        if top_k:
+            outputs |= {"top_token": (np.int64, (*asked, top_k)), "top_logprob": (np.float32, (*asked, top_k))}
+        self._shapes = {name: shape for name, (_, shape) in outputs.items()}
         self.inputs, self.outputs = Crossing(cuda, inputs, stack), Crossing(cuda, outputs, stack)
         self._graph: Handle | None = None
 
@@ -125,13 +132,10 @@ class Lane:
             self._cuda.launch(self._graph, self._stream)
         self._cuda.synchronise(self._stream)
 
-    def fetch(self, asked: int) -> Proposal:
-        """What the last run proposed for the first `asked` rows. [batch, asked]"""
-        token, confidence, entropy = (
-            self.outputs.array(name, self.batch, self.widths.rows)[:, :asked].copy()
-            for name in ("token", "confidence", "entropy")
-        )
-        return Proposal(token, confidence, entropy)
+    def fetch(self, asked: int, top: bool = False) -> Proposal:
+        """What the last run proposed for the first `asked` rows, the top tokens too where wanted. [batch, asked]"""
+        names = (*REDUCED, *(TOP if top else ()))
+        return Proposal(*(self.outputs.array(name, *self._shapes[name])[:, :asked].copy() for name in names))
 
     def capture(self, stack: ExitStack) -> None:
         """Keeps its forward as a CUDA graph, where the engine can; it has to have run once."""

@@ -23,6 +23,35 @@ def prompt_visible(contract: Contract, length: int) -> Ints:
     return (place + contract.block - short) // contract.block * contract.block + short
 
 
+def check_reuse(contract: Contract) -> None:
+    """Raises UserError where no prompt can begin with keys and values that another one left."""
+    if contract.attention == "full":
+        raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
+    if contract.alignment == "prompt":
+        raise UserError(
+            "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
+            "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)"
+        )
+
+
+def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
+    """How many of a prompt's first tokens need no prefill behind the keys and values of `held` [length].
+
+    Whole blocks alone, since a token sees its block to the end. held: the ids that an answer to a prompt of `earlier`
+    tokens left committed. With `end`, blocks are counted back from the prompt's end, so that both have to be short by
+    the same. With `shift` something is committed in front of an open canvas, whose first token it predicts.
+    """
+    block, start = contract.block, committed_prompt(contract, len(prompt))
+    short = len(prompt) % block if contract.alignment == "end" else 0
+    if contract.alignment == "end" and earlier % block != short:
+        return 0
+    both = min(len(held), start)
+    differs = (held[:both] != prompt[:both]).nonzero()[0]
+    alike = int(differs[0]) if len(differs) else both
+    most = alike - 1 if contract.shift and alike == len(prompt) else alike
+    return short + (most - short) // block * block if most >= short else 0
+
+
 def blocks_for(contract: Contract, prompt: int, tokens: int) -> int:
     """Whole blocks that `tokens` answer tokens need, the prompt's tail in the first canvas included."""
     tail = prompt - committed_prompt(contract, prompt)

@@ -138,7 +138,10 @@ def parse(path: Path, values: Any) -> Bundle:
     """The bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         found = values["format"]
-        raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; export it again with this version")
+        raise UserError(
+            f"{path} has format {found!r}; this version reads formats up to {FORMAT}; install the version that wrote "
+            "it, or export it again: python -m export.onnx"
+        )
     _exactly(values, KEYS, "manifest")
     contract = parse_contract(values["contract"])
     if not isinstance(values["engines"], list) or not values["engines"]:

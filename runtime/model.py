@@ -13,11 +13,14 @@ import numpy as np
 
 from . import decode, trial
 from .backend import Backend, Ints, Shareable
+from .batch import Step
 from .contract import Contract, GateSpec
-from .decode import Request, Step, Threshold
+from .decode import Request, Threshold
 from .errors import UserError
 from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
+from .sample import check_sampling, sampler
 from .sequence import Result
+from .session import Session
 
 if TYPE_CHECKING:
     from .manifest import Bundle, Engine
@@ -55,6 +58,7 @@ class Answer:
     cached: bool
     seconds: float
     prefill_seconds: float
+    seed: int | None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -69,8 +73,10 @@ class Model:
     `threshold`, a value or a function read at every step, the gate's own by default; `fused`, whether a block's commit
     shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template; `suffix`, text
     or ids behind exactly `max_new_tokens` positions, by default as many as the block has room for: the answer is what
-    stands before it, to an end token; as text it is encoded alone and without a chat template. Each raises
-    UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
+    stands before it, to an end token; as text it is encoded alone and without a chat template; `temperature`, 0 for
+    the best tokens, above it to 5 for drawn ones, of a bundle exported with top tokens; `seed`, an int64 with which
+    the same draws are made again, itself drawn by default and then told in the result. Each raises UserError before
+    any work where the request does not fit, and NumericalError for scores that are not numbers.
     """
 
     backend: Backend
@@ -80,6 +86,7 @@ class Model:
     precision: str
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     _process: int = field(default_factory=os.getpid, repr=False, compare=False)
+    _session: Session | None = field(default=None, repr=False, compare=False)
 
     @property
     def contract(self) -> Contract:
@@ -94,9 +101,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Generator[Step, None, None]:
         """What each forward does to the canvas; the last step has the result. To leave early, close it."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return self._steps(request, threshold, fused)
 
     def stream(
@@ -108,9 +119,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Iterator[Block]:
         """Blocks as they become final; their texts together are the answer's."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return blocks(self._steps(request, threshold, fused), self.tokenizer)
 
     def generate(
@@ -122,9 +137,13 @@ class Model:
         fused: bool = True,
         raw: bool = False,
         suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Answer:
         """The whole answer."""
-        request = self.request(prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix)
+        request = self.request(
+            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
+        )
         return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
 
     def share(self) -> Model:
@@ -134,10 +153,24 @@ class Model:
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
         return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
 
+    def session(self) -> Model:
+        """Another model over the same weights that keeps a prefix in its cache from one answer to the next.
+
+        Where prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; answers
+        are the same in fp32. Raises UserError where the engine cannot be shared or no prefix can be kept: under the
+        alignment `prompt` every token sees the whole prompt, and a `full` model has no cache.
+        """
+        own = self.share()
+        return replace(own, _session=Session(own.backend, own.gate))
+
     def request(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = ""
-    ) -> Request:
-        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request."""
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = "",
+        temperature: float = 0.0, seed: int | None = None,
+    ) -> Request:  # fmt: skip
+        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request.
+
+        A seed is drawn where one is needed and none was given.
+        """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
         behind = self.tokenizer.encode(suffix) if isinstance(suffix, str) else token_ids(suffix)
         if max_new_tokens is None:
@@ -146,7 +179,10 @@ class Model:
             max_new_tokens = max(1, min(NEW_TOKENS, room))
         check_room(self.contract, len(ids), max_new_tokens)
         check_suffix(self.contract, len(ids), max_new_tokens, behind)
-        return Request(ids, max_new_tokens, suffix=behind)
+        check_sampling(self.contract, temperature, seed)
+        drawing = sampler(temperature, seed)
+        seed = None if drawing is None else drawing.seed
+        return Request(ids, max_new_tokens, suffix=behind, temperature=temperature, seed=seed)
 
     def _encode(self, text: str, raw: bool) -> Ints:
         if not text:  # a chat template would make tokens of nothing
@@ -165,7 +201,11 @@ class Model:
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:
-            for done in decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused):
+            if self._session is None:
+                made = decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused)
+            else:
+                made = self._session.steps(request, threshold=threshold, fused=fused)
+            for done in made:
                 yield from done
         finally:
             self._busy.release()

@@ -11,8 +11,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .backend import Floats, Forward, Proposal
-from .binding import REDUCED, Binding, specs
-from .contract import Contract, cache_names
+from .binding import Binding, specs
+from .contract import REDUCED, TOP, Contract, cache_names
 from .cores import physical_cores
 from .errors import DeviceError, NumericalError, UserError
 
@@ -49,6 +49,7 @@ class OrtBackend:
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
         self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
+        self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
         self._reach = 0  # positions from here on are zero
         self._form = cache_form(self.session)
         if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
@@ -82,21 +83,28 @@ class OrtBackend:
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
         width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length[0])
-        arrays = self._binding.resize(width, n)
+        top_k = self._contract.top_k if forward.top else 0
+        binding = self._bound(top_k)
+        arrays = binding.resize(width, n)
         arrays["input_ids"][:] = forward.input_ids
         arrays["rows"][:] = forward.rows
         if self._parts:
             arrays["past_length"][:] = past
             arrays["visible"][:] = forward.visible
         self._reach = max(self._reach, past + width)
-        self._run()
+        if "top_k" in arrays:  # 0 spares a greedy step the search, where leaving outputs unbound does not
+            arrays["top_k"][:] = top_k
+        self._run(binding)
         if self._form.delta:
-            self._append(past, width)
+            self._append(binding, past, width)
         self.last_logits = arrays.get("logits")
-        token, confidence, entropy = (arrays[name].copy() for name in REDUCED)
-        if token.min() < 0 or token.max() >= self._contract.vocab or (token == self._contract.mask_id).any():
-            raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
-        return Proposal(token, confidence, entropy)
+        out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
+        for token in (out.token, out.top_token):
+            if token is not None and (
+                token.min() < 0 or token.max() >= self._contract.vocab or (token == self._contract.mask_id).any()
+            ):
+                raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
+        return out
 
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:
@@ -110,14 +118,14 @@ class OrtBackend:
                 part.update_inplace(np.zeros(part.shape(), self._form.dtype))
         self._reach = 0
 
-    def _append(self, past: int, width: int) -> None:
+    def _append(self, binding: Binding, past: int, width: int) -> None:
         """Writes the new positions, each part [1, kv_heads, width, head_dim], behind the past."""
         for i, part in enumerate(self.cache):
-            part[:, :, past : past + width] = self._binding.arrays[cache_names(i)[1]]
+            part[:, :, past : past + width] = binding.arrays[cache_names(i)[1]]
 
-    def _run(self) -> None:
+    def _run(self, binding: Binding) -> None:
         try:
-            self._binding.run()
+            binding.run()
         except Exception as error:  # its errors share no class of their own
             reason = " ".join(str(error).split())[:300]
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
@@ -133,8 +141,14 @@ class OrtBackend:
         self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
         if self.device != "cpu":
             self.cache = self.cache[:0]
-        small = specs(c, self._form.dtype if self._form.delta else None)
-        self._binding = Binding(self.session, self._parts, small, 2 * c.block, self.device)
+        self._bindings.clear()
+
+    def _bound(self, top_k: int) -> Binding:
+        """The arrays over this cache: those of greedy requests, and those of sampled ones where there are any."""
+        if top_k not in self._bindings:
+            small = specs(self._contract, self._form.dtype if self._form.delta else None, top_k)
+            self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self._contract.block, self.device)
+        return self._bindings[top_k]
 
     def _check(self, forward: Forward) -> None:
         """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
@@ -158,6 +172,11 @@ class OrtBackend:
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
         given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
+        if c.top_k:
+            if open_k := got.get("top_k") == (INTS, ()):  # a dialect in which the host says how many it wants
+                wanted["top_k"] = got["top_k"]
+            made |= dict(zip(TOP, (INTS, FLOATS), strict=True))
+            given |= {e.name: "" for e in outputs if e.name in TOP and e.shape[2] != c.top_k and not open_k}
         wrong = [name for name in sorted(got.keys() | wanted.keys()) if got.get(name) != wanted.get(name)]
         wrong += [name for name in sorted(given.keys() | made.keys()) if given.get(name) != made.get(name)]
         if wrong:

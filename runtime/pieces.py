@@ -34,6 +34,7 @@ def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
             forward.past_length + start,
             forward.visible[:, start:end],
             np.where(own, forward.rows - start, 0),
+            forward.top,
         )
         yield Piece(part, own)
         start = end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from .backend import Bools, Ints, Proposal
 from .contract import Contract
 from .layout import committed_prompt, prompt_visible
+from .sample import Sampler
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -19,8 +21,9 @@ class Result:
 
     token_ids include the end token; finish: eos | length. steps: forwards with an open position; commits: finished
     blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not counted;
-    blocks: blocks begun; cached: whether committed tokens were kept in a cache. Times in seconds; prefill_seconds is 0
-    where the first forward was a step, with the prompt in it or none to prefill.
+    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were
+    any. Times in seconds; prefill_seconds is 0 where the first forward was a step, with the prompt in it or none to
+    prefill.
     """
 
     token_ids: tuple[int, ...]
@@ -32,6 +35,7 @@ class Result:
     cached: bool
     seconds: float = 0.0
     prefill_seconds: float = 0.0
+    seed: int | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -62,6 +66,7 @@ class Progress:
         "closed",
         "commits",
         "contract",
+        "draws",
         "forwards",
         "fused",
         "latest",
@@ -69,25 +74,34 @@ class Progress:
         "past",
         "pending",
         "pending_visible",
+        "prefilled",
         "result",
         "row",
+        "sampler",
+        "started",
         "steps",
         "suffix",
         "tail",
+        "threshold",
         "visible",
         "wanted",
     )  # fmt: skip
 
     def __init__(
-        self, contract: Contract, row: int, prompt: Ints, wanted: int, fused: bool, suffix: Ints = NOTHING
-    ) -> None:
+        self, contract: Contract, row: int, prompt: Ints, wanted: int, threshold: Callable[[], float],
+        fused: bool = True, suffix: Ints = NOTHING, past: int = 0, sampler: Sampler | None = None,
+    ) -> None:  # fmt: skip
         full, block = contract.attention == "full", contract.block
         start = len(prompt) if full else committed_prompt(contract, len(prompt))
-        self.contract, self.row, self.wanted, self.fused = contract, row, wanted, fused or full
+        self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
+        self.fused = full or (fused and block > 1)  # with blocks of one the last committed row alone decides
         self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
-        self.past = 0
-        self.pending, self.pending_visible = prompt[:start], prompt_visible(contract, start)
-        self.latest = Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32))
+        self.past = past  # of the prompt's tokens so many are in the cache already
+        self.pending, self.pending_visible = prompt[past:start], prompt_visible(contract, start)[past:]
+        self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
+        self.prefilled: float | None = None
+        self.sampler, self.draws = sampler, 0  # None takes the best tokens
+        self.latest = nothing_yet(block, contract.top_k if sampler else 0)
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
@@ -111,6 +125,13 @@ class Progress:
         inside = (place >= 0) & (place < len(self.suffix))
         ids[inside] = self.suffix[place[inside]]
         return ids
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward."""
+        if self.contract.attention == "full":
+            return len(self.pending) - len(self.answer) + self.contract.canvas
+        return len(self.pending) + self.contract.block * (self.fused or not len(self.pending))
 
     @property
     def progress(self) -> float:
@@ -144,7 +165,7 @@ class Progress:
         """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it."""
         committing = len(self.pending) > 0
         separate = committing and not self.fused
-        for kept, new in zip(self.latest.parts(), out.parts(), strict=True):
+        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbour's top tokens are left out
             kept[asked] = new[slot, : len(asked)]
         cached = self.contract.attention != "full"
         commits = cached and committing and self.blocks > 1  # before the second block it is the prompt's prefill
@@ -155,6 +176,14 @@ class Progress:
             self.past += len(self.pending)
             self.pending = NOTHING
         return not separate
+
+    def draw(self) -> None:
+        """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
+        if self.sampler is not None:
+            drawn = self.sampler(self.latest, len(self.answer) - self.tail, self.draws)
+            np.copyto(self.latest.token, drawn.token, where=self.open)
+            np.copyto(self.latest.confidence, drawn.confidence, where=self.open)
+            self.draws += 1
 
     def finalise(self, accepted: Bools) -> None:
         """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
@@ -185,4 +214,13 @@ class Progress:
     def _end(self, fresh: list[int], finish: str) -> None:
         cached = self.contract.attention != "full"
         self.answer += fresh
-        self.result = Result(tuple(self.answer), finish, self.steps, self.commits, self.forwards, self.blocks, cached)
+        self.result = Result(
+            tuple(self.answer), finish, self.steps, self.commits, self.forwards, self.blocks, cached,
+            seed=self.sampler.seed if self.sampler else None,
+        )  # fmt: skip
+
+
+def nothing_yet(block: int, top_k: int) -> Proposal:
+    """Room for what the latest forward predicts of each position of a canvas."""
+    most = (np.zeros((block, top_k), np.int64), np.zeros((block, top_k), np.float32)) if top_k else ()
+    return Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32), *most)

@@ -10,8 +10,8 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
+from .batch import Step
 from .contract import Contract
-from .decode import Step
 from .sequence import Result
 from .text import BROKEN, Tokenizer
 
@@ -105,13 +105,13 @@ def watched(steps: Iterable[Step], view: View) -> Iterator[Step]:
 
 
 def summary(result: Result) -> str:
-    """One line: forwards, tokens a forward, seconds, and the forwards that one token a step would take."""
+    """One line: forwards, tokens a forward, seconds, the forwards that one token a step would take, and any seed."""
     tokens = len(result.token_ids)
     single = tokens + result.forwards - result.steps  # separate commits come on top, whatever the steps
     return (
         f"{tokens} tokens in {result.forwards} forwards, {result.tokens_per_forward:.2f} a forward, "
         f"in {result.seconds:.2f} s (prefill {result.prefill_seconds:.2f} s); "
-        f"one token a step takes at least {single} forwards"
+        f"one token a step takes at least {single} forwards" + ("" if result.seed is None else f"; seed {result.seed}")
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Floats, Forward, Ints, Proposal
-from .contract import Contract, cache_names
+from .contract import TOP, Contract, cache_names
 from .cuda import Cuda
 from .device_cache import DeviceCache
 from .errors import DeviceError, UserError
@@ -94,7 +94,7 @@ class TrtEngine:
         lane.feed(forward, padded, self.contract.pad_id)
         self._run(lane)
         self._written = (forward.past_length.copy(), width, padded)
-        return lane.fetch(forward.rows.shape[1])
+        return lane.fetch(forward.rows.shape[1], forward.top)
 
     def read_cache(self) -> Floats:
         """The cache as `DeviceCache.read` gives it, with what the last forward wrote behind its past."""
@@ -138,7 +138,7 @@ class TrtEngine:
             if context is None:
                 raise DeviceError(f"create_execution_context failed: {self._said()}")
             context.set_device_memory(scratch, size)
-            lane = Lane(self._cuda, self._stream, context, profile, self.contract.batch, stack)
+            lane = Lane(self._cuda, self._stream, context, profile, self.contract.batch, self.contract.top_k, stack)
             self._must(context.set_optimization_profile_async(profile.index, int(self._stream)), "a profile")
             self._bind(lane)
             lanes.append(lane)
@@ -220,6 +220,8 @@ def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         "confidence": ("OUTPUT", "float32", (c.batch, OPEN)),
         "entropy": ("OUTPUT", "float32", (c.batch, OPEN)),
     }
+    for name, dtype in zip(TOP, ("int64", "float32"), strict=True) if c.top_k else ():
+        table[name] = ("OUTPUT", dtype, (c.batch, OPEN, c.top_k))
     if c.attention == "full":
         return table
     table["past_length"] = ("INPUT", "int64", (c.batch,))

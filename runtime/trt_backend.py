@@ -75,13 +75,13 @@ class TrtBackend:
     def forward(self, forward: Forward) -> Proposal:
         engine = self._active
         check_bounds(forward, self._contract, len(self._slots), engine.contract.capacity)
-        shape = forward.rows.shape
-        token, confidence, entropy = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        whole: list[NDArray[Any]] = []  # in the order of a proposal's fields
         for piece in pieces(forward, engine.widest):
-            out = engine.forward(self._whole_batch(piece.forward))
-            for kept, new in ((token, out.token), (confidence, out.confidence), (entropy, out.entropy)):
-                np.copyto(kept, new[self._slots], where=piece.own)
-        return Proposal(token, confidence, entropy)
+            out = engine.forward(self._whole_batch(piece.forward)).parts()
+            whole = whole or [np.zeros((len(self._slots), *new.shape[1:]), new.dtype) for new in out]
+            for kept, new in zip(whole, out, strict=True):
+                kept[piece.own] = new[self._slots][piece.own]
+        return Proposal(*whole)
 
     def keep(self, rows: NDArray[Any]) -> None:
         self._slots = self._slots[rows]
@@ -122,7 +122,7 @@ class TrtBackend:
         rows = np.zeros((batch, forward.rows.shape[1]), np.int64)
         ids[slots], past[slots], visible[slots] = forward.input_ids, forward.past_length, forward.visible
         rows[slots] = forward.rows
-        return Forward(ids, past, visible, rows)
+        return Forward(ids, past, visible, rows, forward.top)
 
 
 def slack(contract: Contract) -> int:

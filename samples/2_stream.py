@@ -17,7 +17,7 @@ def main() -> None:
     prompt = (SAMPLES / "prompt_code.txt").read_text(encoding="utf-8").rstrip()
     for block in model.stream(prompt):  # final text only; nothing that is given out changes later
         print(f"block {block.index}, {len(block.token_ids)} tokens: {block.text!r}")
-    for step in model.steps(prompt):
+    for step in model.steps(prompt, threshold=0.999):  # the surer, the fewer tokens a step
         places = zip(step.tokens.tolist(), step.open.tolist(), strict=True)  # both [block]
         drawn = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in places]
         print(f"block {step.block}, {int(step.accepted.sum()):2} accepted: {'|'.join(drawn)!r}")

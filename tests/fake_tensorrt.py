@@ -179,10 +179,14 @@ class FakeContext:
             positions = past[:, None] + torch.arange(ids.shape[1])
             hidden = plan.model(ids, visible, positions, store, store.length)
         hidden = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
-        proposal = TorchBackend(plan.model, c).propose(plan.model.logits(hidden).float()[..., : c.vocab])
+        logits = plan.model.logits(hidden).float()[..., : c.vocab]
+        proposal = TorchBackend(plan.model, c).propose(logits, top=c.top_k > 0)  # asked for or not, as an engine does
         self._array("token", rows.shape, "int64")[:] = proposal.token
         self._array("confidence", rows.shape, "float32")[:] = proposal.confidence
         self._array("entropy", rows.shape, "float32")[:] = proposal.entropy
+        if c.top_k:
+            self._array("top_token", (*rows.shape, c.top_k), "int64")[:] = proposal.top_token
+            self._array("top_logprob", (*rows.shape, c.top_k), "float32")[:] = proposal.top_logprob
 
 
 class Store:
@@ -222,6 +226,8 @@ def tensors_of(plan: Plan) -> dict[str, tuple[str, str, tuple[int, ...]] | None]
     table["rows"] = ("INPUT", "INT64", asked)
     for name, dtype in (("token", "INT64"), ("confidence", "FLOAT"), ("entropy", "FLOAT")):
         table[name] = ("OUTPUT", dtype, asked)
+    for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")) if c.top_k else ():
+        table[name] = ("OUTPUT", dtype, (*asked, c.top_k))
     if c.attention == "full":
         return table
     for layer in range(c.layers):

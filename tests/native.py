@@ -75,8 +75,14 @@ class Opened:
         return code, model[0]
 
     def ask(self, model: Any, **fields: Any) -> Reply:
-        """One request; prompt as bytes, token_ids as a list, threshold as a number, the rest as it is."""
+        """One request; prompt as bytes, token_ids as a list, threshold as a number, the rest as it is.
+
+        With a temperature, and a seed or none, it is sampled.
+        """
         new, kept = self.ffi.new, dict(fields)
+        drawn = [kept.pop("temperature"), kept.pop("seed", None)] if "temperature" in kept else []
+        if drawn:
+            drawn[1] = self.ffi.NULL if drawn[1] is None else new("int64_t *", drawn[1])
         if "prompt" in kept:
             kept["prompt"] = new("char[]", kept["prompt"])
         if "token_ids" in kept:
@@ -84,7 +90,8 @@ class Opened:
         if "threshold" in kept:
             kept["threshold"] = new("double *", kept["threshold"])
         out = new("blockstep_answer **")
-        code = self.lib.blockstep_generate(model, new("blockstep_request *", kept), out)
+        call = self.lib.blockstep_sample if drawn else self.lib.blockstep_generate
+        code = call(model, new("blockstep_request *", kept), *drawn, out)
         error = self.error()
         if not out[0]:
             return Reply(code, error, None)

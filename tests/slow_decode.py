@@ -44,6 +44,13 @@ class Rule:
     sub_block: int | None = None
 
 
+Pick = Callable[[Tensor, int, int], int]
+
+
+def best_token(probabilities: Tensor, position: int, step: int) -> int:
+    return int(probabilities.argmax())
+
+
 def sees(contract: Contract, prompt: int, length: int) -> Tensor:
     """Who sees whom when everything is clean up to the canvas: bool [length, length], query by key."""
     block = contract.block
@@ -82,9 +89,12 @@ def distributions(model: Model, contract: Contract, ids: Sequence[int], prompt: 
 
 def slow_decode(
     model: Model, contract: Contract, prompt: Sequence[int], max_new_tokens: int, threshold: float = 0.5,
-    rule: Rule | None = None,
+    rule: Rule | None = None, pick: Pick = best_token,
 ) -> tuple[list[int], str, list[Moment]]:  # fmt: skip
-    """The answer, why it ended (eos | length) and every step, by the rule or `confidence >= threshold`."""
+    """The answer, why it ended (eos | length) and every step, by the rule or `confidence >= threshold`.
+
+    pick: a position's token, of its probabilities [vocab], its position in the answer and the step, both from 0.
+    """
     rule = rule or Rule(lambda confidence, entropy: confidence, lambda score: score >= threshold, threshold)
     ids, block, moments = list(prompt), contract.block, []
     absolute = contract.alignment == "absolute" and contract.attention != "full"
@@ -96,15 +106,16 @@ def slow_decode(
             behind = len(prompt) + contract.canvas - len(ids) if contract.attention == "full" else 0
             all_probs = distributions(model, contract, ids + [contract.mask_id] * behind, len(prompt))
             best = all_probs.topk(2)
+            chosen = {place: pick(all_probs[place], place - len(prompt), len(moments)) for place in waiting}
             entropy = torch.special.entr(all_probs).sum(-1)  # [length]
             size = rule.sub_block or block
             near = [place for place in waiting if (place - start) // size == (waiting[0] - start) // size]
-            sure = {place: rule.score(best.values[place, 0].item(), entropy[place].item()) for place in near}
+            sure = {place: rule.score(all_probs[place, chosen[place]].item(), entropy[place].item()) for place in near}
             passed = [place for place in near if rule.passes(sure[place])]
             ranking = sorted(near, key=lambda place: (-sure[place], place))
             accepted = passed or ranking[:1]
             for place in accepted:
-                ids[place] = int(best.indices[place, 0])
+                ids[place] = chosen[place]
             calls = [abs(sure[place] - rule.limit) for place in near]
             calls += [(best.values[place, 0] - best.values[place, 1]).item() for place in near]
             calls += [sure[ranking[0]] - sure[ranking[1]]] if not passed and len(near) > 1 else []

@@ -83,22 +83,33 @@ def speaker(
 
 
 def speaking_bundle(
-    folder: Path, prompt: str, answer: str, confidence: Confidence = sure, template: str | None = None
-) -> Path:
-    """A bundle whose graph looks tokens and confidences up by position. It has no cache, as its attention is `full`."""
-    spec = contract(vocab=VOCAB, attention="full", canvas=40)
+    folder: Path, prompt: str, answer: str, confidence: Confidence = sure, template: str | None = None,
+    others: str = "",
+) -> Path:  # fmt: skip
+    """A bundle whose graph looks tokens and confidences up by position. It has no cache, as its attention is `full`.
+
+    others: characters of one byte that share the rest of the probability, top tokens behind the answer's own.
+    """
+    top_k = len(others) + 1 if others else 0
+    spec = contract(vocab=VOCAB, attention="full", canvas=40, top_k=top_k)
     start = len(ids_of(prompt))
     token = np.full(spec.capacity, END, np.int64)
     token[start : start + len(ids_of(answer))] = ids_of(answer)
     certain = np.array([confidence(i - start) for i in range(spec.capacity)], np.float32)
     table = {"token": token, "confidence": certain, "entropy": 1 - certain}
+    if others:
+        rest = np.repeat((1 - certain)[:, None] / len(others), len(others), axis=1)
+        table["top_token"] = np.concatenate((token[:, None], np.tile(ids_of(others), (len(token), 1))), axis=1)
+        table["top_logprob"] = np.log(np.concatenate((certain[:, None], rest), axis=1))
     nodes = [helper.make_node("Gather", [f"{name}_table", "rows"], [name]) for name in table]
     inputs = [
         helper.make_tensor_value_info(n, TensorProto.INT64, [1, d]) for n, d in (("input_ids", "w"), ("rows", "n"))
     ]
     outputs = [
-        helper.make_tensor_value_info(n, TensorProto.INT64 if n == "token" else TensorProto.FLOAT, [1, "n"])
-        for n in table
+        helper.make_tensor_value_info(
+            n, TensorProto.INT64 if values.dtype == np.int64 else TensorProto.FLOAT, [1, "n", *values.shape[1:]]
+        )
+        for n, values in table.items()
     ]
     tables = [numpy_helper.from_array(values, f"{name}_table") for name, values in table.items()]
     model = helper.make_model(

@@ -73,6 +73,16 @@ def test_an_engine_is_added_or_replaced_by_dialect_precision_and_target(tmp_path
         made.engine("trt-fp16")
 
 
+def test_engines_of_one_bundle_have_the_same_count_of_top_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "a.bundle"
+    store(path)
+    before = sorted(path.iterdir())
+    with pytest.raises(UserError, match=r"holds ort-fp32 with top_k 0, but ort-int8 has 8; export with the same"):
+        store(path, INT8, b"int8", contract=tiny.contract(top_k=8))
+    assert sorted(path.iterdir()) == before
+    assert store(path, content=b"other", contract=tiny.contract(top_k=8)).contract.top_k == 8  # the one it replaces
+
+
 def test_engines_of_one_bundle_have_one_contract_and_one_checkpoint(tmp_path: Path) -> None:
     path, longer = tmp_path / "a.bundle", tiny.contract(capacity=32)
     store(path)
@@ -191,12 +201,13 @@ SHA = "0" * 64
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda m: m.update(format=2), "has format 2, this version reads 1"),
+        (lambda m: m.update(format=2), "has format 2; this version reads formats up to 1"),
         (lambda m: m.update(colour="red"), "manifest has unknown keys colour"),
         (lambda m: m.pop("format"), "manifest lacks format"),
         (lambda m: m.pop("tokenizer"), "manifest lacks tokenizer"),
         (lambda m: m.update(contract=[]), "contract is list"),
         (lambda m: m["contract"].update(block=0), "contract.block is 0"),
+        (lambda m: m["contract"].update(top_k=24), "contract.top_k is 24, not below the vocabulary of 24"),
         (lambda m: m.update(engines=[]), "not a list of at least one engine"),
         (lambda m: m.update(engines={}), "not a list of at least one engine"),
         (lambda m: m["engines"].append(m["engines"][0]), "two engines of one name"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, Opened, needs_tools, run
 from serving import until
-from speaking import speaking_bundle
+from speaking import every_other, speaking_bundle
 
 from runtime import Model, capi, load
 from runtime.capi import build, main
@@ -228,6 +228,38 @@ def test_a_chat_template_applies_unless_raw(opened: Opened, tmp_path: Path) -> N
     got = opened.ask(model, prompt=b"ask", raw=1)
     assert got.answer is not None and got.answer["text"] != "hello"
     opened.lib.blockstep_close(model)
+
+
+@pytest.mark.native
+def test_an_answer_at_a_temperature_is_pythons(opened: Opened, speaking: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    lib, bundle = opened.lib, speaking_bundle(folder, "ask", "a quiet answer", every_other, others="wxyz")
+    python = load(bundle, threads=1)
+    code, model = opened.load(str(bundle), threads=1)
+    assert code == lib.BLOCKSTEP_OK, opened.error()
+    texts = set()
+    for seed in (0, 1, -5, 2**62):
+        got = opened.ask(model, prompt=b"ask", temperature=1.5, seed=seed)
+        assert got.code == lib.BLOCKSTEP_OK and got.answer is not None
+        assert got.answer["text"] == python.generate("ask", temperature=1.5, seed=seed).text
+        texts.add(got.answer["text"])
+    drawn = [opened.ask(model, prompt=b"ask", temperature=1.5).answer for _ in range(4)]
+    assert len(texts) == 4 and len({answer["text"] for answer in drawn if answer}) > 1
+    for fields in ({}, {"temperature": 0.0, "seed": 3}):
+        greedy = opened.ask(model, prompt=b"ask", **fields).answer
+        assert greedy is not None and greedy["text"] == "a quiet answer"
+    lib.blockstep_close(model)
+    for temperature, told in ((6.0, "expected 0, for the best tokens, to 5"), (1.0, "export with --top-k 32")):
+        got = opened.ask(speaking, prompt=b"ask", temperature=temperature)
+        assert (got.code, got.answer) == (lib.BLOCKSTEP_MISTAKE, None) and told in got.error
+
+
+@pytest.mark.native
+def test_structs_are_those_that_hosts_of_version_1_were_compiled_with(opened: Opened) -> None:
+    names = ("options", "block", "request", "answer", "contract")
+    sizes = [opened.ffi.sizeof(f"blockstep_{name}") for name in names]
+    assert opened.lib.blockstep_version() == 1 and sizes == [32, 40, 64, 72, 72], sizes
 
 
 @pytest.mark.native

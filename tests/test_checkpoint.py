@@ -114,7 +114,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_of_it_runs(hidden: str, tmp_p
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, "has format 2; this version reads format 1"),
+        ({"format": 2}, "has format 2; this version reads formats up to 1"),
         ({"format": GONE}, "is not a blockstep checkpoint: got config"),
         ({"model": GONE}, "is not a blockstep checkpoint"),
         ({"config": {"colour": "red", "depth": 3}}, "unknown config keys colour, depth"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.contract import GateSpec, parse_contract, parse_gate
+from runtime.contract import GateSpec, cache_names, parse_contract, parse_gate
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}
@@ -19,6 +19,35 @@ def test_a_contract_survives_the_round_trip_through_json() -> None:
     contract = tiny.contract(gate=gate, eos_ids=[1, 3], shift=True, alignment="end", top_k=4, batch=2)
     assert contract.gate == GateSpec(**gate) and contract.eos_ids == (1, 3)
     assert parse_contract(json.loads(json.dumps(contract.as_dict()))) == contract
+
+
+@pytest.mark.parametrize("longest", [None, 9])
+def test_the_longest_prompt_is_written_where_there_is_one(longest: int | None) -> None:
+    contract = tiny.contract(max_prompt=longest)
+    assert contract.as_dict().get("max_prompt") == longest and ("max_prompt" in contract.as_dict()) == bool(longest)
+    assert parse_contract(contract.as_dict()) == contract
+
+
+def test_the_caches_parts_have_the_ecosystems_names() -> None:
+    kinds = ["0.key", "0.value", "1.key", "1.value"]
+    assert [cache_names(part) for part in range(4)] == [(f"past_key_values.{k}", f"present.{k}") for k in kinds]
+
+
+@pytest.mark.parametrize(
+    ("gate", "inside", "outside"),
+    [
+        (GateSpec(), [0.0, 0.5, 1.0], [-0.01, 1.01]),
+        (GateSpec(metric="entropy", comparator="<="), [0.0, 2.0, 3.17], [-0.01, 3.18]),  # ln 24
+        (GateSpec(rule="factor"), [0.0, 1.0, 100.0], [-0.01]),
+    ],
+)
+def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[float], outside: list[float]) -> None:
+    assert [gate.check_threshold(value, tiny.VOCAB) for value in inside] == inside
+    for value in (*outside, float("nan")):
+        with pytest.raises(UserError, match=rf"threshold {value} is outside \[0, .*\] of {gate.metric}; give one"):
+            gate.check_threshold(value, tiny.VOCAB)
+    with pytest.raises(UserError, match=r"^a threshold was given, but this gate accepts a fixed count a step"):
+        GateSpec(rule="count").check_threshold(0.5, tiny.VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from speaking import ANSWER, PROMPT, VOCAB, every_other, ids_of, speaking_bundle
 
-from runtime import generate
+from runtime import generate, load
 from runtime.model import Model
 
 ROOT = Path(__file__).parent.parent
@@ -48,14 +48,58 @@ def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.
     values = json.loads(captured.out)
     assert set(values) == {
         "text", "token_ids", "finish", "steps", "commits", "forwards", "blocks", "tokens_per_forward", "seconds",
-        "prefill_seconds", "load_seconds", "engine", "cached",
+        "prefill_seconds", "load_seconds", "engine", "cached", "seed",
     }  # fmt: skip
     tokens = [*ids_of(ANSWER), tiny.END]
     assert (values["text"], values["token_ids"], values["engine"]) == (ANSWER, tokens, "ort-fp32")
     assert (values["finish"], values["blocks"], values["commits"], values["cached"]) == ("eos", 8, 0, False)
+    assert values["seed"] is None
     assert values["forwards"] == values["steps"] == 7 * 3 + 2  # the end token needs not all of the last block
     assert values["tokens_per_forward"] == pytest.approx(len(tokens) / values["forwards"])
     assert captured.err.startswith("step 1  block 1  |a░ ░|  +2 tokens\n")
+
+
+@pytest.fixture(scope="module")
+def sampling(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle with top tokens, where every second place is open to four other characters."""
+    folder = tmp_path_factory.mktemp("sampling")
+    return str(speaking_bundle(folder, PROMPT, "a quiet answer", every_other, others="wxyz"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert generate.main([*arguments, "--threads", "1", "--json"]) == 0
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return values
+
+
+def test_generate_at_a_temperature_tells_the_seed_that_gives_the_answer_again(
+    sampling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy = told(capsys, sampling, PROMPT, "--seed", "4")
+    assert (greedy["text"], greedy["seed"]) == ("a quiet answer", None)
+    drawn = [told(capsys, sampling, PROMPT, "--temperature", "1.5") for _ in range(3)]
+    assert len({values["seed"] for values in drawn}) == 3 and drawn[0]["text"] != greedy["text"]
+    for values in drawn:
+        again = [sampling, PROMPT, "--temperature", "1.5", "--seed", str(values["seed"])]
+        assert told(capsys, *again)["token_ids"] == values["token_ids"]
+        assert told(capsys, *again, "--commit", "separate")["text"] == values["text"]
+        assert generate.main([*again, "--threads", "1"]) == 0
+        assert capsys.readouterr().out == values["text"] + "\n"
+    assert generate.main([*again, "--show"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}")
+
+
+def test_a_models_three_levels_draw_the_same(sampling: str) -> None:
+    model = load(sampling, threads=1)
+    options: Any = {"temperature": 2.0, "seed": -3}
+    answer = model.generate(PROMPT, **options)
+    assert "".join(block.text for block in model.stream(PROMPT, **options)) == answer.text
+    last = list(model.steps(PROMPT, **options))[-1].result
+    assert last is not None and (last.token_ids, last.seed) == (answer.token_ids, -3) and answer.seed == -3
+    assert model.share().generate(PROMPT, **options).text == answer.text
+    assert model.generate(PROMPT, temperature=2.0, seed=-4).text != answer.text
+    request = model.request(PROMPT, temperature=2.0)
+    assert request.seed is not None and model.request(PROMPT, seed=5).seed is None
 
 
 def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +121,10 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
         (["BUNDLE", PROMPT, "--max-new-tokens", "many"], "invalid int value"),
         (["BUNDLE", PROMPT, "--threshold", "1.1"], "outside [0, 1]"),
         (["BUNDLE", PROMPT, "--threshold", "nan"], "outside [0, 1]"),
+        (["BUNDLE", PROMPT, "--temperature", "0.7"], "best token alone; leave it out, or export with --top-k 32"),
+        (["BUNDLE", PROMPT, "--temperature", "-1"], "temperature is -1; expected 0"),
+        (["BUNDLE", PROMPT, "--temperature", "hot"], "invalid float value"),
+        (["BUNDLE", PROMPT, "--seed", "9223372036854775808"], "expected a whole number of 64 bits"),
         (["BUNDLE", PROMPT, "--token-ids", "1,2"], "both a prompt and --token-ids"),
         (["BUNDLE", "--token-ids", "1,x"], "expected whole numbers"),
         (["BUNDLE", "--token-ids", f"1,{VOCAB}"], "not in the vocabulary"),

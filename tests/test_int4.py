@@ -86,7 +86,7 @@ def product(weight: NDArray[np.float32]) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(5, 32), (24, 40), (33, 96), (64, 256)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(7, 16), (5, 32), (24, 40), (33, 96), (64, 256)])
 def test_the_operator_computes_as_pytorch_does_here(outputs: int, inputs: int) -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.standard_normal((outputs, inputs)).astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from serving import Served, served
-from speaking import every_other, speaker
+from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
 
@@ -89,6 +89,23 @@ def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: S
     page.wait_for_selector("#answer[data-done=true]")
     assert page.locator("#answer").text_content() == text and wrong == []
     page.close()
+
+
+@pytest.mark.browser
+def test_a_temperature_may_be_set_where_the_bundle_can_be_sampled(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "drawn").mkdir()
+    greedy = speaker(tmp_path, "hi", "a quiet answer")
+    bundle = speaking_bundle(tmp_path / "drawn", "hi", "a quiet answer", every_other, others="wxyz")
+    for model, can in ((greedy, False), (load(bundle, threads=1), True)):
+        with served([model]) as server:
+            page, wrong = opened(browser, server)
+            page.wait_for_selector("#gate:visible")
+            assert page.locator("#sampling").is_visible() == can and answered(page, "hi") == "a quiet answer"
+            if can:
+                page.locator("#temperature").fill("2")
+                assert page.locator("#heat").text_content() == "2.0" and answered(page, "hi") != "a quiet answer"
+            assert wrong == []
+            page.close()
 
 
 @pytest.mark.browser

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 from serving import PROMPTS, Served, served
-from speaking import every_other, speaker
+from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
 from runtime.serve import copies
@@ -166,7 +166,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(strings: list[str]) -> N
 
 WRONG: list[tuple[str, Any]] = [
     ("n", 2), ("top_p", 0.5), ("echo", True), ("best_of", 2), ("presence_penalty", 1), ("suffix", "x"), ("user", "me"),
-    ("logit_bias", {"5": 1}), ("nonsense", 1), ("temperature", 0.7), ("temperature", "hot"), ("temperature", -1),
+    ("logit_bias", {"5": 1}), ("nonsense", 1), ("temperature", 7), ("temperature", "hot"), ("temperature", -1),
     ("logprobs", 2), ("stop", ["a"] * 5), ("stop", ""), ("stream", 1), ("threshold", 1.5), ("threshold", "low"),
     ("seed", "x"), ("stream_canvas", True), ("stream_options", {"include_usage": True}), ("prompt", ""),
     ("prompt", ["a", "b"]), ("prompt", [1.5]), ("max_tokens", 1.5), ("messages", []), ("threshold", 10**400),
@@ -181,9 +181,88 @@ def test_a_field_that_is_wrong_or_not_supported_is_named(student: Served) -> Non
         assert "\n" not in error["message"]
 
 
-def test_a_temperature_is_refused_for_what_the_engine_lacks(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"engine ort-fp32 gives out its best token alone \(no top-k"):
-        client.completions.create(model="student", prompt="hello", temperature=1)
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of an engine without top tokens."""
+    with served([speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")]) as server:
+        yield server
+
+
+def test_a_temperature_is_refused_for_what_the_engine_lacks(greedy: Served) -> None:
+    with greedy.client() as client:
+        with pytest.raises(
+            openai.BadRequestError, match=r"temperature is 1, .* best token alone; .* --top-k 32"
+        ) as told:
+            client.completions.create(model="student", prompt="hi", temperature=1)
+        assert (told.value.param, told.value.code) == ("temperature", "unsupported_value")
+        assert client.completions.create(model="student", prompt="hi", temperature=0, seed=1).choices[0].text
+        assert client.models.retrieve("student").model_extra["blockstep"]["top_k"] == 0  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model with top tokens, where every second place is open to four other characters."""
+    folder = tmp_path_factory.mktemp("drawing")
+    return load(speaking_bundle(folder, "hi", "a quiet answer", every_other, others="wxyz"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def sampling(drawing: Model) -> Iterator[Served]:
+    with served(copies(drawing, 3)[1:]) as server:
+        yield server
+
+
+def test_answers_at_a_temperature_are_what_generate_says(sampling: Served, drawing: Model) -> None:
+    messages: Any = [{"role": "user", "content": "hi"}]
+    texts = set()
+    with sampling.client() as client:
+        for seed in (0, 1, 2, -7, 2**62):
+            expected = drawing.generate("hi", temperature=1.5, seed=seed)
+            options: Any = {"model": "student", "temperature": 1.5, "seed": seed}
+            whole = client.completions.create(prompt="hi", **options)
+            assert whole.choices[0].text == expected.text
+            own: Any = whole.model_extra["blockstep"]  # type: ignore[index]
+            assert (own["seed"], own["tokens"], own["steps"]) == (seed, len(expected.token_ids), expected.steps)
+            chunks = list(client.completions.create(prompt="hi", stream=True, **options))
+            assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
+            chat = client.chat.completions.create(messages=messages, **options)
+            assert chat.choices[0].message.content == expected.text
+            texts.add(expected.text)
+    assert len(texts) > 3
+
+
+def test_a_seed_that_the_server_drew_gives_the_answer_again(sampling: Served) -> None:
+    with sampling.client() as client:
+        for stream in (False, True):
+            asked: Any = {"model": "student", "prompt": "hi", "temperature": 2}
+            made: Any = client.completions.create(stream=stream, **asked)
+            parts = list(made) if stream else [made]
+            text, own = "".join(part.choices[0].text for part in parts), parts[-1].model_extra["blockstep"]
+            again = client.completions.create(seed=own["seed"], **asked)
+            assert type(own["seed"]) is int and again.choices[0].text == text
+        plain: Any = client.completions.create(model="student", prompt="hi").model_extra
+        assert plain["blockstep"]["seed"] is None
+
+
+def test_log_probabilities_at_a_temperature_are_those_of_the_drawn_tokens(sampling: Served, drawing: Model) -> None:
+    drawn = {
+        round(float(step.confidence[place]), 5)
+        for step in drawing.steps("hi", temperature=2.0, seed=1)
+        for place in step.accepted.nonzero()[0]
+    }
+    with sampling.client() as client:
+        asked: Any = {"model": "student", "prompt": "hi", "temperature": 2, "seed": 1}
+        scores: Any = client.completions.create(logprobs=0, **asked).choices[0].logprobs
+        assert {round(math.exp(log), 5) for log in scores.token_logprobs} <= drawn and len(drawn) > 1
+        with pytest.raises(openai.BadRequestError, match="logprobs is 1; at a temperature the drawn token alone"):
+            client.completions.create(logprobs=1, **asked)
+
+
+def test_sampling_out_of_range_is_named_by_its_field(sampling: Served) -> None:
+    for field, value in (("temperature", 5.5), ("temperature", -1), ("seed", 2**63), ("seed", 1.5)):
+        answer = sampling.post({"prompt": "hi", "temperature": 1, field: value})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+        assert field in answer.json()["error"]["message"]
 
 
 def test_fields_that_ask_for_nothing_are_taken(student: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,34 @@ def test_a_ragged_batch_is_its_rows_each_alone(dialect: str, tmp_path: Path) -> 
         assert found == [told(generate(solo, request)) for request in part]
     with pytest.raises(UserError, match="4 sequences were given at once; this engine runs 3"):
         generate_batch(backend, [*batch, batch[0]])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_answers_at_a_temperature_are_those_of_pytorch(dialect: str, shift: bool, tmp_path: Path) -> None:
+    contract, model = tiny.contract(alignment="absolute", shift=shift, top_k=6), tiny.model(24)
+    backend, cuda, _ = fake_backend(
+        tmp_path, model, contract, dialect=dialect, batch=3, profiles=((4, 4), (8, 8), (1, 16))
+    )
+    solo, different = TorchBackend(model, contract), 0
+    batch = [replace(ask(n, 12), temperature=t, seed=n) for n, t in ((3, 2.0), (22, 0.0), (35, 0.9))]
+    for part, fused_commits in itertools.product((batch, batch[:2], batch[2:]), (True, False)):
+        found = [told(result) for result in generate_batch(backend, part, fused=fused_commits)]
+        assert found == [told(generate(solo, request, fused=fused_commits)) for request in part]
+        greedy = [told(generate(solo, replace(each, temperature=0.0), fused=fused_commits)) for each in part]
+        different += sum(a != b for a, b in zip(found, greedy, strict=True))
+    assert different > 3
+    backend.close()
+    assert cuda.leaks() == {}
+
+
+def test_an_engine_with_other_top_tokens_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    for shape in (("OUTPUT", "INT64", (1, -1, 5)), None):
+        with pytest.raises(UserError, match="the engine is not that of its manifest: top_token differs"):
+            fake_backend(
+                tmp_path, tiny.model(1), tiny.contract(top_k=6),
+                library=lambda fake, shape=shape: fake.changes.update(top_token=shape),
+            )  # fmt: skip
 
 
 def test_the_smallest_engine_that_holds_the_request_answers_and_stays(tmp_path: Path) -> None:

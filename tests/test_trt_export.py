@@ -38,6 +38,7 @@ from runtime.trt_backend import open_engines
 from train.checkpoint import save
 
 ROOT = Path(__file__).parent.parent
+GRAPH = ["--graph-only", "--dialect", "trt"]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,27 @@ def test_an_engine_that_was_built_here_is_refused_as_any_other(
     if load_cuda().gpu() is None:
         assert run.main([str(path), "a b", "--engine", "trt"]) == 2
         assert "the engine is built; running it needs an NVIDIA driver" in capsys.readouterr().err
+
+
+def test_another_count_of_top_tokens_replaces_a_lone_engine_and_is_refused_beside_others(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(again(copy, "--top-k", "8", "--json")) == 0
+    out, err = capsys.readouterr()
+    assert "to be built, graph.top_k is None, now 8" in err and json.loads(out)["engines"][0]["built"]
+    path, lone = copy / "student.bundle", only(copy)
+    assert read(path).contract.top_k == 8 and "of the top tokens" in lone.parity["steps"]
+    assert command.main(again(copy, "--top-k", "8", "--json")) == 0  # and is then as it should be
+    assert not json.loads(capsys.readouterr().out)["engines"][0]["built"]
+    files = sorted(path.iterdir())
+    for wrong, options in (("8, but trt-bf16", ["--precision", "bf16"]), ("8, but trt-fp16-64", GRAPH)):
+        assert command.main(again(copy, *options)) == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert err.startswith("error: ") and f"holds {lone.name} with top_k {wrong}" in err
+        assert err.endswith("has 0; export with the same, or into another bundle") and sorted(path.iterdir()) == files
+    assert command.main(["--bundle", str(path), "--top-k", "8"]) == 2
+    assert "--top-k is for --ckpt" in capsys.readouterr().err
+    assert not [left for left in copy.iterdir() if left.name.endswith(".part")]
 
 
 def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +283,15 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
     assert sorted(made.iterdir()) == before
+
+
+def test_a_full_model_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its graph has no input that hides what pads a shorter sequence."""
+    full = student()
+    save(replace(full, decoding=replace(full.decoding, attention="full")), tmp_path / "student.pt")
+    assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--batch", "2"]) == 2
+    assert "--batch is 2, but a full model sees all that it is given" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["student.pt"]
 
 
 def test_a_tensorrt_without_polygraphy_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

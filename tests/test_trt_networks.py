@@ -175,6 +175,20 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
     assert made.network.batch == 2 and not made.decomposed
 
 
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
+    source = student()
+    contract = exported_contract(source, 64, top_k=32)
+    file = Graphs(source, contract, Recipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
+    made = build(file, contract, ((4, 4), (1, 64)), Settings("rtx", (86, 89, 120)))
+    assert not made.decomposed and made.network.strongly_typed
+    with overheard():
+        _, network, _ = libraries("rtx")[1].backend.trt.network_from_onnx_path(str(file), strongly_typed=True)
+    outputs = {network.get_output(i).name: network.get_output(i) for i in range(network.num_outputs)}
+    for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")):
+        assert (tuple(outputs[name].shape), outputs[name].dtype.name) == ((1, -1, 32), dtype)
+
+
 def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
     source, data = student(), tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b a b", "answer": "b"}) + "\n")

@@ -164,12 +164,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", default="math,code", help="sample tasks, without a report (default math,code)")
     p.add_argument("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})")
     p.add_argument("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task")
-    p.add_argument(
-        "--target",
-        type=float,
-        default=0.5,
-        help="percentage points below the teacher, or the fp32 engine, at most (default 0.5)",
-    )
+    p.add_argument("--target", type=float, default=0.5, help="percentage points below the teacher, or the fp32 "
+        "engine, at most (default 0.5)")  # fmt: skip
     p.add_argument("--by", choices=("mean", "bound"), default="mean", help="what has to be within the target: the "
         "difference's mean, or the lower end of its 95 %% interval (default mean)")  # fmt: skip
     p.add_argument("--thresholds", help="to try, with commas (default a grid by the gate's metric)")

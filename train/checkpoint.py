@@ -175,7 +175,8 @@ def _parse(path: Path, state: Any) -> Checkpoint:
         )
     if state["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {state['format']!r}; this version reads format {FORMAT}; write it anew with train.*"
+            f"{path} has format {state['format']!r}; this version reads formats up to {FORMAT}; install the version "
+            "that wrote it, or train it again: python -m train.distill"
         )
     weights, config = state["model"], state["config"]
     if not archive.plain_tensors(weights, path.stat().st_size):

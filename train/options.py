@@ -82,6 +82,12 @@ def add_raw_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help=text)
 
 
+def add_top_k_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --top-k, of commands that write a step graph."""
+    text = "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help=text + "(default 0: the best alone)")
+
+
 def add_bf16_option(parser: argparse.ArgumentParser) -> None:
     """Adds --bf16, of commands that run forwards by the thousand."""
     faster = bf16_is_faster()

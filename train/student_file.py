@@ -33,7 +33,10 @@ def read(folder: Path) -> StudentFile | None:
         return None
     values = read_json(path)
     if values.get("format") != FORMAT:
-        raise UserError(f"{path} has format {values.get('format')!r}; this version reads {FORMAT}; write it anew")
+        raise UserError(
+            f"{path} has format {values.get('format')!r}; this version reads formats up to {FORMAT}; install the "
+            "version that wrote it, or train it again: python -m train.distill"
+        )
     family, decoding, files = (values.get(name) for name in ("family", "decoding", "files"))
     if not isinstance(family, str) or not isinstance(decoding, dict) or not isinstance(files, list):
         raise UserError(f"{path} lacks a family, a decoding or the files; write it anew with train.distill")

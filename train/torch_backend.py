@@ -16,10 +16,11 @@ from .checkpoint import Checkpoint
 from .model import Model
 
 
-def contract_of(checkpoint: Checkpoint, batch: int = 1) -> Contract:
+def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contract:
     """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context.
 
     Its vocabulary ends with the tokenizer's, which may be before the embedding's: ids behind it are never proposed.
+    top_k: how many of the most likely tokens a forward gives where it is asked for them.
     """
     shape, decoding = checkpoint.model, checkpoint.decoding
     return parse_contract(
@@ -41,6 +42,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1) -> Contract:
             "dtype": "float32",
             "gate": dict(decoding.gate),
             "batch": batch,
+            "top_k": top_k,
         }
     )
 
@@ -84,10 +86,12 @@ class StaticCache:
 class TorchBackend:
     """A model behind the backend protocol; see `runtime.backend`.
 
-    temperature and seed: above 0, tokens are drawn from softmax(logits / temperature) and their confidence is their
-    probability at temperature 1. keep_hidden: `hidden` then holds the last forward's states of the asked rows,
-    fp32 [batch, n, width] on the host. bf16: autocast, faster where the processor has it, not exact. barred: ids never
-    proposed, those below the contract's vocabulary that the tokenizer lacks.
+    temperature and seed: above 0, tokens of all rows are drawn from softmax(logits / temperature) over the whole
+    vocabulary, one after the other from one generator, and their confidence is their probability at temperature 1, as
+    with the host's draws for a request (`runtime.sample`), which are from the contract's `top_k` tokens. keep_hidden:
+    `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width] on the host. bf16: autocast,
+    faster where the processor has it, not exact. barred: ids never proposed, those below the contract's vocabulary that
+    the tokenizer lacks.
     """
 
     name = "torch"
@@ -134,10 +138,13 @@ class TorchBackend:
             logits = self.model.logits(hidden).float()[..., : self._contract.vocab]
         if self.keep_hidden:
             self.hidden = hidden.float().cpu()
-        return self.propose(logits)
+        return self.propose(logits, forward.top)
 
-    def propose(self, logits: Tensor) -> Proposal:
-        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], mask token and barred ids at -inf."""
+    def propose(self, logits: Tensor, top: bool = False) -> Proposal:
+        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], mask token and barred ids at -inf.
+
+        top: the most likely tokens too.
+        """
         logits[..., self.barred] = float("-inf")
         log_probs = torch.log_softmax(logits, dim=-1)
         probs = log_probs.exp()
@@ -149,4 +156,6 @@ class TorchBackend:
         else:
             confidence, token = probs.max(dim=-1)
         self.log_probs = log_probs
-        return Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy)))
+        best = log_probs.topk(self._contract.top_k) if top else None  # [batch, n, K]
+        most = () if best is None else (best.indices, best.values)
+        return Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy, *most)))

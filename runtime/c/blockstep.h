@@ -123,6 +123,12 @@ BLOCKSTEP_PUBLIC int blockstep_load(const char *bundle, const blockstep_options 
 BLOCKSTEP_PUBLIC int blockstep_generate(
     blockstep_model *model, const blockstep_request *request, blockstep_answer **answer);
 
+/* As blockstep_generate, with tokens drawn at a temperature above 0 to 5; 0 takes the best ones. It needs a bundle that
+   was exported with --top-k. With the same seed the same answer; NULL draws one, which is not told. */
+BLOCKSTEP_PUBLIC int blockstep_sample(
+    blockstep_model *model, const blockstep_request *request, double temperature, const int64_t *seed,
+    blockstep_answer **answer);
+
 /* The model's contract. *contract is NULL after an error. */
 BLOCKSTEP_PUBLIC int blockstep_describe(blockstep_model *model, const blockstep_contract **contract);
 

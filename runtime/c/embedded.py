@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Ints, Shareable
-from ..decode import Step
+from ..batch import Step
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Block, Model, blocks, load
 from ..sequence import Result
@@ -71,11 +71,12 @@ class Library:
         self._models[number] = shared
         out[0] = self._ffi.cast("blockstep_model *", number)
 
-    def generate(self, model: Any, request: Any, out: Any) -> None:
+    def generate(self, model: Any, request: Any, temperature: float, seed: Any, out: Any) -> None:
         shared = self._shared(model)
         asked = shared.model.request(
-            self._prompt(request), max_new_tokens=request.max_new_tokens or None, raw=bool(request.raw)
-        )
+            self._prompt(request), max_new_tokens=request.max_new_tokens or None, raw=bool(request.raw),
+            temperature=temperature, seed=int(seed[0]) if seed else None,
+        )  # fmt: skip
         threshold = float(request.threshold[0]) if request.threshold else None
 
         def wanted() -> bool:
@@ -85,7 +86,10 @@ class Library:
         if lent is None:
             return self._put(out, [], CANCELLED)
         try:
-            steps = lent.steps(asked.prompt, max_new_tokens=asked.max_new_tokens, threshold=threshold)
+            steps = lent.steps(
+                asked.prompt, max_new_tokens=asked.max_new_tokens, threshold=threshold, temperature=temperature,
+                seed=asked.seed,
+            )  # fmt: skip
             done, result = self._run(steps, lent, request, wanted)
         finally:
             shared.give(lent)

@@ -12,7 +12,8 @@
 
 static int python_attach(int chosen, char *package);
 static int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
-static int python_generate(blockstep_model *model, blockstep_request *request, blockstep_answer **answer);
+static int python_generate(
+    blockstep_model *model, blockstep_request *request, double temperature, int64_t *seed, blockstep_answer **answer);
 static int python_describe(blockstep_model *model, blockstep_contract **contract);
 static int python_close(blockstep_model *model);
 
@@ -164,13 +165,20 @@ int blockstep_load(const char *bundle, const blockstep_options *options, blockst
 
 int blockstep_generate(blockstep_model *model, const blockstep_request *request, blockstep_answer **answer)
 {
+    return blockstep_sample(model, request, 0.0, NULL, answer);
+}
+
+int blockstep_sample(
+    blockstep_model *model, const blockstep_request *request, double temperature, const int64_t *seed,
+    blockstep_answer **answer)
+{
     if (answer != NULL)
         *answer = NULL;
     if (!ready())
         return BLOCKSTEP_PYTHON;
     if (request == NULL)
         return mistake("request is NULL; expected a prompt to answer");
-    return python_generate(model, (blockstep_request *)request, answer);
+    return python_generate(model, (blockstep_request *)request, temperature, (int64_t *)seed, answer);
 }
 
 int blockstep_describe(blockstep_model *model, const blockstep_contract **contract)

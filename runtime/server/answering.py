@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..decode import Step, Threshold
+from ..batch import Step
+from ..decode import Threshold
 from ..model import Block, Model, blocks
 from ..show import end_of_canvas, pieces
 from .ask import Ask
@@ -95,7 +96,10 @@ def answer(model: Model, ask: Ask, threshold: Threshold | None, wanted: Callable
     Raises what `Model.steps` raises.
     """
     seen: list[float] = []
-    steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen))
+    steps = model.steps(
+        ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen),
+        temperature=ask.temperature, seed=ask.seed,
+    )  # fmt: skip
     work, finish = Work(model, ask, deliver), "cancelled"
     try:
         for block in blocks(work.watched(steps, wanted), model.tokenizer):

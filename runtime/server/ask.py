@@ -10,6 +10,7 @@ from ..backend import Ints
 from ..errors import UserError
 from ..layout import check_ids
 from ..model import Model
+from ..sample import check_sampling
 from .refusal import Refusal
 
 BOTH = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "seed", "logprobs", "threshold"}
@@ -26,7 +27,10 @@ STOPS = 4  # as many stop strings as OpenAI takes
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself."""
+    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself.
+
+    seed: what its tokens are drawn with, None at a temperature of 0.
+    """
 
     prompt: Ints
     max_tokens: int
@@ -38,6 +42,8 @@ class Ask:
     logprobs: bool = False
     best: bool = False
     threshold: float | None = None
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 def read_ask(model: Model, name: str, most: int | None, chat: bool, body: Any) -> Ask:
@@ -53,17 +59,17 @@ def read_ask(model: Model, name: str, most: int | None, chat: bool, body: Any) -
             raise Refusal(400, f"{key} is not supported here; leave it out", key, "unsupported_field")
     if fields.get("model", name) != name:
         raise unknown_model(fields["model"], name)
-    _check_sampling(model, fields)
+    temperature, seed = _sampling(model, fields)
     stream = _flag(fields, "stream")
     wanted = _room(fields, most)
     prompt = _messages(model, fields) if chat else _prompt(model, fields)
-    request = model.request(prompt, max_new_tokens=wanted)
+    request = model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
     check_ids(model.contract, request.prompt)
-    logprobs, best = _logprobs(fields, chat)
+    logprobs, best = _logprobs(fields, chat, temperature > 0)
     tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
     return Ask(
         request.prompt, tokens, chat, _stops(fields), stream, _usage(fields, stream), _canvas(fields, stream),
-        logprobs, best, _threshold(model, fields),
+        logprobs, best, _threshold(model, fields), temperature, request.seed,
     )  # fmt: skip
 
 
@@ -72,17 +78,15 @@ def unknown_model(asked: Any, name: str) -> Refusal:
     return Refusal(404, f"model {_shown(asked)} is not served here; expected {name}", "model", "model_not_found")
 
 
-def _check_sampling(model: Model, fields: Mapping[str, Any]) -> None:
-    """Refuses a temperature that this engine cannot have. A seed changes nothing: there is no chance in it."""
-    temperature = _number(fields, "temperature", 0.0)
-    if not 0 <= temperature <= 2:
-        raise Refusal(400, f"temperature is {temperature}; expected 0 to 2", "temperature")
-    if temperature > 0:
-        raise Refusal(
-            400, f"temperature is {temperature}, but engine {model.engine} gives out its best token alone (no top-k "
-            "outputs); send 0, or leave it out", "temperature", "unsupported_value",
-        )  # fmt: skip
-    _whole(fields, "seed")
+def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
+    """Temperature and seed, where this engine can have them; at a temperature of 0 a seed changes nothing."""
+    temperature, seed = _number(fields, "temperature", 0.0), _whole(fields, "seed")
+    for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
+        try:
+            check_sampling(model.contract, *asked)
+        except UserError as error:
+            raise Refusal(400, str(error), name, "unsupported_value") from None
+    return temperature, seed
 
 
 def _room(fields: Mapping[str, Any], most: int | None) -> int | None:
@@ -139,22 +143,24 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _logprobs(fields: Mapping[str, Any], chat: bool) -> tuple[bool, bool]:
-    """Whether log probabilities are wanted, and whether the best token too, which is always the token itself."""
+def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
+    """Whether log probabilities are wanted, and whether the best token too, which is the token itself unless drawn."""
     if not chat:
         top = _whole(fields, "logprobs")
-        _at_most_one("logprobs", top)
+        _at_most_one("logprobs", top, drawn)
         return top is not None, top == 1
     wanted, top = _flag(fields, "logprobs"), _whole(fields, "top_logprobs")
-    _at_most_one("top_logprobs", top)
+    _at_most_one("top_logprobs", top, drawn)
     if top and not wanted:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     return wanted, top == 1
 
 
-def _at_most_one(name: str, value: int | None) -> None:
+def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
+    if drawn and value:
+        raise Refusal(400, f"{name} is {value}; at a temperature the drawn token alone is told, so expected 0", name)
     if value not in (None, 0, 1):
-        raise Refusal(400, f"{name} is {value}; the engine gives the best token alone, so expected 0 or 1", name)
+        raise Refusal(400, f"{name} is {value}; the best token alone is told, so expected 0 or 1", name)
 
 
 def _usage(fields: Mapping[str, Any], stream: bool) -> bool:

@@ -35,7 +35,7 @@ class Reply:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        return {**self._head(False), "choices": [choice], "usage": self._usage(end), "blockstep": details(end)}
+        return {**self._head(False), "choices": [choice], "usage": self._usage(end), "blockstep": self._own(end)}
 
     def opening(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
@@ -61,7 +61,7 @@ class Reply:
     def closing(self, end: End) -> list[dict[str, Any]]:
         """The reason of the end, and the usage where it is asked for."""
         last = self._chunk({} if self.ask.chat else "", None, REASONS[end.finish])
-        last["blockstep"] = details(end)
+        last["blockstep"] = self._own(end)
         if not self.ask.usage:
             return [last]
         return [last, {**self._head(True), "choices": [], "usage": self._usage(end)}]
@@ -75,6 +75,15 @@ class Reply:
         name = "delta" if self.ask.chat else "text"
         choice = {"index": 0, name: content, "logprobs": scores, "finish_reason": reason}
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
+
+    def _own(self, end: End) -> dict[str, Any]:
+        """What OpenAI's API has no field for."""
+        done = end.counts
+        low, high = end.thresholds or (None, None)
+        return {
+            "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
+            "one_a_step": done.one_a_step, "threshold": low, "highest_threshold": high, "seed": self.ask.seed,
+        }  # fmt: skip
 
     def _usage(self, end: End) -> dict[str, int]:
         prompt, tokens = len(self.ask.prompt), end.counts.tokens
@@ -99,16 +108,6 @@ class Reply:
 def counts(event: Canvas | Finished) -> dict[str, int]:
     """How far an answer is, for whoever watches it."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
-
-
-def details(end: End) -> dict[str, Any]:
-    """What OpenAI's API has no field for."""
-    done = end.counts
-    low, high = end.thresholds or (None, None)
-    return {
-        "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
-        "one_a_step": done.one_a_step, "threshold": low, "highest_threshold": high,
-    }  # fmt: skip
 
 
 def _entry(token: Token, log: float) -> dict[str, Any]:

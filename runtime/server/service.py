@@ -30,5 +30,5 @@ class Service:
         """The model's entry in /v1/models, with what a page has to know of its gate."""
         contract, gate = self.model.contract, asdict(self.model.gate)
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
-        own |= {"vocab": contract.vocab, "most": self.most}
+        own |= {"vocab": contract.vocab, "most": self.most, "top_k": contract.top_k}
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

@@ -10,7 +10,7 @@ from itertools import product, zip_longest
 from pathlib import Path
 
 from corpus import GOLDEN, copied, manifest, model_file, rehash, text_file, write_manifest
-from hostile_graphs import LOCATIONS, WAYS, endless, huge, nested, not_numbers, outside
+from hostile_graphs import LOCATIONS, WAYS, endless, huge, not_numbers, outside
 from hostile_texts import CUTS, LOOPS, PADDINGS, REACHES, template, tokenizer
 from section import Section
 from tally import tallied
@@ -35,7 +35,6 @@ KEYS = (
     ("directory/blockstep.json", "block"), ("directory/tokenizer_config.json", "eos_token"),
 )  # fmt: skip
 HARMLESS = ("templates that reach for attributes", "tokenizers that pad or cut")
-trial.SECONDS = 1
 
 
 @cache
@@ -45,7 +44,7 @@ def attacks() -> dict[str, list[Attack]]:
         "names that lead out of the bundle": [named(*each) for each in product(NAMES, PARTS)],
         "links, pipes and folders in a file's place": [placed(*e) for e in product(("manifest", *PARTS), STANDING)],
         "weights outside the bundle": [outside(location) for location in LOCATIONS],
-        "graphs that swell, loop or nest": [endless(), nested(25), *(huge(way) for way in WAYS)],
+        "graphs that swell or loop": [endless(), *(huge(way) for way in WAYS)],
         "weights that are no numbers": [
             not_numbers(*each) for each in product((float("nan"), float("inf")), range(12))
         ],
@@ -82,6 +81,7 @@ def kind(number: int) -> str:
 
 def attempt(number: int, folder: Path) -> str:
     what, attack = order()[number]
+    trial.SECONDS = 1
     attack(folder)
     assert what in HARMLESS, "it was taken"
     return "without effect"

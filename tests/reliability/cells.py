@@ -100,6 +100,7 @@ def _child(module: Any, first: int, last: int, folder: Path, coverage: Any) -> I
 def _attempt_all(module: Any, first: int, last: int, folder: Path, writing: int, coverage: Any) -> None:
     """In the child: never returns."""
     seen: list[str] = []
+    most = getattr(module, "SWOLLEN", SWOLLEN)
     watched = set(WATCHED) - set(getattr(module, "ALLOWED", ()))
     sys.addaudithook(lambda event, _: seen.append(event) if event in watched else None)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -120,7 +121,7 @@ def _attempt_all(module: Any, first: int, last: int, folder: Path, writing: int,
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
         if seen:
             ending, detail = "ran code", ", ".join(sorted(set(seen)))
-        elif grown > SWOLLEN or "MemoryError" in detail:
+        elif grown > most or "MemoryError" in detail:
             ending, detail = "swelled", f"{grown >> 20} MB; {detail}"
         os.write(writing, json.dumps(asdict(Outcome(number, module.kind(number), ending, detail))).encode() + b"\n")
         if ending == "swelled":

@@ -1,4 +1,4 @@
-"""ONNX graphs made to do harm: weights from elsewhere or no numbers, tensors without end, loops, branches."""
+"""ONNX graphs made to do harm: weights from elsewhere, tensors without end, loops, weights that are no numbers."""
 
 from __future__ import annotations
 
@@ -95,19 +95,6 @@ def endless() -> Attack:
     yes = numpy_helper.from_array(np.array(True), "yes")
     node = helper.make_node("Loop", ["rounds", "yes", "none"], ["harm"], body=body)
     return prefixed([node], [rounds, yes, numbers("none", 0)])
-
-
-def nested(depth: int) -> Attack:
-    """Branches in branches."""
-    out = [helper.make_tensor_value_info("harm", TensorProto.INT64, [1])]
-    inner = helper.make_graph([helper.make_node("Identity", ["none"], ["harm"])], "leaf", [], out)
-    other = inner
-    for _ in range(depth):
-        node = helper.make_node("If", ["yes"], ["harm"], then_branch=inner, else_branch=other)
-        inner = helper.make_graph([node], "branch", [], out)
-    yes = numpy_helper.from_array(np.array(True), "yes")
-    node = helper.make_node("If", ["yes"], ["harm"], then_branch=inner, else_branch=other)
-    return prefixed([node], [yes, numbers("none", 0)])
 
 
 def not_numbers(value: float, part: int) -> Attack:

@@ -29,7 +29,7 @@ from runtime.errors import UserError  # noqa: E402
 
 SECTIONS = (
     "manifests", "graphs", "texts", "checkpoints", "directories", "attacks", "guided", "branches", "half_done",
-    "prompts", "scores", "long_runs",
+    "prompts", "scores", "long_runs", "mutation",
 )  # fmt: skip
 LIBRARIES = ("onnxruntime", "tokenizers", "jinja2", "safetensors", "torch", "onnx", "numpy")
 OUT = ROOT / "samples" / "results" / "reliability"

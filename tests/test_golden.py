@@ -1,0 +1,92 @@
+"""Files of earlier versions are read and answer as they did; those of later ones are refused with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT
+from trt_bundle import plan_of
+
+from runtime import memory
+from runtime.bundle import read
+from runtime.cuda import Cuda
+from runtime.decode import Request, generate
+from runtime.errors import UserError
+from runtime.model import load
+from runtime.trt_backend import open_engines
+from train import checkpoint
+from train.torch_backend import TorchBackend, contract_of
+from train.trajectories import NEVER, read_shards
+
+GOLDEN = Path(__file__).parent / "golden"
+ANSWERS = json.loads((GOLDEN / "answers.json").read_text(encoding="utf-8"))
+PROMPTS = sorted(ANSWERS)
+
+
+def expected(prompt: str) -> tuple[int, ...]:
+    return tuple(ANSWERS[prompt])
+
+
+@pytest.mark.parametrize("name", ["ort.bundle", "before-build.bundle"])
+def test_a_bundle_answers_as_it_did(name: str) -> None:
+    model = load(GOLDEN / name, verify="always")
+    for prompt in PROMPTS:
+        assert model.generate(prompt, raw=True, max_new_tokens=16).token_ids == expected(prompt)
+
+
+@pytest.mark.parametrize("name", ["student.pt", "student-without-rope-scaling.pt", "directory"])
+def test_a_checkpoint_answers_as_it_did(name: str) -> None:
+    made = checkpoint.load(GOLDEN / name)
+    backend, words = TorchBackend(made.build(), contract_of(made)), made.read_tokenizer()
+    for prompt in PROMPTS:
+        ids = np.array(words.encode(prompt, add_special_tokens=False).ids)
+        assert generate(backend, Request(ids, 16)).token_ids == expected(prompt)
+
+
+def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
+    bundle = read(GOLDEN / "trt.bundle")
+    engine = bundle.engine("trt")
+    assert engine.build is not None and bundle.contract.max_prompt == 16 and bundle.contract.gate.threshold == 0.75
+    content = (bundle.path / engine.model).read_bytes()
+    memory.built(engine.files[engine.model])
+    cuda, student = FakeCuda(), checkpoint.load(GOLDEN / "student.pt")
+    plan = plan_of(student.build(), bundle.contract, engine.build, "in_place")
+    fake = FakeTensorRT(cuda, {content: plan})
+    backend = open_engines(bundle, [engine], cuda=Cuda(cuda), library=lambda _: fake)
+    ids = np.array(student.read_tokenizer().encode(PROMPTS[0], add_special_tokens=False).ids)
+    reference = TorchBackend(student.build(), contract_of(student))
+    answers = [generate(each, Request(ids, 8), gate=bundle.contract.gate).token_ids for each in (backend, reference)]
+    assert answers[0] == answers[1]
+
+
+def test_trajectories_are_read_as_they_were() -> None:
+    first, second = read_shards(GOLDEN / "trajectories")
+    assert (first.prompt, second.prompt) == ((5, 6, 7), (8,)) and (first.right, second.right) == (True, False)
+    assert first.tokens.tolist() == list(range(3, 15)) and first.order.tolist() == [*range(8), *[NEVER] * 4]
+    assert torch.equal(second.hidden.float(), torch.arange(12 * 16).reshape(12, 16) / 64)
+
+
+def newer(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "format": 2, "novelty": {"any": "thing"}}
+
+
+def test_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "ort.bundle", tmp_path / "a.bundle")
+    shutil.copytree(GOLDEN / "directory", tmp_path / "directory")
+    for file in (tmp_path / "a.bundle" / "manifest.json", tmp_path / "directory" / "blockstep.json"):
+        file.write_text(json.dumps(newer(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8")
+    torch.save(newer(torch.load(GOLDEN / "student.pt", weights_only=True)), tmp_path / "student.pt")
+    for call, command in (
+        (lambda: load(tmp_path / "a.bundle"), "python -m export.onnx"),
+        (lambda: checkpoint.load(tmp_path / "student.pt"), "python -m train.distill"),
+        (lambda: checkpoint.load(tmp_path / "directory"), "python -m train.distill"),
+    ):
+        with pytest.raises(UserError, match=r"has format 2; this version reads formats up to 1; .*" + command):
+            call()

@@ -1,0 +1,149 @@
+"""Requests that take the places of those that have their answers: each as alone, in order, never out of bounds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from numpy.typing import NDArray
+from tiny import BLOCK, Scripted, canvases, proposal
+from trt_bundle import fake_backend
+
+from runtime.backend import Backend, Forward, Proposal
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.decode import Request, answers, generate, generate_batch, steps
+from runtime.errors import UserError
+from runtime.pieces import check_bounds
+from runtime.sequence import Result
+from train.torch_backend import TorchBackend
+
+LENGTHS = (1, 3 * BLOCK + 2, 2, BLOCK, 5 * BLOCK, BLOCK + 1, 9)
+
+
+def told(result: Result) -> tuple[Any, ...]:
+    return result.token_ids, result.finish, result.steps, result.commits, result.forwards, result.blocks
+
+
+def requests(rng: random.Random, most: int = 3 * BLOCK) -> list[Request]:
+    return [Request(tiny.prompt(rng, length), rng.randrange(1, most + 1)) for length in LENGTHS]
+
+
+class Bounded:
+    """A backend that refuses what would reach two blocks or more behind what it was opened for."""
+
+    name = "bounded"
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner, self.contract = inner, inner.contract
+        self.batch = self.capacity = 0
+        self.widths: list[tuple[int, int]] = []  # sequences and tokens of each forward
+
+    def open(self, batch: int, capacity: int) -> None:
+        self.batch, self.capacity = batch, capacity
+        self.inner.open(batch, capacity)
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        self.batch = len(rows)
+        self.inner.keep(rows)
+
+    def forward(self, forward: Forward) -> Proposal:
+        if self.contract.attention != "full":  # in PyTorch, shorter sequences of a batch see less than its width
+            check_bounds(forward, self.contract, self.batch, self.capacity + 2 * self.contract.block)
+        self.widths.append(forward.input_ids.shape)
+        return self.inner.forward(forward)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_answers_of_a_stream_are_those_of_each_request_alone(alignment: str, shift: bool, attention: str) -> None:
+    seed = tiny.fresh_seed()
+    rng, model = random.Random(seed), tiny.model(seed)
+    contract = tiny.contract(alignment=alignment, shift=shift, attention=attention)
+    backend = TorchBackend(model, contract)
+    asked = requests(rng)
+    for fused in (True, False):
+        alone = [told(generate(backend, request, threshold=0.4, fused=fused)) for request in asked]
+        for slots in (1, 2, 3):
+            inner = Bounded(TorchBackend(model, contract))
+            streamed = answers(inner, iter(asked), slots, threshold=0.4, fused=fused)
+            assert [told(result) for result in streamed] == alone, f"BLOCKSTEP_SEED={seed}"
+            assert max(batch for batch, _ in inner.widths) == slots
+        at_once = Bounded(TorchBackend(model, contract))
+        batched = generate_batch(at_once, asked, threshold=0.4, fused=fused, slots=3)
+        assert [told(result) for result in batched] == alone, f"BLOCKSTEP_SEED={seed}"
+
+
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_places_of_a_tensorrt_engine_are_filled_again(dialect: str, tmp_path: Path) -> None:
+    contract, model = tiny.contract(alignment="absolute"), tiny.model(22)
+    profiles = ((4, 4), (8, 8), (1, 30))
+    backend, _, _ = fake_backend(tmp_path, model, contract, dialect=dialect, batch=2, profiles=profiles)
+    asked, solo = requests(random.Random(4)), TorchBackend(model, contract)
+    expected = [told(generate(solo, request)) for request in asked]
+    assert [told(result) for result in answers(backend, asked, 2)] == expected
+
+
+def test_a_place_is_filled_at_the_step_after_its_answer() -> None:
+    short, long = ([9] * BLOCK, [0.9] * BLOCK), ([9] * BLOCK, [0.9, 0.1, 0.1, 0.1])
+
+    def script(forward: Forward) -> Proposal:
+        lines = [short if 5 in ids else long for ids in forward.input_ids]  # by a token of the prompt
+        return proposal(*zip(*lines, strict=True))
+
+    backend = Scripted(tiny.contract(), script)
+    asked = [Request(np.array([first, 7]), BLOCK) for first in (5, 6, 5, 5)]
+    seen = [[(step.row, step.slot) for step in done] for done in steps(backend, asked, slots=2)]
+    assert seen[:3] == [[(0, 0), (1, 1)], [(2, 0), (1, 1)], [(3, 0), (1, 1)]]
+    assert backend.opened == [(2, 2 + BLOCK)]
+
+
+def test_a_request_is_taken_from_the_stream_when_the_one_before_it_has_its_place() -> None:
+    taken = []
+
+    def stream() -> Iterator[Request]:
+        for number in range(5):
+            taken.append(number)
+            yield Request(np.array([5]), BLOCK)
+
+    backend = Scripted(tiny.contract(), canvases(*[([9] * BLOCK, [0.9] * BLOCK)] * 5))
+    found = answers(backend, stream(), 1)
+    next(found)
+    assert taken == [0, 1]
+    assert len(list(found)) == 4 and taken == [0, 1, 2, 3, 4]
+
+
+def test_a_wide_prompt_waits_until_there_is_room_beside_the_others() -> None:
+    """Its forward is as wide for all: behind a sequence that is far on, its padding would lie outside the cache."""
+    contract, model, rng = tiny.contract(capacity=32), tiny.model(1), random.Random(1)
+    asked = [Request(tiny.prompt(rng, 8), 24, threshold=1.0), Request(tiny.prompt(rng, 2), 1),
+             Request(tiny.prompt(rng, 20), 4)]  # fmt: skip
+    inner = Bounded(TorchBackend(model, contract))
+    alone = [generate(TorchBackend(model, contract), request).token_ids for request in asked]
+    assert [result.token_ids for result in answers(inner, asked, 2)] == alone
+    wide = next(i for i, (_, width) in enumerate(inner.widths) if width == 20 + BLOCK)
+    assert wide > 1 and inner.capacity == 32
+
+
+def test_a_request_that_does_not_fit_ends_the_stream_where_it_stands() -> None:
+    backend = TorchBackend(tiny.model(3), tiny.contract())
+    stream = answers(backend, [Request(np.array([5]), 4), Request(np.array([], np.int64), 4)], 1)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        list(stream)
+    with pytest.raises(UserError, match="slots is 0; expected at least 1"):
+        next(answers(backend, [], 0))
+    with pytest.raises(UserError, match="slots is 0"):
+        generate_batch(backend, [Request(np.array([5]), 4)], slots=0)
+
+
+def test_seconds_count_from_when_a_request_has_its_place() -> None:
+    backend = TorchBackend(tiny.model(3), tiny.contract())
+    asked = [Request(np.array([5, 6]), 3 * BLOCK)] * 4
+    found = generate_batch(backend, asked, threshold=1.0, slots=1)
+    whole = sum(result.seconds for result in found)
+    assert all(0 < result.seconds < 0.6 * whole for result in found)
