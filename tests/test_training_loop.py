@@ -19,7 +19,8 @@ from train import masking, tasks
 from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
 from train.masking import Canvas
 from train.model import Model, initialise
-from train.optimise import Loss, Recipe, fit, forget
+from train.optimise import Loss, Recipe, fit
+from train.resume import forget
 from train.teacher import masked_loss
 from train.tokenizer import train_tokenizer
 

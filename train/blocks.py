@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.contract import Contract
 
-from . import losses, masking
+from . import losses, masking, parallel
 from .data import Stream
 from .masking import Canvas
 from .model import Model
@@ -46,7 +46,9 @@ def denoising_loss(
     early: see `noise`.
     """
     laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
-    both = copies(laid, contract, noise(laid, laid.widest(), contract.block, early, generator))
+    masked = noise(laid, laid.widest(), contract.block, early, generator)
+    laid, masked = laid.mine(), parallel.mine(masked)
+    both = copies(laid, contract, masked)
     hidden = predicting(run, both)[both.masked]  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
     target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
@@ -72,15 +74,15 @@ def noise(canvas: Canvas, noisy: int, block: int, early: float, generator: torch
 def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
     """The hidden state that predicts each noisy position, [batch, noisy, hidden]."""
     hidden = run(both.ids, mask=both.mask, positions=both.positions)
-    return hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, both.rows.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def copies(canvas: Canvas, contract: Contract, masked: Tensor) -> Copies:
     """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
 
-    masked bool [batch, noisy]: what the noisy copy of each canvas has masked.
+    masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
     """
-    block, clean, noisy = contract.block, canvas.ids.shape[1], canvas.widest()
+    block, clean, noisy = contract.block, canvas.ids.shape[1], masked.shape[1]
     place = torch.arange(noisy)
     positions = canvas.start[:, None] + place  # [batch, noisy]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))

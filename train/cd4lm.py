@@ -18,7 +18,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from . import losses, masking, views
+from . import losses, masking, parallel, views
 from .blocks import FILLER
 from .lesson import Lesson
 from .masking import Canvas
@@ -95,6 +95,7 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, whole: float) -> Lo
         examples = lesson.stream.examples(step)
         laid = masking.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
         masked, less = nested_masks(laid, contract.block, whole, generator)
+        laid, masked, less = laid.mine(), parallel.mine(masked), parallel.mine(less)
         weight, target = masking.weights(laid, masked, FILLER)[masked], laid.ids[masked]
         with teacher.speaking() as frozen:
             hidden = views.hidden_at(frozen, laid, less, masked, teacher.contract)
@@ -104,6 +105,6 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, whole: float) -> Lo
         rebuilt = losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
         share = shares.at(step, lesson.steps)
         total = share * agreed + (1 - share) * rebuilt
-        return total, {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share}
+        return total, {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / parallel.size()}
 
     return loss_of

@@ -54,8 +54,9 @@ def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
         chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
         drawn = states.draw([lesson.found[i] for i in chosen], contract, target, generator)
         with torch.no_grad():
-            taught = said(teacher, drawn.hidden.float())  # its head, which no adapter changes
             ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
+            # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
+            taught = said(teacher, drawn.hidden.to(ahead.device, torch.float32))
         hidden = lesson.run(drawn.earlier, drawn.visible)
         distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
         steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))

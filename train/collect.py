@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from runtime import lock
 from runtime.command import DONE, Parser, print_json
-from runtime.command import run as run_command
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
 
-from . import checkpoint, prompts, tasks
+from . import checkpoint, parallel, prompts, tasks
 from .checkpoint import replace_file
-from .options import add_bf16_option, add_directory_options, add_raw_option, numbers, overrides_of
+from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, numbers, overrides_of
 from .torch_backend import TorchBackend, contract_of
 from .trajectories import NEVER, SETTINGS, Trajectory, count_right, write_shard
 
@@ -93,16 +92,23 @@ def graded(
 
 
 def gather(args: argparse.Namespace) -> dict[str, int]:
-    """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new."""
+    """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new.
+
+    Of several processes each collects shards of its own, which are whole batches with a seed of their own: whoever
+    collects one, it is the same.
+    """
     saved = checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     shards = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
-    same_settings(args.out / SETTINGS, settings_of(args, [task.name for task in chosen], saved))
-    model, tokenizer, ask = saved.build(), saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
+    settings = settings_of(args, [task.name for task in chosen], saved)
+    parallel.check_same(settings)
+    parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
+    model = saved.build().to(args.device)
+    tokenizer, ask = saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
     right = total = new = 0
-    for shard in tqdm(shards, unit="shard", desc="collect"):
+    for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
         if not path.exists():
             backend = TorchBackend(
@@ -116,7 +122,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             lock.sweep(path)
         shard_right, shard_total = count_right(path)
         right, total = right + shard_right, total + shard_total
-    return {"collected": total, "right": right, "shards": len(shards), "new": new}
+    found = parallel.add_up({"collected": total, "right": right, "new": new})
+    return {**{name: int(number) for name, number in found.items()}, "shards": len(shards)}
 
 
 def answered(backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int) -> list[Trajectory]:
@@ -174,9 +181,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=int, default=1500, help="prompts, over all tasks (default 1500)")
     p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
-    p.add_argument("--shard", type=int, default=256, help="trajectories a file (default 256)")
+    p.add_argument("--shard", type=int, default=256, help="trajectories a file, of which under torchrun each process "
+        "collects whole ones (default 256)")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     add_bf16_option(p)
+    add_device_option(p)
     p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_raw_option(p)
     add_directory_options(p)
@@ -185,12 +194,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return parallel.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Collects and says how many."""
-    report = gather(args)
+    with parallel.joined(args.device):
+        report = gather(args)
     if args.json:
         print_json(report)
     else:

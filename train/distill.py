@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from runtime.command import DONE, Parser, print_json
-from runtime.command import run as run_command
 from runtime.errors import UserError
 
-from . import checkpoint, identity, lora, methods, prompts, tasks, trajectories
+from . import checkpoint, identity, lora, methods, parallel, prompts, resume, tasks, trajectories
 from .checkpoint import Checkpoint
 from .data import Stream
 from .families import Overrides
 from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, fit, forget
-from .options import add_bf16_option, add_directory_options, add_raw_option, overrides_of
+from .optimise import Fitted, Loss, Recipe, fit
+from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
 from .trajectories import Trajectory
@@ -50,6 +49,7 @@ def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
 
 def distil(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
+    parallel.check(args.batch, args.compile)
     low_rank, (method, values) = lora.asked(args.lora_rank, args.lora_alpha), methods.chosen(args)
     plan = method.plan(values)
     saved = checkpoint.load(args.teacher, overrides_of(args, OWN))
@@ -58,7 +58,7 @@ def distil(args: argparse.Namespace) -> Fitted:
     check(args, saved, student)
     overrides = None if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides or Overrides(), low_rank, DTYPES[args.dtype])
-    output.check(student)
+    parallel.on_first(lambda: output.check(student))
     found = usable(args, saved, values["only_right"]) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
@@ -69,8 +69,8 @@ def distil(args: argparse.Namespace) -> Fitted:
         loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     fitted = fit(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
-    output.write(student, fitted.weights)
-    forget(args.out)
+    parallel.on_first(lambda: output.write(student, fitted.weights))
+    parallel.on_first(lambda: resume.forget(args.out))
     return fitted
 
 
@@ -79,11 +79,12 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
     model, low_rank = student.build().train(), lora.asked(args.lora_rank, args.lora_alpha)
     if low_rank is not None:
         lora.inject(model, low_rank, args.seed)
+    parallel.place(model, args.device)
 
     def teacher() -> Teacher:
         # A student that starts from its teacher and trains an adapter alone has the teacher in it already.
         own = low_rank is not None and args.student is None
-        return Teacher(model if own else saved.build(), contract_of(saved), own)
+        return Teacher(model if own else parallel.place_frozen(saved.build(), args.device), contract_of(saved), own)
 
     forward: torch.nn.Module = torch.compile(model) if args.compile else model  # type: ignore[assignment]
     return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
@@ -185,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     add_bf16_option(p)
+    add_device_option(p)
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
     add_raw_option(p)
@@ -194,12 +196,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return parallel.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Distils and says what was written."""
-    fitted = distil(args)
+    with parallel.joined(args.device):
+        fitted = distil(args)
     if args.json:
         print_json(fitted.report(args.out))
     else:

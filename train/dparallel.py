@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import losses, masking, views
+from . import losses, masking, parallel, views
 from .blocks import FILLER
 from .data import Example
 from .lesson import Lesson
@@ -69,8 +69,9 @@ def loss(lesson: Lesson, certainty: float, whole: float) -> Loss:
             [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
         )  # fmt: skip
         both, behind = halves(laid, contract.block, contract.attention, whole, generator)
+        laid, behind = laid.mine(), parallel.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
-        for half in both:
+        for half in map(parallel.mine, both):
             hidden = views.hidden_at(lesson.run, laid, half | behind, half, contract)
             said, target = views.scores(lesson.model, hidden, contract), laid.ids[half]
             weight = masking.weights(laid, half, FILLER)[half]

@@ -2,7 +2,8 @@
 
 Sources: `distillation`, `consistency`, `denoising` of CDLM (arXiv 2511.19269), where q(.|y) is the student on a state y
 of a trajectory; `tempered_distillation` of CD4LM (arXiv 2601.02236); `uncertainty` of dParallel (arXiv 2509.26488).
-Scores are fp32 logits without the mask token, as `barred` gives them.
+Scores are fp32 logits without the mask token, as `barred` gives them. Of several processes each gets its part of a mean
+over the positions of all (`parallel.part`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import parallel
 
 
 def forward_kl(target: Tensor, student: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     student [n, vocab]: log-probabilities; target int64 [n]; weight [n].
     """
-    return _weighted(F.nll_loss(student, target, reduction="none"), weight)
+    return _weighted(F.nll_loss(student, target.to(student.device), reduction="none"), weight)
 
 
 def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
@@ -55,23 +58,25 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
     student [n, vocab]: scores; target int64 [n]; weight [n]. 0 where no position is right: a wrong answer must not
     grow certain.
     """
-    right = student.argmax(-1) == target
+    right = student.argmax(-1) == target.to(student.device)
     log_probs = torch.log_softmax(student[right] / temperature, dim=-1)
-    return _weighted(-(log_probs.exp() * log_probs).sum(-1), weight[right])
+    return _weighted(-(log_probs.exp() * log_probs).sum(-1), weight.to(student.device)[right])
 
 
 def _mean(losses: Tensor) -> Tensor:
-    return losses.mean() if len(losses) else losses.sum()
+    return parallel.part(losses.mean() if len(losses) else losses.sum(), len(losses))
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
-    return (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+    weight = weight.to(losses.device)
+    return parallel.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
 def barred(logits: Tensor, mask_id: int) -> Tensor:
     """fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
     # Finite: -inf times a probability of 0 is NaN in a KL and in an entropy.
-    return logits.float() + torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
+    bar = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
+    return logits.float() + bar.to(logits.device)
 
 
 def log_probs(logits: Tensor, mask_id: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import parallel
 from .data import Example, pad
 
 
@@ -31,6 +32,10 @@ class Canvas:
     def inside(self) -> Tensor:
         """True on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
+
+    def mine(self) -> Canvas:
+        """This process's rows, of the same width; see `parallel.mine`."""
+        return Canvas(*(parallel.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
 
     def widest(self) -> int:
         """Positions of the longest canvas."""

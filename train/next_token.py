@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import parallel
 from .data import Stream, pad
 from .model import Model
 from .optimise import Loss
@@ -15,14 +16,14 @@ def next_token_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: 
     """Next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = pad(stream.examples(step), pad_id)
+        batch = pad(parallel.mine(stream.examples(step)), pad_id)
         width = batch.ids.shape[1]
         hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))
         places = torch.arange(width - 1)
         wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
         logits = model.logits(hidden[:, :-1][wanted]).float()
-        target = batch.ids[:, 1:][wanted]
-        loss = F.cross_entropy(logits, target)
-        return loss, {"next": (logits.argmax(-1) == target).float().mean().item()}
+        target = batch.ids[:, 1:][wanted].to(logits.device)
+        loss = parallel.part(F.cross_entropy(logits, target), len(target))
+        return loss, {"next": parallel.mean(logits.argmax(-1) == target)}
 
     return loss_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime import lock
 from runtime.errors import NumericalError, UserError
 
-from .checkpoint import replace_file, write_state
-from .identity import differences
+from . import parallel, resume
+from .checkpoint import replace_file
 
 LOG_EVERY = 50  # updates
 ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
@@ -48,12 +46,14 @@ class Recipe:
         return self.learning_rate * rise * fall
 
 
+# Of a step: this process's part of the loss, and of each figure; what all processes have adds up.
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained; figures: the last logged.
+    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process alone;
+    figures: the last logged.
 
     seconds: since it was started, or last resumed.
     """
@@ -74,46 +74,39 @@ def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: di
 
     `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
     from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
-    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `forget` when the weights are safe.
-    Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError where
-    nothing can be written or the stopped run is another one.
+    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `resume.forget` when the weights are
+    safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError
+    where nothing can be written or the stopped run is another one.
     """
     started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer, average = _adamw(learnt, recipe), {name: p.detach().clone() for name, p in learnt.items()}
-    resume, identity = _resume_path(out), _known(identity, recipe)
-    first = _resume(resume, identity, learnt, optimizer, average)
+    owned = {name: parallel.own(p) for name, p in learnt.items()}
+    average = {name: p.detach().clone() for name, p in owned.items()}
+    run, identity = resume.Run(owned, average, _adamw(owned, recipe)), _known(identity, recipe)
+    parallel.check_same(identity)
+    left = resume.path_of(out)
+    first = resume.load(left, identity, run, {name: p.shape for name, p in learnt.items()})
     log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
     for step in bar:
-        loss, norm, figures = _update(learnt, optimizer, loss_of, recipe, step)
+        loss, norm, figures = _update(learnt, run, loss_of, recipe, step)
         _check_numbers(step, loss, norm)
         with torch.no_grad():
             decay = min(recipe.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.values()), list(learnt.values()), 1 - decay)
+            torch._foreach_lerp_(list(average.values()), list(owned.values()), 1 - decay)
         if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
-            shown = {"loss": loss, **figures}
+            shown = {"loss": loss, **parallel.add_up(figures)}
             log.add({"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown})
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
         if last or (step + 1) % recipe.save_every == 0:
-            _check_weights(step, learnt.values())
+            _check_weights(step, owned.values())
             if not last:
-                _save(resume, identity, step + 1, learnt, optimizer, average)
-    return Fitted(average, recipe.steps, time.perf_counter() - started, shown)
-
-
-def forget(out: Path) -> None:
-    """Removes what a stopped run would have been resumed from, once `out` is written."""
-    _resume_path(out).unlink(missing_ok=True)
-    lock.sweep(_resume_path(out))
+                resume.save(left, identity, step + 1, run)
+    return Fitted(parallel.whole(learnt, average), recipe.steps, time.perf_counter() - started, shown)
 
 
 def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """What a resumed run must have in common; how often it is saved makes no difference to what is learnt."""
     return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
-
-
-def _resume_path(out: Path) -> Path:
-    return out.with_name(out.name + ".resume")
 
 
 def _adamw(learnt: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
@@ -125,18 +118,19 @@ def _adamw(learnt: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Ad
 
 
 def _update(
-    learnt: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, loss_of: Loss, recipe: Recipe, step: int
+    learnt: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimiser step; the loss, the gradient's norm before clipping, and the loss's own figures."""
-    for group in optimizer.param_groups:
+    """One optimiser step; the loss, the gradient's norm before clipping, and this process's part of the figures."""
+    for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate(step)
-    with torch.autocast("cpu", torch.bfloat16, recipe.bf16):
+    with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(list(learnt.values()), recipe.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.item(), norm.item(), figures
+    parallel.take_gradients(learnt, run.learnt)
+    norm = parallel.clip(list(run.learnt.values()), recipe.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return parallel.total(loss).item(), norm.item(), figures
 
 
 def _check_numbers(step: int, loss: float, norm: float) -> None:
@@ -147,19 +141,24 @@ def _check_numbers(step: int, loss: float, norm: float) -> None:
 
 def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
     """An update from a finite gradient may still be too long, which the next loss would show: after a save."""
-    if not all(weight.isfinite().all() for weight in weights):
+    wrong = [weight.isfinite().logical_not().any() for weight in weights]
+    if parallel.total(torch.stack(wrong).any().float()):
         raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")
 
 
 class _Log:
-    """JSON lines with the seconds since the run was started; a resumed run drops what it will log again."""
+    """JSON lines with the seconds since the run was started, by the first process; a resumed run drops what it will
+    log again."""
 
     def __init__(self, path: Path, first: int) -> None:
-        kept = "".join(_logged(path, first))
-        replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
         self.path, self.started = path, time.perf_counter()
+        if parallel.rank() == 0:
+            kept = "".join(_logged(path, first))
+            replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
 
     def add(self, entry: dict[str, float]) -> None:
+        if parallel.rank():
+            return
         seconds = round(time.perf_counter() - self.started, 1)
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -180,43 +179,3 @@ def _logged(path: Path, first: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
     return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]
-
-
-def _save(
-    path: Path, identity: dict[str, Any], step: int, learnt: Mapping[str, Tensor], optimizer: Any, average: Any
-) -> None:
-    state = {
-        "identity": identity,
-        "step": step,
-        "model": {name: parameter.detach() for name, parameter in learnt.items()},
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-    }
-    write_state(state, path)
-
-
-def _resume(
-    path: Path, identity: dict[str, Any], learnt: Mapping[str, Tensor], optimizer: Any, average: Mapping[str, Tensor]
-) -> int:
-    """Restores a stopped run; returns the step to go on with, 0 where there is none.
-
-    Raises UserError for a run of another identity: starting afresh in silence would cost what it had learnt.
-    """
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no stopped run to go on with ({reason}); delete it to start afresh") from None
-    if other := differences(state["identity"], identity):
-        raise UserError(
-            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
-            "or delete it to start afresh"
-        )
-    optimizer.load_state_dict(state["optimizer"])
-    with torch.no_grad():
-        for name, parameter in learnt.items():
-            parameter.copy_(state["model"][name])
-            average[name].copy_(state["average"][name])
-    return int(state["step"])

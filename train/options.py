@@ -13,6 +13,8 @@ from runtime.errors import UserError
 
 from .families import NAMES, Overrides
 
+DEVICES = ("cpu", "cuda")
+
 
 def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
     """Adds them, but for those that the command uses otherwise."""
@@ -91,6 +93,12 @@ def add_bf16_option(parser: argparse.ArgumentParser) -> None:
     faster = bf16_is_faster()
     text = f"bf16 autocast (default where this processor multiplies bf16 itself, here {'on' if faster else 'off'})"
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=faster, help=text)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --device, of commands that several processes may run."""
+    text = "where it runs; under torchrun each process has a GPU of its own (default cpu)"
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help=text)
 
 
 def bf16_is_faster() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from runtime.contract import Contract
 from runtime.layout import committed_prompt, prompt_visible
 
+from . import parallel
 from .data import STRIDE
 from .trajectories import NEVER, Trajectory
 
@@ -42,10 +43,14 @@ def block_visible(contract: Contract, prompt: int, canvas: int) -> Tensor:
 def draw(trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator) -> States:
     """One state pair of each trajectory: a block uniformly, y early in it more often than late.
 
+    Of several processes each has those of its own rows, see `parallel.mine`.
+
     target `completed`: y* is the block finished, and one more block, still masked, is where consistency is asked.
     target `partial`: y* is a drawn moment between y and the block's end.
     """
-    drawn = [_one(t, contract, target, torch.rand(3, generator=generator).tolist()) for t in trajectories]
+    chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
+    own = zip(parallel.mine(trajectories), parallel.mine(chances), strict=True)
+    drawn = [_one(trajectory, contract, target, chance) for trajectory, chance in own]
     longest = max(len(earlier) for earlier, *_ in drawn)
     width = -(-longest // STRIDE) * STRIDE
     shape = (len(drawn), width)

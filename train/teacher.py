@@ -17,16 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.command import DONE, Parser, print_json
-from runtime.command import run as run_command
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, growth, identity, masking, tasks, tokenizer
+from . import blocks, checkpoint, growth, identity, masking, parallel, resume, tasks, tokenizer
 from .data import Stream, canvas_for, survey
 from .model import Model, ModelConfig, initialise
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, fit, forget
-from .options import add_bf16_option
+from .optimise import Fitted, Loss, Recipe, fit
+from .options import add_bf16_option, add_device_option
 from .output import DTYPES
 from .torch_backend import contract_of
 
@@ -48,14 +47,16 @@ def masked_loss(model: Model, forward: torch.nn.Module, stream: Stream, decoding
         everywhere = masking.uniform_mask(laid, generator)
         masked, decided = masking.block_mask(laid, block, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
+        laid, masked, decided = laid.mine(), parallel.mine(masked), parallel.mine(decided)
         hidden = forward(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
         weight = masking.weights(laid, decided, padding=blocks.FILLER)[decided]
         logits = model.logits(hidden[masking.predicting(decided, decoding.shift)]).float()
-        target = laid.ids[decided]
+        target, weight = laid.ids[decided].to(logits.device), weight.to(logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
-        right = (logits.argmax(-1) == target)[weight == 1].float().mean().item()
+        right = parallel.mean((logits.argmax(-1) == target)[weight == 1])
         # a small batch may draw no mask at all
-        return (losses * weight).sum() / weight.sum().clamp_min(1e-6), {"masked": right}
+        mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+        return parallel.part(mean, weight.sum()), {"masked": right}
 
     return loss_of
 
@@ -158,12 +159,13 @@ def loss_of(
 
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
+    parallel.check(args.batch, args.compile)
     if args.canvas is not None and (args.canvas < 1 or args.canvas % args.block):
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
-    checkpoint.check_file(args.out)
+    parallel.on_first(lambda: checkpoint.check_file(args.out))
     every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     start = start_of(args, chosen)
-    decoding, model = start.decoding, start.build().train()
+    decoding, model = start.decoding, parallel.place(start.build().train(), args.device)
     forward = torch.compile(model) if args.compile else model
     longest = args.context - decoding.canvas if args.objective == "masked" else args.context
     bounds = (longest, decoding.canvas)
@@ -172,8 +174,9 @@ def train(args: argparse.Namespace) -> Fitted:
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     known = {**identity.of_options(args), "canvas": decoding.canvas, "causal_every": every}
     fitted = fit(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
-    checkpoint.save(replace(start, weights=fitted.weights), args.out, DTYPES[args.dtype])
-    forget(args.out)
+    made = replace(start, weights=fitted.weights)
+    parallel.on_first(lambda: checkpoint.save(made, args.out, DTYPES[args.dtype]))
+    parallel.on_first(lambda: resume.forget(args.out))
     return fitted
 
 
@@ -212,6 +215,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
     p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
     add_bf16_option(p)
+    add_device_option(p)
     p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)")
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
     p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
@@ -220,12 +224,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return parallel.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Trains and says what was written."""
-    fitted = train(args)
+    with parallel.joined(args.device):
+        fitted = train(args)
     if args.json:
         print_json(fitted.report(args.out))
     else:

@@ -50,12 +50,14 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
 class StaticCache:
     """Zeroed keys and values of all layers; a forward's are written behind each row's committed length."""
 
-    def __init__(self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:  # fmt: skip
         # Rows at different lengths share a width, so a short need of one may reach two blocks behind its own end.
         shape = (batch, contract.kv_heads, capacity + 2 * contract.block, contract.head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(contract.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(contract.layers)]
-        self.past = torch.zeros(batch, dtype=torch.int64)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
+        self.past = torch.zeros(batch, dtype=torch.int64)  # on the host, which asks it at every layer
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes [batch, kv_heads, width, head_dim] and returns all up to the furthest row's end."""
@@ -65,17 +67,18 @@ class StaticCache:
             keys[:, :, first : first + width] = key
             values[:, :, first : first + width] = value
         else:
-            rows = torch.arange(len(key))[:, None]
-            places = self.past[:, None] + torch.arange(width)  # [batch, width]
+            rows = torch.arange(len(key))[:, None].to(key.device)
+            places = (self.past[:, None] + torch.arange(width)).to(key.device)  # [batch, width]
             keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
             values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
             # A row behind which the others' ends lie attends there with weights of 0, and 0 times a NaN is NaN.
             stale = torch.arange(first + width, last + width) >= self.past[:, None] + width  # [batch, last - first]
             for part in (keys, values):
-                part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None], 0)
+                part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None].to(part.device), 0)
         return keys[:, :, : last + width], values[:, :, : last + width]
 
     def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.keys[0].device)
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
 
@@ -86,9 +89,9 @@ class TorchBackend:
     temperature and seed: above 0, tokens of all rows are drawn from softmax(logits / temperature) over the whole
     vocabulary, one after the other from one generator, and their confidence is their probability at temperature 1, as
     with the host's draws for a request (`runtime.sample`), which are from the contract's `top_k` tokens. keep_hidden:
-    `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width]. bf16: autocast, faster
-    where the processor has it, not exact. barred: ids never proposed, those below the contract's vocabulary that the
-    tokenizer lacks.
+    `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width] on the host. bf16: autocast,
+    faster where the processor has it, not exact. barred: ids never proposed, those below the contract's vocabulary that
+    the tokenizer lacks.
     """
 
     name = "torch"
@@ -99,8 +102,9 @@ class TorchBackend:
     ) -> None:  # fmt: skip
         self.model, self._contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
-        self.barred = torch.tensor([contract.mask_id, *barred])
-        self.generator = torch.Generator().manual_seed(seed)
+        self.device = model.embed_tokens.weight.device
+        self.barred = torch.tensor([contract.mask_id, *barred]).to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self.cache: StaticCache | None = None
         self.hidden: Tensor | None = None
         self.log_probs: Tensor | None = None
@@ -112,7 +116,7 @@ class TorchBackend:
     def open(self, batch: int, capacity: int) -> None:
         full = self._contract.attention == "full"
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.cache = None if full else StaticCache(self._contract, batch, capacity, dtype)
+        self.cache = None if full else StaticCache(self._contract, batch, capacity, dtype, self.device)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         if self.cache is not None:
@@ -126,13 +130,14 @@ class TorchBackend:
         if self.cache is not None:
             self.cache.past, length = past, int(past.max()) + width
         positions = past[:, None] + torch.arange(width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        ids, visible, positions = (part.to(self.device) for part in (ids, visible, positions))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = self.model(ids, visible, positions, self.cache, length)
-            rows = torch.from_numpy(forward.rows)[..., None].expand(-1, -1, hidden.shape[-1])
+            rows = torch.from_numpy(forward.rows).to(self.device)[..., None].expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, rows)  # [batch, n, hidden]
             logits = self.model.logits(hidden).float()[..., : self._contract.vocab]
         if self.keep_hidden:
-            self.hidden = hidden.float()
+            self.hidden = hidden.float().cpu()
         return self.propose(logits, forward.top)
 
     def propose(self, logits: Tensor, top: bool = False) -> Proposal:
@@ -152,5 +157,5 @@ class TorchBackend:
             confidence, token = probs.max(dim=-1)
         self.log_probs = log_probs
         best = log_probs.topk(self._contract.top_k) if top else None  # [batch, n, K]
-        most = () if best is None else (best.indices.numpy(), best.values.numpy())
-        return Proposal(token.numpy(), confidence.numpy(), entropy.numpy(), *most)
+        most = () if best is None else (best.indices, best.values)
+        return Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy, *most)))

@@ -1,0 +1,88 @@
+"""Training and collecting move what they need to the model's device, and give there what they give here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from train import checkpoint, collect, distill, teacher
+from train.trajectories import read_shards
+
+NEAR = 1e-5  # products are summed in another order where an operator is made of others
+FAR = Path(__file__).parent / "far.py"
+
+SHAPE = (
+    "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8 --context 48"
+)
+SHORT = "--steps 3 --save-every 2 --batch 2 --no-bf16 --learning-rate 1e-2"
+LINES = {
+    "causal": "train.teacher --objective causal {short} {shape}",
+    "masked": "train.teacher {short} {shape}",
+    "cdlm": "train.distill --teacher {folder}/teacher.pt {learnt} --next-token 0.1 {short}",
+    "cd4lm": "train.distill --method cd4lm --attention full --teacher {folder}/teacher.pt {short}",
+    "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learnt} {short}",
+    "dparallel-full": "train.distill --method dparallel --attention full --teacher {folder}/teacher.pt {learnt} "
+    "{short}",
+    "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learnt} --lora-rank 2 {short}",
+    "cd4lm-lora": "train.distill --method cd4lm --teacher {folder}/teacher.pt --lora-rank 2 {short}",
+    "collect": "train.collect --ckpt {folder}/teacher.pt {collected}",
+    "collect-cached": "train.collect --ckpt {folder}/cached.pt {collected}",
+}
+
+
+def line(name: str, folder: Path, place: str) -> str:
+    learnt = f"--trajectories {folder}/here/collect.pt --no-only-right"
+    collected = "--count 6 --temperatures 0,0.7 --batch 6 --no-bf16"
+    words = LINES[name].format(folder=folder, learnt=learnt, short=SHORT, shape=SHAPE, collected=collected)
+    return f"{words} --data {folder}/own.jsonl --out {folder}/{place}/{name}.pt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands make of an untrained teacher, here and there."""
+    made = tmp_path_factory.mktemp("devices")
+    lines = [{"prompt": f"say {n}", "answer": "yes" * (1 + n % 2)} for n in range(30)]
+    (made / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = f"--data {made}/own.jsonl --steps 1 --batch 2 --no-bf16 {SHAPE}"
+    assert teacher.main([*words.split(), "--out", f"{made}/teacher.pt"]) == 0
+    saved = checkpoint.load(made / "teacher.pt")
+    decoding = replace(saved.decoding, attention="block_causal", shift=False)
+    checkpoint.save(replace(saved, decoding=decoding), made / "cached.pt")
+    for name in sorted(LINES, key=lambda name: name != "collect"):  # of which others learn
+        which, *words = line(name, made, "here").split()
+        mains = {"train.teacher": teacher.main, "train.distill": distill.main, "train.collect": collect.main}
+        assert mains[which](words) == 0
+    command = [sys.executable, str(FAR), json.dumps([line(name, made, "there") for name in LINES])]
+    ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return made
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LINES)
+def test_a_run_on_a_device_gives_what_it_gives_here(name: str, folder: Path) -> None:
+    here, there = (folder / place / f"{name}.pt" for place in ("here", "there"))
+    if not name.startswith("collect"):
+        ours, theirs = checkpoint.load(here).weights, checkpoint.load(there).weights
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[each], theirs[each], atol=NEAR) for each in ours)
+        return
+    for one, other in zip(read_shards(here), read_shards(there), strict=True):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.order, other.order)
+        assert torch.allclose(one.hidden.float(), other.hidden.float(), atol=1e-2)  # fp16
+
+
+def test_a_gpu_that_is_not_there_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert teacher.main(["--device", "cuda", "--out", str(tmp_path / "a.pt")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --device is cuda, but PyTorch finds no GPU here") and err.count("\n") == 1
