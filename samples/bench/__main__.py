@@ -3,8 +3,8 @@
     python -m samples.bench --only step --rounds 5
 
 Sections: `step`, one step of a shape in ONNX Runtime, PyTorch and llama.cpp; `answers`, whole answers of the sample
-models; `host`, the runtime beside the engine. Each replaces its own part of bench.json; page and figure are of all parts.
-Run it on an otherwise idle machine.
+models; `host`, the runtime beside the engine. Each replaces its own part of bench.json; page and figure are of all
+parts. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ def bench(args: argparse.Namespace) -> int:
     for path in where.values():
         check_file(path)
     report = older(where["json"])
-    measure: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"step": steps, "answers": whole, "host": beside}
     for name in args.only:
         print(f"== {name}", file=sys.stderr, flush=True)
-        report[name] = with_conditions(measure[name], args)
+        report[name] = with_conditions(MEASURE[name], args)
         write(where["json"], json.dumps(report, indent=1) + "\n")
         write(where["md"], page.text(report))
     if "step" in report and args.plot:
@@ -117,6 +116,9 @@ def beside(args: argparse.Namespace) -> dict[str, Any]:
     return {"starts": args.starts, **found}
 
 
+MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"step": steps, "answers": whole, "host": beside}
+
+
 def sections(text: str) -> tuple[str, ...]:
     """Names of sections in a comma-separated list, in their own order."""
     words = {word.strip() for word in text.split(",")}
@@ -127,11 +129,13 @@ def sections(text: str) -> tuple[str, ...]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--only", type=told(sections, f"some of {', '.join(SECTIONS)}"), default=SECTIONS, metavar="NAME,...",
-        help=f"sections of {', '.join(SECTIONS)} (default all; step alone needs 16 GB of memory and 6 GB of disk)")  # fmt: skip
+    known = ", ".join(SECTIONS)
+    p.add_argument("--only", type=told(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
+        help=f"sections of {known} (default all; step alone needs 16 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
         help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
-    p.add_argument("--threads", type=int, default=physical_cores(), help="of every contender (default the physical cores)")
+    p.add_argument("--threads", type=int, default=physical_cores(),
+        help="of every contender (default the physical cores)")  # fmt: skip
     p.add_argument("--json", action="store_true", help="prints one JSON object: the sections that were measured")
     p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
     add_step_options(p)

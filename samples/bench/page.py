@@ -48,8 +48,8 @@ def step(section: Report) -> Iterator[str]:
     yield ""
     yield (
         f"{shape['layers']} layers of {shape['hidden']}, vocabulary {shape['vocab']:,}, random weights. "
-        f"{section['rounds']} rounds in which every contender, in a process of its own, took {section['steps_a_round']} "
-        f"timed steps in turn. {conditions(section)}"
+        f"{section['rounds']} rounds in which every contender, in a process of its own, took "
+        f"{section['steps_a_round']} timed steps in turn. {conditions(section)}"
     )
     yield (
         f"This machine reads {local['bandwidth']:.1f} GB/s and multiplies "
@@ -57,7 +57,9 @@ def step(section: Report) -> Iterator[str]:
         + " TOP/s (`python -m runtime.roofline`); *limit*: the larger of reading and multiplying at that speed."
     )
     yield ""
-    yield from table(["", "ratio of medians", "goal, at most", "at this machine's limit"], list(map(_ratio, section["ratios"])))
+    yield from table(
+        ["", "ratio of medians", "goal, at most", "at this machine's limit"], list(map(_ratio, section["ratios"]))
+    )
     for past in sorted({row["past"] for row in section["rows"]}):
         yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile):\n"
         yield from _steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
@@ -105,8 +107,9 @@ def answers(section: Report) -> Iterator[str]:
         yield from table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
         f = task["factors"]
         yield (
-            f"\n{f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × {f['cache']:.2f} (a forward "
-            f"through the cache) × {f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the autoregressive rival."
+            f"\n{f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × {f['cache']:.2f} "
+            f"(a forward through the cache) × {f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the "
+            "autoregressive rival."
         )
 
 

@@ -10,7 +10,8 @@ from runtime.errors import UserError
 from train.checkpoint import replace_file
 
 SIZE, DOTS = (12.0, 5.2), 130  # inches, dots an inch
-OURS, THEIRS = ("#08519c", "#3182bd", "#17a2b8", "#6baed6", "#1f4e79"), ("#7f7f7f", "#a65628", "#e6ab02", "#66a61e", "#984ea3")
+OURS = ("#08519c", "#3182bd", "#17a2b8", "#6baed6", "#1f4e79")
+THEIRS = ("#7f7f7f", "#a65628", "#e6ab02", "#66a61e", "#984ea3")
 PAST = 256  # tokens behind which the figure looks, or the nearest that was measured
 
 

@@ -1,4 +1,4 @@
-"""The race of steps: contenders in processes of their own, all alive, taking turns, so that a drifting machine slows all.
+"""The race of steps: contenders in processes of their own take turns, so that a machine that drifts slows them all.
 
 In a round every contender takes one turn at a cell; only one of them ever runs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -47,7 +47,13 @@ def race(contenders: Sequence[Contender], cells: Sequence[Cell], rounds: int, st
     """Times `steps` steps a round of each contender at each cell; cells with a capacity are this project's alone."""
     failed: dict[str, str] = {}
     with started(contenders, failed) as runners:
-        turns = [(cell, r) for cell in cells for _ in range(rounds) for r in runners if cell.capacity is None or r.contender.ours]
+        turns = [
+            (cell, r)
+            for cell in cells
+            for _ in range(rounds)
+            for r in runners
+            if cell.capacity is None or r.contender.ours
+        ]
         for cell, runner in tqdm(turns, unit="turn", desc="steps", disable=None):
             if runner.contender.name in failed:
                 continue
@@ -91,10 +97,8 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
 
 def asked(runner: Runner, order: Any) -> Any:
     """What a runner answers to an order; a reason as text where it failed."""
-    try:
+    with suppress(OSError):  # where it has ended, why is still to be read
         runner.pipe.send(order)
-    except OSError:
-        pass  # it has ended, and why is still to be read
     return answer(runner)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a shape with random weights, made when they are read: what a step costs depends on no weight's value."""
+"""A checkpoint of a shape with random weights, made when they are read: a step costs the same whatever they are."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 def standin(shape: Shape) -> Checkpoint:
-    """The checkpoint. Every id is a token, so that nothing but the mask is barred; blocks are as wide as they are run."""
+    """The checkpoint. Every id is a token, so that nothing but the mask is barred."""
     config = ModelConfig(
         shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
         rope_theta=1e6, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, tied=shape.tied,
@@ -59,5 +59,6 @@ def tokenizer(vocab: int) -> str:
     """A tokenizer of that many words, as JSON."""
     words = {str(number): number for number in range(vocab)}
     model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
-    return json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model})  # fmt: skip
+    unused = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    split = {"type": "WhitespaceSplit"}
+    return json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model, **unused})

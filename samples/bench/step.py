@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from export import onnx as export
 from runtime.devices import Device
 from runtime.workload import PRECISIONS, Pass, Shape
-from train.torch_backend import contract_of
 
 from .contender import Cell, Contender
 from .onnx_step import OnnxStep
@@ -30,7 +28,7 @@ SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing i
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is raced: shape, widths and pasts in tokens, rounds of `steps` steps, threads; only: part of names, or all."""
+    """What is raced: widths and pasts in tokens, rounds of `steps` steps, threads; only: words of names, or all."""
 
     shape: Shape
     widths: tuple[int, ...]
