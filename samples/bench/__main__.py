@@ -53,7 +53,7 @@ def bench(args: argparse.Namespace) -> int:
         report[name] = with_conditions(MEASURE[name], args)
         write(where["json"], json.dumps(report, indent=1) + "\n")
         write(where["md"], page.text(report))
-    if "step" in report and args.plot:
+    if args.plot and report.get("step", {}).get("rows"):
         plot.draw(where["png"], report["step"]["rows"])
     if args.json:
         print_json({name: report[name] for name in args.only})
@@ -107,7 +107,7 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def whole(args: argparse.Namespace) -> dict[str, Any]:
     """The section `answers`."""
-    return answers.measured(args.threads, args.count)
+    return answers.measured(args.threads, args.count, args.repeat)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Any]:
@@ -140,11 +140,13 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
     add_step_options(p)
     p.add_argument("--count", type=int, default=20, help="answers: prompts a task (default 20)")
+    p.add_argument("--repeat", type=int, default=2,
+        help="answers: runs of each prompt, the fastest counts (default 2)")  # fmt: skip
     p.add_argument("--starts", type=int, default=10, help="host: fresh processes (default 10)")
     p.add_argument("--no-install", dest="install", action="store_false",
         help="host: do not make a runtime-only environment with pip to take its size")  # fmt: skip
     args = p.parse_args(argv)
-    counts = ("threads", "rounds", "steps", "count", "starts")
+    counts = ("threads", "rounds", "steps", "count", "repeat", "starts")
     if wrong := [name for name in counts if getattr(args, name) < 1]:
         raise UserError(f"--{wrong[0]} is {getattr(args, wrong[0])}; expected at least 1")
     return args

@@ -44,13 +44,20 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """make(**options) is a Stepper; both are taken to another process. ours: whether it is this project's."""
+    """make(**options) is a Stepper; both are taken to another process.
+
+    ours: whether it is this project's, which alone chooses a capacity; past: behind which alone it steps, None for all.
+    """
 
     name: str
     make: Callable[..., Stepper]
     options: dict[str, Any]
     ours: bool = False
     precision: str = ""
+    past: int | None = None
+
+    def enters(self, cell: Cell) -> bool:
+        return (self.ours or cell.capacity is None) and self.past in (None, cell.past)
 
 
 def tokens(width: int) -> Ints:

@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +20,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from runtime import Answer, Model, load
 from runtime.bundle import read
 from runtime.measure import spread
 
+from .goals import Entry, judged
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "samples" / "prompt_math.txt"
+THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers of each, rounds
+HOST_US, OVER_ONE = 100.0, 0.9  # the most a forward may take, the least that the threads may do together
 # Prints the milliseconds of each stage of a process that answers one prompt, and the most memory it held: VmHWM, since
 # getrusage begins with what the process that started it held.
 FRESH = """
@@ -53,9 +60,44 @@ def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str
     answers = bench(bundle, threads)["answers"]
     made |= {name: answers[name] for name in ("host_ms_per_forward", "open_ms", "tokens_per_second")}
     engine = read(bundle).engine()
+    made["threads"] = shared_session(bundle, threads)
+    made["goals"] = list(goals(made))
     made["bundle_mb"] = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     made["engine"] = {"name": engine.name, "mb": sum((bundle / name).stat().st_size for name in engine.files) / 1e6}
     return made | ({"install": install_size()} if install else {})
+
+
+def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
+    """Answers a second of one thread, and of THREADS over one session, round by round; as many answers, and the same."""
+    model, prompt = load(bundle, threads=threads), PROMPT.read_text(encoding="utf-8")
+    models = [model, *(model.share() for _ in range(THREADS - 1))]
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def each(count: int) -> list[Answer]:
+            def several(mine: Model) -> list[Answer]:
+                return [mine.generate(prompt) for _ in range(THREADS * ANSWERS // count)]
+
+            return [answer for found in pool.map(several, models[:count]) for answer in found]
+
+        each(THREADS)  # allocates every cache
+        rates: dict[int, list[float]] = {1: [], THREADS: []}
+        for _ in range(ROUNDS):
+            for count, found in rates.items():
+                started = time.perf_counter()
+                texts = {answer.text for answer in each(count)}
+                found.append(THREADS * ANSWERS / (time.perf_counter() - started))
+                assert len(texts) == 1
+    return {"threads": THREADS, "answers_a_second": {"one": rates[1], "all": rates[THREADS]}}
+
+
+def goals(made: dict[str, Any]) -> Iterator[Entry]:
+    """The host's own time a forward, and whether threads hinder each other."""
+    host = made["host_ms_per_forward"]
+    each = [1000 * host[part] for part in ("p10", "median", "p90")]
+    yield judged("the host's loop, µs a forward", each, most=HOST_US)
+    rates = made["threads"]["answers_a_second"]
+    what = f"answers of {THREADS} threads on one session, over one thread's"
+    yield judged(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)
 
 
 def fresh(bundle: Path, threads: int) -> dict[str, float]:

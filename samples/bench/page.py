@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .goals import bound, verdict
+
 Report = dict[str, Any]
 
 
@@ -57,21 +59,37 @@ def step(section: Report) -> Iterator[str]:
         + " TOP/s (`python -m runtime.roofline`); *limit*: the larger of reading and multiplying at that speed."
     )
     yield ""
-    yield from table(
-        ["", "ratio of medians", "goal, at most", "at this machine's limit"], list(map(_ratio, section["ratios"]))
-    )
+    yield from judgements(section["ratios"])
     for past in sorted({row["past"] for row in section["rows"]}):
-        yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile):\n"
+        yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
+        yield "of autoregressive decoding:\n"
         yield from _steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
     yield ""
-    yield from table(["", "MB at most", "seconds to make", "tokens as PyTorch fp32"], list(_parts(section)))
+    heads = ["", "MB at most", "seconds to make", "host, ms a forward", "tokens as PyTorch fp32"]
+    yield from table(heads, list(_parts(section)))
     for name, reason in section["left_out"].items():
         yield f"\n{name} was left out: {reason}"
 
 
-def _ratio(entry: Report) -> list[str]:
-    goal = "" if entry["goal"] is None else f"{entry['goal']:g}"
-    return [f"{entry['contender']}, {entry['what']}", f"{entry['ratio']:.2f}", goal, f"{entry['limit']:.2f}"]
+def judgements(entries: Sequence[Report]) -> Iterator[str]:
+    """What was aimed at beside what was measured; at the machine's limit where that is known."""
+    limits = any("limit" in entry for entry in entries)
+    heads = ["", "measured", "p10 to p90", "aim", "", *(["at this machine's limit"] if limits else [])]
+    yield from table(heads, [_judgement(entry, limits) for entry in entries])
+
+
+def _judgement(entry: Report, limits: bool) -> list[str]:
+    who = f"{entry['contender']}, " if "contender" in entry else ""
+    spread = "" if entry["p10"] == entry["p90"] else f"{figure(entry['p10'])} to {figure(entry['p90'])}"
+    line = [who + entry["what"], figure(entry["value"]), spread, bound(entry), verdict(entry)]
+    return [*line, *([figure(entry["limit"])] if limits else [])]
+
+
+def figure(value: float) -> str:
+    """Two digits behind the point, or as many as make two that count; fewer where many lie before it."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def _steps(rows: Sequence[Report]) -> Iterator[str]:
@@ -93,14 +111,19 @@ def _ms(row: Report | None) -> str:
 def _parts(section: Report) -> Iterator[list[str]]:
     same = {entry["contender"]: f"{entry['same']} of {entry['of']}" for entry in section["same_tokens"]}
     for name, about in section["contenders"].items():
-        yield [name, f"{about['peak_mb']:,.0f}", f"{about['seconds']:.1f}", same.get(name, "")]
+        host = section["host_ms_per_forward"].get(name)
+        loop = f"{host['median']:.3f}" if host else ""
+        yield [name, f"{about['peak_mb']:,.0f}", f"{about['seconds']:.1f}", loop, same.get(name, "")]
 
 
 def answers(section: Report) -> Iterator[str]:
     """A table a task."""
     yield "## Whole answers"
     yield ""
-    yield f"{section['prompts']} prompts a task of the split `{section['split']}`, one at a time. {conditions(section)}"
+    yield (
+        f"{section['prompts']} prompts a task of the split `{section['split']}`, one at a time, the fastest of "
+        f"{section['repeat']} runs of each. {conditions(section)}"
+    )
     for name, task in section["tasks"].items():
         yield f"\n`{name}`:\n"
         heads = ["", "ms an answer", "median", "forwards", "ms a forward", "tokens a second", "right"]
@@ -109,8 +132,9 @@ def answers(section: Report) -> Iterator[str]:
         yield (
             f"\n{f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × {f['cache']:.2f} "
             f"(a forward through the cache) × {f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the "
-            "autoregressive rival."
+            "autoregressive rival.\n"
         )
+        yield from judgements(task["goals"])
 
 
 def _answer(name: str, row: Report) -> list[str]:
@@ -140,3 +164,5 @@ def host(section: Report) -> Iterator[str]:
         first = ", ".join(f"{name} {mb:.0f}" for name, mb in list(section["install"]["largest_mb"].items())[:4])
         rows.append(["runtime-only installation", f"{section['install']['mb']:.0f} MB", first])
     yield from table(["", "median", "tenth to ninetieth percentile, or parts"], rows)
+    yield ""
+    yield from judgements(section["goals"])

@@ -1,6 +1,7 @@
 """The race of steps: contenders in processes of their own take turns, so that a machine that drifts slows them all.
 
-In a round every contender takes one turn at a cell; only one of them ever runs.
+In a round every contender takes one turn at each cell of a group; only one of them ever runs. What is compared with
+each other is measured in the same rounds, so that ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -24,35 +25,39 @@ from .contender import Cell, Contender, serve
 
 @dataclass(slots=True)
 class Runner:
-    """A contender that takes turns. about: what it told of itself; times: ms of every step by its cell."""
+    """A contender that takes turns. about: what it told of itself; times: ms of a round's steps, by cell."""
 
     contender: Contender
     process: BaseProcess
     pipe: Connection
     about: dict[str, Any] = field(default_factory=dict)
-    times: dict[Cell, list[float]] = field(default_factory=dict)
+    times: dict[Cell, list[list[float]]] = field(default_factory=dict)
     best: dict[Cell, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """rows: a contender at a cell, with ms as p10, median and p90; about, failed: by name, the latter's reasons."""
+    """rows: a contender at a cell: ms as p10, median and p90 of all steps, rounds the median of each round.
+
+    about, failed: by name, the latter's reasons.
+    """
 
     rows: list[dict[str, Any]]
     about: dict[str, dict[str, Any]]
     failed: dict[str, str]
 
 
-def race(contenders: Sequence[Contender], cells: Sequence[Cell], rounds: int, steps: int) -> Result:
-    """Times `steps` steps a round of each contender at each cell; cells with a capacity are this project's alone."""
+def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], rounds: int, steps: int) -> Result:
+    """Times `steps` steps a round of each contender at each cell that it enters."""
     failed: dict[str, str] = {}
     with started(contenders, failed) as runners:
         turns = [
             (cell, r)
-            for cell in cells
+            for group in groups
             for _ in range(rounds)
+            for cell in group
             for r in runners
-            if cell.capacity is None or r.contender.ours
+            if r.contender.enters(cell)
         ]
         for cell, runner in tqdm(turns, unit="turn", desc="steps", disable=None):
             if runner.contender.name in failed:
@@ -61,7 +66,7 @@ def race(contenders: Sequence[Contender], cells: Sequence[Cell], rounds: int, st
             if isinstance(told, str):
                 failed[runner.contender.name] = told
                 continue
-            runner.times.setdefault(cell, []).extend(told["ms"])
+            runner.times.setdefault(cell, []).append(told["ms"])
             runner.best[cell] = told["tokens"]
             runner.about["peak_mb"] = told["peak_mb"]
         standing = [runner for runner in runners if runner.contender.name not in failed]
@@ -113,8 +118,10 @@ def answer(runner: Runner) -> Any:
 
 def summary(runner: Runner) -> Iterator[dict[str, Any]]:
     """A row a cell."""
-    for cell, ms in runner.times.items():
+    for cell, times in runner.times.items():
+        ms = np.array(times)  # [rounds, steps]
         yield {
             "contender": runner.contender.name, "ours": runner.contender.ours, "precision": runner.contender.precision,
-            **asdict(cell), "ms": asdict(spread(np.array(ms))), "count": len(ms), "best": runner.best[cell],
+            **asdict(cell), "ms": asdict(spread(ms)), "rounds": np.median(ms, axis=1).tolist(), "count": ms.size,
+            "best": runner.best[cell],
         }  # fmt: skip

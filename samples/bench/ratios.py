@@ -1,4 +1,4 @@
-"""What the race of steps comes down to: ratios of medians, beside their goals and the machine's own limit."""
+"""What the race of steps comes down to: ratios, round by round, beside their goals and the machine's own limit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.devices import Device
 from runtime.workload import Pass, Shape, Work
+
+from .goals import judged
 
 Row = dict[str, Any]
 
@@ -27,73 +32,108 @@ GOALS = (
     Goal("llama.cpp Q4_0", 32, 256, 0.45),
     Goal("llama.cpp Q4_0", 8, 256, 0.7),
 )
+OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # the most that the other ratios may be
+LOOP = 0.03  # of a step
 LONG, SHORT = 4096, 256  # capacities
-FAR = 1024  # tokens of past that attention alone is judged by
+MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
 
 
 def ratios(rows: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
-    """Every ratio of every precision of ours, as far as its rows were measured.
+    """Every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
 
-    goal: the most that the ratio may be, None where there is none; limit: the same ratio if ours took the least that
-    this machine allows.
+    Each an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least that this machine
+    allows.
     """
     ours = [row for row in rows if row["ours"]]
-    for name in dict.fromkeys(row["contender"] for row in ours):
-        mine = [row for row in ours if row["contender"] == name]
-        yield from against_rivals(name, rows)
-        yield from against_limit(mine)
-        yield from of_capacity(mine)
-        yield from of_past(mine, shape, device)
-
-
-def against_rivals(name: str, rows: Sequence[Row]) -> Iterator[Row]:
-    """A step over a rival's."""
+    each = [named(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
     for goal in GOALS:
-        mine, theirs = (at(rows, who, goal.width, goal.past) for who in (name, goal.rival))
-        if mine and theirs:
-            base = median(theirs)
-            what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
-            yield entry(name, what, median(mine) / base, goal.most, mine["limit_ms"] / base)
+        for mine in each:
+            yield from against_rival(mine, rows, goal)
+    for mine in each:
+        yield from against_limit(mine)
+    for mine in each:
+        yield from of_capacity(mine)
+    for mine in each:
+        yield from of_past(mine, shape, device)
+    for mine in each:
+        yield from of_width(mine)
+
+
+def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
+    """A step over a rival's."""
+    row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
+    if row and theirs:
+        what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
+        limit = row["limit_ms"] / theirs["ms"]["median"]
+        yield judged(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
 
 
 def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
-    """The widest step behind 256 tokens over the machine's limit."""
-    width = max(row["width"] for row in mine)
-    if row := at(mine, mine[0]["contender"], width, 256):
-        what = f"B {width}, past 256, over this machine's limit"
-        yield entry(row["contender"], what, median(row) / row["limit_ms"], None, 1.0)
+    """The widest step behind MIDDLE tokens over the machine's limit."""
+    width = widest(mine)
+    if row := at(mine, width, MIDDLE):
+        what = f"B {width}, past {MIDDLE}, over this machine's limit"
+        each = times(row) / row["limit_ms"]
+        yield judged(what, each, most=OVER_LIMIT, contender=row["contender"], limit=1.0)
 
 
 def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
     """The same step in a long cache over that in a short one: unused room should cost nothing."""
-    name, width = mine[0]["contender"], max(row["width"] for row in mine)
-    long, short = (at(mine, name, width, 0, capacity) for capacity in (LONG, SHORT))
+    width = widest(mine)
+    long, short = (at(mine, width, 0, capacity) for capacity in (LONG, SHORT))
     if long and short:
         what = f"B {width}, past 0, capacity {LONG} over {SHORT}"
-        yield entry(name, what, median(long) / median(short), None, 1.0)
+        each = times(long) / times(short)
+        yield judged(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
 
 
 def of_past(mine: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
     """What FAR tokens of past add to a step, over the least that attending to them takes."""
-    name, width = mine[0]["contender"], max(row["width"] for row in mine)
-    far, near = at(mine, name, width, FAR), at(mine, name, width, 0)
+    width = widest(mine)
+    far, near = at(mine, width, FAR), at(mine, width, 0)
     if far and near:
         loads = [device.work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
         added = Work(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
         least = device.ms(added, far["precision"])
         what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"
-        yield entry(name, what, (median(far) - median(near)) / least, None, 1.0)
+        each = (times(far) - times(near)) / least
+        yield judged(what, each, most=OVER_ATTENTION, contender=far["contender"], limit=1.0)
 
 
-def at(rows: Sequence[Row], name: str, width: int, past: int, capacity: int | None = None) -> Row | None:
-    """The row of that contender and cell, None where it was not measured."""
-    wanted = (name, width, past, capacity)
-    return next((r for r in rows if (r["contender"], r["width"], r["past"], r["capacity"]) == wanted), None)
+def of_width(mine: Sequence[Row]) -> Iterator[Row]:
+    """The widest step over a forward of one token: as many tokens a forward make a block the cheaper one."""
+    width = widest(mine)
+    wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
+    if wide and one and width > 1:
+        what = f"B {width}, past {MIDDLE}, over its own autoregressive forward (B 1)"
+        limit = wide["limit_ms"] / one["limit_ms"]
+        yield judged(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
 
 
-def median(row: Row) -> float:
-    return float(row["ms"]["median"])
+def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """The host's own time a forward over the widest step behind MIDDLE tokens. host: ms as p10, median, p90 by name."""
+    for name, ms in host.items():
+        mine = named(rows, name)
+        if mine and (row := at(mine, widest(mine), MIDDLE)):
+            what = f"the host's loop over a step of B {row['width']}, past {MIDDLE}"
+            each = [ms[part] / row["ms"]["median"] for part in ("p10", "median", "p90")]
+            yield judged(what, each, most=LOOP, contender=name, limit=0.0)
 
 
-def entry(name: str, what: str, ratio: float, goal: float | None, limit: float) -> Row:
-    return {"contender": name, "what": what, "ratio": ratio, "goal": goal, "limit": limit}
+def named(rows: Sequence[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["contender"] == name]
+
+
+def widest(rows: Sequence[Row]) -> int:
+    return max(int(row["width"]) for row in rows)
+
+
+def at(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
+    """The row of that cell among those of one contender, None where it was not measured."""
+    wanted = (width, past, capacity)
+    return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)
+
+
+def times(row: Row) -> NDArray[np.float64]:
+    """Milliseconds, the median of each round. [rounds]"""
+    return np.array(row["rounds"])

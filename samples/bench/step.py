@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from export import onnx as export
 from runtime.devices import Device
 from runtime.workload import PRECISIONS, Pass, Shape
 
 from .contender import Cell, Contender
+from .loop_cost import host_ms
 from .onnx_step import OnnxStep
 from .race import race
-from .ratios import ratios
+from .ratios import LONG, MIDDLE, SHORT, of_loop, ratios
 from .standin import standin
 from .torch_step import TorchStep
 
-CAPACITY = 4096  # positions that the exported graphs may be run with
 TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
 LLAMA = ("Q8_0", "Q4_0")
 SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing is in any cache
@@ -39,10 +43,11 @@ class Plan:
     only: tuple[str, ...]
 
     @property
-    def cells(self) -> list[Cell]:
-        """Pasts ascending, so that caches only grow; then one step in a long and in a short cache."""
-        grid = [Cell(width, past) for past in sorted(self.pasts) for width in self.widths]
-        return [*grid, Cell(max(self.widths), 0, 256), Cell(max(self.widths), 0, CAPACITY)]
+    def groups(self) -> list[list[Cell]]:
+        """Pasts ascending, so that caches only grow; then one step in a short and in a long cache, by turns."""
+        widest = max(self.widths)
+        grid = [[Cell(width, past)] for past in sorted(self.pasts) for width in self.widths]
+        return [*grid, [Cell(widest, 0, SHORT), Cell(widest, 0, LONG)]]
 
     def wants(self, name: str) -> bool:
         return not self.only or any(word in name for word in self.only)
@@ -52,12 +57,13 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
     """The race in `folder`, which holds its files; rows with the machine's own limit, who was left out, the ratios."""
     missing: dict[str, str] = {}
     entered = [*exported(plan, folder), *in_torch(plan), *in_llama(plan, folder, missing)]
-    result = race(entered, plan.cells, plan.rounds, plan.steps)
+    result = race(entered, plan.groups, plan.rounds, plan.steps)
     rows = [{**row, **limit(plan.shape, row, device)} for row in result.rows]
+    host = loops([each for each in entered if each.ours and each.name in result.about], missing)
     return {
         "shape": asdict(plan.shape), "rounds": plan.rounds, "steps_a_round": plan.steps, "contenders": result.about,
         "left_out": missing | result.failed, "same_tokens": list(agreement(rows)),
-        "ratios": list(ratios(rows, plan.shape, device)),
+        "ratios": [*ratios(rows, plan.shape, device), *of_loop(rows, host)], "host_ms_per_forward": host,
         "rows": [{name: value for name, value in row.items() if name != "best"} for row in rows],
     }  # fmt: skip
 
@@ -65,7 +71,7 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
 def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
     """This project in every precision that export.onnx writes."""
     source = standin(plan.shape)
-    contract = export.exported_contract(source, CAPACITY)
+    contract = export.exported_contract(source, LONG)
     for precision in export.TYPES:
         name = f"blockstep {precision}"
         if plan.wants(name):
@@ -78,12 +84,13 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
 
 
 def in_torch(plan: Plan) -> Iterator[Contender]:
-    """The reference model in PyTorch."""
+    """The reference model in PyTorch; compiled behind one past alone: compiling takes far longer than steps."""
+    near = min(plan.pasts, key=lambda past: abs(past - MIDDLE))
     for precision, compiled in TORCH:
         name = f"PyTorch {'compiled' if compiled else 'eager'} {precision}"
         if plan.wants(name):
             options = {"shape": plan.shape, "precision": precision, "compiled": compiled, "threads": plan.threads}
-            yield Contender(name, TorchStep, options)
+            yield Contender(name, TorchStep, options, past=near if compiled else None)
 
 
 def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
@@ -101,6 +108,19 @@ def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Cont
         model = folder / f"{kind}.gguf"
         gguf_file.write(standin(plan.shape), kind, model)
         yield Contender(name, LlamaStep, {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads})
+
+
+def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Milliseconds of the host a forward, by name; each in a process of its own, one after the other."""
+    found = {}
+    for contender in tqdm(ours, unit="engine", desc="host", disable=None):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                found[contender.name] = pool.submit(host_ms, **contender.options).result()
+            except Exception as error:  # whatever it is, the race that was run is not lost for it
+                reason = " ".join(str(error).split())[:300]
+                missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
+    return found
 
 
 def limit(shape: Shape, row: dict[str, Any], device: Device) -> dict[str, float]:
