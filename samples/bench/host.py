@@ -68,7 +68,7 @@ def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str
 
 
 def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
-    """Answers a second of one thread, and of THREADS over one session, round by round; as many answers, and the same."""
+    """Answers a second of one thread, and of THREADS over one session, round by round; the same answers both times."""
     model, prompt = load(bundle, threads=threads), PROMPT.read_text(encoding="utf-8")
     models = [model, *(model.share() for _ in range(THREADS - 1))]
     with ThreadPoolExecutor(THREADS) as pool:
