@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,21 @@ class Counting:
 
     def about(self) -> dict[str, Any]:
         return {"version": "1"}
+
+
+def llama_scores(model: str, vocab: int, cells: Sequence[Cell]) -> list[tuple[Any, Any]]:
+    """llama.cpp's logits [width, vocab] and best tokens [width] of a step at each place, attention fused and not.
+
+    For a process of its own: a build with AMX and without the Makefile's flags crashes where it stands.
+    """
+    from samples.bench.llama_step import LlamaStep
+
+    found = []
+    for flash in (True, False):
+        stepper = LlamaStep(model, vocab, 1, flash)
+        for cell in cells:
+            stepper.place(cell)
+            stepper.step()
+            stepper.step()  # from where the first one began
+            found.append((stepper.scores().copy(), stepper.best()))
+    return found

@@ -1,93 +1,112 @@
-"""samples/bench: contenders do the same work, the race and its ratios, the page; small shapes, no timing asserted."""
+"""samples/bench: its contenders compute the same step of the same weights, so that it compares nothing but speed."""
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from steppers import Counting
+import torch
+from steppers import llama_scores
 
 from export import onnx as export
 from runtime.backend import Forward
-from runtime.devices import Device
-from runtime.workload import Pass, Shape
-from samples.bench import __main__ as command
-from samples.bench import host, page, plot, step
-from samples.bench.contender import Cell, Contender, tokens, turn
+from runtime.workload import Shape
+from samples.bench.contender import Cell, tokens
 from samples.bench.onnx_step import OnnxStep
-from samples.bench.race import race
-from samples.bench.ratios import ratios
 from samples.bench.standin import standin
 from samples.bench.torch_step import TorchStep
+from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
-SHAPE = Shape(64, 2, 4, 2, 32, 96, 512, qk_norm=True)
-DEVICE = Device("toy", 10, {"fp32": 1, "fp16": 1, "int8": 4, "int4": 4}, "fp32", "made up")
+SHAPE = Shape(256, 3, 4, 2, 64, 512, 512, qk_norm=True)
+PLACES = (Cell(8, 0), Cell(32, 300), Cell(8, 256), Cell(1, 256))  # the third one shortens the cache by a chunk
+CHUNK = 256  # tokens with which llama.cpp fills its cache, each chunk seeing itself
 
 
-def test_a_turn_times_what_is_asked_after_one_step_that_is_not() -> None:
-    stepper = Counting()
-    stepper.place(Cell(1, 0))
-    told = turn(stepper, 3)
-    assert len(told["ms"]) == 3 and stepper.steps == 4 and told["peak_mb"] > 10
+def scores(source: Checkpoint, cell: Cell) -> Any:
+    """The reference model's logits of a step behind tokens in chunks, without any cache. [width, vocab]"""
+    parts = [tokens(min(CHUNK, cell.past - start)) for start in range(0, cell.past, CHUNK)]
+    ids = np.concatenate([*parts, tokens(cell.width)])
+    ends = np.repeat(np.cumsum([len(part) for part in [*parts, tokens(cell.width)]]), [*map(len, parts), cell.width])
+    model = source.build()
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(ids)[None], torch.from_numpy(ends)[None])
+        return model.logits(hidden)[0, cell.past :].numpy()
 
 
-def test_contenders_take_turns_and_one_that_fails_costs_no_other() -> None:
-    entered = [
-        Contender("ours", Counting, {}, ours=True, precision="fp32"),
-        Contender("breaks", Counting, {"fails": "wide"}),
-        Contender("absent", Counting, {"fails": "making"}),
-        Contender("theirs", Counting, {}),
-    ]
-    result = race(entered, [Cell(1, 0), Cell(2, 0), Cell(2, 0, 64)], rounds=2, steps=3)
-    assert {name: reason.split(":")[0] for name, reason in result.failed.items()} == {
-        "breaks": "RuntimeError", "absent": "ValueError",
-    }  # fmt: skip
-    assert "\n" not in result.failed["absent"]
-    cells = [(row["contender"], row["width"], row["capacity"], row["count"]) for row in result.rows]
-    assert cells == [
-        ("ours", 1, None, 6),
-        ("ours", 2, None, 6),
-        ("ours", 2, 64, 6),
-        ("theirs", 1, None, 6),
-        ("theirs", 2, None, 6),
-    ]
-    # placed once a cell; three steps to warm up there, then one and three in each of two turns
-    assert [row["best"] for row in result.rows if row["contender"] == "ours"] == [[1, 11], [2, 22], [3, 33]]
+def confidences(logits: Any) -> Any:
+    """The best token's probability, the mask token's being none. [width]"""
+    return torch.softmax(torch.from_numpy(logits[:, :-1]), dim=-1).amax(dim=-1).numpy()
 
 
-def test_a_process_that_is_killed_is_left_out() -> None:
-    result = race([Contender("dies", os._exit, {"status": 9})], [Cell(1, 0)], 1, 1)
-    assert "ended with code 9" in result.failed["dies"] and result.rows == []
+def apart(found: Any, expected: Any) -> float:
+    """The distance of two tensors over the length of the second."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("past", [0, 40])
-def test_the_step_in_pytorch_and_the_exported_one_are_the_reference_backends(past: int, tmp_path: Path) -> None:
-    source = standin(SHAPE)
+def stepped(stepper: Any, cell: Cell) -> Any:
+    stepper.place(cell)
+    stepper.step()
+    return stepper
+
+
+@pytest.fixture(scope="module")
+def source() -> Checkpoint:
+    return standin(SHAPE)
+
+
+@pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.1), ("int4", 0.3)])
+def test_the_exported_step_is_the_one_in_pytorch(
+    precision: str, far: float, source: Checkpoint, tmp_path: Path
+) -> None:
     contract = export.exported_contract(source, 128)
-    model = export.write_model(source, contract, "fp32", False, tmp_path)[0]
-    cell = Cell(8, past)
-    reference = TorchBackend(source.build(), contract)
-    reference.open(1, past + 8)
-    seen = np.full((1, 8), past + 8)
-    whole = Forward(tokens(8)[None], np.array([past]), seen, np.arange(8)[None])
-    expected = reference.forward(whole).token[0]
-    assert len(set(expected.tolist())) > 3 and expected.tolist() != tokens(8).tolist()
-    for stepper in (OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)):
-        stepper.place(cell)
-        stepper.step()
-        assert stepper.best().tolist() == expected.tolist()
+    model = export.write_model(source, contract, precision, False, tmp_path)[0]
+    ours, theirs = OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)
+    for cell in (Cell(8, 0), Cell(8, 40), Cell(1, 40), Cell(8, 0, 128)):
+        proposal = stepped(ours, cell).proposal
+        expected = stepped(theirs, cell)
+        print(precision, cell, apart(proposal.confidence[0], expected.confidence[0].numpy()))
+        assert apart(proposal.confidence[0], expected.confidence[0].numpy()) < far
+        if precision == "fp32":
+            assert ours.best().tolist() == expected.best().tolist()
 
 
-def test_the_file_for_llama_cpp_holds_every_weight_under_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("bf16", 0.05)])
+def test_the_step_in_pytorch_is_that_of_the_reference_backend(precision: str, far: float, source: Checkpoint) -> None:
+    backend = TorchBackend(source.build(), export.exported_contract(source, 128))
+    for past in (0, 40):
+        backend.open(1, past + 8)
+        seen = np.full((1, 8), past + 8)
+        expected = backend.forward(Forward(tokens(8)[None], np.array([past]), seen, np.arange(8)[None]))
+        token, confidence = expected.token[0].tolist(), expected.confidence[0]
+        assert len(set(token)) > 2 and token != tokens(8).tolist()
+        stepper = stepped(TorchStep(SHAPE, precision, False, 1), Cell(8, past))
+        print(precision, past, apart(stepper.confidence[0].numpy(), confidence))
+        assert apart(stepper.confidence[0].numpy(), confidence) < far
+        if precision == "fp32":
+            assert stepper.best().tolist() == token
+        if not past:  # where no cache holds anything, without any it is the same
+            assert confidence == pytest.approx(confidences(scores(source, Cell(8, 0))), rel=1e-4)
+
+
+@pytest.mark.long
+def test_the_compiled_step_is_the_eager_one() -> None:
+    eager, compiled = (TorchStep(SHAPE, "bf16", each, 1) for each in (False, True))
+    for cell in (Cell(8, 0), Cell(4, 40)):  # the second is compiled anew
+        expected = stepped(eager, cell).confidence.numpy()
+        assert apart(stepped(compiled, cell).confidence.numpy(), expected) < 0.05
+
+
+def test_the_file_for_llama_cpp_holds_every_weight_under_its_name(source: Checkpoint, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="gguf is not installed (the extra bench)")
     from samples.bench import gguf_file
 
-    source = standin(SHAPE)
     for kind, bits in (("F32", 32), ("Q8_0", 8.5), ("Q4_0", 4.5)):
         gguf_file.write(source, kind, tmp_path / kind)
         found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / kind).tensors}
@@ -97,192 +116,36 @@ def test_the_file_for_llama_cpp_holds_every_weight_under_its_name(tmp_path: Path
             assert tuple(reversed(tensor.shape.tolist())) == tuple(weight.shape)
             if weight.ndim == 2:
                 assert tensor.n_bytes == weight.numel() * bits / 8
-                apart = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape) - weight.numpy()
-                assert np.abs(apart).max() <= {"F32": 0, "Q8_0": 0.01, "Q4_0": 0.13}[kind] * weight.abs().max().item()
+                difference = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape) - weight.numpy()
+                least = {"F32": 0, "Q8_0": 0.01, "Q4_0": 0.13}[kind] * weight.abs().max().item()
+                assert np.abs(difference).max() <= least
 
 
-def test_llama_cpp_computes_the_same_step(tmp_path: Path) -> None:
+def in_llama(model: Path, cells: Sequence[Cell]) -> list[tuple[Any, Any]]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(llama_scores, str(model), SHAPE.vocab, cells).result()
+
+
+@pytest.mark.parametrize(("kind", "far"), [("F32", 5e-3), ("Q8_0", 0.03), ("Q4_0", 0.03)])
+def test_llama_cpp_computes_the_logits_of_its_files_weights(
+    kind: str, far: float, source: Checkpoint, tmp_path: Path
+) -> None:
+    """Its cache is fp16, and it rounds what it multiplies with quantised weights to 8 bits."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra bench)")
+    gguf = pytest.importorskip("gguf")
     from samples.bench import gguf_file
-    from samples.bench.llama_step import LlamaStep
 
-    gguf_file.write(standin(SHAPE), "F32", tmp_path / "model.gguf")
-    ours, theirs = TorchStep(SHAPE, "fp32", False, 1), LlamaStep(str(tmp_path / "model.gguf"), SHAPE.vocab, 1)
-    for width in (8, 1, 32):
-        for stepper in (ours, theirs):
-            stepper.place(Cell(width, 0))
-            stepper.step()
-        assert theirs.best().tolist() == ours.best().tolist()
-    theirs.place(Cell(4, 300))  # filled in two parts, then shortened again
-    theirs.step()
-    assert theirs.past == 300
-    theirs.place(Cell(32, 0))
-    theirs.step()
-    assert theirs.best().tolist() == ours.best().tolist()
-
-
-def row(
-    name: str, width: int, past: int, median: float, ours: bool = False, capacity: int | None = None
-) -> dict[str, Any]:
-    made = {"contender": name, "width": width, "past": past, "capacity": capacity, "ours": ours}
-    made |= {
-        "precision": "int8" if ours else "",
-        "ms": {"p10": median - 1, "median": median, "p90": median + 1},
-        "count": 4,
-    }
-    return made | ({"limit_ms": median / 2, "memory_ms": median / 2, "compute_ms": 1.0} if ours else {})
-
-
-def measured_rows() -> list[dict[str, Any]]:
-    ours = [row("blockstep int8", 32, past, ms, ours=True) for past, ms in ((0, 40), (256, 50), (1024, 80))]
-    ours += [row("blockstep int8", 8, 256, 30, ours=True)]
-    ours += [row("blockstep int8", 32, 0, ms, ours=True, capacity=c) for c, ms in ((256, 40), (4096, 44))]
-    return [
-        *ours,
-        row("PyTorch eager bf16", 32, 256, 200),
-        row("llama.cpp Q4_0", 32, 256, 100),
-        row("llama.cpp Q4_0", 8, 256, 60),
-    ]
-
-
-def test_ratios_are_those_of_the_medians_beside_goal_and_limit() -> None:
-    found = {
-        entry["what"]: (entry["ratio"], entry["goal"], entry["limit"])
-        for entry in ratios(measured_rows(), SHAPE, DEVICE)
-    }
-    assert found.pop("B 32, past 256, over PyTorch eager bf16") == (0.25, 0.35, 0.125)
-    assert found.pop("B 32, past 256, over llama.cpp Q4_0") == (0.5, 0.45, 0.25)
-    assert found.pop("B 8, past 256, over llama.cpp Q4_0") == (0.5, 0.7, 0.25)
-    assert found.pop("B 32, past 256, over this machine's limit") == (2.0, None, 1.0)
-    assert found.pop("B 32, past 0, capacity 4096 over 256") == (1.1, None, 1.0)
-    ((what, (ratio, goal, _)),) = found.items()
-    moved = 1024 * SHAPE.cached * 4 / 10e9  # seconds; its operations, below, take longer
-    done = 4 * 32 * 1024 * SHAPE.heads * SHAPE.head_dim * SHAPE.layers / 1e12
-    assert goal is None and what.startswith("B 32, what past 1024 adds")
-    assert ratio == pytest.approx((80 - 40) / (1000 * max(moved, done)))
-
-
-def test_ratios_without_their_rows_are_left_out() -> None:
-    assert list(ratios([], SHAPE, DEVICE)) == []
-    assert [entry["what"] for entry in ratios(measured_rows()[:1], SHAPE, DEVICE)] == []
-
-
-def test_the_limit_of_a_row_is_the_larger_of_moving_and_computing() -> None:
-    load = DEVICE.work(SHAPE, "int8", Pass(1, 32, 256, 32))
-    found = step.limit(SHAPE, row("blockstep int8", 32, 256, 1, ours=True), DEVICE)
-    assert found["limit_ms"] == max(DEVICE.memory_ms(load), DEVICE.compute_ms(load, "int8"))
-    assert step.limit(SHAPE, row("PyTorch eager fp32", 32, 256, 1), DEVICE) == {}
-
-
-@pytest.mark.long
-def test_the_command_measures_a_small_shape_and_keeps_other_sections(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bench.json").write_text(json.dumps({"host": HOST, "other": 1}))
-    small = "hidden=64,layers=1,heads=4,kv_heads=2,head_dim=32,ffn=96,vocab=512,qk_norm=true"
-    words = ["--only", "step", "--shape", small, "--rounds", "1", "--steps", "1", "--threads", "1", "--widths", "1,4"]
-    words += ["--pasts", "0,256", "--contenders", "int8,eager fp32", "--out", str(tmp_path), "--json"]
-    assert command.main(words) == 0
-    section = json.loads(capsys.readouterr().out)["step"]
-    report = json.loads((tmp_path / "bench.json").read_text())
-    assert report == {"step": section, "host": HOST}
-    assert list(section["contenders"]) == ["blockstep int8", "PyTorch eager fp32"]
-    assert len(section["rows"]) == 2 * 4 + 2 and section["conditions"]["threads"] == 1
-    assert section["same_tokens"] == []  # of 32 tokens, which were not asked for
-    assert "## One step" in (tmp_path / "bench.md").read_text() and (tmp_path / "bench.png").stat().st_size > 9999
-
-
-SPREAD = {"p10": 1.0, "median": 2.0, "p90": 3.0}
-CONDITIONS = {
-    "cpu": "a cpu",
-    "cores": 2,
-    "threads": 2,
-    "load": 0.1,
-    "seconds": 60.0,
-    "versions": {"python": "3", "gguf": None},
-}
-HOST: dict[str, Any] = {
-    "conditions": CONDITIONS, "starts": 3, "bundle_mb": 10.0, "engine": {"name": "ort-fp32", "mb": 9.0},
-    "install": {"mb": 100.0, "largest_mb": {"onnxruntime": 60.0, "numpy": 30.0}},
-    **dict.fromkeys(("whole_ms", "import_ms", "load_ms", "first_answer_ms", "peak_mb"), SPREAD),
-    **dict.fromkeys(("host_ms_per_forward", "open_ms", "tokens_per_second"), SPREAD),
-}  # fmt: skip
-
-
-def test_the_page_has_each_section_that_was_measured(tmp_path: Path) -> None:
-    rows = measured_rows()
-    step_section = {
-        "conditions": CONDITIONS, "shape": {"layers": 2, "hidden": 64, "vocab": 512}, "rounds": 5, "steps_a_round": 2,
-        "device": {"bandwidth": 10.0, "rates": {"int8": 4.0}}, "rows": rows,
-        "ratios": list(ratios(rows, SHAPE, DEVICE)), "left_out": {"llama.cpp Q8_0": "not installed"},
-        "contenders": {"blockstep int8": {"peak_mb": 900.0, "seconds": 1.5}},
-        "same_tokens": [{"contender": "blockstep int8", "same": 30, "of": 32}],
-    }  # fmt: skip
-    answer = {
-        "ms_an_answer": 1.0,
-        "ms_an_answer_median": 1.0,
-        "forwards": 2.0,
-        "ms_a_forward": 0.5,
-        "tokens_a_second": 9.0,
-    }
-    task = {
-        "contenders": {"student": {**answer, "accuracy": {"accuracy": 0.5}}, "teacher": {**answer, "accuracy": None}}
-    }
-    task["factors"] = {
-        "teacher": "teacher, eager",
-        "forwards": 8.0,
-        "cache": 2.0,
-        "engine": 3.0,
-        "whole": 48.0,
-        "against_rival": 3.0,
-    }
-    answers_section = {"conditions": CONDITIONS, "prompts": 5, "split": "valid", "tasks": {"math": task}}
-    text = page.text({"step": step_section, "answers": answers_section, "host": HOST})
-    assert "| blockstep int8, B 32, past 256, over llama.cpp Q4_0 | 0.50 | 0.45 | 0.25 |" in text
-    assert (
-        "| blockstep int8 | 30.0 (29.0–31.0) | 50.0 (49.0–51.0) |" in text
-        and "| *limit of blockstep int8* | *15.0* | *25.0* |" in text
-    )
-    assert "llama.cpp Q8_0 was left out: not installed" in text and "| 900 | 1.5 | 30 of 32 |" in text
-    assert (
-        "48.0 × faster than teacher, eager: 8.00" in text
-        and "| student | 1.00 | 1.00 | 2.00 | 0.50 | 9 | 50.0 % |" in text
-    )
-    assert "runtime-only installation | 100 MB | onnxruntime 60, numpy 30" in text and "gguf" not in text
-    assert page.text({}).count("##") == 0
-    plot.draw(tmp_path / "bench.png", rows)
-    assert (tmp_path / "bench.png").stat().st_size > 9999
-
-
-def test_a_fresh_process_tells_its_stages_and_its_own_memory() -> None:
-    told = host.fresh(Path(__file__).parent.parent / "samples" / "student.bundle", 1)
-    assert told["whole_ms"] > told["import_ms"] + told["load_ms"] + told["first_answer_ms"] > 0
-    assert 20 < told["peak_mb"] < 400  # not that of this process, which holds torch
-
-
-def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b").write_bytes(b"12")
-    (tmp_path / "c").write_bytes(b"345")
-    assert host.size(tmp_path) == 5 and host.size(tmp_path / "c") == 3
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["--only", "steps"], "some of step, answers, host"), (["--rounds", "0"], "--rounds is 0"),
-        (["--pasts", "-1"], "tokens such as 0,256"), (["--shape", "hidden=4", "--only", "step"], "of --shape"),
-    ],
-)  # fmt: skip
-def test_wrong_options_are_told_in_one_line(
-    words: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.main([*words, "--out", str(tmp_path)]) == 2
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(err) == 1 and reason in err[0] and not (tmp_path / "bench.json").exists()
-
-
-def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bench.json").write_text("{")
-    assert command.main(["--only", "host", "--out", str(tmp_path)]) == 2
-    assert "is no report of the bench" in capsys.readouterr().err and (tmp_path / "bench.json").read_text() == "{"
+    gguf_file.write(source, kind, tmp_path / "model.gguf")
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    weights = {}
+    for name, weight in source.weights.items():
+        tensor = stored[gguf_file.named(name)]
+        weights[name] = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape).copy())
+    same = replace(source, weights=weights)
+    for cell, (found, best) in zip(PLACES * 2, in_llama(tmp_path / "model.gguf", PLACES), strict=True):
+        expected = scores(same, cell)
+        print(kind, cell, apart(found, expected))
+        assert found.shape == (cell.width, SHAPE.vocab) and apart(found, expected) < far
+        assert best.tolist() == found.argmax(axis=-1).tolist()
+        if kind == "F32":
+            assert best.tolist() == expected.argmax(axis=-1).tolist()

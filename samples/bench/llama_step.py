@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp as llama
 import numpy as np
 
-from runtime.backend import Ints
+from runtime.backend import Floats, Ints
 
 from .contender import Cell, tokens
 
@@ -25,9 +25,12 @@ def silence(level: int, text: bytes, user: ctypes.c_void_p) -> None:
 
 
 class LlamaStep:
-    """A GGUF file on the CPU with llama.cpp's defaults, but for the threads and attention that is not causal."""
+    """A GGUF file on the CPU with llama.cpp's defaults, but for the threads and attention that is not causal.
 
-    def __init__(self, model: str, vocab: int, threads: int) -> None:
+    flash: its fused attention, which it chooses itself; without, it multiplies scores and values as matrices.
+    """
+
+    def __init__(self, model: str, vocab: int, threads: int, flash: bool = True) -> None:
         llama.llama_log_set(silence, ctypes.c_void_p())
         llama.llama_backend_init()
         self.vocab, self.past, self.width = vocab, 0, 0
@@ -38,6 +41,8 @@ class LlamaStep:
             raise RuntimeError(f"llama.cpp cannot load {model}")
         how = llama.llama_context_default_params()
         how.n_ctx, how.n_threads, how.n_threads_batch = LONGEST, threads, threads
+        if not flash:
+            how.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama.llama_init_from_model(self.model, how)
         llama.llama_set_causal_attn(self.context, False)
         self.memory = llama.llama_get_memory(self.context)
@@ -55,11 +60,15 @@ class LlamaStep:
 
     def step(self) -> None:
         self.decode(tokens(self.width), every=True)
-        self.logits = llama.llama_get_logits(self.context)  # waits for them; llama.cpp's own memory
+        self.logits = llama.llama_get_logits(self.context)  # waits for them
         llama.llama_memory_seq_rm(self.memory, 0, self.past, -1)
 
     def best(self) -> Ints:
-        return np.ctypeslib.as_array(self.logits, (self.width, self.vocab)).argmax(axis=-1)
+        return self.scores().argmax(axis=-1)
+
+    def scores(self) -> Floats:
+        """The last step's logits, llama.cpp's own memory. float32 [width, vocab]"""
+        return np.ctypeslib.as_array(self.logits, (self.width, self.vocab))
 
     def decode(self, ids: Ints, every: bool) -> None:
         """One forward behind `past`; every: logits of all rows, else of the last."""

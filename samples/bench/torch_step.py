@@ -65,7 +65,7 @@ class TorchStep:
 
     @torch.inference_mode()
     def step(self) -> None:
-        self.token, _ = self.run(self.ids, self.visible, self.positions)
+        self.token, self.confidence = self.run(self.ids, self.visible, self.positions)
 
     def best(self) -> Ints:
         return self.token[0].numpy()
