@@ -14,7 +14,8 @@ TOOLS := pytest\|pytest-xdist\|hypothesis\|psutil\|httpx\|openai\|polygraphy\|te
 FLAVOR ?= rtx
 
 # GCC takes the stores of AMX's tile configuration for dead, since its header says that eight bytes of it are read; then
-# the first product of llama.cpp crashes (ggml-org/llama.cpp issue 20824). These keep them.
+# the first product of llama.cpp crashes (ggml-org/llama.cpp issue 20824). These keep them. No cache: pip's would give a
+# wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
 .PHONY: help demo try test test-all test-oldest reliability bom study bench gpu-report clean
@@ -105,8 +106,8 @@ study: $(VENV)/.training
 # llama.cpp takes some 20 minutes to build; what cannot be installed is said and left out.
 bench: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
-	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt \
-		-e '.[bench]' || echo "llama.cpp could not be built: the bench runs without it" >&2
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+		-c $(VENV)/constraints.txt -e '.[bench]' || echo "llama.cpp could not be built: the bench runs without it" >&2
 	$(BIN)/python -m samples.bench
 
 gpu-report: $(VENV)/.testing

@@ -52,7 +52,7 @@ def goals(task: dict[str, Any]) -> Iterator[Entry]:
         yield judged(what, ms[other] / ms[FAST], least=least, value=whole)
     found = [rows[name]["accuracy"] for name in (FAST, RIVAL)]
     if all(found):
-        mine, theirs = (each["accuracy"] for each in found)
-        ranges = ["{:.4f} to {:.4f}".format(*each["accuracy_95"]) for each in found]
-        what = f"accuracy (95 % between {ranges[0]}), at least the rival's (between {ranges[1]})"
-        yield judged(what, [mine], least=theirs)
+        mine, theirs = (100 * each["accuracy"] for each in found)
+        ranges = ["{:.1f} to {:.1f}".format(*(100 * end for end in each["accuracy_95"])) for each in found]
+        what = f"% right (95 % interval {ranges[0]}), at least the rival's (interval {ranges[1]})"
+        yield judged(what, [mine], least=round(theirs, 4))

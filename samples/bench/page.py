@@ -86,10 +86,10 @@ def _judgement(entry: Report, limits: bool) -> list[str]:
 
 
 def figure(value: float) -> str:
-    """Two digits behind the point, or as many as make two that count; fewer where many lie before it."""
+    """Two digits behind the point; below 1 three that count, from 100 on none behind the point."""
     if abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _steps(rows: Sequence[Report]) -> Iterator[str]:
