@@ -9,7 +9,7 @@ from typing import Any
 from runtime.errors import UserError
 from train.checkpoint import replace_file
 
-SIZE, DOTS = (12.0, 5.2), 130  # inches, dots an inch
+SIZE, DOTS = (12.0, 6.0), 130  # inches, dots an inch
 OURS = ("#08519c", "#3182bd", "#17a2b8", "#6baed6", "#1f4e79")
 THEIRS = ("#7f7f7f", "#a65628", "#e6ab02", "#66a61e", "#984ea3")
 PAST = 256  # tokens behind which the figure looks, or the nearest that was measured
@@ -20,18 +20,23 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, ScalarFormatter
     except ImportError:
         raise UserError("the figure needs the package matplotlib; pip install matplotlib, or give --no-plot") from None
     past = min({row["past"] for row in rows}, key=lambda each: abs(each - PAST))
     shown = [row for row in rows if row["past"] == past and row["capacity"] is None]
-    names = list(dict.fromkeys(row["contender"] for row in shown))
+    names = list(dict.fromkeys(row["contender"] for row in sorted(shown, key=lambda row: not row["ours"])))
     left_over = {True: iter(OURS * 3), False: iter(THEIRS * 3)}
     colours = {name: next(left_over[next(r["ours"] for r in shown if r["contender"] == name)]) for name in names}
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     FigureCanvasAgg(figure)
     lines, bars = figure.subplots(1, 2, width_ratios=(1.1, 1))
     by_width(lines, shown, colours, past)
+    lines.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    lines.yaxis.set_major_formatter(ScalarFormatter())
+    lines.minorticks_off()
     widest(bars, shown, colours, past)
+    figure.legend(*lines.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     for axes in (lines, bars):
         axes.spines[["top", "right"]].set_visible(False)
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
@@ -49,10 +54,8 @@ def by_width(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str]
     widths = sorted({row["width"] for row in shown})
     axes.set(xscale="log", yscale="log", xlabel="tokens a step", ylabel="milliseconds a step")
     axes.set_xticks(widths, list(map(str, widths)))
-    axes.minorticks_off()
-    axes.set_title(f"a step behind {past} tokens", loc="left")
+    axes.set_title(f"a step behind {past} tokens: median, tenth to ninetieth percentile", loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", frameon=False)
 
 
 def widest(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str], past: int) -> None:
@@ -65,6 +68,7 @@ def widest(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str], 
     limits = [(place, row["limit_ms"]) for place, row in enumerate(each) if "limit_ms" in row]
     axes.vlines([ms for _, ms in limits], [p - 0.4 for p, _ in limits], [p + 0.4 for p, _ in limits], color="black",
         linewidth=2, label="this machine's limit in that precision")  # fmt: skip
-    axes.set_title(f"{width} tokens behind {past}", loc="left")
-    axes.set_xlabel("milliseconds")
+    axes.set_title(f"{width} tokens behind {past}: median", loc="left", fontsize="medium")
+    axes.margins(x=0.15)
+    axes.set_xlabel("milliseconds a step")
     axes.legend(fontsize="small", frameon=False, loc="lower right")
