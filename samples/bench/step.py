@@ -21,7 +21,7 @@ from .contender import Cell, Contender
 from .loop_cost import host_ms
 from .onnx_step import OnnxStep
 from .race import race
-from .ratios import FAR, LONG, MIDDLE, SHORT, of_loop, ratios
+from .ratios import LONG, MIDDLE, SHORT, of_loop, ratios
 from .standin import standin
 from .torch_step import TorchStep
 
@@ -94,7 +94,10 @@ def in_torch(plan: Plan) -> Iterator[Contender]:
 
 
 def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
-    """llama.cpp over the same weights, where it is installed; behind the longest past in its faster way there, too."""
+    """llama.cpp over the same weights, where it is installed, with its fused attention and without.
+
+    The fused one, which it chooses itself, is the slower of the two on some processors the longer the past.
+    """
     names = {f"llama.cpp {kind}": kind for kind in LLAMA if plan.wants(f"llama.cpp {kind}")}
     if lacking := [package for package in ("llama_cpp", "gguf") if find_spec(package) is None]:
         reason = f"{' and '.join(lacking)} not installed; pip install '.[bench]' builds it with a C++ compiler"
@@ -109,10 +112,7 @@ def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Cont
         gguf_file.write(standin(plan.shape), kind, model)
         options = {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads}
         yield Contender(name, LlamaStep, options)
-        # Twice as fast behind 1024 tokens, and slower behind 256, than the fused attention that it chooses itself.
-        if kind == LLAMA[-1] and max(plan.pasts) >= FAR:
-            apart = {**options, "flash": False}
-            yield Contender(f"{name}, attention not fused", LlamaStep, apart, past=max(plan.pasts))
+        yield Contender(f"{name}, attention not fused", LlamaStep, {**options, "flash": False})
 
 
 def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
