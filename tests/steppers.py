@@ -36,14 +36,14 @@ class Counting:
 
 
 def llama_scores(model: str, vocab: int, cells: Sequence[Cell]) -> list[tuple[Any, Any]]:
-    """llama.cpp's logits [width, vocab] and best tokens [width] of a step at each place, attention fused and not.
+    """llama.cpp's logits [width, vocab] and best tokens [width] of a step at each place, attention fused, not, either.
 
     For a process of its own: a build with AMX and without the Makefile's flags crashes where it stands.
     """
     from samples.bench.llama_step import LlamaStep
 
     found = []
-    for flash in (True, False):
+    for flash in (True, False, None):
         stepper = LlamaStep(model, vocab, 1, flash)
         for cell in cells:
             stepper.place(cell)

@@ -60,6 +60,7 @@ def step(section: Report) -> Iterator[str]:
     )
     yield ""
     yield from judgements(section["ratios"])
+    yield "\nllama.cpp attends fused or not, whichever a trial at the place finds faster; PyTorch compiles at one past."
     for past in sorted({row["past"] for row in section["rows"]}):
         yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
         yield "of autoregressive decoding:\n"

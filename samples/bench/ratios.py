@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A step of `width` tokens behind `past` is to take at most `most` of the rival's, in the fastest of its ways."""
+    """A step of `width` tokens behind `past` is to take at most `most` of what the rival's takes."""
 
     rival: str
     width: int
@@ -60,13 +60,10 @@ def ratios(rows: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
 
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
-    """A step over a rival's: of the rows whose names begin as its, the fastest there."""
-    row, names = at(mine, goal.width, goal.past), dict.fromkeys(each["contender"] for each in rows)
-    ways = [named(rows, name) for name in names if name.startswith(goal.rival)]
-    found = [way for each in ways if (way := at(each, goal.width, goal.past))]
-    if row and found:
-        theirs = min(found, key=lambda way: float(way["ms"]["median"]))
-        what = f"B {goal.width}, past {goal.past}, over {theirs['contender']}"
+    """A step over a rival's."""
+    row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
+    if row and theirs:
+        what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
         limit = row["limit_ms"] / theirs["ms"]["median"]
         yield judged(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
 

@@ -94,10 +94,7 @@ def in_torch(plan: Plan) -> Iterator[Contender]:
 
 
 def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
-    """llama.cpp over the same weights, where it is installed, with its fused attention and without.
-
-    The fused one, which it chooses itself, is the slower of the two on some processors the longer the past.
-    """
+    """llama.cpp over the same weights, where it is installed."""
     names = {f"llama.cpp {kind}": kind for kind in LLAMA if plan.wants(f"llama.cpp {kind}")}
     if lacking := [package for package in ("llama_cpp", "gguf") if find_spec(package) is None]:
         reason = f"{' and '.join(lacking)} not installed; pip install '.[bench]' builds it with a C++ compiler"
@@ -110,9 +107,7 @@ def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Cont
         print(f"writing {name} ...", file=sys.stderr, flush=True)
         model = folder / f"{kind}.gguf"
         gguf_file.write(standin(plan.shape), kind, model)
-        options = {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads}
-        yield Contender(name, LlamaStep, options)
-        yield Contender(f"{name}, attention not fused", LlamaStep, {**options, "flash": False})
+        yield Contender(name, LlamaStep, {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads})
 
 
 def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
