@@ -131,7 +131,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
     known = ", ".join(SECTIONS)
     p.add_argument("--only", type=told(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
-        help=f"sections of {known} (default all; step alone needs 16 GB of memory and 6 GB of disk)")  # fmt: skip
+        help=f"sections of {known} (default all; step alone needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
         help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
     p.add_argument("--threads", type=int, default=physical_cores(),
@@ -139,7 +139,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--json", action="store_true", help="prints one JSON object: the sections that were measured")
     p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
     add_step_options(p)
-    p.add_argument("--count", type=int, default=20, help="answers: prompts a task (default 20)")
+    p.add_argument("--count", type=int, default=16, help="answers: prompts a task (default 16)")
     p.add_argument("--repeat", type=int, default=2,
         help="answers: runs of each prompt, the fastest counts (default 2)")  # fmt: skip
     p.add_argument("--starts", type=int, default=10, help="host: fresh processes (default 10)")
