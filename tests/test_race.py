@@ -98,10 +98,13 @@ def test_ratios_are_taken_round_by_round_beside_goal_and_limit() -> None:
 
 
 def test_the_hosts_loop_is_judged_by_the_widest_step() -> None:
-    host_ms = {"blockstep int8": {"p10": 0.5, "median": 1.0, "p90": 2.0}, "absent": {"p10": 1.0}}
-    (entry,) = of_loop(measured_rows(), host_ms)
-    assert (entry["p10"], entry["value"], entry["reached"]) == (pytest.approx(0.012), 0.02, True)
-    assert "B 32, past 256" in entry["what"]
+    ms = {"p10": 0.5, "median": 1.0, "p90": 2.0}
+    alone, share, absent = of_loop(measured_rows(), {"blockstep int8": ms, "not raced": ms})
+    assert (alone["value"], alone["most"], alone["reached"]) == (1000.0, 100.0, False) == (
+        absent["value"], absent["most"], absent["reached"],
+    )  # fmt: skip
+    assert (share["p10"], share["value"], share["reached"]) == (pytest.approx(0.012), 0.02, True)
+    assert "B 32, past 256" in share["what"]
 
 
 def test_a_figure_keeps_its_bound_or_misses_it() -> None:

@@ -25,11 +25,12 @@ from runtime.bundle import read
 from runtime.measure import spread
 
 from .goals import Entry, judged
+from .ratios import LOOP_US, PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "samples" / "prompt_math.txt"
 THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers of each, rounds
-HOST_US, OVER_ONE = 100.0, 0.9  # the most a forward may take, the least that the threads may do together
+OVER_ONE = 0.9  # the least that the threads may do together
 # Prints the milliseconds of each stage of a process that answers one prompt, and the most memory it held: VmHWM, since
 # getrusage begins with what the process that started it held.
 FRESH = """
@@ -93,8 +94,7 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 def goals(made: dict[str, Any]) -> Iterator[Entry]:
     """The host's own time a forward, and whether threads hinder each other."""
     host = made["host_ms_per_forward"]
-    each = [1000 * host[part] for part in ("p10", "median", "p90")]
-    yield judged("the host's loop, µs a forward", each, most=HOST_US)
+    yield judged("the host's loop, µs a forward", [1000 * host[part] for part in PARTS], most=LOOP_US)
     rates = made["threads"]["answers_a_second"]
     what = f"answers of {THREADS} threads on one session, over one thread's"
     yield judged(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)

@@ -33,7 +33,8 @@ GOALS = (
     Goal("llama.cpp Q4_0", 8, 256, 0.7),
 )
 OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # the most that the other ratios may be
-LOOP = 0.03  # of a step
+LOOP, LOOP_US = 0.03, 100.0  # the most that the host's loop may take: of a step, and in microseconds
+PARTS = ("p10", "median", "p90")
 LONG, SHORT = 4096, 256  # capacities
 MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
 
@@ -111,12 +112,14 @@ def of_width(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
-    """The host's own time a forward over the widest step behind MIDDLE tokens. host: ms as p10, median, p90 by name."""
+    """The host's own time a forward, and over the widest step behind MIDDLE tokens. host: ms as p10, median, p90."""
     for name, ms in host.items():
         mine = named(rows, name)
+        each = [1000 * ms[part] for part in PARTS]
+        yield judged("the host's loop, µs a forward", each, most=LOOP_US, contender=name, limit=0.0)
         if mine and (row := at(mine, widest(mine), MIDDLE)):
             what = f"the host's loop over a step of B {row['width']}, past {MIDDLE}"
-            each = [ms[part] / row["ms"]["median"] for part in ("p10", "median", "p90")]
+            each = [ms[part] / row["ms"]["median"] for part in PARTS]
             yield judged(what, each, most=LOOP, contender=name, limit=0.0)
 
 
