@@ -96,6 +96,7 @@ def test_the_step_in_pytorch_is_that_of_the_reference_backend(precision: str, fa
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # which torch's own compiler raises
 def test_the_compiled_step_is_the_eager_one() -> None:
     eager, compiled = (TorchStep(SHAPE, "bf16", each, 1) for each in (False, True))
     for cell in (Cell(8, 0), Cell(4, 40)):  # the second is compiled anew
