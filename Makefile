@@ -13,7 +13,12 @@ TOOLS := pytest\|pytest-xdist\|hypothesis\|psutil\|httpx\|openai\|polygraphy\|te
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
 
-.PHONY: help demo try test test-all test-oldest reliability bom study gpu-report clean
+# GCC takes the stores of AMX's tile configuration for dead, since its header says that eight bytes of it are read; then
+# the first product of llama.cpp crashes (ggml-org/llama.cpp issue 20824). These keep them. No cache: pip's would give a
+# wheel that was built without them.
+LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
+
+.PHONY: help demo try test test-all test-oldest reliability bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
@@ -23,6 +28,7 @@ help:
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
 	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
+	@echo "make bench   a step, whole answers, the host beside their rivals, on this idle machine: page and figure in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
 
 define check_python
@@ -106,6 +112,13 @@ bom: $(VENV)/.testing
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
 	$(BIN)/python samples/study.py
+
+# llama.cpp takes some 20 minutes to build; what cannot be installed is said and left out.
+bench: $(VENV)/.training
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+		-c $(VENV)/constraints.txt -e '.[bench]' || echo "llama.cpp could not be built: the bench runs without it" >&2
+	$(BIN)/python -m samples.bench
 
 gpu-report: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[$(FLAVOR)]'

@@ -58,13 +58,22 @@ def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
     assert {name: task["canvas"] for name, task in report["tasks"].items()} == {"math": 96, "code": 48}
     for task in report["tasks"].values():
         rows, factors = task["contenders"], task["factors"]
-        assert len(rows) == 4 and all(row["tokens"] <= task["canvas"] for row in rows.values())
+        assert len(rows) == 5 and all(row["tokens"] <= task["canvas"] for row in rows.values())
         assert (
             rows["student in PyTorch, eager fp32"]["gate"]["threshold"] == 0.01 == rows[speed.FAST]["gate"]["threshold"]
         )
         assert rows["teacher, eager fp32"]["gate"]["rule"] == rows[speed.RIVAL]["gate"]["rule"] == "count"
         product = math.prod(factors[name] for name in ("forwards", "cache", "engine"))
         assert factors["whole"] == pytest.approx(product)
+        assert factors["teacher"] == "teacher, eager fp32"
+        assert factors["against_student_in_torch"] == pytest.approx(
+            rows["student in PyTorch, eager fp32"]["ms_an_answer"] / rows[speed.FAST]["ms_an_answer"]
+        )
+        assert all(row["ms_an_answer"] == pytest.approx(sum(row["ms"]), rel=1e-3) for row in rows.values())
+        slow = rows[speed.SLOW]
+        assert (slow["forwards"], slow["tokens"]) == tuple(
+            rows["teacher, eager fp32"][name] for name in ("forwards", "tokens")
+        )
     found = {name: row["accuracy"] for name, row in report["tasks"]["math"]["contenders"].items()}
     teacher, student = found["teacher, eager fp32"], found[speed.FAST]
     assert (teacher["report"], teacher["accuracy"], teacher["problems"]) == ("b.json", 0.75, 2000)

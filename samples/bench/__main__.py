@@ -1,0 +1,178 @@
+"""Everything that is claimed to be fast, side by side with its rivals: make bench
+
+    python -m samples.bench --only step --rounds 5
+
+Sections: `step`, one step of a shape in ONNX Runtime, PyTorch and llama.cpp; `answers`, whole answers of the sample
+models; `host`, the runtime beside the engine. Each replaces its own part of bench.json; page and figure are of all
+parts. Run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from runtime.bench import installed, processor
+from runtime.command import DONE, Parser, print_json, run
+from runtime.cores import physical_cores
+from runtime.errors import UserError
+from runtime.machine import measured as this_machine
+from runtime.roofline import given_shape, numbers, told
+from runtime.workload import SHAPES, shape_of
+from train.checkpoint import check_file, replace_file
+
+from . import answers, host, page, plot, step
+
+SAMPLES = Path(__file__).resolve().parents[1]
+SECTIONS = ("step", "answers", "host")
+PACKAGES = ("numpy", "torch", "onnxruntime", "llama-cpp-python", "gguf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run(lambda: bench(options(argv)))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measures the sections asked for, then writes and prints what is known."""
+    where = {name: args.out / f"bench.{name}" for name in ("json", "md", "png")}
+    for path in where.values():
+        check_file(path)
+    report = older(where["json"])
+    for name in args.only:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        report[name] = with_conditions(MEASURE[name], args)
+        write(where["json"], json.dumps(report, indent=1) + "\n")
+        write(where["md"], page.text(report))
+    if args.plot and report.get("step", {}).get("rows"):
+        plot.draw(where["png"], report["step"]["rows"])
+    if args.json:
+        print_json({name: report[name] for name in args.only})
+    else:
+        print(page.text({name: report[name] for name in args.only}))
+    return DONE
+
+
+def older(path: Path) -> dict[str, Any]:
+    """The report of an earlier run, to which sections are added. Raises UserError where that is none."""
+    if not path.exists():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return {name: report[name] for name in SECTIONS if name in report}
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is no report of the bench; move it away, or give another --out") from None
+
+
+def write(path: Path, text: str) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def with_conditions(
+    measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace
+) -> dict[str, Any]:  # fmt: skip
+    """A section with what its figures depend on."""
+    load, started = os.getloadavg()[0], time.perf_counter()
+    found = measure(args)
+    versions = {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
+    conditions = {
+        "cpu": processor(), "cores": physical_cores(), "threads": args.threads, "load": load, "versions": versions,
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    return {"conditions": conditions, **found}
+
+
+def steps(args: argparse.Namespace) -> dict[str, Any]:
+    """The section `step`."""
+    shape = shape_of(args.shape, "--shape") if args.shape else SHAPES["qwen3-0.6b"]
+    print("measuring this machine ...", file=sys.stderr, flush=True)
+    device = this_machine(processor(), args.threads)
+    plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
+    with TemporaryDirectory(dir=args.scratch) as folder:
+        found = step.measured(plan, device, Path(folder))
+    # Once more: of a machine that has become slower or faster the limits would be another's.
+    again = this_machine(processor(), args.threads)
+    after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
+    return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}
+
+
+def whole(args: argparse.Namespace) -> dict[str, Any]:
+    """The section `answers`."""
+    return answers.measured(args.threads, args.count, args.repeat)
+
+
+def beside(args: argparse.Namespace) -> dict[str, Any]:
+    """The section `host`."""
+    found = host.measured(SAMPLES / "student.bundle", args.threads, args.starts, args.install)
+    return {"starts": args.starts, **found}
+
+
+MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"step": steps, "answers": whole, "host": beside}
+
+
+def sections(text: str) -> tuple[str, ...]:
+    """Names of sections in a comma-separated list, in their own order."""
+    words = {word.strip() for word in text.split(",")}
+    if not words <= {*SECTIONS}:
+        raise ValueError
+    return tuple(name for name in SECTIONS if name in words)
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
+    known = ", ".join(SECTIONS)
+    p.add_argument("--only", type=told(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
+        help=f"sections of {known} (default all; step alone needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
+    p.add_argument("--out", type=Path, default=SAMPLES / "results",
+        help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
+    p.add_argument("--threads", type=int, default=physical_cores(),
+        help="of every contender (default the physical cores)")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="prints one JSON object: the sections that were measured")
+    p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
+    add_step_options(p)
+    p.add_argument("--count", type=int, default=16, help="answers: prompts a task (default 16)")
+    p.add_argument("--repeat", type=int, default=2,
+        help="answers: runs of each prompt, the fastest counts (default 2)")  # fmt: skip
+    p.add_argument("--starts", type=int, default=10, help="host: fresh processes (default 10)")
+    p.add_argument("--no-install", dest="install", action="store_false",
+        help="host: do not make a runtime-only environment with pip to take its size")  # fmt: skip
+    args = p.parse_args(argv)
+    counts = ("threads", "rounds", "steps", "count", "repeat", "starts")
+    if wrong := [name for name in counts if getattr(args, name) < 1]:
+        raise UserError(f"--{wrong[0]} is {getattr(args, wrong[0])}; expected at least 1")
+    return args
+
+
+def add_step_options(p: argparse.ArgumentParser) -> None:
+    """What the section step races."""
+
+    def pasts(text: str) -> tuple[int, ...]:
+        return tuple(n - 1 for n in numbers(",".join(str(int(word) + 1) for word in text.split(","))))
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(word.strip() for word in text.split(","))
+
+    p.add_argument("--widths", type=told(numbers, "tokens such as 1,8,32"), default=(1, 4, 8, 16, 32), metavar="N,...",
+        help="step: tokens, 1 being autoregressive decoding (default 1,4,8,16,32)")  # fmt: skip
+    p.add_argument("--pasts", type=told(pasts, "tokens such as 0,256"), default=(0, 256, 1024), metavar="N,...",
+        help="step: tokens in the cache before it (default 0,256,1024)")  # fmt: skip
+    p.add_argument("--rounds", type=int, default=5, help="step: turns of each contender at each place (default 5)")
+    p.add_argument("--steps", type=int, default=2, help="step: timed steps a turn, after one that is not (default 2)")
+    p.add_argument("--contenders", type=names, default=(), metavar="WORD,...",
+        help="step: those whose names contain one of these, such as 'int8,llama.cpp' (default all)")  # fmt: skip
+    p.add_argument("--shape", type=told(given_shape, "hidden=1024,layers=28,..."), metavar="NAME=N,...",
+        help="step: another shape than Qwen3-0.6B's, as runtime.roofline takes it")  # fmt: skip
+    p.add_argument("--scratch", type=Path, help="step: folder for 6 GB of models meanwhile (default the system's)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The section `answers`: whole answers of the sample models, by samples/speed.py, which also says what each means."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from samples.speed import FAST, RIVAL
+
+from .goals import Entry, judged
+
+ROOT = Path(__file__).resolve().parents[2]
+OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # times faster, at the least
+
+
+def measured(threads: int, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Its report of `count` prompts a task with the goals; in a process of its own, since it compiles.
+
+    options: further ones of its own. Raises SystemExit as it exits.
+    """
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "speed.json"
+        words = ["--count", str(count), "--repeat", str(repeat), "--threads", str(threads), "--out", str(out), *options]
+        line = [sys.executable, "-m", "samples.speed", *words]
+        done = subprocess.run(line, cwd=ROOT, check=False, stdout=sys.stderr)
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    for task in report["tasks"].values():
+        task["goals"] = list(goals(task))
+    return report
+
+
+def goals(task: dict[str, Any]) -> Iterator[Entry]:
+    """What a task's answers come down to: ratios of the sums, with the spread over the prompts; accuracies."""
+    rows, factors = task["contenders"], task["factors"]
+    ms = {name: np.array(row["ms"]) for name, row in rows.items()}
+    aims = (
+        (f"{factors['teacher']}, over {FAST}", factors["teacher"], OVER_TEACHER),
+        (f"{factors['student_in_torch']}, over {FAST}", factors["student_in_torch"], OVER_TORCH),
+        (f"{RIVAL}, over {FAST}", RIVAL, OVER_RIVAL),
+    )
+    for what, other, least in aims:
+        whole = float(ms[other].sum() / ms[FAST].sum())
+        yield judged(what, ms[other] / ms[FAST], least=least, value=whole)
+    found = [rows[name]["accuracy"] for name in (FAST, RIVAL)]
+    if all(found):
+        mine, theirs = (100 * each["accuracy"] for each in found)
+        ranges = ["{:.1f} to {:.1f}".format(*(100 * end for end in each["accuracy_95"])) for each in found]
+        what = f"% right (95 % interval {ranges[0]}), at least the rival's (interval {ranges[1]})"
+        yield judged(what, [mine], least=round(theirs, 4))

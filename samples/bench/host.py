@@ -1,0 +1,145 @@
+"""The section `host`: what the runtime costs beside the engine; time, memory and disk of the sample student.
+
+Each process is a fresh one, and each figure of several; the first start after a reboot, from a cold disk, is not among
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from runtime import Answer, Model, load
+from runtime.bundle import read
+from runtime.measure import spread
+
+from .goals import Entry, judged
+from .ratios import LOOP_US, PARTS
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = ROOT / "samples" / "prompt_math.txt"
+THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers of each, rounds
+OVER_ONE = 0.9  # the least that the threads may do together
+# Prints the milliseconds of each stage of a process that answers one prompt, and the most memory it held: VmHWM, since
+# getrusage begins with what the process that started it held.
+FRESH = """
+import json, sys, time
+started = time.perf_counter()
+from runtime import load
+imported = time.perf_counter()
+model = load(sys.argv[1], threads=int(sys.argv[2]))
+loaded = time.perf_counter()
+answer = model.generate(open(sys.argv[3], encoding="utf-8").read())
+answered = time.perf_counter()
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({
+    "import_ms": 1000 * (imported - started), "load_ms": 1000 * (loaded - imported),
+    "first_answer_ms": 1000 * (answered - loaded),
+    "peak_mb": int(peak) * 1024 / 1e6,
+}))
+"""
+
+
+def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str, Any]:
+    """Spreads of `starts` fresh processes, host milliseconds a forward, megabytes (1e6 bytes) on disk.
+
+    install: whether a runtime-only environment is made with pip, and its size taken.
+    """
+    rows = [fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
+    made: dict[str, Any] = {name: asdict(spread(np.array([row[name] for row in rows]))) for name in rows[0]}
+    answers = bench(bundle, threads)["answers"]
+    made |= {name: answers[name] for name in ("host_ms_per_forward", "open_ms", "tokens_per_second")}
+    engine = read(bundle).engine()
+    made["threads"] = shared_session(bundle, threads)
+    made["goals"] = list(goals(made))
+    made["bundle_mb"] = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
+    made["engine"] = {"name": engine.name, "mb": sum((bundle / name).stat().st_size for name in engine.files) / 1e6}
+    return made | ({"install": install_size()} if install else {})
+
+
+def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
+    """Answers a second of one thread, and of THREADS over one session, round by round; the same answers both times."""
+    model, prompt = load(bundle, threads=threads), PROMPT.read_text(encoding="utf-8")
+    models = [model, *(model.share() for _ in range(THREADS - 1))]
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def each(count: int) -> list[Answer]:
+            def several(mine: Model) -> list[Answer]:
+                return [mine.generate(prompt) for _ in range(THREADS * ANSWERS // count)]
+
+            return [answer for found in pool.map(several, models[:count]) for answer in found]
+
+        each(THREADS)  # allocates every cache
+        rates: dict[int, list[float]] = {1: [], THREADS: []}
+        for _ in range(ROUNDS):
+            for count, found in rates.items():
+                started = time.perf_counter()
+                texts = {answer.text for answer in each(count)}
+                found.append(THREADS * ANSWERS / (time.perf_counter() - started))
+                assert len(texts) == 1
+    return {"threads": THREADS, "answers_a_second": {"one": rates[1], "all": rates[THREADS]}}
+
+
+def goals(made: dict[str, Any]) -> Iterator[Entry]:
+    """The host's own time a forward, and whether threads hinder each other."""
+    host = made["host_ms_per_forward"]
+    yield judged("the host's loop, µs a forward", [1000 * host[part] for part in PARTS], most=LOOP_US)
+    rates = made["threads"]["answers_a_second"]
+    what = f"answers of {THREADS} threads on one session, over one thread's"
+    yield judged(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)
+
+
+def fresh(bundle: Path, threads: int) -> dict[str, float]:
+    """One process: milliseconds from starting it to its end, those of its stages, and its peak memory in MB."""
+    started = time.perf_counter()
+    told = python("-c", FRESH, str(bundle), str(threads), str(PROMPT))
+    whole = 1000 * (time.perf_counter() - started)
+    stages: dict[str, float] = json.loads(told)
+    return {"whole_ms": whole, **stages}
+
+
+def bench(bundle: Path, threads: int) -> dict[str, Any]:
+    """The report of runtime.bench."""
+    words = ("--threads", str(threads), "--json", "--prompt", PROMPT.read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads(python("-m", "runtime.bench", str(bundle), *words).splitlines()[-1])
+    return report
+
+
+def python(*words: str) -> str:
+    """What this Python prints. Raises SystemExit with its code where it fails; why stands on stderr by then."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def install_size() -> dict[str, Any]:
+    """MB of what `pip install '.[cpu]'` puts beside a bare Python, by folder and in all; why not, where it fails."""
+    with TemporaryDirectory() as folder:
+        python("-m", "venv", "--without-pip", folder)
+        there = Path(folder) / "bin" / "python"
+        words = ["--python", str(there), "install", "--quiet", "--no-compile", "-c", "constraints.txt", ".[cpu]"]
+        line = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+        done = subprocess.run(line, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            return {"left_out": " ".join(done.stderr.split())[-300:]}
+        packages = next((Path(folder) / "lib").glob("python*/site-packages"))
+        sizes = {path.name: size(path) / 1e6 for path in sorted(packages.iterdir())}
+        largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
+        return {"mb": sum(sizes.values()), "largest_mb": largest}
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

@@ -1,0 +1,27 @@
+"""What the decode loop costs beside a forward of the shape: answers of the stand-in, the host's own time apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runtime.contract import Contract, GateSpec
+from runtime.decode import Request
+from runtime.measure import answers
+from runtime.model import Model
+from runtime.ort import OrtBackend
+
+from .contender import tokens
+
+PROMPT, BLOCKS, ACCEPTED = 256, 2, 8  # tokens before the answer, its blocks, tokens that a step takes
+ANSWERS = 3
+
+
+def host_ms(model: str, contract: Contract, threads: int) -> dict[str, float]:
+    """Host milliseconds a forward, as p10, median and p90 of ANSWERS answers after one that is not counted."""
+    gate = GateSpec(rule="count", min=ACCEPTED)
+    without_text: Any = None
+    made = Model(OrtBackend(Path(model), contract, threads), without_text, gate, "stand-in", "")
+    request = Request(tokens(PROMPT), BLOCKS * contract.block)
+    found: dict[str, float] = answers(made, [request], ANSWERS, None)["host_ms_per_forward"]
+    return found

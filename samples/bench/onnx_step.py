@@ -1,0 +1,40 @@
+"""This project's step: an exported graph in ONNX Runtime, with the numpy backend of the runtime around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from runtime.backend import Forward, Ints, Proposal
+from runtime.contract import Contract
+from runtime.measure import canvas
+from runtime.ort import OrtBackend
+
+from .contender import Cell, tokens
+
+
+class OnnxStep:
+    """Token, confidence and entropy of every row, reduced in the graph."""
+
+    def __init__(self, model: str, contract: Contract, threads: int) -> None:
+        self.backend, self.contract = OrtBackend(Path(model), contract, threads), contract
+        self.forward: Forward
+        self.proposal: Proposal
+
+    def place(self, cell: Cell) -> None:
+        made = canvas(replace(self.contract, block=cell.width), cell.past)
+        self.forward = replace(made, input_ids=tokens(cell.width)[None])
+        self.backend.capacity = 0  # or a cache that is long from an earlier place would stay
+        self.backend.open(1, cell.capacity or cell.past + cell.width)
+
+    def step(self) -> None:
+        self.proposal = self.backend.forward(self.forward)
+
+    def best(self) -> Ints:
+        return self.proposal.token[0]
+
+    def about(self) -> dict[str, Any]:
+        return {"onnxruntime": onnxruntime.__version__}

@@ -1,0 +1,169 @@
+"""The bench's page: what was measured as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .goals import bound, verdict
+
+Report = dict[str, Any]
+
+
+def text(report: Report) -> str:
+    """The whole page, of the sections that are there."""
+    return "\n".join(_text(report)) + "\n"
+
+
+def _text(report: Report) -> Iterator[str]:
+    yield "# The bench"
+    yield ""
+    yield "Made by `make bench`; every figure is in `bench.json` beside it."
+    for name, section in (("step", step), ("answers", answers), ("host", host)):
+        if name in report:
+            yield ""
+            yield from section(report[name])
+
+
+def conditions(section: Report) -> str:
+    """What a section was measured on, as one line."""
+    c = section["conditions"]
+    versions = ", ".join(f"{name} {version}" for name, version in c["versions"].items() if version)
+    return (
+        f"{c['cpu']}, {c['threads']} threads of {c['cores']} cores, load {c['load']:.2f} when it began, "
+        f"{c['seconds'] / 60:.1f} minutes; {versions}."
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table, its first column left, the others right."""
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" + "|---:" * (len(heads) - 1) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def step(section: Report) -> Iterator[str]:
+    """Ratios, then a table a past, then who took part."""
+    shape, local = section["shape"], section["device"]
+    yield "## One step"
+    yield ""
+    yield (
+        f"{shape['layers']} layers of {shape['hidden']}, vocabulary {shape['vocab']:,}, random weights. "
+        f"{section['rounds']} rounds in which every contender, in a process of its own, took "
+        f"{section['steps_a_round']} timed steps in turn. {conditions(section)}"
+    )
+    yield (
+        f"This machine reads {local['bandwidth']:.1f} GB/s and multiplies "
+        + ", ".join(f"{rate:.2f} {name}" for name, rate in local["rates"].items())
+        + " TOP/s (`python -m runtime.roofline`); *limit*: the larger of reading and multiplying at that speed."
+    )
+    yield ""
+    yield from judgements(section["ratios"])
+    yield "\nllama.cpp attends fused or not, whichever a trial at the place finds faster; PyTorch compiles at one past."
+    for past in sorted({row["past"] for row in section["rows"]}):
+        yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
+        yield "of autoregressive decoding:\n"
+        yield from _steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
+    yield ""
+    heads = ["", "MB at most", "seconds to make", "host, ms a forward", "tokens as PyTorch fp32"]
+    yield from table(heads, list(_parts(section)))
+    for name, reason in section["left_out"].items():
+        yield f"\n{name} was left out: {reason}"
+
+
+def judgements(entries: Sequence[Report]) -> Iterator[str]:
+    """What was aimed at beside what was measured; at the machine's limit where that is known."""
+    limits = any("limit" in entry for entry in entries)
+    heads = ["", "measured", "p10 to p90", "aim", "", *(["at this machine's limit"] if limits else [])]
+    yield from table(heads, [_judgement(entry, limits) for entry in entries])
+
+
+def _judgement(entry: Report, limits: bool) -> list[str]:
+    who = f"{entry['contender']}, " if "contender" in entry else ""
+    spread = "" if entry["p10"] == entry["p90"] else f"{figure(entry['p10'])} to {figure(entry['p90'])}"
+    line = [who + entry["what"], figure(entry["value"]), spread, bound(entry), verdict(entry)]
+    return [*line, *([figure(entry["limit"])] if limits else [])]
+
+
+def figure(value: float) -> str:
+    """Two digits behind the point; below 1 three that count, from 100 on none behind the point."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def _steps(rows: Sequence[Report]) -> Iterator[str]:
+    widths = sorted({row["width"] for row in rows})
+    cells = {(row["contender"], row["width"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        found = [cells.get((name, width)) for width in widths]
+        lines.append([name, *map(_ms, found)])
+        if any(row and "limit_ms" in row for row in found):
+            lines.append([f"*limit of {name}*", *(f"*{row['limit_ms']:.1f}*" if row else "" for row in found)])
+    yield from table(["", *(f"B {width}" for width in widths)], lines)
+
+
+def _ms(row: Report | None) -> str:
+    return f"{row['ms']['median']:.1f} ({row['ms']['p10']:.1f}–{row['ms']['p90']:.1f})" if row else ""
+
+
+def _parts(section: Report) -> Iterator[list[str]]:
+    same = {entry["contender"]: f"{entry['same']} of {entry['of']}" for entry in section["same_tokens"]}
+    for name, about in section["contenders"].items():
+        host = section["host_ms_per_forward"].get(name)
+        loop = f"{host['median']:.3f}" if host else ""
+        yield [name, f"{about['peak_mb']:,.0f}", f"{about['seconds']:.1f}", loop, same.get(name, "")]
+
+
+def answers(section: Report) -> Iterator[str]:
+    """A table a task."""
+    yield "## Whole answers"
+    yield ""
+    yield (
+        f"{section['prompts']} prompts a task of the split `{section['split']}`, one at a time, the fastest of "
+        f"{section['repeat']} runs of each. {conditions(section)}"
+    )
+    for name, task in section["tasks"].items():
+        yield f"\n`{name}`:\n"
+        heads = ["", "ms an answer", "median", "forwards", "ms a forward", "tokens a second", "right"]
+        yield from table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
+        f = task["factors"]
+        yield (
+            f"\n{f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × {f['cache']:.2f} "
+            f"(a forward through the cache) × {f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the "
+            "autoregressive rival.\n"
+        )
+        yield from judgements(task["goals"])
+
+
+def _answer(name: str, row: Report) -> list[str]:
+    right = "" if row["accuracy"] is None else f"{100 * row['accuracy']['accuracy']:.1f} %"
+    figures = (row["ms_an_answer"], row["ms_an_answer_median"], row["forwards"], row["ms_a_forward"])
+    return [name, *(f"{value:.2f}" for value in figures), f"{row['tokens_a_second']:.0f}", right]
+
+
+def host(section: Report) -> Iterator[str]:
+    """One table."""
+    yield "## The runtime beside the engine"
+    yield ""
+    yield f"The sample student, {section['engine']['name']}; {section['starts']} fresh processes. {conditions(section)}"
+    yield ""
+    spreads = {
+        "whole process: start, one answer, end": ("whole_ms", "ms"), "import": ("import_ms", "ms"),
+        "loading the bundle": ("load_ms", "ms"), "first answer": ("first_answer_ms", "ms"),
+        "memory at most": ("peak_mb", "MB"), "host a forward": ("host_ms_per_forward", "ms"),
+        "making the cache ready": ("open_ms", "ms"), "tokens a second": ("tokens_per_second", ""),
+    }  # fmt: skip
+    rows = []
+    for what, (name, unit) in spreads.items():
+        row = section[name]
+        rows.append([what, f"{row['median']:.3g} {unit}", f"{row['p10']:.3g} to {row['p90']:.3g}"])
+    rows.append(["bundle", f"{section['bundle_mb']:.1f} MB", f"engine {section['engine']['mb']:.1f}"])
+    if "mb" in section.get("install", {}):
+        first = ", ".join(f"{name} {mb:.0f}" for name, mb in list(section["install"]["largest_mb"].items())[:4])
+        rows.append(["runtime-only installation", f"{section['install']['mb']:.0f} MB", first])
+    yield from table(["", "median", "tenth to ninetieth percentile, or parts"], rows)
+    yield ""
+    yield from judgements(section["goals"])

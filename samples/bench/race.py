@@ -1,0 +1,127 @@
+"""The race of steps: contenders in processes of their own take turns, so that a machine that drifts slows them all.
+
+In a round every contender takes one turn at each cell of a group; only one of them ever runs. What is compared with
+each other is measured in the same rounds, so that ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from runtime.measure import spread
+
+from .contender import Cell, Contender, serve
+
+
+@dataclass(slots=True)
+class Runner:
+    """A contender that takes turns. about: what it told of itself; times: ms of a round's steps, by cell."""
+
+    contender: Contender
+    process: BaseProcess
+    pipe: Connection
+    about: dict[str, Any] = field(default_factory=dict)
+    times: dict[Cell, list[list[float]]] = field(default_factory=dict)
+    best: dict[Cell, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """rows: a contender at a cell: ms as p10, median and p90 of all steps, rounds the median of each round.
+
+    about, failed: by name, the latter's reasons.
+    """
+
+    rows: list[dict[str, Any]]
+    about: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+
+
+def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], rounds: int, steps: int) -> Result:
+    """Times `steps` steps a round of each contender at each cell that it enters."""
+    failed: dict[str, str] = {}
+    with started(contenders, failed) as runners:
+        turns = [
+            (cell, r)
+            for group in groups
+            for _ in range(rounds)
+            for cell in group
+            for r in runners
+            if r.contender.enters(cell)
+        ]
+        for cell, runner in tqdm(turns, unit="turn", desc="steps", disable=None):
+            if runner.contender.name in failed:
+                continue
+            told = asked(runner, (cell, steps))
+            if isinstance(told, str):
+                failed[runner.contender.name] = told
+                continue
+            runner.times.setdefault(cell, []).append(told["ms"])
+            runner.best[cell] = told["tokens"]
+            runner.about["peak_mb"] = told["peak_mb"]
+        standing = [runner for runner in runners if runner.contender.name not in failed]
+        rows = [row for runner in standing for row in summary(runner)]
+        return Result(rows, {runner.contender.name: runner.about for runner in standing}, failed)
+
+
+@contextmanager
+def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator[list[Runner]]:
+    """The contenders that could be made, one after the other; their processes end with the block."""
+    context, runners = multiprocessing.get_context("spawn"), []
+    try:
+        for contender in contenders:
+            print(f"making {contender.name} ...", file=sys.stderr, flush=True)
+            mine, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, contender), daemon=True)
+            process.start()
+            theirs.close()  # or its end would never be seen here
+            runner = Runner(contender, process, mine)
+            runners.append(runner)
+            told = answer(runner)
+            if isinstance(told, str):
+                failed[contender.name] = told
+                print(f"{contender.name} is left out: {told}", file=sys.stderr)
+            else:
+                runner.about = told
+        yield runners
+    finally:
+        for runner in runners:
+            runner.pipe.close()
+            runner.process.join()
+
+
+def asked(runner: Runner, order: Any) -> Any:
+    """What a runner answers to an order; a reason as text where it failed."""
+    with suppress(OSError):  # where it has ended, why is still to be read
+        runner.pipe.send(order)
+    return answer(runner)
+
+
+def answer(runner: Runner) -> Any:
+    """What a runner says next; a reason as text where it failed or ended."""
+    try:
+        return runner.pipe.recv()
+    except EOFError:
+        runner.process.join()
+        return f"its process ended with code {runner.process.exitcode}, which a lack of memory does too"
+
+
+def summary(runner: Runner) -> Iterator[dict[str, Any]]:
+    """A row a cell."""
+    for cell, times in runner.times.items():
+        ms = np.array(times)  # [rounds, steps]
+        yield {
+            "contender": runner.contender.name, "ours": runner.contender.ours, "precision": runner.contender.precision,
+            **asdict(cell), "ms": asdict(spread(ms)), "rounds": np.median(ms, axis=1).tolist(), "count": ms.size,
+            "best": runner.best[cell],
+        }  # fmt: skip

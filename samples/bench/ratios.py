@@ -1,0 +1,142 @@
+"""What the race of steps comes down to: ratios, round by round, beside their goals and the machine's own limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.devices import Device
+from runtime.workload import Pass, Shape, Work
+
+from .goals import judged
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A step of `width` tokens behind `past` is to take at most `most` of what the rival's takes."""
+
+    rival: str
+    width: int
+    past: int
+    most: float
+
+
+GOALS = (
+    Goal("PyTorch eager bf16", 32, 256, 0.35),
+    Goal("llama.cpp Q4_0", 32, 256, 0.45),
+    Goal("llama.cpp Q4_0", 8, 256, 0.7),
+)
+OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # the most that the other ratios may be
+LOOP, LOOP_US = 0.03, 100.0  # the most that the host's loop may take: of a step, and in microseconds
+PARTS = ("p10", "median", "p90")
+LONG, SHORT = 4096, 256  # capacities
+MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
+
+
+def ratios(rows: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
+    """Every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
+
+    Each an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least that this machine
+    allows.
+    """
+    ours = [row for row in rows if row["ours"]]
+    each = [named(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
+    for goal in GOALS:
+        for mine in each:
+            yield from against_rival(mine, rows, goal)
+    for mine in each:
+        yield from against_limit(mine)
+    for mine in each:
+        yield from of_capacity(mine)
+    for mine in each:
+        yield from of_past(mine, shape, device)
+    for mine in each:
+        yield from of_width(mine)
+
+
+def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
+    """A step over a rival's."""
+    row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
+    if row and theirs:
+        what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
+        limit = row["limit_ms"] / theirs["ms"]["median"]
+        yield judged(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
+
+
+def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
+    """The widest step behind MIDDLE tokens over the machine's limit."""
+    width = widest(mine)
+    if row := at(mine, width, MIDDLE):
+        what = f"B {width}, past {MIDDLE}, over this machine's limit"
+        each = times(row) / row["limit_ms"]
+        yield judged(what, each, most=OVER_LIMIT, contender=row["contender"], limit=1.0)
+
+
+def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
+    """The same step in a long cache over that in a short one: unused room should cost nothing."""
+    width = widest(mine)
+    long, short = (at(mine, width, 0, capacity) for capacity in (LONG, SHORT))
+    if long and short:
+        what = f"B {width}, past 0, capacity {LONG} over {SHORT}"
+        each = times(long) / times(short)
+        yield judged(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
+
+
+def of_past(mine: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
+    """What FAR tokens of past add to a step, over the least that attending to them takes."""
+    width = widest(mine)
+    far, near = at(mine, width, FAR), at(mine, width, 0)
+    if far and near:
+        loads = [device.work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
+        added = Work(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
+        least = device.ms(added, far["precision"])
+        what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"
+        each = (times(far) - times(near)) / least
+        yield judged(what, each, most=OVER_ATTENTION, contender=far["contender"], limit=1.0)
+
+
+def of_width(mine: Sequence[Row]) -> Iterator[Row]:
+    """The widest step over a forward of one token: as many tokens a forward make a block the cheaper one."""
+    width = widest(mine)
+    wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
+    if wide and one and width > 1:
+        what = f"B {width}, past {MIDDLE}, over its own autoregressive forward (B 1)"
+        limit = wide["limit_ms"] / one["limit_ms"]
+        yield judged(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
+
+
+def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """The host's own time a forward, and over the widest step behind MIDDLE tokens. host: ms as p10, median, p90."""
+    for name, ms in host.items():
+        mine = named(rows, name)
+        each = [1000 * ms[part] for part in PARTS]
+        yield judged("the host's loop, µs a forward", each, most=LOOP_US, contender=name, limit=0.0)
+        if mine and (row := at(mine, widest(mine), MIDDLE)):
+            what = f"the host's loop over a step of B {row['width']}, past {MIDDLE}"
+            each = [ms[part] / row["ms"]["median"] for part in PARTS]
+            yield judged(what, each, most=LOOP, contender=name, limit=0.0)
+
+
+def named(rows: Sequence[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["contender"] == name]
+
+
+def widest(rows: Sequence[Row]) -> int:
+    return max(int(row["width"]) for row in rows)
+
+
+def at(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
+    """The row of that cell among those of one contender, None where it was not measured."""
+    wanted = (width, past, capacity)
+    return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)
+
+
+def times(row: Row) -> NDArray[np.float64]:
+    """Milliseconds, the median of each round. [rounds]"""
+    return np.array(row["rounds"])

@@ -1,0 +1,64 @@
+"""A checkpoint of a shape with random weights, made when they are read: a step costs the same whatever they are."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.workload import Shape
+from train.checkpoint import Checkpoint, Decoding
+from train.model import Model, ModelConfig
+
+CONTEXT = 8192  # positions; the rotary tables alone depend on it
+BLOCK = 32
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """Tensors by name, each the same whenever it is read, none kept; norms' weights are ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        with torch.device("meta"):
+            self.sizes = {name: tuple(like.shape) for name, like in Model(config).state_dict().items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        size = self.sizes[name]
+        if len(size) == 1:
+            return torch.ones(size)
+        # Uniform of deviation 1 / sqrt(inputs), so that layers outweigh the embedding, or all would repeat their input.
+        numbers = np.random.default_rng(zlib.crc32(name.encode())).random(size, np.float32)
+        numbers -= 0.5
+        numbers *= (12 / size[1]) ** 0.5
+        return torch.from_numpy(numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def standin(shape: Shape) -> Checkpoint:
+    """The checkpoint. Every id is a token, so that nothing but the mask is barred."""
+    config = ModelConfig(
+        shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
+        rope_theta=1e6, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, tied=shape.tied,
+    )  # fmt: skip
+    decoding = Decoding(
+        alignment="absolute", attention="block_causal", shift=False, block=BLOCK, canvas=BLOCK, context=CONTEXT,
+        mask_id=shape.vocab - 1, eos_ids=(0,), pad_id=1, gate={"rule": "count", "min": 1},
+    )  # fmt: skip
+    return Checkpoint(config, decoding, RandomWeights(config), tokenizer(shape.vocab))
+
+
+def tokenizer(vocab: int) -> str:
+    """A tokenizer of that many words, as JSON."""
+    words = {str(number): number for number in range(vocab)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
+    unused = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    split = {"type": "WhitespaceSplit"}
+    return json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model, **unused})

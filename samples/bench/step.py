@@ -1,0 +1,141 @@
+"""The section `step`: one step of a shape by this project and by its rivals, with what they cost at the least."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from export import onnx as export
+from runtime.devices import Device
+from runtime.workload import PRECISIONS, Pass, Shape
+
+from .contender import Cell, Contender
+from .loop_cost import host_ms
+from .onnx_step import OnnxStep
+from .race import race
+from .ratios import LONG, MIDDLE, SHORT, of_loop, ratios
+from .standin import standin
+from .torch_step import TorchStep
+
+TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
+LLAMA = ("Q8_0", "Q4_0")
+SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing is in any cache
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is raced: widths and pasts in tokens, rounds of `steps` steps, threads; only: words of names, or all."""
+
+    shape: Shape
+    widths: tuple[int, ...]
+    pasts: tuple[int, ...]
+    rounds: int
+    steps: int
+    threads: int
+    only: tuple[str, ...]
+
+    @property
+    def groups(self) -> list[list[Cell]]:
+        """Pasts ascending, so that caches only grow; then one step in a short and in a long cache, by turns."""
+        widest = max(self.widths)
+        grid = [[Cell(width, past)] for past in sorted(self.pasts) for width in self.widths]
+        return [*grid, [Cell(widest, 0, SHORT), Cell(widest, 0, LONG)]]
+
+    def wants(self, name: str) -> bool:
+        return not self.only or any(word in name for word in self.only)
+
+
+def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
+    """The race in `folder`, which holds its files; rows with the machine's own limit, who was left out, the ratios."""
+    missing: dict[str, str] = {}
+    entered = [*exported(plan, folder), *in_torch(plan), *in_llama(plan, folder, missing)]
+    result = race(entered, plan.groups, plan.rounds, plan.steps)
+    rows = [{**row, **limit(plan.shape, row, device)} for row in result.rows]
+    host = loops([each for each in entered if each.ours and each.name in result.about], missing)
+    return {
+        "shape": asdict(plan.shape), "rounds": plan.rounds, "steps_a_round": plan.steps, "contenders": result.about,
+        "left_out": missing | result.failed, "same_tokens": list(agreement(rows)),
+        "ratios": [*ratios(rows, plan.shape, device), *of_loop(rows, host)], "host_ms_per_forward": host,
+        "rows": [{name: value for name, value in row.items() if name != "best"} for row in rows],
+    }  # fmt: skip
+
+
+def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
+    """This project in every precision that export.onnx writes."""
+    source = standin(plan.shape)
+    contract = export.exported_contract(source, LONG)
+    for precision in export.TYPES:
+        name = f"blockstep {precision}"
+        if plan.wants(name):
+            print(f"exporting {name} ...", file=sys.stderr, flush=True)
+            where = folder / precision
+            where.mkdir()
+            model = export.write_model(source, contract, precision, False, where)[0]
+            options = {"model": str(model), "contract": contract, "threads": plan.threads}
+            yield Contender(name, OnnxStep, options, ours=True, precision=precision)
+
+
+def in_torch(plan: Plan) -> Iterator[Contender]:
+    """The reference model in PyTorch; compiled behind one past alone: compiling takes far longer than steps."""
+    near = min(plan.pasts, key=lambda past: abs(past - MIDDLE))
+    for precision, compiled in TORCH:
+        name = f"PyTorch {'compiled' if compiled else 'eager'} {precision}"
+        if plan.wants(name):
+            options = {"shape": plan.shape, "precision": precision, "compiled": compiled, "threads": plan.threads}
+            yield Contender(name, TorchStep, options, past=near if compiled else None)
+
+
+def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
+    """llama.cpp over the same weights, where it is installed."""
+    names = {f"llama.cpp {kind}": kind for kind in LLAMA if plan.wants(f"llama.cpp {kind}")}
+    if lacking := [package for package in ("llama_cpp", "gguf") if find_spec(package) is None]:
+        reason = f"{' and '.join(lacking)} not installed; pip install '.[bench]' builds it with a C++ compiler"
+        missing.update(dict.fromkeys(names, reason))
+        return
+    from . import gguf_file
+    from .llama_step import LlamaStep
+
+    for name, kind in names.items():
+        print(f"writing {name} ...", file=sys.stderr, flush=True)
+        model = folder / f"{kind}.gguf"
+        gguf_file.write(standin(plan.shape), kind, model)
+        yield Contender(name, LlamaStep, {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads})
+
+
+def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Milliseconds of the host a forward, by name; each in a process of its own, one after the other."""
+    found = {}
+    for contender in tqdm(ours, unit="engine", desc="host", disable=None):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                found[contender.name] = pool.submit(host_ms, **contender.options).result()
+            except Exception as error:  # whatever it is, the race that was run is not lost for it
+                reason = " ".join(str(error).split())[:300]
+                missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
+    return found
+
+
+def limit(shape: Shape, row: dict[str, Any], device: Device) -> dict[str, float]:
+    """The least ms that this machine needs for a row of ours, in its precision; nothing for a rival's."""
+    if row["precision"] not in PRECISIONS:
+        return {}
+    load = device.work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
+    memory, compute = device.memory_ms(load), device.compute_ms(load, row["precision"])
+    return {"memory_ms": memory, "compute_ms": compute, "limit_ms": max(memory, compute)}
+
+
+def agreement(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """How many best tokens of a step over nothing each contender shares with PyTorch in fp32: all do the same work."""
+    at = {row["contender"]: row["best"] for row in rows if Cell(row["width"], row["past"], row["capacity"]) == SAME}
+    reference = at.get("PyTorch eager fp32")
+    for name, best in at.items() if reference else ():
+        same = sum(one == other for one, other in zip(best, reference, strict=True))
+        yield {"contender": name, "same": same, "of": len(best)}

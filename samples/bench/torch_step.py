@@ -1,0 +1,74 @@
+"""The same step in PyTorch: the reference model of train/, its weights in fp32 or bf16, eager or compiled.
+
+It does less than the exported graph, token and confidence without the entropy, so that what it is compared with has no
+advantage from that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.backend import Ints
+from runtime.workload import Shape
+from train.model import Model
+
+from .contender import Cell, tokens
+from .standin import standin
+
+
+class FixedCache:
+    """Keys and values of all layers, zeroed; a step's are written behind `past`, which is the same at every step."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, past: int, width: int) -> None:
+        size = (1, shape.kv_heads, past + width, shape.head_dim)
+        self.past = past
+        self.parts = [(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)) for _ in range(shape.layers)]
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes [1, kv_heads, width, head_dim] and returns everything."""
+        keys, values = self.parts[layer]
+        keys[:, :, self.past :] = key
+        values[:, :, self.past :] = value
+        return keys, values
+
+
+class TorchStep:
+    """precision: fp32 or bf16, of weights, cache and products; compiled: by torch.compile, anew for each place."""
+
+    def __init__(self, shape: Shape, precision: str, compiled: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.shape, self.compiled = shape, compiled
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.model: Model = standin(shape).build().to(self.dtype)
+        self.run = self.predict
+
+    def place(self, cell: Cell) -> None:
+        self.cache = FixedCache(self.shape, self.dtype, cell.past, cell.width)
+        self.ids = torch.from_numpy(tokens(cell.width))[None]
+        self.positions = cell.past + torch.arange(cell.width)[None]
+        self.visible = torch.full((1, cell.width), cell.past + cell.width)
+        if self.compiled:
+            torch.compiler.reset()
+            self.run = torch.compile(self.predict, dynamic=False)
+
+    def predict(self, ids: Tensor, visible: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Token and confidence of each row, each [1, width]."""
+        length = self.cache.past + ids.shape[1]
+        hidden = self.model(ids, visible, positions, self.cache, length)
+        logits = self.model.logits(hidden).float()
+        logits[..., self.shape.vocab - 1] = float("-inf")  # the mask token
+        confidence, token = torch.softmax(logits, dim=-1).max(dim=-1)
+        return token, confidence
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        self.token, self.confidence = self.run(self.ids, self.visible, self.positions)
+
+    def best(self) -> Ints:
+        return self.token[0].numpy()
+
+    def about(self) -> dict[str, Any]:
+        return {"torch": torch.__version__}
