@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Bools, Floats, Forward, Ints
+from .backend import Backend, Bools, Floats, Forward, Ints, Proposal
 from .errors import NumericalError, UserError
 from .gate import Gate
 from .sequence import NOTHING, Inputs, Progress, Result
@@ -94,9 +95,7 @@ class Batch:
         ready = {slot: s for slot, s in live.items() if slot not in inputs}
         if inputs:
             out = self._backend.forward(self._assemble(live, inputs))
-            if not (np.isfinite(out.confidence).all() and np.isfinite(out.entropy).all()) or (
-                out.top_logprob is not None and np.isnan(out.top_logprob).any()
-            ):
+            if not _numbers(out):
                 raise NumericalError(
                     "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
                 )
@@ -138,7 +137,7 @@ class Batch:
         limits = {read: read() for read in {s.threshold for s in chosen}}  # one that several share is read once
         accepted = self._rule(
             token, confidence, entropy, _stack([s.open for s in chosen]),
-            np.array([s.progress for s in chosen], np.float32), np.array([limits[s.threshold] for s in chosen]),
+            [s.progress for s in chosen], [limits[s.threshold] for s in chosen],
         )  # fmt: skip
         return [_step(slot, s, own, inputs.get(slot)) for (slot, s), own in zip(ready.items(), accepted, strict=True)]
 
@@ -149,6 +148,12 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     s.finalise(accepted)
     place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked)
     return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, _timed(s))
+
+
+def _numbers(out: Proposal) -> bool:
+    """Whether all scores are numbers: a sum is none where one of them is none, and cheaper than a look at each."""
+    known = math.isfinite(float(out.confidence.sum()) + float(out.entropy.sum()))
+    return known and (out.top_logprob is None or not np.isnan(out.top_logprob).any())
 
 
 def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

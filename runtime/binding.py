@@ -39,32 +39,40 @@ class Binding:
         self, session: ort.InferenceSession, cache: Sequence[ort.OrtValue], specs: Mapping[str, Spec], kept: int,
         device: str,
     ) -> None:  # fmt: skip
-        self._session, self._io, self._here = session, session.io_binding(), device == "cpu"
+        self._session, self._cache, self._here = session, cache, device == "cpu"
         self.arrays: dict[str, NDArray[Any]] = {}
         self._specs, self._kept = specs, kept
         self._groups: dict[tuple[str, int], Group] = {}
-        self._sizes: dict[str, int] = {}
+        self._bound: dict[tuple[int, int], tuple[Any, dict[str, NDArray[Any]]]] = {}
+        self._io: Any = None
         inputs = {entry.name for entry in session.get_inputs()}
         self._inputs = [name for name in specs if name in inputs]
         self._outputs = [entry.name for entry in session.get_outputs() if entry.name in specs]
-        for i, value in enumerate(cache):
-            past, present = cache_names(i)
-            self._io.bind_ortvalue_input(past, value)
-            if present not in specs:
-                self._io.bind_ortvalue_output(present, value)
 
     def resize(self, width: int, n: int) -> dict[str, NDArray[Any]]:
         """The small arrays by name for a forward of `width` tokens and `n` rows, bound."""
-        for by, size in (("width", width), ("n", n)):
-            if self._sizes.get(by) != size:
-                for name, array, value in self._group(by, size):
-                    self.arrays[name] = array
-                    if name in self._outputs:
-                        self._io.bind_ortvalue_output(name, value)
-                    elif self._here:
-                        self._io.bind_ortvalue_input(name, value)
-                self._sizes[by] = size
+        known = self._bound.get((width, n))
+        if known is None:
+            known = self._bind(width, n)
+            if max(width, n) <= self._kept:
+                self._bound[width, n] = known
+        self._io, self.arrays = known
         return self.arrays
+
+    def _bind(self, width: int, n: int) -> tuple[Any, dict[str, NDArray[Any]]]:
+        io, arrays = self._session.io_binding(), {}
+        for i, value in enumerate(self._cache):
+            past, present = cache_names(i)
+            io.bind_ortvalue_input(past, value)
+            if present not in self._specs:
+                io.bind_ortvalue_output(present, value)
+        for name, array, value in (*self._group("width", width), *self._group("n", n)):
+            arrays[name] = array
+            if name in self._outputs:
+                io.bind_ortvalue_output(name, value)
+            elif self._here:
+                io.bind_ortvalue_input(name, value)
+        return io, arrays
 
     def run(self) -> None:
         if not self._here:

@@ -7,7 +7,7 @@ Sources: confidence threshold as CDLM and Fast-dLLM decode, entropy as dParallel
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ class Gate:
         confidence: Floats,
         entropy: Floats,
         masked: Bools,
-        progress: Floats,
-        threshold: float | Floats,
+        progress: Sequence[float] | Floats,
+        threshold: float | Sequence[float] | Floats,
     ) -> Bools:
         """Accepted positions, bool [batch, block], a subset of `masked`.
 
@@ -48,14 +48,16 @@ class Gate:
         """
         spec = self.spec
         metric = confidence if spec.metric == "confidence" else entropy
-        held = self._held_back(token, progress)
+        held = self._held_back(token, np.asarray(progress, np.float32)) if spec.eos_guard else None
         eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
-        free = eligible & ~held
+        free = eligible if held is None else eligible & ~held
         if spec.rule == "threshold":
             limits = np.asarray(threshold, metric.dtype).reshape(-1, 1)  # [batch or 1, 1]; in fp64 0.9 is not 0.9
             accepted: Bools = COMPARE[spec.comparator](metric, limits) & free
-            if spec.max is None and (accepted.sum(axis=1) >= spec.min).all():
+            fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
+            if spec.max is None and fewest >= spec.min:
                 return accepted  # the usual case, in which nothing has to be ranked
+        held = np.zeros_like(masked) if held is None else held
         rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
         if spec.rule == "count":
             return eligible & (rank < spec.min)
@@ -68,8 +70,6 @@ class Gate:
         return accepted & eligible
 
     def _held_back(self, token: Ints, progress: Floats) -> Bools:
-        if not self.spec.eos_guard:
-            return np.zeros(token.shape, np.bool_)
         held: Bools = np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
         return held
 

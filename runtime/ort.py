@@ -100,11 +100,13 @@ class OrtBackend:
         self.last_logits = arrays.get("logits")
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
-            if token is not None and (
-                token.min() < 0 or token.max() >= self._contract.vocab or (token == self._contract.mask_id).any()
-            ):
+            if token is not None and not self._may_be(token.ravel().tolist()):
                 raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
         return out
+
+    def _may_be(self, ids: list[int]) -> bool:
+        """Whether these are tokens that a model of this contract may propose."""
+        return min(ids) >= 0 and max(ids) < self._contract.vocab and self._contract.mask_id not in ids
 
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:
@@ -156,9 +158,10 @@ class OrtBackend:
         if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
             raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
         least = width if self._contract.attention == "full" else 1
-        if forward.visible.min() < least or forward.visible.max() > past + width:
+        visible, rows = forward.visible[0].tolist(), forward.rows[0].tolist()  # so few are faster looked at in Python
+        if min(visible) < least or max(visible) > past + width:
             raise ValueError(f"visible is outside [{least}, {past + width}]")
-        if forward.rows.min() < 0 or forward.rows.max() >= width:
+        if min(rows) < 0 or max(rows) >= width:
             raise ValueError(f"rows are outside [0, {width})")
 
     def _check_graph(self) -> None:

@@ -157,8 +157,8 @@ class Progress:
             ids = np.concatenate((self.pending, self.canvas))
             visible = np.concatenate((self.pending_visible, self.visible))
             return Inputs(ids, visible, self.past, pending + asked - contract.shift, asked)
-        if contract.shift:
-            asked = asked[asked > 0]  # what the last committed row said of position 0 is known
+        if contract.shift and self.open[0]:
+            asked = asked[1:]  # what the last committed row said of position 0 is known
         return Inputs(self.canvas, self.visible, self.past, asked - contract.shift, asked) if len(asked) else None
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:

@@ -102,7 +102,9 @@ class TorchBackend:
     ) -> None:  # fmt: skip
         self.model, self._contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
-        self.device = model.embed_tokens.weight.device
+        self.device = next(model.parameters()).device
+        if self.device.type == "meta":  # a model of shapes alone, whose logits come from elsewhere
+            self.device = torch.device("cpu")
         self.barred = torch.tensor([contract.mask_id, *barred]).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.cache: StaticCache | None = None
