@@ -49,6 +49,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
     words = f"--models {models} --reports {models}/reports --count 1 --repeat 1 --threads 1 --threshold 0.01"
     out = models / "new" / "speed.json"
