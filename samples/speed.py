@@ -46,6 +46,7 @@ SPLIT, SEED = "valid", 11  # of the prompts
 REPORTED = ("split", "problems", "bf16", "accuracy", "accuracy_95")
 PACKAGES = ("torch", "onnxruntime", "numpy")
 FAST, RIVAL, SLOW = "student, ONNX Runtime", "rival, ONNX Runtime", "teacher, ONNX Runtime"
+INT8 = " int8"  # behind a name; without it, fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,12 @@ def read(path: Path, ways: Sequence[str]) -> InTorch:
     return InTorch(saved, forwards)
 
 
-def bundle_of(models: Path, name: str, spare: Path) -> Path:
-    """The bundle beside a checkpoint, or one exported into `spare` where there is none."""
+def bundle_of(models: Path, name: str, spare: Path, precision: str = "fp32") -> Path:
+    """The bundle beside a checkpoint, or one exported into `spare` where there is none in that precision."""
     made = models / f"{name}.bundle"
-    if not made.is_dir():
-        made = spare / made.name
-        if code := export.main(["--ckpt", str(models / f"{name}.pt"), "--out", str(made)]):
+    if precision != "fp32" or not made.is_dir():
+        made = spare / f"{name}-{precision}.bundle"
+        if code := export.main(["--ckpt", str(models / f"{name}.pt"), "--precision", precision, "--out", str(made)]):
             raise SystemExit(code)
     return made
 
@@ -104,7 +105,8 @@ def contenders(
 ) -> list[Contender]:  # fmt: skip
     """Teacher and student in every PyTorch way and exported, the autoregressive rival exported.
 
-    engines: student, rival, teacher. The last has no cache, so that its graph runs any canvas.
+    engines: student, rival, teacher, then student and rival in int8. The teacher's has no cache, so that its graph runs
+    any canvas.
     """
 
     def at(gate: GateSpec) -> GateSpec:
@@ -114,9 +116,11 @@ def contenders(
     for way in ways:
         backend = student.backend(way, canvas)
         found.append(Contender(f"student in PyTorch, {way}", "student", backend, at(backend.contract.gate)))
-    fast, rival, slow = engines
+    fast, rival, slow, fast_int8, rival_int8 = engines
     found.append(Contender(FAST, "student", fast.backend, at(fast.gate)))
+    found.append(Contender(FAST + INT8, "student-int8", fast_int8.backend, at(fast_int8.gate)))
     found.append(Contender(RIVAL, "rival", rival.backend, rival.gate))
+    found.append(Contender(RIVAL + INT8, "rival-int8", rival_int8.backend, rival_int8.gate))
     assert isinstance(slow.backend, OrtBackend)
     whole = OrtBackend(slow.backend.session, replace(slow.contract, canvas=canvas))
     found.append(Contender(SLOW, "teacher", whole, ONE_A_STEP))
@@ -153,8 +157,12 @@ def measure(
     }
 
 
-def factors(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The teacher's fastest way in PyTorch over the exported student, as a whole and as three factors of it."""
+def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, Any]:
+    """The teacher's fastest way in PyTorch over the exported student, as a whole and as three factors of it.
+
+    precision: INT8 for the student and the rival in it.
+    """
+    fast, rival = FAST + precision, RIVAL + precision
 
     def fastest(start: str) -> str:
         names = (name for name in rows if name.startswith(start) and name != SLOW)
@@ -165,12 +173,12 @@ def factors(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "teacher": slow,
         "student_in_torch": middle,
-        "forwards": rows[slow]["forwards"] / rows[FAST]["forwards"],
+        "forwards": rows[slow]["forwards"] / rows[fast]["forwards"],
         "cache": cost[slow] / cost[middle],
-        "engine": cost[middle] / cost[FAST],
-        "whole": rows[slow]["ms_an_answer"] / rows[FAST]["ms_an_answer"],
-        "against_student_in_torch": rows[middle]["ms_an_answer"] / rows[FAST]["ms_an_answer"],
-        "against_rival": rows[RIVAL]["ms_an_answer"] / rows[FAST]["ms_an_answer"],
+        "engine": cost[middle] / cost[fast],
+        "whole": rows[slow]["ms_an_answer"] / rows[fast]["ms_an_answer"],
+        "against_student_in_torch": rows[middle]["ms_an_answer"] / rows[fast]["ms_an_answer"],
+        "against_rival": rows[rival]["ms_an_answer"] / rows[fast]["ms_an_answer"],
     }
 
 
@@ -194,20 +202,22 @@ def decides(gate: GateSpec) -> dict[str, Any]:
     return {name: value for name, value in asdict(gate).items() if name not in unread}
 
 
-def table(task: str, rows: dict[str, dict[str, Any]], product: dict[str, Any]) -> None:
+def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[str, Any]]) -> None:
     print(f"\n{task}: {'':24}{'ms/answer':>11}{'forwards':>10}{'ms/forward':>12}{'tokens/s':>10}")
     for name, row in rows.items():
         print(
             f"{name:30}{row['ms_an_answer']:>11.2f}{row['forwards']:>10.1f}{row['ms_a_forward']:>12.3f}"
             f"{row['tokens_a_second']:>10.0f}"
         )
-    print({name: round(value, 2) if isinstance(value, float) else value for name, value in product.items()})
+    for product in products:
+        print({name: round(value, 2) if isinstance(value, float) else value for name, value in product.items()})
 
 
 def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
     """Of each task the canvas, the contenders with their conditions, and the factors; a table of each is printed."""
     teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
     bundles = [bundle_of(args.models, name, spare) for name in ("student", "rival", "teacher")]
+    bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "rival")]
     tokenizer, decoding = student.saved.read_tokenizer(), student.saved.decoding
     made = {}
     for task in tasks.named("math,code"):
@@ -217,12 +227,13 @@ def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict
         engines = [load(bundle, threads=args.threads) for bundle in bundles]
         found = contenders(teacher, student, engines, ways, canvas, args.threshold)
         rows = measure(found, prompts, canvas, args.repeat)
-        table(task.name, rows, factors(rows))
+        products = factors(rows), factors(rows, INT8)
+        table(task.name, rows, products)
         entries = {
             c.name: {**rows[c.name], "gate": asdict(c.gate), "accuracy": accuracy(c, task.name, args.reports)}
             for c in found
         }
-        made[task.name] = {"canvas": canvas, "contenders": entries, "factors": factors(rows)}
+        made[task.name] = {"canvas": canvas, "contenders": entries, "factors": products[0], "factors_int8": products[1]}
     return made
 
 

@@ -59,13 +59,13 @@ def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
     assert {name: task["canvas"] for name, task in report["tasks"].items()} == {"math": 96, "code": 48}
     for task in report["tasks"].values():
         rows, factors = task["contenders"], task["factors"]
-        assert len(rows) == 5 and all(row["tokens"] <= task["canvas"] for row in rows.values())
+        assert len(rows) == 7 and all(row["tokens"] <= task["canvas"] for row in rows.values())
         assert (
             rows["student in PyTorch, eager fp32"]["gate"]["threshold"] == 0.01 == rows[speed.FAST]["gate"]["threshold"]
         )
         assert rows["teacher, eager fp32"]["gate"]["rule"] == rows[speed.RIVAL]["gate"]["rule"] == "count"
-        product = math.prod(factors[name] for name in ("forwards", "cache", "engine"))
-        assert factors["whole"] == pytest.approx(product)
+        for each in (factors, task["factors_int8"]):
+            assert each["whole"] == pytest.approx(math.prod(each[name] for name in ("forwards", "cache", "engine")))
         assert factors["teacher"] == "teacher, eager fp32"
         assert factors["against_student_in_torch"] == pytest.approx(
             rows["student in PyTorch, eager fp32"]["ms_an_answer"] / rows[speed.FAST]["ms_an_answer"]

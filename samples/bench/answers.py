@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from samples.speed import FAST, RIVAL
+from samples.speed import FAST, INT8, RIVAL
 
 from .goals import Entry, judged
 
@@ -40,16 +40,17 @@ def measured(threads: int, count: int, repeat: int, options: Sequence[str] = ())
 
 def goals(task: dict[str, Any]) -> Iterator[Entry]:
     """What a task's answers come down to: ratios of the sums, with the spread over the prompts; accuracies."""
-    rows, factors = task["contenders"], task["factors"]
+    rows = task["contenders"]
     ms = {name: np.array(row["ms"]) for name, row in rows.items()}
-    aims = (
-        (f"{factors['teacher']}, over {FAST}", factors["teacher"], OVER_TEACHER),
-        (f"{factors['student_in_torch']}, over {FAST}", factors["student_in_torch"], OVER_TORCH),
-        (f"{RIVAL}, over {FAST}", RIVAL, OVER_RIVAL),
-    )
-    for what, other, least in aims:
-        whole = float(ms[other].sum() / ms[FAST].sum())
-        yield judged(what, ms[other] / ms[FAST], least=least, value=whole)
+    for factors, precision in ((task["factors"], ""), (task["factors_int8"], INT8)):
+        fast = FAST + precision
+        aims = (
+            (factors["teacher"], OVER_TEACHER), (factors["student_in_torch"], OVER_TORCH),
+            (RIVAL + precision, OVER_RIVAL),
+        )  # fmt: skip
+        for other, least in aims:
+            whole = float(ms[other].sum() / ms[fast].sum())
+            yield judged(f"{other}, over {fast}", ms[other] / ms[fast], least=least, value=whole)
     found = [rows[name]["accuracy"] for name in (FAST, RIVAL)]
     if all(found):
         mine, theirs = (100 * each["accuracy"] for each in found)

@@ -129,12 +129,12 @@ def answers(section: Report) -> Iterator[str]:
         yield f"\n`{name}`:\n"
         heads = ["", "ms an answer", "median", "forwards", "ms a forward", "tokens a second", "right"]
         yield from table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
-        f = task["factors"]
-        yield (
-            f"\n{f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × {f['cache']:.2f} "
-            f"(a forward through the cache) × {f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the "
-            "autoregressive rival.\n"
-        )
+        for f, precision in ((task["factors"], "fp32"), (task["factors_int8"], "int8")):
+            yield (
+                f"\nIn {precision} {f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × "
+                f"{f['cache']:.2f} (a forward through the cache) × {f['engine']:.2f} (engine); "
+                f"{f['against_rival']:.2f} × faster than the autoregressive rival.\n"
+            )
         yield from judgements(task["goals"])
 
 
