@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -82,16 +83,13 @@ def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result,
     return found
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", KEPT)
-def test_answers_of_a_session_are_those_of_starting_anew(
-    alignment: str, shift: bool, fused: bool, tmp_path: Path
-) -> None:
+def test_answers_of_a_session_are_those_of_starting_anew(alignment: str, shift: bool, tmp_path: Path) -> None:
     seed = tiny.fresh_seed()
     source = tiny.checkpoint(seed, alignment=alignment, shift=shift)
     source = replace(source, decoding=replace(source.decoding, eos_ids=(MASK + 1,)))
-    for backend in pair(source, tmp_path):
+    for backend, fused in itertools.product(pair(source, tmp_path), (True, False)):
         found = conversation(backend, seed, fused)
         assert [told(kept) for kept, *_ in found] == [told(fresh) for _, fresh, *_ in found], f"BLOCKSTEP_SEED={seed}"
         assert all(kept <= fresh for *_, kept, fresh in found)
