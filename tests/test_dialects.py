@@ -219,6 +219,7 @@ def test_reductions_and_squares_take_fp32_in_fp16(half: Exported) -> None:
     assert narrow_products(half.file) == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.long
 def test_reductions_and_squares_take_fp32_in_bf16(tmp_path: Path) -> None:
     file = export(tmp_path, "trt", "bf16").file
     assert narrow_reductions(file) == []
@@ -269,6 +270,7 @@ def test_activations_of_400_stay_finite_in_fp16(half: Exported, tmp_path: Path) 
     assert infinite(half.file, tmp_path / "loud.onnx", feeds) == [], f"BLOCKSTEP_SEED={half.seed}"
 
 
+@pytest.mark.long
 def test_they_overflow_in_a_naive_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the two checks of fp16 are seen to fail."""
     monkeypatch.setitem(graph.DIALECTS, "naive", replace(PLAIN, norm=half_norm))

@@ -10,6 +10,7 @@ from reliability import half_done, long_runs, prompts, scores, watch
 needs_watching = pytest.mark.skipif(not watch.possible(), reason="this system lets no process be watched (seccomp)")
 
 
+@pytest.mark.long
 @needs_watching
 def test_half_done_work_is_older_or_newer_and_never_lost() -> None:
     section = half_done.run(0.01)

@@ -159,6 +159,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
 
+@pytest.mark.long
 def test_the_dense_form_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 40)

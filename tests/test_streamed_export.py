@@ -164,6 +164,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.long
 def test_memory_grows_by_a_few_tensors_and_not_by_the_model(tmp_path: Path) -> None:
     """96 MB of weights in bf16, written as 192 MB in fp32, 8 MB each."""
     one = torch.full((2048, 1024), 0.5, dtype=torch.bfloat16)

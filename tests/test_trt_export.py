@@ -187,6 +187,7 @@ def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
     assert sorted((copy / "student.bundle").iterdir()) == before
 
 
+@pytest.mark.long
 def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> None:
     assert command.main(again(copy, "--capacity", "32", "64")) == 0
     engines = read(copy / "student.bundle").engines

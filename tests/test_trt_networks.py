@@ -113,6 +113,7 @@ def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tupl
     assert seen == ["Building 0 of 2", "Building 1 of 2", "Building 2 of 2"]
 
 
+@pytest.mark.long
 def test_attention_without_a_fused_kernel_is_decomposed_and_told(tmp_path: Path) -> None:
     file, contract = graph(tmp_path, student(), precision="fp32")
     assert build(file, contract, ((4, 4),), Settings("rtx", (89,))).decomposed
