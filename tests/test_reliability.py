@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import checkpoints
 import directories
 import graphs
 import manifests
+import mutants
 import pytest
 import report
 import tally
@@ -44,6 +46,22 @@ def test_damaged_files_end_in_an_answer_or_one_line(
         endings[number] = cells.ended(module, number, tmp_path / str(number))
     assert not {number: told for number, told in endings.items() if told[0] in cells.WRONG}
     assert "refused" in {ending for ending, _ in endings.values()}
+
+
+def test_json_is_damaged_whatever_its_keys_are() -> None:
+    """A vocabulary has brackets and quotes for keys."""
+    made = [mutants.of_json(random.Random(seed), {"{": 1, '"': {"a": [2]}, "[,": "x"}) for seed in range(400)]
+    assert not any(mutants.TWIN in text for text in made)
+    assert any(has_a_key_twice(text) for text in made)
+
+
+def has_a_key_twice(text: str) -> bool:
+    found = []
+    try:
+        json.loads(text, object_pairs_hook=lambda pairs: found.append(len(pairs) > len(dict(pairs))))
+    except ValueError:  # damaged in another way
+        return False
+    return any(found)
 
 
 def test_a_report_counts_every_attempt_and_keeps_what_it_had(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ ODD: tuple[Any, ...] = (
     "", "x", "0", "a/b", "../a", "/etc/passwd", "a\n", "\x1b[31m", "\x00", "\ud800", "\u202e", "A" * 5000, "0" * 64,
     [], [[]], [1], [1] * 300, {}, {"a": 1}, {"__class__": "x"}, [None], "float32", "float64", "threshold", "entropy",
 )  # fmt: skip
+TWIN = "a second time"  # no key of what is damaged
 RAW = (
     "NaN",
     "Infinity",
@@ -62,14 +63,15 @@ def of_json(rng: random.Random, values: Any) -> str:
     made = copy.deepcopy(values)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         _change(rng, made)
-    text = json.dumps(made, indent=rng.choice((None, 1)))
     kind = rng.random()
-    if kind < 0.08:
-        return _doubled(rng, text)
-    if kind < 0.16:
+    key = _doubled(rng, made) if kind < 0.08 else None
+    text = json.dumps(made, indent=rng.choice((None, 1)))
+    if key is not None:
+        return text.replace(json.dumps(TWIN), json.dumps(key))
+    if 0.08 <= kind < 0.16:
         place = rng.choice([i for i, c in enumerate(text) if c in ":[,"] or [0])
         return text[: place + 1] + rng.choice(RAW) + ("," if rng.random() < 0.5 else "") + text[place + 1 :]
-    if kind < 0.24:
+    if 0.16 <= kind < 0.24:
         return of_bytes(rng, text.encode()).decode("utf-8", "surrogateescape")
     return text
 
@@ -100,14 +102,15 @@ def _change(rng: random.Random, values: Any) -> None:
         holder[key] = copy.deepcopy(rng.choice(ODD))
 
 
-def _doubled(rng: random.Random, text: str) -> str:
-    """One of an object's keys a second time, with another value."""
-    places = [i for i, c in enumerate(text) if c == "{" and text[i + 1 :].lstrip().startswith('"')]
-    if not places:
-        return text
-    place = rng.choice(places)
-    key = json.JSONDecoder().raw_decode(text[place + 1 :].lstrip())[0]
-    return f"{text[: place + 1]}{json.dumps(key)}: {rng.choice(('1', 'null', '[]'))}, {text[place + 1 :]}"
+def _doubled(rng: random.Random, values: Any) -> str | None:
+    """Adds TWIN, with another value, to some object and returns the key that it is to stand for."""
+    holders = [holder for holder, _ in _places(values) if isinstance(holder, dict)]
+    if not holders:
+        return None
+    holder = rng.choice(holders)
+    key: str = rng.choice(list(holder))
+    holder[TWIN] = rng.choice((1, None, []))
+    return key
 
 
 def of_text(rng: random.Random, text: str, words: Sequence[str]) -> str:
