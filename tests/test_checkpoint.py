@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_of_it_runs(hidden: str, tmp_p
     ("changes", "said"),
     [
         ({"format": 2}, "has format 2; this version reads formats up to 1"),
-        ({"format": GONE}, "is not a blockstep checkpoint: got config"),
+        ({"format": GONE}, "is not a blockstep checkpoint: got 'config'"),
         ({"model": GONE}, "is not a blockstep checkpoint"),
         ({"config": {"colour": "red", "depth": 3}}, "unknown config keys colour, depth"),
         ({"config": {"block": GONE, "width": GONE}}, "no config keys block, width"),
@@ -153,7 +154,7 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     assert "got list" in refusal(path)
     torch.save({"state_dict": {}}, path)
-    assert "got state_dict" in refusal(path)
+    assert "got 'state_dict'" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
@@ -198,3 +199,42 @@ def test_ids_that_a_tokenizer_leaves_out_are_never_proposed() -> None:
     assert heard.token.tolist() == [[7, 7]]
     expected = torch.softmax(torch.tensor([3.0] + [0.0] * 9), 0)  # neither the mask nor the gap
     assert abs(float(heard.confidence[0, 0]) - float(expected[0])) < 1e-6 and np.isfinite(heard.entropy).all()
+
+
+def endless(kind: type) -> Any:
+    """A few bytes on disk, and 2 to the power of 60 words when it is compared, hashed or written out."""
+    made: Any = kind(["x"])
+    for _ in range(60):
+        made = kind([made, made])
+    return made
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": endless(list)}, {"config": endless(list)}, {"model": endless(list)}, {"tokenizer": endless(list)},
+        {"chat_template": endless(list)}, {"model": {"a": endless(list)}}, {"config": {"block": endless(list)}},
+        {"config": {"eos_ids": endless(tuple)}}, {"config": {"gate": {"rule": endless(list)}}},
+        {"config": {"gate": {"threshold": endless(list)}}}, {"config": {"rope_scaling": {"factor": endless(list)}}},
+        {"config": {"rope_scaling": {"rope_type": endless(list)}}}, {"config": {"alignment": endless(list)}},
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_values_nested_without_end_are_refused_at_once(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert "nested without end" in refusal(saved(tmp_path / "student.pt", **changes))
+
+
+def test_a_value_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    assert "nested without end" in refusal(saved(tmp_path / "student.pt", config={"gate": circle}))
+
+
+def test_a_key_whose_hash_never_ends_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    path = saved(tmp_path / "whole.pt")
+    pairs = b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))  # get i, make a pair, put it as i + 1
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "student.pt", "w") as new:
+        for part in old.infolist():
+            content = b"\x80\x02}X\x01\x00\x00\x00x\x85q\x00%bK\x01s." % pairs
+            new.writestr(part.filename, content if part.filename.endswith("data.pkl") else old.read(part))
+    assert "nested without end" in refusal(tmp_path / "student.pt")

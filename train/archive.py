@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import warnings
+from math import inf
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
+MOST_SHARED = 16  # tuples used again; torch.save writes none
+NESTED = "its values are nested without end"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -22,7 +26,10 @@ def read(path: Path) -> Any:
         _check(path)
         with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        if _unfolded(values, {}) > path.stat().st_size:
+            raise ValueError(NESTED)
+        return values
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is not a plain checkpoint: reading it would run code or it is damaged, so it was not read; "
@@ -34,15 +41,44 @@ def read(path: Path) -> Any:
 
 
 def _check(path: Path) -> None:
-    """Raises ValueError for an archive that is compressed or claims more bytes than the file has: torch writes none."""
+    """Raises ValueError for an archive that is compressed or claims more bytes than the file has, or for values that
+    are nested without end: torch writes none of them."""
     try:
         with ZipFile(path) as archive:
             parts = archive.infolist()
+            size = path.stat().st_size
+            if any(part.compress_type != ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
+                raise ValueError("its parts are compressed or overlap")
+            pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")]
     except BadZipFile:
         raise ValueError("no zip archive; older formats are bare pickles, which can run code") from None
-    size = path.stat().st_size
-    if any(part.compress_type != ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
-        raise ValueError("its parts are compressed or overlap")
+    if any(_shared_tuples(content) > MOST_SHARED for content in pickles):
+        raise ValueError(NESTED)
+
+
+def _shared_tuples(content: bytes) -> int:
+    """How often a pickle takes a tuple that it has built before.
+
+    A tuple of the one before it, twice, and so on, makes a key whose hash takes 2 to the power of their number.
+    """
+    tuples, before, shared = set(), "", 0
+    for opcode, argument, _ in pickletools.genops(content):
+        if "PUT" in opcode.name and "TUPLE" in before:
+            tuples.add(argument)
+        shared += "GET" in opcode.name and argument in tuples
+        before = opcode.name
+    return shared
+
+
+def _unfolded(values: Any, known: dict[int, float]) -> float:
+    """How many values there are, one that stands in several places counted in each; infinitely many in a circle."""
+    if not isinstance(values, dict | list | tuple | set):
+        return 1
+    if id(values) not in known:
+        known[id(values)] = inf
+        parts = (*values, *values.values()) if isinstance(values, dict) else values
+        known[id(values)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(values)]
 
 
 def plain_tensors(weights: Any, size: int) -> bool:

@@ -169,14 +169,14 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
 def _parse(path: Path, state: Any) -> Checkpoint:
     needed = {"format", "config", "model", "tokenizer", "chat_template"}
     if not isinstance(state, dict) or not needed <= state.keys():
-        got = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+        got = ", ".join(map(reprlib.repr, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
         raise UserError(
             f"{path} is not a blockstep checkpoint: got {got}; expected the keys {', '.join(sorted(needed))}"
         )
     if state["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {state['format']!r}; this version reads formats up to {FORMAT}; install the version "
-            "that wrote it, or train it again: python -m train.distill"
+            f"{path} has format {reprlib.repr(state['format'])}; this version reads formats up to {FORMAT}; install "
+            "the version that wrote it, or train it again: python -m train.distill"
         )
     weights, config = state["model"], state["config"]
     if not archive.plain_tensors(weights, path.stat().st_size):

@@ -96,7 +96,8 @@ def planted(rng: random.Random, state: dict[str, Any], payload: Payload) -> None
 
 def change_values(rng: random.Random, state: dict[str, Any]) -> None:
     for _ in range(rng.choice((1, 1, 2))):
-        holder = rng.choice((state, state["config"], state["config"], state["config"]))
+        config = state.get("config")
+        holder = rng.choice((state, config, config, config))
         if not isinstance(holder, dict) or not holder:
             return
         name, value = rng.choice(list(holder)), rng.choice(ODD)
