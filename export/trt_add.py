@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import memory
-from runtime.bundle import Bundle, Engine, content_name, read, sha256, write
+from runtime.bundle import Bundle, Engine, content_name, read, sha256, tidy, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 from runtime.manifest import MANIFEST
@@ -57,6 +57,8 @@ def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None)
     if why:
         report.say(f"{name}: to be built, {'; '.join(why)}")
     else:
+        with writing(shared.path):
+            tidy(shared.path)
         report.engine(name, "as it should be, nothing to build", built=False)
     return bool(why)
 

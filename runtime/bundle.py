@@ -170,6 +170,13 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
     return stay
 
 
+def tidy(path: Path) -> None:
+    """Removes what a killed run left in and beside a bundle that is there and whole."""
+    lock.sweep(path.resolve())
+    with _locked(path):
+        _sweep(path)
+
+
 def _sweep(path: Path) -> None:
     """Removes files of a bundle that its manifest, the older or the newer, does not name."""
     named = {MANIFEST}
