@@ -66,6 +66,7 @@ class Dialect(Generic[FrameT]):
     frame: Callable[[Place], FrameT]
     attend: Attend[FrameT]
     norm: Callable[[Tensor, Tensor, float], Tensor]
+    likeliest: Callable[[Tensor], Tensor]
 
 
 def never(dtype: torch.dtype) -> float:

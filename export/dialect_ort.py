@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from train.model import ModelConfig
 from .dialect import Cache, Dialect, Place, never, split_heads
 
 OPSET = 23
+LARGE = 8192  # tokens of a vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +96,18 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
-ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization)
+def likeliest(logits: Tensor) -> Tensor:
+    """The first best token of each row. A large vocabulary's group is found first: ArgMax reads one number at a time,
+    ReduceMax many, and takes a tenth of its time."""
+    vocab = logits.shape[1]
+    groups = max(n for n in range(1, isqrt(vocab) + 1) if vocab % n == 0)
+    if vocab < LARGE or groups == 1:
+        return logits.argmax(-1, keepdim=True)
+    size = vocab // groups
+    grouped = logits.view(-1, groups, size)
+    group = grouped.amax(-1).argmax(-1, keepdim=True)  # [rows, 1]
+    found = grouped.gather(1, group[:, :, None].expand(-1, -1, size))  # [rows, 1, size]
+    return group * size + found.argmax(-1)
+
+
+ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, likeliest)

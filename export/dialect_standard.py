@@ -127,5 +127,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-TRT = Dialect("trt", 24, "in_place", False, False, 1, trt_frame, scatter_attention, rms_norm)
-PLAIN = Dialect("plain", 18, "delta", False, False, 1, plain_frame, written_out_attention, rms_norm)
+def likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+TRT = Dialect("trt", 24, "in_place", False, False, 1, trt_frame, scatter_attention, rms_norm, likeliest)
+PLAIN = Dialect("plain", 18, "delta", False, False, 1, plain_frame, written_out_attention, rms_norm, likeliest)

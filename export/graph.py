@@ -119,6 +119,7 @@ class StepGraph(nn.Module):
         model, config = skeleton(checkpoint.model), checkpoint.model
         self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
+        self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.embedding = frozen(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
         # Not the embedding under a second name: the exporter would keep one of the two.
@@ -159,7 +160,7 @@ class StepGraph(nn.Module):
         Behind them, where they are asked for, top_token and top_logprob [batch, n, K], and logits [batch, n, vocab].
         """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
-        token = logits.argmax(-1, keepdim=True)  # [batch * n, 1]
+        token = self.likeliest(logits)  # [batch * n, 1]
         probs = torch.softmax(logits, dim=-1)
         confidence = probs.gather(1, token)  # [batch * n, 1]
         behind = logits - logits.gather(1, token)  # <= 0, so a confident row's small entropy keeps its digits

@@ -72,7 +72,7 @@ def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> 
         "processor": processor(),
         "cores": physical_cores(),
         "logical_cores": os.cpu_count(),
-        "threads": args.threads or physical_cores(),
+        "threads": getattr(model.backend, "threads", None),  # of the processor; a TensorRT engine has none
         "engine": model.engine,
         "backend": model.backend.name,
         "precision": model.precision,

@@ -64,7 +64,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--engine", metavar="NAME",
         help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where an ONNX Runtime engine runs (default: cpu)")
-    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores)")
+    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores; of a small "
+        "int8 engine 1)")  # fmt: skip
     add("--verify", choices=("first", "always"), default="first",
         help="check the files' hashes, and try them in a process of their own, at their first load or always "
         "(default: first)")  # fmt: skip

@@ -1,9 +1,20 @@
-"""How many cores this process has."""
+"""How many cores this process has, and how many of them a forward takes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+LITTLE = 16 << 20  # bytes of int8 weights
+
+
+def usual_threads(precision: str, size: int) -> int:
+    """Threads of a forward of an engine with so many bytes of weights: the physical cores.
+
+    One where the weights are int8 and few: a product of theirs is over before a second thread has woken, and each of
+    them waits for it. LOG.md has where the two meet.
+    """
+    return 1 if precision == "int8" and size < LITTLE else physical_cores()
 
 
 def physical_cores() -> int:

@@ -15,6 +15,7 @@ from . import decode, trial
 from .backend import Backend, Ints, Shareable
 from .batch import Step
 from .contract import Contract, GateSpec
+from .cores import usual_threads
 from .decode import Request, Threshold
 from .errors import UserError
 from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
@@ -218,7 +219,8 @@ def load(
     """The model in a bundle's folder, ready to answer.
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
-    first for ONNX Runtime; threads: of a forward, by default the physical cores; verify: `first` checks the files'
+    first for ONNX Runtime; threads: of a forward, by default the physical cores, or one
+    for a small int8 engine; verify: `first` checks the files'
     hashes and tries the files in a process of their own once, and then remembers them, `always` every time; device:
     `cpu` or `cuda`, of an ONNX Runtime engine; trust_engine: load a TensorRT engine, which is native code, though this
     machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU that is missing or does not
@@ -247,6 +249,8 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
     verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
+    size = sum((bundle.path / name).stat().st_size for name in engine.files)
+    threads = threads or usual_threads(engine.precision, size)
     return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
 
 

@@ -51,6 +51,7 @@ class OrtBackend:
         self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
         self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
         self._reach = 0  # positions from here on are zero
+        self.threads: int = self.session.get_session_options().intra_op_num_threads
         self._form = cache_form(self.session)
         if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
             self._contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))

@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from export.dialect_ort import LARGE, likeliest
 from export.onnx import exported_contract, write_model
 from export.parity import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward
@@ -20,6 +21,7 @@ from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend, bucket, cache_names
+from samples.bench import standin
 from train.checkpoint import Checkpoint
 from train.model import Model, ModelConfig
 from train.torch_backend import TorchBackend
@@ -136,6 +138,22 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     assert found.every_log_prob is not None and found.every_log_prob < 5e-5, f"seed {seed}: {found}"
     assert max(found.log_prob, found.entropy, found.keys, found.values) < 5e-5, f"seed {seed}: {found}"
     assert found.tokens == 0, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("vocab", [LARGE, LARGE + 16, LARGE + 19, LARGE + 17])  # the last one a prime
+def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int, tmp_path: Path) -> None:
+    seed = tiny.fresh_seed()
+    source = tiny.checkpoint(seed)
+    shape = replace(source.model, vocab=vocab)
+    source = replace(source, model=shape, weights=random_weights(shape, seed), tokenizer=standin.tokenizer(vocab))
+    reference, candidate = pair(source, tmp_path)
+    found = distance(reference, candidate, seed)
+    assert found.tokens == 0 and found.log_prob < 5e-5, f"seed {seed}: {found}"
+    logits = torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 3, (7, vocab)).astype(np.float32)
+    )  # mostly equals
+    logits[0] = 0
+    assert torch.equal(likeliest(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -32,7 +32,7 @@ from export.layers import by_layer
 from export.onnx import exported_contract, fits_whole, write_model
 from export.parity import compare
 from export.quantise import FORMATS
-from runtime import bundle
+from runtime import bundle, cores
 from runtime import load as load_bundle
 from runtime.contract import Contract
 from runtime.decode import Request
@@ -193,6 +193,14 @@ def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
     assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head"}
     assert "layer by layer, 2 of them" in read.engine("ort-int8").parity["layers"]
     assert sorted(file.name for file in made.iterdir()) == ["student.bundle", "student.pt"]
+
+
+def test_a_small_int8_engine_takes_one_thread_and_others_the_cores(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    path = made / "student.bundle"
+    threads = {name: load_bundle(path, engine=name).backend.threads for name in ("ort-fp16", "ort-int8")}
+    assert threads == {"ort-fp16": 3, "ort-int8": 1} and cores.usual_threads("int8", cores.LITTLE) == 3
+    assert load_bundle(path, engine="ort-int8", threads=2).backend.threads == 2
 
 
 @pytest.mark.parametrize(("precision", "bound", "cache"), [("fp16", 0.02, "float16"), ("int8", 0.5, "float32")])

@@ -107,7 +107,7 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def whole(args: argparse.Namespace) -> dict[str, Any]:
     """The section `answers`."""
-    return answers.measured(args.threads, args.count, args.repeat)
+    return answers.measured(args.given, args.count, args.repeat)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,8 +134,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"sections of {known} (default all; step alone needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
         help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
-    p.add_argument("--threads", type=int, default=physical_cores(),
-        help="of every contender (default the physical cores)")  # fmt: skip
+    p.add_argument("--threads", type=int,
+        help="of every contender (default the physical cores; whole answers of a small int8 engine 1)")  # fmt: skip
     p.add_argument("--json", action="store_true", help="prints one JSON object: the sections that were measured")
     p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
     add_step_options(p)
@@ -146,6 +146,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--no-install", dest="install", action="store_false",
         help="host: do not make a runtime-only environment with pip to take its size")  # fmt: skip
     args = p.parse_args(argv)
+    args.given, args.threads = args.threads, physical_cores() if args.threads is None else args.threads
     counts = ("threads", "rounds", "steps", "count", "repeat", "starts")
     if wrong := [name for name in counts if getattr(args, name) < 1]:
         raise UserError(f"--{wrong[0]} is {getattr(args, wrong[0])}; expected at least 1")

@@ -20,14 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # times faster, at the least
 
 
-def measured(threads: int, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
+def measured(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """Its report of `count` prompts a task with the goals; in a process of its own, since it compiles.
 
-    options: further ones of its own. Raises SystemExit as it exits.
+    threads: None leaves them to it. options: further ones of its own. Raises SystemExit as it exits.
     """
     with TemporaryDirectory() as folder:
         out = Path(folder) / "speed.json"
-        words = ["--count", str(count), "--repeat", str(repeat), "--threads", str(threads), "--out", str(out), *options]
+        words = ["--count", str(count), "--repeat", str(repeat), "--out", str(out), *options]
+        words += ["--threads", str(threads)] if threads else []
         line = [sys.executable, "-m", "samples.speed", *words]
         done = subprocess.run(line, cwd=ROOT, check=False, stdout=sys.stderr)
         if done.returncode:
