@@ -18,7 +18,7 @@ FLAVOR ?= rtx
 # wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
-.PHONY: help demo try test test-all test-oldest reliability bom study bench gpu-report clean
+.PHONY: help demo try test test-all test-oldest reliability coverage bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
+	@echo "make coverage   the suite's branch coverage of runtime/ and export/"
 	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
 	@echo "make bench   a step, whole answers, the host beside their rivals, on this idle machine: page and figure in samples/results"
@@ -98,6 +99,15 @@ test-all: test
 reliability: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/python tests/reliability/report.py
+
+# Branches of the runtime and the exporter that the suite runs; runtime/cuda.py, which needs a GPU, apart.
+coverage: $(VENV)/.testing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser and not native"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --omit "*/runtime/cuda.py" --skip-covered
+	$(BIN)/coverage report --include "*/runtime/cuda.py"
 
 # The runtime's parts alone: what `pip install '.[cpu]'` brings, without itself and pip.
 bom: $(VENV)/.testing

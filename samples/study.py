@@ -42,18 +42,23 @@ class Row:
     """One line: a checkpoint `<file>.pt`, or `<file>-seed*.pt` a line each, and how it is decoded.
 
     attention and gate: in place of the checkpoint's own; a gate that is no fixed count is tried at every threshold.
+    bf16: under autocast, where so many forwards over a whole canvas would take hours in fp32.
     """
 
     title: str
     file: str
     attention: str | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
+    bf16: bool = False
 
 
 ROWS = (
-    Row(TEACHER, "teacher", gate=ONE),
+    Row(TEACHER, "teacher", gate=ONE, bf16=True),
     Row("autoregressive rival", "rival", gate=ONE),
-    *(Row(f"ablation: teacher truncated to {n} tokens a step", "teacher", gate={**ONE, "min": n}) for n in (2, 4, 8)),
+    *(
+        Row(f"ablation: teacher truncated to {n} tokens a step", "teacher", gate={**ONE, "min": n}, bf16=True)
+        for n in (2, 4, 8)
+    ),
     Row("ablation: CAD without DSCD (the teacher)", "teacher", gate=SURE),
     Row("not distilled: the teacher's weights, block-causal", "teacher", "block_causal", SURE),
     Row("the committed student", "student"),
@@ -62,8 +67,10 @@ ROWS = (
     Row("CDLM, a larger teacher", "cdlm-larger"),
     Row("ablation: CDLM, consistency without distillation", "cdlm-consistency"),
     Row("CD4LM", "cd4lm"),
+    Row("CD4LM, low-rank", "cd4lm-lora"),
     Row("CD4LM, full attention", "cd4lm-full"),
     Row("dParallel", "dparallel"),
+    Row("dParallel, low-rank", "dparallel-lora"),
     Row("dParallel, full attention", "dparallel-full"),
     *(
         Row(f"ablation: {title} with its authors' masks alone", f"{file}-authors")
@@ -107,7 +114,7 @@ def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[R
             continue
         for path in paths:
             seed = path.stem[len(row.file) :].removeprefix("-")
-            yield Row(f"{row.title}, {seed}" if seed else row.title, path.stem, row.attention, row.gate), path
+            yield Row(f"{row.title}, {seed}" if seed else row.title, path.stem, row.attention, row.gate, row.bf16), path
 
 
 def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float | None]]:
@@ -124,12 +131,12 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     base: the teacher's row, which the threshold is chosen against; None for itself. known: points measured before.
     """
     saved, digest = checkpoint.load(path), sha256(path)
-    backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, False), saved.read_tokenizer()
+    backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, row.bf16), saved.read_tokenizer()
     ask = prompts.of_checkpoint(saved, raw=False)
 
     def point(gate: dict[str, Any], threshold: float | None, each: Problems) -> dict[str, Any]:
         where = {"task": each.task.name, "split": each.split, "seed": each.seed, "problems": len(each.listed)}
-        key = json.dumps([digest, backend.contract.attention, gate, where], sort_keys=True)
+        key = json.dumps([digest, backend.contract.attention, row.bf16, gate, where], sort_keys=True)
         if key in known:
             return known[key]
         spec = parse_gate(gate)

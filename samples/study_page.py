@@ -113,7 +113,8 @@ def _text(study: Study) -> Iterator[str]:
         f"Made by `make study`. A row's threshold was chosen on {study['tuning']} validation problems a task: the one "
         "with the fewest forwards that is not below the teacher on any task, or else the one with the most right "
         "answers. ✗: the lower 95 % bound of the row's paired difference to the teacher is worse than "
-        f"-{100 * TARGET:g} points on a task. Forwards and tokens are means of an answer."
+        f"-{100 * TARGET:g} points on a task. Forwards and tokens are means of an answer. "
+        "The teacher's rows of a fixed number of tokens a step ran under bf16 autocast, all others in fp32."
     )
     yield "\n" + table(summary(study))
     yield "\n## What a prediction depends on\n"

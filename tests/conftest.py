@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+MUTANT_SECONDS = 12  # of computing, a test; the longest takes 4
 
 settings.register_profile("blockstep", deadline=None, print_blob=True)
 
@@ -22,3 +26,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_endless_mutant() -> Iterator[None]:
+    """Under mutation testing a loop that has lost its end is noticed now, not after mutmut's quarter of an hour."""
+    if "__mutmut_" not in os.environ.get("MUTANT_UNDER_TEST", ""):
+        yield
+        return
+    signal.signal(signal.SIGPROF, lambda *_: os._exit(1))  # an exception would be tried again by Hypothesis
+    signal.setitimer(signal.ITIMER_PROF, MUTANT_SECONDS)
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +19,11 @@ from tiny import BLOCK, Scripted, canvases, proposal
 from trt_bundle import fake_backend
 
 from runtime.backend import Backend, Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.batch import Batch
+from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.decode import Request, answers, generate, generate_batch, steps
 from runtime.errors import UserError
+from runtime.gate import Gate
 from runtime.pieces import check_bounds
 from runtime.sequence import Result
 from train.torch_backend import TorchBackend
@@ -147,3 +153,45 @@ def test_seconds_count_from_when_a_request_has_its_place() -> None:
     found = generate_batch(backend, asked, threshold=1.0, slots=1)
     whole = sum(result.seconds for result in found)
     assert all(0 < result.seconds < 0.6 * whole for result in found)
+
+
+def test_a_streams_gate_and_threshold_are_the_ones_given() -> None:
+    backend, asked = TorchBackend(tiny.model(5), tiny.contract()), requests(random.Random(5))
+    before = time.perf_counter()
+    for options in ({}, {"gate": GateSpec(rule="count", min=2)}, {"threshold": 0.0}):
+        made = list(answers(backend, asked, 2, **options))  # type: ignore[arg-type]
+        assert [told(result) for result in made] == [told(generate(backend, each, **options)) for each in asked]
+        assert options == {} or made[4].steps < generate(backend, asked[4]).steps
+    assert all(0 <= result.prefill_seconds <= result.seconds < time.perf_counter() - before for result in made)
+
+
+def test_places_that_stay_free_are_given_up_from_a_quarter_of_them_on() -> None:
+    short, long = ([9] * BLOCK, [0.9] * BLOCK), ([9] * BLOCK, [0.9, 0.1, 0.1, 0.1])
+    batches = []
+
+    def script(forward: Forward) -> Proposal:
+        batches.append(len(forward.input_ids))
+        return proposal(*zip(*[short if 5 in ids else long for ids in forward.input_ids], strict=True))
+
+    asked = [Request(np.array([first, 7]), BLOCK) for first in (6, 6, 6, 5, 5)]
+    assert len(list(answers(Scripted(tiny.contract(), script), asked, 4))) == 5
+    assert batches == [4, 4, 3, 3]  # not while somebody waits
+
+
+def test_a_place_is_taken_up_to_the_last_position_that_a_backend_pads_to() -> None:
+    contract = tiny.contract(capacity=32)
+    batch = Batch(TorchBackend(tiny.model(7), contract), Gate(contract.gate, contract.eos_ids), 2, 32)
+    one, other = (SimpleNamespace(past=past, width=width, result=None) for past, width in ((30, 4), (0, 10)))
+    batch.add(one)  # type: ignore[arg-type]
+    assert batch.takes(other)  # type: ignore[arg-type]
+    other.width = 11
+    assert not batch.takes(other)  # type: ignore[arg-type]
+
+
+def test_a_requests_threshold_is_checked_against_the_vocabulary() -> None:
+    gate = GateSpec(metric="entropy", comparator="<=", threshold=0.1)
+    backend = TorchBackend(tiny.model(8), tiny.contract(gate=asdict(gate)))
+    most = math.log(backend.contract.vocab)
+    assert generate(backend, Request(np.array([5]), 4, threshold=most)).token_ids
+    with pytest.raises(UserError, match="threshold"):
+        generate(backend, Request(np.array([5]), 4, threshold=most + 1))
