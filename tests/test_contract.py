@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.contract import GateSpec, cache_names, parse_contract, parse_gate
+from runtime.contract import LARGEST, MOST, GateSpec, cache_names, parse_contract, parse_gate
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}
@@ -70,6 +70,8 @@ def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[fl
         ({"head_dim": 0}, "contract.head_dim is 0"),
         ({"batch": 0}, "contract.batch is 0"),
         ({"top_k": -1}, "contract.top_k is -1"),
+        ({"top_k": 24}, "contract.top_k is 24, not below the vocabulary of 24"),
+        ({"max_prompt": 0}, "contract.max_prompt is 0; expected a whole number from 1 to"),
         ({"mask_id": 24}, "contract.mask_id is 24, not below"),
         ({"pad_id": -1}, "contract.pad_id is -1"),
         ({"eos_ids": [1, 24]}, "contract.eos_ids is 24, not below"),
@@ -101,6 +103,23 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], said: str) 
     with pytest.raises(UserError) as error:
         parse_contract({**tiny.CONTRACT, **changes})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "most"), sorted(MOST.items()))
+def test_a_number_may_be_its_largest_and_no_more(name: str, most: int) -> None:
+    block = {"canvas": most} if name == "block" else {}  # a multiple of it
+    assert getattr(parse_contract({**tiny.CONTRACT, **block, name: most}), name) == most
+    with pytest.raises(UserError, match=f"contract.{name} is {most + 1}; expected a whole number from 1 to {most}$"):
+        parse_contract({**tiny.CONTRACT, name: most + 1})
+
+
+def test_a_gates_numbers_have_bounds_too() -> None:
+    assert parse_gate({"max": 1, "sub_block": 1}).sub_block == 1
+    assert parse_gate({"rule": "factor", "threshold": LARGEST, "min": LARGEST}).threshold == LARGEST
+    assert parse_contract({**tiny.CONTRACT, "max_prompt": 1}).max_prompt == 1
+    for wrong in ({"threshold": LARGEST + 1}, {"min": LARGEST + 1}):
+        with pytest.raises(UserError, match=str(LARGEST + 1)):
+            parse_gate({"rule": "factor", **wrong})
 
 
 @pytest.mark.parametrize("name", sorted(tiny.CONTRACT))

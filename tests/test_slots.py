@@ -141,6 +141,7 @@ def test_a_request_that_does_not_fit_ends_the_stream_where_it_stands() -> None:
     stream = answers(backend, [Request(np.array([5]), 4), Request(np.array([], np.int64), 4)], 1)
     with pytest.raises(UserError, match="the prompt is empty"):
         list(stream)
+    assert list(answers(backend, [], 1)) == []
     with pytest.raises(UserError, match="slots is 0; expected at least 1"):
         next(answers(backend, [], 0))
     with pytest.raises(UserError, match="slots is 0"):
