@@ -28,7 +28,7 @@ DECODING = (
 )  # fmt: skip
 MODULES = {
     "gate": ("gate", "any_scores", "decode"),
-    "layout": ("layout", "decode", "answers", "session", "slots"),
+    "layout": ("layout", "infill", "session", "decode", "answers", "slots"),
     "sequence": DECODING,
     "batch": DECODING,
     "decode": DECODING,
