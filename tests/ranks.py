@@ -54,7 +54,7 @@ def fill(disk: str) -> None:
 
 def main(lines: list[str]) -> int:
     """The highest exit code; all commands are run, but for a process that was killed."""
-    optimise.LOG_EVERY, parallel.PATIENCE = 1, 0
+    optimise.LOG_EVERY, parallel.PATIENCE = 1, 1.0  # seconds: with none, the others may see a lost connection instead
     fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))
