@@ -108,6 +108,7 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
+@pytest.mark.long
 def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_pytorch(
     made: Made, tmp_path: Path
 ) -> None:

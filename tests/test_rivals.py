@@ -61,7 +61,10 @@ def source() -> Checkpoint:
     return standin(SHAPE)
 
 
-@pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.1), ("int4", 0.3)])
+LONG = [pytest.param("fp16", 5e-3, marks=pytest.mark.long), pytest.param("int4", 0.3, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("int8", 0.1), *LONG])
 def test_the_exported_step_is_the_one_in_pytorch(
     precision: str, far: float, source: Checkpoint, tmp_path: Path
 ) -> None:

@@ -145,10 +145,12 @@ def test_more_than_the_model_can_give_is_refused(top_k: int) -> None:
     assert exported_contract(source, None, known).top_k == known
 
 
-@pytest.mark.parametrize(
-    ("parity", "precision"),
-    [*itertools.product(["whole"], ["fp32", "fp16", "int8", "int4"]), ("layers", "fp32"), ("layers", "int8")],
-)
+LONG = [
+    pytest.param(*each, marks=pytest.mark.long) for each in (("whole", "fp16"), ("whole", "int4"), ("layers", "fp32"))
+]
+
+
+@pytest.mark.parametrize(("parity", "precision"), [("whole", "fp32"), ("whole", "int8"), ("layers", "int8"), *LONG])
 def test_an_export_proves_them_in_every_precision(precision: str, parity: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, 64, K)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import resource
@@ -13,6 +14,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from runtime.errors import NumericalError, UserError
 from train import masking, tasks
@@ -149,6 +151,7 @@ def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypa
 
 def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.optimise.LOG_EVERY", 2)
+    monkeypatch.setattr("train.optimise.tqdm", functools.partial(tqdm, disable=True))  # it too writes into a file here
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:

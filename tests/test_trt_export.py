@@ -125,6 +125,7 @@ def test_an_engine_that_was_built_here_is_refused_as_any_other(
         assert "the engine is built; running it needs an NVIDIA driver" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_another_count_of_top_tokens_replaces_a_lone_engine_and_is_refused_beside_others(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> No
     assert memory.was_built(new.files[new.model])
 
 
+@pytest.mark.long
 def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--ckpt", str(copy / "student.pt"), "--dialect", "plain", "--graph-only"]
     assert command.main(options) == 0
