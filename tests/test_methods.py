@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,20 +66,39 @@ def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas()
     assert torch.equal(seen, laid.inside()), f"seed {seed}"
 
 
-def test_the_student_has_a_share_of_the_blocks_wholly_masked_and_the_teacher_its_own_count() -> None:
+@pytest.mark.parametrize("unit", [tiny.BLOCK, None])
+def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int | None) -> None:
+    laid, generator, met = laid_out(0, ((5, 30), (40, 9), (3, 2))), torch.Generator().manual_seed(4), Counter[int]()
+    here = laid.offsets() // (unit or int(laid.length.max()))
+    taken = []
+    for _ in range(300):
+        drawn, masked = masking.ends(laid, unit, 0.5, generator)
+        assert not (drawn & ~laid.inside()).any() and not (masked & ~drawn).any()
+        taken.append(drawn.sum() / laid.inside().sum())
+        for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
+            places = (here[row] == block) & laid.inside()[row]
+            if drawn[row][places].any():
+                flags = masked[row][places].tolist()
+                assert drawn[row][places].all() and flags[-1] and flags == sorted(flags)
+                met[flags.count(False)] += len(flags) == tiny.BLOCK
+    assert 0.4 < sum(taken) / len(taken) < 0.6
+    if unit:  # u ** 2 below 1/4, 2/4, 3/4: nothing left to see for half of them
+        kept = [met[n] / met.total() for n in range(tiny.BLOCK)]
+        assert kept == pytest.approx([0.5, 0.5**0.5 - 0.5, 0.75**0.5 - 0.5**0.5, 1 - 0.75**0.5], abs=0.05)
+
+
+def test_in_a_drawn_unit_the_student_has_its_end_masked_alone_and_the_teacher_some_of_that() -> None:
     laid = laid_out(0, ((5, 30), (40, 9), (3, 2)))
-    plain, more = (
-        cd4lm.nested_masks(laid, tiny.BLOCK, whole, torch.Generator().manual_seed(3)) for whole in (0.0, 0.5)
+    plain, mixed = (
+        cd4lm.nested_masks(laid, tiny.BLOCK, share, torch.Generator().manual_seed(3)) for share in (0.0, 0.5)
     )
-    assert torch.equal(plain[1], more[1]) and not (plain[0] & ~more[0]).any()
-    added = masking.whole_blocks(laid, tiny.BLOCK, 0.5, torch.Generator().manual_seed(4))
-    here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
-    for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
-        inside = here[row] == block
-        assert added[row][inside & laid.inside()[row]].unique().numel() == 1
-    assert not (added & ~laid.inside()).any() and 0.2 < added.sum() / laid.inside().sum() < 0.8
-    all_of_it, _ = cd4lm.nested_masks(laid, tiny.BLOCK, 1, torch.Generator())
-    assert torch.equal(all_of_it, laid.inside())
+    changed = (plain[0] != mixed[0]).any(1)
+    assert changed[:2].all() and torch.equal(mixed[1], plain[1] & mixed[0])
+    student, teacher = cd4lm.nested_masks(laid, None, 1, torch.Generator().manual_seed(5))
+    for row in range(len(student)):
+        flags = student[row][laid.inside()[row]].tolist()
+        assert flags[-1] and flags == sorted(flags)
+    assert teacher.any() and not (teacher & ~student).any()
 
 
 def test_the_kls_share_is_held_then_falls_along_a_cosine() -> None:
@@ -115,16 +135,19 @@ def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
-def test_a_share_of_the_blocks_is_wholly_in_the_first_half(attention: str) -> None:
+def test_a_share_of_the_blocks_has_its_end_in_the_first_half_and_nothing_in_the_second(attention: str) -> None:
     laid, generator, met = laid_out(0), torch.Generator().manual_seed(2), []
     here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
     for _ in range(50):
         (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 0.75, generator)
+        assert not (first & second).any()
         for row in range(len(laid.ids)):
             for block in here[row][(first | second)[row]].unique().tolist():
                 inside = (here[row] == block) & laid.inside()[row]
-                assert torch.equal((first ^ second)[row][inside], inside[inside])
-                met.append(bool(first[row][inside].all()))
+                flags = first[row][inside].tolist()
+                halved = bool((first | second)[row][inside].all()) and bool(second[row][inside].any())
+                met.append(not halved)
+                assert halved or (flags[-1] and flags == sorted(flags) and not second[row][inside].any())
     assert 0.65 < sum(met) / len(met) < 0.92  # 0.75, and of the others 1 in 2 ** BLOCK by chance
     (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 1, generator)
     assert first.any() and not second.any()
@@ -256,7 +279,7 @@ def test_every_method_trains_every_student_it_makes(
         ("cd4lm --temperature 0", "--temperature is 0"),
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),
-        ("dparallel --whole 1.5", "--whole is 1.5; expected a share from 0 to 1"),
+        ("dparallel --ordered 1.5", "--ordered is 1.5; expected a share from 0 to 1"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
         ("cd4lm --student {}/longer.pt", "differ in block"),
         ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),

@@ -3,8 +3,8 @@
 L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
 the student's masked positions, of which the teacher's are a subset. Ratios, floors and schedule are those of the
 authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss. Ours
-is that the student has some blocks wholly masked: a block's first step meets nothing else, and a small model that is
-trained on other masks alone forgets it (LOG.md).
+is that the student has some blocks, or as a `full` one some answers, masked from a drawn place to their end: decoding
+meets little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -69,32 +69,34 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
     return masked, min(int(size * teacher), masked)
 
 
-def nested_masks(canvas: Canvas, block: int, whole: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def nested_masks(canvas: Canvas, unit: int | None, ordered: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What the student has masked of each canvas, and of that what the teacher has. bool [batch, width] each.
 
-    whole: the share of blocks that the student has masked as a whole.
+    ordered: the share of units that the student has masked at their end alone, see `masking.ends`.
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
     counts = torch.tensor([masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
     drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
     place = drawn.argsort(dim=1).argsort(dim=1)  # of each position in a random order, canvases first; [batch, width]
-    entire = masking.whole_blocks(canvas, block, whole, generator)
-    return (place < counts[:, :1]) | entire, place < counts[:, 1:]
+    chosen, behind = masking.ends(canvas, unit, ordered, generator)
+    student = torch.where(chosen, behind, place < counts[:, :1])
+    return student, student & (place < counts[:, 1:])
 
 
-def loss(lesson: Lesson, temperature: float, shares: Shares, whole: float) -> Loss:
+def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
     """Both terms on `stream.batch` fresh examples a step. What lies behind an answer's end weighs FILLER.
 
-    whole: see `nested_masks`.
+    ordered: see `nested_masks`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
+    unit = contract.block if contract.attention == "block_causal" else None  # what one mask is drawn for
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         examples = lesson.stream.examples(step)
         laid = masking.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
-        masked, less = nested_masks(laid, contract.block, whole, generator)
+        masked, less = nested_masks(laid, unit, ordered, generator)
         laid, masked, less = laid.mine(), parallel.mine(masked), parallel.mine(less)
         weight, target = masking.weights(laid, masked, FILLER)[masked], laid.ids[masked]
         with teacher.speaking() as frozen:

@@ -19,7 +19,6 @@ from .lesson import Lesson
 from .optimise import Loss
 from .options import numbers
 
-EARLY = 2  # leans the denoising term towards wholly masked blocks, where a few-step student decides most
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
 
@@ -60,7 +59,7 @@ def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
         hidden = lesson.run(drawn.earlier, drawn.visible)
         distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
         steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))
-        denoised = blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, EARLY, generator)
+        denoised = blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, masking.EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
 

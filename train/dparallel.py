@@ -2,8 +2,8 @@
 
 L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
 H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
-(czg1225/dParallel). Ours is that some blocks are wholly masked, with no other half: a block's first step meets nothing
-else, and a small model that is trained on halves alone forgets it (LOG.md).
+(czg1225/dParallel). Ours is that some blocks are masked from a drawn place to their end, with no other half:
+decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Examp
 
 
 def halves(
-    canvas: Canvas, block: int, attention: str, whole: float, generator: torch.Generator
+    canvas: Canvas, block: int, attention: str, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
 
-    whole: the share of blocks that are in the first half as a whole, with nothing in the second.
+    ordered: the share of blocks with their end in the first half and nothing in the second, see `masking.ends`.
     `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
     the same task for each of them, and nothing behind, which it does not see.
     """
     inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    coin |= masking.whole_blocks(canvas, block, whole, generator)
+    chosen, end = masking.ends(canvas, block, ordered, generator)
+    first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
     if attention == "block_causal":
-        return (coin & inside, ~coin & inside), torch.zeros_like(inside)
+        return (first, second), torch.zeros_like(inside)
     blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
     current = (torch.rand(len(blocks), generator=generator) * blocks).long()[:, None]
-    chosen = inside & (here == current)
-    return (coin & chosen, ~coin & chosen), inside & (here > current)
+    return (first & (here == current), second & (here == current)), inside & (here > current)
 
 
-def loss(lesson: Lesson, certainty: float, whole: float) -> Loss:
+def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
     """Both terms and their complements on `stream.batch` trajectories a step; certainty: the w of the entropies.
-    whole: see `halves`.
+    ordered: see `halves`.
 
     What lies behind an answer's end weighs FILLER.
     """
@@ -68,7 +68,7 @@ def loss(lesson: Lesson, certainty: float, whole: float) -> Loss:
         laid = masking.lay_out(
             [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
         )  # fmt: skip
-        both, behind = halves(laid, contract.block, contract.attention, whole, generator)
+        both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
         laid, behind = laid.mine(), parallel.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(parallel.mine, both):

@@ -11,6 +11,8 @@ from torch import Tensor
 from . import parallel
 from .data import Example, pad
 
+EARLY = 2  # leans drawn ratios towards wholly masked blocks, where a few-step student decides most
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
@@ -83,11 +85,18 @@ def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[
     return decided | ((here > current) & canvas.inside()), decided
 
 
-def whole_blocks(canvas: Canvas, block: int, share: float, generator: torch.Generator) -> Tensor:
-    """That share of a canvas's blocks, each as a whole: what a block's first step meets. bool [batch, width]"""
-    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
-    drawn = torch.rand((len(here), int(here.max()) + 1), generator=generator) < share  # [batch, blocks]
-    return drawn.gather(1, here.clamp_min(0)) & canvas.inside()
+def ends(canvas: Canvas, unit: int | None, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of the units of each canvas, and of those the end that is masked: what decoding from left to right meets.
+
+    unit: positions of a block; None: a canvas is one. Returns the drawn units and their masked ends, bool
+    [batch, width] each. An end is 1 - u ** EARLY of its unit, u uniform.
+    """
+    size = canvas.length[:, None] - canvas.start[:, None] if unit is None else torch.tensor([[unit]])
+    here = torch.div(canvas.offsets(), size, rounding_mode="floor").clamp_min(0)
+    shape = (len(here), int(here.max()) + 1)  # [batch, units]
+    drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
+    ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
+    return drawn, drawn & (canvas.offsets() % size >= ((1 - ratio) * size).floor())
 
 
 def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:

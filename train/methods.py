@@ -19,8 +19,8 @@ from .optimise import Loss
 BOTH = ("block_causal", "full")
 TARGETS = ("completed", "partial")
 DEFAULTS: dict[str, Any] = {
-    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0, "whole": 0.5,
-    "trajectories": None, "only_right": True,
+    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0,
+    "ordered": 0.5, "trajectories": None, "only_right": True,
 }  # fmt: skip
 
 
@@ -52,26 +52,28 @@ def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
     shares = cd4lm.shares_of(values["shares"])
-    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, whole=_whole(values))
+    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, ordered=_ordered(values))
 
 
 def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
-    return partial(dparallel.loss, certainty=values["certainty"], whole=_whole(values))
+    return partial(dparallel.loss, certainty=values["certainty"], ordered=_ordered(values))
 
 
-def _whole(values: Mapping[str, Any]) -> float:
-    share: float = values["whole"]
+def _ordered(values: Mapping[str, Any]) -> float:
+    share: float = values["ordered"]
     if not 0 <= share <= 1:
-        raise UserError(f"--whole is {share:g}; expected a share from 0 to 1")
+        raise UserError(f"--ordered is {share:g}; expected a share from 0 to 1")
     return share
 
 
 METHODS = {
     "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares", "whole"), True, BOTH, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(("certainty", "whole", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, BOTH, cd4lm.GATE, _cd4lm),
+    "dparallel": Method(
+        ("certainty", "ordered", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel
+    ),
 }
 
 
@@ -92,8 +94,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
     add = parser.add_argument_group("cd4lm and dparallel").add_argument
-    add("--whole", type=float, metavar="SHARE", help="of the blocks that are wholly masked beside the others, as a "
-        "block's first step meets them; the authors have none, 0 (default 0.5)")  # fmt: skip
+    add("--ordered", type=float, metavar="SHARE", help="of the blocks (of a full cd4lm student the answers) masked "
+        "from a drawn place to their end, as decoding meets them; the authors have none, 0 (default 0.5)")  # fmt: skip
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
 
