@@ -114,7 +114,7 @@ def _text(study: Study) -> Iterator[str]:
         "with the fewest forwards that is not below the teacher on any task, or else the one with the most right "
         "answers. ✗: the lower 95 % bound of the row's paired difference to the teacher is worse than "
         f"-{100 * TARGET:g} points on a task. Forwards and tokens are means of an answer. "
-        "The teacher's rows of a fixed number of tokens a step ran under bf16 autocast, all others in fp32."
+        "Rows with full attention ran under bf16 autocast, all others in fp32."
     )
     yield "\n" + table(summary(study))
     yield "\n## What a prediction depends on\n"
