@@ -72,7 +72,7 @@ def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
         assert (out / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
     kept = json.loads((out / "study.json").read_text(encoding="utf-8"))
     counts = {row["title"]: (len(row["tuned"]), len(row["judged"])) for row in kept["rows"]}
-    assert counts["teacher"] == (1, 1) and counts["CDLM"] == counts["dParallel, full attention"] == (6, 1)
+    assert counts["teacher"] == (1, 1) and counts["CDLM"] == counts["dParallel, full attention"] == (5, 1)
     assert all(row["judged"][0]["threshold"] in [each["threshold"] for each in row["tuned"]] for row in kept["rows"])
     assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["judged"]} == {("train", 3)}
     assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["tuned"]} == {("valid", 2)}
