@@ -2,10 +2,10 @@
 
     python samples/study.py --models samples runs/study --out samples/results
 
-Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards that is
-not below the teacher there is then judged on `--count` problems of the test split. The rows are listed below; a row
-whose checkpoint is in none of the folders is left out and said so. What was measured before, of the same file under the
-same settings, is taken from the earlier study.json.
+Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
+most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
+below; a row whose checkpoint is in none of the folders is left out and said so. What was measured before, of the same
+file under the same settings, is taken from the earlier study.json.
 """
 
 from __future__ import annotations

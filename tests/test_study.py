@@ -99,12 +99,12 @@ def point(threshold: float | None, right: list[int], each: list[int]) -> dict[st
     return {"task": "math", "threshold": threshold, "right": right, "each": each, **means}
 
 
-def test_a_row_is_chosen_by_the_fewest_forwards_not_below_the_teacher_or_the_most_right_answers(
+def test_a_row_is_chosen_by_the_fewest_forwards_half_a_point_below_the_teacher_or_the_most_right_answers(
     study: ModuleType,
 ) -> None:
-    page, right, wrong, few = study.study_page, [1] * 1000, [0] * 1000, [1] * 999 + [0]
-    base = [point(None, few, [40] * 1000)]
-    good = [point(0.5, wrong, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)]
+    page, right, few, fewer = study.study_page, [1] * 1000, [1] * 995 + [0] * 5, [1] * 994 + [0] * 6
+    wrong, base = [0] * 1000, [point(None, right, [40] * 1000)]
+    good = [point(0.8, fewer, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)]
     bad = [point(0.5, wrong, [2] * 1000), point(0.9, [1] * 900 + [0] * 100, [5] * 1000)]
     assert page.chosen(page.lines("good", "full", good, base)).threshold == 0.9
     assert page.chosen(page.lines("bad", "full", bad, base)).threshold == 0.9
