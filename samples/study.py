@@ -61,7 +61,7 @@ ROWS = (
     ),
     Row("ablation: CAD without DSCD (the teacher)", "teacher", gate=SURE, bf16=True),
     Row("not distilled: the teacher's weights, block-causal", "teacher", "block_causal", SURE),
-    Row("the committed student", "student"),
+    Row("CDLM, seed5: the committed student", "student"),
     Row("CDLM", "cdlm"),
     Row("CDLM, low-rank", "cdlm-lora"),
     Row("CDLM, a larger teacher", "cdlm-larger"),
@@ -69,11 +69,8 @@ ROWS = (
     Row("CD4LM", "cd4lm"),
     Row("CD4LM, full attention", "cd4lm-full", bf16=True),
     Row("dParallel", "dparallel"),
+    Row("dParallel, low-rank", "dparallel-lora"),
     Row("dParallel, full attention", "dparallel-full", bf16=True),
-    *(
-        Row(f"ablation: {title} with its authors' masks alone", f"{file}-authors")
-        for title, file in (("CD4LM", "cd4lm"), ("dParallel", "dparallel"))
-    ),
 )
 
 

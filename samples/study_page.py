@@ -82,24 +82,23 @@ def summary(study: Study) -> list[Line]:
 
 
 def table(shown: Sequence[Line]) -> str:
-    """Lines as a Markdown table."""
+    """Lines as a Markdown table; the first is the teacher's."""
     names = [cell.task for cell in shown[0].cells]
-    heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards | tokens, 95th" for name in names)]
+    heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards (fewer) | tokens, 95th" for name in names)]
     head = " | ".join(heads)
     rows = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
     for line in shown:
         mark = "" if line.holds else " ✗"
         sure = "" if line.threshold is None else f"{line.threshold:g}"
-        rows.append(f"| {line.title}{mark} | {sure} | {' | '.join(map(_cell, line.cells))} |")
+        cells = " | ".join(_cell(cell, line is not shown[0]) for cell in line.cells)
+        rows.append(f"| {line.title}{mark} | {sure} | {cells} |")
     return "\n".join(rows)
 
 
-def _cell(cell: Cell) -> str:
-    apart = f"{100 * cell.difference:+.1f}, {100 * cell.low:+.1f} to {100 * cell.high:+.1f}"
-    return (
-        f"{100 * cell.accuracy:.1f} % ({apart}) | {cell.forwards:.1f} ({cell.fewer:.1f} × fewer) | "
-        f"{cell.length:.1f}, {cell.length_p95:g}"
-    )
+def _cell(cell: Cell, compared: bool) -> str:
+    apart = f" ({100 * cell.difference:+.1f}, {100 * cell.low:+.1f} to {100 * cell.high:+.1f})" if compared else ""
+    fewer = f" ({cell.fewer:.1f} ×)" if compared else ""
+    return f"{100 * cell.accuracy:.1f} %{apart} | {cell.forwards:.1f}{fewer} | {cell.length:.1f}, {cell.length_p95:g}"
 
 
 def text(study: Study) -> str:
