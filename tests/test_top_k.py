@@ -97,6 +97,7 @@ def test_a_graph_without_them_has_nothing_of_them(cached: Made, tmp_path: Path) 
     assert {node.op_type for node in graph.node} - {node.op_type for node in plain.node} == {"TopK"}
 
 
+@pytest.mark.long
 def test_tensorrt_is_given_a_constant(tmp_path: Path) -> None:
     graph = onnx.load(made(tmp_path, "trt", "block_causal")[2]).graph
     [node] = [node for node in graph.node if node.op_type == "TopK"]
@@ -127,6 +128,7 @@ def test_pytorchs_top_tokens_are_asked_for_too() -> None:
         np.testing.assert_array_equal(out.top_token[..., 0], out.token)
 
 
+@pytest.mark.long
 def test_a_graph_and_a_manifest_that_disagree_about_them_are_refused(cached: Made, tmp_path: Path) -> None:
     _, contract, file = cached
     plain, trt = made(tmp_path, "ort", "block_causal", top_k=0)[2], made(tmp_path, "trt", "block_causal")[2]
@@ -146,11 +148,12 @@ def test_more_than_the_model_can_give_is_refused(top_k: int) -> None:
 
 
 LONG = [
-    pytest.param(*each, marks=pytest.mark.long) for each in (("whole", "fp16"), ("whole", "int4"), ("layers", "fp32"))
+    pytest.param(*each, marks=pytest.mark.long)
+    for each in (("whole", "fp16"), ("whole", "int8"), ("whole", "int4"), ("layers", "fp32"))
 ]
 
 
-@pytest.mark.parametrize(("parity", "precision"), [("whole", "fp32"), ("whole", "int8"), ("layers", "int8"), *LONG])
+@pytest.mark.parametrize(("parity", "precision"), [("whole", "fp32"), ("layers", "int8"), *LONG])
 def test_an_export_proves_them_in_every_precision(precision: str, parity: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, 64, K)

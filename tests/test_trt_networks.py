@@ -39,7 +39,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contract]:
     return graph(tmp_path_factory.mktemp("small"), student())
 
 
-@pytest.mark.parametrize("dialect", ["trt", pytest.param("plain", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) -> None:
     source = load(ROOT / "samples" / "student.pt")
     contract = exported_contract(source, 128)
