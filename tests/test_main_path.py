@@ -93,7 +93,7 @@ def test_a_shard_that_is_gone_is_collected_again_and_is_the_same(
     assert shards(school) == before and kept.stat().st_mtime_ns == touched
 
 
-@pytest.mark.parametrize("other", ["--seed 6", "--temperatures 0", "--batch 8", "--task code"])
+@pytest.mark.parametrize("other", ["--seed 6", "--temperatures 0", "--batch 8", "--threshold 0.9", "--task code"])
 def test_trajectories_of_other_settings_are_not_mixed(
     other: str, school: School, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from tiny import BLOCK, Scripted, canvases
 from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.decode import Request, generate, generate_batch, steps
-from train.collect import collect
+from train.collect import ONE_A_STEP, collect, gate_of
 from train.losses import log_probs
 from train.torch_backend import TorchBackend
 from train.trajectories import NEVER
@@ -113,11 +113,18 @@ def test_a_step_tells_what_it_asked_and_how_sure_each_position_last_was() -> Non
     assert second.confidence.tolist() == np.float32([0.9, 0.8, 0.9, 0.7]).tolist()
 
 
+@pytest.mark.parametrize("threshold", [None, 0.2])
 @pytest.mark.parametrize("shift", [False, True])
-def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool) -> None:
+def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool, threshold: float | None) -> None:
     contract, model, rng = tiny.contract(shift=shift), tiny.model(2), random.Random(2)
     backend = TorchBackend(model, contract, keep_hidden=True)
-    found = collect(backend, [tiny.prompt(rng, length) for length in LENGTHS], 3 * BLOCK, tiny.PAD)
+    asked, gate = [tiny.prompt(rng, length) for length in LENGTHS], gate_of(threshold)
+    found = collect(backend, asked, 3 * BLOCK, tiny.PAD, gate)
+    requests = [Request(prompt, 3 * BLOCK) for prompt in asked]
+    alone, one_a_step = ([generate(backend, each, gate=g) for each in requests] for g in (gate, ONE_A_STEP))
+    for each, result in zip(found, alone, strict=True):
+        assert each.tokens[: len(result.token_ids)].tolist() == list(result.token_ids)
+    assert (sum(r.forwards for r in alone) < sum(r.forwards for r in one_a_step)) == (threshold is not None)
     firsts = 0
     for each in found:
         settled = each.order != NEVER

@@ -31,6 +31,7 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
     ("main", "words", "said"),
     [
         (collect.main, "--ckpt {} --task code --temperatures 0,warm", "--temperatures is '0,warm'"),
+        (collect.main, "--ckpt {} --threshold 1.5", "--threshold is 1.5"),
         (collect.main, "--ckpt {} --task cooking", "unknown task 'cooking'"),
         (evaluate.main, "--ckpt {} --task math --split dev", "unknown split 'dev'"),
         (evaluate.main, "--ckpt {} --task math,code", "--task is math,code; evaluation takes one task at a time"),

@@ -1,4 +1,4 @@
-"""Collects a teacher's trajectories: its answers, one token a step, with the order and the certainty of every token.
+"""Collects a teacher's trajectories: its answers, one token a step, with the order and the state of every token.
 
 python -m train.collect --ckpt teacher.pt --out trajectories --count 1500
 """
@@ -56,8 +56,13 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
     return shards
 
 
-def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad_id: int) -> list[Trajectory]:
-    """Decodes the asked prompts [length] one token a step; trajectories in their order, not graded yet."""
+def collect(
+    backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad_id: int, gate: GateSpec = ONE_A_STEP
+) -> list[Trajectory]:
+    """Decodes the asked prompts [length]; trajectories in their order, not graded yet.
+
+    Where the gate takes several tokens in a step they are numbered from left to right, as if settled one by one.
+    """
     width = backend.model.config.width
     tokens = torch.full((len(asked), canvas), pad_id)
     order = torch.full((len(asked), canvas), NEVER)
@@ -65,16 +70,16 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad
     taken, block = [0] * len(asked), backend.contract.block
     latest = torch.zeros(len(asked), block, width)  # with `shift`, position 0 may be of an earlier forward
     requests = [Request(prompt, canvas) for prompt in asked]
-    for done in steps(backend, requests, gate=ONE_A_STEP):
+    for done in steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden
-            (place,) = np.flatnonzero(step.accepted)
-            position = step.block * block + int(place)
-            tokens[step.row, position] = int(step.tokens[place])
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
-            hidden[step.row, position] = latest[step.row, place]
-            order[step.row, position] = taken[step.row]
-            taken[step.row] += 1
+            for place in np.flatnonzero(step.accepted).tolist():
+                position = step.block * block + place
+                tokens[step.row, position] = int(step.tokens[place])
+                hidden[step.row, position] = latest[step.row, place]
+                order[step.row, position] = taken[step.row]
+                taken[step.row] += 1
     return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]
 
 
@@ -105,7 +110,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     settings = settings_of(args, [task.name for task in chosen], saved)
     parallel.check_same(settings)
     parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
-    model = saved.build().to(args.device)
+    model, gate = saved.build().to(args.device), gate_of(args.threshold)
     tokenizer, ask = saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
     right = total = new = 0
     for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
@@ -115,7 +120,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
                 model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number,
                 keep_hidden=True, bf16=args.bf16, barred=saved.missing_ids(),
             )  # fmt: skip
-            found = answered(backend, ask([p.prompt for p in shard.problems]), args.batch)
+            found = answered(backend, ask([p.prompt for p in shard.problems]), args.batch, gate)
             write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
             new += len(found)
         else:
@@ -126,11 +131,22 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     return {**{name: int(number) for name, number in found.items()}, "shards": len(shards)}
 
 
-def answered(backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int) -> list[Trajectory]:
+def gate_of(threshold: float | None) -> GateSpec:
+    """One token a step, or every token whose confidence reaches the threshold. Raises UserError outside 0 to 1."""
+    if threshold is None:
+        return ONE_A_STEP
+    if not 0 < threshold <= 1:
+        raise UserError(f"--threshold is {threshold:g}; expected a confidence above 0 and at most 1")
+    return GateSpec(rule="threshold", metric="confidence", comparator=">=", threshold=threshold)
+
+
+def answered(
+    backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
+) -> list[Trajectory]:
     """Trajectories of prompts in their order, `batch` decoded at a time."""
     contract, asked = backend.contract, [np.array(ids, np.int64) for ids in encoded]
     parts = [asked[first : first + batch] for first in range(0, len(asked), batch)]
-    return [found for part in parts for found in collect(backend, part, contract.canvas, contract.pad_id)]
+    return [found for part in parts for found in collect(backend, part, contract.canvas, contract.pad_id, gate)]
 
 
 def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
@@ -141,6 +157,8 @@ def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Ch
         "tasks": names, "count": args.count, "temperatures": args.temperatures,
         "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
+    if args.threshold is not None:
+        settings["threshold"] = args.threshold
     if args.data:
         settings["data_sha256"] = checkpoint.fingerprint(args.data)
     if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
@@ -183,6 +201,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
     p.add_argument("--shard", type=int, default=256, help="trajectories a file, of which under torchrun each process "
         "collects whole ones (default 256)")  # fmt: skip
+    p.add_argument("--threshold", type=float, metavar="P", help="settle all tokens at least this sure in a step: fewer "
+        "forwards, for dparallel, which needs the answers alone (default: one token a step)")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     add_bf16_option(p)
     add_device_option(p)
