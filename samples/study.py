@@ -123,7 +123,7 @@ def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float
 def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
     """A row on the validation problems at every threshold, on the judged ones at the chosen one, and its calibration.
 
-    base: the teacher's row, which the threshold is chosen against; None for itself. known: points measured before.
+    base: the teacher's row, which the threshold is chosen against; None for itself. known: what was measured before.
     """
     saved, digest = checkpoint.load(path), sha256(path)
     backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, row.bf16), saved.read_tokenizer()
@@ -145,13 +145,24 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     best = study_page.chosen(lines).threshold
     gate = next(gate for gate, threshold in settings if threshold == best)
     pairs = [(problem.prompt, problem.answer) for each in plan.tuning for problem in each.listed]
-    examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)
-    bins = calibration.reliability(*calibration.probe(backend, examples, 0))
+    where = [[each.task.name, each.split, each.seed, len(each.listed)] for each in plan.tuning]
+    key = json.dumps(["probe", digest, backend.contract.attention, row.bf16, where], sort_keys=True)
     return {
         "title": row.title, "file": path.name, "attention": backend.contract.attention, "tuned": tuned,
         "judged": [point(gate, best, each) for each in plan.judged],
+        "probe": known[key] if key in known else {"key": key, **probe(backend, saved, pairs, ask, plan.batch)},
+    }  # fmt: skip
+
+
+def probe(
+    backend: Any, saved: Checkpoint, pairs: Sequence[tuple[str, str]], ask: prompts.Encode, batch: int
+) -> dict[str, Any]:
+    """What does not depend on the gate: calibration, and how far predictions move as more is masked."""
+    examples = encode(saved.read_tokenizer(), pairs, saved.decoding.eos_ids[0], ask)
+    bins = calibration.reliability(*calibration.probe(backend, examples, 0))
+    return {
         "calibration_error": calibration.expected_error(bins), "reliability": [asdict(each) for each in bins],
-        "divergences": averaged(backend.model, backend.contract, examples, plan.batch),
+        "divergences": averaged(backend.model, backend.contract, examples, batch),
     }  # fmt: skip
 
 
@@ -168,7 +179,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
     path = args.out / "study.json"
     before = earlier(path)
-    known = {point["key"]: point for row in before for point in row["tuned"] + row["judged"]}
+    known = {found["key"]: found for row in before for found in [*row["tuned"], *row["judged"], row["probe"]]}
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     plan = Plan(
         [Problems(t, "valid", args.seed, list(t.problems("valid", args.tuning, args.seed))) for t in chosen],

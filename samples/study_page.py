@@ -123,8 +123,8 @@ def _text(study: Study) -> Iterator[str]:
     yield f"| | {' | '.join(f'ratio {ratio:g}' for ratio in RATIOS[1:])} | expected calibration error |"
     yield "|---" * (len(RATIOS) + 1) + "|"
     for row in models(study):
-        kls = " | ".join(f"{each:.4f}" for each in row["divergences"][1:])
-        yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['calibration_error']:.4f} |"
+        kls = " | ".join(f"{each:.4f}" for each in row["probe"]["divergences"][1:])
+        yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['probe']['calibration_error']:.4f} |"
     yield f"\n## Every threshold, on the {study['tuning']} validation problems a task\n"
     yield table([line for row in study["rows"] for line in tuned(study, row)])
 
@@ -148,5 +148,8 @@ def draw(study: Study, folder: Path) -> None:
         figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
     taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study)}
     figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
-    bins = {f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["reliability"]] for row in models(study)}
+    bins = {
+        f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]
+        for row in models(study)
+    }
     figures.reliability(folder / "study-calibration.png", bins)

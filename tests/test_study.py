@@ -78,7 +78,7 @@ def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
     assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["tuned"]} == {("valid", 2)}
     by_count = [row["judged"][0]["forwards"] for row in kept["rows"][:4]]
     assert by_count == sorted(by_count, reverse=True) and by_count[0] > by_count[3]
-    kept["rows"][6]["tuned"][0]["length"] = -1  # nothing that is measured
+    kept["rows"][6]["tuned"][0]["length"] = kept["rows"][6]["probe"]["calibration_error"] = -1  # not measured again
     (out / "study.json").write_text(json.dumps(kept), encoding="utf-8")
     assert study.main([*words, "--out", str(out)]) == 0
     again = json.loads((out / "study.json").read_text(encoding="utf-8"))
