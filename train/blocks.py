@@ -66,7 +66,7 @@ def noise(canvas: Canvas, noisy: int, block: int, early: float, generator: torch
     drawn = 1 - torch.rand((rows, -(-noisy // block)), generator=generator) ** early  # [batch, blocks]
     ratio = drawn.repeat_interleave(block, dim=1)[:, :noisy]
     scattered = torch.rand((rows, noisy), generator=generator) < ratio
-    behind = place % block >= ((1 - ratio) * block).floor()
+    behind = masking.tail(place, block, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
     return chosen & (place < (canvas.length - canvas.start)[:, None])
 

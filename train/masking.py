@@ -79,7 +79,7 @@ def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[
     ratio = torch.rand((rows, 1), generator=generator)
     here = torch.div(canvas.offsets(), block, rounding_mode="floor")
     scattered = torch.rand((rows, width), generator=generator) < ratio
-    behind = canvas.offsets() % block >= ((1 - ratio) * block).floor()
+    behind = tail(canvas.offsets(), block, ratio)
     drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
     decided = (here == current) & drawn & canvas.inside()
     return decided | ((here > current) & canvas.inside()), decided
@@ -96,7 +96,12 @@ def ends(canvas: Canvas, unit: int | None, share: float, generator: torch.Genera
     shape = (len(here), int(here.max()) + 1)  # [batch, units]
     drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
     ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
-    return drawn, drawn & (canvas.offsets() % size >= ((1 - ratio) * size).floor())
+    return drawn, drawn & tail(canvas.offsets(), size, ratio)
+
+
+def tail(places: Tensor, size: int | Tensor, ratio: Tensor) -> Tensor:
+    """True on the last `ratio` of each unit of `size` positions, rounded up to whole ones. bool, shaped as places."""
+    return places % size >= ((1 - ratio) * size).floor()
 
 
 def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:
