@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from runtime.errors import UserError
 
@@ -13,6 +16,9 @@ from .checkpoint import replace_file
 
 SIZE = (9.0, 4.5)  # inches, the legend beside the axes
 DOTS = 120  # an inch
+NEAREST = 0.5  # points from 100 % below which a curve's scale no longer grows
+ACROSS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
+UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 
 Curve = Sequence[tuple[float, float]]
 
@@ -31,16 +37,24 @@ def reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
 
 
 def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
-    """Lines through points (x, y), x on a log scale, each with its name. Raises UserError as `reliability` does."""
+    """Lines through points (x, y), each with its name; x on a log scale, y percent, on one of the distance to 100.
+
+    Raises UserError as `reliability` does.
+    """
     axes = _axes(across, up)
-    for name, points in named.items():
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+    for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
+        axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
     axes.set_xscale("log")
-    ticks = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500]
-    low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    # between 95 and 100 % lies what matters, and one row that collapsed would press it together
+    end = 100 + NEAREST
+    axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(end - y, 0.01)), lambda v: end - np.exp(-v)))
+    lowest = min((y for points in named.values() for _, y in points), default=0)
+    axes.set_ylim(end - 1.2 * (end - lowest), end - 0.3)
+    for axis, ticks in ((axes.xaxis, ACROSS), (axes.yaxis, UP)):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+        axis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.xaxis.set_major_formatter("{x:g}")
     _save(axes, path)
 
 
