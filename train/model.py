@@ -65,6 +65,10 @@ def rotary_tables(
     return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
 
 
+# torch.compile would fuse the powers and angles, which are fp64, into every layer's rotation and its gradient
+_tables = torch.compiler.disable(rotary_tables)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns a head's halves against each other. x [batch, heads, width, head_dim], tables [batch, 1, width, half]."""
     low, high = x.float().chunk(2, dim=-1)
@@ -187,7 +191,7 @@ class Model(nn.Module):
             mask = prefix_mask(visible, length or width)
         x = self.embed_tokens(input_ids)
         c = self.config
-        cos, sin = rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
+        cos, sin = _tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         return self.norm(x)
