@@ -1,6 +1,6 @@
 """Every method, its threshold chosen on the validation split and judged on the test split, as a table and figures.
 
-    python samples/study.py --models samples runs/study --out samples/results
+    python samples/study.py --models samples samples/study --out samples/results
 
 Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
 most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
@@ -226,8 +226,9 @@ def earlier(path: Path) -> list[dict[str, Any]]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog="python samples/study.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, Path("runs/study")],
-        help="folders of checkpoints, the first that has one counts (default samples runs/study)")  # fmt: skip
+    p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, SAMPLES / "study", Path("runs/study")],
+        help="folders of checkpoints, the first that has one counts (default samples, samples/study, "
+        "runs/study)")  # fmt: skip
     p.add_argument("--task", default="math,code", help="tasks (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--tuning", type=int, default=400, help="validation problems a task, where each row's threshold is "
