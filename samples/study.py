@@ -145,20 +145,18 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     best = study_page.chosen(lines).threshold
     gate = next(gate for gate, threshold in settings if threshold == best)
     pairs = [(problem.prompt, problem.answer) for each in plan.tuning for problem in each.listed]
+    examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)
     where = [[each.task.name, each.split, each.seed, len(each.listed)] for each in plan.tuning]
     key = json.dumps(["probe", digest, backend.contract.attention, row.bf16, where], sort_keys=True)
     return {
         "title": row.title, "file": path.name, "attention": backend.contract.attention, "tuned": tuned,
         "judged": [point(gate, best, each) for each in plan.judged],
-        "probe": known[key] if key in known else {"key": key, **probe(backend, saved, pairs, ask, plan.batch)},
+        "probe": known[key] if key in known else {"key": key, **probe(backend, examples, plan.batch)},
     }  # fmt: skip
 
 
-def probe(
-    backend: Any, saved: Checkpoint, pairs: Sequence[tuple[str, str]], ask: prompts.Encode, batch: int
-) -> dict[str, Any]:
+def probe(backend: Any, examples: Sequence[Example], batch: int) -> dict[str, Any]:
     """What does not depend on the gate: calibration, and how far predictions move as more is masked."""
-    examples = encode(saved.read_tokenizer(), pairs, saved.decoding.eos_ids[0], ask)
     bins = calibration.reliability(*calibration.probe(backend, examples, 0))
     return {
         "calibration_error": calibration.expected_error(bins), "reliability": [asdict(each) for each in bins],
