@@ -4,8 +4,8 @@
 
 Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
 most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
-below; a row whose checkpoint is in none of the folders is left out and said so. What was measured before, of the same
-file under the same settings, is taken from the earlier study.json.
+below. What the earlier study.json has of the same file is not measured again, and a row whose checkpoint is in none of
+the folders stays as it is there, or is left out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import study_page
-import torch
+from study_page import Study
 
 from runtime.bundle import sha256
 from runtime.command import DONE, Parser, print_json
@@ -29,48 +29,56 @@ from runtime.errors import UserError
 from train import calibration, checkpoint, evaluate, invariance, prompts, tasks
 from train.checkpoint import Checkpoint, replace_file
 from train.data import Example, encode
+from train.torch_backend import TorchBackend
 
 SAMPLES = Path(__file__).resolve().parent
 ONE = {"rule": "count", "min": 1}
 SURE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
-THRESHOLDS = {"confidence": (0.8, 0.9, 0.95, 0.98, 0.99), "entropy": (0.005, 0.02, 0.05, 0.1, 0.3)}
+BOLD = 0.8  # where CAD takes most tokens a step: the lowest confidence that is tried
+THRESHOLDS = {"confidence": (BOLD, 0.9, 0.95, 0.98, 0.99), "entropy": (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5)}
 TEACHER = "teacher"
+TUNING = "valid"  # the split that thresholds are chosen on
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line: a checkpoint `<file>.pt`, or `<file>-seed*.pt` a line each, and how it is decoded.
 
-    attention and gate: in place of the checkpoint's own; a gate that is no fixed count is tried at every threshold.
-    bf16: under autocast, as every row that runs a whole canvas a forward: in fp32 those would take hours.
+    attention and gate: in place of the checkpoint's own; a gate that is no fixed count is tried at every threshold,
+    or at `threshold` alone. bf16: under autocast, as every row that runs a whole canvas a forward: in fp32 those would
+    take hours.
     """
 
     title: str
     file: str
     attention: str | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
+    threshold: float | None = None
     bf16: bool = False
 
 
 ROWS = (
     Row(TEACHER, "teacher", gate=ONE, bf16=True),
     Row("autoregressive rival", "rival", gate=ONE),
-    *(
-        Row(f"ablation: teacher truncated to {n} tokens a step", "teacher", gate={**ONE, "min": n}, bf16=True)
-        for n in (2, 4, 8)
-    ),
-    Row("ablation: CAD without DSCD (the teacher)", "teacher", gate=SURE, bf16=True),
     Row("not distilled: the teacher's weights, block-causal", "teacher", "block_causal", SURE),
-    Row("CDLM, seed5: the committed student", "student"),
+    Row("CDLM, seed 5: the committed student", "student"),
     Row("CDLM", "cdlm"),
     Row("CDLM, low-rank", "cdlm-lora"),
-    Row("CDLM, a larger teacher", "cdlm-larger"),
-    Row("ablation: CDLM, consistency without distillation", "cdlm-consistency"),
+    Row("CDLM, a teacher of twice the size", "cdlm-larger"),
     Row("CD4LM", "cd4lm"),
     Row("CD4LM, full attention", "cd4lm-full", bf16=True),
     Row("dParallel", "dparallel"),
     Row("dParallel, low-rank", "dparallel-lora"),
     Row("dParallel, full attention", "dparallel-full", bf16=True),
+    *(
+        Row(f"ablation: teacher truncated to {n} tokens a step", "teacher", gate={**ONE, "min": n}, bf16=True)
+        for n in (2, 4, 8)
+    ),
+    Row("ablation: CDLM, consistency without distillation", "cdlm-consistency"),
+    Row("ablation: CAD without DSCD, not distilled", "teacher", "block_causal", SURE, BOLD),
+    Row("ablation: CAD with DSCD, CD4LM", "cd4lm", None, SURE, BOLD),
+    Row("ablation: CAD without DSCD, the teacher, full attention", "teacher", "full", SURE, BOLD, True),
+    Row("ablation: CAD with DSCD, CD4LM, full attention", "cd4lm-full", "full", SURE, BOLD, True),
 )
 
 
@@ -93,37 +101,45 @@ class Plan:
     batch: int
 
 
-Known = Mapping[str, dict[str, Any]]
+Known = dict[str, dict[str, Any]]
 
 
 def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[Row, Path]]:
     """Each row with its checkpoint, in the first folder that has one; further seeds under titles of their own."""
     for row in rows:
+        paths: dict[str, Path] = {}
         for folder in folders:
-            paths = [path for path in (folder / f"{row.file}.pt",) if path.is_file()]
-            paths += sorted(folder.glob(f"{row.file}-seed*.pt"))
-            if paths:
-                break
-        else:
-            print(f"no {row.file}.pt: {row.title} is left out", file=sys.stderr)
-            continue
-        for path in paths:
-            seed = path.stem[len(row.file) :].removeprefix("-")
-            yield Row(f"{row.title}, {seed}" if seed else row.title, path.stem, row.attention, row.gate, row.bf16), path
+            for path in (folder / f"{row.file}.pt", *folder.glob(f"{row.file}-seed*.pt")):
+                if path.is_file():
+                    paths.setdefault(path.stem, path)
+        if not paths:
+            print(f"no {row.file}.pt: {row.title} is not measured", file=sys.stderr)
+        for stem in sorted(paths, key=lambda stem: (len(stem), stem)):
+            seed = stem[len(row.file) :].removeprefix("-seed")
+            yield replace(row, title=f"{row.title}, seed {seed}" if seed else row.title, file=stem), paths[stem]
+
+
+def place(title: str) -> int | None:
+    """Which of ROWS a title is of, perhaps that of a further seed; None for a row that is listed no longer."""
+    titles = [row.title for row in ROWS]
+    own = (each for each in (title, title.rpartition(", seed ")[0]) if each in titles)
+    return next(map(titles.index, own), None)
 
 
 def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float | None]]:
-    """The gates of a row: one with its fixed count, or the same one with each threshold of its metric."""
+    """The gates of a row: one with its fixed count, or the same one with each threshold that is tried."""
     gate = asdict(parse_gate(row.gate or saved.decoding.gate))
     if gate["rule"] == "count":
         return [(gate, None)]
-    return [({**gate, "threshold": threshold}, threshold) for threshold in THRESHOLDS[gate["metric"]]]
+    tried = THRESHOLDS[gate["metric"]] if row.threshold is None else (row.threshold,)
+    return [({**gate, "threshold": threshold}, threshold) for threshold in tried]
 
 
 def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
     """A row on the validation problems at every threshold, on the judged ones at the chosen one, and its calibration.
 
-    base: the teacher's row, which the threshold is chosen against; None for itself. known: what was measured before.
+    base: the teacher's row, which the threshold is chosen against; None for itself. known: what was measured before,
+    to which this adds.
     """
     saved, digest = checkpoint.load(path), sha256(path)
     backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, row.bf16), saved.read_tokenizer()
@@ -137,7 +153,8 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
         spec = parse_gate(gate)
         done = evaluate.evaluate(backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, ask=ask)
         outcome = {"right": [int(r) for r in done.right], "each": [r.forwards for r in done.results]}
-        return {"key": key, "threshold": threshold, **where, **done.summary(), **outcome}
+        known[key] = {"key": key, "threshold": threshold, **where, **done.summary(), **outcome}
+        return known[key]
 
     settings = settings_of(row, saved)
     tuned = [point(gate, threshold, each) for gate, threshold in settings for each in plan.tuning]
@@ -148,77 +165,85 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)
     where = [[each.task.name, each.split, each.seed, len(each.listed)] for each in plan.tuning]
     key = json.dumps(["probe", digest, backend.contract.attention, row.bf16, where], sort_keys=True)
+    if key not in known:
+        known[key] = {"key": key, **probe(backend, examples, plan.batch)}
     return {
         "title": row.title, "file": path.name, "attention": backend.contract.attention, "tuned": tuned,
-        "judged": [point(gate, best, each) for each in plan.judged],
-        "probe": known[key] if key in known else {"key": key, **probe(backend, examples, plan.batch)},
+        "judged": [point(gate, best, each) for each in plan.judged], "probe": known[key],
     }  # fmt: skip
 
 
-def probe(backend: Any, examples: Sequence[Example], batch: int) -> dict[str, Any]:
+def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dict[str, Any]:
     """What does not depend on the gate: calibration, and how far predictions move as more is masked."""
     bins = calibration.reliability(*calibration.probe(backend, examples, 0))
+    contract = backend.contract
+    fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
     return {
         "calibration_error": calibration.expected_error(bins), "reliability": [asdict(each) for each in bins],
-        "divergences": averaged(backend.model, backend.contract, examples, batch),
+        "divergences": invariance.divergences(backend.model, contract, fitting, 0, batch=batch),
     }  # fmt: skip
 
 
-def averaged(model: Any, contract: Any, examples: Sequence[Example], batch: int) -> list[float]:
-    """`invariance.divergences` of all examples, batch by batch, those of a canvas's length at most."""
-    fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
-    parts = [fitting[i : i + batch] for i in range(0, len(fitting), batch)]
-    rows = torch.tensor([invariance.divergences(model, contract, part, i) for i, part in enumerate(parts)])
-    weight = torch.tensor([float(len(part)) for part in parts])
-    return ((rows * weight[:, None]).sum(0) / weight.sum()).tolist() if parts else []
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Study:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
-    path = args.out / "study.json"
-    before = earlier(path)
-    known = {found["key"]: found for row in before for found in [*row["tuned"], *row["judged"], row["probe"]]}
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    if args.split == TUNING:
+        raise UserError(f"--split is {TUNING}, where thresholds are chosen; judge on another, as on test")
+    path, chosen = args.out / "study.json", (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    study: Study = {
+        "split": args.split, "count": args.count, "judged_seed": args.judged_seed, "tuning": args.tuning,
+        "seed": args.seed, "batch": args.batch, "tasks": [task.name for task in chosen],
+        "data": checkpoint.fingerprint(args.data) if args.data else None,
+    }  # fmt: skip
+    known, recorded = earlier(path, study)
     plan = Plan(
-        [Problems(t, "valid", args.seed, list(t.problems("valid", args.tuning, args.seed))) for t in chosen],
-        [Problems(t, args.split, args.seed, list(t.problems(args.split, args.count, args.seed))) for t in chosen],
-        args.batch,
-    )
-    study: dict[str, Any] = {"split": args.split, "seed": args.seed, "count": args.count, "tuning": args.tuning}
-    rows: list[dict[str, Any]] = []
+        [Problems(t, TUNING, args.seed, list(t.problems(TUNING, args.tuning, args.seed))) for t in chosen],
+        [Problems(t, args.split, args.judged_seed, list(t.problems(args.split, args.count, args.judged_seed)))
+         for t in chosen], args.batch,
+    )  # fmt: skip
+    measured: dict[str, dict[str, Any]] = {}
     for row, file in found_rows(ROWS, args.models):
-        if not rows and row.title != TEACHER:
+        if not measured and row.title != TEACHER:
             break
         print(f"== {row.title}: {file}", file=sys.stderr)
-        rows.append(measure(row, file, plan, rows[0] if rows else None, known))
-        titles = [each["title"] for each in rows]
-        keep(path, study | {"rows": rows + [each for each in before if each["title"] not in titles]})
-    if not rows:
+        measured[row.title] = measure(row, file, plan, measured.get(TEACHER), known)
+        study["rows"] = ordered({**recorded, **measured})
+        replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
+    if not measured:
         raise UserError(
             f"no teacher.pt in {', '.join(map(str, args.models))}; every row is compared with it: give --models"
         )
-    study["rows"] = rows
-    keep(path, study)
     page = study_page.text(study)
     replace_file(args.out / "study.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     study_page.draw(study, args.out)
     return study
 
 
-def keep(path: Path, study: dict[str, Any]) -> None:
-    """Writes a study; each row as soon as it is measured, so that one that was stopped goes on where it was."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
+def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows by title that are listed in ROWS, in its order, seeds in theirs."""
+    places = {title: place(title) for title in rows}
+    titles = [title for title, at in places.items() if at is not None]
+    return [rows[title] for title in sorted(titles, key=lambda title: (places[title], title))]
 
 
-def earlier(path: Path) -> list[dict[str, Any]]:
-    """The rows of a study that is there already. Raises UserError where it cannot be read."""
+def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, dict[str, Any]]]:
+    """The points and probes of a study that is there already by key, and its rows by title.
+
+    Raises UserError where it cannot be read, or was made with other settings, whose results would be lost.
+    """
     if not path.exists():
-        return []
+        return {}, {}
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return rows
-    except (OSError, ValueError, KeyError) as error:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["title"]: row for row in before["rows"]}
+        found = [each for row in rows.values() for each in (*row["tuned"], *row["judged"], row["probe"])]
+        known = {each["key"]: each for each in found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no study ({error}); delete it, or give another --out") from None
+    if other := next((name for name, value in settings.items() if before.get(name) != value), None):
+        raise UserError(
+            f"{path} was made with {other} {before.get(other)}, here it is {settings[other]}; give another --out"
+        )
+    return known, rows
 
 
 def parser() -> argparse.ArgumentParser:
@@ -231,9 +256,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--tuning", type=int, default=400, help="validation problems a task, where each row's threshold is "
         "chosen (default 400)")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of those (default 0)")
     p.add_argument("--split", default="test", help="of the problems that rows are judged on (default test)")
     p.add_argument("--count", type=int, default=2000, help="of those, problems a task (default 2000)")
-    p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
+    p.add_argument("--judged-seed", type=int, default=1, help="of those (default 1: while recipes were being found, "
+        "some were judged on the draw of 0)")  # fmt: skip
     p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
     p.add_argument("--out", type=Path, default=SAMPLES / "results", help="folder (default samples/results)")
     p.add_argument("--json", action="store_true", help="print the summary of each row as one JSON object")

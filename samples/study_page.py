@@ -81,14 +81,14 @@ def summary(study: Study) -> list[Line]:
     return [line for row in study["rows"] for line in lines(row["title"], row["attention"], row["judged"], base)]
 
 
-def table(shown: Sequence[Line]) -> str:
-    """Lines as a Markdown table; the first is the teacher's."""
+def table(shown: Sequence[Line], marked: bool = True) -> str:
+    """Lines as a Markdown table; the first is the teacher's. marked: with a ✗ at those that do not hold."""
     names = [cell.task for cell in shown[0].cells]
     heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards (fewer) | tokens, 95th" for name in names)]
     head = " | ".join(heads)
     rows = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
     for line in shown:
-        mark = "" if line.holds else " ✗"
+        mark = " ✗" if marked and not line.holds else ""
         sure = "" if line.threshold is None else f"{line.threshold:g}"
         cells = " | ".join(_cell(cell, line is not shown[0]) for cell in line.cells)
         rows.append(f"| {line.title}{mark} | {sure} | {cells} |")
@@ -107,26 +107,41 @@ def text(study: Study) -> str:
 
 
 def _text(study: Study) -> Iterator[str]:
-    yield f"# The study: {study['count']} problems a task of the split `{study['split']}`, seed {study['seed']}"
+    yield f"# The study: {study['count']} problems a task of the split `{study['split']}`"
     yield ""
     yield (
         f"Made by `make study`. A row's threshold was chosen on {study['tuning']} validation problems a task: the "
         f"one with the fewest forwards at most {100 * SLACK:g} points below the teacher on every task, or else the one "
-        "with the most right answers. ✗: the lower 95 % bound of the row's paired difference to the teacher is worse "
-        f"than -{100 * TARGET:g} points on a task. Forwards and tokens are means of an answer. "
-        "Rows with full attention ran under bf16 autocast, all others in fp32."
+        "with the most right answers; only the ablations of CAD have one given. It is then judged on problems of the "
+        f"split `{study['split']}` drawn with the seed {study['judged_seed']}. In brackets the paired difference to "
+        "the teacher with its 95 % interval, in points. ✗: its lower bound is worse than "
+        f"-{100 * TARGET:g} on a task. Forwards and tokens are means of an answer. Rows with full attention ran under "
+        "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, without the bounds `min` and "
+        "`max` and without the end-token guard."
     )
     yield "\n" + table(summary(study))
     yield "\n## What a prediction depends on\n"
-    yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, and how far its"
-    yield "confidence is from the share of tokens that are right.\n"
+    yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, in fp32, and how"
+    yield "far its confidence is from the share of tokens that are right. A block-causal model has clean blocks before"
+    yield "the masked one, a full one has not, so that the KL of one kind do not compare with those of the other.\n"
     yield f"| | {' | '.join(f'ratio {ratio:g}' for ratio in RATIOS[1:])} | expected calibration error |"
     yield "|---" * (len(RATIOS) + 1) + "|"
     for row in models(study):
         kls = " | ".join(f"{each:.4f}" for each in row["probe"]["divergences"][1:])
         yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['probe']['calibration_error']:.4f} |"
     yield f"\n## Every threshold, on the {study['tuning']} validation problems a task\n"
-    yield table([line for row in study["rows"] for line in tuned(study, row)])
+    yield table([line for row in swept(study) for line in tuned(study, row)], marked=False)
+
+
+def swept(study: Study) -> list[dict[str, Any]]:
+    """The rows without those whose threshold was given, one point each."""
+    return [
+        row for row in study["rows"] if len(row["tuned"]) > len(_tasks(row)) or row["tuned"][0]["threshold"] is None
+    ]
+
+
+def _tasks(row: dict[str, Any]) -> set[str]:
+    return {point["task"] for point in row["tuned"]}
 
 
 def models(study: Study) -> list[dict[str, Any]]:
@@ -139,14 +154,14 @@ def models(study: Study) -> list[dict[str, Any]]:
 
 def draw(study: Study, folder: Path) -> None:
     """study-<task>.png, study-forwards.png and study-calibration.png."""
-    rows = {row["title"]: tuned(study, row) for row in study["rows"]}
+    rows = {row["title"]: tuned(study, row) for row in swept(study)}
     names = [cell.task for cell in rows[study["rows"][0]["title"]][0].cells]
     for i, name in enumerate(names):
         curves = {}
         for title, each in rows.items():
             curves[title] = [(line.cells[i].forwards, 100 * line.cells[i].accuracy) for line in each]
         figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
-    taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study)}
+    taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study) if line.title in rows}
     figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
     bins = {
         f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Checkpoints of four rows, one of them with two seeds, and own data."""
+    """Checkpoints of some rows, one of them with two seeds, and own data."""
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
     gate = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
     checkpoint.save(teacher_of(16, 0), tmp_path / "teacher.pt")
@@ -40,53 +41,99 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def words_of(models: Path, *extra: str) -> list[str]:
+    given = f"--models {models} --data {models}/own.jsonl --split train --tuning 2 --count 3 --out {models}/out"
+    return [*given.split(), *extra]
+
+
+def kept_in(models: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((models / "out" / "study.json").read_text(encoding="utf-8"))
+    return kept
+
+
 def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
-    study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str]
+    study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = models / "out"
-    words = [
-        "--models",
-        str(models),
-        "--data",
-        str(models / "own.jsonl"),
-        "--split",
-        "train",
-        "--tuning",
-        "2",
-        "--count",
-        "3",
-    ]
-    assert study.main([*words, "--out", str(out), "--json"]) == 0
+    evaluate, probed = study.evaluate.evaluate, []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        probed.append(args)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(study.evaluate, "evaluate", counted)
+    assert study.main(words_of(models, "--json")) == 0
     captured = capsys.readouterr()
-    told = json.loads(captured.out)["rows"]
-    titles = [row["title"] for row in told]
+    titles = [row["title"] for row in json.loads(captured.out)["rows"]]
     assert titles == [
-        "teacher", *(f"ablation: teacher truncated to {n} tokens a step" for n in (2, 4, 8)),
-        "ablation: CAD without DSCD (the teacher)", "not distilled: the teacher's weights, block-causal", "CDLM",
-        "CDLM, seed2", "dParallel, full attention",
+        "teacher", "not distilled: the teacher's weights, block-causal", "CDLM", "CDLM, seed 2",
+        "dParallel, full attention", *(f"ablation: teacher truncated to {n} tokens a step" for n in (2, 4, 8)),
+        "ablation: CAD without DSCD, not distilled", "ablation: CAD without DSCD, the teacher, full attention",
     ]  # fmt: skip
     assert "no rival.pt" in captured.err and "no cd4lm.pt" in captured.err
-    page = (out / "study.md").read_text(encoding="utf-8")
+    page = (models / "out" / "study.md").read_text(encoding="utf-8")
     assert all(f"| {title}" in page for title in titles) and "expected calibration error" in page
+    assert "✗" not in page.split("## Every threshold")[1]
     for name in ("own", "forwards", "calibration"):
-        assert (out / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
-    kept = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    counts = {row["title"]: (len(row["tuned"]), len(row["judged"])) for row in kept["rows"]}
-    assert counts["teacher"] == (1, 1) and counts["CDLM"] == counts["dParallel, full attention"] == (5, 1)
+        assert (models / "out" / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
+    kept = kept_in(models)
+    rows = {row["title"]: row for row in kept["rows"]}
+    counts = {title: (len(row["tuned"]), len(row["judged"])) for title, row in rows.items()}
+    assert counts["teacher"] == counts["ablation: CAD without DSCD, not distilled"] == (1, 1)
+    assert counts["CDLM"] == (5, 1) and counts["dParallel, full attention"] == (7, 1)
+    points = {point["key"] for row in kept["rows"] for point in (*row["tuned"], *row["judged"])}
+    assert len(probed) == len(points)  # the ablation's first point is one of the row's above it
     assert all(row["judged"][0]["threshold"] in [each["threshold"] for each in row["tuned"]] for row in kept["rows"])
-    assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["judged"]} == {("train", 3)}
-    assert {(each["split"], each["problems"]) for row in kept["rows"] for each in row["tuned"]} == {("valid", 2)}
-    by_count = [row["judged"][0]["forwards"] for row in kept["rows"][:4]]
-    assert by_count == sorted(by_count, reverse=True) and by_count[0] > by_count[3]
-    kept["rows"][6]["tuned"][0]["length"] = kept["rows"][6]["probe"]["calibration_error"] = -1  # not measured again
-    (out / "study.json").write_text(json.dumps(kept), encoding="utf-8")
-    assert study.main([*words, "--out", str(out)]) == 0
-    again = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    assert again["rows"] == kept["rows"] and "| CDLM" in capsys.readouterr().out
-    assert study.main([*words[:-1], "2", "--out", str(out)]) == 0
-    other = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    assert all(point["problems"] == 2 for row in other["rows"] for point in row["judged"])
-    assert other["rows"][6]["tuned"] == kept["rows"][6]["tuned"]
+    judged = {(each["split"], each["seed"], each["problems"]) for row in kept["rows"] for each in row["judged"]}
+    tuned = {(each["split"], each["seed"], each["problems"]) for row in kept["rows"] for each in row["tuned"]}
+    assert judged == {("train", 1, 3)} and tuned == {("valid", 0, 2)}
+    by_count = [row["judged"][0]["forwards"] for title, row in rows.items() if "teacher" in title and len(title) < 50]
+    assert by_count == sorted(by_count, reverse=True) and by_count[0] > by_count[-1]
+    rows["CDLM"]["tuned"][0]["length"] = rows["CDLM"]["probe"]["calibration_error"] = -1  # not measured again
+    (models / "out" / "study.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert study.main(words_of(models)) == 0
+    assert kept_in(models) == kept and "| CDLM" in capsys.readouterr().out and len(probed) == len(points)
+
+
+def test_a_row_stays_when_its_checkpoint_is_gone_and_seeds_are_taken_from_every_folder(
+    study: ModuleType, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in study.ROWS if row.title in ("teacher", "CDLM", "dParallel, full attention")]
+    monkeypatch.setattr(study, "ROWS", tuple(rows))
+    assert study.main(words_of(models)) == 0
+    before = kept_in(models)
+    (models / "more").mkdir()
+    (models / "cdlm-seed2.pt").rename(models / "more" / "cdlm-seed10.pt")
+    (models / "cdlm.pt").unlink()
+    assert study.main([*words_of(models), "--models", str(models), str(models / "more")]) == 0
+    after = kept_in(models)
+    titles = [row["title"] for row in after["rows"]]
+    assert titles == ["teacher", "CDLM", "CDLM, seed 10", "CDLM, seed 2", "dParallel, full attention"]
+    assert [after["rows"][i] for i in (0, 1, 3, 4)] == before["rows"]
+    monkeypatch.setattr(study, "ROWS", (rows[0], rows[2]))
+    assert study.main(words_of(models)) == 0  # a row that is listed no longer goes
+    assert [row["title"] for row in kept_in(models)["rows"]] == ["teacher", "dParallel, full attention"]
+
+
+def test_a_study_of_other_settings_or_a_damaged_one_is_left_as_it_is(
+    study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "ROWS", study.ROWS[:1])
+    path = models / "out" / "study.json"
+    assert study.main(words_of(models)) == 0
+    before = path.read_bytes()
+    capsys.readouterr()
+    for extra, said in [
+        (["--count", "2"], "made with count 3, here it is 2"),
+        (["--judged-seed", "0"], "made with judged_seed 1, here it is 0"),
+        (["--split", "valid"], "--split is valid, where thresholds are chosen"),
+    ]:
+        assert study.main(words_of(models, *extra)) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1 and path.read_bytes() == before
+    for damaged in ("[]", '{"rows": [{"title": "teacher"}]}', '{"rows": [1]}', "{"):
+        path.write_text(damaged, encoding="utf-8")
+        assert study.main(words_of(models)) == 2
+        assert "is no study" in capsys.readouterr().err and path.read_text(encoding="utf-8") == damaged
 
 
 def test_a_study_needs_its_teacher(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from runtime.contract import Contract
 
@@ -20,14 +21,28 @@ RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 @torch.no_grad()
 def divergences(
-    model: Model, contract: Contract, examples: Sequence[Example], seed: int, ratios: Sequence[float] = RATIOS
-) -> list[float]:
+    model: Model, contract: Contract, examples: Sequence[Example], seed: int, *,
+    ratios: Sequence[float] = RATIOS, batch: int = 64,
+) -> list[float]:  # fmt: skip
     """Mean KL(prediction at the first ratio || prediction at each ratio) in nats, the first 0, a number a ratio.
 
-    Over the positions of known answers that are masked at the first ratio and so, masks being nested, at all of them.
-    A `block_causal` model sees earlier blocks clean at every ratio.
+    Over the positions of known answers that are masked at the first ratio and so, masks being nested, at all of them;
+    `batch` examples at a time. A `block_causal` model sees earlier blocks clean at every ratio, a `full` one masks in
+    all of them, so that only models of one attention compare.
     """
     generator = torch.Generator().manual_seed(seed)
+    total, count = [0.0] * len(ratios), 0
+    for first in range(0, len(examples), batch):
+        apart = _apart(model, contract, examples[first : first + batch], generator, ratios)
+        total = [so_far + each.sum().item() for so_far, each in zip(total, apart, strict=True)]
+        count += len(apart[0])
+    return [each / max(1, count) for each in total]
+
+
+def _apart(
+    model: Model, contract: Contract, examples: Sequence[Example], generator: torch.Generator, ratios: Sequence[float]
+) -> list[Tensor]:
+    """That KL at each asked position of these examples; [n] a ratio."""
     laid = masking.lay_out(examples, contract.block, 0, contract.pad_id, generator)
     place = torch.arange(laid.ids.shape[1])
     answers = laid.inside() & (place < laid.answer_end[:, None])  # what lies behind an end is guessed at any ratio
@@ -37,4 +52,4 @@ def divergences(
     for ratio in ratios:
         hidden = views.hidden_at(model, laid, laid.inside() & (drawn < ratio), asked, contract)
         said.append(views.log_probs(model, hidden, contract))
-    return [losses.forward_kl(said[0], each).mean().item() if len(each) else 0.0 for each in said]
+    return [losses.forward_kl(said[0], each) for each in said]
