@@ -119,8 +119,8 @@ def _text(study: Study) -> Iterator[str]:
         "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, without the bounds `min` and "
         "`max` and without the end-token guard."
     )
-    yield "\n" + table(summary(study))
-    yield "\n## What a prediction depends on\n"
+    yield "\n" + table(summary(study)) + "\n"
+    yield "## What a prediction depends on\n"
     yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, in fp32, and how"
     yield "far its confidence is from the share of tokens that are right. A block-causal model has clean blocks before"
     yield "the masked one, a full one has not, so that the KL of one kind do not compare with those of the other.\n"

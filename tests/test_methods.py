@@ -19,9 +19,10 @@ from runtime import decode, generate, load
 from runtime.errors import UserError
 from train import cd4lm, checkpoint, collect, distill, dparallel, lora, masking, views
 from train.data import Example
-from train.lesson import Teacher
+from train.lesson import Lesson, Teacher
 from train.masking import Canvas
 from train.methods import METHODS, chosen
+from train.optimise import Loss
 from train.states import block_visible
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import read_shards
@@ -215,23 +216,29 @@ def words_for(folder: Path, method: str, out: Path, *extra: str) -> list[str]:
     return [*words.split(), "--out", str(out), "--learning-rate", "0.1", *extra]
 
 
+def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
+    """A student in training, its teacher, sharper than it or they would agree, and the loss of a step."""
+    method, *extra = words.split()
+    args = distill.parser().parse_args(words_for(school, method, school / "s.pt", *extra))
+    saved = checkpoint.load(school / "teacher.pt")
+    student = replace(saved, decoding=replace(saved.decoding, attention=args.attention))
+    found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
+    lesson = distill.lesson_of(args, saved, student, found)
+    teacher = lesson.teacher()
+    with torch.no_grad():
+        for parameter in teacher.model.parameters():
+            parameter *= 4
+    _, values = chosen(args)
+    return lesson, teacher, METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
+
+
 @pytest.mark.parametrize(
     ("method", "attention"), [(name, attention) for name, each in METHODS.items() for attention in each.attentions]
 )
 def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_the_student_alone(
     method: str, attention: str, school: Path
 ) -> None:
-    args = distill.parser().parse_args(words_for(school, method, school / "s.pt", "--attention", attention))
-    saved = checkpoint.load(school / "teacher.pt")
-    student = replace(saved, decoding=replace(saved.decoding, attention=attention))
-    found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
-    lesson = distill.lesson_of(args, saved, student, found)
-    teacher = lesson.teacher()
-    with torch.no_grad():
-        for parameter in teacher.model.parameters():
-            parameter *= 4  # or it would agree with the student
-    _, values = chosen(args)
-    loss_of = METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
+    lesson, teacher, loss_of = lecture(school, f"{method} --attention {attention}")
     total, terms = loss_of(1)
     total.backward()
     shares = {
@@ -247,6 +254,56 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
         g.abs().max() > 0 for g in gradients if g is not None
     )
     assert loss_of(1)[0].item() == pytest.approx(total.item()) and loss_of(2)[0].item() != pytest.approx(total.item())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cdlm --weights 1,0,0",
+        "cdlm --weights 0,1,0 --target completed",
+        "cdlm --weights 0,0,1",
+        "cd4lm --shares 1,1",
+        "cd4lm --shares 0,0",
+        "cd4lm --shares 1,1 --attention full",
+        "dparallel --certainty 0",
+    ],
+)
+def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
+    """A teacher in the student's place would have no gradient."""
+    lesson, _, loss_of = lecture(school, words)
+    total, _ = loss_of(1)
+    total.backward()
+    norms = {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in lesson.model.named_parameters()}
+    matrices = [name for name, p in lesson.model.named_parameters() if p.dim() == 2]
+    assert matrices and min(norms[name] for name in matrices) > 0 and total.item() > 0
+
+
+def test_a_gradient_through_bf16_is_that_of_fp32(school: Path) -> None:
+    """CDLM runs the student without gradients first, and older torch then kept weights cast without any."""
+    gradients = []
+    for bf16 in (False, True):
+        lesson, _, loss_of = lecture(school, "cdlm --weights 1,1,0 --target completed")
+        with torch.autocast("cpu", torch.bfloat16, bf16):
+            total, _ = loss_of(1)
+        total.backward()
+        found = {name: p.grad for name, p in lesson.model.named_parameters() if p.dim() == 2}
+        gradients.append({name: gradient for name, gradient in found.items() if gradient is not None})
+    exact, rounded = gradients
+    assert exact.keys() == rounded.keys()
+    for name, gradient in exact.items():
+        assert torch.cosine_similarity(gradient.flatten(), rounded[name].flatten(), dim=0) > 0.9, name
+
+
+def test_states_of_several_tokens_a_step_are_no_trajectory_for_cdlm(
+    school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--ckpt {school}/teacher.pt --out {tmp_path}/answers --data {school}/own.jsonl --count 6 --batch 6"
+    assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16", "--threshold", "0.5"]) == 0
+    capsys.readouterr()
+    given = ["--trajectories", f"{tmp_path}/answers", "--no-only-right"]
+    assert distill.main(words_for(school, "cdlm", tmp_path / "s.pt", *given)) == 2
+    assert "collected with --threshold 0.5, several tokens a step" in capsys.readouterr().err
+    assert distill.main(words_for(school, "dparallel", tmp_path / "s.pt", *given)) == 0
 
 
 @pytest.mark.parametrize("extra", ["", "--lora-rank 2", "--student small.pt", "--student small.pt --lora-rank 2"])

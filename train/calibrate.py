@@ -28,11 +28,9 @@ from .statistics import paired_difference
 
 GRIDS = {
     "confidence": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995),
-    "entropy": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+    "entropy": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
     "factor": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
 }
-
-
 COUNT = 400  # validation problems a task, where no report names them
 
 

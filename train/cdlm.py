@@ -56,6 +56,7 @@ def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
             ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
             # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
             taught = said(teacher, drawn.hidden.to(ahead.device, torch.float32))
+        torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would go on with
         hidden = lesson.run(drawn.earlier, drawn.visible)
         distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
         steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))

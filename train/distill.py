@@ -122,7 +122,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
     """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
-        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides
+        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
     )
     found = [t for t in everything if t.right or not only_right]
     if not found:

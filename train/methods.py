@@ -20,7 +20,7 @@ BOTH = ("block_causal", "full")
 TARGETS = ("completed", "partial")
 DEFAULTS: dict[str, Any] = {
     "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0,
-    "ordered": 0.5, "trajectories": None, "only_right": True,
+    "ordered": 0.7, "trajectories": None, "only_right": True,
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
     add = parser.add_argument_group("cd4lm and dparallel").add_argument
     add("--ordered", type=float, metavar="SHARE", help="of the blocks (of a full cd4lm student the answers) masked "
-        "from a drawn place to their end, as decoding meets them; the authors have none, 0 (default 0.5)")  # fmt: skip
+        "from a drawn place to their end, as decoding meets them; the authors have none, 0 (default 0.7)")  # fmt: skip
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
 

@@ -33,7 +33,7 @@ def read_report(path: Path, data: Path | None) -> Report:
         name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
-    if split.startswith("test"):
+    if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
     task = tasks.from_file(data) if data else tasks.named(name)[0]
     problems = list(task.problems(split, len(right), seed))

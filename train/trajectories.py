@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,20 +74,28 @@ def read_shards(folder: Path) -> list[Trajectory]:
     return found
 
 
-def read_collections(folders: Sequence[Path], teacher: str, overrides: Overrides) -> list[Trajectory]:
+def read_collections(
+    folders: Sequence[Path], teacher: str, overrides: Overrides, stepwise: bool = False
+) -> list[Trajectory]:
     """All trajectories of several collections, each checked to be of the teacher with that fingerprint, read so.
 
-    Raises UserError for a folder that does not tell its teacher, as one of shards copied by hand, and for another's.
+    stepwise: they are asked for their states too, which are only those of a decoding of one token a step. Raises
+    UserError for a folder that does not tell its teacher, as one of shards copied by hand, and for another's.
     """
     for folder in folders:
-        _check_origin(folder, teacher, overrides)
+        settings = _check_origin(folder, teacher, overrides)
+        if stepwise and "threshold" in settings:
+            raise UserError(
+                f"{folder} was collected with --threshold {settings['threshold']}, several tokens a step, and cdlm "
+                "learns from the states between; collect without --threshold"
+            )
     return [trajectory for folder in folders for trajectory in read_shards(folder)]
 
 
-def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> None:
+def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str, Any]:
     path = folder / SETTINGS
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         theirs = {"ckpt_sha256": settings["ckpt_sha256"], **settings.get("overrides", {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
@@ -104,6 +113,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> None:
                 f"the trajectories in {folder} were collected with --{name.replace('_', '-')} {there}, here it is "
                 f"{here}; give the same"
             )
+    return settings
 
 
 def count_right(path: Path) -> tuple[int, int]:
