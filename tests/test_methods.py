@@ -17,7 +17,8 @@ from pupils import LINES, teacher_of
 from export import onnx as export
 from runtime import decode, generate, load
 from runtime.errors import UserError
-from train import cd4lm, checkpoint, collect, distill, dparallel, lora, masking, views
+from train import cd4lm, checkpoint, collect, distill, dparallel, lora, losses, masking, views
+from train.blocks import FILLER
 from train.data import Example
 from train.lesson import Lesson, Teacher
 from train.masking import Canvas
@@ -136,22 +137,28 @@ def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
-def test_a_share_of_the_blocks_has_its_end_in_the_first_half_and_nothing_in_the_second(attention: str) -> None:
-    laid, generator, met = laid_out(0), torch.Generator().manual_seed(2), []
+def test_a_share_of_the_rows_has_ends_in_the_first_half_and_nothing_in_the_second(attention: str) -> None:
+    laid, generator, sizes = laid_out(0), torch.Generator().manual_seed(2), Counter[int]()
     here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
     for _ in range(50):
         (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 0.75, generator)
-        assert not (first & second).any()
-        for row in range(len(laid.ids)):
-            for block in here[row][(first | second)[row]].unique().tolist():
-                inside = (here[row] == block) & laid.inside()[row]
-                flags = first[row][inside].tolist()
-                halved = bool((first | second)[row][inside].all()) and bool(second[row][inside].any())
-                met.append(not halved)
-                assert halved or (flags[-1] and flags == sorted(flags) and not second[row][inside].any())
-    assert 0.65 < sum(met) / len(met) < 0.92  # 0.75, and of the others 1 in 2 ** BLOCK by chance
+        assert not (first & second).any() and not second[1:].any()
+        for row in range(1, 4):
+            for block in here[row][first[row]].unique().tolist():
+                flags = first[row][(here[row] == block) & laid.inside()[row]].tolist()
+                assert flags[-1] and flags == sorted(flags)
+                sizes[sum(flags)] += 1
+        whole = (first | second)[0]
+        assert all(whole[here[0] == block].all() for block in here[0][whole].unique())
+    assert sizes.keys() == {1, 2, 3, 4} and sizes[4] > sizes[1]  # a whole block more often than its last position
     (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 1, generator)
     assert first.any() and not second.any()
+
+
+def test_a_share_of_rows_is_spread_among_them() -> None:
+    assert masking.spread(10, 0.7).int().tolist() == [0, 1, 1, 0, 1, 1, 0, 1, 1, 1]
+    assert not masking.spread(5, 0).any() and masking.spread(5, 1).all()
+    assert masking.spread(4, 0.75).int().tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -276,6 +283,23 @@ def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
     norms = {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in lesson.model.named_parameters()}
     matrices = [name for name, p in lesson.model.named_parameters() if p.dim() == 2]
     assert matrices and min(norms[name] for name in matrices) > 0 and total.item() > 0
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: str, school: Path) -> None:
+    """The slow way: every row in both forwards."""
+    lesson, _, loss_of = lecture(school, f"dparallel --attention {attention} --ordered 0.5")
+    contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
+    answers = dparallel.answers(lesson.found, contract.eos_ids)
+    picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
+    laid = masking.lay_out([answers[i] for i in picked], contract.block, lesson.least(), contract.pad_id, generator)
+    both, behind = dparallel.halves(laid, contract.block, attention, 0.5, generator)
+    for half in both:
+        scores = views.scores(lesson.model, views.hidden_at(lesson.run, laid, half | behind, half, contract), contract)
+        weight, target = masking.weights(laid, half, FILLER)[half], laid.ids[half]
+        slow = slow + losses.denoising(scores.log_softmax(-1), target, weight)
+        slow = slow + 2 * losses.uncertainty(scores, target, weight)
+    assert not both[1].any(dim=1).all() and loss_of(3)[0].item() == pytest.approx(slow.item(), rel=1e-5)
 
 
 def test_a_gradient_through_bf16_is_that_of_fp32(school: Path) -> None:

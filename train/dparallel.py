@@ -2,8 +2,8 @@
 
 L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
 H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
-(czg1225/dParallel). Ours is that some blocks are masked from a drawn place to their end, with no other half:
-decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
+(czg1225/dParallel). Ours is that the blocks of some answers are masked from a drawn place to their end, with no other
+half: decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def halves(
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
 
-    ordered: the share of blocks with their end in the first half and nothing in the second, see `masking.ends`.
+    ordered: the share of rows with their blocks' ends, see `masking.ends`, in the first half and nothing in the second.
     `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
     the same task for each of them, and nothing behind, which it does not see.
     """
     inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    chosen, end = masking.ends(canvas, block, ordered, generator)
+    chosen, end = masking.spread(len(canvas.ids), ordered)[:, None], masking.ends(canvas, block, 1, generator)[1]
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
     if attention == "block_causal":
         return (first, second), torch.zeros_like(inside)
@@ -72,9 +72,12 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
         laid, behind = laid.mine(), parallel.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(parallel.mine, both):
-            hidden = views.hidden_at(lesson.run, laid, half | behind, half, contract)
-            said, target = views.scores(lesson.model, hidden, contract), laid.ids[half]
-            weight = masking.weights(laid, half, FILLER)[half]
+            asked = half.any(dim=1)
+            asked[0] |= not asked.any()  # each of several processes runs as many forwards
+            rows, half, later = laid.rows(asked), half[asked], behind[asked]
+            hidden = views.hidden_at(lesson.run, rows, half | later, half, contract)
+            said, target = views.scores(lesson.model, hidden, contract), rows.ids[half]
+            weight = masking.weights(rows, half, FILLER)[half]
             wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
             doubt = doubt + losses.uncertainty(said, target, weight)
         return wrong + certainty * doubt, {"wrong": wrong.item(), "doubt": doubt.item()}

@@ -39,6 +39,10 @@ class Canvas:
         """This process's rows, of the same width; see `parallel.mine`."""
         return Canvas(*(parallel.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
 
+    def rows(self, chosen: Tensor) -> Canvas:
+        """The chosen rows alone, of the same width. chosen bool [batch]."""
+        return Canvas(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
+
     def widest(self) -> int:
         """Positions of the longest canvas."""
         return int((self.length - self.start).max())
@@ -97,6 +101,12 @@ def ends(canvas: Canvas, unit: int | None, share: float, generator: torch.Genera
     drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
     ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
     return drawn, drawn & tail(canvas.offsets(), size, ratio)
+
+
+def spread(rows: int, share: float) -> Tensor:
+    """That share of the rows, as evenly among them as can be. bool [rows]."""
+    count = torch.floor(torch.arange(rows + 1) * share)
+    return count[1:] > count[:-1]
 
 
 def tail(places: Tensor, size: int | Tensor, ratio: Tensor) -> Tensor:
