@@ -94,8 +94,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
     add = parser.add_argument_group("cd4lm and dparallel").add_argument
-    add("--ordered", type=float, metavar="SHARE", help="of the blocks (for dparallel, and of a full cd4lm "
-        "student, of the answers) masked from a drawn place to their end, as decoding meets them; the authors have none, 0 (default 0.7)")  # fmt: skip
+    add("--ordered", type=float, metavar="SHARE", help="of the blocks (of a full cd4lm student, and "
+        "for dparallel, the answers) masked from a drawn place to their end, as decoding meets them; the authors have "
+        "none, 0 (default 0.7)")  # fmt: skip
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
 
