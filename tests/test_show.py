@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,9 @@ def test_the_summary_counts_separate_commits_on_both_sides(tmp_path: Path) -> No
     assert "8 tokens in 6 forwards, 1.33 a forward" in summary(decode_result(model, True))
     assert "8 tokens in 7 forwards, 1.14 a forward" in summary(decode_result(model, False))
     assert summary(decode_result(model, True)).endswith("one token a step takes at least 8 forwards")
-    assert summary(decode_result(model, False)).endswith("one token a step takes at least 9 forwards")
+    separate = decode_result(model, False)
+    assert summary(separate).endswith("one token a step takes at least 9 forwards")
+    assert summary(replace(separate, cached=False, seed=3)).endswith("9 forwards; seed 3; no cache")
 
 
 def decode_result(model: Model, fused: bool) -> Result:
