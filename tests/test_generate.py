@@ -86,7 +86,7 @@ def test_generate_at_a_temperature_tells_the_seed_that_gives_the_answer_again(
         assert generate.main([*again, "--threads", "1"]) == 0
         assert capsys.readouterr().out == values["text"] + "\n"
     assert generate.main([*again, "--show"]) == 0
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}; no cache")
 
 
 def test_a_models_three_levels_draw_the_same(sampling: str) -> None:
@@ -106,7 +106,7 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
     assert generate.main([bundle, PROMPT, "--show"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ANSWER + "\n"
-    assert captured.err.splitlines()[-1].endswith("forwards")
+    assert captured.err.splitlines()[-1].endswith("forwards; no cache")
 
 
 @pytest.mark.parametrize(
