@@ -245,6 +245,7 @@ def test_a_checkpoint_keeps_everything_but_its_threshold(own: Path, tmp_path: Pa
     ("change", "extra", "said"),
     [
         ({"split": "test"}, "", "is of the split test; a threshold chosen there would spoil it"),
+        ({"split": "all"}, "", "is of the split all; a threshold chosen there would spoil it"),
         ({"per_problem": {}}, "", "is no report of train.evaluate --out"),
         ({"task": "other"}, "", "problems of other, which are not there"),
         ({}, "--thresholds 1.5", "threshold 1.5 is outside"),
