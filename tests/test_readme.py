@@ -77,3 +77,9 @@ def test_links_and_pages_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", README) if "://" not in link]
     pages = re.findall(r"`([\w./-]+\.md)`", README)
     assert pages and [name for name in (*links, *pages) if not (ROOT / name).exists()] == []
+
+
+def test_the_table_of_methods_is_the_study_s() -> None:
+    page = (ROOT / "samples" / "results" / "study.md").read_text(encoding="utf-8")
+    table = next(part for part in page.split("\n\n") if part.startswith("|"))
+    assert "| threshold |" in table and table.count("\n") > 10 and table in section("Numbers")
