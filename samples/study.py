@@ -4,8 +4,9 @@
 
 Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
 most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
-below. What the earlier study.json has of the same file is not measured again, and a row whose checkpoint is in none of
-the folders stays as it is there, or is left out.
+below. What the earlier study.json has of the same file is not measured again (delete it to measure everything anew, as
+after a change of the decode loop), and a row whose checkpoint is in none of the folders stays as it is there, or is
+left out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from train.torch_backend import TorchBackend
 SAMPLES = Path(__file__).resolve().parent
 ONE = {"rule": "count", "min": 1}
 SURE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
+GUARDED = {**SURE, "eos_guard": 0.3}  # as eval_gsm8k.sh of CD4LM's authors has it; its max is the block
 BOLD = 0.8  # where CAD takes most tokens a step: the lowest confidence that is tried
 THRESHOLDS = {"confidence": (BOLD, 0.9, 0.95, 0.98, 0.99), "entropy": (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5)}
 TEACHER = "teacher"
@@ -75,9 +77,12 @@ ROWS = (
         for n in (2, 4, 8)
     ),
     Row("ablation: CDLM, consistency without distillation", "cdlm-consistency"),
+    Row("its control: as many updates with both, weights of CDLM's authors", "cdlm-published"),
     Row("ablation: CAD without DSCD, not distilled", "teacher", "block_causal", SURE, BOLD),
     Row("ablation: CAD with DSCD, CD4LM", "cd4lm", None, SURE, BOLD),
+    Row("ablation: the same with its authors' end-token guard", "cd4lm", None, GUARDED, BOLD),
     Row("ablation: CAD without DSCD, the teacher, full attention", "teacher", "full", SURE, BOLD, True),
+    Row("its control: as many updates on the answers alone", "cd4lm-full-labels", "full", SURE, BOLD, True),
     Row("ablation: CAD with DSCD, CD4LM, full attention", "cd4lm-full", "full", SURE, BOLD, True),
 )
 
@@ -194,24 +199,26 @@ def run(args: argparse.Namespace) -> Study:
         "seed": args.seed, "batch": args.batch, "tasks": [task.name for task in chosen],
         "data": checkpoint.fingerprint(args.data) if args.data else None,
     }  # fmt: skip
+    found = list(found_rows(ROWS, args.models))
+    if not found or found[0][0].title != TEACHER:
+        raise UserError(
+            f"no teacher.pt in {', '.join(map(str, args.models))}; every row is compared with it: give --models"
+        )
+    study["teacher"] = sha256(found[0][1])
     known, recorded = earlier(path, study)
+    if known:
+        print(f"{len(known)} points of {path} are not measured again; delete it to measure all anew", file=sys.stderr)
     plan = Plan(
         [Problems(t, TUNING, args.seed, list(t.problems(TUNING, args.tuning, args.seed))) for t in chosen],
         [Problems(t, args.split, args.judged_seed, list(t.problems(args.split, args.count, args.judged_seed)))
          for t in chosen], args.batch,
     )  # fmt: skip
     measured: dict[str, dict[str, Any]] = {}
-    for row, file in found_rows(ROWS, args.models):
-        if not measured and row.title != TEACHER:
-            break
+    for row, file in found:
         print(f"== {row.title}: {file}", file=sys.stderr)
         measured[row.title] = measure(row, file, plan, measured.get(TEACHER), known)
         study["rows"] = ordered({**recorded, **measured})
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
-    if not measured:
-        raise UserError(
-            f"no teacher.pt in {', '.join(map(str, args.models))}; every row is compared with it: give --models"
-        )
     page = study_page.text(study)
     replace_file(args.out / "study.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     study_page.draw(study, args.out)

@@ -116,14 +116,15 @@ def _text(study: Study) -> Iterator[str]:
         f"split `{study['split']}` drawn with the seed {study['judged_seed']}. In brackets the paired difference to "
         "the teacher with its 95 % interval, in points. ✗: its lower bound is worse than "
         f"-{100 * TARGET:g} on a task. Forwards and tokens are means of an answer. Rows with full attention ran under "
-        "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, without the bounds `min` and "
-        "`max` and without the end-token guard."
+        "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, with its end-token guard where "
+        "a row says so (`eos_guard` 0.3: no end before 0.3 of the canvas is out), without the bound `max`."
     )
     yield "\n" + table(summary(study)) + "\n"
     yield "## What a prediction depends on\n"
     yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, in fp32, and how"
     yield "far its confidence is from the share of tokens that are right. A block-causal model has clean blocks before"
-    yield "the masked one, a full one has not, so that the KL of one kind do not compare with those of the other.\n"
+    yield "the masked one, a full one has not, so that the KL of one kind do not compare with those of the other. A"
+    yield "model of one token a block sees no masks: its KL are 0.\n"
     yield f"| | {' | '.join(f'ratio {ratio:g}' for ratio in RATIOS[1:])} | expected calibration error |"
     yield "|---" * (len(RATIOS) + 1) + "|"
     for row in models(study):

@@ -289,6 +289,11 @@ def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
 def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: str, school: Path) -> None:
     """The slow way: every row in both forwards."""
     lesson, _, loss_of = lecture(school, f"dparallel --attention {attention} --ordered 0.5")
+    learning = torch.optim.Adam(lesson.model.parameters(), 1e-2)
+    for _ in range(8):  # until some position is right, where alone certainty is asked for
+        learning.zero_grad()
+        loss_of(3)[0].backward()
+        learning.step()
     contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
     answers = dparallel.answers(lesson.found, contract.eos_ids)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
@@ -299,7 +304,35 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
         weight, target = masking.weights(laid, half, FILLER)[half], laid.ids[half]
         slow = slow + losses.denoising(scores.log_softmax(-1), target, weight)
         slow = slow + 2 * losses.uncertainty(scores, target, weight)
-    assert not both[1].any(dim=1).all() and loss_of(3)[0].item() == pytest.approx(slow.item(), rel=1e-5)
+    total, terms = loss_of(3)
+    assert not both[1].any(dim=1).all() and terms["doubt"] > 0 and total.item() == pytest.approx(slow.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(attention: str, school: Path) -> None:
+    """DSCD the slow way: each side alone, with the masks that are its own, asked where the student has masks."""
+    lesson, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
+    contract, generator = lesson.contract, lesson.generator(1)
+    laid = masking.lay_out(
+        lesson.stream.examples(1), contract.block, lesson.least(), contract.pad_id, generator
+    )  # fmt: skip
+    unit = contract.block if attention == "block_causal" else None
+    noisy, less = cd4lm.nested_masks(laid, unit, 0.5, generator)
+    assert (noisy & ~less).any() and not (less & ~noisy).any()
+    weight, target = masking.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
+    with torch.no_grad():
+        hidden = views.hidden_at(teacher.model, laid, less, noisy, teacher.contract)
+        taught = views.scores(teacher.model, hidden, contract)
+    said = views.scores(lesson.model, views.hidden_at(lesson.run, laid, noisy, noisy, contract), contract)
+    soft, softer = (scores.double().div(2).softmax(-1) for scores in (taught, said))
+    apart = (soft * (soft.clamp_min(1e-300).log() - softer.clamp_min(1e-300).log())).sum(-1)
+    wrong = -said.double().softmax(-1)[torch.arange(len(target)), target].log()
+    agree, rebuild = (4 * (apart * weight).sum() / weight.sum(), (wrong * weight).sum() / weight.sum())
+    share = cd4lm.Shares(0.9, 0.5).at(1, 3)
+    total, terms = loss_of(1)
+    assert terms["agree"] == pytest.approx(agree.item(), rel=1e-4) and agree > 0
+    assert terms["rebuild"] == pytest.approx(rebuild.item(), rel=1e-4)
+    assert total.item() == pytest.approx((share * agree + (1 - share) * rebuild).item(), rel=1e-4)
 
 
 def test_a_gradient_through_bf16_is_that_of_fp32(school: Path) -> None:

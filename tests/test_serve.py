@@ -85,7 +85,7 @@ def test_counts_and_thresholds_come_along(client: OpenAI, model: Model) -> None:
         )
         used = model.gate.threshold if threshold is None else threshold
         assert (own["threshold"], own["highest_threshold"]) == (used, used)
-        assert own["one_a_step"] == len(expected.token_ids)
+        assert own["one_a_step"] == len(expected.token_ids) and own["cached"] is expected.cached is True
 
 
 def test_token_ids_make_a_prompt_too(client: OpenAI, model: Model) -> None:
@@ -242,6 +242,12 @@ def test_a_seed_that_the_server_drew_gives_the_answer_again(sampling: Served) ->
             assert type(own["seed"]) is int and again.choices[0].text == text
         plain: Any = client.completions.create(model="student", prompt="hi").model_extra
         assert plain["blockstep"]["seed"] is None
+
+
+def test_an_answer_of_a_full_model_says_that_no_cache_was_used(sampling: Served, drawing: Model) -> None:
+    with sampling.client() as client:
+        own: Any = client.completions.create(model="student", prompt="hi").model_extra
+    assert drawing.contract.attention == "full" and own["blockstep"]["cached"] is drawing.generate("hi").cached is False
 
 
 def test_log_probabilities_at_a_temperature_are_those_of_the_drawn_tokens(sampling: Served, drawing: Model) -> None:

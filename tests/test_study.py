@@ -130,6 +130,12 @@ def test_a_study_of_other_settings_or_a_damaged_one_is_left_as_it_is(
         assert study.main(words_of(models, *extra)) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1 and path.read_bytes() == before
+    teacher = (models / "teacher.pt").read_bytes()
+    checkpoint.save(teacher_of(16, 9), models / "teacher.pt")
+    assert study.main(words_of(models)) == 2  # its rows would be compared with a teacher that they never met
+    err = capsys.readouterr().err
+    assert "made with teacher " in err.splitlines()[-1] and path.read_bytes() == before
+    (models / "teacher.pt").write_bytes(teacher)
     for damaged in ("[]", '{"rows": [{"title": "teacher"}]}', '{"rows": [1]}', "{"):
         path.write_text(damaged, encoding="utf-8")
         assert study.main(words_of(models)) == 2

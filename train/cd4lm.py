@@ -2,9 +2,10 @@
 
 L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
 the student's masked positions, of which the teacher's are a subset. Ratios, floors and schedule are those of the
-authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss. Ours
-is that the student has some blocks, or as a `full` one some answers, masked from a drawn place to their end: decoding
-meets little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
+authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss, and
+taken of the canvas, the filler behind a short answer's end included, where theirs are of the answer alone. Ours is that
+the student has some blocks, or as a `full` one some answers, masked from a drawn place to their end: decoding meets
+little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def shares_of(text: str) -> Shares:
 
 
 def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
-    """How many of an answer's `size` positions are masked for the student and for the teacher.
+    """How many of `size` positions are masked for the student and for the teacher.
 
-    chance: two numbers, uniform on [0, 1). Short answers have counts of their own, so that something is left to see.
+    chance: two numbers, uniform on [0, 1). Few positions have counts of their own, so that something is left to see.
     """
     if size <= 10:
         return min(size, 2), 1

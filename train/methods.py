@@ -29,8 +29,8 @@ class Method:
     """One way to distil.
 
     options: names of those options that not every method has; from_examples: whether ground truth is learnt from;
-    attentions: of its students; gate: its students' first one, as the authors decode; plan: checks the options' values
-    and says how the loss is made of a lesson.
+    attentions: of its students; gate: its students' first one, with the authors' threshold or near it; plan: checks the
+    options' values and says how the loss is made of a lesson.
     """
 
     options: tuple[str, ...]
@@ -88,7 +88,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "teacher (needed)")  # fmt: skip
     add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
     add = parser.add_argument_group("cdlm").add_argument
-    add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1)")
+    add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA "
+        "1,0.5,0.1)")  # fmt: skip
     add("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)")
     add = parser.add_argument_group("cd4lm").add_argument
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")

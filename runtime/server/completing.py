@@ -39,7 +39,8 @@ async def complete(service: Service, chat: bool, request: Request) -> Response:
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)
-    events, reply = _events(service, request, job, feed, started), Reply(ask, service.name)
+    reply = Reply(ask, service.name, cached=service.model.contract.attention != "full")
+    events = _events(service, request, job, feed, started)
     if ask.stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_lines(reply, events), headers=headers, media_type="text/event-stream")

@@ -19,10 +19,11 @@ LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What all parts of one reply have in common. prompt: its tokens."""
+    """What all parts of one reply have in common. cached: whether its committed tokens were kept in a cache."""
 
     ask: Ask
     model: str
+    cached: bool
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -82,7 +83,8 @@ class Reply:
         low, high = end.thresholds or (None, None)
         return {
             "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
-            "one_a_step": done.one_a_step, "threshold": low, "highest_threshold": high, "seed": self.ask.seed,
+            "one_a_step": done.one_a_step, "cached": self.cached, "threshold": low, "highest_threshold": high,
+            "seed": self.ask.seed,
         }  # fmt: skip
 
     def _usage(self, end: End) -> dict[str, int]:
