@@ -117,7 +117,7 @@ def _text(study: Study) -> Iterator[str]:
         "the teacher with its 95 % interval, in points. ✗: its lower bound is worse than "
         f"-{100 * TARGET:g} on a task. Forwards and tokens are means of an answer. Rows with full attention ran under "
         "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, with its end-token guard where "
-        "a row says so (`eos_guard` 0.3: no end before 0.3 of the canvas is out), without the bound `max`."
+        "a row says so (end tokens rank last until 0.3 of the canvas is out), without the bound `max`."
     )
     yield "\n" + table(summary(study)) + "\n"
     yield "## What a prediction depends on\n"

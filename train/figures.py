@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from .calibration import Bin, expected_error
 from .checkpoint import replace_file
 
-SIZE = (9.0, 4.5)  # inches, the legend beside the axes
+SIZE = (12.0, 5.0)  # inches, the legend beside the axes
 DOTS = 120  # an inch
 NEAREST = 0.5  # points from 100 % below which a curve's scale no longer grows
 ACROSS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
