@@ -4,7 +4,7 @@ With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) 
 two, KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper
 leaves y and y* open: here y is early in a block more often than late, and y* is drawn, or the block completed. The
 ground truth's noise is ours too (`blocks.noise`, filler behind an answer's end weighing less), and so is a weight
-of 1 for it, the authors' being 0.01 and 0.1: LOG.md has what a small student gives under each.
+of 1 for it, the authors' being 0.01 and 0.1: LOG.md has what a small student gives under 0.01.
 """
 
 from __future__ import annotations
