@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .cores import physical_cores
 from .devices import Device
 from .errors import UserError
+from .product_model import INT8, INT32, UINT8, product_model
 
 SLICE = 1 << 16  # bytes that a thread's part of a buffer is a multiple of
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -30,7 +31,7 @@ ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products
 PRODUCTS = {
     "fp32": ("MatMul", 1, 1, 1, np.float32, np.float32),
     "fp16": ("MatMul", 10, 10, 10, np.float16, np.float16),
-    "int8": ("MatMulInteger", 2, 3, 6, np.uint8, np.int8),
+    "int8": ("MatMulInteger", UINT8, INT8, INT32, np.uint8, np.int8),
 }
 
 
@@ -116,46 +117,16 @@ def product(precision: str, threads: int) -> Callable[[], Any]:
             "measuring this machine needs onnxruntime, which is not installed; install 'blockstep[cpu]', or leave "
             "local out of --devices"
         ) from None
-    taken, weight = PRODUCTS[precision][4:]
+    from .saturation import require_exact_products
+
+    operator, left_type, right_type, out_type, taken, weight = PRODUCTS[precision]
     rng = np.random.default_rng(0)
     left = rng.integers(0, 100, (ROWS, INNER)).astype(taken)
     right = rng.integers(-100, 100, (INNER, COLUMNS)).astype(weight)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    session = ort.InferenceSession(product_model(precision, right), options, providers=["CPUExecutionProvider"])
+    require_exact_products(options)  # as the engines have it, so that the roof is one that they can reach
+    model = product_model(operator, left_type, right_type, out_type, right)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"left": left})[0]
-
-
-def product_model(precision: str, weight: NDArray[Any]) -> bytes:
-    """An ONNX model of one operator, left [rows, inner] times this weight [inner, columns].
-
-    Written as protobuf by hand, since the runtime has no onnx: field numbers are those of onnx.proto, version 1.
-    """
-    operator, left, right, out, *_ = PRODUCTS[precision]
-    node = b"".join(field(n, text.encode()) for n, text in ((1, "left"), (1, "right"), (2, "out"), (4, operator)))
-    tensor = b"".join(field(1, size) for size in weight.shape)
-    tensor += field(2, right) + field(8, b"right") + field(9, weight.tobytes())
-    graph = field(1, node) + field(2, b"product") + field(5, tensor)
-    graph += field(11, value("left", left)) + field(12, value("out", out))
-    return field(1, 8) + field(7, graph) + field(8, field(1, b"") + field(2, 13))
-
-
-def value(name: str, kind: int) -> bytes:
-    """A ValueInfoProto of a tensor of that type with two open axes."""
-    return field(1, name.encode()) + field(2, field(1, field(1, kind) + field(2, field(1, b"") * 2)))
-
-
-def field(number: int, content: int | bytes) -> bytes:
-    """One protobuf field: a varint, or bytes with their length before them."""
-    if isinstance(content, int):
-        return bytes((*varint(number << 3), *varint(content)))
-    return bytes((*varint(number << 3 | 2), *varint(len(content)))) + content
-
-
-def varint(value: int) -> Iterator[int]:
-    """An unsigned number in groups of seven bits, the lowest first."""
-    while value > 127:
-        yield value & 127 | 128
-        value >>= 7
-    yield value

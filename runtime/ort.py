@@ -15,6 +15,7 @@ from .binding import Binding, specs
 from .contract import REDUCED, TOP, Contract, cache_names
 from .cores import physical_cores
 from .errors import DeviceError, NumericalError, UserError
+from .saturation import require_exact_products
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 CUDA = "CUDAExecutionProvider"
@@ -222,6 +223,7 @@ def load_session(model: Path, threads: int | None = None, device: str = "cpu") -
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
+    require_exact_products(options)
     try:
         session = ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its errors share no class of their own

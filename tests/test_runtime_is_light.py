@@ -18,6 +18,7 @@ HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings l
 MAY_IMPORT = {
     "ort": {"onnxruntime"},
     "binding": {"onnxruntime"},
+    "saturation": {"onnxruntime"},
     "text": {"tokenizers"},
     "show": {"tokenizers"},
     "generate": {"tokenizers"},

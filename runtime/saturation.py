@@ -1,0 +1,43 @@
+"""Keeps int8 products exact on x86 CPUs whose fast kernel for them saturates.
+
+On AVX2 and AVX-512 without VNNI, ONNX Runtime multiplies u8 activations by s8 weights with `vpmaddubsw`, which adds
+pairs of products in 16 bits and saturates: 2 x 255 x 127 is more than 32,767. Its session option
+`session.x64quantprecision` takes an exact kernel instead (onnxruntime_session_options_config_keys.h). On CPUs with VNNI
+or AMX the same option would replace kernels that are exact already by slower ones, so it is set only if a product that
+is computed here comes out wrong.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnxruntime as ort
+
+from .product_model import INT8, INT32, UINT8, product_model
+
+OPTION = "session.x64quantprecision"
+TERMS, COLUMNS = 4, 32
+ROWS = (1, 32)  # one row runs in a kernel of its own
+
+
+@cache
+def u8s8_saturates() -> bool:
+    """Returns whether products of u8 activations and s8 weights saturate on this CPU.
+
+    Multiplies 255 by 127 over four terms: 129,540 if sound, 65,534 if pairs saturate. Measured once per process and
+    never stored, because a virtual machine's CPU name does not tell which CPU it runs on tomorrow. Takes less than a
+    millisecond.
+    """
+    model = product_model("MatMulInteger", UINT8, INT8, INT32, np.full((TERMS, COLUMNS), 127, np.int8))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    exact = 255 * 127 * TERMS
+    return any((session.run(None, {"left": np.full((rows, TERMS), 255, np.uint8)})[0] != exact).any() for rows in ROWS)
+
+
+def require_exact_products(options: ort.SessionOptions) -> None:
+    """Changes a session's options in place such that its int8 products are exact; none change if they are anyway."""
+    if u8s8_saturates():
+        options.add_session_config_entry(OPTION, "1")

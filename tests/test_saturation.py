@@ -1,0 +1,90 @@
+"""runtime.saturation: the session option for CPUs whose int8 kernel saturates is set if needed, and only then.
+
+Whether a product is right with it is shown under emulated CPUs (tests/other_cpus.sh).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from export.twin import twin_of
+from runtime import bundle, machine, saturation
+from runtime.ort import OrtBackend, load_session
+
+BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"
+PLAIN = ort.SessionOptions()
+NAMES = [name for name in dir(PLAIN) if not name.startswith("_") and not callable(getattr(PLAIN, name))]
+
+
+def exact(options: ort.SessionOptions) -> str | None:
+    try:
+        return str(options.get_session_config_entry(saturation.OPTION))
+    except RuntimeError:
+        return None
+
+
+@pytest.fixture(params=[True, False], ids=["saturates", "sound"])
+def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU of either kind, as far as the options go."""
+    monkeypatch.setattr(saturation, "u8s8_saturates", lambda: request.param)
+    return bool(request.param)
+
+
+def test_the_probe_tells_what_a_product_gives_here() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, 256, (32, 64)).astype(np.uint8), rng.choice([-127, 127], (64, 32)).astype(np.int8)
+    model = saturation.product_model("MatMulInteger", 2, 3, 6, right)
+    out = ort.InferenceSession(model, PLAIN, providers=["CPUExecutionProvider"]).run(None, {"left": left})[0]
+    saturation.u8s8_saturates.cache_clear()
+    assert saturation.u8s8_saturates() == (not np.array_equal(out, left.astype(np.int32) @ right.astype(np.int32)))
+
+
+def test_the_probe_runs_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    real = saturation.product_model
+    monkeypatch.setattr(saturation, "product_model", lambda *given: runs.append(given) or real(*given))
+    saturation.u8s8_saturates.cache_clear()
+    first = saturation.u8s8_saturates()
+    for _ in range(2):
+        load_session(bundle.read(BUNDLE).path / bundle.read(BUNDLE).engines[0].model)
+    assert len(runs) == 1 and saturation.u8s8_saturates() == first
+
+
+def test_the_option_reaches_the_engine_the_instrumented_graph_and_the_roofline(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bundle.read(BUNDLE)
+    backend = OrtBackend(made.path / made.engines[0].model, made.contract, 2)
+    wanted = "1" if saturates else None
+    assert exact(backend.session.get_session_options()) == wanted
+    assert exact(twin_of(made.path / made.engines[0].model, backend).session.get_session_options()) == wanted
+    given: list[ort.SessionOptions] = []
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda m, o, **rest: given.append(o) or real(m, o, **rest))
+    for name, value in (("ROWS", 2), ("INNER", 8), ("COLUMNS", 8)):
+        monkeypatch.setattr(machine, name, value)
+    machine.product("int8", 1)
+    assert [exact(options) for options in given] == [wanted]
+
+
+def test_on_a_sound_cpu_a_session_has_the_options_that_it_had_before(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: dict[str, str] = {}
+
+    class Recording(ort.SessionOptions):  # type: ignore[misc]
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries[key] = value
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(ort, "SessionOptions", Recording)
+    made = bundle.read(BUNDLE)
+    got = load_session(made.path / made.engines[0].model, 2).get_session_options()
+    assert entries == ({saturation.OPTION: "1"} if saturates else {})
+    assert {name: getattr(got, name) for name in NAMES} == {
+        **{name: getattr(PLAIN, name) for name in NAMES}, "intra_op_num_threads": 2, "log_severity_level": 3,
+    }  # fmt: skip
