@@ -63,8 +63,8 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     def open(self, batch: int, capacity: int) -> None:
-        """Makes room, zeroed, for `batch` sequences of at most `capacity` positions; where there are several, a forward
-        may pad each to two blocks behind that."""
+        """Makes room for `batch` sequences of at most `capacity` positions, in which nothing of earlier ones is read;
+        where there are several, a forward may pad each to two blocks behind that."""
 
     def forward(self, forward: Forward) -> Proposal: ...
 

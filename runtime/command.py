@@ -63,7 +63,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", metavar="NAME",
         help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where an ONNX Runtime engine runs (default: cpu)")
+    add("--device", choices=("cpu", "cuda"), default="cpu",
+        help="where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)")  # fmt: skip
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores; of a small "
         "int8 engine 1)")  # fmt: skip
     add("--verify", choices=("first", "always"), default="first",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import decode, trial
+from . import decode, ort_cuda, trial
 from .backend import Backend, Ints, Shareable
 from .batch import Step
 from .contract import Contract, GateSpec
@@ -219,12 +219,12 @@ def load(
     """The model in a bundle's folder, ready to answer.
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
-    first for ONNX Runtime; threads: of a forward, by default the physical cores, or one
-    for a small int8 engine; verify: `first` checks the files'
-    hashes and tries the files in a process of their own once, and then remembers them, `always` every time; device:
-    `cpu` or `cuda`, of an ONNX Runtime engine; trust_engine: load a TensorRT engine, which is native code, though this
-    machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU that is missing or does not
-    fit, and for files that crash, hang or take all memory.
+    first for ONNX Runtime; threads: of a forward, by default the physical cores, or one for a small int8 engine;
+    verify: `first` checks the files' hashes and tries the files in a process of their own, on the CPU whatever the
+    device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX Runtime engine,
+    `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code,
+    though this machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU that is missing
+    or does not fit, and for files that crash, hang or take all memory.
     """
     from .bundle import read
     from .text import Tokenizer
@@ -234,7 +234,8 @@ def load(
     bundle = read(Path(path))
     found = bundle.matching(engine)
     if found[0].build is None:
-        chosen, backend = found[0], _on_ort(bundle, found[0], threads, verify, device)
+        chosen = found[0] if device == "cpu" else ort_cuda.select_engine(bundle, found)
+        backend = _on_ort(bundle, chosen, threads, verify, device)
     else:
         chosen, backend = _on_tensorrt(bundle, found, verify, trust_engine)
     tokenizer = Tokenizer(bundle.tokenizer, bundle.chat_template)
@@ -247,7 +248,10 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
     try:
         from .ort import OrtBackend
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; pip install 'onnxruntime>=1.30'") from None
+        install = "pip install 'onnxruntime>=1.30'" if device == "cpu" else ort_cuda.install_line()
+        raise UserError(f"{error.name} is not installed; {install}") from None
+    if device != "cpu":
+        ort_cuda.check_available()
     verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
     size = sum((bundle.path / name).stat().st_size for name in engine.files)
     threads = threads or usual_threads(engine.precision, size)

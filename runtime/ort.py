@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from . import ort_cuda
 from .backend import Floats, Forward, Proposal
 from .binding import Binding, specs
 from .contract import REDUCED, TOP, Contract, cache_names
@@ -18,7 +19,6 @@ from .errors import DeviceError, NumericalError, UserError
 from .saturation import require_exact_products
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
-CUDA = "CUDAExecutionProvider"
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 
@@ -37,9 +37,9 @@ class OrtBackend:
     """A step graph of any dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
-    by default. device: `cpu` or `cuda`, where the cache is a GPU's memory and only the small arrays cross; what the
-    GPU's kernels do not take is a DeviceError then. Raises UserError where the file cannot be loaded or is not the
-    graph of that contract.
+    by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
+    cross. Raises UserError if the file cannot be loaded, is not the graph of that contract, or is one that CUDA has no
+    kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
     """
 
     def __init__(
@@ -115,9 +115,14 @@ class OrtBackend:
             raise ValueError(f"rows {rows.tolist()} of a batch of one")
 
     def _zero(self) -> None:
-        """Forgets everything, at the cost of what was written."""
+        """Forgets everything, at the cost of what was written; on a GPU, of nothing.
+
+        A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention, whose KV cache has a
+        length of the host's choice, reads no position before this request wrote it, so nothing is uploaded to a GPU.
+        Attention over a fixed capacity reads all of it: there the zeros are.
+        """
         self.cache[..., : self._reach, :] = 0
-        if self.device != "cpu":
+        if self.device != "cpu" and self._form.capacity is not None:
             for part in self._parts:
                 part.update_inplace(np.zeros(part.shape(), self._form.dtype))
         self._reach = 0
@@ -210,28 +215,19 @@ def bucket(capacity: int, most: int) -> int:
 
 def load_session(model: Path, threads: int | None = None, device: str = "cpu") -> ort.InferenceSession:
     """A session, which several backends may share. Raises UserError where ONNX Runtime does not take file or device."""
-    providers = ["CPUExecutionProvider"]
-    if device != "cpu":
-        if CUDA not in ort.get_available_providers():
-            raise UserError(
-                f"onnxruntime {ort.__version__} here runs on the CPU alone; for --device cuda, pip uninstall "
-                "onnxruntime and pip install 'blockstep[gpu]'"
-            )
-        providers.insert(0, CUDA)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
+    if device != "cpu":
+        return ort_cuda.open_session(model, options)
     require_exact_products(options)
     try:
-        session = ort.InferenceSession(str(model), options, providers=providers)
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
             "onnxruntime 1.30 or newer"
         ) from None
-    if session.get_providers()[0] != providers[0]:  # it goes on with the CPU where CUDA cannot be loaded
-        raise UserError("onnxruntime cannot use CUDA here; see that driver, CUDA and cuDNN fit it, or use --device cpu")
-    return session

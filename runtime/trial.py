@@ -2,7 +2,7 @@
 
 The parsers behind it are native code (ONNX Runtime in C++, tokenizers in Rust), where a damaged or hostile file can end
 the process, and a chat template is a program. Tried are: reading all of them, one forward, and the template on one
-message. A file that behaves there and misbehaves later is not found.
+message. A file that behaves there and misbehaves later is not found, and nothing is tried on a GPU.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ print(json.dumps({"refused": answer(asked)}))
 
 def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -> None:
     """Reads a bundle's texts and runs an engine of ONNX Runtime, None for the texts alone, in a child process.
+
+    It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
 
     Raises UserError where the child refuses them, crashes, or takes more time or memory than files of their size need.
     Nothing is tried where no child can be started, as in a program that an interpreter is frozen into, nor where Python

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny
-from speaking import speaking_bundle
 
-from runtime import bench, generate
 from runtime.backend import Forward
 from runtime.errors import UserError
 from runtime.lane import Widths, choose
@@ -120,17 +116,3 @@ def test_the_longest_prompt_of_an_engine_is_in_its_contract() -> None:
     assert "max_prompt" not in tiny.contract().as_dict() and contract.as_dict()["max_prompt"] == 10
     with pytest.raises(UserError, match=r"contract\.max_prompt is 0"):
         tiny.contract(max_prompt=0)
-
-
-def test_a_gpu_that_onnxruntime_does_not_have_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    made = str(speaking_bundle(tmp_path, "say it", "ab"))
-    for main in (generate.main, bench.main):
-        assert main([made, *(["x"] if main is generate.main else []), "--device", "cuda"]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "runs on the CPU alone" in error and "'blockstep[gpu]'" in error
