@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.trt import INSTALL
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
 LEAST = {
@@ -78,7 +79,7 @@ def install_line(flavor: str) -> str:
         return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "TensorRT is for Linux on x86_64 and aarch64; build there"
-    return f"pip install 'blockstep[{'rtx' if flavor == 'rtx' else 'trt'}]'"
+    return INSTALL[flavor]
 
 
 def capabilities(trt: Any) -> tuple[int, ...]:

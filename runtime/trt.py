@@ -17,6 +17,10 @@ from .errors import DeviceError, UserError
 from .lane import Lane, Widths, choose
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavour to module
+INSTALL = {
+    "tensorrt": "pip install 'blockstep[trt]', for CUDA 13 and NVIDIA's driver 580 or newer; for CUDA 12 tensorrt-cu12",
+    "rtx": "pip install 'blockstep[rtx]'",
+}
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # names in the library's DataType
 OPEN = -1  # a dimension that a forward decides
 
@@ -27,8 +31,7 @@ def load_library(flavor: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, OSError) as error:  # OSError: a shared library that it needs
-        extra = "trt" if flavor == "tensorrt" else "rtx"
-        raise UserError(f"{name} cannot be imported ({error}); pip install 'blockstep[{extra}]'") from None
+        raise UserError(f"{name} cannot be imported ({error}); {INSTALL[flavor]}") from None
 
 
 class TrtEngine:

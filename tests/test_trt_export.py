@@ -319,6 +319,8 @@ def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.Mo
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
     monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
     assert targets.install_line("rtx") == "pip install 'blockstep[rtx]'"
+    line = targets.install_line("tensorrt")
+    assert line.startswith("pip install 'blockstep[trt]'") and "driver 580" in line and "tensorrt-cu12" in line
     monkeypatch.setattr(targets, "JETSON", tmp_path)
     assert targets.install_line("tensorrt").startswith("on a Jetson: sudo apt-get install python3-libnvinfer, then")
 
