@@ -131,9 +131,20 @@ bench: $(VENV)/.training
 		-c $(VENV)/constraints.txt -e '.[bench]' || echo "llama.cpp could not be built: the bench runs without it" >&2
 	$(BIN)/python -m samples.bench
 
-gpu-report: $(VENV)/.testing
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[$(FLAVOR)]'
-	@$(BIN)/python samples/gpu_report.py
+# An environment of its own: onnxruntime-gpu is the same module as onnxruntime, which the other extras bring. What cannot
+# be installed is said and left out, here and on the page.
+.gpu/.reporting: pyproject.toml constraints.txt
+	$(MAKE) VENV=.gpu .gpu/.testing
+	.gpu/bin/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[gpu]' || \
+		{ echo "there is no onnxruntime-gpu for this machine: ONNX Runtime runs on the CPU alone, use TensorRT" >&2; \
+		.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[cpu]'; }
+	@touch $@
+
+gpu-report: .gpu/.reporting
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[$(FLAVOR)]' || \
+		echo "$(FLAVOR) could not be installed: the report runs without TensorRT" >&2
+	@.gpu/bin/python samples/gpu_report.py
 
 clean:
-	rm -rf $(VENV) .try build dist *.egg-info
+	rm -rf $(VENV) .try .gpu build dist *.egg-info
