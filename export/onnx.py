@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from runtime.bundle import Engine, check_place, write
@@ -24,6 +23,7 @@ from runtime.contract import Contract
 from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.layout import room_for_answer
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from runtime.workload import Shape
 from train import checkpoint
@@ -181,7 +181,7 @@ def sample_requests(contract: Contract) -> list[Request]:
 
 def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
     """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
     found = {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
     return {**found, "shape": asdict(shape_of_model(model))}
 

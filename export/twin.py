@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 
 
@@ -23,7 +23,7 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     add_logits(graph, shipped.contract.vocab)
     options = shipped.session.get_session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return OrtBackend(session, shipped.contract)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .contract import REDUCED, TOP, Contract, cache_names
+from .no_telemetry import ort
 
 OPEN = -1  # a dimension that the forward decides
 

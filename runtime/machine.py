@@ -111,7 +111,7 @@ def timed(work: Callable[[], object]) -> float:
 def product(precision: str, threads: int) -> Callable[[], Any]:
     """Multiplies a constant matrix [ROWS, INNER] with a weight [INNER, COLUMNS] of the model, when called."""
     try:
-        import onnxruntime as ort
+        from .no_telemetry import ort
     except ImportError:
         raise UserError(
             "measuring this machine needs onnxruntime, which is not installed; install 'blockstep[cpu]', or leave "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from . import ort_cuda
@@ -16,6 +15,7 @@ from .binding import Binding, specs
 from .contract import REDUCED, TOP, Contract, cache_names
 from .cores import physical_cores
 from .errors import DeviceError, NumericalError, UserError
+from .no_telemetry import ort
 from .saturation import require_exact_products
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity

@@ -12,8 +12,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import onnxruntime as ort
 
+from .no_telemetry import ort
 from .product_model import INT8, INT32, UINT8, product_model
 
 OPTION = "session.x64quantprecision"

@@ -155,9 +155,9 @@ def test_a_step_is_not_far_above_the_bandwidth_floor(made: Bundle, backend: TrtB
 @pytest.fixture(scope="module")
 def halves(exported: Bundle) -> tuple[Model, Model]:
     """The fp16 engine of ONNX Runtime on the CPU and on the GPU."""
-    import onnxruntime
+    from runtime.no_telemetry import ort
 
-    if CUDA not in onnxruntime.get_available_providers():
+    if CUDA not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA")
     return load(exported.path, engine="ort-fp16"), load(exported.path, device="cuda")
 

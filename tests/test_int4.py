@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tiny
 import torch
@@ -19,6 +18,7 @@ from test_step_graph import random_weights
 from export.int4 import BLOCK, Int4Linear, dequantise, in_pairs, quantise
 from export.onnx import exported_contract, write_model
 from runtime.errors import NumericalError
+from runtime.no_telemetry import ort
 from train.model import ModelConfig
 
 SEED = 7
@@ -69,7 +69,7 @@ def test_a_weight_is_quantised_in_slices_as_in_one_piece(monkeypatch: pytest.Mon
         np.testing.assert_array_equal(ours, theirs)
 
 
-def product(weight: NDArray[np.float32]) -> onnxruntime.InferenceSession:
+def product(weight: NDArray[np.float32]) -> ort.InferenceSession:
     """ONNX Runtime's MatMulNBits alone, over a weight [out, in]."""
     outputs, inputs = weight.shape
     parts = dict(zip(("values", "scale", "zero"), quantise(weight), strict=True))
@@ -83,7 +83,7 @@ def product(weight: NDArray[np.float32]) -> onnxruntime.InferenceSession:
     model = onnx.helper.make_model(
         onnx.helper.make_graph([node], "one", [x], [y], stored), opset_imports=opsets, ir_version=10
     )
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(7, 16), (5, 32), (24, 40), (33, 96), (64, 256)])

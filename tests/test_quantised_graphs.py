@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import tiny
 import torch
@@ -24,6 +23,7 @@ from export.verify import held_out
 from export.weight_formats import FORMATS, Format
 from runtime.decode import generate
 from runtime.errors import NumericalError, UserError
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
 from train.model import Model, initialise

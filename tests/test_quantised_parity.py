@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tiny
 import torch
@@ -26,6 +25,7 @@ from export.quantise import FORMATS, Formats
 from export.quantised_torch import QuantisedBackend, whole_bound
 from runtime import bundle
 from runtime.contract import Contract
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint, save
 from train.model import ModelConfig
@@ -48,7 +48,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def operator() -> onnxruntime.InferenceSession:
+def operator() -> ort.InferenceSession:
     """ONNX Runtime's DynamicQuantizeLinear alone."""
     node = onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])
     kinds = {"x": onnx.TensorProto.FLOAT, "q": onnx.TensorProto.UINT8, "scale": onnx.TensorProto.FLOAT}
@@ -56,13 +56,13 @@ def operator() -> onnxruntime.InferenceSession:
     values["zero"] = onnx.helper.make_tensor_value_info("zero", onnx.TensorProto.UINT8, [])
     graph = onnx.helper.make_graph([node], "one", [values.pop("x")], list(values.values()))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(-20, 20))
 def test_activations_are_rounded_as_the_operator_does(
-    operator: onnxruntime.InferenceSession, seed: int, shift: float, exponent: float
+    operator: ort.InferenceSession, seed: int, shift: float, exponent: float
 ) -> None:
     x = np.random.default_rng(seed).standard_normal((5, 7)) * np.exp2(exponent) + shift * np.exp2(exponent)
     for each in (x.astype(np.float32), np.abs(x).astype(np.float32), np.zeros((5, 7), np.float32)):

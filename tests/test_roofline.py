@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from runtime import machine, roofline
 from runtime.analysis import Question, analysed, points, to_train
 from runtime.devices import DEVICES, Device, named
+from runtime.no_telemetry import ort
 from runtime.product_model import product_model
 from runtime.workload import SHAPES, Pass
 
@@ -107,7 +107,7 @@ def test_the_product_that_is_timed_is_a_valid_model_of_that_product(precision: s
     left, right = rng.integers(0, 9, (3, 200)).astype(taken), rng.integers(-9, 9, (200, 5)).astype(weight)
     content = product_model(*kinds, right)
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
-    (out,) = onnxruntime.InferenceSession(content).run(None, {"left": left})
+    (out,) = ort.InferenceSession(content).run(None, {"left": left})
     assert np.array_equal(out.astype(np.int64), left.astype(np.int64) @ right.astype(np.int64))
 
 

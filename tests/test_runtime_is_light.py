@@ -16,6 +16,7 @@ HEAVY |= {"starlette", "uvicorn", "prometheus_client", "cffi"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings loads `cuda` with the interpreter
 # Whose purpose is one library, or which is a command that needs it.
 MAY_IMPORT = {
+    "no_telemetry": {"onnxruntime"},
     "ort": {"onnxruntime"},
     "binding": {"onnxruntime"},
     "saturation": {"onnxruntime"},

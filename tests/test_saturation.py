@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from export.twin import twin_of
 from runtime import bundle, machine, saturation
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend, load_session
 
 BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from runtime.backend import Forward, Ints, Proposal
 from runtime.contract import Contract
 from runtime.measure import canvas
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 
 from .contender import Cell, tokens
@@ -37,4 +36,4 @@ class OnnxStep:
         return self.proposal.token[0]
 
     def about(self) -> dict[str, Any]:
-        return {"onnxruntime": onnxruntime.__version__}
+        return {"onnxruntime": ort.__version__}

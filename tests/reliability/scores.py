@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import tiny
 import torch
 from onnx import numpy_helper
@@ -22,6 +21,7 @@ from runtime.bundle import read
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
 from runtime.errors import NumericalError
+from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from train.torch_backend import TorchBackend
 
@@ -142,7 +142,7 @@ def graph() -> onnx.ModelProto:
 
 
 def engine(model: onnx.ModelProto) -> OrtBackend:
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return OrtBackend(session, read(BUNDLE).contract)
