@@ -30,16 +30,17 @@ __all__ = [
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
 )  # what a write may leave behind
+UNTRIED = "untried"  # the last part of the mark of a file that was hashed alone
 
 
 def verify_files(
-    bundle: Bundle, engine: Engine, policy: str = "first", trial: Callable[[], object] | None = None
+    bundle: Bundle, engine: Engine, policy: str = "first", trial: Callable[[], bool] | None = None
 ) -> None:
     """Compares the files that `engine` needs with their sha256; a UserError names the one that differs.
 
     policy `first`: a file is hashed once and then known by size, time and inode, remembered in the user's cache folder
     (hashed every time where that cannot be written); `always`: hashed now. It finds damage, not forgery. trial: called
-    where some were hashed, before they are remembered.
+    if some were hashed or not tried before, and returns whether it tried them, which is remembered too.
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
@@ -48,12 +49,13 @@ def verify_files(
     for name, expected in {**engine.files, **bundle.texts}.items():
         file = regular(bundle.path / name)
         mark = _mark(file, expected)
-        if known.get(str(file.resolve())) != mark:
-            if _readable_sha256(file) != expected:
+        before = known.get(str(file.resolve()))
+        if before != mark:
+            if before != [*mark, UNTRIED] and _readable_sha256(file) != expected:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
             found[str(file.resolve())] = mark
-    if found and trial is not None:
-        trial()
+    if found and trial is not None and not trial():
+        found = {file: [*mark, UNTRIED] for file, mark in found.items()}
     if found and policy == "first":
         memory.see({**known, **found})
 

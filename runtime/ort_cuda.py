@@ -61,7 +61,7 @@ def install_line() -> str:
 
 def check_available() -> None:
     """Raises UserError if the onnxruntime that is installed has no CUDA. Loads nothing of CUDA."""
-    import onnxruntime as ort
+    from .no_telemetry import ort
 
     if CUDA not in ort.get_available_providers():
         raise UserError(f"onnxruntime {ort.__version__} runs on the CPU alone; for --device cuda: {install_line()}")
@@ -73,7 +73,7 @@ def open_session(model: Path, options: Any) -> Any:
     Raises:
         UserError: CUDA cannot be used here, or the graph would be wrong or slow on it (see `check_placement`).
     """
-    import onnxruntime as ort
+    from .no_telemetry import ort
 
     check_available()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -101,7 +101,7 @@ def preload() -> str:
 
     ONNX Runtime's own library finds them nowhere else than on the system's search path.
     """
-    import onnxruntime as ort
+    from .no_telemetry import ort
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # stdout is the command's answer

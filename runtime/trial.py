@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, NumericalError, UserError
 
 if TYPE_CHECKING:
+    from .interpreter import Outcome
     from .manifest import Bundle, Engine
 
 MEMORY = 1 << 30  # bytes beyond what the interpreter and its libraries hold, and
@@ -29,92 +32,136 @@ ADVICE = (
     "when it was tried in a process of its own, so it is not loaded; it is damaged or was made to do harm: copy or "
     "export the bundle again"
 )
-# The package is found by its folder, whatever it is called and whoever hosts this interpreter; isolated (-I), so that
-# nothing in the working directory is imported before the path is this process's.
+OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # signals that no file raises
+# The package is found by its folder, whatever it is called and whoever hosts this interpreter.
 CHILD = """
-import importlib.util, json, os, sys
+import importlib.util, json, sys
 asked = json.load(sys.stdin)
 sys.path[:] = asked["path"]
-start = os.path.join(asked["package"], "__init__.py")
-spec = importlib.util.spec_from_file_location("blockstep", start, submodule_search_locations=[asked["package"]])
+spec = importlib.util.spec_from_file_location("blockstep", asked["start"], submodule_search_locations=asked["package"])
 sys.modules["blockstep"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
-from blockstep.trial import answer
-print(json.dumps({"refused": answer(asked)}))
+from blockstep.trial import report
+report(asked)
 """
 
 
-def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -> None:
+def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -> bool:
     """Reads a bundle's texts and runs an engine of ONNX Runtime, None for the texts alone, in a child process.
 
     It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
 
-    Raises UserError where the child refuses them, crashes, or takes more time or memory than files of their size need.
-    Nothing is tried where no child can be started, as in a program that an interpreter is frozen into, nor where Python
-    leaves signals alone, as in the C library: the imports below would take SIGINT from the host.
+    Returns whether they were tried. Raises UserError if the child refuses them, crashes, or takes more time or memory
+    than files of their size need. A child that does not come as far as opening a file says nothing about it: another
+    interpreter is tried, and if there is none a warning is given. Nothing is tried, without a word, in a program that
+    an interpreter is frozen into, nor where Python leaves signals alone, as in the C library: the imports below would
+    take SIGINT from the host.
     """
-    if not sys.executable or getattr(sys, "frozen", False) or "_signal" not in sys.modules:
-        return
-    import subprocess
+    if getattr(sys, "frozen", False) or "_signal" not in sys.modules:
+        return False
+    from . import interpreter
 
     names = [*bundle.texts, *(engine.files if engine else ())]
     size = sum((bundle.path / name).stat().st_size for name in names)
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
-    seconds = SECONDS + size // RATE
+    seconds, package = SECONDS + size // RATE, sys.modules[__package__]
     asked = {
-        "path": sys.path, "package": str(Path(__file__).resolve().parent), "bundle": str(bundle.path.absolute()),
+        "path": [entry for entry in sys.path if isinstance(entry, str)],  # imports heed no others
+        "start": package.__file__, "package": list(package.__path__), "bundle": str(bundle.path.absolute()),
         "engine": engine.name if engine else None, "threads": threads, "seconds": seconds,
-        "bytes": MEMORY + COPIES * size + STACK * (threads or os.cpu_count() or 1),
+        "bytes": MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1),
     }  # fmt: skip
+    reason = f"{sys.prefix} has no python executable"
+    for executable in interpreter.interpreters():
+        try:
+            outcome = interpreter.run(executable, CHILD, json.dumps(asked), seconds * PATIENCE)
+        except interpreter.NotReached as error:
+            reason = str(error)
+            continue
+        judge(what, outcome, seconds)
+        return True
+    warnings.warn(
+        f"{what} is loaded without having been tried in a process of its own ({' '.join(reason.split())}); load it "
+        "once with this environment's python, or open bundles of people you trust alone",
+        stacklevel=2,
+    )
+    return False
+
+
+def judge(what: str, outcome: Outcome, seconds: int) -> None:
+    """Raises UserError for everything but a child that came to its end and refused nothing."""
+    if outcome.code is None:
+        raise UserError(f"{what} did not end within {seconds * PATIENCE} s {ADVICE}")
+    if outcome.code < 0:
+        name = signal_name(-outcome.code)
+        if name in OUTSIDE:
+            raise UserError(
+                f"{what} is not loaded, since the process that tried it was ended from outside ({name}), as a system "
+                "does that has no memory left; free some, or allow this program more, and load it again"
+            )
+        ending = f"computed for more than {seconds} s" if name == "SIGXCPU" else f"crashed ({name})"
+        raise UserError(f"{what} {ending} {ADVICE}")
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD], input=json.dumps(asked).encode(), capture_output=True,
-            timeout=seconds * PATIENCE, check=False,
-        )  # fmt: skip
-    except OSError:
-        return
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{what} did not end within {seconds * PATIENCE} s {ADVICE}") from None
-    if done.returncode < 0:
-        raise UserError(f"{what} {ending(-done.returncode, seconds)} {ADVICE}")
-    try:
-        refused = json.loads(done.stdout.splitlines()[-1])["refused"]
-    except (ValueError, LookupError):
-        reason = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-        raise UserError(f"{what} failed ({reason}) {ADVICE}") from None
+        refused = json.loads(outcome.report or "")["refused"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{what} failed ({outcome.error_text}) {ADVICE}") from None
     if refused is not None:
         raise UserError(refused)
 
 
-def ending(number: int, seconds: int) -> str:
-    """How a child ended that a signal ended."""
+def signal_name(number: int) -> str:
     import signal
 
     try:
-        name = signal.Signals(number).name
+        return signal.Signals(number).name
     except ValueError:
-        name = f"signal {number}"
-    return f"computed for more than {seconds} s" if name == "SIGXCPU" else f"crashed ({name})"
+        return f"signal {number}"
+
+
+def stack() -> int:
+    """Bytes of a thread's stack, all of which count as its process's data, used or not."""
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return STACK
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return STACK if soft == resource.RLIM_INFINITY else max(STACK, soft)
+
+
+def report(asked: dict[str, Any]) -> None:
+    """In the child: greets, tries what was asked for, and prints the line that it is refused with, or None.
+
+    All that says nothing about the bundle comes before the greeting: importing the libraries, setting the limits.
+    """
+    import numpy  # noqa: F401
+
+    from . import bundle, decode, text  # noqa: F401
+    from .interpreter import MARK
+
+    if asked["engine"] is not None:
+        from . import ort  # noqa: F401
+    limit(asked["bytes"], asked["seconds"])
+    print(MARK, flush=True)
+    print(MARK + json.dumps({"refused": answer(asked)}), flush=True)
 
 
 def answer(asked: dict[str, Any]) -> str | None:
-    """In the child: tries what was asked for, under its limits; the line that it is refused with, or None."""
+    """Tries what was asked for; returns the line that it is refused with, or None."""
     from .bundle import read
     from .text import Tokenizer
 
-    bundle = read(Path(asked["bundle"]))
-    if asked["engine"] is not None:
-        from .ort import OrtBackend  # loaded before its memory is counted
-    limit(asked["bytes"], asked["seconds"])
     try:
+        bundle = read(Path(asked["bundle"]))
         _speak(Tokenizer(bundle.tokenizer, bundle.chat_template))
         if asked["engine"] is not None:
+            from .ort import OrtBackend
+
             engine = bundle.engine(asked["engine"])
             _run(OrtBackend(bundle.path / engine.model, bundle.contract, asked["threads"]))
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:
-        return f"{bundle.path} takes more than {asked['bytes'] >> 20} MB of memory {ADVICE}"
+        return f"{asked['bundle']} takes more than {asked['bytes'] >> 20} MB of memory {ADVICE}"
     return None
 
 
@@ -125,12 +172,11 @@ def limit(size: int, seconds: int) -> None:
     except ImportError:  # not on every system; the clock is left
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # told (SIGXCPU) before it is killed
-    try:
+    with suppress(OSError, ValueError):  # a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # reported (SIGXCPU) before it is killed
+    with suppress(OSError, ValueError):  # not Linux, or a lower limit is set already
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (held + size, held + size))
-    except (OSError, ValueError):  # not Linux, or a lower limit is set already
-        return
 
 
 def _speak(tokenizer: Any) -> None:

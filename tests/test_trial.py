@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runtime import generate, memory, trial
+from runtime import generate, interpreter, memory, trial
 from runtime.bundle import read
 from runtime.errors import UserError
 from runtime.model import load
@@ -80,17 +81,33 @@ def test_a_template_that_takes_all_memory_is_stopped(bundle: Path) -> None:
     assert "MB of memory when it was tried in a process of its own" in refusal(lambda: load(bundle))
 
 
+def child(code: str) -> str:
+    """The code of a child that has come as far as the bundle."""
+    return f"import os, time; print({interpreter.MARK!r}, flush=True); {code}"
+
+
 def test_what_crashes_is_told_by_its_signal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(trial, "CHILD", crash)
+    monkeypatch.setattr(trial, "CHILD", child("os.kill(os.getpid(), 11)"))
     told = refusal(lambda: load(bundle))
     assert told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) when") and memory.seen() == {}
-    monkeypatch.setattr(trial, "CHILD", "print('no word'); raise SystemExit('broken')")
-    assert "failed (broken) when" in refusal(lambda: load(bundle))
-    monkeypatch.setattr(trial, "CHILD", "import time; time.sleep(60)")
+    for verdict in ("no word", f"{interpreter.MARK}no word", f"{interpreter.MARK}[]"):
+        monkeypatch.setattr(trial, "CHILD", child(f"print({verdict!r}); raise SystemExit('broken')"))
+        assert "broken) when it was tried" in refusal(lambda: load(bundle))
+    monkeypatch.setattr(trial, "CHILD", child("time.sleep(60)"))
     monkeypatch.setattr(trial, "SECONDS", 1)
     monkeypatch.setattr(trial, "PATIENCE", 0.2)
     assert "did not end within 0.2 s when" in refusal(lambda: load(bundle))
+
+
+@pytest.mark.parametrize("name", trial.OUTSIDE)
+def test_a_child_that_was_ended_from_outside_is_no_word_against_the_bundle(
+    name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = int(getattr(signal, name))
+    monkeypatch.setattr(trial, "CHILD", child(f"import signal; signal.signal({number}, signal.SIG_DFL)"
+        f"if {number} != 9 else 0; os.kill(os.getpid(), {number})"))  # fmt: skip
+    told = refusal(lambda: load(bundle))
+    assert f"ended from outside ({name})" in told and "harm" not in told and memory.seen() == {}
 
 
 def test_the_command_says_one_line_and_ends_with_2(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,14 +117,70 @@ def test_the_command_says_one_line_and_ends_with_2(bundle: Path, capsys: pytest.
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and "cannot load" in err
 
 
-def test_nothing_is_tried_where_no_child_can_be_started(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "CHILD", "raise SystemExit(3)")
+def test_a_host_that_is_no_python_or_has_odd_paths_of_modules_has_the_bundle_tried(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/tmp"), b"/tmp", None, 3, "/tmp/\udcff"])
     made = read(bundle)
-    for patch in (("executable", ""), ("executable", str(bundle / "none")), ("frozen", True)):
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, *patch, raising=False)
-            trial.attempt(made, made.engine())
-    refusal(lambda: trial.attempt(made, made.engine()))
+    for executable in ("/bin/ls", "", None, str(bundle / "python"), str(bundle)):
+        monkeypatch.setattr(sys, "executable", executable)
+        assert trial.attempt(made, made.engine())
+
+
+def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_next_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).token_ids
+    with monkeypatch.context() as patched:
+        patched.setattr(interpreter, "interpreters", lambda: ["/bin/ls", "/bin/false"])
+        with pytest.warns(UserWarning, match=r"without having been tried .* \(/bin/false ended with 1\)") as warned:
+            assert load(bundle).generate([5, 6], max_new_tokens=8).token_ids == expected
+        assert len(warned) == 1
+    hashed, tried = [], []
+    monkeypatch.setattr("runtime.bundle.sha256", lambda file: hashed.append(file))
+    monkeypatch.setattr(trial, "attempt", lambda *given: tried.append(given) or True)
+    load(bundle), load(bundle)
+    assert len(tried) == 1 and not hashed
+
+
+def test_what_breaks_before_the_bundle_is_opened_is_no_word_against_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = read(bundle)
+    for code in ("import os; os.kill(os.getpid(), 11)", "import nothing", "raise SystemExit(0)"):
+        monkeypatch.setattr(trial, "CHILD", code)
+        with pytest.warns(UserWarning, match="without having been tried"):
+            assert not trial.attempt(made, made.engine())
+
+
+def test_nothing_is_tried_in_a_frozen_program(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    made = read(bundle)
+    assert not trial.attempt(made, made.engine())
+
+
+def test_limits_that_the_host_has_already_are_no_word_against_a_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = tmp_path / "python-host"
+    host.write_text(f'#!/bin/sh\nulimit -t 30; exec "{sys.executable}" "$@"\n')
+    host.chmod(0o755)
+    monkeypatch.setattr(interpreter, "interpreters", lambda: [str(host)])
+    made = read(bundle)
+    assert trial.attempt(made, made.engine())
+
+
+def test_large_stacks_of_threads_are_no_word_against_a_bundle(bundle: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    large = 2 << 30
+    if hard != resource.RLIM_INFINITY and hard < large:
+        pytest.skip("the stack's limit cannot be raised here")
+    made = read(bundle)
+    resource.setrlimit(resource.RLIMIT_STACK, (large, hard))
+    try:
+        assert trial.attempt(made, made.engine(), 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def test_a_working_directory_is_not_imported_from(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,5 +191,4 @@ def test_a_working_directory_is_not_imported_from(bundle: Path, monkeypatch: pyt
 
 
 def test_signals_have_names() -> None:
-    assert trial.ending(signal.SIGSEGV, 7) == "crashed (SIGSEGV)" and trial.ending(99, 7) == "crashed (signal 99)"
-    assert trial.ending(signal.SIGXCPU, 7) == "computed for more than 7 s"
+    assert trial.signal_name(signal.SIGSEGV) == "SIGSEGV" and trial.signal_name(99) == "signal 99"
