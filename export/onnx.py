@@ -32,7 +32,7 @@ from train.families import Overrides
 from train.model import ModelConfig
 from train.options import add_directory_options, add_top_k_option, overrides_of
 from train.published_weights import expected_shapes
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 from .graph import trace
 from .layers import by_layer
@@ -77,6 +77,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> int:
     """Traces, checks, and only then writes the bundle."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
+    limit_threads()
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
     contract = exported_contract(source, args.capacity, args.top_k)

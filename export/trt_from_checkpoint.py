@@ -13,6 +13,7 @@ from runtime.errors import UserError
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.options import overrides_of
+from train.torch_backend import limit_threads
 
 from .onnx import EXPORTER, default_out, exported_contract, provenance
 from .trt_add import Shared, add, missing
@@ -27,6 +28,7 @@ PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 
 def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
+    limit_threads()
     source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
     contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
     if contracts[0].attention == "full" and (args.batch or 1) > 1:

@@ -24,7 +24,7 @@ from runtime.trt_backend import open_engines
 from train import checkpoint, prompts, tasks
 from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
-from train.torch_backend import TorchBackend
+from train.torch_backend import TorchBackend, limit_threads
 
 from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
 from .quantise import FORMATS, formats_of
@@ -68,6 +68,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
+    limit_threads()
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
     source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)

@@ -65,8 +65,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), default="cpu",
         help="where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores; of a small "
-        "int8 engine 1)")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores within the CPU "
+        "quota; of a small int8 engine 1)")  # fmt: skip
     add("--verify", choices=("first", "always"), default="first",
         help="check the files' hashes, and try them in a process of their own, at their first load or always "
         "(default: first)")  # fmt: skip

@@ -219,12 +219,12 @@ def load(
     """The model in a bundle's folder, ready to answer.
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
-    first for ONNX Runtime; threads: of a forward, by default the physical cores, or one for a small int8 engine;
-    verify: `first` checks the files' hashes and tries the files in a process of their own, on the CPU whatever the
-    device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX Runtime engine,
-    `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code,
-    though this machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU that is missing
-    or does not fit, and for files that crash, hang or take all memory.
+    first for ONNX Runtime; threads: of a forward pass, by default the physical cores within the CPU quota, or one for a
+    small int8 engine; verify: `first` checks the files' hashes and tries the files in a process of their own, on the
+    CPU whatever the device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX
+    Runtime engine, `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which
+    is native code, though this machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU
+    that is missing or does not fit, and for files that crash, hang or take all memory.
     """
     from .bundle import read
     from .text import Tokenizer

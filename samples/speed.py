@@ -37,7 +37,7 @@ from runtime.sequence import Result
 from train import checkpoint, tasks
 from train.checkpoint import Checkpoint, replace_file
 from train.data import canvas_for, survey
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 SAMPLES = Path(__file__).resolve().parent
 ONE_A_STEP = GateSpec(rule="count", min=1)
@@ -245,7 +245,7 @@ def command(args: argparse.Namespace) -> int:
             f"got --count {args.count}, --repeat {args.repeat}, --threads {args.threads}, --ways {args.ways}; expected "
             f"numbers of at least 1, and ways of {', '.join(WAYS)}"
         )
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    limit_threads(args.threads)
     with TemporaryDirectory() as spare:
         made = compared(args, ways, Path(spare))
     versions = {name: installed(name) for name in PACKAGES}

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime
 import pytest
 import tiny
 import torch
@@ -30,6 +29,7 @@ from runtime.errors import UserError
 from runtime.manifest import Engine, read
 from runtime.onnx_nodes import cache_nodes, nodes
 from runtime.ort import OrtBackend, load_session
+from runtime.no_telemetry import ort
 from runtime.ort_cuda import CPU, CUDA, assignments, check_placement, select_engine
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,7 +68,7 @@ def test_a_bundle_without_fp16_is_refused_before_its_files_are_read(
         assert "python -m export.onnx --precision fp16" in error and "--device cpu" in error
 
 
-@pytest.mark.skipif(CUDA in onnxruntime.get_available_providers(), reason="this onnxruntime has CUDA")
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
 def test_an_onnxruntime_without_cuda_is_refused_before_files_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,9 +143,9 @@ def test_a_node_of_a_subgraph_that_reads_the_kv_cache_is_found(tmp_path: Path) -
 
 def recorded(file: Path) -> list[tuple[str, str, str]]:
     """Where ONNX Runtime puts the nodes of a graph here: all on the CPU."""
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return assignments(onnxruntime.InferenceSession(str(file), options, providers=[CPU]))
+    return assignments(ort.InferenceSession(str(file), options, providers=[CPU]))
 
 
 Assigned = list[tuple[str, str, str]]
@@ -198,7 +198,7 @@ class Pretending:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, providers: list[str], preloaded: str = "") -> None:
         self.asked: dict[str, Any] = {}
-        self.preloads, start = 0, onnxruntime.InferenceSession.__init__
+        self.preloads, start = 0, ort.InferenceSession.__init__
 
         def open_session(session: Any, model: str, options: Any, **rest: Any) -> None:
             self.asked = rest
@@ -208,10 +208,10 @@ class Pretending:
             self.preloads += 1
             print(preloaded, end="")
 
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-        monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
-        monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", open_session)
-        monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: providers)
+        monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+        monkeypatch.setattr(ort, "preload_dlls", preload)
+        monkeypatch.setattr(ort.InferenceSession, "__init__", open_session)
+        monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: providers)
 
 
 @pytest.mark.parametrize("name", ["sample", "trt"])
@@ -250,7 +250,7 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.values: list[Any] = []
         self.uploads = 0
-        place, self._update = onnxruntime.OrtValue.ortvalue_from_numpy, onnxruntime.OrtValue.update_inplace
+        place, self._update = ort.OrtValue.ortvalue_from_numpy, ort.OrtValue.update_inplace
 
         def allocate(array: Any, kind: str = "cpu", number: int = 0) -> Any:
             value = place(array.copy() if kind == "cuda" else array)
@@ -261,8 +261,8 @@ class Device:
             self.uploads += 1
             self._update(value, array)
 
-        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", staticmethod(allocate))
-        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", update)
+        monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", staticmethod(allocate))
+        monkeypatch.setattr(ort.OrtValue, "update_inplace", update)
 
     def spoil(self) -> None:
         """Makes the KV cache NaN, every position of it."""

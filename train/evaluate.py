@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from .checkpoint import check_file, replace_file
 from .families import Overrides
 from .options import add_directory_options, add_raw_option, overrides_of
 from .statistics import paired_difference, percentile, proportion
-from .torch_backend import TorchBackend, contract_of
+from .torch_backend import TorchBackend, contract_of, limit_threads
 
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
 OWN = ("--attention",)  # here it is for every checkpoint
@@ -147,7 +146,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
     if args.ckpt:
         if args.engine is not None:
             raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
-        torch.set_num_threads(args.threads or torch.get_num_threads())
+        limit_threads(args.threads)
         saved, batch = checkpoint.load(args.ckpt, overrides_of(args, OWN)), BATCH if args.batch is None else args.batch
         backend = torch_backend(saved, batch, args.attention, bool(args.bf16))
         ask = prompts.of_checkpoint(saved, args.raw)
@@ -282,7 +281,8 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--engine", help="engine of the bundle (default its first)")
     p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
     p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
-    p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores)")
+    p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores within the "
+        "CPU quota)")  # fmt: skip
     p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the "
         "processor has it, not exact (default off)")  # fmt: skip
     add_raw_option(p)

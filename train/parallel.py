@@ -27,6 +27,7 @@ from runtime.command import run as run_command
 from runtime.errors import DeviceError, UserError
 
 from .model import Model
+from .torch_backend import limit_threads
 
 PATIENCE = 5.0  # seconds that the first process has to tell a mistake that all of them found
 LONGEST = timedelta(days=1)  # that one may wait for the others: of a collection, for a whole shard of answers
@@ -48,6 +49,7 @@ def run(command: Callable[[], int]) -> int:
 
     Another one is heard where the first has not ended all of them by then: torchrun does, when one of them ends.
     """
+    limit_threads()
     if _asked("RANK") == 0:
         return run_command(lambda: _as_device_error(command))
     said = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, parse_contract
+from runtime.cores import physical_cores
 
 from .checkpoint import Checkpoint
 from .model import Model
@@ -45,6 +47,13 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
             "top_k": top_k,
         }
     )
+
+
+def limit_threads(threads: int | None = None) -> None:
+    """Gives PyTorch so many threads. By default its own choice, which ignores CPU quotas, but at most `physical_cores`,
+    unless the user set OMP_NUM_THREADS."""
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or min(torch.get_num_threads(), physical_cores()))
 
 
 class StaticCache:

@@ -50,7 +50,7 @@ typedef struct blockstep_model blockstep_model;
 typedef struct {
     const char *engine; /* NULL: the bundle's first for ONNX Runtime; otherwise its name, or ort, or trt */
     const char *device; /* NULL: cpu; or cuda, of an ONNX Runtime engine */
-    int threads;        /* of a forward; 0: the physical cores */
+    int threads;        /* of a forward; 0: the physical cores within the CPU quota */
     int at_once;        /* requests answered at the same time, each with a cache; further ones wait. 0: 2, or 1 where
                            the engine has one cache */
     int verify_always;  /* check the files' hashes at every load, not only at the first */

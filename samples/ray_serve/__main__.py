@@ -19,6 +19,7 @@ from typing import Any
 
 from runtime.bundle import read
 from runtime.command import DONE, Parser, run
+from runtime.cores import physical_cores
 from runtime.errors import UserError
 from runtime.serve import listening, port, positive
 from runtime.serve import options as server_options
@@ -111,7 +112,7 @@ def start_ray(args: argparse.Namespace) -> None:
     if args.address is not None:
         ray.init(address=args.address, **told)
         return
-    cores = max(os.cpu_count() or 1, math.ceil(args.replicas[1] * args.cpus))
+    cores = max(physical_cores(), math.ceil(args.replicas[1] * args.cpus))
     ray.init(address="local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, **told)
 
 
