@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import IO
 
 MARK = "blockstep-load-check:"  # in each line that is the code's own: a sitecustomize may print as well
-GREETING = 30.0  # seconds for a Python to start and import the libraries, on a slow disk too
+GREETING = 60.0  # seconds for a Python to start and import the libraries, on a slow disk or an emulated CPU too
 CLOSING = 5.0  # seconds for reading what an ended process has left in its pipes
 LINE = 1 << 16  # bytes that are read at once, so that no process fills the memory here
 PYTHON = re.compile(r"py(thon|py)", re.IGNORECASE)
