@@ -27,9 +27,9 @@ from runtime.decode import Request
 from runtime.decode import generate as decode
 from runtime.errors import UserError
 from runtime.manifest import Engine, read
+from runtime.no_telemetry import ort
 from runtime.onnx_nodes import cache_nodes, nodes
 from runtime.ort import OrtBackend, load_session
-from runtime.no_telemetry import ort
 from runtime.ort_cuda import CPU, CUDA, assignments, check_placement, select_engine
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,7 +88,8 @@ def test_on_aarch64_without_onnxruntime_the_advice_for_a_jetson_is_tensorrt(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "runtime.ort")
+    for module in ("runtime.ort", "runtime.no_telemetry"):
+        monkeypatch.delitem(sys.modules, module)
     error = refusal(generate.main, bundle_of(tmp_path, "fp16"), capsys)
     assert error.startswith("error: onnxruntime is not installed; onnxruntime-gpu has no wheel with a Jetson's kernels")
 
