@@ -1,24 +1,20 @@
-"""Text to token ids and back: the bundle's tokenizer, its chat template, and decoding piece by piece."""
+"""Text to token ids and back: the bundle's tokenizer, conversations in its chat template, decoding piece by piece."""
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
 
 from .backend import Ints
+from .chat_template import render
 from .errors import UserError
 
-JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
 LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
 BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
 
@@ -127,47 +123,6 @@ class TextStream:
         piece = self._tokenizer.decode(self._before + self._held)[self._given :]
         self._before, self._held, self._given = [], [], 0
         return piece
-
-
-def render(template: str, messages: Messages) -> str:
-    """A chat template over a conversation, with the assistant's turn opened; sandboxed, it comes from the bundle."""
-    environment = _sandbox()
-    try:
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return str(environment.from_string(template).render(given))
-    except Exception as error:  # a template is a program, and may fail in any way that one can
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the bundle's chat template fails ({reason}); mend it, or go without it (--raw)") from None
-
-
-def _sandbox() -> Any:
-    """Where a template is run as transformers does. Raises UserError without jinja2, or one with ways out of it."""
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        old = [int(part) for part in re.findall(r"\d+", version("jinja2"))] < JINJA
-    except ImportError:
-        old = True
-    if old:
-        needed = ".".join(map(str, JINJA))
-        raise UserError(
-            f"this bundle has a chat template, which needs jinja2 {needed} or newer; pip install 'jinja2>={needed}', "
-            "or go without it (--raw)"
-        )
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def refuse(reason: str) -> None:
-        raise TemplateError(reason)
-
-    def as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # jinja's own escapes HTML too
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    environment.filters["tojson"] = as_json
-    return environment
 
 
 def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:

@@ -12,7 +12,7 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from runtime import json_file, text, trial
+from runtime import chat_template, json_file, trial
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -66,5 +66,5 @@ def test_security_says_the_limits_that_there_are() -> None:
     assert f"{trial.SECONDS} s and one second more per {trial.RATE >> 20} MB" in told and trial.COPIES == 4
     assert trial.MEMORY == 1 << 30 and "1 GB and four times" in " ".join(told.split())
     assert f"{json_file.MOST >> 20} MB at most" in told
-    assert f"({'.'.join(map(str, text.JINJA))} or newer)" in told
+    assert f"({'.'.join(map(str, chat_template.JINJA))} or newer)" in told
     assert re.search(r"TensorRT engine \| \*\*no\*\*", told)

@@ -12,7 +12,7 @@ from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, saved
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
-from runtime import text
+from runtime import chat_template
 from runtime.errors import UserError
 from runtime.text import BROKEN, Tokenizer
 
@@ -177,7 +177,7 @@ def test_a_missing_jinja2_is_told_with_how_to_get_it(tmp_path: Path, monkeypatch
 def test_a_jinja2_with_ways_out_of_its_sandbox_runs_no_template(
     installed: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "version", lambda name: installed)
+    monkeypatch.setattr(chat_template, "version", lambda name: installed)
     tokenizer = chat(tmp_path, TEMPLATE)
     if refused:
         with pytest.raises(UserError, match=r"needs jinja2 3\.1\.6 or newer"):

@@ -65,7 +65,7 @@ def seeds(name: str) -> list[bytes]:
 def reader(name: str, folder: Path) -> Callable[[bytes], object]:
     """Reads bytes as that kind of file."""
     if name == "template":
-        from runtime.text import render
+        from runtime.chat_template import render
 
         return lambda content: render(content.decode("utf-8", "replace"), [{"role": "user", "content": "x"}])
     if name == "manifest":
