@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from runtime import chat_template
 from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
@@ -80,6 +81,7 @@ def export(args: argparse.Namespace) -> int:
     limit_threads()
     out = args.out or default_out(args.ckpt)
     source = checkpoint.load(args.ckpt, overrides_of(args))
+    check_template(source)
     contract = exported_contract(source, args.capacity, args.top_k)
     origin = provenance(args.ckpt, overrides_of(args), source.model)
     engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
@@ -104,6 +106,12 @@ def export(args: argparse.Namespace) -> int:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
     return FAILED if failed else DONE
+
+
+def check_template(source: Checkpoint) -> None:
+    """Raises UserError for a chat template that cannot be rendered, which would be told at the first prompt."""
+    if source.chat_template is not None:
+        chat_template.check(source.chat_template)
 
 
 def default_out(ckpt: Path) -> Path:

@@ -59,6 +59,12 @@ def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None)
     else:
         with writing(shared.path):
             tidy(shared.path)
+            if bundle is not None and bundle.chat_template != shared.chat_template:  # of other --template-args
+                kept = bundle.engines[-1]
+                files = [shared.path / file for file in kept.files]
+                write(
+                    shared.path, bundle.contract, kept, files, shared.tokenizer, shared.chat_template, bundle.provenance
+                )
         report.engine(name, "as it should be, nothing to build", built=False)
     return bool(why)
 

@@ -15,7 +15,7 @@ from train.checkpoint import Checkpoint
 from train.options import overrides_of
 from train.torch_backend import limit_threads
 
-from .onnx import EXPORTER, default_out, exported_contract, provenance
+from .onnx import EXPORTER, check_template, default_out, exported_contract, provenance
 from .trt_add import Shared, add, missing
 from .trt_graph import Graphs, Recipe
 from .trt_plan import Asked, Plan, planned
@@ -30,6 +30,7 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     limit_threads()
     source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    check_template(source)
     contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
     if contracts[0].attention == "full" and (args.batch or 1) > 1:
         raise UserError(

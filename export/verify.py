@@ -72,6 +72,8 @@ def verify(args: argparse.Namespace) -> int:
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
     source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    if args.template_args is None:
+        source = replace(source, chat_template=made.chat_template)  # with the arguments it was exported with
     check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine)

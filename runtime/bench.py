@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
 from .cores import physical_cores
 from .errors import UserError
 from .measure import answers, forwards
@@ -141,6 +141,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)")
     add("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)")
     add("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name")
+    add_template_option(parser)
     add_engine_options(parser)
     args = parser.parse_args(argv)
     if args.repeat < 1 or args.warmup < 0:

@@ -21,6 +21,7 @@ JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
 RESERVED = (
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
 )  # fmt: skip
+LARGEST = 64 << 10  # bytes of arguments as JSON, which fit into a bundle's template beside its text
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first or second
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
 TRIED = ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Hello."}, USER])
@@ -71,9 +72,11 @@ def check_arguments(arguments: Any) -> dict[str, Any]:
         if name in RESERVED:
             raise UserError(f"template argument {name} is given by the renderer itself; leave it out")
     try:
-        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+        size = len(json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the template arguments are not JSON values ({error}); expected text, numbers ...") from None
+    if size > LARGEST:
+        raise UserError(f"the template arguments have {size} bytes as JSON; expected at most {LARGEST}")
     return arguments
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TextIO
 
+from .chat_template import check_arguments
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model, load
 
@@ -74,11 +75,30 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="load a TensorRT engine that this machine did not build: native code, which runs as you")  # fmt: skip
 
 
+def add_template_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --template-args, of commands that put prompts into a chat template."""
+    parser.add_argument("--template-args", type=json_object, metavar="JSON",
+        help='arguments of the chat template, as in \'{"enable_thinking": false}\' (default: those that the bundle '
+        "carries, a family's own or given to its export, which the C library and Triton apply too)")  # fmt: skip
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The arguments of a chat template, as argparse wants them checked."""
+    try:
+        return check_arguments(json.loads(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(
+            f'{text[:80]!r} is not JSON ({error}); expected an object: {{"enable_thinking": false}}'
+        ) from None
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """The model of a bundle as those options say."""
     return load(
         args.bundle, engine=args.engine, threads=args.threads, verify=args.verify, device=args.device,
-        trust_engine=args.trust_engine,
+        trust_engine=args.trust_engine, template_args=getattr(args, "template_args", None),
     )  # fmt: skip
 
 

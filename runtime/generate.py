@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from .batch import Step
-from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result
@@ -111,6 +111,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--raw", action="store_true", help="leave the bundle's chat template out")
     add("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary")
     add("--json", action="store_true", help="print one JSON object with the counts and the times in seconds")
+    add_template_option(parser)
     add_engine_options(parser)
     return parser.parse_args(argv)
 

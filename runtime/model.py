@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -214,7 +214,7 @@ class Model:
 
 def load(
     path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first",
-    device: str = "cpu", trust_engine: bool = False,
+    device: str = "cpu", trust_engine: bool = False, template_args: Mapping[str, Any] | None = None,
 ) -> Model:  # fmt: skip
     """The model in a bundle's folder, ready to answer.
 
@@ -223,22 +223,25 @@ def load(
     small int8 engine; verify: `first` checks the files' hashes and tries the files in a process of their own, on the
     CPU whatever the device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX
     Runtime engine, `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which
-    is native code, though this machine did not build it. Raises UserError for a bundle, engine, package, driver or GPU
+    is native code, though this machine did not build it; template_args: default arguments of the chat template, over
+    the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
     that is missing or does not fit, and for files that crash, hang or take all memory.
     """
     from .bundle import read
+    from .chat_template import with_arguments
     from .text import Tokenizer
 
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1")
     bundle = read(Path(path))
+    template = with_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
     found = bundle.matching(engine)
     if found[0].build is None:
         chosen = found[0] if device == "cpu" else ort_cuda.select_engine(bundle, found)
         backend = _on_ort(bundle, chosen, threads, verify, device)
     else:
         chosen, backend = _on_tensorrt(bundle, found, verify, trust_engine)
-    tokenizer = Tokenizer(bundle.tokenizer, bundle.chat_template)
+    tokenizer = Tokenizer(bundle.tokenizer, template)
     return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)")
     add("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)")
     add("--json", action="store_true", help="print one JSON object with the URL once it listens")
+    add_template_option(parser)
     add_engine_options(parser)
     return parser.parse_args(argv)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 
 from .backend import Ints
-from .chat_template import render
+from .chat_template import Arguments, Message, render
 from .errors import UserError
 
 LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
 BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
 
-Messages = Sequence[Mapping[str, str]]  # `role` and `content` of each
+Messages = Sequence[Message]  # `content` of each is text
 
 
 class Tokenizer:
@@ -45,10 +46,11 @@ class Tokenizer:
         """
         return self.encode_messages([{"role": "user", "content": text}])
 
-    def encode_messages(self, messages: Messages) -> Ints:
+    def encode_messages(self, messages: Messages, arguments: Arguments | None = None) -> Ints:
         """Token ids of a conversation in the chat template, int64 [length]; without one, of a lone user message.
 
-        Raises UserError where there is more to say and no template, where jinja2 is missing or the template fails.
+        arguments: of the template, instead of its defaults. Raises UserError if there is more to say and no template,
+        if jinja2 is missing, the template fails, or anything but a message's content holds special tokens.
         """
         texts = [message["content"] for message in messages]
         if self.chat_template is None or self._special is None:
@@ -56,11 +58,12 @@ class Tokenizer:
                 raise UserError("this bundle has no chat template to write a conversation in; send one user message")
             return self.encode(texts[0])
         special = [token.content for token in self._special.get_added_tokens_decoder().values() if token.special]
+        _refuse_special(special, messages, arguments)
         if not any(content in text for content in special for text in texts):
-            return np.array(self._encode(self._special, render(self.chat_template, messages)), np.int64)
+            return np.array(self._encode(self._special, render(self.chat_template, messages, arguments)), np.int64)
         places = {secrets.token_hex(16): text for text in texts}  # so that only what is around them may be special
         stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
-        around = re.split(f"({'|'.join(places)})", render(self.chat_template, stand_ins))
+        around = re.split(f"({'|'.join(places)})", render(self.chat_template, stand_ins, arguments))
         if not places.keys() <= set(around):
             raise UserError(
                 "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
@@ -123,6 +126,17 @@ class TextStream:
         piece = self._tokenizer.decode(self._before + self._held)[self._given :]
         self._before, self._held, self._given = [], [], 0
         return piece
+
+
+def _refuse_special(special: Iterable[str], messages: Messages, arguments: Arguments | None) -> None:
+    """Raises UserError for a special token beside the messages' content, where it would pass for the template's own."""
+    beside = [arguments or {}, *({k: v for k, v in message.items() if k != "content"} for message in messages)]
+    try:
+        whole = json.dumps(beside, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the messages or template arguments are not JSON values ({error}); expected those") from None
+    if found := next((text for text in special if json.dumps(text, ensure_ascii=False)[1:-1] in whole), None):
+        raise UserError(f"a role, a field of a message or a template argument holds {found}; leave it out")
 
 
 def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:

@@ -185,3 +185,13 @@ def test_a_chat_template_in_the_bundle_applies_unless_raw(tmp_path: Path, capsys
     assert generate.main([bundle, PROMPT]) == 0
     assert generate.main([bundle, PROMPT, "--raw"]) == 0
     assert capsys.readouterr().out == "yz\nxyz\n"
+
+
+def test_template_arguments_on_the_line_reach_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}"
+    bundle = str(speaking_bundle(tmp_path, PROMPT, "xyz", template=template))
+    for words in ([], ["--template-args", '{"padded": true}'], ["--template-args", '{"padded": false}']):
+        assert generate.main([bundle, PROMPT, *words]) == 0
+    assert capsys.readouterr().out == "xyz\nyz\nxyz\n"
+    assert generate.main([bundle, PROMPT, "--template-args", '{"tools": []}']) == 2
+    assert "tools is given by the renderer itself" in capsys.readouterr().err

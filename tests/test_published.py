@@ -183,6 +183,49 @@ def test_a_chat_template_gives_what_transformers_gives(name: str, where: str, tm
         assert ours.encode_chat(text).tolist() == expected
 
 
+THINKING = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{{ date }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "same"),
+    [
+        ("bd3lm-qwen3", None, {"enable_thinking": False}), ("bd3lm-qwen2", None, {"enable_thinking": False}),
+        ("bd3lm-qwen3", {"enable_thinking": True}, {"enable_thinking": True}),
+        ("bd3lm-qwen3", {"date": "1 May"}, {"enable_thinking": False, "date": "1 May"}),
+        ("sdar", None, {}), ("sdar", {"enable_thinking": False}, {"enable_thinking": False}),
+    ],
+)  # fmt: skip
+def test_a_chat_template_gets_its_familys_arguments_and_those_given(
+    name: str, given: dict[str, Any] | None, same: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    foreign.write(tmp_path, name, template=THINKING)
+    read = load(tmp_path, replace(SMALL, template_args=given))
+    messages = [{"role": "user", "content": "hi"}]
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **same)
+    assert Tokenizer(read.tokenizer, read.chat_template).encode_chat("hi").tolist() == expected
+
+
+def test_a_call_s_arguments_overrule_special_tokens_as_in_transformers(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream", template="{{ bos_token }}{{ messages[0].content }}")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", load(tmp_path, SMALL).chat_template)
+    user = [{"role": "user", "content": "hi"}]
+    assert tokenizer.encode_messages(user, {"bos_token": ""}).tolist() == tokenizer.encode("hi").tolist()
+    assert tokenizer.encode_messages(user).tolist() != tokenizer.encode("hi").tolist()
+
+
+def test_a_familys_arguments_are_left_out_of_a_template_that_does_not_read_them(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "bd3lm-qwen3", template="{{ messages[0].content }}")
+    assert load(tmp_path, SMALL).chat_template == "{{ messages[0].content }}"
+    with pytest.raises(UserError, match="does not read enable_thinking"):
+        load(tmp_path, replace(SMALL, template_args={"enable_thinking": False}))
+
+
 def test_a_directory_without_a_template_has_none(tmp_path: Path) -> None:
     foreign.write(tmp_path, "dream")
     assert load(tmp_path, SMALL).chat_template is None

@@ -15,7 +15,7 @@ from foreign import BLOCK, CANVAS, Stock
 from slow_decode import slow_decode
 
 from export import onnx as export
-from export import verify
+from export import trt, verify
 from runtime import load
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
@@ -77,6 +77,54 @@ def test_a_bundle_is_verified_with_prompts_in_its_chat_template(
     words += ["--data", str(lines(tmp_path))]
     assert verify.main(words) == 2 and "leave no room in a capacity of 64" in capsys.readouterr().err
     assert verify.main([*words, "--raw"]) == 0
+
+
+THINKING = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
+
+
+def test_a_bundle_carries_template_arguments_and_a_load_overrules_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "model", "bd3lm-qwen3", template=THINKING)
+    made = tmp_path / "model.bundle"
+
+    def prompt(**given: Any) -> str:
+        tokenizer = load(made, verify="first", threads=1, **given).tokenizer
+        return tokenizer.decode(tokenizer.encode_chat("hi"))
+
+    assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES]) == 0
+    assert prompt() == "hi!" and prompt(template_args={"enable_thinking": True}) == "hi"
+    thinking = ["--template-args", '{"enable_thinking": true}']
+    assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES, *thinking]) == 0
+    assert prompt() == "hi" and prompt(template_args={"enable_thinking": False}) == "hi!"
+    words = [str(made), "--ckpt", str(tmp_path / "model"), "--data", str(lines(tmp_path)), "--prompts", "2"]
+    assert verify.main(words) == 0 and verify.main([*words, *thinking]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ('{"enable_thinkin": false}', "does not read enable_thinkin"), ("[]", "are list; expected an object"),
+        ("{", "is not JSON"), ('{"messages": []}', "messages is given by the renderer itself"),
+    ],
+)  # fmt: skip
+def test_wrong_template_arguments_are_one_line_and_exit_code_2(
+    arguments: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "model", "sdar", template=THINKING)
+    assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES, "--template-args", arguments]) == 2
+    err = capsys.readouterr().err
+    assert reason in err and err.count("\n") == 1 and not (tmp_path / "model.bundle").exists()
+
+
+@pytest.mark.parametrize(("command", "more"), [(export, ()), (trt, ("--graph-only", "--dialect", "trt"))])
+def test_a_template_that_cannot_be_rendered_is_refused_at_export(
+    command: Any, more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "model", "sdar", template="{% unknown %}")
+    assert command.main(["--ckpt", str(tmp_path / "model"), *SIZES, *more]) == 2
+    err = capsys.readouterr().err
+    assert "unknown tag 'unknown'" in err and err.count("\n") == 1 and not (tmp_path / "model.bundle").exists()
 
 
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

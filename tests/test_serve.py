@@ -366,3 +366,25 @@ def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -
             for c in chunk.canvas["cells"]
         ]
         assert "".join(cells) == said
+
+
+def test_a_chat_gives_the_template_arguments_of_its_own(tmp_path: Path) -> None:
+    template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}{{ said }}"
+    with served([speaker(tmp_path, "hi", "a", template=template)]) as server:
+
+        def chat(**fields: Any) -> httpx.Response:
+            messages = [{"role": "user", "content": "hi"}]
+            return server.post({"model": "student", "messages": messages, **fields}, "/v1/chat/completions")
+
+        for given, tokens in (
+            ({}, 2), ({"padded": True}, 3), ({"padded": False, "other": 1}, 2), ({"said": "xyz"}, 5), (None, 2),
+        ):  # fmt: skip
+            assert chat(chat_template_kwargs=given).json()["usage"]["prompt_tokens"] == tokens
+        for wrong, reason in (
+            ([], "expected an object"), ({"messages": []}, "messages is given by the renderer itself"),
+            ({"a b": 1}, "not a variable's name"), ({"a": "x" * (1 << 17)}, "expected at most 65536"),
+        ):  # fmt: skip
+            refused = chat(chat_template_kwargs=wrong)
+            assert refused.status_code == 400 and reason in refused.json()["error"]["message"]
+            assert refused.json()["error"]["param"] == "chat_template_kwargs"
+        assert "holds <|end|>" in chat(chat_template_kwargs={"said": "<|end|>"}).json()["error"]["message"]

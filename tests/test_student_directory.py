@@ -77,6 +77,26 @@ def test_a_directory_reads_back_as_the_student_and_in_the_teachers_names(name: s
     assert config[0] == config[1] and (out / "modeling.py").is_file() and (out / "generation_config.json").is_file()
 
 
+@pytest.mark.parametrize(("given", "brief"), [(None, True), ({"enable_thinking": True}, False)])
+def test_a_directory_is_read_with_the_template_arguments_it_was_trained_with(
+    given: dict[str, Any] | None, brief: bool, tmp_path: Path
+) -> None:
+    from runtime.chat_template import render
+
+    template, user = "{% if not enable_thinking %}brief{% endif %}", [{"role": "user", "content": "hi"}]
+    foreign.write(tmp_path / "teacher", "bd3lm-qwen3", template=template)
+    overrides = replace(SMALL, template_args=given)
+    student = student_of(load(tmp_path / "teacher", overrides))
+    whole(tmp_path / "one", tmp_path / "teacher", overrides).write(student, student.weights)
+    whole(tmp_path / "two", tmp_path / "one", AS_READ).write(student, student.weights)  # a student's student
+    save(student, tmp_path / "student.pt")
+    for place in ("one", "two", "student.pt"):
+        read = load(tmp_path / place).chat_template
+        assert read is not None and render(read, user) == ("brief" if brief else "")
+        other = load(tmp_path / place, Overrides(template_args={"enable_thinking": brief})).chat_template
+        assert other is not None and render(other, user) == ("" if brief else "brief")
+
+
 def test_flags_overrule_what_a_student_notes_of_itself(tmp_path: Path) -> None:
     foreign.write(tmp_path / "teacher", "dream")
     student = student_of(load(tmp_path / "teacher", SMALL))

@@ -140,6 +140,33 @@ def test_a_conversation_s_own_special_tokens_stay_text_in_every_turn(tmp_path: P
         assert chat(tmp_path, template).encode_messages(turns).tolist() == [*expected, 1]
 
 
+def test_special_tokens_of_the_user_stay_text_in_generation_tags_and_beside_arguments(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}<|pad|>{{ m['content'] }}{% endgeneration %}{% endfor %}"
+        "{% if brief %}<|end|>{% endif %}"
+    )
+    tokenizer = chat(tmp_path, template)
+    for said in ("hello", "an <|end|> of mine"):
+        turn = [{"role": "user", "content": said}]
+        assert tokenizer.encode_messages(turn).tolist() == [0, *ids_of(said)]
+        assert tokenizer.encode_messages(turn, {"brief": True}).tolist() == [0, *ids_of(said), 1]
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ({"role": "<|end|>"}, {}), ({"role": "user", "name": "<|end|>"}, {}), ({"role": "user"}, {"a": "x<|end|>"}),
+        ({"role": "user"}, {"a": [{"<|end|>": 1}]}),
+    ],
+)  # fmt: skip
+def test_special_tokens_anywhere_but_in_a_message_s_content_are_refused(
+    message: dict[str, str], arguments: dict[str, object], tmp_path: Path
+) -> None:
+    tokenizer = chat(tmp_path, "{{ messages }}{{ a }}")
+    with pytest.raises(UserError, match=r"holds <\|end\|>; leave it out"):
+        tokenizer.encode_messages([{**message, "content": "x"}], arguments)
+
+
 def test_without_a_template_a_message_is_encoded_as_it_stands(single_bytes: Tokenizer) -> None:
     assert single_bytes.encode_chat("hello").tolist() == ids_of("hello")
     for turns in ([{"role": "system", "content": "x"}], [{"role": "user", "content": "x"}] * 2):

@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 
 from trt_student import LIBRARY, plan, student
 
-from export import parity, trt_plan, verify
+from export import parity, trt_add, trt_plan, verify
 from export import trt as command
 from export import trt_targets as targets
 from export.trt_add import Shared, missing
@@ -178,6 +178,15 @@ def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None
     assert missing(shared, plan("trt"), report)
     told = report.stream.getvalue()  # type: ignore[attr-defined]
     assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
+
+
+def test_another_chat_template_is_written_with_nothing_to_build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_add, "differences", lambda *_: [])
+    before = read(copy / "student.bundle")
+    shared = Shared(before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance)
+    assert not missing(shared, plan("trt"), Report(io.StringIO()))
+    after = read(before.path)
+    assert after.chat_template == "{{ messages }}" and after.engines == before.engines
 
 
 def test_a_graph_that_is_too_far_from_pytorch_is_not_built(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from runtime import lock
 from runtime.bundle import sha256
+from runtime.chat_template import with_arguments
 from runtime.contract import LARGEST, MOST
 from runtime.errors import UserError
 from runtime.text import read_engine
@@ -149,19 +150,27 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     if path.is_dir():
         from .published import load_directory  # which needs this module's classes
 
-        return load_directory(path, overrides or Overrides())
+        return _with_template_args(load_directory(path, overrides or Overrides()), overrides)
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}; give a .pt file that train.distill or train.teacher wrote, or a Hugging Face "
             "directory"
         )
     _refuse(overrides, path)
-    return _parse(path, archive.read(path))
+    return _with_template_args(_parse(path, archive.read(path)), overrides)
+
+
+def _with_template_args(saved: Checkpoint, overrides: Overrides | None) -> Checkpoint:
+    """With the arguments that were given as the chat template's defaults."""
+    if overrides is None or not overrides.template_args:
+        return saved
+    return replace(saved, chat_template=with_arguments(saved.chat_template, overrides.template_args))
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:
     """Raises UserError where something was given that a student.pt says itself."""
-    if given := [name for name in Overrides.__slots__ if getattr(overrides, name, None) is not None]:
+    names = (name for name in Overrides.__slots__ if name != "template_args")
+    if given := [name for name in names if getattr(overrides, name, None) is not None]:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
 

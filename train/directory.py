@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from . import student_file
 from .checkpoint import Checkpoint, writing
 from .families import PLAIN, Overrides
-from .published import CONFIG, GENERATION, settings_of
+from .published import CONFIG, GENERATION, settings_of, template_args
 from .published_weights import INDEX, SINGLE, stored_names
 from .swap import swap
 
@@ -43,11 +43,12 @@ def write_model(
     if teacher.is_dir():
         settings = settings_of(teacher, overrides)
         family, config = settings.family.name, dict(settings.values)
+        arguments = template_args(teacher, overrides)
         names = stored_names(teacher, settings.family.renames)
         for file in sorted({file for pattern in COPIED for file in teacher.glob(pattern) if file.is_file()}):
             shutil.copyfile(file, folder / file.name)
     else:
-        family = plain_family(student)
+        family, arguments = plain_family(student), {}  # those of a student.pt are in its chat template
         config = plain_config(student, family)
         names = {name: name if name.startswith("lm_head.") else f"model.{name}" for name in student.weights}
         write_text(folder, student)
@@ -55,7 +56,7 @@ def write_model(
         config[key] = str(dtype).removeprefix("torch.")
     _write_json(folder / CONFIG, config)
     write_weights(folder, {names[name]: tensor for name, tensor in student.weights.items()}, dtype, shard)
-    student_file.write(folder, family, student.decoding)
+    student_file.write(folder, family, student.decoding, arguments)
 
 
 def plain_family(student: Checkpoint) -> str:

@@ -53,11 +53,12 @@ def distil(args: argparse.Namespace) -> Fitted:
     low_rank, (method, values) = lora.asked(args.lora_rank, args.lora_alpha), methods.chosen(args)
     plan = method.plan(values)
     saved = checkpoint.load(args.teacher, overrides_of(args, OWN))
-    start = checkpoint.load(args.student) if args.student else saved
+    alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
+    start = checkpoint.load(args.student, alike) if args.student else saved
     student = replace(start, decoding=replace(start.decoding, attention=args.attention, gate=dict(method.gate)))
     check(args, saved, student)
-    overrides = None if args.student else overrides_of(args, OWN)
-    output = Output(args.out, args.student or args.teacher, overrides or Overrides(), low_rank, DTYPES[args.dtype])
+    overrides = alike if args.student else overrides_of(args, OWN)
+    output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
     parallel.on_first(lambda: output.check(student))
     found = usable(args, saved, values["only_right"]) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)

@@ -39,7 +39,7 @@ from .torch_backend import TorchBackend, contract_of, limit_threads
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
 OWN = ("--attention",)  # here it is for every checkpoint
 BATCH, COUNT = 64, 500
-IN_TORCH = ("batch", "bf16", *Overrides.__slots__)  # options that an engine does not have
+IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name != "template_args"))  # not for an engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
     from runtime.bundle import read  # an engine is loaded only where one is asked for
     from runtime.model import load
 
-    model = load(args.bundle, engine=args.engine, threads=args.threads)
+    model = load(args.bundle, engine=args.engine, threads=args.threads, template_args=args.template_args)
     tokenizer = read_engine(read(args.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
     ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)

@@ -45,7 +45,8 @@ class Family:
     of tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it
     is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
     for the block size, `block` the default, None where a family comes in several and only the user can tell; mask,
-    ends: token strings, looked up in the tokenizer; gate: as its authors decode.
+    ends: token strings, looked up in the tokenizer; gate: as its authors decode; template_args: that its authors give
+    the chat template, where it reads them.
     """
 
     name: str
@@ -64,13 +65,15 @@ class Family:
     renames: tuple[tuple[str, str], ...] = LLAMA_NAMES
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    template_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """What the command line says instead of a Hugging Face directory; None leaves it to the directory.
 
-    gate: what differs from the directory's; adapter: a PEFT LoRA folder that is merged into the weights.
+    gate: what differs from the directory's; adapter: a PEFT LoRA folder that is merged into the weights;
+    template_args: of the chat template, of a student.pt's too.
     """
 
     family: str | None = None
@@ -83,6 +86,7 @@ class Overrides:
     shift: bool | None = None
     canvas: int | None = None
     adapter: Path | None = None
+    template_args: dict[str, Any] | None = None
 
 
 CONFIDENT = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
@@ -109,6 +113,7 @@ SDAR = Family(
 BD3LM_QWEN3 = Family(
     "bd3lm-qwen3", ("a2d-qwen3",), ONE_A_STEP, "<|mask|>", (), shift=False, alignment="end", attention="block_causal",
     qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+    template_args={"enable_thinking": False},  # as dllm's samplers and evaluations render prompts
 )  # fmt: skip
 BD3LM_QWEN2 = replace(
     BD3LM_QWEN3, name="bd3lm-qwen2", model_types=("a2d-qwen2",), qk_norm=False, head_dim=None, qkv_bias=True,
@@ -126,9 +131,9 @@ FAMILIES = (
 NAMES = tuple(family.name for family in FAMILIES)
 # The stock shapes, which a student of a student.pt is written as; nothing but its blockstep.json makes them diffusion.
 PLAIN = (
-    replace(BD3LM_QWEN3, name="qwen3", model_types=()),
-    replace(BD3LM_QWEN2, name="qwen2", model_types=()),
-    replace(BD3LM_QWEN2, name="llama", model_types=(), qkv_bias=False),
+    replace(BD3LM_QWEN3, name="qwen3", model_types=(), template_args={}),
+    replace(BD3LM_QWEN2, name="qwen2", model_types=(), template_args={}),
+    replace(BD3LM_QWEN2, name="llama", model_types=(), template_args={}, qkv_bias=False),
 )
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.command import add_template_option
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
@@ -17,7 +18,8 @@ DEVICES = ("cpu", "cuda")
 
 
 def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Adds them, but for those that the command uses otherwise."""
+    """Adds them, but for those that the command uses otherwise, and --template-args, of every checkpoint."""
+    add_template_option(parser)
     group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
 
     def add(name: str, text: str, **settings: object) -> None:

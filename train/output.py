@@ -14,7 +14,7 @@ from . import adapter, checkpoint, directory, student_file
 from .checkpoint import Checkpoint
 from .families import Overrides
 from .lora import LowRank, pairs
-from .published import settings_of
+from .published import settings_of, template_args
 from .published_weights import stored_names
 
 LARGEST = 10**9  # bytes of weights in a student.pt
@@ -79,4 +79,5 @@ class Output:
         family = settings_of(self.teacher, self.overrides).family
         names = stored_names(self.teacher, family.renames)
         adapter.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)
-        student_file.write(folder, family.name, student.decoding)
+        arguments = template_args(self.teacher, self.overrides)
+        student_file.write(folder, family.name, student.decoding, arguments)

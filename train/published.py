@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import sha256
+from runtime.chat_template import reads, with_defaults
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 
@@ -18,6 +19,7 @@ from .model import ModelConfig
 from .published_text import Text, read_json, read_text
 from .published_weights import read_weights
 from .rope import parse_scaling
+from .student_file import StudentFile
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
@@ -33,13 +35,17 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
     settings = settings_of(folder, overrides)
-    shape, text, stored = shape_of(settings), read_text(folder), stored_decoding(folder, overrides)
-    decoding = _changed(stored or decoding_of(settings, text, overrides, shape.vocab), overrides)
+    shape, text, stored = shape_of(settings), read_text(folder), stored_student(folder, overrides)
+    decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)
     _check(decoding, settings, shape.vocab)
     weights = read_weights(folder, shape, settings.family.renames)
     if overrides.adapter is not None:
         weights = adapter.merge(weights, overrides.adapter, settings.family.renames)
-    return Checkpoint(shape, decoding, weights, text.tokenizer, text.chat_template)
+    template = text.chat_template
+    if template is not None:
+        arguments = template_args(folder, replace(overrides, template_args=None))
+        template = with_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
+    return Checkpoint(shape, decoding, weights, text.tokenizer, template)
 
 
 def settings_of(folder: Path, overrides: Overrides) -> Settings:
@@ -55,11 +61,18 @@ def settings_of(folder: Path, overrides: Overrides) -> Settings:
     return Settings(path, values, find(values, name, path))
 
 
-def stored_decoding(folder: Path, overrides: Overrides) -> Decoding | None:
-    """How train.distill noted that its student is decoded, the adapter before its base; --family overrules both."""
+def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
+    """Arguments of a directory's chat template: its family's, over them what train.distill noted, then those given."""
+    stored = stored_student(folder, overrides)
+    own = settings_of(folder, overrides).family.template_args
+    return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
+
+
+def stored_student(folder: Path, overrides: Overrides) -> StudentFile | None:
+    """What train.distill noted of its student, the adapter before its base; --family overrules both."""
     places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
     noted = [found for place in places if (found := student_file.read(place)) is not None]
-    return noted[0].decoding if noted else None
+    return noted[0] if noted else None
 
 
 def fingerprint(folder: Path, adapter_folder: Path | None) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime import json_file
+from runtime.chat_template import reads, with_defaults
 from runtime.errors import UserError
 from runtime.manifest import TEMPLATE
 from runtime.text import read_engine
@@ -80,8 +79,5 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         raise UserError(f"{folder} has a chat template that is {type(found).__name__}; expected text")
     if len(found.encode(errors="replace")) > TEMPLATE // 2:  # with room for the special tokens
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
-    # What transformers hands to a template travels inside it: a bundle carries no other text. The newline after a
-    # block is trimmed, and the template's own first line still begins a line.
-    used = [name for name in special if re.search(rf"\b{name}\b", found)]
-    sets = "".join(f"{{% set {name} = {json.dumps(special[name], ensure_ascii=False)} %}}\n" for name in used)
-    return sets + found
+    # What transformers hands to a template travels inside it: a bundle carries no other text.
+    return with_defaults(found, {name: token for name, token in special.items() if reads(found, name)})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Ints
+from ..chat_template import check_arguments
 from ..errors import UserError
 from ..layout import check_ids
 from ..model import Model
@@ -15,7 +16,7 @@ from .refusal import Refusal
 
 BOTH = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "seed", "logprobs", "threshold"}
 BOTH |= {"stream_canvas"}
-RAW, CHAT = BOTH | {"prompt"}, BOTH | {"messages", "max_completion_tokens", "top_logprobs"}
+RAW, CHAT = BOTH | {"prompt"}, BOTH | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
 # Fields that some clients always send: with these values they ask for what is done anyway.
 NEUTRAL: dict[str, Any] = {
     "n": 1, "best_of": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "echo": False, "suffix": "",
@@ -114,7 +115,15 @@ def _messages(model: Model, fields: Mapping[str, Any]) -> Ints:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "messages has to be a list of at least one message", "messages")
-    return model.tokenizer.encode_messages([_message(i, message) for i, message in enumerate(messages)])
+    arguments = _template_arguments(fields)
+    return model.tokenizer.encode_messages([_message(i, message) for i, message in enumerate(messages)], arguments)
+
+
+def _template_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return check_arguments(fields.get("chat_template_kwargs", {}))
+    except UserError as error:
+        raise Refusal(400, str(error), "chat_template_kwargs") from None
 
 
 def _message(i: int, message: Any) -> dict[str, str]:

@@ -74,7 +74,7 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
         bundle = copied("ort.bundle", folder)
         return lambda content: ((bundle / "manifest.json").write_bytes(content), read(bundle))
     from train.families import Overrides
-    from train.published import decoding_of, settings_of, shape_of, stored_decoding
+    from train.published import decoding_of, settings_of, shape_of, stored_student
     from train.published_text import read_text
 
     directory = copied("directory", folder)
@@ -84,7 +84,7 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
         file.write_bytes(content)
         settings = settings_of(directory, Overrides(family="qwen3") if name == "config" else Overrides())
         shape = shape_of(settings)
-        stored_decoding(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape.vocab)
+        stored_student(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape.vocab)
 
     return read_config
 
