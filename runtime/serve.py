@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import re
 import signal
 import socket
 import sys
@@ -109,7 +110,7 @@ def address(place: socket.socket) -> str:
 def local(host: str) -> bool:
     """Whether only this machine reaches that address."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -142,8 +143,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
-    add("--allow-host", action="append", default=[], metavar="NAME",
-        help="a further name that clients call a loopback address by, as behind a proxy")  # fmt: skip
+    add("--allow-host", action="append", type=allowed, default=[], metavar="NAME",
+        help="a further name that clients call a loopback address by, as behind a proxy; its port and case are "
+        "ignored")  # fmt: skip
     add("--name", help="what clients call the model (default: the bundle's name)")
     add("--workers", type=positive, metavar="N",
         help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
@@ -168,6 +170,15 @@ def port(text: str) -> int:
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
     return number
+
+
+def allowed(text: str) -> str:
+    """A host name; a URL or a pattern would match no client's `Host` header."""
+    if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a host name; expected one as in box.example or box.example:80"
+        )
+    return text
 
 
 def positive(text: str) -> int:

@@ -53,6 +53,7 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
         (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "below 1"), (["--workers", "x"], "workers"),
+        (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
     ],
 )  # fmt: skip
 def test_a_mistake_ends_in_one_line(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +80,7 @@ def test_a_missing_library_is_told_with_how_to_get_it(
 
 
 def test_only_loopback_addresses_are_local() -> None:
-    assert all(map(local, ("127.0.0.1", "localhost", "::1", "127.9.9.9")))
+    assert all(map(local, ("127.0.0.1", "localhost", "LocalHost", "::1", "127.9.9.9")))
     assert not any(map(local, ("0.0.0.0", "::", "192.168.1.5", "example.org")))
 
 

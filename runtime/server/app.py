@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
-from .ask import unknown_model
+from .ask import CHAT, COMPLETIONS, unknown_model
 from .completing import complete
 from .door import Door
 from .refusal import Refusal, in_json, refused
@@ -38,9 +38,9 @@ def make_app(service: Service) -> Starlette:
         routes=[
             _get("/", lambda _: HTMLResponse(page, headers={"content-security-policy": POLICY})),
             _get("/v1/models", lambda _: in_json({"object": "list", "data": [service.card()]})),
-            _get("/v1/models/{name}", partial(_card, service)),
-            Route("/v1/completions", partial(complete, service, False), methods=["POST"]),
-            Route("/v1/chat/completions", partial(complete, service, True), methods=["POST"]),
+            _get("/v1/models/{name:path}", partial(_card, service)),
+            Route("/v1/completions", partial(complete, service, COMPLETIONS), methods=["POST"]),
+            Route("/v1/chat/completions", partial(complete, service, CHAT), methods=["POST"]),
             _get("/healthz", lambda _: in_json({"status": "ok"})),
             _get("/readyz", partial(_ready, service)),
             _get("/metrics", partial(_metrics, service)),

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Ints
-from ..chat_template import check_arguments
+from ..decode import Request
 from ..errors import UserError
-from ..layout import check_ids
-from ..model import Model
+from ..layout import check_ids, check_room
+from ..model import Model, token_ids
 from ..sample import check_sampling
-from .refusal import Refusal
+from .conversation import read_messages
+from .neutral import check_neutral
+from .refusal import Refusal, kind, shown
 
-BOTH = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "seed", "logprobs", "threshold"}
-BOTH |= {"stream_canvas"}
-RAW, CHAT = BOTH | {"prompt"}, BOTH | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
-# Fields that some clients always send: with these values they ask for what is done anyway.
-NEUTRAL: dict[str, Any] = {
-    "n": 1, "best_of": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "echo": False, "suffix": "",
-    "logit_bias": {}, "tools": [], "response_format": {"type": "text"},
-}  # fmt: skip
-ROLES = ("system", "user", "assistant")
 STOPS = 4  # as many stop strings as OpenAI takes
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One of the APIs. prompt: its field for the prompt; limits: those that limit new tokens; fields: all others."""
+
+    prompt: str
+    limits: tuple[str, ...]
+    fields: frozenset[str]
+
+
+OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold"))
+SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
+COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
+CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +56,20 @@ class Ask:
     seed: int | None = None
 
 
-def read_ask(model: Model, name: str, most: int | None, chat: bool, body: Any) -> Ask:
+def read_ask(model: Model, name: str, most: int | None, api: Api, body: Any) -> Ask:
     """The request that a decoded JSON body makes of `model`, served as `name`, with at most `most` new tokens.
 
-    Raises Refusal naming the field that is wrong or not supported, and UserError where the request does not fit.
+    Raises Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {_kind(body)}; expected a JSON object")
+        raise Refusal(400, f"the body is {kind(body)}; expected a JSON object")
     fields = {key: value for key, value in body.items() if value is not None}
-    for key in fields.keys() - (CHAT if chat else RAW):
-        if key not in NEUTRAL or fields[key] != NEUTRAL[key]:
-            raise Refusal(400, f"{key} is not supported here; leave it out", key, "unsupported_field")
-    if fields.get("model", name) != name:
+    check_neutral(fields, api.fields.union((api.prompt, *api.limits)), model.tokenizer.chat_template or "")
+    if fields.get("model") not in (None, "", name):
         raise unknown_model(fields["model"], name)
-    temperature, seed = _sampling(model, fields)
-    stream = _flag(fields, "stream")
-    wanted = _room(fields, most)
-    prompt = _messages(model, fields) if chat else _prompt(model, fields)
-    request = model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
-    check_ids(model.contract, request.prompt)
+    chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
+    request = _request(model, api, fields, most)
+    temperature = request.temperature
     logprobs, best = _logprobs(fields, chat, temperature > 0)
     tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
     return Ask(
@@ -76,7 +80,7 @@ def read_ask(model: Model, name: str, most: int | None, chat: bool, body: Any) -
 
 def unknown_model(asked: Any, name: str) -> Refusal:
     """For a model that is not the one served as `name`."""
-    return Refusal(404, f"model {_shown(asked)} is not served here; expected {name}", "model", "model_not_found")
+    return Refusal(404, f"model {shown(asked)} is not served here; expected {name}", "model", "model_not_found")
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
@@ -90,58 +94,52 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
     return temperature, seed
 
 
-def _room(fields: Mapping[str, Any], most: int | None) -> int | None:
-    asked = [name for name in ("max_completion_tokens", "max_tokens") if name in fields]
-    if len(asked) == 2:
-        raise Refusal(400, "both max_tokens and max_completion_tokens are given; send one", "max_tokens")
-    wanted = _whole(fields, asked[0]) if asked else None
+def _request(model: Model, api: Api, fields: Mapping[str, Any], most: int | None) -> Request:
+    """The prompt with its room and sampling. What does not fit is blamed on the prompt unless fewer tokens would."""
+    temperature, seed = _sampling(model, fields)
+    limit, wanted = _room(fields, api.limits, most)
+    with _blame(api.prompt):
+        prompt = token_ids(_prompt(model, api, fields))
+        check_ids(model.contract, prompt)
+        check_room(model.contract, len(prompt), 1)
+    with _blame(limit):
+        return model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
+
+
+@contextmanager
+def _blame(field: str) -> Iterator[None]:
+    """Names the field of the request that a UserError is about."""
+    try:
+        yield
+    except UserError as error:
+        raise Refusal(400, f"{field}: {' '.join(str(error).split())}", field) from None
+
+
+def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
+    """The field that limits the new tokens, and its value: None if there is none."""
+    given = [name for name in limits if name in fields] or [limits[0]]
+    numbers = [_whole(fields, name) for name in given]
+    name, wanted = given[0], numbers[0]
+    if wanted != numbers[-1]:
+        raise Refusal(400, f"both {' and '.join(given)} are given; send one", given[-1])
+    if wanted is not None and wanted < 1:
+        raise Refusal(400, f"{name} is {wanted}; expected at least 1", name)
     if wanted is not None and most is not None and wanted > most:
-        raise Refusal(400, f"{asked[0]} is {wanted}; this server gives at most {most}", asked[0])
-    return wanted
+        raise Refusal(400, f"{name} is {wanted}; this server gives at most {most}", name)
+    return name, wanted
 
 
-def _prompt(model: Model, fields: Mapping[str, Any]) -> Ints | list[int]:
-    prompt = fields.get("prompt")
+def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[int]:
+    prompt, tokenizer = fields.get(api.prompt), model.tokenizer
+    if api is not COMPLETIONS:
+        return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template))
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str) and prompt:
-        return model.tokenizer.encode(prompt)
+        return tokenizer.encode(prompt)
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         return prompt
     raise Refusal(400, "prompt has to be one text or one list of token ids, and not empty", "prompt")
-
-
-def _messages(model: Model, fields: Mapping[str, Any]) -> Ints:
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Refusal(400, "messages has to be a list of at least one message", "messages")
-    arguments = _template_arguments(fields)
-    return model.tokenizer.encode_messages([_message(i, message) for i, message in enumerate(messages)], arguments)
-
-
-def _template_arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return check_arguments(fields.get("chat_template_kwargs", {}))
-    except UserError as error:
-        raise Refusal(400, str(error), "chat_template_kwargs") from None
-
-
-def _message(i: int, message: Any) -> dict[str, str]:
-    """One message as role and text; content in parts is joined."""
-    where = f"messages[{i}]"
-    if not isinstance(message, dict):
-        raise Refusal(400, f"{where} is {_kind(message)}; expected an object", "messages")
-    for key, value in message.items():
-        if key not in ("role", "content") and value not in (None, [], {}):
-            raise Refusal(400, f"{where}.{key} is not supported here; leave it out", f"{where}.{key}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise Refusal(400, f"{where}.role is {_shown(role)}; expected one of {', '.join(ROLES)}", f"{where}.role")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
-    if not isinstance(content, str) or not content:
-        raise Refusal(400, f"{where}.content has to be text, and not empty", f"{where}.content")
-    return {"role": role, "content": content}
 
 
 def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -155,7 +153,7 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
     """Whether log probabilities are wanted, and whether the best token too, which is the token itself unless drawn."""
     if not chat:
-        top = _whole(fields, "logprobs")
+        top = None if fields.get("logprobs") is False else _whole(fields, "logprobs")
         _at_most_one("logprobs", top, drawn)
         return top is not None, top == 1
     wanted, top = _flag(fields, "logprobs"), _whole(fields, "top_logprobs")
@@ -174,11 +172,15 @@ def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
 
 def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
-    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise Refusal(400, "stream_options may have include_usage alone", "stream_options")
-    if options and not stream:
+    if not isinstance(options, dict):
+        raise Refusal(400, f"stream_options is {kind(options)}; expected an object", "stream_options")
+    for key, value in options.items():  # obfuscation pads chunks against eavesdroppers, and changes no text
+        if key not in ("include_usage", "include_obfuscation") and value not in (None, False):
+            raise Refusal(400, f"stream_options.{key} is not supported here; leave it out", "stream_options")
+    wanted = _flag({k: v for k, v in options.items() if v is not None}, "include_usage")
+    if wanted and not stream:
         raise Refusal(400, "stream_options needs stream to be true", "stream_options")
-    return _flag({k: v for k, v in options.items() if v is not None}, "include_usage")
+    return wanted
 
 
 def _canvas(fields: Mapping[str, Any], stream: bool) -> bool:
@@ -200,31 +202,24 @@ def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
 def _flag(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name, False)
     if not isinstance(value, bool):
-        raise Refusal(400, f"{name} is {_kind(value)}; expected true or false", name)
+        raise Refusal(400, f"{name} is {kind(value)}; expected true or false", name)
     return value
 
 
 def _whole(fields: Mapping[str, Any], name: str) -> int | None:
     value = fields.get(name)
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number, and some clients write 16.0
+        return int(value)
     if value is not None and type(value) is not int:
-        raise Refusal(400, f"{name} is {_kind(value)}; expected a whole number", name)
+        raise Refusal(400, f"{name} is {kind(value)}; expected a whole number", name)
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
     if type(value) not in (int, float):
-        raise Refusal(400, f"{name} is {_kind(value)}; expected a number", name)
+        raise Refusal(400, f"{name} is {kind(value)}; expected a number", name)
     try:
         return float(value)
     except OverflowError:
         raise Refusal(400, f"{name} is beyond all numbers that a computer counts with", name) from None
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from .answering import Canvas, End, Event, Failure, Finished
-from .ask import Ask, read_ask
+from .ask import Api, Ask, read_ask
 from .door import LEFT
 from .refusal import Refusal, in_json
 from .replies import Reply
@@ -26,8 +26,8 @@ LOG = logging.getLogger(__name__)
 BODY_SECONDS = 30.0  # for a request's body to arrive
 
 
-async def complete(service: Service, chat: bool, request: Request) -> Response:
-    """One answer, whole or streamed. Raises Refusal and UserError where there is none."""
+async def complete(service: Service, api: Api, request: Request) -> Response:
+    """One answer, whole or streamed. Raises Refusal if there is none."""
     started = time.perf_counter()
     try:
         body = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
@@ -35,7 +35,7 @@ async def complete(service: Service, chat: bool, request: Request) -> Response:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     except ClientDisconnect:
         return Response(status_code=LEFT)
-    ask = await run_in_threadpool(read_ask, service.model, service.name, service.most, chat, body)
+    ask = await run_in_threadpool(read_ask, service.model, service.name, service.most, api, body)
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)

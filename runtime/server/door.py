@@ -14,6 +14,14 @@ PATHS = frozenset(("/", "/v1/models", "/v1/completions", "/v1/chat/completions",
 LEFT = 499  # the client was gone before it was answered; no client ever reads it
 
 
+def host_name(host: str) -> str:
+    """The name in a `Host` header, or in a URL's part after //: lower case, without a port and a final dot."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return f"[{host.lower()}]"  # an IPv6 address by itself
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
 class Door:
     """ASGI middleware. hosts: names that `Host` may hold, any where None: another site's page could otherwise point its
     own name at a loopback address and read answers. keys: of which /v1/ wants one, where there are any."""
@@ -21,7 +29,8 @@ class Door:
     def __init__(
         self, app: ASGIApp, hosts: Sequence[str] | None, keys: Sequence[str], count: Callable[[str, int], None]
     ) -> None:
-        self._app, self._hosts, self._count = app, hosts, count
+        self._app, self._count = app, count
+        self._hosts = None if hosts is None else frozenset(map(host_name, hosts))
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,9 +55,7 @@ class Door:
             self._count(scope["path"] if scope["path"] in PATHS else "other", status)
 
     def _refusal(self, headers: Headers, path: str) -> Refusal | None:
-        host = headers.get("host", "")
-        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        if self._hosts is not None and name.lower() not in self._hosts:
+        if self._hosts is not None and host_name(headers.get("host", "")) not in self._hosts:
             return Refusal(
                 403, "this server does not go by that name; call it by localhost, or start it with --allow-host"
             )

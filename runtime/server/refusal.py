@@ -35,3 +35,14 @@ def refused(refusal: Refusal) -> Response:
 def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A body in ASCII: names that a client made up may hold half a surrogate pair, which UTF-8 has no form for."""
     return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")
+
+
+def shown(value: Any) -> str:
+    """A value of a request as a message may hold it."""
+    return repr(value)[:80]
+
+
+def kind(value: Any) -> str:
+    """The type of a JSON value in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

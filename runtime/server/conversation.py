@@ -1,0 +1,59 @@
+"""Reads the messages of a chat request as roles and texts, as OpenAI's, vLLM's and llama.cpp's servers take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .refusal import Refusal, kind, shown
+
+ROLES = ("system", "developer", "user", "assistant")
+IGNORED = ("annotations", "provider_specific_fields", "cache_control", "id", "status", "phase")  # change no prompt
+PARTS = ("text", "input_text", "output_text")  # the last two are /v1/responses'
+
+Message = dict[str, str]  # `role` and `content`
+
+
+def read_messages(messages: Any, field: str, template: str | None) -> list[Message]:
+    """The conversation in the request's `field`, for a chat template or None. Raises Refusal naming what is wrong.
+
+    A `developer` is a `system` to every template that does not name that role. Without a template, empty instructions
+    are left out: they ask for nothing.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, f"{field} has to be a list of at least one message", field)
+    read = [_message(f"{field}[{i}]", message, field) for i, message in enumerate(messages)]
+    if not any(message["content"] for message in read):
+        where = f"{field}[{len(read) - 1}].content"
+        raise Refusal(400, f"{where} has to be text, and not empty", where)
+    if template is None:
+        return [message for message in read if message["content"] or message["role"] not in ("system", "developer")]
+    known = "developer" in template
+    return [{**m, "role": "system"} if m["role"] == "developer" and not known else m for m in read]
+
+
+def _message(where: str, message: Any, field: str) -> Message:
+    """One message; content in parts is joined, an assistant without any said nothing."""
+    if not isinstance(message, dict):
+        raise Refusal(400, f"{where} is {kind(message)}; expected an object", field)
+    for key, value in message.items():
+        if key not in ("role", "content", *IGNORED) and value not in (None, [], {}, "", False):
+            raise Refusal(400, f"{where}.{key} is not supported here; leave it out", f"{where}.{key}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise Refusal(400, f"{where}.role is {shown(role)}; expected one of {', '.join(ROLES)}", f"{where}.role")
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content") for part in content)
+    if not isinstance(content, str):
+        raise Refusal(400, f"{where}.content is {kind(content)}; expected text", f"{where}.content")
+    return {"role": role, "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") not in PARTS:
+        got = f"of type {shown(part.get('type'))}" if isinstance(part, dict) else kind(part)
+        raise Refusal(400, f"{where} has a part that is {got}; expected parts of type text alone", where)
+    if not isinstance(part.get("text"), str):
+        raise Refusal(400, f"{where} has a part whose text is {kind(part.get('text'))}; expected text", where)
+    return str(part["text"])
