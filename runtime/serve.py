@@ -136,8 +136,8 @@ def api_keys(file: str | None) -> tuple[str, ...]:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=f"python -m {__package__}.serve",
-        description="Serves an exported student: /v1/completions, /v1/chat/completions, /v1/models as OpenAI's, a page "
-        "at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun.",
+        description="Serves an exported student: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models "
+        "as OpenAI's, a page at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun.",
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
-from .ask import CHAT, COMPLETIONS, unknown_model
+from .ask import CHAT, COMPLETIONS, RESPONSES, unknown_model
 from .completing import complete
 from .door import Door
 from .refusal import Refusal, in_json, refused
@@ -41,6 +41,7 @@ def make_app(service: Service) -> Starlette:
             _get("/v1/models/{name:path}", partial(_card, service)),
             Route("/v1/completions", partial(complete, service, COMPLETIONS), methods=["POST"]),
             Route("/v1/chat/completions", partial(complete, service, CHAT), methods=["POST"]),
+            Route("/v1/responses", partial(complete, service, RESPONSES), methods=["POST"]),
             _get("/healthz", lambda _: in_json({"status": "ok"})),
             _get("/readyz", partial(_ready, service)),
             _get("/metrics", partial(_metrics, service)),

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..layout import check_ids, check_room
 from ..model import Model, token_ids
 from ..sample import check_sampling
-from .conversation import read_messages
+from .conversation import read_input, read_messages
 from .neutral import check_neutral
 from .refusal import Refusal, kind, shown
 
@@ -33,6 +33,7 @@ OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "th
 SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
 COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
 CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs"})
+RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,10 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
 
 def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[int]:
     prompt, tokenizer = fields.get(api.prompt), model.tokenizer
-    if api is not COMPLETIONS:
+    if api is RESPONSES:
+        conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
+        return tokenizer.encode_messages(conversation)
+    if api is CHAT:
         return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template))
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a batch of one

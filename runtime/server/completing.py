@@ -14,11 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from .answering import Canvas, End, Event, Failure, Finished
-from .ask import Api, Ask, read_ask
+from .answering import End, Event, Failure, Finished
+from .ask import RESPONSES, Api, Ask, read_ask
 from .door import LEFT
 from .refusal import Refusal, in_json
 from .replies import Reply
+from .responses import ResponsesReply
 from .service import Service
 from .workers import Job
 
@@ -39,7 +40,8 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)
-    reply = Reply(ask, service.name, cached=service.model.contract.attention != "full")
+    cached = service.model.contract.attention != "full"
+    reply = ResponsesReply(ask, service.name, cached, body) if api is RESPONSES else Reply(ask, service.name, cached)
     events = _events(service, request, job, feed, started)
     if ask.stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -103,7 +105,7 @@ async def _withdraw_when_gone(service: Service, request: Request, job: Job) -> N
     service.workers.withdraw(job)
 
 
-async def _whole(reply: Reply, events: AsyncGenerator[Event, None]) -> Response:
+async def _whole(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> Response:
     finished = []
     async with aclosing(events):
         async for event in events:
@@ -116,27 +118,24 @@ async def _whole(reply: Reply, events: AsyncGenerator[Event, None]) -> Response:
     return Response(status_code=LEFT)
 
 
-async def _lines(reply: Reply, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
-    """The stream of server-sent events. A failure in the middle is one too, and no [DONE] follows it."""
+async def _lines(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
+    """The stream of server-sent events. A failure in the middle is one too, and no last line follows it."""
     for chunk in reply.opening():
         yield _line(chunk)
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Canvas):
-                yield _line(reply.canvas(event))
-            elif isinstance(event, Finished):
-                for chunk in reply.block(event):
-                    yield _line(chunk)
-            elif isinstance(event, Failure):
-                yield _line(Refusal(500, event.message, code="failed").body)
-            elif event.finish != "cancelled":
-                for chunk in reply.closing(event):
-                    yield _line(chunk)
-                yield b"data: [DONE]\n\n"
+            if isinstance(event, End) and event.finish == "cancelled":
+                return
+            for chunk in reply.chunks(event):
+                yield _line(chunk)
+            if isinstance(event, End):
+                yield reply.last
 
 
 def _line(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+    """A server-sent event; one that has a type of its own is named by it."""
+    name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
+    return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _log(service: Service, path: str, ask: Ask, last: Event | None, seconds: float) -> None:

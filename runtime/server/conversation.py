@@ -31,6 +31,39 @@ def read_messages(messages: Any, field: str, template: str | None) -> list[Messa
     return [{**m, "role": "system"} if m["role"] == "developer" and not known else m for m in read]
 
 
+def read_input(given: Any, instructions: Any, template: str | None) -> list[Message]:
+    """The conversation in /v1/responses' `input`, a text or items, after its `instructions`. Raises Refusal.
+
+    Instructions are one system message with the system messages that `input` begins with: many templates take one.
+    """
+    if not isinstance(instructions, str):
+        raise Refusal(400, f"instructions is {kind(instructions)}; expected text", "instructions")
+    if instructions and template is None:
+        message = "instructions need a chat template, which this bundle has not; leave them out"
+        raise Refusal(400, message, "instructions")
+    if not isinstance(given, str | list):
+        raise Refusal(400, f"input is {kind(given)}; expected text or a list of items", "input")
+    if isinstance(given, str):
+        if not given:
+            raise Refusal(400, "input has to be text or items, and not empty", "input")
+        given = [{"role": "user", "content": given}]
+    messages = read_messages([_item(i, item) for i, item in enumerate(given)], "input", template)
+    texts = [instructions] if instructions else []
+    while texts and messages and messages[0]["role"] == "system":
+        texts.append(messages.pop(0)["content"])
+    return [{"role": "system", "content": "\n\n".join(texts)}, *messages] if texts else messages
+
+
+def _item(i: int, item: Any) -> Any:
+    """An item of /v1/responses as a message; only messages are taken."""
+    if not isinstance(item, dict):
+        return item
+    if item.get("type", "message") != "message":
+        where = f"input[{i}].type"
+        raise Refusal(400, f"{where} is {shown(item['type'])}; expected message alone", where)
+    return {key: value for key, value in item.items() if key != "type"}
+
+
 def _message(where: str, message: Any, field: str) -> Message:
     """One message; content in parts is joined, an assistant without any said nothing."""
     if not isinstance(message, dict):

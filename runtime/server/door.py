@@ -10,7 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .refusal import Refusal, refused
 
-PATHS = frozenset(("/", "/v1/models", "/v1/completions", "/v1/chat/completions", "/healthz", "/readyz", "/metrics"))
+PATHS = frozenset(
+    ("/", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/healthz", "/readyz", "/metrics")
+)
 LEFT = 499  # the client was gone before it was answered; no client ever reads it
 
 

@@ -13,15 +13,19 @@ from typing import Any
 from .refusal import Refusal
 
 ANY = "any value"  # the field changes no answer, whatever it holds
+PLAIN = {"type": "text"}
 
 OPENAI: dict[str, Any] = {
     "n": [1], "best_of": [1], "top_p": [1], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}, []],
-    "echo": [False], "suffix": [""], "response_format": [{"type": "text"}], "modalities": [["text"]],
+    "echo": [False], "suffix": [""], "response_format": [PLAIN], "modalities": [["text"]],
     "verbosity": ["medium"], "service_tier": ["auto", "default"], "prediction": ANY,
     "tools": [[]], "functions": [[]], "tool_choice": ["none", "auto"], "function_call": ["none", "auto"],
     "parallel_tool_calls": ANY, "max_tool_calls": ANY,
     "store": ANY, "metadata": ANY, "user": ANY, "safety_identifier": ANY,
     "prompt_cache_key": ANY, "prompt_cache_options": ANY, "prompt_cache_retention": ANY,
+    "text": [{"format": PLAIN, "verbosity": "medium"}, {"format": PLAIN}, {"verbosity": "medium"}, {}],
+    "reasoning": [{}], "background": [False], "include": [[]], "truncation": ["disabled"], "top_logprobs": [0],
+    "context_management": [[]],
 }  # fmt: skip
 VLLM: dict[str, Any] = {
     "use_beam_search": [False], "length_penalty": ANY, "top_k": [-1, 0], "min_p": [0], "repetition_penalty": [1],
@@ -48,22 +52,30 @@ NEUTRAL: dict[str, Any] = OPENAI | VLLM | LLAMA_CPP
 # At a temperature of 0 the argmax is taken, which these leave as it is.
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "typ_p", "tfs_z", "top_n_sigma", "dynatemp_range", "min_keep")
 
+NO_REASONING: dict[str, Any] = {"reasoning_effort": "none", "reasoning": {"effort": "none"}}
 REASONING = ("thinking", "reasoning")  # a template that names one of them may think unless it is told not to
+ADVICE = {"previous_response_id": "no answer is kept, so send the whole conversation as input"}
 
 
 def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: str) -> None:
     """Raises Refusal naming the first field that is neither known nor without effect, given the chat template."""
     greedy = "temperature" in fields and same(fields["temperature"], 0)
     for name, value in fields.items():
-        values = NEUTRAL.get(name, [])
-        if name in known or values == ANY or any(same(value, one) for one in values):
+        values, bare = NEUTRAL.get(name, []), without_nulls(value)
+        if name in known or values == ANY or any(same(bare, one) for one in values):
             continue
         if greedy and name in SAMPLING and type(value) in (int, float):
             continue
-        if name == "reasoning_effort" and value == "none" and not any(word in template for word in REASONING):
+        if bare == NO_REASONING.get(name) and not any(word in template for word in REASONING):
             continue
         takes = f"; it may be {' or '.join(map(json.dumps, values))}, which changes nothing" if values else ""
-        raise Refusal(400, f"{name} is not supported here{takes}; leave it out", name, "unsupported_field")
+        advice = ADVICE.get(name, "leave it out")
+        raise Refusal(400, f"{name} is not supported here{takes}; {advice}", name, "unsupported_field")
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without its fields that are null; other JSON values as they are."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def same(value: Any, other: Any) -> bool:

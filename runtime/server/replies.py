@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..text import BROKEN
-from .answering import Canvas, End, Finished, Token
+from .answering import Canvas, End, Event, Failure, Finished, Token
 from .ask import Ask
+from .refusal import Refusal
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is no JSON number
@@ -24,6 +25,7 @@ class Reply:
     ask: Ask
     model: str
     cached: bool
+    last: ClassVar[bytes] = b"data: [DONE]\n\n"  # of a stream
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -36,7 +38,22 @@ class Reply:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        return {**self._head(False), "choices": [choice], "usage": self._usage(end), "blockstep": self._own(end)}
+        return {
+            **self._head(False),
+            "choices": [choice],
+            "usage": self._usage(end),
+            "blockstep": own_fields(self.ask, self.cached, end),
+        }
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        """What a stream says of an event."""
+        if isinstance(event, Canvas):
+            return [self.canvas(event)]
+        if isinstance(event, Finished):
+            return self.block(event)
+        if isinstance(event, Failure):
+            return [Refusal(500, event.message, code="failed").body]
+        return self.closing(event)
 
     def opening(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
@@ -62,7 +79,7 @@ class Reply:
     def closing(self, end: End) -> list[dict[str, Any]]:
         """The reason of the end, and the usage where it is asked for."""
         last = self._chunk({} if self.ask.chat else "", None, REASONS[end.finish])
-        last["blockstep"] = self._own(end)
+        last["blockstep"] = own_fields(self.ask, self.cached, end)
         if not self.ask.usage:
             return [last]
         return [last, {**self._head(True), "choices": [], "usage": self._usage(end)}]
@@ -76,16 +93,6 @@ class Reply:
         name = "delta" if self.ask.chat else "text"
         choice = {"index": 0, name: content, "logprobs": scores, "finish_reason": reason}
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
-
-    def _own(self, end: End) -> dict[str, Any]:
-        """What OpenAI's API has no field for."""
-        done = end.counts
-        low, high = end.thresholds or (None, None)
-        return {
-            "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
-            "one_a_step": done.one_a_step, "cached": self.cached, "threshold": low, "highest_threshold": high,
-            "seed": self.ask.seed,
-        }  # fmt: skip
 
     def _usage(self, end: End) -> dict[str, int]:
         prompt, tokens = len(self.ask.prompt), end.counts.tokens
@@ -105,6 +112,17 @@ class Reply:
         top = [{text: log} for text, log in zip(texts, logs, strict=True)] if self.ask.best else None
         offsets = [token.offset for token in tokens]
         return {"tokens": texts, "token_logprobs": logs, "top_logprobs": top, "text_offset": offsets}
+
+
+def own_fields(ask: Ask, cached: bool, end: End) -> dict[str, Any]:
+    """What OpenAI's API has no field for."""
+    done = end.counts
+    low, high = end.thresholds or (None, None)
+    return {
+        "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
+        "one_a_step": done.one_a_step, "cached": cached, "threshold": low, "highest_threshold": high,
+        "seed": ask.seed,
+    }  # fmt: skip
 
 
 def counts(event: Canvas | Finished) -> dict[str, int]:
