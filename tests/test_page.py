@@ -80,6 +80,14 @@ def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, mode
 
 
 @pytest.mark.browser
+def test_a_pasted_prompt_is_trimmed_where_the_user_sees_it(browser: Any, student: Served, model: Model) -> None:
+    page, wrong = opened(browser, student)
+    assert answered(page, f"\n {PROMPT}\n\n") == model.generate(PROMPT).text
+    assert page.input_value("#prompt") == PROMPT and wrong == []
+    page.close()
+
+
+@pytest.mark.browser
 def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: Served) -> None:
     page, wrong = opened(browser, student)
     text = answered(page, PROMPT)
