@@ -10,6 +10,9 @@ TORCH_FOLDER := import os, sys, torch; \
 OLDEST := cpu train export serve capi lora transformers
 TOOLS := pytest\|pytest-xdist\|hypothesis\|psutil\|httpx\|openai\|polygraphy\|tensorrt-rtx\|cuda-python\|matplotlib
 
+# What `make test` runs: what needs Python alone and takes no seconds.
+FAST := not browser and not native and not long and not client
+
 # TensorRT on this machine: rtx (GeForce, RTX and workstation cards) or trt (data centre cards, Jetson).
 FLAVOR ?= rtx
 
@@ -18,12 +21,13 @@ FLAVOR ?= rtx
 # wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
-.PHONY: help demo try test test-all test-oldest reliability coverage bom study bench gpu-report clean
+.PHONY: help demo try test test-all test-clients test-oldest reliability coverage bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind)"
+	@echo "make test-clients   a real server, and clients from PyPI and npm in .clients: openai, LiteLLM, lm-eval (Debian: apt install npm)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
 	@echo "make coverage   the suite's branch coverage of runtime/ and export/"
@@ -71,7 +75,7 @@ test: $(VENV)/.testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "$(FAST)"
 
 # The libraries at their lower bounds, the tools that test them as pinned. A torch that is there is used as it is, alone.
 .oldest/.installed: pyproject.toml constraints.txt tests/oldest.py
@@ -90,9 +94,22 @@ test: $(VENV)/.testing
 	@touch $@
 
 test-oldest: .oldest/.installed
-	.oldest/bin/python -m pytest -n logical --dist loadfile -m "not browser and not native and not long"
+	.oldest/bin/python -m pytest -n logical --dist loadfile -m "$(FAST)"
 
-test-all: test
+# They bring other libraries than those that the suite is tested with, so they get an environment of their own.
+.clients/.installed: pyproject.toml constraints.txt tests/clients/package.json
+	@$(check_python)
+	@$(PYTHON) -m venv .clients
+	.clients/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[clients]'
+	@cp tests/clients/package.json .clients
+	@if command -v npm > /dev/null; then npm install --prefix .clients --silent --no-audit --no-fund; \
+	else echo "npm is not here: OpenAI's client for Node is left out" >&2; fi
+	@touch $@
+
+test-clients: $(VENV)/.testing .clients/.installed
+	$(BIN)/python -m pytest -m client
+
+test-all: test test-clients
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser,ray,triton]'
 	$(BIN)/python -m pytest -m "browser or native or long"
 
@@ -105,7 +122,7 @@ reliability: $(VENV)/.testing
 coverage: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser" --ignore tests/test_capi_hosts.py
+	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser and not client" --ignore tests/test_capi_hosts.py
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --omit "*/runtime/cuda.py" --skip-covered
 	$(BIN)/coverage report --include "*/runtime/cuda.py"
@@ -147,4 +164,4 @@ gpu-report: .gpu/.reporting
 	@.gpu/bin/python samples/gpu_report.py
 
 clean:
-	rm -rf $(VENV) .try .gpu build dist *.egg-info
+	rm -rf $(VENV) .try .gpu .clients build dist *.egg-info
