@@ -167,7 +167,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(strings: list[str]) -> N
 WRONG: list[tuple[str, Any]] = [
     ("n", 2), ("top_p", 0.5), ("echo", True), ("best_of", 2), ("presence_penalty", 1), ("suffix", "x"),
     ("logit_bias", {"5": 1}), ("nonsense", 1), ("temperature", 7), ("temperature", "hot"), ("temperature", -1),
-    ("logprobs", 2), ("stop", ["a"] * 5), ("stop", ""), ("stream", 1), ("threshold", 1.5), ("threshold", "low"),
+    ("logprobs", 2), ("stop", ["a"] * 33), ("stop", ""), ("stream", 1), ("threshold", 1.5), ("threshold", "low"),
     ("seed", "x"), ("stream_canvas", True), ("stream_options", {"include_usage": True}), ("prompt", ""),
     ("prompt", ["a", "b"]), ("prompt", [1.5]), ("max_tokens", 1.5), ("messages", []), ("threshold", 10**400),
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from .conversation import read_input, read_messages
 from .neutral import check_neutral
 from .refusal import Refusal, kind, shown
 
-STOPS = 4  # as many stop strings as OpenAI takes
+STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def _item(i: int, item: Any) -> Any:
     """An item of /v1/responses as a message; only messages are taken."""
     if not isinstance(item, dict):
         return item
-    if item.get("type", "message") != "message":
+    if item.get("type") not in (None, "message"):
         where = f"input[{i}].type"
         raise Refusal(400, f"{where} is {shown(item['type'])}; expected message alone", where)
     return {key: value for key, value in item.items() if key != "type"}
