@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Ints
+from ..chat_template import check_arguments
 from ..decode import Request
 from ..errors import UserError
 from ..layout import check_ids, check_room
@@ -32,7 +33,7 @@ class Api:
 OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold"))
 SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
 COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
-CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs"})
+CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs", "chat_template_kwargs"})
 RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
 
 
@@ -136,7 +137,9 @@ def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[in
         conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
         return tokenizer.encode_messages(conversation)
     if api is CHAT:
-        return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template))
+        with _blame("chat_template_kwargs"):
+            arguments = check_arguments(fields.get("chat_template_kwargs", {}))
+        return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template), arguments)
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str) and prompt:
