@@ -144,7 +144,7 @@ def _literal(value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__  # it may quote a stranger's message
 
 
 def _check_jinja(way_out: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import logging
 import re
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from .model import Model
     from .server.service import Service
 
+SWITCH = 0.0005  # seconds that one thread may keep the others waiting, so that health checks pass busy ones
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise ask a closing connection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +34,10 @@ def serve(args: argparse.Namespace) -> int:
     """Loads the bundle and serves it until SIGTERM or Ctrl-C, which finishes what was begun."""
     try:
         import prometheus_client  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from .server.app import make_app
+        from .server.wire import make_server
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve]'") from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -47,12 +49,8 @@ def serve(args: argparse.Namespace) -> int:
             print_json({"url": url, "model": name_of(args)})
             sys.stdout.flush()
         print(f"serving {name_of(args)} at {url}", file=sys.stderr, flush=True)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=args.drain, server_header=False,
-            date_header=False, timeout_keep_alive=KEEP_ALIVE,
-        )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
-        uvicorn.Server(config).run(sockets=[place])
+        make_server(app, args.drain).run(sockets=[place])
     return DONE
 
 
@@ -64,6 +62,8 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.workers import Workers
 
     keys, models = api_keys(args.api_key_file), copies(model, args.workers)
+    sys.setswitchinterval(SWITCH)
+    gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
     if args.adaptive_threshold is not None:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ Messages = Sequence[Message]  # `content` of each is text
 class Tokenizer:
     """A `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
 
-    __slots__ = ("_plain", "_special", "chat_template")
+    __slots__ = ("_plain", "_special", "_special_texts", "chat_template")
 
     def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
         """source: the file, or as str its content. Raises UserError where that is no tokenizer."""
@@ -34,10 +35,12 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
         self._special = read_engine(source) if chat_template is not None else None
+        added = self._plain.get_added_tokens_decoder().values()
+        self._special_texts = tuple(token.content for token in added if token.special)
 
     def encode(self, text: str) -> Ints:
         """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
-        return np.array(self._encode(self._plain, text), np.int64)
+        return np.array(self._encode(self._plain, [text])[0], np.int64)
 
     def encode_chat(self, text: str) -> Ints:
         """Token ids of a user's message in the chat template, int64 [length]; the plain ids without a template.
@@ -57,22 +60,28 @@ class Tokenizer:
             if len(messages) != 1 or messages[0]["role"] != "user":
                 raise UserError("this bundle has no chat template to write a conversation in; send one user message")
             return self.encode(texts[0])
-        special = [token.content for token in self._special.get_added_tokens_decoder().values() if token.special]
-        _refuse_special(special, messages, arguments)
-        if not any(content in text for content in special for text in texts):
-            return np.array(self._encode(self._special, render(self.chat_template, messages, arguments)), np.int64)
-        places = {secrets.token_hex(16): text for text in texts}  # so that only what is around them may be special
+        _refuse_special(self._special_texts, messages, arguments)
+        if not self._holds_special_tokens(texts):
+            return np.array(self._encode(self._special, [render(self.chat_template, messages, arguments)])[0], np.int64)
+        mark, digits = secrets.token_hex(16), len(f"{len(texts):x}")
+        # Only what is around these stand-ins may be special. One pattern finds all of them in a single pass.
+        places = {f"{mark}{i:0{digits}x}": text for i, text in enumerate(texts)}
         stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
-        around = re.split(f"({'|'.join(places)})", render(self.chat_template, stand_ins, arguments))
+        around = re.split(f"({mark}[0-9a-f]{{{digits}}})", render(self.chat_template, stand_ins, arguments))
         if not places.keys() <= set(around):
             raise UserError(
                 "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
                 "the template's own; leave them out"
             )
-        ids: list[int] = []
-        for part in around:
-            ids += self._encode(self._plain, places[part]) if part in places else self._encode(self._special, part)
-        return np.array(ids, np.int64)
+        own = self._encode_once(self._special, (part for part in around if part not in places))
+        given = self._encode_once(self._plain, texts)
+        ids = chain.from_iterable(given[places[part]] if part in places else own[part] for part in around)
+        return np.fromiter(ids, np.int64)
+
+    def _holds_special_tokens(self, texts: Sequence[str]) -> bool:
+        """Whether a user's texts hold what a template writes as special tokens."""
+        whole = "\0".join(texts)
+        return any(content in whole for content in self._special_texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens have none."""
@@ -83,16 +92,23 @@ class Tokenizer:
         """A decoder for ids that come bit by bit."""
         return TextStream(self)
 
+    def _encode_once(self, engine: Engine, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Token ids by text, each computed once however often it stands there."""
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self._encode(engine, different), strict=True))
+
     @staticmethod
-    def _encode(engine: Engine, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
-            ) from None
+    def _encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. Of the library's calls, those for batches alone let other threads run meanwhile."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
+                ) from None
         with library("the tokenizer fails on this text"):
-            return list(engine.encode(text, add_special_tokens=False).ids)
+            return [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class TextStream:

@@ -21,6 +21,7 @@ from runtime.serve import address, listening
 from runtime.server.app import make_app
 from runtime.server.counters import Counters
 from runtime.server.service import Service
+from runtime.server.wire import make_server
 from runtime.server.workers import Workers
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -66,8 +67,7 @@ def served(
     service = Service(models[0], name, workers, counters, **settings)
     with listening("127.0.0.1", 0) as place:
         url = address(place)
-        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=drain)
-        server = uvicorn.Server(config)
+        server = make_server(make_app(service), drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
         try:

@@ -145,6 +145,8 @@ def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[in
     if isinstance(prompt, str) and prompt:
         return tokenizer.encode(prompt)
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        if len(prompt) > model.contract.capacity:  # an array of them would be made for nothing
+            check_room(model.contract, len(prompt), 1)
         return prompt
     raise Refusal(400, "prompt has to be one text or one list of token ids, and not empty", "prompt")
 

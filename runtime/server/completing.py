@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from .answering import End, Event, Failure, Finished
 from .ask import RESPONSES, Api, Ask, read_ask
 from .door import LEFT
+from .intake import parse
 from .refusal import Refusal, in_json
 from .replies import Reply
 from .responses import ResponsesReply
@@ -31,12 +32,14 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     """One answer, whole or streamed. Raises Refusal if there is none."""
     started = time.perf_counter()
     try:
-        body = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
+        content = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
     except asyncio.TimeoutError:  # a class of its own in Python 3.10
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     except ClientDisconnect:
         return Response(status_code=LEFT)
-    ask = await run_in_threadpool(read_ask, service.model, service.name, service.most, api, body)
+    service.workers.check_room()  # before any work on what a client sent
+    read = lambda: read_ask(service.model, service.name, service.most, api, parse(content))  # noqa: E731
+    ask = await service.intake.run(len(content), read)
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)
@@ -49,8 +52,11 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     return await _whole(reply, events)
 
 
-async def _body(request: Request, limit: int) -> Any:
-    """The body's JSON. Another content type is refused: any site's page may send one here without being asked."""
+async def _body(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes long.
+
+    Another content type is refused: any site's page may send one here without being asked.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the content type has to be application/json")
     content = bytearray()
@@ -59,10 +65,7 @@ async def _body(request: Request, limit: int) -> Any:
         if len(content) > limit:
             message = f"the body is longer than {limit} bytes; shorten the prompt"
             raise Refusal(413, message, headers={"connection": "close"})
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON ({str(error)[:100]})") from None
+    return bytes(content)
 
 
 def _into(feed: asyncio.Queue[Event]) -> Callable[[Event], None]:
@@ -114,8 +117,13 @@ async def _whole(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, No
             elif isinstance(event, Failure):
                 raise Refusal(500, event.message, code="failed")
             elif isinstance(event, End) and event.finish != "cancelled":
-                return in_json(reply.whole(finished, event))
+                return await run_in_threadpool(_written, reply, finished, event)
     return Response(status_code=LEFT)
+
+
+def _written(reply: Reply | ResponsesReply, finished: Sequence[Finished], end: End) -> Response:
+    """The reply's JSON, which takes a while with log probabilities."""
+    return in_json(reply.whole(finished, end))
 
 
 async def _lines(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from .refusal import Refusal, kind, shown
@@ -48,10 +49,11 @@ def read_input(given: Any, instructions: Any, template: str | None) -> list[Mess
             raise Refusal(400, "input has to be text or items, and not empty", "input")
         given = [{"role": "user", "content": given}]
     messages = read_messages([_item(i, item) for i, item in enumerate(given)], "input", template)
-    texts = [instructions] if instructions else []
-    while texts and messages and messages[0]["role"] == "system":
-        texts.append(messages.pop(0)["content"])
-    return [{"role": "system", "content": "\n\n".join(texts)}, *messages] if texts else messages
+    if not instructions:
+        return messages
+    leading = [*takewhile(lambda message: message["role"] == "system", messages)]
+    texts = [instructions, *(message["content"] for message in leading)]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *messages[len(leading) :]]
 
 
 def _item(i: int, item: Any) -> Any:
@@ -70,7 +72,8 @@ def _message(where: str, message: Any, field: str) -> Message:
         raise Refusal(400, f"{where} is {kind(message)}; expected an object", field)
     for key, value in message.items():
         if key not in ("role", "content", *IGNORED) and value not in (None, [], {}, "", False):
-            raise Refusal(400, f"{where}.{key} is not supported here; leave it out", f"{where}.{key}")
+            name = f"{where}.{key[:80]}"
+            raise Refusal(400, f"{name} is not supported here; leave it out", name)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise Refusal(400, f"{where}.role is {shown(role)}; expected one of {', '.join(ROLES)}", f"{where}.role")

@@ -70,7 +70,8 @@ def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: s
             continue
         takes = f"; it may be {' or '.join(map(json.dumps, values))}, which changes nothing" if values else ""
         advice = ADVICE.get(name, "leave it out")
-        raise Refusal(400, f"{name} is not supported here{takes}; {advice}", name, "unsupported_field")
+        shown = name[:80]
+        raise Refusal(400, f"{shown} is not supported here{takes}; {advice}", shown, "unsupported_field")
 
 
 def without_nulls(value: Any) -> Any:

@@ -38,8 +38,8 @@ def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = No
 
 
 def shown(value: Any) -> str:
-    """A value of a request as a message may hold it."""
-    return repr(value)[:80]
+    """A value of a request as a message may hold it: the repr of nested lists takes longer than they are long."""
+    return kind(value) if isinstance(value, list | dict) else repr(value)[:80]
 
 
 def kind(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..model import Model
 from .counters import Counters
+from .intake import Intake
 from .workers import Workers
 
 
@@ -24,6 +25,7 @@ class Service:
     hosts: tuple[str, ...] | None = None
     keys: tuple[str, ...] = ()
     log_prompts: bool = False
+    intake: Intake = field(default_factory=Intake)
     started: int = field(default_factory=lambda: int(time.time()))
 
     def card(self) -> dict[str, Any]:

@@ -6,24 +6,29 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Feeds text through; `hit` once one of the strings is complete. The text is what stands before the first such."""
+    """Feeds text through; `hit` once one of the strings is complete. The text is what stands before the first such.
 
-    __slots__ = ("_held", "_strings", "hit")
+    Each character is compared a bounded number of times on average, whatever the strings (Knuth, Morris, Pratt 1977).
+    """
+
+    __slots__ = ("_held", "_prefixes", "hit")
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings, self._held = tuple(strings), ""
+        self._prefixes, self._held = [_Prefix(string) for string in strings], ""
         self.hit = False
 
     def push(self, text: str) -> str:
         """The text that is settled by this piece; nothing more after a hit."""
         if self.hit:
             return ""
-        text = self._held + text
-        found = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
-        if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)[1]]
-        kept = max((self._begun(text, string) for string in self._strings), default=0)
+        seen, self._held = len(self._held), self._held + text
+        for end, character in enumerate(text, seen + 1):
+            complete = [prefix.length for prefix in self._prefixes if prefix.extend(character)]
+            if complete:
+                self.hit, text, self._held = True, self._held[: end - max(complete)], ""
+                return text
+        text = self._held
+        kept = max((prefix.length for prefix in self._prefixes), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -32,7 +37,25 @@ class Stops:
         text, self._held = self._held, ""
         return text
 
-    @staticmethod
-    def _begun(text: str, string: str) -> int:
-        """How many of the text's last characters are the string's first."""
-        return next((n for n in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:n])), 0)
+
+class _Prefix:
+    """How many of the last characters are a string's first ones."""
+
+    __slots__ = ("_borders", "_string", "length")
+
+    def __init__(self, string: str) -> None:
+        self._string, self.length = string, 0
+        # By length of a beginning: its longest proper beginning that is also its end. Known as far as the text matched.
+        self._borders = [0, 0]
+
+    def extend(self, character: str) -> bool:
+        """Takes the next character; whether it completes the string, after which nothing more may come."""
+        self.length = self._next(self.length, character)
+        if self.length == len(self._borders):
+            self._borders.append(self._next(self._borders[-1], character))
+        return self.length == len(self._string)
+
+    def _next(self, length: int, character: str) -> int:
+        while length and self._string[length] != character:
+            length = self._borders[length]
+        return length + (self._string[length] == character)

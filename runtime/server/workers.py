@@ -57,14 +57,18 @@ class Workers:
         return self._running
 
     def submit(self, job: Job) -> None:
-        """Queues a request. Raises Refusal 429 where too many wait, 503 after `close`."""
+        """Queues a request. Raises what `check_room` raises."""
         with self._changed:
-            if self._closed:
-                raise Refusal(503, "the server is going down; ask another one", code="draining")
-            if len(self._jobs) + self._running >= self.room + len(self._threads):
-                raise self._full()
+            self.check_room()
             self._jobs.append(job)
             self._changed.notify()
+
+    def check_room(self) -> None:
+        """Raises Refusal 429 if too many requests wait, 503 after `close`."""
+        if self._closed:
+            raise Refusal(503, "the server is going down; ask another one", code="draining")
+        if len(self._jobs) + self._running >= self.room + len(self._threads):
+            raise self._full()
 
     def withdraw(self, job: Job) -> None:
         """Nobody waits for it any more: it leaves the queue now, or its worker after the step in work."""

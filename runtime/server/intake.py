@@ -1,0 +1,66 @@
+"""Request bodies turned into requests off the event loop, so that one client's long text holds up nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from .refusal import Refusal
+
+SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read and waits for no other
+WAITING = 32  # longer bodies that may be held at once
+CONTAINERS = 1 << 16  # lists and objects in a body: a request of 1 MiB that fits the API has fewer
+
+Read = TypeVar("Read")
+
+
+class Intake:
+    """Runs what reads a body on a thread: of the longer bodies of a size (in powers of two) one at a time.
+
+    A body waits for none that is more than twice as long, and a handful of threads at most compete for the cores.
+    """
+
+    def __init__(self) -> None:
+        self._turns: dict[int, asyncio.Semaphore] = {}
+        self._waiting = 0
+
+    async def run(self, size: int, read: Callable[[], Read]) -> Read:
+        """What `read` returns for a body of `size` bytes. Raises Refusal 429 if too many long bodies are held."""
+        if size <= SHORT:
+            return await run_in_threadpool(read)
+        if self._waiting >= WAITING:
+            message = f"{self._waiting} long requests are being read; try again later"
+            raise Refusal(429, message, code="queue_full", headers={"retry-after": "1"})
+        turn = self._turns.setdefault(size.bit_length(), asyncio.Semaphore(1))
+        self._waiting += 1
+        try:
+            async with turn:
+                return await run_in_threadpool(read)
+        finally:
+            self._waiting -= 1
+
+
+def parse(content: bytes) -> Any:
+    """A body's JSON. Raises Refusal 400 if it is none, or has too many parts.
+
+    json.loads and the garbage collector stop all threads for as long as they take, which grows with the containers.
+    """
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        if has_many_containers(text):
+            raise Refusal(400, f"the body has more than {CONTAINERS} lists and objects; send fewer")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is no JSON ({str(error)[:100]})") from None
+
+
+def has_many_containers(text: str) -> bool:
+    """Whether more than CONTAINERS lists and objects begin in a JSON text, in a few passes over it."""
+    if text.count("[") + text.count("{") <= CONTAINERS:  # brackets inside strings included
+        return False
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    return outside.count("[") + outside.count("{") > CONTAINERS
