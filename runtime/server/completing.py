@@ -38,8 +38,12 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=LEFT)
     service.workers.check_room()  # before any work on what a client sent
-    read = lambda: read_ask(service.model, service.name, service.most, api, parse(content))  # noqa: E731
-    ask = await service.intake.run(len(content), read)
+
+    def read() -> tuple[Any, Ask]:
+        body = parse(content)
+        return body, read_ask(service.model, service.name, service.most, api, body)
+
+    body, ask = await service.intake.run(len(content), read)
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)
