@@ -187,7 +187,7 @@ class Stock:
 
 def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, alpha: float, **config: Any) -> None:
     """Writes a PEFT LoRA adapter over the linear layers that match, and applies it to the stock model as PEFT does."""
-    foreign, tensors = FOREIGN[name], {}
+    foreign, tensors, targets = FOREIGN[name], {}, []
     folder.mkdir()
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     generator = torch.Generator().manual_seed(7)
@@ -199,6 +199,7 @@ def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, 
             if foreign.stock == "Llama":
                 for ours, theirs in OURS_TO_LLADA:
                     stored = stored.replace(ours, theirs)
+            targets.append(stored)
             tensors |= {f"base_model.model.{stored}.lora_A.weight": a, f"base_model.model.{stored}.lora_B.weight": b}
 
             def added(module: nn.Module, inputs: tuple[Tensor], out: Tensor, a: Tensor = a, b: Tensor = b) -> Tensor:
@@ -206,12 +207,5 @@ def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, 
 
             module.register_forward_hook(added)
     save_file(tensors, folder / "adapter_model.safetensors")
-    values = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "bias": "none",
-        "target_modules": [pattern],
-        **config,
-    }
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "target_modules": targets, **config}
     (folder / "adapter_config.json").write_text(json.dumps(values))
