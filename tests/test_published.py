@@ -176,7 +176,7 @@ def test_a_chat_template_gives_what_transformers_gives(name: str, where: str, tm
         several = [{"name": "other", "template": "x"}, {"name": "default", "template": TEMPLATES[name]}]
         file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": several}))
     read, theirs = load(tmp_path, SMALL), PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    ours = Tokenizer(tmp_path / "tokenizer.json", read.chat_template)
+    ours = Tokenizer(read.tokenizer, read.chat_template)
     for text in ("hello", ' <b> "naïve" & 你好 '):
         messages = [{"role": "user", "content": text}]
         expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -224,6 +224,17 @@ def test_a_familys_arguments_are_left_out_of_a_template_that_does_not_read_them(
     assert load(tmp_path, SMALL).chat_template == "{{ messages[0].content }}"
     with pytest.raises(UserError, match="does not read enable_thinking"):
         load(tmp_path, replace(SMALL, template_args={"enable_thinking": False}))
+
+
+def test_every_file_of_a_tokenizer_counts(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream", template="<|turn|>{{ messages[0].content }}")
+    known = {fingerprint(tmp_path)}
+    for name, values in (("added_tokens.json", {"<|turn|>": 261}), ("special_tokens_map.json", {"sep_token": "<s>"})):
+        (tmp_path / name).write_text(json.dumps(values))
+        assert fingerprint(tmp_path) not in known
+        known.add(fingerprint(tmp_path))
+    read = load(tmp_path, SMALL)
+    assert Tokenizer(read.tokenizer, read.chat_template).encode_chat("hi").tolist() == [261, 107, 108]
 
 
 def test_a_directory_without_a_template_has_none(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def no_end(folder: Path) -> None:
         (config(max_position_embeddings=12), "room for a prompt"),
         (config(mask_token_id=10**6), "expected one below the vocabulary of 288"),
         (config(mask_token_id=VOCAB - 1), "tokenizer is without the mask token"),
+        (config(mask_token_id=5), "its tokenizer's mask_token '<|mask|>' is 2; give --mask-id"),
         (no_mask, "without the mask token '<|mask|>'"),
         (no_end, "names no end token"),
         (config(pad_token_id=-1), "has -1 as pad_token_id"),

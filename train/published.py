@@ -24,8 +24,8 @@ from .student_file import StudentFile
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
 TEXTS = (
-    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", adapter.CONFIG,
-    student_file.FILE,
+    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja", adapter.CONFIG, student_file.FILE,
 )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
     settings = settings_of(folder, overrides)
-    shape, text, stored = shape_of(settings), read_text(folder), stored_student(folder, overrides)
+    shape, stored = shape_of(settings), stored_student(folder, overrides)
+    text = read_text(folder, shape.vocab)
     decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)
     _check(decoding, settings, shape.vocab)
     weights = read_weights(folder, shape, settings.family.renames)
@@ -233,6 +234,11 @@ def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> in
         raise UserError(
             f"{settings.path} has mask_token_id {found}, but its tokenizer is without the mask token; give "
             "--mask-id if that is meant"
+        )
+    if given is None and "mask_token" in text.special and text.ids.get(token, found) != found:
+        raise UserError(
+            f"{settings.path} has mask_token_id {found}, but its tokenizer's mask_token {token!r} is "
+            f"{text.ids[token]}; give --mask-id"
         )
     return found
 
