@@ -9,6 +9,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
+from runtime.ort_files import map_weights
 
 
 def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
@@ -22,9 +23,17 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     graph = onnx.load(model, load_external_data=False)
     add_logits(graph, shipped.contract.vocab)
     options = shipped.session.get_session_options()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    weights = map_weights(options, model.parent, linked_weights(graph, model.parent))
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    del weights  # which had to live until here
     return OrtBackend(session, shipped.contract)
+
+
+def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
+    """Returns the files that a graph's external weights are in, if one of them is a link; else they are left to ORT."""
+    entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
+    names = list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
+    return names if any((folder / name).is_symlink() for name in names) else []
 
 
 def add_logits(model: onnx.ModelProto, vocab: int) -> None:

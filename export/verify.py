@@ -102,7 +102,7 @@ def verify(args: argparse.Namespace) -> int:
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
     if engine.build is None:
-        return OrtBackend(graph_of(made, engine), made.contract)
+        return OrtBackend(graph_of(made, engine), made.contract, files=engine.files)
     if has_gpu():
         return open_engines(made, [engine], trust=trust)
     if engine.precision in NO_CPU or engine.build.batch > 1:
@@ -111,7 +111,7 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
-    return OrtBackend(graph_of(made, engine), contract)
+    return OrtBackend(graph_of(made, engine), contract, files=engine.files)
 
 
 def graph_of(made: Bundle, engine: Engine) -> Path:

@@ -124,7 +124,7 @@ class Bundle:
 def read(path: Path) -> Bundle:
     """The bundle at `path`; its engines are not read (see `verify_files`). Raises UserError for anything unexpected."""
     manifest = path / MANIFEST
-    if not os.path.isfile(manifest):  # False, too, for a path that is too long or holds a null character
+    if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
         raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
     regular(manifest)
     try:
@@ -243,11 +243,15 @@ def _template(file: Path) -> str:
 
 
 def regular(file: Path) -> Path:
-    """The file, which has to be there and to be no link and no folder; raises UserError otherwise."""
+    """Returns the file, a regular one or a link to one, as caches and Kubernetes volumes store them.
+
+    Raises UserError for anything else, before it is opened: a FIFO or a device might never end.
+    """
     try:
-        plain = stat.S_ISREG(file.lstat().st_mode)
-    except OSError:
-        raise UserError(f"{file} is missing; copy or export the bundle again") from None
+        plain = stat.S_ISREG(file.stat().st_mode)
+    except OSError as error:
+        reason = f"is a link that leads nowhere ({error.strerror})" if file.is_symlink() else "is missing"
+        raise UserError(f"{file} {reason}; copy or export the bundle again") from None
     if not plain:
-        raise UserError(f"{file} is not a plain file; a bundle holds no links and no folders")
+        raise UserError(f"{file} is not a plain file or a link to one; copy or export the bundle again")
     return file

@@ -258,7 +258,7 @@ def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, de
     verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
     size = sum((bundle.path / name).stat().st_size for name in engine.files)
     threads = threads or usual_threads(engine.precision, size)
-    return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device)
+    return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device, engine.files)
 
 
 def _on_tensorrt(bundle: Bundle, engines: Sequence[Engine], verify: str, trust: bool) -> tuple[Engine, Backend]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .contract import REDUCED, TOP, Contract, cache_names
 from .cores import physical_cores
 from .errors import DeviceError, NumericalError, UserError
 from .no_telemetry import ort
+from .ort_files import create_session
 from .saturation import require_exact_products
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
@@ -38,14 +40,15 @@ class OrtBackend:
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
     by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
-    cross. Raises UserError if the file cannot be loaded, is not the graph of that contract, or is one that CUDA has no
-    kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
+    cross. files: see `load_session`. Raises UserError if the file cannot be loaded, is not the graph of that contract,
+    or is one that CUDA has no kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
     """
 
     def __init__(
-        self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None, device: str = "cpu"
-    ) -> None:
-        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device)
+        self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None, device: str = "cpu",
+        files: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device, files)
         self._contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
@@ -213,18 +216,27 @@ def bucket(capacity: int, most: int) -> int:
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
 
 
-def load_session(model: Path, threads: int | None = None, device: str = "cpu") -> ort.InferenceSession:
-    """A session, which several backends may share. Raises UserError where ONNX Runtime does not take file or device."""
+def load_session(
+    model: Path, threads: int | None = None, device: str = "cpu", files: Collection[str] = ()
+) -> ort.InferenceSession:
+    """Returns a session, which several backends may share.
+
+    Args:
+        files: what the manifest names next to the model, see `ort_files.create_session`.
+
+    Raises:
+        UserError: if ONNX Runtime does not take the file or the device.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
     if device != "cpu":
-        return ort_cuda.open_session(model, options)
+        return ort_cuda.open_session(model, options, files)
     require_exact_products(options)
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return create_session(model, files, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(

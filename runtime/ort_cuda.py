@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +67,17 @@ def check_available() -> None:
         raise UserError(f"onnxruntime {ort.__version__} runs on the CPU alone; for --device cuda: {install_line()}")
 
 
-def open_session(model: Path, options: Any) -> Any:
+def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     """Opens a session on the GPU, TF32 off.
+
+    Args:
+        files: what the manifest names next to the model, see `ort_files.create_session`.
 
     Raises:
         UserError: CUDA cannot be used here, or the graph would be wrong or slow on it (see `check_placement`).
     """
     from .no_telemetry import ort
+    from .ort_files import create_session
 
     check_available()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -81,7 +85,7 @@ def open_session(model: Path, options: Any) -> Any:
     ort.set_default_logger_severity(QUIET)  # it tells on stderr, in colors, what is refused below in one line
     try:
         # The fallback would print to stdout, and load the graph once more, on the CPU.
-        session = ort.InferenceSession(str(model), options, providers=[(CUDA, OPTIONS), CPU], enable_fallback=0)
+        session = create_session(model, files, options, providers=[(CUDA, OPTIONS), CPU], enable_fallback=0)
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:300]

@@ -157,7 +157,7 @@ def answer(asked: dict[str, Any]) -> str | None:
             from .ort import OrtBackend
 
             engine = bundle.engine(asked["engine"])
-            _run(OrtBackend(bundle.path / engine.model, bundle.contract, asked["threads"]))
+            _run(OrtBackend(bundle.path / engine.model, bundle.contract, asked["threads"], files=engine.files))
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:

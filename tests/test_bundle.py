@@ -287,9 +287,9 @@ def test_damage_is_found_and_named(which: str, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match=f"{file.name} is missing"):
         verify_files(made, made.engine())
-    (tmp_path / "elsewhere").write_bytes(b"graph")
+    (tmp_path / "elsewhere").write_bytes(bytes(content))
     file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="not a plain file"):
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
         verify_files(made, made.engine())
 
 

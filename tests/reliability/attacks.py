@@ -27,7 +27,7 @@ NAMES = (
     "manifest.json", "-rf", "\x1b[2J", "a" * 300, "é", "CON:", "a/", "./a",
 )  # fmt: skip
 PARTS = ("model", "tokenizer", "chat_template")
-STANDING = ("link", "device", "pipe", "folder", "itself")  # in a file's place
+STANDING = ("nothing", "device", "pipe", "folder", "itself")  # in a file's place
 SIZES = (("manifest", 1 << 40), ("manifest", 17 << 20), ("tokenizer", 101 << 20), ("chat_template", 2 << 20))
 KEYS = (
     ("ort.bundle/manifest.json", "format"), ("ort.bundle/manifest.json", "block"),
@@ -110,13 +110,13 @@ def placed(name: str, what: str) -> Attack:
     def attack(folder: Path) -> None:
         bundle = copied("ort.bundle", folder)
         file = {"manifest": bundle / "manifest.json", "model": model_file(bundle)}.get(name) or text_file(bundle, name)
-        elsewhere = file.rename(folder / "elsewhere")
+        file.unlink()
         if what == "pipe":
             os.mkfifo(file)
         elif what == "folder":
             file.mkdir()
         else:
-            file.symlink_to({"link": elsewhere, "device": "/dev/zero", "itself": file}[what])
+            file.symlink_to({"nothing": folder / "nowhere", "device": "/dev/zero", "itself": file}[what])
         load(bundle)
 
     return attack
