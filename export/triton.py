@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runtime import files
 from runtime.bundle import Bundle, read, verify_files
 from runtime.command import DONE, Parser, add_engine_options, print_json, run
 from runtime.errors import UserError
@@ -67,6 +68,7 @@ def export(args: argparse.Namespace) -> int:
         copy_bundle(bundle, new / "1" / "bundle")
         shutil.copyfile(MODEL, new / "1" / "model.py")
         (new / "config.pbtxt").write_text(config(name, parameters(args)), encoding="ascii")
+        files.flush_tree(new)
         check_place(place, args.replace)
         if not place.exists():
             os.rename(new, place)

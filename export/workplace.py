@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from runtime import lock
+from runtime import files
 from runtime.errors import UserError
 
 SPARE = 64 << 20  # bytes beside the weights: the graph, the tokenizer, parts of the graph while it is proved
@@ -26,13 +26,13 @@ def writing(out: Path) -> Iterator[None]:
 def working_folder(out: Path) -> Iterator[Path]:
     """A folder on the bundle's own disk, so that what is built there is moved into the bundle and not copied.
 
-    See `runtime.lock.workplace`. Raises UserError where nothing can be written beside `out`, or another export to it is
+    See `runtime.files.stage`. Raises UserError where nothing can be written beside `out`, or another export to it is
     running.
     """
     with ExitStack() as held:
         with writing(out):
             try:
-                folder = held.enter_context(lock.workplace(out.resolve()))
+                folder = held.enter_context(files.stage(files.real_path(out)))
             except BlockingIOError:
                 raise UserError(f"another export to {out} is running; wait, or give --out another path") from None
         yield folder

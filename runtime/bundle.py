@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import lock, memory
+from . import files, memory
 from .contract import Contract, GateSpec
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
@@ -116,7 +116,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
                 entry["gate"] = asdict(gate)
         parse(path, values)
-        _replace(path / MANIFEST, json.dumps(values, indent=1).encode())
+        _write(path / MANIFEST, json.dumps(values, indent=1).encode())
         return read(path)
 
 
@@ -148,8 +148,8 @@ def _readable_sha256(file: Path) -> str:
 
 def _remember(path: Path, hashes: Mapping[str, str]) -> None:
     """What was hashed while it was written needs no second look, and whoever exports has run it."""
-    files = {path / name: digest for name, digest in hashes.items()}
-    memory.see({**memory.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in files.items()}})
+    written = {path / name: digest for name, digest in hashes.items()}
+    memory.see({**memory.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}})
 
 
 def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str, Any]) -> list[Engine]:
@@ -174,7 +174,7 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
 
 def tidy(path: Path) -> None:
     """Removes what a killed run left in and beside a bundle that is there and whole."""
-    lock.sweep(path.resolve())
+    files.sweep(files.real_path(path))
     with _locked(path):
         _sweep(path)
 
@@ -195,24 +195,21 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds the one lock of a bundle, on its folder; a folder made here is removed again if nothing came into it."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
-    folder = lock.taken(path, wait=True)
-    try:
-        yield
-    finally:
-        if not os.listdir(path):
-            path.rmdir()
-        os.close(folder)
+    with files.locked(path, wait=True):
+        try:
+            yield
+        finally:
+            if not os.listdir(path):
+                path.rmdir()
 
 
 def _place(target: Path, source: Path) -> None:
     try:
-        _settle(source, target)
+        files.move(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        temporary = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, temporary)
-        _settle(temporary, target)
+        files.write_whole(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[str, str] | None:
@@ -221,7 +218,7 @@ def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[st
     content = text.encode()
     digest = hashlib.sha256(content).hexdigest()
     name = content_name(stem, f".{suffix}", digest)
-    _replace(path / name, content)
+    _write(path / name, content)
     return {"file": name, "sha256": digest}
 
 
@@ -229,25 +226,8 @@ def _place_manifest(path: Path, contract: Contract, engines: Sequence[Engine], r
     values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines], **rest}
     text = json.dumps(values, indent=1)
     parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
-    _replace(path / MANIFEST, text.encode())
+    _write(path / MANIFEST, text.encode())
 
 
-def _replace(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        temporary.write_bytes(content)
-        _settle(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _settle(temporary: Path, target: Path) -> None:
-    """Moves a file to its name once its bytes are on the disk, and the move too."""
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(target: Path, content: bytes) -> None:
+    files.write_whole(target, lambda temporary: temporary.write_bytes(content))

@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from . import files
 from .command import DONE, Parser, print_json, run
 from .errors import UserError
 
@@ -97,7 +98,7 @@ def build(out: Path) -> tuple[Path, Path]:
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{compiler[0]} fails: {done.stderr.strip()[-400:]}; see that it builds Python extensions")
-        os.replace(made, out / LIBRARY)  # at once, so that a host that runs keeps the file it has
+        files.move(made, out / LIBRARY)  # at once, so that a host that runs keeps the file it has
     shutil.copyfile(SOURCES / HEADER, out / HEADER)
     return out / LIBRARY, out / HEADER
 

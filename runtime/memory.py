@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .errors import UserError
 
 
@@ -29,12 +30,10 @@ def see(marks: dict[str, Any]) -> None:
     try:
         folder().mkdir(parents=True, exist_ok=True)
         there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
-        temporary = folder() / f".verified.{os.getpid()}.part"
-        try:
-            temporary.write_text(json.dumps(there), encoding="utf-8")
-            os.replace(temporary, folder() / "verified.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps(there)
+        files.write_whole(
+            folder() / "verified.json", lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False
+        )
     except (OSError, RuntimeError):
         return  # not remembered: hashed again the next time
 

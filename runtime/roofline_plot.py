@@ -5,11 +5,11 @@ A point lies under its roof where attention, which is not quantised, takes its s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .analysis import Point, Question, points
 from .devices import Device
 from .errors import UserError
@@ -94,13 +94,8 @@ def _figure() -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     """In one rename, so that an older file stays whole until the new one is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(temporary, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); give --plot another path") from None

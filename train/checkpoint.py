@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from runtime import lock
+from runtime import files
 from runtime.bundle import sha256
 from runtime.chat_template import with_arguments
 from runtime.contract import LARGEST, MOST
@@ -269,19 +269,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     with writing(path) as temporary:
         write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        files.move(temporary, path)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path of that name in an empty folder beside `path`, see `runtime.lock.workplace`.
+    """A path of that name in an empty folder beside `path`, see `runtime.files.stage`.
 
     Raises UserError where nothing can be written there, by whatever is done in it either.
     """
     try:
-        with lock.workplace(path) as folder:
+        with files.stage(path) as folder:
             yield folder / path.name
     except BlockingIOError:
         raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from runtime import lock
+from runtime import files
 from runtime.command import DONE, Parser, print_json
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
@@ -125,7 +125,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
             new += len(found)
         else:
-            lock.sweep(path)
+            files.sweep(path)
         shard_right, shard_total = count_right(path)
         right, total = right + shard_right, total + shard_total
     found = parallel.add_up({"collected": total, "right": right, "new": new})

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runtime import files
 from runtime.errors import UserError
 
 from . import student_file
@@ -132,18 +133,17 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
 
     Raises UserError where `out` has become something else, and where it cannot be written.
     """
-    out = out.resolve()  # of a link it is the folder behind it that is replaced
+    out = files.real_path(out)  # of a link it is the folder behind it that is replaced
     with writing(out) as new:
         new.mkdir()
         write(new)
-        for path in (*new.iterdir(), new):
-            _settle(path)
+        files.flush_tree(new)
         check_place(out)
         if not out.exists():
             os.rename(new, out)
         elif not swap(new, out):
             _move(new, out)
-        _settle(out.parent)
+        files.flush(out.parent)
 
 
 def _move(new: Path, out: Path) -> None:
@@ -156,15 +156,6 @@ def _move(new: Path, out: Path) -> None:
         os.rename(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _settle(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

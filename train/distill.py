@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime import files
 from runtime.command import DONE, Parser, print_json
 from runtime.errors import UserError
 
@@ -102,7 +103,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
         raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
     if args.student is None:
         return
-    if args.out.resolve() == args.teacher.resolve():
+    if files.real_path(args.out) == files.real_path(args.teacher):
         raise UserError(f"--out {args.out} is the teacher; give the student a path of its own")
     ours, theirs = shared(student), shared(saved)
     if other := next((name for name, value in ours.items() if value != theirs[name]), None):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime import files
 from runtime.errors import UserError
 
 from . import adapter, checkpoint, directory, student_file
@@ -33,7 +34,7 @@ class Output:
 
     def check(self, student: Checkpoint) -> None:
         """Raises UserError where the student could not be written, before it is trained."""
-        if self.path.resolve() == self.teacher.resolve():
+        if files.real_path(self.path) == files.real_path(self.teacher):
             raise UserError(f"--out {self.path} is the teacher; give the student a path of its own")
         if self.path.suffix == ".pt":
             return self._check_file(student)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime import lock
+from runtime import files
 from runtime.errors import UserError
 
 from . import parallel
@@ -58,7 +58,7 @@ def forget(out: Path) -> None:
     path = path_of(out)
     path.unlink(missing_ok=True)
     shutil.rmtree(_folder(path), ignore_errors=True)
-    lock.sweep(path)
+    files.sweep(path)
 
 
 def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:

@@ -1,0 +1,169 @@
+"""Writes that are whole or not at all: staging directories with a lock, flushed renames.
+
+Locks and flushing are niceties that some network and FUSE file systems lack: there the work goes on without them, and
+one warning says so. The rename is none: what cannot be renamed is not written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What a file system answers that does not know fsync of a file or of a folder, other than that it failed.
+UNKNOWN = {
+    errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR,
+    errno.ENOTTY,
+}  # fmt: skip
+_warned: set[str] = set()
+
+
+@contextmanager
+def stage(path: Path) -> Iterator[Path]:
+    """Yields an empty, locked folder next to `path`, and removes it afterwards with all that is still in it.
+
+    It is always the same one, `.NAME.part`, so that nothing stays of what a killed run left there; without locks it has
+    a name of its own, since another run may be at work. Raises BlockingIOError if another run holds it, OSError if it
+    cannot be made.
+    """
+    folder = _beside(path)
+    with locked(folder, wait=False) as alone:
+        if alone:
+            _clear(folder)
+        else:
+            with suppress(OSError):  # what a killed run left in it stays: it may be another run's
+                folder.rmdir()
+            folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Removes what a killed run left next to a `path` that is whole, unless another run is at work there."""
+    if _beside(path).exists():
+        with suppress(OSError), stage(path):
+            pass
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the one lock of `folder`, which is made if there is none; yields False if its file system has no locks.
+
+    Whoever holds it may remove the folder: the next one makes it anew. Raises BlockingIOError if another handle has the
+    lock and `wait` is not set, OSError if the folder cannot be made.
+    """
+    handle = None
+    while handle is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            alone = _lock(opened, folder, wait)
+            if not alone or _is_at(opened, folder):
+                handle = opened
+        finally:
+            if handle is None:  # refused, or whoever had the lock before has removed the folder
+                os.close(opened)
+    try:
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file its name once its bytes are on the disk, and waits for the name too; a link there is replaced."""
+    flush(source)
+    os.replace(source, target)
+    flush(target.parent)
+
+
+def write_whole(target: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Writes a file next to `target` and moves it there, so that `target` is never half-written.
+
+    Args:
+        durable: whether to wait until it is on the disk, as for all that cannot be made again at no cost.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        if durable:
+            move(temporary, target)
+        else:
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's bytes, or the names in a folder, are on the disk; OSError if writing them has failed."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+        _warn(
+            "flush", f"{path} cannot be flushed to the disk ({error.strerror}); a power cut may lose what was written"
+        )
+
+
+def flush_tree(folder: Path) -> None:
+    """Waits until all that is in a folder is on the disk, the folder itself last."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            flush(Path(place, name))
+        flush(Path(place))
+
+
+def real_path(path: Path) -> Path:
+    """Resolves links as Path.resolve does, which before Python 3.13 fails for a link that leads to itself."""
+    return Path(os.path.realpath(path))
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _lock(handle: int, folder: Path, wait: bool) -> bool:
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError) as error:  # ENOSYS, ENOLCK, EOPNOTSUPP, and EBADF for a folder on NFS
+        reason = getattr(error, "strerror", None) or "this system has none"
+        _warn("lock", f"{folder.parent} has no file locks ({reason}); let no two runs write to one place at a time")
+        return False
+    return True
+
+
+def _warn(what: str, text: str) -> None:
+    """Says on stderr, once per process, what is done without."""
+    if what not in _warned:
+        _warned.add(what)
+        print("warning:", text, file=sys.stderr)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _is_at(handle: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
