@@ -23,6 +23,7 @@ from runtime.command import DONE, FAILED, Parser, print_json, run
 from runtime.contract import Contract
 from runtime.decode import Request
 from runtime.errors import UserError
+from runtime.files import in_cache, name_of, named
 from runtime.layout import room_for_answer
 from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m export.onnx", description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
-    p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
+    p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with "
+        ".bundle, of one in a cache its name in the current folder)")  # fmt: skip
     p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
         help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; "
         "int4: the same, but weights of all layers but the first and last in 5.1 bits, scales included "
@@ -115,8 +117,13 @@ def check_template(source: Checkpoint) -> None:
 
 
 def default_out(ckpt: Path) -> Path:
-    """Beside the checkpoint; the dot in a directory's name begins no suffix (SDAR-1.7B-Chat)."""
-    return Path(f"{ckpt.absolute()}.bundle") if ckpt.is_dir() else ckpt.with_suffix(".bundle")
+    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a cache.
+
+    The dot in a directory's name begins no suffix (SDAR-1.7B-Chat), and `..` is no name.
+    """
+    ckpt = named(ckpt)
+    name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
+    return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
 
 
 def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:

@@ -42,7 +42,8 @@ def add_what(p: argparse.ArgumentParser) -> None:
     add("--bundle", type=Path, metavar="DIR",
         help="instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor "
         "the checkpoint")  # fmt: skip
-    add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle)")
+    add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache "
+        "its name in the current folder)")  # fmt: skip
     add("--precision", choices=tuple(LEAST),
         help="fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, "
         "with fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "

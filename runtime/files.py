@@ -20,6 +20,7 @@ UNKNOWN = {
     errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR,
     errno.ENOTTY,
 }  # fmt: skip
+REPOSITORY = "models--"  # begins the folder of a model, models--OWNER--NAME, in a Hugging Face cache
 _warned: set[str] = set()
 
 
@@ -129,6 +130,25 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def named(path: Path) -> Path:
+    """Returns a path that ends in a name, which `.` and `..` do not."""
+    return real_path(path) if path.name in ("", "..") else path
+
+
+def name_of(path: Path) -> str:
+    """Returns what a user calls the model in a folder: the folder's name, in a Hugging Face cache the repository's."""
+    path = named(path).absolute()
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith(REPOSITORY):  # whose own name is a commit's hash
+        return repository.split("--")[-1]
+    return path.name
+
+
+def in_cache(path: Path) -> bool:
+    """Returns whether a path is in a folder that users do not look into, such as the Hugging Face cache."""
+    return any(part == ".cache" or part.startswith(REPOSITORY) for part in path.absolute().parts[:-1])
+
+
 def _clear(folder: Path) -> None:
     for left in folder.iterdir():
         if left.is_dir() and not left.is_symlink():
@@ -159,6 +179,7 @@ def _warn(what: str, text: str) -> None:
 
 
 def _beside(path: Path) -> Path:
+    path = named(path)
     return path.with_name(f".{path.name}.part")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,7 +70,10 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
             raise UserError("got both a prompt and --token-ids; give one of them")
         return whole_numbers(args.token_ids)
     if args.prompt not in (None, "-"):
-        return str(args.prompt)
+        try:
+            return os.fsencode(args.prompt).decode("utf-8")  # what was typed, though the locale has another encoding
+        except UnicodeError:
+            return str(args.prompt)
     if sys.stdin.isatty():
         print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
     try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import files
 from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
 from .errors import UserError
 
@@ -117,7 +118,7 @@ def local(host: str) -> bool:
 
 def name_of(args: argparse.Namespace) -> str:
     """What clients call the model: --name, or the bundle's."""
-    return str(args.name or Path(args.bundle).resolve().name.removesuffix(".bundle"))
+    return str(args.name or files.name_of(files.real_path(Path(args.bundle))).removesuffix(".bundle"))
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:

@@ -305,3 +305,27 @@ def test_the_quick_set_has_every_length_that_fits() -> None:
 def test_the_graph_names_no_folder_of_the_machine_that_exported_it(made: Path) -> None:
     model = next((made / "student.bundle").glob("*.onnx")).read_bytes()
     assert str(Path(__file__).parent.parent).encode() not in model and b"stack_trace" not in model
+
+
+HUB = "hub/models--org--SDAR-1.7B/snapshots"
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "out"),
+    [
+        ("work/model-1.7B", "work/model-1.7B.bundle"), ("work/model-1.7B/", "work/model-1.7B.bundle"),
+        (".", "{root}.bundle"), ("work/model-1.7B/..", "{root}/work.bundle"),
+        ("work/student.pt", "work/student.bundle"),
+        (f"{HUB}/0a1b", "SDAR-1.7B.bundle"), (f"{HUB}/0a1b/teacher", "teacher.bundle"),
+        (f"{HUB}/0a1b/student.pt", "student.bundle"), (".cache/modelscope/model", "model.bundle"),
+        ("linked", "linked.bundle"),
+    ],
+)  # fmt: skip
+def test_a_bundle_is_written_where_a_user_looks(
+    ckpt: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("work/model-1.7B", f"{HUB}/0a1b/teacher", ".cache/modelscope/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(f"{HUB}/0a1b")
+    monkeypatch.chdir(tmp_path)
+    assert str(command.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())

@@ -17,6 +17,7 @@ from runtime.errors import UserError
 from runtime.files import stage, sweep
 from train.checkpoint import check_file, replace_file, writing
 from train.directory import replace_folder
+from train.resume import path_of
 
 GRAPH = bundle.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
 ENGINE = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, GRAPH, {}, {})
@@ -129,3 +130,25 @@ def test_what_fails_to_be_flushed_is_an_error(code: int, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=os.strerror(code)):
         replace_file(tmp_path / "a.pt", lambda temporary: temporary.write_bytes(b"newer"))
     assert (tmp_path / "a.pt").read_bytes() == b"older" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_path_without_a_name_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    for path in (".", "..", "../sub/.."):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_file(Path(path))
+    assert path_of(Path(".")) == tmp_path / "sub.resume"
+    assert not list((tmp_path / "sub").iterdir()) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_that_leads_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "itself").symlink_to("itself")
+    with pytest.raises(UserError, match="cannot be written"):
+        replace_folder(tmp_path / "itself", lambda folder: (folder / "file").touch())
+    assert [file.name for file in tmp_path.iterdir()] == ["itself"]
+
+
+def test_a_model_has_its_repositorys_name_in_a_hugging_face_cache() -> None:
+    assert files.name_of(Path("/hub/models--org--student-2.5.bundle/snapshots/0a1b")) == "student-2.5.bundle"
+    assert files.name_of(Path("a/snapshots/0a1b")) == "0a1b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -195,3 +196,8 @@ def test_template_arguments_on_the_line_reach_the_template(tmp_path: Path, capsy
     assert capsys.readouterr().out == "xyz\nyz\nxyz\n"
     assert generate.main([bundle, PROMPT, "--template-args", '{"tools": []}']) == 2
     assert "tools is given by the renderer itself" in capsys.readouterr().err
+
+
+def test_a_prompt_is_utf8_whatever_the_locale_says() -> None:
+    for typed, prompt in {"a\udcc3\udca9": "aé", "aé": "aé", "a\udce9": "a\udce9", "\ud800": "\ud800"}.items():
+        assert generate.read_prompt(argparse.Namespace(prompt=typed, token_ids=None)) == prompt

@@ -50,6 +50,7 @@ class Run:
 
 def path_of(out: Path) -> Path:
     """Where the run that makes `out` is kept while it is not done."""
+    out = files.named(out)
     return out.with_name(out.name + ".resume")
 
 
