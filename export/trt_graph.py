@@ -82,9 +82,8 @@ class Graphs:
             problems = jsonl.read(self.recipe.data)[:PROMPTS]
         except ValueError as error:
             raise UserError(str(error)) from None
-        requests = held_out(
-            of_checkpoint(self.source, raw=False), self.contract, [problem.prompt for problem in problems]
-        )
+        texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
+        requests = held_out(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)
         watch(watched)
         files = store(watched, folder, "watched")

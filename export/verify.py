@@ -79,7 +79,8 @@ def verify(args: argparse.Namespace) -> int:
     candidate = candidate_of(made, engine, args.trust_engine)
     contract = candidate.contract
     asked = asked_for(args.task, args.data, args.prompts)
-    requests = held_out(prompts.of_checkpoint(source, args.raw), contract, asked)
+    encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
+    requests = held_out(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.build is not None:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
@@ -142,30 +143,26 @@ def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
 
 
-def asked_for(names: str, data: Path | None, count: int) -> list[str]:
-    """Texts of the validation split, evenly from the tasks. Raises UserError where there are none."""
+def asked_for(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
+    """Problems of the validation split, evenly from the tasks. Raises UserError where there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
     try:
         chosen = (tasks.from_file(data),) if data else tasks.named(names)
         shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
-        return [p.prompt for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
+        return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
 
 
-def held_out(encode: prompts.Encode, contract: Contract, texts: Sequence[str]) -> list[Request]:
-    """A request for each prompt, its answer as long as the canvas or the room. Raises UserError where one has none."""
-    encoded = [np.array(ids, np.int64) for ids in encode(texts)]
-    rooms = [(ids, room_for_answer(contract, len(ids))) for ids in encoded if len(ids)]
-    requests = [Request(ids, min(room, contract.canvas)) for ids, room in rooms if room]
-    if len(requests) < len(texts):
-        shortest = min((len(ids) for ids in encoded), default=0)
-        raise UserError(
-            f"{len(texts) - len(requests)} of {len(texts)} prompts leave no room in a capacity of {contract.capacity} "
-            f"(the shortest has {shortest} tokens); export with a larger --capacity or give other --data"
-        )
-    return requests
+def held_out(
+    encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
+) -> list[Request]:
+    """A request for each prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
+    encoded = encode(texts)
+    kept = prompts.fitting(encoded, lines, contract)
+    found = [np.array(encoded[place], np.int64) for place in kept]
+    return [Request(ids, min(room_for_answer(contract, len(ids)), contract.canvas)) for ids in found]
 
 
 if __name__ == "__main__":

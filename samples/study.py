@@ -30,7 +30,7 @@ from runtime.errors import UserError
 from train import calibration, checkpoint, evaluate, invariance, prompts, tasks
 from train.checkpoint import Checkpoint, replace_file
 from train.data import Example, encode
-from train.torch_backend import TorchBackend
+from train.torch_backend import TorchBackend, contract_of
 
 SAMPLES = Path(__file__).resolve().parent
 ONE = {"rule": "count", "min": 1}
@@ -189,6 +189,14 @@ def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dic
     }  # fmt: skip
 
 
+def fitting(teacher: Path, task: tasks.Task, split: str, count: int, seed: int) -> Problems:
+    """The problems of a draw that leave the teacher, and so its students, room for an answer."""
+    saved, drawn = checkpoint.load(teacher), list(task.problems(split, count, seed))
+    encoded = prompts.of_checkpoint(saved, raw=False)([problem.prompt for problem in drawn])
+    kept = prompts.fitting(encoded, [problem.line for problem in drawn], contract_of(saved))
+    return Problems(task, split, seed, [drawn[place] for place in kept])
+
+
 def run(args: argparse.Namespace) -> Study:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
     if args.split == TUNING:
@@ -209,9 +217,8 @@ def run(args: argparse.Namespace) -> Study:
     if known:
         print(f"{len(known)} points of {path} are not measured again; delete it to measure all anew", file=sys.stderr)
     plan = Plan(
-        [Problems(t, TUNING, args.seed, list(t.problems(TUNING, args.tuning, args.seed))) for t in chosen],
-        [Problems(t, args.split, args.judged_seed, list(t.problems(args.split, args.count, args.judged_seed)))
-         for t in chosen], args.batch,
+        [fitting(found[0][1], t, TUNING, args.tuning, args.seed) for t in chosen],
+        [fitting(found[0][1], t, args.split, args.count, args.judged_seed) for t in chosen], args.batch,
     )  # fmt: skip
     measured: dict[str, dict[str, Any]] = {}
     for row, file in found:

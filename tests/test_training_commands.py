@@ -181,15 +181,6 @@ def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
     assert (gate["rule"], gate["sub_block"], gate["eos_guard"], gate["min"]) == ("count", 2, 0.5, 2)
 
 
-def test_a_prompt_without_room_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
-    data = own_lines(tmp_path, ("a b", "a"), ("a b" * 30, "a"))
-    words = ["--ckpt", str(tmp_path / "teacher.pt"), "--data", str(data), "--split", "all"]
-    assert evaluate.main(words) == 2
-    err = capsys.readouterr().err
-    assert "problem 2 of 2: a prompt of " in err and "leaves room for 0" in err and err.count("\n") == 1
-
-
 def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = next(f"say {n}" for n in range(10) if split_of(f"say {n}") == "train")
     # It answers at the places behind a prompt of exactly that length.

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     subject = evaluate.subject_of(args)
     gate = evaluate.chosen_gate(args, subject.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
-    known = known or reports.measured(args, held_to[0])
+    known = [reports.fitting(each, subject) for each in known or reports.measured(args, held_to[0])]
     points = sweep(subject, gate, thresholds, known)
     best = choose(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)

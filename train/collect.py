@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,10 @@ class Shard:
     @property
     def name(self) -> str:
         return f"shard-{self.number:05d}.safetensors"
+
+    def of(self, asked: Collection[str]) -> Shard:
+        """The shard with those of its problems alone, under the same number and so with the same seed."""
+        return replace(self, problems=[problem for problem in self.problems if problem.prompt in asked])
 
 
 def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
@@ -97,6 +101,15 @@ def graded(
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
 
 
+def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
+    """The token ids of all different prompts, without those that leave no room for a whole canvas."""
+    different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
+    problems = list(different.values())
+    ids = ask([problem.prompt for problem in problems])
+    kept = prompts.fitting(ids, [problem.line for problem in problems], contract, contract.canvas)
+    return {problems[place].prompt: ids[place] for place in kept}
+
+
 def gather(args: argparse.Namespace) -> dict[str, int]:
     """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new.
 
@@ -107,12 +120,15 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    shards = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
+    planned = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
     settings = settings_of(args, [task.name for task in chosen], saved)
     parallel.check_same(settings)
     parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
-    model, gate = saved.build().to(args.device), gate_of(args.threshold)
-    tokenizer, ask = saved.read_tokenizer(), prompts.of_checkpoint(saved, args.raw)
+    gate = gate_of(args.threshold)
+    asked = encoded(planned, prompts.of_checkpoint(saved, args.raw), contract)
+    shards = [shard for each in planned if (shard := each.of(asked)).problems]
+    model = saved.build().to(args.device)
+    tokenizer = saved.read_tokenizer()
     right = total = new = 0
     for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
@@ -121,7 +137,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
                 model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number,
                 keep_hidden=True, bf16=args.bf16, barred=saved.missing_ids(),
             )  # fmt: skip
-            found = answered(backend, ask([p.prompt for p in shard.problems]), args.batch, gate)
+            found = answered(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
             write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
             new += len(found)
         else:

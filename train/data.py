@@ -16,7 +16,7 @@ from runtime.errors import UserError
 
 from . import prompts
 from .statistics import percentile
-from .tasks import Task
+from .tasks import Problem, Task
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
 SURVEY = 2000  # training problems that lengths are measured on
@@ -64,9 +64,14 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
 def survey(
     tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
 ) -> list[Example]:
-    """Training examples to measure lengths on: all different ones of up to SURVEY lines, of more that many drawn."""
+    """Training examples to measure lengths on: those of `different`."""
+    return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, ask)
+
+
+def different(tasks: Sequence[Task]) -> list[Problem]:
+    """All different training problems of up to SURVEY lines, of more that many sampled ones."""
     drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
-    return encode(tokenizer, list(dict.fromkeys((p.prompt, p.answer) for p in drawn)), end_id, ask)
+    return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
 
 
 def canvas_for(examples: Sequence[Example], block: int) -> int:
@@ -119,15 +124,19 @@ class Stream:
         return batches
 
     def _fits(self, example: Example) -> bool:
-        return len(example.answer) <= self.answer and len(example.prompt) + len(example.answer) <= self.longest
+        whole = len(example.prompt) + len(example.answer)
+        return bool(example.prompt) and len(example.answer) <= self.answer and whole <= self.longest
 
     def tell_left_out(self) -> None:
-        """Says on stderr how many training examples are too long to learn from, where some are."""
-        found = survey(self.tasks, self.tokenizer, self.end_id, self.ask)
-        long = sum(not self._fits(example) for example in found)
-        if 0 < long < len(found):  # where all are, the first batch is refused
+        """Says on stderr how many training examples are too long to learn from, or have no prompt, if some do."""
+        problems = different(self.tasks)
+        found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.ask)
+        gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
+        if 0 < len(gone) < len(found):  # if all are, the first batch is refused
+            lines = [problem.line for problem in gone if problem.line]
             print(
-                f"{long} of {len(found)} training examples ({100 * long / len(found):.1f} %) are left out: an answer "
-                f"has more than {self.answer} tokens, or more than {self.longest} with its prompt",
+                f"{len(gone)} of {len(found)} training examples ({100 * len(gone) / len(found):.1f} %) are left out: "
+                f"an answer has more than {self.answer} tokens, or more than {self.longest} with its prompt, or the "
+                f"prompt has none{': ' * bool(lines)}{prompts.name_lines(lines) if lines else ''}",
                 file=sys.stderr,
             )

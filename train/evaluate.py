@@ -113,6 +113,12 @@ def evaluate(
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
 
 
+def fitting(subject: Subject, problems: Sequence[tasks.Problem]) -> list[int]:
+    """The places of the problems whose prompts leave the model room for an answer; the others are told on stderr."""
+    encoded = subject.ask([problem.prompt for problem in problems])
+    return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
+
+
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
     """Each prompt with the canvas, or as much of it as there is room for."""
     found = []
@@ -199,6 +205,9 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     task, problems = drawn(args)
     subject = subject_of(args)
     backend, gate = subject.backend, chosen_gate(args, subject.gate)
+    kept = fitting(subject, problems)
+    left_out = sorted({*range(len(problems))} - {*kept})
+    problems = [problems[place] for place in kept]
     found = evaluate(
         backend, subject.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=subject.batch,
         ask=subject.ask,
@@ -207,6 +216,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
         "length": [len(result.token_ids) for result in found.results],
+        **({"left_out": left_out} if left_out else {}),
     }
     source = str(args.ckpt or args.bundle)
     settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
@@ -235,15 +245,17 @@ def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int
     Raises UserError where that report is of other problems.
     """
     try:
-        other = json.loads(path.read_text(encoding="utf-8"))
+        other = json.loads(path.read_text(encoding="utf-8-sig"))
         theirs, same = other["per_problem"], [other[name] for name in ("task", "split", "seed", "problems")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        left_out = theirs.get("left_out", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"--against {path} is no report of --out ({error}); give one that train.evaluate wrote"
         ) from None
     ours = [report[name] for name in ("task", "split", "seed", "problems")]
-    if same != ours:
-        raise UserError(f"--against {path} is of other problems: {same}, this run is of {ours}; evaluate both alike")
+    if same != ours or left_out != per_problem.get("left_out", []):
+        what = f"{same}, this run is of {ours}" if same != ours else "other lines were left out"
+        raise UserError(f"--against {path} is of other problems: {what}; evaluate both alike")
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {
         "model": other["model"],

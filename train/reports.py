@@ -27,16 +27,18 @@ class Report:
 def read_report(path: Path, data: Path | None) -> Report:
     """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
         outcome = values["per_problem"]
         right, forwards = [bool(each) for each in outcome["right"]], [int(each) for each in outcome["forwards"]]
+        left_out = {int(place) for place in outcome.get("left_out", [])}
         name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
     if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
     task = tasks.from_file(data) if data else tasks.named(name)[0]
-    problems = list(task.problems(split, len(right), seed))
+    drawn = task.problems(split, len(right) + len(left_out), seed)
+    problems = [problem for place, problem in enumerate(drawn) if place not in left_out]
     if task.name != name or len(problems) != len(right):
         raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
     return Report(task, problems, right, forwards)
@@ -69,8 +71,18 @@ def measured(args: argparse.Namespace, engine: str) -> list[Report]:
         problems = list(task.problems(SPLIT, args.count, args.seed))
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
+        problems = [problems[place] for place in evaluate.fitting(subject, problems)]
         found = evaluate.evaluate(
             subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
         )
         reports.append(Report(task, problems, found.right, [result.forwards for result in found.results]))
     return reports
+
+
+def fitting(report: Report, subject: evaluate.Subject) -> Report:
+    """The report of those problems alone whose prompts leave that model room for an answer."""
+    kept = evaluate.fitting(subject, report.problems)
+    problems, right, forwards = (
+        [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
+    )
+    return Report(report.task, problems, right, forwards)

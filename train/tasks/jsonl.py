@@ -6,13 +6,27 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from runtime import json_file
 from runtime.errors import UserError
 
 from .problem import Problem, split_of
 
 SPLITS = ("train", "valid", "test", "all")
+BOM = "\ufeff"
+OTHERS = {  # by how their bytes begin
+    b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"), b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    b"\x1f\x8b": ("compressed by gzip", "gunzip it"), b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unzstd it"),
+    b"PK\x03\x04": ("a zip archive", "unzip it"), b"PAR1": ("a Parquet file", "pandas' to_json(lines=True)"),
+}  # fmt: skip
+LAYOUTS: tuple[dict[str, type], ...] = (
+    {"prompt": str, "answer": str}, {"question": str, "answer": str}, {"text": str, "code": str, "test_list": list},
+    {"prompt": str, "code": str, "test_list": list},
+)  # fmt: skip
+EXAMPLE = '{"prompt": "2 + 3?", "answer": "5"}'
+SHOWN = 60  # characters of a wrong value
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
 
 
@@ -23,22 +37,49 @@ def read(path: Path) -> tuple[Problem, ...]:
     `text`, or `prompt` as in the sanitized version, `code`, `test_list`, optional `test_setup_code` or `test_imports`
     (MBPP). The prompts of the last two end without a newline. Raises UserError naming the line.
     """
+    problems = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        line = line.removeprefix(BOM).strip()  # one per file that was appended here
+        if line:
+            try:
+                problems.append(replace(_whole(_problem(_record(line))), line=number))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+    if not any(problem.prompt for problem in problems):
+        what = "prompts" if problems else "problems"
+        raise UserError(f"{path} holds no {what}; expected a JSON object per line with prompt and answer")
+    return tuple(problems)
+
+
+def _text(path: Path) -> str:
+    """The text of a file. Raises UserError for other kinds of files, as far as they can be told."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from None
+    for start, (what, advice) in OTHERS.items():
+        if content.startswith(start):
+            raise UserError(f"{path} is {what}; expected a file of JSON lines in UTF-8: {advice}")
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 at byte {error.start}; expected a file of JSON lines in UTF-8") from None
-    problems = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                problems.append(_whole(_problem(json.loads(line))))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
-    if not problems:
-        raise UserError(f"{path} holds no problems; expected a JSON object a line with prompt and answer")
-    return tuple(problems)
+    if text.removeprefix(BOM).lstrip().startswith("["):
+        raise UserError(f"{path} begins as a JSON array; expected a JSON object per line: jq -c '.[]' makes such lines")
+    return text
+
+
+def _record(line: str) -> dict[str, object]:
+    """The object in a line. Raises ValueError saying what is there instead."""
+    try:
+        record = json.loads(line, object_pairs_hook=json_file.unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos + 1}; expected one whole JSON object") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"got {_shown(record)}; expected an object, as in {EXAMPLE}")
+    return record
 
 
 def _problem(record: dict[str, object]) -> Problem:
@@ -57,6 +98,11 @@ def _problem(record: dict[str, object]) -> Problem:
             prompt = "\n".join((text.rstrip(), *checks[:1]))
             return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
     keys = ", ".join(sorted(record)) or "nothing"
+    for layout in LAYOUTS:
+        for name, kind in layout.items() if layout.keys() <= record.keys() else ():
+            if not isinstance(record[name], kind):
+                expected = "a string, in quotes" if kind is str else "a list of strings"
+                raise ValueError(f"got the keys {keys}, but {name} is {_shown(record[name])}; expected {expected}")
     raise ValueError(
         f"got the keys {keys}; expected prompt and answer, question and answer, or text or prompt, code and test_list"
     )
@@ -72,9 +118,17 @@ def _whole(problem: Problem) -> Problem:
     return problem
 
 
+def _shown(value: object) -> str:
+    """A value as JSON has it, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _strings(values: object) -> tuple[str, ...]:
+    if values is None:
+        return ()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the tests must be a list of strings, got {values!r}")
+        raise ValueError(f"the tests must be a list of strings, got {_shown(values)}")
     return tuple(values)
 
 

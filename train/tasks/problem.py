@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`group` names the template or function family; `tests` are Python assertions (code) or empty (math)."""
+    """`group` names the template or function family; `tests` are Python assertions (code) or empty (math).
+
+    line: of its file, from 1, to name it by; 0 for a problem that is in none.
+    """
 
     prompt: str
     answer: str
     group: str
     tests: tuple[str, ...] = ()
+    line: int = field(default=0, compare=False)
 
 
 def split_of(prompt: str) -> str:
