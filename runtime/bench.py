@@ -49,14 +49,16 @@ def bench(args: argparse.Namespace) -> int:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a JSON-lines file. Raises UserError naming the line that has none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would divide texts, at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}); expected a file of JSON lines") from None
     prompts = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             prompts.append(json.loads(line)["prompt"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             prompts.append(None)
         if not isinstance(prompts[-1], str):
             raise UserError(f'line {number} of {path} has no prompt; expected {{"prompt": "..."}} on each line')

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import files, memory
+from . import files, json_file, memory
 from .contract import Contract, GateSpec
 from .errors import UserError
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
@@ -111,7 +111,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
         chosen = made.engine(engine)
         if gate.rule != "count":
             gate.check_threshold(gate.threshold, made.contract.vocab)
-        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        values = json_file.read(path / MANIFEST)
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
                 entry["gate"] = asdict(gate)

@@ -19,13 +19,16 @@ def read(path: Path) -> Any:
         raise ValueError(f"more than {MOST >> 20} MB")
     try:
         return json.loads(
-            content.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+            content.decode("utf-8-sig"), object_pairs_hook=unique, parse_float=_number, parse_constant=_number
         )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 text at byte {error.start}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once, as an `object_pairs_hook`. Raises ValueError otherwise."""
     values = dict(pairs)
     if len(values) != len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)

@@ -164,7 +164,7 @@ def read_engine(source: Path | str, told: str | None = None, advice: str = "expo
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
         raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
     with library(told, advice):
-        engine = Engine.from_str(source) if isinstance(source, str) else Engine.from_file(str(source))
+        engine = Engine.from_str(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
         engine.no_truncation()  # which would drop the end of a prompt without a word
         engine.no_padding()
         return engine

@@ -240,3 +240,33 @@ def test_every_file_of_a_tokenizer_counts(tmp_path: Path) -> None:
 def test_a_directory_without_a_template_has_none(tmp_path: Path) -> None:
     foreign.write(tmp_path, "dream")
     assert load(tmp_path, SMALL).chat_template is None
+
+
+def test_a_byte_order_mark_before_its_json_files_changes_nothing(tmp_path: Path) -> None:
+    stock = foreign.write(tmp_path, "sdar", template="{{ messages[0]['content'] }}")
+    foreign.shard(tmp_path)
+    before = load(tmp_path, SMALL)
+    for file in tmp_path.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    after = load(tmp_path, SMALL)
+    assert (after.model, after.decoding, after.chat_template) == (before.model, before.decoding, before.chat_template)
+    assert after.tokenizer == before.tokenizer and apart(tmp_path, stock) <= 1e-5
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["yarn", "default"])
+def test_the_base_of_rotary_angles_may_be_among_its_parameters(place: str, kind: str, tmp_path: Path) -> None:
+    stretch = STRETCHES.get(kind, {"rope_type": kind})
+    foreign.write(tmp_path, "sdar", rope=STRETCHES.get(kind))
+    plain = load(tmp_path, SMALL).model
+    foreign.change_config(tmp_path, rope_theta=None, rope_scaling=None)
+    foreign.change_config(tmp_path, **{place: {**stretch, "rope_theta": plain.rope_theta}})
+    assert load(tmp_path, SMALL).model == plain
+
+
+def test_a_pad_id_of_minus_one_is_none(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream")
+    foreign.change_config(tmp_path, pad_token_id=None)
+    before = load(tmp_path).decoding
+    foreign.change_config(tmp_path, pad_token_id=-1)
+    assert load(tmp_path).decoding == before

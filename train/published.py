@@ -22,6 +22,7 @@ from .rope import parse_scaling
 from .student_file import StudentFile
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+UNSET = -1  # a pad_token_id that is none
 CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
 TEXTS = (
     CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
@@ -137,10 +138,7 @@ def shape_of(settings: Settings) -> ModelConfig:
     head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
     if heads % kv_heads or head_dim % 2:
         raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
-    rope = get("rope_parameters", {})  # how transformers 5 writes both
-    if not isinstance(rope, dict):
-        raise UserError(f"{settings.path} has {rope!r} as rope_parameters; expected an object")
-    rope = dict(rope)
+    rope = rope_of(settings)
     theta = settings.number("rope_theta", rope.pop("rope_theta", settings.values.get("rope_theta")))
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
@@ -148,8 +146,23 @@ def shape_of(settings: Settings) -> ModelConfig:
     return ModelConfig(
         settings.integer("vocab_size"), width, settings.integer("num_hidden_layers", most=1024), heads, kv_heads,
         head_dim, settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
-        family.qk_norm, qkv_bias, settings.flag("tie_word_embeddings"), parse_scaling(rope or get("rope_scaling")),
+        family.qk_norm, qkv_bias, settings.flag("tie_word_embeddings"), parse_scaling(rope),
     )  # fmt: skip
+
+
+def rope_of(settings: Settings) -> dict[str, Any]:
+    """What config.json says of rotary angles in an object: their scaling, and in transformers 5 their base too.
+
+    Raises UserError for anything else, and for two objects that differ.
+    """
+    found = {name: settings.get(name) for name in ("rope_scaling", "rope_parameters") if settings.get(name)}
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{settings.path} has {value!r} as {name}; expected an object")
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        raise UserError(f"{settings.path} has a rope_scaling and other rope_parameters; remove the one that is wrong")
+    return dict(values[0]) if values else {}
 
 
 def _refuse_others(settings: Settings) -> None:
@@ -174,7 +187,9 @@ def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int
     if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
         del gate["sub_block"]
     ends = overrides.eos_ids or end_ids(settings, text)
-    pad = settings.get("pad_token_id", text.ids.get(text.special.get("pad_token", ""), ends[0]))
+    pad = settings.get("pad_token_id", UNSET)
+    if pad == UNSET:
+        pad = text.ids.get(text.special.get("pad_token", ""), ends[0])
     how = (family.alignment, family.attention, family.shift)
     return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
 
@@ -211,8 +226,9 @@ def _check(decoding: Decoding, settings: Settings, vocab: int) -> None:
         raise UserError(f"the mask token's id is {mask}; expected one below the vocabulary of {vocab}, give --mask-id")
     for name, token in (("pad_token_id", decoding.pad_id), *(("eos_token_id", end) for end in decoding.eos_ids)):
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab or token == mask:
+            advice = "give --eos-ids" if name == "eos_token_id" else "remove it there, and the end token pads"
             raise UserError(
-                f"{settings.path} has {token!r} as {name}; expected an id below {vocab}, not the mask {mask}"
+                f"{settings.path} has {token!r} as {name}; expected an id below {vocab}, not the mask {mask}: {advice}"
             )
 
 

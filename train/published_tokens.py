@@ -62,7 +62,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     """
     file, settings = folder / TOKENIZER, files.get(CONFIG, {})
     engine = read_engine(file, f"{file} is no tokenizer", "download it again")
-    source = file.read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8-sig")
     stored = json.loads(source)
     own = {token["id"]: _parse_flagged(file, "added_tokens", token) for token in stored.get("added_tokens", ())}
     listed = _parse_decoder(folder / CONFIG, settings)

@@ -23,6 +23,7 @@ from .model import Model, ModelConfig
 from .published_text import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD = "lm_head.weight"
 FLOATS = ("F32", "F16", "BF16", "F64")
 DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # made from the config again
 Renames = Sequence[tuple[str, str]]
@@ -82,7 +83,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights
         name = renamed(stored.name, renames)
         if DERIVED.fullmatch(stored.name):
             continue
-        if config.tied and name == "lm_head.weight":
+        if config.tied and name == HEAD:
             head = stored
             continue
         if name not in expected:
@@ -93,7 +94,13 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights
             raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
         check_stored(stored, expected[name])
         found[name] = stored
-    if missing := sorted(expected.keys() - found.keys()):
+    missing = sorted(expected.keys() - found.keys())
+    if missing == [HEAD]:
+        raise UserError(
+            f"{folder} has no output head ({HEAD}), and its config.json does not tie it to the embedding; if the model "
+            'has one matrix for both, write "tie_word_embeddings": true there, else download it again'
+        )
+    if missing:
         raise UserError(f"{folder} lacks the tensor {missing[0]} ({len(missing)} in all); download it again")
     if head is not None and not torch.equal(head.read(), found["embed_tokens.weight"].read()):
         raise UserError(
