@@ -87,7 +87,7 @@ def build(out: Path) -> tuple[Path, Path]:
     headers or shared library are missing.
     """
     linking, compiler = python_flags(), found_compiler()
-    out = out.resolve()
+    out = files.real_path(out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as folder:
         source, made = Path(folder) / "library.c", Path(folder) / LIBRARY

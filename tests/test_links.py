@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import foreign
 import onnx
 import pytest
+import torch
 from test_export import student
 
 from export import verify
@@ -176,3 +178,13 @@ def test_a_checkpoint_is_the_same_behind_a_link_and_writing_there_replaces_the_l
     checkpoint.set_gate(tmp_path / "student.pt", {**student().decoding.gate, "threshold": 0.25})
     assert target.read_bytes() == before and not (tmp_path / "student.pt").is_symlink()
     assert checkpoint.load(tmp_path / "student.pt").decoding.gate["threshold"] == 0.25
+
+
+def test_a_hugging_face_checkpoint_is_the_same_in_its_cache(tmp_path: Path) -> None:
+    foreign.write(tmp_path / "plain", "dream")
+    foreign.shard(tmp_path / "plain")
+    linked = in_a_hugging_face_cache(tmp_path / "plain", tmp_path / "models--org--dream")
+    found, wanted = checkpoint.load(linked), checkpoint.load(tmp_path / "plain")
+    assert checkpoint.fingerprint(linked) == checkpoint.fingerprint(tmp_path / "plain")
+    assert (found.model, found.decoding, found.tokenizer) == (wanted.model, wanted.decoding, wanted.tokenizer)
+    assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())
