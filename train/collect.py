@@ -45,6 +45,10 @@ class Shard:
     def name(self) -> str:
         return f"shard-{self.number:05d}.safetensors"
 
+    def seed(self, base: int) -> int:
+        """What it is sampled with in a collection of that seed."""
+        return base * 100_003 + self.number
+
     def of(self, asked: Collection[str]) -> Shard:
         """The shard with those of its problems alone, under the same number and so with the same seed."""
         return replace(self, problems=[problem for problem in self.problems if problem.prompt in asked])
@@ -128,15 +132,13 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     asked = encoded(planned, prompts.of_checkpoint(saved, args.raw), contract)
     shards = [shard for each in planned if (shard := each.of(asked)).problems]
     model = saved.build().to(args.device)
+    how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.missing_ids()}
     tokenizer = saved.read_tokenizer()
     right = total = new = 0
     for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
         if not path.exists():
-            backend = TorchBackend(
-                model, contract, temperature=shard.temperature, seed=args.seed * 100_003 + shard.number,
-                keep_hidden=True, bf16=args.bf16, barred=saved.missing_ids(),
-            )  # fmt: skip
+            backend = TorchBackend(model, contract, temperature=shard.temperature, seed=shard.seed(args.seed), **how)
             found = answered(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
             write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
             new += len(found)
