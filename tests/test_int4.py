@@ -97,7 +97,10 @@ def test_the_operator_computes_as_pytorch_does_here(outputs: int, inputs: int) -
         x[1:2, -BLOCK:] = 0
         ours, theirs = linear(torch.from_numpy(x)).numpy(), operator.run(None, {"x": x})[0]
         unit = np.sqrt(np.mean(np.square(theirs)))
-        assert np.abs(ours - theirs).max() < 1e-5 * unit < np.abs(x @ weight.T - theirs).max()
+        # x86 CPUs without AVX2 have no int8 kernel of the operator: activations stay in fp32 there, more exact.
+        unrounded = x @ dequantise(*quantise(weight))[:, :inputs].T
+        assert min(np.abs(each - theirs).max() for each in (ours, unrounded)) < 1e-5 * unit
+        assert 1e-5 * unit < np.abs(x @ weight.T - theirs).max()
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
