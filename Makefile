@@ -69,7 +69,7 @@ demo: $(VENV)/.training
 
 try: .try/.installed
 	@cat samples/prompt_math.txt
-	@.try/bin/blockstep samples/student.bundle "$$(cat samples/prompt_math.txt)" --show
+	@.try/bin/blockstep generate samples/student.bundle "$$(cat samples/prompt_math.txt)" --show
 
 test: $(VENV)/.testing
 	$(BIN)/ruff check .

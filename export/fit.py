@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from runtime.bundle import Bundle, Engine, read
-from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.errors import UserError
 
 MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Adds up an engine's weights, cache and activations, and says which Jetson holds them. "
     how = "GB are 1e9 bytes. An estimate from shapes; exit 1 where --device is given and too small."
-    p = Parser(prog="python -m export.fit", description=what + how)
+    p = Parser(prog=program("export.fit"), description=what + how)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--device", choices=tuple(MEMORY), help="one device (default: all)")
     p.add_argument("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)")

@@ -19,7 +19,7 @@ import torch
 
 from runtime import chat_template
 from runtime.bundle import Engine, check_place, write
-from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.contract import Contract
 from runtime.decode import Request
 from runtime.errors import UserError
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog="python -m export.onnx", description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
+    p = Parser(prog=program("export.onnx"), description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with "
         ".bundle, of one in a cache its name in the current folder)")  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runtime import files
 from runtime.bundle import Bundle, read, verify_files
-from runtime.command import DONE, Parser, add_engine_options, print_json, run
+from runtime.command import DONE, Parser, add_engine_options, print_json, program, run
 from runtime.errors import UserError
 from runtime.manifest import MANIFEST, NAME
 from runtime.serve import name_of, positive
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog="python -m export.triton",
+    p = Parser(prog=program("export.triton"),
         description="Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither "
         "torch nor Triton.")  # fmt: skip
     add = p.add_argument

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.errors import UserError
 from train.options import add_directory_options, add_top_k_option
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog="python -m export.trt",
+    p = Parser(prog=program("export.trt"),
         description="Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
         "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay.")  # fmt: skip
     add_what(p)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime.bundle import Bundle, Engine, read, verify_files
-from runtime.command import DONE, FAILED, Parser, print_json, run
+from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.contract import Contract
 from runtime.cuda import load_cuda
 from runtime.decode import Request
@@ -51,7 +51,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
         "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
     )
-    p = Parser(prog="python -m export.verify", description=what + bounds)
+    p = Parser(prog=program("export.verify"), description=what + bounds)
     p.add_argument("bundle", type=Path, help="the bundle's folder")
     p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
     p.add_argument("--engine", help="which of its engines (default: the first for ONNX Runtime)")

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .cores import physical_cores
 from .errors import UserError
 from .measure import answers, forwards
@@ -130,7 +130,7 @@ def _columns(row: dict[str, float]) -> str:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=f"python -m {__package__}.bench",
+        prog=program(f"{__package__}.bench"),
         description="Times an exported student: its forwards in milliseconds, whole answers in tokens a second.",
     )
     add = parser.add_argument

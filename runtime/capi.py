@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from . import files
-from .command import DONE, Parser, print_json, run
+from .command import DONE, Parser, print_json, program, run
 from .errors import UserError
 
 SOURCES = Path(__file__).resolve().parent / "c"
@@ -149,7 +149,7 @@ def found_compiler() -> list[str]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=f"python -m {__package__}.capi",
+        prog=program(f"{__package__}.capi"),
         description=f"Builds {LIBRARY} and {HEADER}. The library starts this Python inside its host; "
         "BLOCKSTEP_PYTHON names another environment's executable when it runs.",
     )

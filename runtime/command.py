@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from .chat_template import check_arguments
@@ -21,6 +22,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the options")
+
+
+def program(module: str) -> str:
+    """Returns how the user called the command of that module: `blockstep export onnx`, or `python -m export.onnx`."""
+    if Path(sys.argv[0]).stem != "blockstep":
+        return f"python -m {module}"
+    folder, _, name = module.rpartition(".")
+    return f"blockstep {folder} {name}" if folder in ("train", "export") else f"blockstep {name}"
 
 
 def run(command: Callable[[], int]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from .batch import Step
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect
 from .sequence import Result
@@ -93,7 +93,7 @@ def whole_numbers(text: str) -> list[int]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=f"python -m {__package__}.generate",
+        prog=program(f"{__package__}.generate"),
         description="Answers a prompt with an exported student; the text comes block by block.",
     )
     add = parser.add_argument

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from .analysis import Question, analysed
 from .bench import processor
-from .command import DONE, Parser, add_engine_options, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, load_model, print_json, program, run
 from .devices import DEVICES, Device, named
 from .errors import UserError
 from .machine import bandwidth, measured
@@ -187,7 +187,7 @@ def told(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=f"python -m {__package__}.roofline",
+        prog=program(f"{__package__}.roofline"),
         description="What a step costs at the least, on devices by their data sheets and on this one measured, "
         "autoregressive, in blocks and as full diffusion; which block to train.",
     )

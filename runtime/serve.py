@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import files
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, run
+from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def api_keys(file: str | None) -> tuple[str, ...]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=f"python -m {__package__}.serve",
+        prog=program(f"{__package__}.serve"),
         description="Serves an exported student: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models "
         "as OpenAI's, a page at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun.",
     )

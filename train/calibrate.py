@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.command import DONE, FAILED, Parser, print_json
+from runtime.command import DONE, FAILED, Parser, print_json, program
 from runtime.command import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -153,7 +153,7 @@ def keep(args: argparse.Namespace, subject: evaluate.Subject, gate: GateSpec) ->
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python -m train.calibrate", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog=program("train.calibrate"), description=(__doc__ or "").splitlines()[0])
     evaluate.add_model_options(p)
     evaluate.add_gate_options(p)
     p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help="of train.evaluate "

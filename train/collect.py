@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.command import DONE, Parser, print_json
+from runtime.command import DONE, Parser, print_json, program
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
@@ -210,7 +210,7 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python -m train.collect", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog=program("train.collect"), description=(__doc__ or "").splitlines()[0])
     p.add_argument("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory")
     p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
     p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")

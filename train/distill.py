@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from runtime import files
-from runtime.command import DONE, Parser, print_json
+from runtime.command import DONE, Parser, print_json, program
 from runtime.errors import UserError
 
 from . import checkpoint, identity, lora, methods, parallel, prompts, resume, tasks, trajectories
@@ -156,7 +156,7 @@ def identity_of(args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, A
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python -m train.distill", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog=program("train.distill"), description=(__doc__ or "").splitlines()[0])
     methods.add_options(p)
     p.add_argument("--teacher", type=Path, required=True, help="a .pt file or Hugging Face directory; the student "
         "starts from it too")  # fmt: skip

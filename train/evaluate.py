@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from runtime.backend import Backend
-from runtime.command import DONE, Parser, print_json
+from runtime.command import DONE, Parser, print_json, program
 from runtime.command import run as run_command
 from runtime.contract import Contract, GateSpec, parse_gate
 from runtime.decode import Request, generate_batch
@@ -267,7 +267,7 @@ def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog=program("train.evaluate"), description=(__doc__ or "").splitlines()[0])
     add_model_options(p)
     add_gate_options(p)
     p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.command import DONE, Parser, print_json
+from runtime.command import DONE, Parser, print_json, program
 from runtime.contract import Contract
 from runtime.errors import UserError
 
@@ -182,7 +182,7 @@ def train(args: argparse.Namespace) -> Fitted:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python -m train.teacher", description=__doc__.splitlines()[0] if __doc__ else "")
+    p = Parser(prog=program("train.teacher"), description=__doc__.splitlines()[0] if __doc__ else "")
     p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     p.add_argument("--objective", choices=("causal", "masked"), default="masked", help="(default masked)")
     p.add_argument("--init", type=Path, help="checkpoint whose weights and tokenizer to start from")

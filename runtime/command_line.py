@@ -1,0 +1,91 @@
+"""The command `blockstep`: its first words choose one of the commands, each of which is a module of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+from .command import DONE, run
+from .errors import UserError
+
+OWN = ("runtime", "train", "export")  # folders; the first may be installed under another name
+COMMANDS = {
+    "generate": ("runtime.generate", "answer a prompt with a bundle"),
+    "serve": ("runtime.serve", "serve a bundle over HTTP, in OpenAI's API and with a page"),
+    "bench": ("runtime.bench", "time forward passes and whole answers on this machine"),
+    "roofline": ("runtime.roofline", "estimate what a block costs on a device, and which block size to train for it"),
+    "capi": ("runtime.capi", "build the C library and its header"),
+    "export onnx": ("export.onnx", "export a checkpoint for ONNX Runtime"),
+    "export trt": ("export.trt", "build TensorRT engines of a checkpoint or of a copied bundle"),
+    "export verify": ("export.verify", "compare a bundle with PyTorch"),
+    "export fit": ("export.fit", "estimate whether an engine fits a Jetson"),
+    "export triton": ("export.triton", "write a model repository for Triton"),
+    "train teacher": ("train.teacher", "train an autoregressive baseline or a masked-diffusion teacher"),
+    "train collect": ("train.collect", "collect a teacher's trajectories"),
+    "train distill": ("train.distill", "distil a few-step student"),
+    "train evaluate": ("train.evaluate", "generate and grade answers to held-out problems"),
+    "train calibrate": ("train.calibrate", "find the threshold that keeps a student's accuracy"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first words name and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda: dispatch(words))
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Runs a command with the rest of the words. Raises UserError if there is no such command."""
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return DONE
+    if words[0] == "--version":
+        print(f"blockstep {installed_version()}")
+        return DONE
+    for count in (1, 2):
+        if (name := " ".join(words[:count])) in COMMANDS:
+            return int(import_command(COMMANDS[name][0]).main(list(words[count:])))
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    given = " ".join(words[:2] if group else words[:1])
+    raise UserError(f"{given!r} is not a command; expected one of {', '.join(group or COMMANDS)}; see blockstep --help")
+
+
+def import_command(module: str) -> ModuleType:
+    """Imports the module of a command, of this installation even if the user's project has a `train.py` of its own.
+
+    Raises UserError if a library that it needs is not installed.
+    """
+    folder, _, name = module.partition(".")
+    package = Path(__file__).resolve().parent
+    try:
+        if folder == OWN[0]:
+            return import_module(f"{__package__}.{name}")
+        sys.path.insert(0, str(package.parent))  # before the user's folder and PYTHONPATH
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if missing.partition(".")[0] in (*OWN, package.name, __package__):
+            raise
+        raise UserError(
+            f"blockstep {module.removeprefix('runtime.').replace('.', ' ')} needs {missing}, which is not installed; "
+            f"pip install 'blockstep[cpu,{folder}]'"
+        ) from None
+
+
+def help_text() -> str:
+    """Returns the list of commands."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items()]
+    head = ["usage: blockstep COMMAND [options]", "", "Distil, export and run block-diffusion language models.", ""]
+    return "\n".join([*head, *lines, "", "blockstep COMMAND --help lists a command's options and their defaults."])
+
+
+def installed_version() -> str:
+    try:
+        return version("blockstep")
+    except PackageNotFoundError:
+        return "(not installed)"
