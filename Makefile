@@ -135,11 +135,11 @@ bom: $(VENV)/.testing
 	@$(BIN)/python -m pip --python .bom/bin/python uninstall --quiet --yes blockstep
 	$(BIN)/cyclonedx-py environment .bom/bin/python --pyproject pyproject.toml --short-PURLs --output-reproducible \
 		--of JSON --output-file samples/results/bom.json
-	.bom/bin/python samples/parts.py --out samples/results/runtime_only.md
+	.bom/bin/python samples/bench/parts.py --out samples/results/runtime_only.md
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
-	$(BIN)/python samples/study.py
+	$(BIN)/python samples/study/study.py
 
 # llama.cpp takes some 20 minutes to build; what cannot be installed is said and left out.
 bench: $(VENV)/.training
@@ -161,7 +161,7 @@ bench: $(VENV)/.training
 gpu-report: .gpu/.reporting
 	.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[$(FLAVOR)]' || \
 		echo "$(FLAVOR) could not be installed: the report runs without TensorRT" >&2
-	@.gpu/bin/python samples/gpu_report.py
+	@.gpu/bin/python samples/bench/gpu_report.py
 
 clean:
 	rm -rf $(VENV) .try .gpu .clients build dist *.egg-info

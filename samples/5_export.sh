@@ -1,6 +1,6 @@
 #!/bin/sh
 # Export a checkpoint of yours, prove it equal to PyTorch, answer: sh samples/5_export.sh [CHECKPOINT] [FOLDER]
-# A checkpoint is a student.pt or a Hugging Face directory, see checkpoints.md. Needs: pip install '.[cpu,train,export]'
+# A checkpoint is a student.pt or a Hugging Face directory, see docs/checkpoints.md. Needs: pip install '.[cpu,train,export]'
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

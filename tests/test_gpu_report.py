@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import gpu_report
+from samples.bench import gpu_report
 
 REFUSED = "error: onnxruntime 1.31.1 runs on the CPU alone"
 

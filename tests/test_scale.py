@@ -1,4 +1,4 @@
-"""What samples/scale.md says is computed: its tables again, from the counts that runtime.roofline has."""
+"""What docs/scale.md says is computed: its tables again, from the counts that runtime.roofline has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from runtime.devices import DEVICES, Device
 from runtime.workload import SHAPES, Pass
 
-PAGE = (Path(__file__).parent.parent / "samples" / "scale.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 SHAPE = SHAPES["llada-8b"]
 PROMPT, ANSWER, PAST, ACCEPTED = 128, 256, 256, 2.3
 PEAK, EFFICIENCY, UTILISATION = 2 * 10_000_000 / 86_400, 0.6, 0.4

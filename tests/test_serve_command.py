@@ -104,7 +104,7 @@ def test_the_sample_that_serves_and_calls() -> None:
 
 
 def test_a_load_of_several_clients_gets_solo_answers_and_drains() -> None:
-    line = [sys.executable, "samples/load.py", BUNDLE, "--clients", "3", "--seconds", "1", "--alone", "0.5"]
+    line = [sys.executable, "-m", "samples.bench.load", BUNDLE, "--clients", "3", "--seconds", "1", "--alone", "0.5"]
     line += ["--prompts", "4", "--", "--queue", "1", "--workers", "1"]
     paths = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""samples/speed.py in small: one canvas rule for all, its conditions on record, the factors' product the whole."""
+"""samples/bench/speed.py in small: one canvas rule for all, conditions on record, the factors multiply to the whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import speed
+from samples.bench import speed
 from train import checkpoint
 from train.checkpoint import Checkpoint, Decoding
 from train.model import Model, ModelConfig, initialise

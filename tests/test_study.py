@@ -23,7 +23,7 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SAMPLES))
+    monkeypatch.syspath_prepend(str(SAMPLES / "study"))
     import study
 
     return study

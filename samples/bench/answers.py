@@ -1,4 +1,4 @@
-"""The section `answers`: whole answers of the sample models, by samples/speed.py, which also says what each means."""
+"""The section `answers`: whole answers of the sample models, by speed.py in this folder, which says what each means."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from samples.speed import FAST, INT8, RIVAL
-
 from .goals import Entry, judged
+from .speed import FAST, INT8, RIVAL
 
 ROOT = Path(__file__).resolve().parents[2]
 OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # times faster, at the least
@@ -29,7 +28,7 @@ def measured(threads: int | None, count: int, repeat: int, options: Sequence[str
         out = Path(folder) / "speed.json"
         words = ["--count", str(count), "--repeat", str(repeat), "--out", str(out), *options]
         words += ["--threads", str(threads)] if threads else []
-        line = [sys.executable, "-m", "samples.speed", *words]
+        line = [sys.executable, "-m", "samples.bench.speed", *words]
         done = subprocess.run(line, cwd=ROOT, check=False, stdout=sys.stderr)
         if done.returncode:
             raise SystemExit(done.returncode)

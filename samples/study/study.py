@@ -1,6 +1,6 @@
 """Every method, its threshold chosen on the validation split and judged on the test split, as a table and figures.
 
-    python samples/study.py --models samples samples/study --out samples/results
+    python samples/study/study.py --models samples runs/study --out samples/results
 
 Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
 most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
@@ -32,7 +32,7 @@ from train.checkpoint import Checkpoint, replace_file
 from train.data import Example, encode
 from train.torch_backend import TorchBackend, contract_of
 
-SAMPLES = Path(__file__).resolve().parent
+SAMPLES = Path(__file__).resolve().parents[1]
 ONE = {"rule": "count", "min": 1}
 SURE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 GUARDED = {**SURE, "eos_guard": 0.3}  # as eval_gsm8k.sh of CD4LM's authors has it; its max is the block
@@ -118,7 +118,8 @@ def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[R
                 if path.is_file():
                     paths.setdefault(path.stem, path)
         if not paths:
-            print(f"no {row.file}.pt: {row.title} is not measured", file=sys.stderr)
+            print(f"no {row.file}.pt: {row.title} is not measured; samples/README.md says where the samples' own are",
+                file=sys.stderr)  # fmt: skip
         for stem in sorted(paths, key=lambda stem: (len(stem), stem)):
             seed = stem[len(row.file) :].removeprefix("-seed")
             yield replace(row, title=f"{row.title}, seed {seed}" if seed else row.title, file=stem), paths[stem]
@@ -262,10 +263,9 @@ def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, d
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python samples/study.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, SAMPLES / "study", Path("runs/study")],
-        help="folders of checkpoints, the first that has one counts (default samples, samples/study, "
-        "runs/study)")  # fmt: skip
+    p = Parser(prog="python samples/study/study.py", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, Path("runs/study")],
+        help="folders of checkpoints; the first that has one counts (default: samples, runs/study)")  # fmt: skip
     p.add_argument("--task", default="math,code", help="tasks (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
     p.add_argument("--tuning", type=int, default=400, help="validation problems a task, where each row's threshold is "

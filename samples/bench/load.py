@@ -1,4 +1,4 @@
-"""Many clients on one server, and SIGTERM in the middle: python samples/load.py samples/student.bundle > load.json
+"""Many clients on one server, then SIGTERM: python -m samples.bench.load samples/student.bundle > load.json
 
 What follows `--` goes to the server. Every client asks again and again, waits as long as a 429 says, and compares each
 answer with the solo answer to the same prompt. Run it on an otherwise idle machine: the clients need its cores too.
@@ -29,7 +29,7 @@ from runtime import Answer, load
 from train import tasks
 from train.tasks import Problem
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENDED = re.compile(r"/v1/completions (\w+): ")  # the server's log, a line for each request that it began
 
 

@@ -1,4 +1,4 @@
-"""The packages of the environment that runs this, with licences and sizes: python samples/parts.py --out FILE.md"""
+"""Lists the packages of this environment, with licenses and sizes: python samples/bench/parts.py --out FILE.md"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Wall clock of whole answers as a product of its factors: forwards × cost of a forward through the cache × engine.
 
-    python samples/speed.py --out samples/results/speed.json
+    python -m samples.bench.speed --out samples/results/speed.json
 
 Every contender answers the same held-out prompts, one at a time, in turn: for each prompt all of them run before the
 next one, so that a machine that drifts slows all alike. All have the canvas of the task, the 99th percentile of its
@@ -39,7 +39,7 @@ from train.checkpoint import Checkpoint, replace_file
 from train.data import canvas_for, survey
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
-SAMPLES = Path(__file__).resolve().parent
+SAMPLES = Path(__file__).resolve().parents[1]
 ONE_A_STEP = GateSpec(rule="count", min=1)
 WAYS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16")
 SPLIT, SEED = "valid", 11  # of the prompts
@@ -259,7 +259,7 @@ def command(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog="python samples/speed.py", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog="python -m samples.bench.speed", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, default=SAMPLES,
         help="folder of teacher.pt, student.pt and rival.pt; bundles that are not beside them are exported into a "
         "temporary folder (default the samples)")  # fmt: skip
