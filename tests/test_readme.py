@@ -16,7 +16,7 @@ from runtime.command_line import COMMANDS
 
 RUN = {
     "README.md": 1, "samples/README.md": 0, "docs/bundle-format.md": 1, "docs/checkpoints.md": 0, "docs/concepts.md": 2,
-    "docs/distil.md": 2, "docs/embed.md": 2, "docs/glossary.md": 0, "docs/jetson.md": 2, "docs/parity.md": 2,
+    "docs/distil.md": 2, "docs/embed.md": 2, "docs/glossary.md": 0, "docs/jetson.md": 1, "docs/parity.md": 2,
     "docs/performance.md": 1, "docs/scale.md": 0, "docs/serve.md": 3, "docs/study.md": 0,
 }  # fmt: skip
 FOLDERS = "runtime|train|export|samples|tests|docs"
@@ -97,6 +97,13 @@ def test_the_readme_s_table_is_the_study_s() -> None:
     rows = [line for line in read("README.md").splitlines() if line.startswith("|") and "%" in line]
     page = (ROOT / "samples" / "results" / "study.md").read_text(encoding="utf-8")
     assert len(rows) == 4 and [row for row in rows if row not in page.split("\n## ")[0].splitlines()] == []
+
+
+def test_the_page_on_performance_has_the_bench_s_figures() -> None:
+    page = read("docs/performance.md").split("## Whole answers")[1].split("## The server under load")[0]
+    bench = (ROOT / "samples" / "results" / "bench.md").read_text(encoding="utf-8")
+    figures = re.findall(r"(?<![\d.])\d+\.\d+", "\n".join(line for line in page.splitlines() if line.startswith("|")))
+    assert len(figures) == 23 and [figure for figure in figures if f" {figure} " not in bench] == []
 
 
 def test_how_many_blocks_of_each_page_are_run() -> None:
