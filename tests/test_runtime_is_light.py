@@ -18,6 +18,7 @@ HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings l
 MAY_IMPORT = {
     "no_telemetry": {"onnxruntime"},
     "ort": {"onnxruntime"},
+    "ort_files": {"onnxruntime"},
     "binding": {"onnxruntime"},
     "saturation": {"onnxruntime"},
     "text": {"tokenizers"},
