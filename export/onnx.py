@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,12 +24,9 @@ from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.files import in_cache, name_of, named
 from runtime.layout import room_for_answer
-from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
-from runtime.workload import Shape
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.families import Overrides
 from train.model import ModelConfig
 from train.options import add_directory_options, add_top_k_option, overrides_of
 from train.published_weights import expected_shapes
@@ -39,13 +35,13 @@ from train.torch_backend import TorchBackend, contract_of, limit_threads
 from .graph import trace
 from .layers import by_layer
 from .parity import TIE, Check, compare
+from .provenance import provenance
 from .quantise import FORMATS, Formats, formats_of, quantise_weights
 from .quantised_torch import whole_bound
 from .store import EXTERNAL, store
 from .twin import twin_of
 from .workplace import working_folder, writing
 
-EXPORTER = 2  # of the graph this file writes; raised when it changes
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, **dict.fromkeys(FORMATS, torch.float32)}  # beside the weights
 CAPACITY = 1024  # positions, by default
 WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
@@ -193,21 +189,6 @@ def sample_requests(contract: Contract) -> list[Request]:
     lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
     rooms = [(length, room_for_answer(contract, length)) for length in lengths]
     return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
-
-
-def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
-    """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
-    found = {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
-    return {**found, "shape": asdict(shape_of_model(model))}
-
-
-def shape_of_model(model: ModelConfig) -> Shape:
-    """The sizes and counts that decide what a forward costs."""
-    return Shape(
-        model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
-        model.qk_norm, model.qkv_bias,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

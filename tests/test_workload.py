@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from export.graph import trace
-from export.onnx import shape_of_model
+from export.provenance import shape_of_model
 from export.quantise import FORMATS, quantise_weights
 from runtime.errors import UserError
 from runtime.workload import PRECISIONS, SHAPES, Pass, Shape, shape_of, weight_bytes, work

@@ -1,0 +1,33 @@
+"""Records where a bundle came from: the checkpoint's fingerprint, the exporter, the libraries, the model's shape."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from runtime.no_telemetry import ort
+from runtime.workload import Shape
+from train import checkpoint
+from train.families import Overrides
+from train.model import ModelConfig
+
+EXPORTER = 2  # version of the graphs that export writes; raised if they change
+
+
+def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
+    """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
+    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
+    found = {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
+    return {**found, "shape": asdict(shape_of_model(model))}
+
+
+def shape_of_model(model: ModelConfig) -> Shape:
+    """The sizes and counts that decide what a forward costs."""
+    return Shape(
+        model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
+        model.qk_norm, model.qkv_bias,
+    )  # fmt: skip
