@@ -4,48 +4,36 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
 
 from runtime import chat_template
 from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.contract import Contract
-from runtime.decode import Request
 from runtime.errors import UserError
 from runtime.files import in_cache, name_of, named
 from runtime.layout import room_for_answer
-from runtime.ort import OrtBackend
 from train import checkpoint
 from train.checkpoint import Checkpoint
-from train.model import ModelConfig
 from train.options import add_directory_options, add_top_k_option, overrides_of
-from train.published_weights import expected_shapes
-from train.torch_backend import TorchBackend, contract_of, limit_threads
+from train.torch_backend import contract_of, limit_threads
 
 from .graph import trace
-from .layers import by_layer
-from .parity import TIE, Check, compare
+from .parity import Check
+from .prove import WHOLE, prove
 from .provenance import provenance
-from .quantise import FORMATS, Formats, formats_of, quantise_weights
-from .quantised_torch import whole_bound
+from .quantise import FORMATS, formats_of, quantise_weights
 from .store import EXTERNAL, store
-from .twin import twin_of
 from .workplace import working_folder, writing
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, **dict.fromkeys(FORMATS, torch.float32)}  # beside the weights
 CAPACITY = 1024  # positions, by default
-WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
-SEED = 20  # of the prompts that the export is proved with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,47 +136,6 @@ def write_model(
     if (formats := formats_of("ort", precision)) is not None:
         quantise_weights(model, formats, contract.layers)
     return store(model, folder, f"ort-{precision}", external)
-
-
-def prove(
-    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
-    formats: Formats | None = None,
-) -> Iterator[Check]:  # fmt: skip
-    """The checks an export has to pass before it replaces an older one, in the order they are made.
-
-    parity: `whole`, `layers`, or `auto` for the former where it fits. formats: of its weights, where it is held against
-    its own arithmetic in PyTorch (`quantised_torch`) and not against its precision's bounds.
-    """
-    try:
-        onnx.checker.check_model(model)
-        yield Check("graph", True, f"{model.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")
-    except onnx.checker.ValidationError as error:
-        yield Check("graph", False, " ".join(str(error).split())[:200])
-        return
-    if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
-        yield from by_layer(source, contract, model, precision, formats)
-        return
-    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
-    candidate = OrtBackend(model, contract)
-    *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
-    bound = whole_bound(formats, reference, source, contract, requests, separate=1) if formats else None
-    yield from found.checks(TIE, precision, bound)
-
-
-def fits_whole(shape: ModelConfig) -> bool:
-    """Whether the model in fp32, in PyTorch, in the engine and in its twin, is within WHOLE and half of the memory."""
-    size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 3 * size <= min(WHOLE, memory // 2)
-
-
-def sample_requests(contract: Contract) -> list[Request]:
-    """Random prompts of the lengths where block boundaries go wrong, as far as they fit, for answers of two blocks."""
-    rng, block = np.random.default_rng(SEED), contract.block
-    ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
-    lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
-    rooms = [(length, room_for_answer(contract, length)) for length in lengths]
-    return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 
@@ -19,8 +18,8 @@ from train.tasks import jsonl
 
 from .calibrate import measure, watch
 from .graph import trace
-from .onnx import prove
 from .parity import Check
+from .prove import check_onnx, prove
 from .qdq import quantise_activations, quantise_weights
 from .store import store
 from .verify import held_out
@@ -94,16 +93,16 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """The checks of `export.onnx.prove`, of the graph in `file` or of its dense form; bf16 only has to be ONNX."""
+        """The checks of `export.prove.prove`, of the graph in `file` or of its dense form; bf16 only has to be ONNX."""
         recipe = self.recipe
         if recipe.precision == "bf16":
-            yield valid(file)
+            yield check_onnx(file)
             yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
             return
         if recipe.format is None and recipe.batch == 1:
             yield from prove(self.source, self.contract, file, recipe.precision)
             return
-        yield valid(file)
+        yield check_onnx(file)
         what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
         dense = self.write_dense(folder, ranges)
         for check in prove(self.source, self.contract, dense[0], recipe.precision):
@@ -128,12 +127,3 @@ class Graphs:
                 top_k=self.contract.top_k,
             )  # fmt: skip
         return self._traced[batch].clone()
-
-
-def valid(file: Path) -> Check:
-    """Whether a graph is valid ONNX."""
-    try:
-        onnx.checker.check_model(file)
-    except onnx.checker.ValidationError as error:
-        return Check("graph", False, " ".join(str(error).split())[:200])
-    return Check("graph", True, f"{file.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")

@@ -19,8 +19,9 @@ from tokenizers.models import BPE
 
 from export import onnx as command
 from export import verify
-from export.onnx import exported_contract, prove, sample_requests, write_model
+from export.onnx import exported_contract, write_model
 from export.parity import Distance, Parity, worst
+from export.prove import prove, sample_requests
 from runtime import bundle
 from runtime.decode import Request, generate
 from runtime.errors import UserError

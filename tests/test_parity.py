@@ -14,8 +14,9 @@ import tiny
 import torch
 
 from export.graph import trace
-from export.onnx import exported_contract, sample_requests, write_model
+from export.onnx import exported_contract, write_model
 from export.parity import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
+from export.prove import sample_requests
 from export.twin import twin_of
 from runtime.backend import Forward, Proposal
 from runtime.ort import OrtBackend

@@ -19,8 +19,9 @@ from export import onnx as command
 from export import verify
 from export.int8 import rounded
 from export.layers import Parts, by_layer, embedding, head, layer
-from export.onnx import exported_contract, prove, sample_requests, write_model
+from export.onnx import exported_contract, write_model
 from export.parity import compare
+from export.prove import prove, sample_requests
 from export.quantise import FORMATS, Formats
 from export.quantised_torch import QuantisedBackend, whole_bound
 from runtime import bundle

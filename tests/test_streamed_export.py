@@ -29,8 +29,9 @@ from export import onnx as command
 from export.graph import trace
 from export.int8 import dequantise, quantise
 from export.layers import by_layer
-from export.onnx import exported_contract, fits_whole, write_model
+from export.onnx import exported_contract, write_model
 from export.parity import compare
+from export.prove import fits_whole
 from export.quantise import FORMATS
 from runtime import bundle, cores
 from runtime import load as load_bundle

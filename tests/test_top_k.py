@@ -18,8 +18,9 @@ from test_step_graph import forwards
 
 from export.graph import trace
 from export.layers import by_layer
-from export.onnx import exported_contract, prove, sample_requests, write_model
+from export.onnx import exported_contract, write_model
 from export.parity import TIE, compare
+from export.prove import prove, sample_requests
 from export.quantise import formats_of
 from export.store import store
 from export.twin import twin_of
