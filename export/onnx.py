@@ -10,30 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
-from runtime import chat_template
 from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, program, run
-from runtime.contract import Contract
-from runtime.errors import UserError
-from runtime.files import in_cache, name_of, named
-from runtime.layout import room_for_answer
 from train import checkpoint
-from train.checkpoint import Checkpoint
 from train.options import add_directory_options, add_top_k_option, overrides_of
-from train.torch_backend import contract_of, limit_threads
+from train.torch_backend import limit_threads
 
-from .graph import trace
+from .bundle_contract import CAPACITY, check_template, default_out, exported_contract
+from .ort_graph import TYPES, write_model
 from .parity import Check
 from .prove import WHOLE, prove
 from .provenance import provenance
-from .quantise import FORMATS, formats_of, quantise_weights
-from .store import EXTERNAL, store
+from .quantise import formats_of
 from .workplace import working_folder, writing
-
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, **dict.fromkeys(FORMATS, torch.float32)}  # beside the weights
-CAPACITY = 1024  # positions, by default
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,50 +81,6 @@ def export(args: argparse.Namespace) -> int:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
     return FAILED if failed else DONE
-
-
-def check_template(source: Checkpoint) -> None:
-    """Raises UserError for a chat template that cannot be rendered, which would be told at the first prompt."""
-    if source.chat_template is not None:
-        chat_template.check(source.chat_template)
-
-
-def default_out(ckpt: Path) -> Path:
-    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a cache.
-
-    The dot in a directory's name begins no suffix (SDAR-1.7B-Chat), and `..` is no name.
-    """
-    ckpt = named(ckpt)
-    name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
-    return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
-
-
-def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
-    """The contract with its capacity in tokens and its count of top tokens.
-
-    Raises UserError where the first is no length the model has room for, or it has not so many tokens to give.
-    """
-    context = source.decoding.context
-    if capacity is not None and not 1 <= capacity <= context:
-        raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed
-    if not 0 <= top_k <= known:
-        raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
-    contract = replace(contract_of(source, top_k=top_k), capacity=capacity or min(CAPACITY, context))
-    if not room_for_answer(contract, 1):
-        least = contract.canvas + 1 if contract.attention == "full" else contract.block + 1
-        raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
-    return contract
-
-
-def write_model(
-    source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
-) -> list[Path]:
-    """Traces the graph and writes it into `folder`, see `store.store`."""
-    model = trace(source, contract.capacity, logits, dtype=TYPES[precision], top_k=contract.top_k)
-    if (formats := formats_of("ort", precision)) is not None:
-        quantise_weights(model, formats, contract.layers)
-    return store(model, folder, f"ort-{precision}", external)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from train.checkpoint import Checkpoint
 from train.options import overrides_of
 from train.torch_backend import limit_threads
 
-from .onnx import check_template, default_out, exported_contract
+from .bundle_contract import check_template, default_out, exported_contract
 from .provenance import EXPORTER, provenance
 from .trt_add import Shared, add, missing
 from .trt_graph import Graphs, Recipe

@@ -17,7 +17,7 @@ import numpy as np
 from emulated import mean_norms
 from numpy.typing import NDArray
 
-from export.onnx import write_model
+from export.ort_graph import write_model
 from export.quantise import formats_of
 from export.quantised_torch import QuantisedBackend
 from runtime.backend import Backend, Floats, Forward, Proposal

@@ -20,8 +20,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from export import graph
+from export.bundle_contract import exported_contract
 from export.dialect_standard import PLAIN, rms_norm
-from export.onnx import exported_contract
 from export.parity import TIE, SideBySide, compare
 from runtime.backend import Forward, Ints
 from runtime.contract import ALIGNMENTS, Contract

@@ -17,9 +17,10 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from export import bundle_contract, verify
 from export import onnx as command
-from export import verify
-from export.onnx import exported_contract, write_model
+from export.bundle_contract import exported_contract
+from export.ort_graph import write_model
 from export.parity import Distance, Parity, worst
 from export.prove import prove, sample_requests
 from runtime import bundle
@@ -329,4 +330,4 @@ def test_a_bundle_is_written_where_a_user_looks(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "linked").symlink_to(f"{HUB}/0a1b")
     monkeypatch.chdir(tmp_path)
-    assert str(command.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())
+    assert str(bundle_contract.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_step_graph import random_weights
 
+from export.bundle_contract import exported_contract
 from export.int4 import BLOCK, Int4Linear, dequantise, in_pairs, quantise
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from runtime.errors import NumericalError
 from runtime.no_telemetry import ort
 from train.model import ModelConfig

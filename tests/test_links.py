@@ -16,7 +16,8 @@ import torch
 from test_export import student
 
 from export import verify
-from export.onnx import exported_contract, write_model
+from export.bundle_contract import exported_contract
+from export.ort_graph import write_model
 from runtime import bundle, memory
 from runtime.contract import GateSpec
 from runtime.errors import UserError

@@ -20,7 +20,7 @@ import torch
 from onnx import TensorProto, helper
 
 from export import graph
-from export.onnx import exported_contract
+from export.bundle_contract import exported_contract
 from runtime import bench, generate
 from runtime.contract import ALIGNMENTS, Contract, cache_names
 from runtime.decode import Request

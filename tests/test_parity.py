@@ -13,8 +13,9 @@ import pytest
 import tiny
 import torch
 
+from export.bundle_contract import exported_contract
 from export.graph import trace
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from export.parity import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
 from export.prove import sample_requests
 from export.twin import twin_of

@@ -14,7 +14,8 @@ import torch
 from foreign import BLOCK, CANVAS, Stock
 from slow_decode import Rule, slow_decode
 
-from export.onnx import exported_contract, write_model
+from export.bundle_contract import exported_contract
+from export.ort_graph import write_model
 from runtime.backend import Forward
 from runtime.contract import Contract
 from runtime.decode import Request, steps

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.onnx import exported_contract
+from export.bundle_contract import exported_contract
 from export.qdq import quantise_activations, quantise_weights
 from export.trt_graph import Graphs, Recipe
 from export.verify import held_out

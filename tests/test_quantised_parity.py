@@ -17,9 +17,10 @@ from test_step_graph import random_weights
 
 from export import onnx as command
 from export import verify
+from export.bundle_contract import exported_contract
 from export.int8 import rounded
 from export.layers import Parts, by_layer, embedding, head, layer
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from export.parity import compare
 from export.prove import prove, sample_requests
 from export.quantise import FORMATS, Formats

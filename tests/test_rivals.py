@@ -14,7 +14,7 @@ import pytest
 import torch
 from steppers import llama_scores
 
-from export import onnx as export
+from export import bundle_contract, ort_graph
 from runtime.backend import Forward
 from runtime.workload import Shape
 from samples.bench.contender import Cell, tokens
@@ -68,8 +68,8 @@ LONG = [pytest.param("fp16", 5e-3, marks=pytest.mark.long), pytest.param("int4",
 def test_the_exported_step_is_the_one_in_pytorch(
     precision: str, far: float, source: Checkpoint, tmp_path: Path
 ) -> None:
-    contract = export.exported_contract(source, 128)
-    model = export.write_model(source, contract, precision, False, tmp_path)[0]
+    contract = bundle_contract.exported_contract(source, 128)
+    model = ort_graph.write_model(source, contract, precision, False, tmp_path)[0]
     ours, theirs = OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)
     for cell in (Cell(8, 0), Cell(8, 40), Cell(1, 40), Cell(8, 0, 128)):
         proposal = stepped(ours, cell).proposal
@@ -82,7 +82,7 @@ def test_the_exported_step_is_the_one_in_pytorch(
 
 @pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("bf16", 0.05)])
 def test_the_step_in_pytorch_is_that_of_the_reference_backend(precision: str, far: float, source: Checkpoint) -> None:
-    backend = TorchBackend(source.build(), export.exported_contract(source, 128))
+    backend = TorchBackend(source.build(), bundle_contract.exported_contract(source, 128))
     for past in (0, 40):
         backend.open(1, past + 8)
         seen = np.full((1, 8), past + 8)

@@ -13,8 +13,9 @@ import tiny
 import torch
 from torch import Tensor
 
+from export.bundle_contract import exported_contract
 from export.dialect_ort import LARGE, likeliest
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from export.parity import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS

@@ -26,10 +26,11 @@ from test_step_graph import random_weights
 from torch import Tensor
 
 from export import onnx as command
+from export.bundle_contract import exported_contract
 from export.graph import trace
 from export.int8 import dequantise, quantise
 from export.layers import by_layer
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from export.parity import compare
 from export.prove import fits_whole
 from export.quantise import FORMATS

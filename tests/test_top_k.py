@@ -16,9 +16,10 @@ import torch
 from test_parity import Damaged, looked_at
 from test_step_graph import forwards
 
+from export.bundle_contract import exported_contract
 from export.graph import trace
 from export.layers import by_layer
-from export.onnx import exported_contract, write_model
+from export.ort_graph import write_model
 from export.parity import TIE, compare
 from export.prove import prove, sample_requests
 from export.quantise import formats_of

@@ -17,8 +17,8 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 
 from trt_student import graph, plan, student
 
+from export.bundle_contract import exported_contract
 from export.graph import trace
-from export.onnx import exported_contract
 from export.qdq import products, quantise_weights
 from export.store import store
 from export.trt_build import Settings, build, configuration, overheard, parse, profiles_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny
 
-from export.onnx import exported_contract
+from export.bundle_contract import exported_contract
 from export.trt_build import Settings
 from export.trt_graph import Graphs, Recipe
 from export.trt_plan import Asked, Plan

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from export import onnx as export
+from export import bundle_contract, ort_graph
 from runtime.devices import Device
 from runtime.workload import PRECISIONS, Pass, Shape
 
@@ -71,14 +71,14 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
 def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
     """This project in every precision that export.onnx writes."""
     source = standin(plan.shape)
-    contract = export.exported_contract(source, LONG)
-    for precision in export.TYPES:
+    contract = bundle_contract.exported_contract(source, LONG)
+    for precision in ort_graph.TYPES:
         name = f"blockstep {precision}"
         if plan.wants(name):
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
             where = folder / precision
             where.mkdir()
-            model = export.write_model(source, contract, precision, False, where)[0]
+            model = ort_graph.write_model(source, contract, precision, False, where)[0]
             options = {"model": str(model), "contract": contract, "threads": plan.threads}
             yield Contender(name, OnnxStep, options, ours=True, precision=precision)
 

@@ -1,0 +1,50 @@
+"""Takes from a checkpoint what its bundle needs: the contract, a chat template that renders, a place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from runtime import chat_template
+from runtime.contract import Contract
+from runtime.errors import UserError
+from runtime.files import in_cache, name_of, named
+from runtime.layout import room_for_answer
+from train.checkpoint import Checkpoint
+from train.torch_backend import contract_of
+
+CAPACITY = 1024  # positions, by default
+
+
+def check_template(source: Checkpoint) -> None:
+    """Raises UserError for a chat template that cannot be rendered, which would be told at the first prompt."""
+    if source.chat_template is not None:
+        chat_template.check(source.chat_template)
+
+
+def default_out(ckpt: Path) -> Path:
+    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a cache.
+
+    The dot in a directory's name begins no suffix (SDAR-1.7B-Chat), and `..` is no name.
+    """
+    ckpt = named(ckpt)
+    name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
+    return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
+
+
+def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
+    """The contract with its capacity in tokens and its count of top tokens.
+
+    Raises UserError where the first is no length the model has room for, or it has not so many tokens to give.
+    """
+    context = source.decoding.context
+    if capacity is not None and not 1 <= capacity <= context:
+        raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
+    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed
+    if not 0 <= top_k <= known:
+        raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
+    contract = replace(contract_of(source, top_k=top_k), capacity=capacity or min(CAPACITY, context))
+    if not room_for_answer(contract, 1):
+        least = contract.canvas + 1 if contract.attention == "full" else contract.block + 1
+        raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
+    return contract
