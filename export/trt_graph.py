@@ -18,11 +18,11 @@ from train.tasks import jsonl
 
 from .calibrate import measure, watch
 from .graph import trace
+from .held_out import held_out_requests
 from .parity import Check
 from .prove import check_onnx, prove
 from .qdq import quantise_activations, quantise_weights
 from .store import store
-from .verify import held_out
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # precisions that quantise nothing
 Ranges = Mapping[str, float]
@@ -82,7 +82,7 @@ class Graphs:
         except ValueError as error:
             raise UserError(str(error)) from None
         texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
-        requests = held_out(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
+        requests = held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)
         watch(watched)
         files = store(watched, folder, "watched")

@@ -9,29 +9,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from runtime.bundle import Bundle, Engine, read, verify_files
 from runtime.command import DONE, FAILED, Parser, print_json, program, run
 from runtime.contract import Contract
 from runtime.cuda import load_cuda
-from runtime.decode import Request
 from runtime.errors import UserError
-from runtime.layout import room_for_answer
 from runtime.ort import OrtBackend
 from runtime.trt_backend import open_engines
-from train import checkpoint, prompts, tasks
+from train import checkpoint, prompts
 from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend, limit_threads
 
+from .held_out import held_out_requests, held_out_texts
 from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
 from .quantise import FORMATS, formats_of
 from .quantised_torch import whole_bound
 from .twin import twin_of
 
-SEED = 20
 NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 
 
@@ -78,9 +75,9 @@ def verify(args: argparse.Namespace) -> int:
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine)
     contract = candidate.contract
-    asked = asked_for(args.task, args.data, args.prompts)
+    asked = held_out_texts(args.task, args.data, args.prompts)
     encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
-    requests = held_out(encode, contract, [problem.prompt for problem in asked], lines)
+    requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.build is not None:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
@@ -141,28 +138,6 @@ def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
     """Raises UserError where the bundle came from another checkpoint."""
     if made.provenance.get("checkpoint_sha256") != fingerprint:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
-
-
-def asked_for(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
-    """Problems of the validation split, evenly from the tasks. Raises UserError where there are none."""
-    if count < 1:
-        raise UserError(f"--prompts is {count}; expected at least 1")
-    try:
-        chosen = (tasks.from_file(data),) if data else tasks.named(names)
-        shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
-        return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from None
-
-
-def held_out(
-    encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
-) -> list[Request]:
-    """A request for each prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
-    encoded = encode(texts)
-    kept = prompts.fitting(encoded, lines, contract)
-    found = [np.array(encoded[place], np.int64) for place in kept]
-    return [Request(ids, min(room_for_answer(contract, len(ids)), contract.canvas)) for ids in found]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from export import bundle_contract, verify
+from export import bundle_contract, held_out, verify
 from export import onnx as command
 from export.bundle_contract import exported_contract
 from export.ort_graph import write_model
@@ -288,7 +288,7 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     assert "was not exported from" in capsys.readouterr().err
     with pytest.raises(UserError, match="leave no room in a capacity of 16"):
         contract = replace(contract_of(student()), capacity=16)
-        verify.held_out(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
+        held_out.held_out_requests(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
 
 
 def test_a_nan_is_never_a_small_difference() -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from test_export import student
 
-from export import verify
+from export import held_out
 from runtime.errors import UserError
 from train import checkpoint, collect, evaluate, prompts, reports, teacher
 from train.tasks import jsonl
@@ -147,10 +147,10 @@ def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
 def test_a_comparison_leaves_out_prompts_without_room(capsys: pytest.CaptureFixture[str]) -> None:
     contract = replace(contract_of(student()), capacity=16)
     encode = prompts.of_checkpoint(student(), raw=True)
-    requests = verify.held_out(encode, contract, ["ab", LONG, "", "abc"], [3, 5, 6, 9])
+    requests = held_out.held_out_requests(encode, contract, ["ab", LONG, "", "abc"], [3, 5, 6, 9])
     assert [len(request.prompt) for request in requests] == [2, 3]
     assert "2 of 4 prompts are left out, lines 5, 6: " in capsys.readouterr().err
-    verify.held_out(encode, contract, ["ab", LONG])
+    held_out.held_out_requests(encode, contract, ["ab", LONG])
     assert "1 of 2 prompts are left out, problem 2: " in capsys.readouterr().err
 
 

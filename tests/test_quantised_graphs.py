@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from export.bundle_contract import exported_contract
+from export.held_out import held_out_requests
 from export.qdq import quantise_activations, quantise_weights
 from export.trt_graph import Graphs, Recipe
-from export.verify import held_out
 from export.weight_formats import FORMATS, Format
 from runtime.decode import generate
 from runtime.errors import NumericalError, UserError
@@ -154,7 +154,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
             seen[name] = max(seen.get(name, 0.0), float(inputs[0].abs().max()))
 
         module.register_forward_pre_hook(hook)
-    for request in held_out(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
+    for request in held_out_requests(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
         generate(TorchBackend(model, contract), request)
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
@@ -166,7 +166,7 @@ def test_the_dense_form_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) 
     graphs = Graphs(source, contract, Recipe("plain", "int8", 1, None))
     files = [graphs.write(tmp_path), graphs.write_dense(tmp_path)]
     stored, dense = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
-    for request in held_out(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
+    for request in held_out_requests(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
         assert generate(stored, request).token_ids == generate(dense, request).token_ids
         np.testing.assert_array_equal(stored.cache, dense.cache)
 
