@@ -12,7 +12,8 @@ from typing import Any, NoReturn, TextIO
 
 from .chat_template import check_arguments
 from .errors import DeviceError, NumericalError, UserError
-from .model import Model, load
+from .model import Model
+from .open_bundle import load
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 

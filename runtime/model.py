@@ -1,21 +1,19 @@
-"""A loaded bundle and its three levels of answering: one canvas step, a stream of finished blocks, the whole answer."""
+"""A model and its three levels of answering: one canvas step, a stream of finished blocks, the whole answer."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import decode, ort_cuda, trial
+from . import decode
 from .backend import Backend, Ints, Shareable
 from .batch import Step
 from .contract import Contract, GateSpec
-from .cores import usual_threads
 from .decode import Request, Threshold
 from .errors import UserError
 from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
@@ -24,7 +22,6 @@ from .sequence import Result
 from .session import Session
 
 if TYPE_CHECKING:
-    from .manifest import Bundle, Engine
     from .text import Tokenizer
 
 NEW_TOKENS = 256  # asked for where nothing else is said, cut to the room that the prompt leaves
@@ -210,65 +207,6 @@ class Model:
                 yield from done
         finally:
             self._busy.release()
-
-
-def load(
-    path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first",
-    device: str = "cpu", trust_engine: bool = False, template_args: Mapping[str, Any] | None = None,
-) -> Model:  # fmt: skip
-    """The model in a bundle's folder, ready to answer.
-
-    engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
-    first for ONNX Runtime; threads: of a forward pass, by default the physical cores within the CPU quota, or one for a
-    small int8 engine; verify: `first` checks the files' hashes and tries the files in a process of their own, on the
-    CPU whatever the device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX
-    Runtime engine, `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which
-    is native code, though this machine did not build it; template_args: default arguments of the chat template, over
-    the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
-    that is missing or does not fit, and for files that crash, hang or take all memory.
-    """
-    from .bundle import read
-    from .chat_template import with_arguments
-    from .text import Tokenizer
-
-    if threads is not None and threads < 1:
-        raise UserError(f"threads is {threads}; expected at least 1")
-    bundle = read(Path(path))
-    template = with_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
-    found = bundle.matching(engine)
-    if found[0].build is None:
-        chosen = found[0] if device == "cpu" else ort_cuda.select_engine(bundle, found)
-        backend = _on_ort(bundle, chosen, threads, verify, device)
-    else:
-        chosen, backend = _on_tensorrt(bundle, found, verify, trust_engine)
-    tokenizer = Tokenizer(bundle.tokenizer, template)
-    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
-
-
-def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, device: str) -> Backend:
-    from .bundle import verify_files
-
-    try:
-        from .ort import OrtBackend
-    except ModuleNotFoundError as error:
-        install = "pip install 'onnxruntime>=1.30'" if device == "cpu" else ort_cuda.install_line()
-        raise UserError(f"{error.name} is not installed; {install}") from None
-    if device != "cpu":
-        ort_cuda.check_available()
-    verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
-    size = sum((bundle.path / name).stat().st_size for name in engine.files)
-    threads = threads or usual_threads(engine.precision, size)
-    return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device, engine.files)
-
-
-def _on_tensorrt(bundle: Bundle, engines: Sequence[Engine], verify: str, trust: bool) -> tuple[Engine, Backend]:
-    from .bundle import verify_files
-    from .trt_backend import open_engines
-
-    texts = replace(engines[0], files={})  # the engine's own file is hashed as it is read, and trusted or not loaded
-    verify_files(bundle, texts, verify, lambda: trial.attempt(bundle, None))
-    backend = open_engines(bundle, engines, trust=trust)
-    return backend.engines[0], backend
 
 
 def token_ids(prompt: Sequence[int] | Ints) -> Ints:

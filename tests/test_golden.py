@@ -19,7 +19,7 @@ from runtime.bundle import read
 from runtime.cuda import Cuda
 from runtime.decode import Request, generate
 from runtime.errors import UserError
-from runtime.model import load
+from runtime.open_bundle import load
 from runtime.trt_backend import open_engines
 from train import checkpoint
 from train.torch_backend import TorchBackend, contract_of

@@ -21,7 +21,7 @@ from export.ort_graph import write_model
 from runtime import bundle, memory
 from runtime.contract import GateSpec
 from runtime.errors import UserError
-from runtime.model import load
+from runtime.open_bundle import load
 from train import checkpoint
 
 Layout = Callable[[Path, Path], Path]

@@ -17,7 +17,7 @@ import pytest
 from runtime import generate, interpreter, memory, trial
 from runtime.bundle import read
 from runtime.errors import UserError
-from runtime.model import load
+from runtime.open_bundle import load
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -21,7 +21,7 @@ from runtime.bundle import Bundle, Engine, content_name, read, sha256, write
 from runtime.cuda import Cuda, Gpu, load_cuda
 from runtime.errors import DeviceError, UserError
 from runtime.manifest import Build
-from runtime.model import load
+from runtime.open_bundle import load
 from runtime.trt import TrtEngine, load_library
 from runtime.trt_backend import TrtBackend, open_engines
 

@@ -161,7 +161,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
     from runtime.bundle import read  # an engine is loaded only where one is asked for
-    from runtime.model import load
+    from runtime.open_bundle import load
 
     model = load(args.bundle, engine=args.engine, threads=args.threads, template_args=args.template_args)
     tokenizer = read_engine(read(args.bundle).tokenizer)

@@ -15,7 +15,8 @@ import numpy as np
 from ..backend import Ints, Shareable
 from ..batch import Step
 from ..errors import DeviceError, NumericalError, UserError
-from ..model import Block, Model, blocks, load
+from ..model import Block, Model, blocks
+from ..open_bundle import load
 from ..sequence import Result
 
 POLL = 0.02  # seconds between two looks at the cancel flag of a request that waits for its turn

@@ -17,7 +17,7 @@ from tally import tallied
 
 from runtime import admit, memory, trial
 from runtime.manifest import read
-from runtime.model import load
+from runtime.open_bundle import load
 
 Attack = Callable[[Path], object]  # raises UserError, or returns and has done nothing
 ALLOWED = ("subprocess.Popen", "os.posix_spawn", "ctypes.dlopen")  # the trial is a process of its own, torch is loaded

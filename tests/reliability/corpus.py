@@ -10,7 +10,8 @@ from typing import Any
 
 from runtime import trial
 from runtime.contract import Contract
-from runtime.model import Model, load
+from runtime.model import Model
+from runtime.open_bundle import load
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 PROMPT, TOKENS = "Ana has apples.", 8

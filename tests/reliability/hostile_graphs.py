@@ -11,7 +11,7 @@ from corpus import TOKENS, copied, model_file, rehash
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.errors import NumericalError, UserError
-from runtime.model import load
+from runtime.open_bundle import load
 
 Attack = Callable[[Path], object]  # raises UserError, or returns and has done nothing
 Change = Callable[[onnx.ModelProto, Path], object]

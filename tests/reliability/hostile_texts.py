@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corpus import GOLDEN, PROMPT, copied, rehash, text_file
 
-from runtime.model import load
+from runtime.open_bundle import load
 from runtime.text import Tokenizer
 
 Attack = Callable[[Path], object]  # raises UserError, or returns and has done nothing
