@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
-from .cores import physical_cores
+from .conditions import describe_conditions
 from .errors import UserError
 from .measure import answers, forwards
-from .model import Model
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 
@@ -33,7 +28,9 @@ def bench(args: argparse.Namespace) -> int:
     texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
     model = load_model(args)
     requests = [model.request(text, max_new_tokens=args.max_new_tokens) for text in texts]
-    values: dict[str, Any] = {"conditions": conditions(model, args, texts)}
+    prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
+    found = describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
+    values: dict[str, Any] = {"conditions": found}
     print("timing forwards ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
@@ -65,47 +62,6 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UserError(f"{path} is empty; expected one prompt a line")
     return prompts
-
-
-def conditions(model: Model, args: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
-    """What the figures depend on."""
-    contract = model.contract
-    return {
-        "processor": processor(),
-        "cores": physical_cores(),
-        "logical_cores": os.cpu_count(),
-        "threads": getattr(model.backend, "threads", None),  # of the processor; a TensorRT engine has none
-        "engine": model.engine,
-        "backend": model.backend.name,
-        "precision": model.precision,
-        "block": contract.block,
-        "capacity": contract.capacity,
-        "threshold": model.gate.threshold if args.threshold is None else args.threshold,
-        "prompt": texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}",
-        "repeat": args.repeat,
-        "warmup": args.warmup,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := installed(name))},
-        },
-    }
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def report(values: dict[str, Any]) -> Iterator[str]:

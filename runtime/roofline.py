@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .analysis import Question, analysed
-from .bench import processor
 from .command import DONE, Parser, add_engine_options, load_model, print_json, program, run
+from .conditions import processor_name
 from .devices import DEVICES, Device, named
 from .errors import UserError
 from .machine import bandwidth, measured
@@ -85,7 +85,7 @@ def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
     if "local" in keys:
         print("measuring this machine ...", file=sys.stderr)
-        found["local"] = measured(processor(), args.threads)
+        found["local"] = measured(processor_name(), args.threads)
     if not found:
         raise UserError(f"the data sheets' devices have no rate for {precision}; expected fp16, int8 or int4, or local")
     return found

@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from runtime.bench import installed, processor
 from runtime.command import DONE, Parser, print_json, run
+from runtime.conditions import installed_version, processor_name
 from runtime.cores import physical_cores
 from runtime.errors import UserError
 from runtime.machine import measured as this_machine
@@ -83,9 +83,9 @@ def with_conditions(
     """A section with what its figures depend on."""
     load, started = os.getloadavg()[0], time.perf_counter()
     found = measure(args)
-    versions = {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
     conditions = {
-        "cpu": processor(), "cores": physical_cores(), "threads": args.threads, "load": load, "versions": versions,
+        "cpu": processor_name(), "cores": physical_cores(), "threads": args.threads, "load": load, "versions": versions,
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
     return {"conditions": conditions, **found}
@@ -95,12 +95,12 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     """The section `step`."""
     shape = shape_of(args.shape, "--shape") if args.shape else SHAPES["qwen3-0.6b"]
     print("measuring this machine ...", file=sys.stderr, flush=True)
-    device = this_machine(processor(), args.threads)
+    device = this_machine(processor_name(), args.threads)
     plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
     with TemporaryDirectory(dir=args.scratch) as folder:
         found = step.measured(plan, device, Path(folder))
     # Once more: of a machine that has become slower or faster the limits would be another's.
-    again = this_machine(processor(), args.threads)
+    again = this_machine(processor_name(), args.threads)
     after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
     return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}
 

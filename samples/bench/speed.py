@@ -26,9 +26,9 @@ from tqdm import tqdm
 from export import onnx as export
 from runtime import Model, load
 from runtime.backend import Backend
-from runtime.bench import installed, processor
 from runtime.command import DONE, Parser
 from runtime.command import run as run_command
+from runtime.conditions import installed_version, processor_name
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
 from runtime.errors import UserError
@@ -248,8 +248,13 @@ def command(args: argparse.Namespace) -> int:
     limit_threads(args.threads)
     with TemporaryDirectory() as spare:
         made = compared(args, ways, Path(spare))
-    versions = {name: installed(name) for name in PACKAGES}
-    conditions = {"cpu": processor(), "threads": torch.get_num_threads(), "versions": versions, "repeat": args.repeat}
+    versions = {name: installed_version(name) for name in PACKAGES}
+    conditions = {
+        "cpu": processor_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "repeat": args.repeat,
+    }
     report = {**conditions, "prompts": args.count, "split": SPLIT, "seed": SEED, "tasks": made}
     if args.out:
         text = json.dumps(report, indent=1) + "\n"
