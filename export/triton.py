@@ -16,10 +16,9 @@ from pathlib import Path
 
 from runtime import files
 from runtime.bundle import Bundle, read, verify_files
-from runtime.command import DONE, Parser, add_engine_options, print_json, program, run
+from runtime.command import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
 from runtime.errors import UserError
 from runtime.manifest import MANIFEST, NAME
-from runtime.serve import name_of, positive
 from train.swap import swap
 
 from .workplace import check_room, working_folder, writing
@@ -56,7 +55,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and says where."""
-    name = name_of(args)
+    name = served_name(args)
     for option, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
         if not NAME.fullmatch(value):
             raise UserError(f"{option} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")

@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
+from . import files
 from .chat_template import check_arguments
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
 from .open_bundle import load
 
+T = TypeVar("T")
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -128,3 +130,44 @@ def _silence(stream: TextIO) -> None:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, stream.fileno())
         os.close(silence)
+
+
+def served_name(args: argparse.Namespace) -> str:
+    """Returns what clients call the model: --name, or the bundle's name."""
+    return str(args.name or files.name_of(files.real_path(Path(args.bundle))).removesuffix(".bundle"))
+
+
+def port(text: str) -> int:
+    """Parses a port; the system's own look-up would take one that is too large for another."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+    return number
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Parses whole numbers of at least 1, of a comma-separated list."""
+    found = tuple(int(word) for word in text.split(","))
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def expect(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """Returns an option's reader that says what was expected if it refuses."""
+
+    def reader(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected {expected}") from None
+
+    return reader

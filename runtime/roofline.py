@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .analysis import Question, analysed
-from .command import DONE, Parser, add_engine_options, load_model, print_json, program, run
+from .command import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
 from .conditions import processor_name
 from .devices import DEVICES, Device, named
 from .errors import UserError
@@ -21,9 +21,8 @@ from .machine import bandwidth, measured
 from .manifest import read
 from .measure import canvas, spread, timed
 from .model import Model
-from .workload import PRECISIONS, SHAPES, Pass, shape_of, weight_bytes
+from .workload import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
 
-T = TypeVar("T")
 WARMUP = 3  # steps before those that are timed
 
 
@@ -158,33 +157,6 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, of a comma-separated list."""
-    found = tuple(int(word) for word in text.split(","))
-    if min(found) < 1:
-        raise ValueError
-    return found
-
-
-def given_shape(text: str) -> dict[str, int | bool]:
-    """The values of name=value pairs."""
-    words = {"true": True, "false": False}
-    pairs = [pair.strip().partition("=")[::2] for pair in text.split(",")]
-    return {name: words[value] if value in words else int(value) for name, value in pairs}
-
-
-def told(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
-    """An option's reader, whose refusal says what was expected."""
-
-    def reader(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected {expected}") from None
-
-    return reader
-
-
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=program(f"{__package__}.roofline"),
@@ -208,16 +180,16 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("bundle", nargs="?", metavar="BUNDLE", help="whose model it is, and whose steps are measured")
     model.add_argument("--model", choices=tuple(SHAPES), help=f"a published shape (default: {next(iter(SHAPES))})")
-    model.add_argument("--shape", type=told(given_shape, pairs), metavar="NAME=N,...",
+    model.add_argument("--shape", type=expect(parse_shape, pairs), metavar="NAME=N,...",
         help=f"a shape in numbers, such as {pairs}; also tied, qk_norm, qkv_bias, each true or false")  # fmt: skip
     add("--precision", choices=tuple(PRECISIONS),
         help="of the weights; steps are measured in the engine's own alone (default: that, or fp16)")  # fmt: skip
     add("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)")
     add("--answer", type=int, default=256, metavar="N",
         help="positions that full diffusion runs behind the prompt, which is --past long (default: 256)")  # fmt: skip
-    add("--batches", type=told(numbers, "counts such as 1,8,64"), default=(1, 8, 64), metavar="N,...",
+    add("--batches", type=expect(parse_counts, "counts such as 1,8,64"), default=(1, 8, 64), metavar="N,...",
         help="sequences at once (default: 1,8,64)")  # fmt: skip
-    add("--blocks", type=told(numbers, "sizes such as 4,16,32"), default=(4, 16, 32), metavar="N,...",
+    add("--blocks", type=expect(parse_counts, "sizes such as 4,16,32"), default=(4, 16, 32), metavar="N,...",
         help="tokens a block (default: 4,16,32)")  # fmt: skip
     add("--tokens-per-forward", type=float, default=2.3, metavar="T",
         help="that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)")  # fmt: skip

@@ -14,8 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import files
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
+from .command import (
+    DONE,
+    Parser,
+    add_engine_options,
+    add_template_option,
+    load_model,
+    port,
+    positive,
+    print_json, program,
+    run,
+    served_name,
+)
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -47,9 +57,9 @@ def serve(args: argparse.Namespace) -> int:
         app = make_app(service(args, load_model(args)))
         url = address(place)
         if args.json:
-            print_json({"url": url, "model": name_of(args)})
+            print_json({"url": url, "model": served_name(args)})
             sys.stdout.flush()
-        print(f"serving {name_of(args)} at {url}", file=sys.stderr, flush=True)
+        print(f"serving {served_name(args)} at {url}", file=sys.stderr, flush=True)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
         make_server(app, args.drain).run(sockets=[place])
     return DONE
@@ -72,7 +82,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     workers = Workers(models, args.queue, threshold)
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
-        model, name_of(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
+        model, served_name(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
         (*LOCAL, args.host, *args.allow_host) if local(args.host) else None, keys, args.log_prompts,
     )  # fmt: skip
 
@@ -114,11 +124,6 @@ def local(host: str) -> bool:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def name_of(args: argparse.Namespace) -> str:
-    """What clients call the model: --name, or the bundle's."""
-    return str(args.name or files.name_of(files.real_path(Path(args.bundle))).removesuffix(".bundle"))
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:
@@ -165,14 +170,6 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def port(text: str) -> int:
-    """A port; the system's own look-up would take one that is too large for another."""
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
-    return number
-
-
 def allowed(text: str) -> str:
     """A host name; a URL or a pattern would match no client's `Host` header."""
     if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
@@ -180,14 +177,6 @@ def allowed(text: str) -> str:
             f"{text!r} is not a host name; expected one as in box.example or box.example:80"
         )
     return text
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, as argparse wants it checked."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -169,3 +169,10 @@ def shape_of(values: Any, whose: str) -> Shape:
         if type(value) is not kind or value < (kind is int):
             raise UserError(f"{name} of {whose} is {value!r}; expected a {'truth value' if kind is bool else 'count'}")
     return Shape(**values)
+
+
+def parse_shape(text: str) -> dict[str, int | bool]:
+    """Parses the values of name=value pairs."""
+    words = {"true": True, "false": False}
+    pairs = [pair.strip().partition("=")[::2] for pair in text.split(",")]
+    return {name: words[value] if value in words else int(value) for name, value in pairs}

@@ -21,13 +21,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from runtime.command import DONE, Parser, print_json, run
+from runtime.command import DONE, Parser, expect, parse_counts, print_json, run
 from runtime.conditions import installed_version, processor_name
 from runtime.cores import physical_cores
 from runtime.errors import UserError
 from runtime.machine import measured as this_machine
-from runtime.roofline import given_shape, numbers, told
-from runtime.workload import SHAPES, shape_of
+from runtime.workload import SHAPES, parse_shape, shape_of
 from train.checkpoint import check_file, replace_file
 
 from . import answers, host, page, plot, step
@@ -130,7 +129,7 @@ def sections(text: str) -> tuple[str, ...]:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
     known = ", ".join(SECTIONS)
-    p.add_argument("--only", type=told(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
+    p.add_argument("--only", type=expect(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
         help=f"sections of {known} (default all; step alone needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
         help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
@@ -157,20 +156,25 @@ def add_step_options(p: argparse.ArgumentParser) -> None:
     """What the section step races."""
 
     def pasts(text: str) -> tuple[int, ...]:
-        return tuple(n - 1 for n in numbers(",".join(str(int(word) + 1) for word in text.split(","))))
+        return tuple(n - 1 for n in parse_counts(",".join(str(int(word) + 1) for word in text.split(","))))
 
     def names(text: str) -> tuple[str, ...]:
         return tuple(word.strip() for word in text.split(","))
 
-    p.add_argument("--widths", type=told(numbers, "tokens such as 1,8,32"), default=(1, 4, 8, 16, 32), metavar="N,...",
-        help="step: tokens, 1 being autoregressive decoding (default 1,4,8,16,32)")  # fmt: skip
-    p.add_argument("--pasts", type=told(pasts, "tokens such as 0,256"), default=(0, 256, 1024), metavar="N,...",
+    p.add_argument(
+        "--widths",
+        type=expect(parse_counts, "tokens such as 1,8,32"),
+        default=(1, 4, 8, 16, 32),
+        metavar="N,...",
+        help="step: tokens, 1 being autoregressive decoding (default 1,4,8,16,32)",
+    )
+    p.add_argument("--pasts", type=expect(pasts, "tokens such as 0,256"), default=(0, 256, 1024), metavar="N,...",
         help="step: tokens in the cache before it (default 0,256,1024)")  # fmt: skip
     p.add_argument("--rounds", type=int, default=5, help="step: turns of each contender at each place (default 5)")
     p.add_argument("--steps", type=int, default=2, help="step: timed steps a turn, after one that is not (default 2)")
     p.add_argument("--contenders", type=names, default=(), metavar="WORD,...",
         help="step: those whose names contain one of these, such as 'int8,llama.cpp' (default all)")  # fmt: skip
-    p.add_argument("--shape", type=told(given_shape, "hidden=1024,layers=28,..."), metavar="NAME=N,...",
+    p.add_argument("--shape", type=expect(parse_shape, "hidden=1024,layers=28,..."), metavar="NAME=N,...",
         help="step: another shape than Qwen3-0.6B's, as runtime.roofline takes it")  # fmt: skip
     p.add_argument("--scratch", type=Path, help="step: folder for 6 GB of models meanwhile (default the system's)")
 

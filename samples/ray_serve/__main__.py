@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import read
-from runtime.command import DONE, Parser, run
+from runtime.command import DONE, Parser, port, positive, run
 from runtime.cores import physical_cores
 from runtime.errors import UserError
-from runtime.serve import listening, port, positive
+from runtime.serve import listening
 from runtime.serve import options as server_options
 
 STORE = 100 << 20  # bytes of Ray's store of objects, in which nothing of ours lies
