@@ -18,8 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from blockstep import DeviceError, Model, NumericalError, UserError, load
 from blockstep.batch import Step
-from blockstep.model import Block, Prompt, blocks
-from blockstep.serve import copies
+from blockstep.model import Block, Prompt, blocks, worker_models
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -45,7 +44,7 @@ class TritonPythonModel:
             Path(__file__).parent / "bundle", engine=told.get("engine"), threads=threads, verify=told["verify"],
             device=told["device"], trust_engine=told["trust_engine"] == "true",
         )  # fmt: skip
-        models = copies(model, workers)
+        models = worker_models(model, workers)
         self._idle: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for each in models:
             self._idle.put(each)

@@ -240,3 +240,9 @@ def collect(stream: Iterable[Block]) -> Answer:
     if result is None:
         raise ValueError("the stream ended before its last block")
     return Answer(text="".join(pieces), **asdict(result))
+
+
+def worker_models(model: Model, workers: int | None) -> list[Model]:
+    """Returns one model per worker over the same weights; by default two, or one if the engine cannot be shared."""
+    count = workers or (2 if isinstance(model.backend, Shareable) else 1)
+    return [model, *(model.share() for _ in range(count - 1))]

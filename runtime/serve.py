@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import ipaddress
 import logging
 import re
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +25,8 @@ from .command import (
     served_name,
 )
 from .errors import UserError
+from .model import worker_models
+from .server.sockets import is_local, listen, url_of
 
 if TYPE_CHECKING:
     from .model import Model
@@ -53,9 +53,9 @@ def serve(args: argparse.Namespace) -> int:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve]'") from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    with listening(args.host, args.port) as place:
+    with listen(args.host, args.port) as place:
         app = make_app(service(args, load_model(args)))
-        url = address(place)
+        url = url_of(place)
         if args.json:
             print_json({"url": url, "model": served_name(args)})
             sys.stdout.flush()
@@ -72,7 +72,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.service import Service
     from .server.workers import Workers
 
-    keys, models = api_keys(args.api_key_file), copies(model, args.workers)
+    keys, models = api_keys(args.api_key_file), worker_models(model, args.workers)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
@@ -83,47 +83,8 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
         model, served_name(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
-        (*LOCAL, args.host, *args.allow_host) if local(args.host) else None, keys, args.log_prompts,
+        (*LOCAL, args.host, *args.allow_host) if is_local(args.host) else None, keys, args.log_prompts,
     )  # fmt: skip
-
-
-def copies(model: Model, workers: int | None) -> list[Model]:
-    """One model a worker over the same weights; two by default, one where the engine cannot be shared."""
-    from .backend import Shareable
-
-    count = workers or (2 if isinstance(model.backend, Shareable) else 1)
-    return [model, *(model.share() for _ in range(count - 1))]
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; clients that come before the server runs wait. Raises UserError where it cannot."""
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, kind, protocol)
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.bind(place)
-            opened.listen(2048)
-        except OSError:
-            opened.close()
-            raise
-        return opened
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
-
-
-def address(place: socket.socket) -> str:
-    """The URL of a listening socket."""
-    host, port = place.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def local(host: str) -> bool:
-    """Whether only this machine reaches that address."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:

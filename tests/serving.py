@@ -17,10 +17,10 @@ from openai import OpenAI
 
 from runtime.backend import Forward, Proposal
 from runtime.model import Model
-from runtime.serve import address, listening
 from runtime.server.app import make_app
 from runtime.server.counters import Counters
 from runtime.server.service import Service
+from runtime.server.sockets import listen, url_of
 from runtime.server.wire import make_server
 from runtime.server.workers import Workers
 
@@ -65,8 +65,8 @@ def served(
     workers = Workers(models, room, threshold and threshold(lambda: workers.waiting))
     counters = Counters(workers, threshold and threshold(lambda: workers.waiting))
     service = Service(models[0], name, workers, counters, **settings)
-    with listening("127.0.0.1", 0) as place:
-        url = address(place)
+    with listen("127.0.0.1", 0) as place:
+        url = url_of(place)
         server = make_server(make_app(service), drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()

@@ -15,7 +15,7 @@ from serving import PROMPTS, Served, served
 from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
-from runtime.serve import copies
+from runtime.model import worker_models
 from runtime.server.stops import Stops
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served(copies(model, 3)[1:]) as server:
+    with served(worker_models(model, 3)[1:]) as server:
         yield server
 
 
@@ -208,7 +208,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def sampling(drawing: Model) -> Iterator[Served]:
-    with served(copies(drawing, 3)[1:]) as server:
+    with served(worker_models(drawing, 3)[1:]) as server:
         yield server
 
 

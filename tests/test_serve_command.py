@@ -16,7 +16,8 @@ import pytest
 from serving import served, until
 from speaking import every_other, speaker
 
-from runtime.serve import local, main
+from runtime.serve import main
+from runtime.server.sockets import is_local
 
 ROOT = Path(__file__).parent.parent
 BUNDLE = str(ROOT / "samples" / "student.bundle")
@@ -80,8 +81,8 @@ def test_a_missing_library_is_told_with_how_to_get_it(
 
 
 def test_only_loopback_addresses_are_local() -> None:
-    assert all(map(local, ("127.0.0.1", "localhost", "LocalHost", "::1", "127.9.9.9")))
-    assert not any(map(local, ("0.0.0.0", "::", "192.168.1.5", "example.org")))
+    assert all(map(is_local, ("127.0.0.1", "localhost", "LocalHost", "::1", "127.9.9.9")))
+    assert not any(map(is_local, ("0.0.0.0", "::", "192.168.1.5", "example.org")))
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])

@@ -19,7 +19,7 @@ from tiny import Scripted, proposal
 
 from runtime import DeviceError, Model, UserError, load
 from runtime.backend import Forward, Proposal
-from runtime.serve import copies
+from runtime.model import worker_models
 from runtime.server.pressure import Pressure, span
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served(copies(model, 3)[1:]) as server:
+    with served(worker_models(model, 3)[1:]) as server:
         yield server
 
 
@@ -191,9 +191,9 @@ def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
     model = speaker(tmp_path, "hi", "abcd")
-    assert isinstance(model.backend, Scripted) and copies(model, None) == [model]
+    assert isinstance(model.backend, Scripted) and worker_models(model, None) == [model]
     with pytest.raises(UserError, match="one request at a time"):
-        copies(model, 2)
+        worker_models(model, 2)
 
 
 def test_models_that_share_weights_decode_side_by_side(model: Model) -> None:

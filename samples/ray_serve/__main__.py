@@ -21,8 +21,8 @@ from runtime.bundle import read
 from runtime.command import DONE, Parser, port, positive, run
 from runtime.cores import physical_cores
 from runtime.errors import UserError
-from runtime.serve import listening
 from runtime.serve import options as server_options
+from runtime.server.sockets import listen
 
 STORE = 100 << 20  # bytes of Ray's store of objects, in which nothing of ours lies
 
@@ -67,7 +67,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
     read(Path(args.bundle)).engine(server_options(server).engine)  # a mistake is told before anything is started
     if args.address is None:
-        listening(args.host, args.port).close()
+        listen(args.host, args.port).close()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # in its 5 s a busy machine loads no library
     if args.address is None:
