@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from runtime.errors import UserError
-from train.checkpoint import Checkpoint, load, replace_file, save
+from train.checkpoint import Checkpoint, load, save
+from train.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of
 
 GONE = object()

@@ -15,8 +15,8 @@ import tiny
 from runtime import bundle, files
 from runtime.errors import UserError
 from runtime.files import stage, sweep
-from train.checkpoint import check_file, replace_file, writing
 from train.directory import replace_folder
+from train.output_files import check_file, replace_file, writing
 from train.resume import path_of
 
 GRAPH = bundle.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())

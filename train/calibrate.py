@@ -20,9 +20,9 @@ from runtime.contract import GateSpec
 from runtime.errors import UserError
 
 from . import calibration, checkpoint, evaluate, figures, reports
-from .checkpoint import check_file, replace_file
 from .data import encode
 from .options import numbers
+from .output_files import check_file, replace_file
 from .reports import Report
 from .statistics import paired_difference
 

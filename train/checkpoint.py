@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from runtime import files
 from runtime.bundle import sha256
 from runtime.chat_template import with_arguments
 from runtime.contract import LARGEST, MOST
@@ -26,6 +21,7 @@ from runtime.text import read_engine
 from . import archive
 from .families import Overrides
 from .model import Model, ModelConfig
+from .output_files import replace_file
 from .rope import parse_scaling
 
 FORMAT = 1
@@ -252,37 +248,3 @@ def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
 
         return of_directory(path, overrides.adapter if overrides else None)
     return sha256(path)
-
-
-def check_file(path: Path) -> None:
-    """Raises UserError where `replace_file` could not write there; before the hours of work whose outcome it is."""
-    with writing(path) as temporary:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        temporary.touch()
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
-
-    Raises UserError where that cannot be, or another process is writing there.
-    """
-    with writing(path) as temporary:
-        write(temporary)
-        files.move(temporary, path)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A path of that name in an empty folder beside `path`, see `runtime.files.stage`.
-
-    Raises UserError where nothing can be written there, by whatever is done in it either.
-    """
-    try:
-        with files.stage(path) as folder:
-            yield folder / path.name
-    except BlockingIOError:
-        raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
-    except (OSError, SafetensorError) as error:  # the latter is a disk that is full, as that library tells it
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None

@@ -24,8 +24,8 @@ from runtime.decode import Request, steps
 from runtime.errors import UserError
 
 from . import checkpoint, parallel, prompts, tasks
-from .checkpoint import replace_file
 from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, numbers, overrides_of
+from .output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
 from .trajectories import NEVER, SETTINGS, Trajectory, count_right, write_shard
 

@@ -17,8 +17,9 @@ from runtime import files
 from runtime.errors import UserError
 
 from . import student_file
-from .checkpoint import Checkpoint, writing
+from .checkpoint import Checkpoint
 from .families import PLAIN, Overrides
+from .output_files import writing
 from .published import CONFIG, GENERATION, settings_of, template_args
 from .published_weights import INDEX, SINGLE, stored_names
 from .swap import swap

@@ -30,9 +30,9 @@ from runtime.sequence import Result
 from runtime.text import read_engine
 
 from . import checkpoint, prompts, tasks
-from .checkpoint import check_file, replace_file
 from .families import Overrides
 from .options import add_directory_options, add_raw_option, overrides_of
+from .output_files import check_file, replace_file
 from .statistics import paired_difference, percentile, proportion
 from .torch_backend import TorchBackend, contract_of, limit_threads
 

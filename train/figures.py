@@ -12,7 +12,7 @@ import numpy as np
 from runtime.errors import UserError
 
 from .calibration import Bin, expected_error
-from .checkpoint import replace_file
+from .output_files import replace_file
 
 SIZE = (12.0, 5.0)  # inches, the legend beside the axes
 DOTS = 120  # an inch

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from runtime.errors import NumericalError, UserError
 
 from . import parallel, resume
-from .checkpoint import replace_file
+from .output_files import replace_file
 
 LOG_EVERY = 50  # updates
 ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log

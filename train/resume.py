@@ -26,8 +26,9 @@ from runtime import files
 from runtime.errors import UserError
 
 from . import parallel
-from .checkpoint import replace_file, write_state
+from .checkpoint import write_state
 from .identity import differences
+from .output_files import replace_file
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of which each process has its rows

@@ -20,7 +20,7 @@ from runtime.command import DONE, Parser, print_json, program
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, growth, identity, masking, parallel, resume, tasks, tokenizer
+from . import blocks, checkpoint, growth, identity, masking, output_files, parallel, resume, tasks, tokenizer
 from .data import Stream, canvas_for, survey
 from .model import Model, ModelConfig, initialise
 from .next_token import next_token_loss
@@ -162,7 +162,7 @@ def train(args: argparse.Namespace) -> Fitted:
     parallel.check(args.batch, args.compile)
     if args.canvas is not None and (args.canvas < 1 or args.canvas % args.block):
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
-    parallel.on_first(lambda: checkpoint.check_file(args.out))
+    parallel.on_first(lambda: output_files.check_file(args.out))
     every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
     start = start_of(args, chosen)
     decoding, model = start.decoding, parallel.place(start.build().train(), args.device)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from .checkpoint import replace_file
 from .families import Overrides
+from .output_files import replace_file
 
 NEVER = -1
 SETTINGS = "collect.json"  # what a folder was collected with

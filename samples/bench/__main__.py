@@ -27,7 +27,7 @@ from runtime.cores import physical_cores
 from runtime.errors import UserError
 from runtime.machine import measured as this_machine
 from runtime.workload import SHAPES, parse_shape, shape_of
-from train.checkpoint import check_file, replace_file
+from train.output_files import check_file, replace_file
 
 from . import answers, host, page, plot, step
 

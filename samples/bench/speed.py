@@ -35,8 +35,9 @@ from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from runtime.sequence import Result
 from train import checkpoint, tasks
-from train.checkpoint import Checkpoint, replace_file
+from train.checkpoint import Checkpoint
 from train.data import canvas_for, survey
+from train.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 SAMPLES = Path(__file__).resolve().parents[1]

@@ -28,8 +28,9 @@ from runtime.command import run as run_command
 from runtime.contract import parse_gate
 from runtime.errors import UserError
 from train import calibration, checkpoint, evaluate, invariance, prompts, tasks
-from train.checkpoint import Checkpoint, replace_file
+from train.checkpoint import Checkpoint
 from train.data import Example, encode
+from train.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of
 
 SAMPLES = Path(__file__).resolve().parents[1]

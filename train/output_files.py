@@ -1,0 +1,48 @@
+"""Writes files that commands make, whole or not at all; what is in the way is the user's to mend, in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from runtime import files
+from runtime.errors import UserError
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError where `replace_file` could not write there; before the hours of work whose outcome it is."""
+    with writing(path) as temporary:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
+
+    Raises UserError where that cannot be, or another process is writing there.
+    """
+    with writing(path) as temporary:
+        write(temporary)
+        files.move(temporary, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path of that name in an empty folder beside `path`, see `runtime.files.stage`.
+
+    Raises UserError where nothing can be written there, by whatever is done in it either.
+    """
+    try:
+        with files.stage(path) as folder:
+            yield folder / path.name
+    except BlockingIOError:
+        raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
+    except (OSError, SafetensorError) as error:  # the latter is a disk that is full, as that library tells it
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None
