@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runtime.bundle import Engine, check_place, write
 from runtime.command import DONE, FAILED, Parser, print_json, program, run
-from train import checkpoint
+from train import open_checkpoint
 from train.options import add_directory_options, add_top_k_option, overrides_of
 from train.torch_backend import limit_threads
 
@@ -55,7 +55,7 @@ def export(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     limit_threads()
     out = args.out or default_out(args.ckpt)
-    source = checkpoint.load(args.ckpt, overrides_of(args))
+    source = open_checkpoint.load(args.ckpt, overrides_of(args))
     check_template(source)
     contract = exported_contract(source, args.capacity, args.top_k)
     origin = provenance(args.ckpt, overrides_of(args), source.model)

@@ -11,7 +11,7 @@ import torch
 
 from runtime.no_telemetry import ort
 from runtime.workload import Shape
-from train import checkpoint
+from train import open_checkpoint
 from train.families import Overrides
 from train.model import ModelConfig
 
@@ -21,7 +21,11 @@ EXPORTER = 2  # version of the graphs that export writes; raised if they change
 def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
     """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
-    found = {"checkpoint_sha256": checkpoint.fingerprint(ckpt, overrides), "exporter": EXPORTER, "versions": versions}
+    found = {
+        "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
+        "exporter": EXPORTER,
+        "versions": versions,
+    }
     return {**found, "shape": asdict(shape_of_model(model))}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from runtime.bundle import Bundle, Engine, check_place
 from runtime.contract import Contract
 from runtime.errors import UserError
-from train import checkpoint
+from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.options import overrides_of
 from train.torch_backend import limit_threads
@@ -30,7 +30,7 @@ PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     limit_threads()
-    source, out = checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    source, out = open_checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
     check_template(source)
     contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
     if contracts[0].attention == "full" and (args.batch or 1) > 1:

@@ -18,7 +18,7 @@ from runtime.cuda import load_cuda
 from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from runtime.trt_backend import open_engines
-from train import checkpoint, prompts
+from train import open_checkpoint, prompts
 from train.families import Overrides
 from train.options import add_directory_options, add_raw_option, overrides_of
 from train.torch_backend import TorchBackend, limit_threads
@@ -68,10 +68,10 @@ def verify(args: argparse.Namespace) -> int:
     limit_threads()
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
-    source, engine = checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    source, engine = open_checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
     if args.template_args is None:
         source = replace(source, chat_template=made.chat_template)  # with the arguments it was exported with
-    check_origin(made, args.ckpt, checkpoint.fingerprint(args.ckpt, overrides))
+    check_origin(made, args.ckpt, open_checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine)
     contract = candidate.contract

@@ -17,7 +17,7 @@ from runtime import Answer, load
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
 from runtime.sequence import Result
-from train import checkpoint
+from train import open_checkpoint
 from train.evaluate import torch_backend
 
 SAMPLES = Path(__file__).resolve().parent
@@ -37,7 +37,7 @@ def run(title: str, *command: str) -> str:
 
 def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     """The same prompts by the teacher, one token a step, in PyTorch."""
-    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
     requests = [Request(prompt, backend.contract.canvas) for prompt in ids]

@@ -25,7 +25,7 @@ from runtime.bundle import Bundle, read, write
 from runtime.contract import Contract
 from runtime.decode import Request, generate
 from runtime.text import Tokenizer
-from train import checkpoint
+from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
@@ -61,7 +61,7 @@ class Recorder:
 
 def write_sample(folder: Path) -> None:
     """Writes `student.bundle` and `steps.json` into a folder that is made."""
-    source = checkpoint.load(SAMPLES / "student.pt")
+    source = open_checkpoint.load(SAMPLES / "student.pt")
     bundle = write_bundle(source, folder / "student.bundle")
     reference = TorchBackend(source.build(), bundle.contract, barred=source.missing_ids())
     answers = record_answers(reference, bundle)

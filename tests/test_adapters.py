@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from runtime.errors import UserError
 from train import adapter
-from train.checkpoint import load
 from train.families import Overrides
 from train.model import prefix_mask
+from train.open_checkpoint import load
 
 # PEFT asks transformers by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -20,7 +20,7 @@ from runtime.backend import Forward, Proposal
 from runtime.bundle import read, set_gate, write
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
-from train import calibrate, calibration, checkpoint, evaluate, prompts, tasks
+from train import calibrate, calibration, evaluate, prompts, student_pt, tasks
 from train.calibrate import Point
 from train.data import Example
 from train.reports import Report
@@ -227,18 +227,18 @@ def test_no_threshold_within_the_target_ends_with_1_and_changes_nothing(
 
 def test_a_checkpoint_keeps_everything_but_its_threshold(own: Path, tmp_path: Path) -> None:
     saved = tiny.checkpoint()
-    checkpoint.save(saved, tmp_path / "student.pt", torch.bfloat16)
+    student_pt.save(saved, tmp_path / "student.pt", torch.bfloat16)
     tokens = saved.read_tokenizer()
     assert tokens.get_vocab_size() > tiny.VOCAB  # so its prompts cannot be answered, but its gate can be written
     before = torch.load(tmp_path / "student.pt", weights_only=True)
-    checkpoint.set_gate(tmp_path / "student.pt", {"rule": "threshold", "threshold": 0.8})
+    student_pt.set_gate(tmp_path / "student.pt", {"rule": "threshold", "threshold": 0.8})
     after = torch.load(tmp_path / "student.pt", weights_only=True)
     assert after["config"].pop("gate") == {"rule": "threshold", "threshold": 0.8} and before["config"].pop("gate")
     assert after["config"] == before["config"] and after["tokenizer"] == before["tokenizer"]
     assert all(torch.equal(w, before["model"][n]) and w.dtype == torch.bfloat16 for n, w in after["model"].items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "student.pt"]
     with pytest.raises(UserError, match="calibrate its --bundle"):
-        checkpoint.set_gate(tmp_path, {})
+        student_pt.set_gate(tmp_path, {})
 
 
 @pytest.mark.parametrize(

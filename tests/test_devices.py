@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoint, collect, distill, teacher
+from train import collect, distill, open_checkpoint, student_pt, teacher
 from train.trajectories import read_shards
 
 NEAR = 1e-5  # products are summed in another order where an operator is made of others
@@ -52,9 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = f"--data {made}/own.jsonl --steps 1 --batch 2 --no-bf16 {SHAPE}"
     assert teacher.main([*words.split(), "--out", f"{made}/teacher.pt"]) == 0
-    saved = checkpoint.load(made / "teacher.pt")
+    saved = open_checkpoint.load(made / "teacher.pt")
     decoding = replace(saved.decoding, attention="block_causal", shift=False)
-    checkpoint.save(replace(saved, decoding=decoding), made / "cached.pt")
+    student_pt.save(replace(saved, decoding=decoding), made / "cached.pt")
     for name in sorted(LINES, key=lambda name: name != "collect"):  # of which others learn
         which, *words = line(name, made, "here").split()
         mains = {"train.teacher": teacher.main, "train.distill": distill.main, "train.collect": collect.main}
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_on_a_device_gives_what_it_gives_here(name: str, folder: Path) -> None:
     here, there = (folder / place / f"{name}.pt" for place in ("here", "there"))
     if not name.startswith("collect"):
-        ours, theirs = checkpoint.load(here).weights, checkpoint.load(there).weights
+        ours, theirs = open_checkpoint.load(here).weights, open_checkpoint.load(there).weights
         assert ours.keys() == theirs.keys()
         assert all(torch.allclose(ours[each], theirs[each], atol=NEAR) for each in ours)
         return

@@ -28,8 +28,9 @@ from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from train import prompts
-from train.checkpoint import Checkpoint, save
+from train.checkpoint import Checkpoint
 from train.model import Model, initialise
+from train.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
 SEED = 11

@@ -20,8 +20,9 @@ from runtime import bundle
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 from train import directory
-from train.checkpoint import load, save
 from train.families import Overrides
+from train.open_checkpoint import load
+from train.student_pt import save
 
 ROOT = Path(__file__).parent.parent
 

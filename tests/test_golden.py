@@ -21,7 +21,7 @@ from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.open_bundle import load
 from runtime.trt_backend import open_engines
-from train import checkpoint
+from train import open_checkpoint
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import NEVER, read_shards
 
@@ -43,7 +43,7 @@ def test_a_bundle_answers_as_it_did(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["student.pt", "student-without-rope-scaling.pt", "directory"])
 def test_a_checkpoint_answers_as_it_did(name: str) -> None:
-    made = checkpoint.load(GOLDEN / name)
+    made = open_checkpoint.load(GOLDEN / name)
     backend, words = TorchBackend(made.build(), contract_of(made)), made.read_tokenizer()
     for prompt in PROMPTS:
         ids = np.array(words.encode(prompt, add_special_tokens=False).ids)
@@ -56,7 +56,7 @@ def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
     assert engine.build is not None and bundle.contract.max_prompt == 16 and bundle.contract.gate.threshold == 0.75
     content = (bundle.path / engine.model).read_bytes()
     memory.built(engine.files[engine.model])
-    cuda, student = FakeCuda(), checkpoint.load(GOLDEN / "student.pt")
+    cuda, student = FakeCuda(), open_checkpoint.load(GOLDEN / "student.pt")
     plan = plan_of(student.build(), bundle.contract, engine.build, "in_place")
     fake = FakeTensorRT(cuda, {content: plan})
     backend = open_engines(bundle, [engine], cuda=Cuda(cuda), library=lambda _: fake)
@@ -85,8 +85,8 @@ def test_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(newer(torch.load(GOLDEN / "student.pt", weights_only=True)), tmp_path / "student.pt")
     for call, command in (
         (lambda: load(tmp_path / "a.bundle"), "python -m export.onnx"),
-        (lambda: checkpoint.load(tmp_path / "student.pt"), "python -m train.distill"),
-        (lambda: checkpoint.load(tmp_path / "directory"), "python -m train.distill"),
+        (lambda: open_checkpoint.load(tmp_path / "student.pt"), "python -m train.distill"),
+        (lambda: open_checkpoint.load(tmp_path / "directory"), "python -m train.distill"),
     ):
         with pytest.raises(UserError, match=r"has format 2; this version reads formats up to 1; .*" + command):
             call()

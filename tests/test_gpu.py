@@ -27,7 +27,7 @@ from runtime.model import Model
 from runtime.ort import load_session
 from runtime.ort_cuda import CUDA
 from runtime.trt_backend import TrtBackend, open_engines
-from train import checkpoint
+from train import open_checkpoint
 from train.torch_backend import TorchBackend, contract_of
 
 pytestmark = pytest.mark.gpu
@@ -84,7 +84,7 @@ def backend(made: Bundle) -> Iterator[TrtBackend]:
 
 @pytest.fixture(scope="module")
 def reference() -> TorchBackend:
-    saved = checkpoint.load(CKPT)
+    saved = open_checkpoint.load(CKPT)
     return TorchBackend(saved.build(), contract_of(saved))
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 from pupils import LINES, teacher_of
 
-from train import checkpoint, growth, teacher
+from train import growth, open_checkpoint, student_pt, teacher
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])
@@ -35,11 +35,11 @@ def test_every_layer_that_was_added_learns() -> None:
 
 def test_a_teacher_of_more_layers_starts_from_a_smaller_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    checkpoint.save(teacher_of(16, 0), tmp_path / "small.pt")
+    student_pt.save(teacher_of(16, 0), tmp_path / "small.pt")
     words = ["--init", str(tmp_path / "small.pt"), "--data", str(tmp_path / "own.jsonl"), "--block", "4"]
     words += ["--canvas", "12", "--context", "64", "--steps", "1", "--batch", "2", "--out", str(tmp_path / "large.pt")]
     assert teacher.main([*words, "--layers", "3"]) == 0
-    large = checkpoint.load(tmp_path / "large.pt")
+    large = open_checkpoint.load(tmp_path / "large.pt")
     assert large.model.layers == 3 and large.build().layers[2].mlp.down_proj.weight.abs().max() > 0
     assert teacher.main(["--init", str(tmp_path / "large.pt"), *words[2:], "--layers", "2"]) == 2
     assert "2 layers were asked of a model that has 3; give --layers 3 or more" in capsys.readouterr().err

@@ -25,8 +25,8 @@ from runtime.decode import Request, generate, generate_batch, steps
 from runtime.errors import UserError
 from runtime.layout import room_before_suffix
 from runtime.ort import OrtBackend
-from train.checkpoint import save
 from train.model import Model
+from train.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
 

@@ -22,7 +22,7 @@ from runtime import bundle, memory
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 from runtime.open_bundle import load
-from train import checkpoint
+from train import open_checkpoint, student_pt
 
 Layout = Callable[[Path, Path], Path]
 
@@ -37,7 +37,7 @@ def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with student.pt and its bundle, whose weights are in a file of their own."""
     folder, source = tmp_path_factory.mktemp("made"), student()
-    checkpoint.save(source, folder / "student.pt")
+    student_pt.save(source, folder / "student.pt")
     contract = exported_contract(source, None)
     files = write_model(source, contract, "fp32", False, folder, external=1000)
     engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
@@ -175,17 +175,17 @@ def test_a_checkpoint_is_the_same_behind_a_link_and_writing_there_replaces_the_l
     target = Path(shutil.copyfile(made / "student.pt", tmp_path / "blob"))
     link("blob", tmp_path / "student.pt")
     before = target.read_bytes()
-    assert checkpoint.fingerprint(tmp_path / "student.pt") == checkpoint.fingerprint(made / "student.pt")
-    checkpoint.set_gate(tmp_path / "student.pt", {**student().decoding.gate, "threshold": 0.25})
+    assert open_checkpoint.fingerprint(tmp_path / "student.pt") == open_checkpoint.fingerprint(made / "student.pt")
+    student_pt.set_gate(tmp_path / "student.pt", {**student().decoding.gate, "threshold": 0.25})
     assert target.read_bytes() == before and not (tmp_path / "student.pt").is_symlink()
-    assert checkpoint.load(tmp_path / "student.pt").decoding.gate["threshold"] == 0.25
+    assert open_checkpoint.load(tmp_path / "student.pt").decoding.gate["threshold"] == 0.25
 
 
 def test_a_hugging_face_checkpoint_is_the_same_in_its_cache(tmp_path: Path) -> None:
     foreign.write(tmp_path / "plain", "dream")
     foreign.shard(tmp_path / "plain")
     linked = in_a_hugging_face_cache(tmp_path / "plain", tmp_path / "models--org--dream")
-    found, wanted = checkpoint.load(linked), checkpoint.load(tmp_path / "plain")
-    assert checkpoint.fingerprint(linked) == checkpoint.fingerprint(tmp_path / "plain")
+    found, wanted = open_checkpoint.load(linked), open_checkpoint.load(tmp_path / "plain")
+    assert open_checkpoint.fingerprint(linked) == open_checkpoint.fingerprint(tmp_path / "plain")
     assert (found.model, found.decoding, found.tokenizer) == (wanted.model, wanted.decoding, wanted.tokenizer)
     assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())

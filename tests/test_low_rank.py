@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from train import adapter, lora
-from train.checkpoint import load
 from train.families import FAMILIES, Overrides
 from train.lora import LowRank
 from train.model import Model, prefix_mask
+from train.open_checkpoint import load
 from train.optimise import Recipe, fit
 from train.published_weights import expected_shapes, stored_names
 

@@ -15,7 +15,7 @@ import torch
 from export import onnx as export
 from runtime import generate
 from runtime.decode import Request, steps
-from train import checkpoint, collect, distill, evaluate, losses, tasks, teacher
+from train import collect, distill, evaluate, losses, open_checkpoint, student_pt, tasks, teacher
 from train.checkpoint import Checkpoint, Decoding
 from train.model import Model, ModelConfig, initialise
 from train.tokenizer import train_tokenizer
@@ -115,7 +115,7 @@ def test_trajectories_of_a_file_that_has_changed_are_not_mixed(
 
 
 def backend_of(path: Path) -> tuple[Checkpoint, TorchBackend]:
-    saved = checkpoint.load(path)
+    saved = open_checkpoint.load(path)
     return saved, TorchBackend(saved.build(), contract_of(saved, 8), keep_hidden=True)
 
 
@@ -147,7 +147,7 @@ def test_hidden_states_give_the_teachers_choice_back(school: School) -> None:
 
 
 def test_right_is_what_the_data_says(school: School) -> None:
-    tokenizer = checkpoint.load(school.teacher).read_tokenizer()
+    tokenizer = open_checkpoint.load(school.teacher).read_tokenizer()
     answers = {line["prompt"]: line["answer"] for line in LINES}
     found = read_shards(school.trajectories)
     for t in found:
@@ -167,7 +167,7 @@ def student(request: pytest.FixtureRequest, school: School, tmp_path_factory: py
 
 
 def test_the_student_is_block_causal_and_better_under_its_mask_than_its_teacher(school: School, student: Path) -> None:
-    saved, before = checkpoint.load(student), checkpoint.load(school.teacher)
+    saved, before = open_checkpoint.load(student), open_checkpoint.load(school.teacher)
     assert saved.decoding.attention == "block_causal" and saved.decoding.gate["rule"] == "threshold"
     task = tasks.from_file(school.data)
     problems = list(task.problems("train", 24, 1))
@@ -213,7 +213,7 @@ def untrained(folder: Path, **decoding: object) -> Path:
     how = {"alignment": "prompt", "attention": "full", "shift": False, "block": 8, "canvas": 64, "context": 256}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": dict(teacher.TEACHER_GATE)} | decoding
     saved = Checkpoint(shape, Decoding(**how), dict(initialise(Model(shape), 0).state_dict()), learnt.to_str())
-    checkpoint.save(saved, folder / "teacher.pt")
+    student_pt.save(saved, folder / "teacher.pt")
     return folder / "teacher.pt"
 
 
@@ -227,7 +227,7 @@ def test_a_sample_task_and_a_teacher_without_shift_go_the_same_way(
     assert call(distill.main, words) == 2  # an untrained teacher is never right
     assert "no trajectory" in capsys.readouterr().err
     assert call(distill.main, f"{words} --no-only-right") == 0
-    before, after = checkpoint.load(source).weights, checkpoint.load(tmp_path / "student.pt").weights
+    before, after = open_checkpoint.load(source).weights, open_checkpoint.load(tmp_path / "student.pt").weights
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(weight.isfinite().all() for weight in after.values())
 
@@ -247,7 +247,7 @@ def test_teachers_whose_states_would_be_wrong_are_refused(
     assert call(collect.main, words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and told in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
-    collect.check_teacher(contract_of(checkpoint.load(untrained(tmp_path, attention="block_causal"))))
+    collect.check_teacher(contract_of(open_checkpoint.load(untrained(tmp_path, attention="block_causal"))))
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_data_that_is_not_there_is_refused_in_one_line(
 def test_trajectories_of_another_teacher_are_refused(
     school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = checkpoint.load(school.teacher)
+    saved = open_checkpoint.load(school.teacher)
     weights = {name: tensor + 0.01 for name, tensor in saved.weights.items()}
-    checkpoint.save(replace(saved, weights=weights), tmp_path / "same-shape.pt")
-    checkpoint.save(replace(saved, decoding=replace(saved.decoding, block=6)), tmp_path / "other-block.pt")
+    student_pt.save(replace(saved, weights=weights), tmp_path / "same-shape.pt")
+    student_pt.save(replace(saved, decoding=replace(saved.decoding, block=6)), tmp_path / "other-block.pt")
     merged = shutil.copytree(school.trajectories, tmp_path / "merged")
     (merged / "collect.json").unlink()
     for teacher_path, folders, said in (
@@ -288,7 +288,9 @@ def test_several_collections_are_learnt_from_together(school: School, tmp_path: 
     assert call(collect.main, school.collect("--seed 9").replace(str(school.trajectories), str(more))) == 0
     words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"
     found = [
-        distill.usable(distill.parser().parse_args(f"{words} {extra}".split()), checkpoint.load(school.teacher), False)
+        distill.usable(
+            distill.parser().parse_args(f"{words} {extra}".split()), open_checkpoint.load(school.teacher), False
+        )
         for extra in ("", more)
     ]
     assert [len(each) for each in found] == [48, 96]

@@ -17,7 +17,7 @@ from pupils import LINES, teacher_of
 from export import onnx as export
 from runtime import decode, generate, load
 from runtime.errors import UserError
-from train import cd4lm, checkpoint, collect, distill, dparallel, lora, losses, masking, views
+from train import cd4lm, collect, distill, dparallel, lora, losses, masking, open_checkpoint, student_pt, views
 from train.blocks import FILLER
 from train.data import Example
 from train.lesson import Lesson, Teacher
@@ -207,10 +207,10 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with own data, a teacher, its trajectories, and two smaller students."""
     folder = tmp_path_factory.mktemp("school")
     (folder / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    checkpoint.save(teacher_of(32, 0), folder / "teacher.pt")
-    checkpoint.save(teacher_of(16, 1), folder / "small.pt")
-    checkpoint.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
-    checkpoint.save(teacher_of(16, 1, block=6), folder / "longer.pt")
+    student_pt.save(teacher_of(32, 0), folder / "teacher.pt")
+    student_pt.save(teacher_of(16, 1), folder / "small.pt")
+    student_pt.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
+    student_pt.save(teacher_of(16, 1, block=6), folder / "longer.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
     return folder
@@ -227,7 +227,7 @@ def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
     """A student in training, its teacher, sharper than it or they would agree, and the loss of a step."""
     method, *extra = words.split()
     args = distill.parser().parse_args(words_for(school, method, school / "s.pt", *extra))
-    saved = checkpoint.load(school / "teacher.pt")
+    saved = open_checkpoint.load(school / "teacher.pt")
     student = replace(saved, decoding=replace(saved.decoding, attention=args.attention))
     found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
     lesson = distill.lesson_of(args, saved, student, found)
@@ -373,7 +373,7 @@ def test_every_method_trains_every_student_it_makes(
     out, start = tmp_path / "student.pt", school / ("small.pt" if "--student" in extra else "teacher.pt")
     given = [str(school / word) if word.endswith(".pt") else word for word in extra.split()]
     assert distill.main(words_for(school, method, out, "--attention", attention, *given)) == 0
-    made, before = checkpoint.load(out), checkpoint.load(start)
+    made, before = open_checkpoint.load(out), open_checkpoint.load(start)
     assert made.decoding == replace(before.decoding, attention=attention, gate=dict(METHODS[method].gate))
     changed = {name for name, weight in made.weights.items() if not torch.equal(weight, before.weights[name])}
     linear = {name for name in before.weights if name.split(".")[-2] in lora.LINEARS}
@@ -424,7 +424,7 @@ def test_examples_that_are_too_long_are_counted_by_methods_that_learn_from_examp
 def test_trajectories_of_another_teacher_are_refused(
     school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(teacher_of(32, 5), tmp_path / "teacher.pt")
+    student_pt.save(teacher_of(32, 5), tmp_path / "teacher.pt")
     words = words_for(school, "dparallel", tmp_path / "student.pt", "--teacher", str(tmp_path / "teacher.pt"))
     assert distill.main(words) == 2 and "are of another teacher" in capsys.readouterr().err
 
@@ -440,7 +440,7 @@ def test_a_full_student_is_exported_and_answers_as_in_pytorch_and_says_that_no_c
     out = tmp_path / "student.pt"
     assert distill.main(words_for(school, "dparallel", out, "--attention", "full")) == 0
     assert export.main(["--ckpt", str(out)]) == 0
-    folder, saved = tmp_path / "student.bundle", checkpoint.load(out)
+    folder, saved = tmp_path / "student.bundle", open_checkpoint.load(out)
     capsys.readouterr()
     assert generate.main([str(folder), "Say 3.\n", "--max-new-tokens", "10", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

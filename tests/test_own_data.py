@@ -14,7 +14,7 @@ from test_export import student
 
 from export import held_out
 from runtime.errors import UserError
-from train import checkpoint, collect, evaluate, prompts, reports, teacher
+from train import collect, evaluate, prompts, reports, student_pt, teacher
 from train.tasks import jsonl
 from train.tasks.problem import split_of
 from train.torch_backend import contract_of
@@ -33,7 +33,7 @@ def write(path: Path, *asked: str) -> Path:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = student(attention="full")
     path = tmp_path_factory.mktemp("saved") / "teacher.pt"
-    checkpoint.save(replace(source, decoding=replace(source.decoding, context=64)), path)
+    student_pt.save(replace(source, decoding=replace(source.decoding, context=64)), path)
     return path
 
 

@@ -21,9 +21,9 @@ from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
 from runtime.text import Tokenizer
-from train.checkpoint import fingerprint, load
 from train.families import FAMILIES, Overrides
 from train.model import prefix_mask
+from train.open_checkpoint import fingerprint, load
 from train.torch_backend import TorchBackend, contract_of
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)

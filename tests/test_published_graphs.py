@@ -20,9 +20,9 @@ from runtime.backend import Forward
 from runtime.contract import Contract
 from runtime.decode import Request, steps
 from runtime.ort import OrtBackend
-from train.checkpoint import load
 from train.families import FAMILIES, NAMES, Overrides
 from train.model import prefix_mask
+from train.open_checkpoint import load
 
 WIDTH, SPLIT = 40, 17
 TIE = 1e-4  # of a probability or an entropy, where logits are up to ten times as far apart as those of a plain head

@@ -20,7 +20,7 @@ from runtime import load
 from runtime.contract import GateSpec
 from runtime.decode import Request, generate
 from runtime.text import Tokenizer
-from train import checkpoint, collect, distill, evaluate, prompts
+from train import collect, distill, evaluate, open_checkpoint, prompts
 from train.families import Overrides
 from train.trajectories import read_shards
 
@@ -51,7 +51,7 @@ def test_an_exported_directory_answers_as_the_stock_class(
     assert export.main(["--ckpt", str(folder), *SIZES, "--json"]) == 0
     made = Path(told(capsys)["bundle"])
     assert made == tmp_path / "Tiny-1.5B-Chat.bundle"
-    model, read = load(made), checkpoint.load(folder, Overrides(block=BLOCK, canvas=CANVAS))
+    model, read = load(made), open_checkpoint.load(folder, Overrides(block=BLOCK, canvas=CANVAS))
     prompt, slow = np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1), Stock(stock, read.vocab())
     answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
     result = generate(model.backend, Request(prompt, CANVAS - 1), gate=GateSpec(threshold=0.4))
@@ -160,7 +160,7 @@ def distilling(folder: Path, out: Path, *extra: str) -> list[str]:
 def test_prompts_are_collected_in_the_chat_template_as_the_runtime_gives_them(
     school: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read = checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
+    read = open_checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
     chat = Tokenizer(read.tokenizer, read.chat_template)
     own = [json.loads(line) for line in (school / "own.jsonl").read_text().splitlines()]
     asked = {tuple(chat.encode_chat(line["prompt"]).tolist()) for line in own}
@@ -181,7 +181,7 @@ def test_a_published_teacher_is_distilled_into_a_directory_that_is_exported_and_
     out = tmp_path / "student"
     assert distill.main(distilling(school, out)) == 0
     assert distill.main(distilling(school, tmp_path / "student.pt")) == 0
-    made, file = checkpoint.load(out), checkpoint.load(tmp_path / "student.pt")
+    made, file = open_checkpoint.load(out), open_checkpoint.load(tmp_path / "student.pt")
     assert replace(made, weights={}) == replace(file, weights={}) and same(made.weights, file.weights)
     answers(["--ckpt", str(out)], capsys)
 
@@ -194,8 +194,11 @@ def test_a_published_teacher_is_distilled_into_an_adapter_that_is_exported_and_a
     values = told(capsys)
     assert (values["out"], values["steps"]) == (str(out), 2) and {"seconds", "loss", "distil", "dlm"} <= values.keys()
     assert distill.main(distilling(school, tmp_path / "student.pt", *low_rank)) == 0
-    base = checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
-    made, file = checkpoint.load(school / "teacher", Overrides(adapter=out)), checkpoint.load(tmp_path / "student.pt")
+    base = open_checkpoint.load(school / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
+    made, file = (
+        open_checkpoint.load(school / "teacher", Overrides(adapter=out)),
+        open_checkpoint.load(tmp_path / "student.pt"),
+    )
     assert replace(made, weights={}) == replace(file, weights={}) and same(made.weights, file.weights)
     name = "layers.1.mlp.down_proj.weight"
     assert (made.weights[name] - base.weights[name]).abs().max() > 1e-3

@@ -17,8 +17,9 @@ from foreign import BLOCK, CANVAS, FOREIGN, VOCAB
 from export import onnx as export
 from runtime import bundle
 from runtime.errors import UserError
-from train.checkpoint import load, save
 from train.families import Overrides
+from train.open_checkpoint import load
+from train.student_pt import save
 from train.torch_backend import contract_of
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)

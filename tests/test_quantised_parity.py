@@ -29,8 +29,9 @@ from runtime import bundle
 from runtime.contract import Contract
 from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
-from train.checkpoint import Checkpoint, save
+from train.checkpoint import Checkpoint
 from train.model import ModelConfig
+from train.student_pt import save
 from train.torch_backend import TorchBackend
 
 SEED = 5

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from samples.bench import speed
-from train import checkpoint
+from samples import speed
+from train import open_checkpoint, student_pt
 from train.checkpoint import Checkpoint, Decoding
 from train.model import Model, ModelConfig, initialise
 
@@ -19,12 +19,12 @@ COUNT = {"rule": "count", "min": 1}
 
 def write(path: Path, seed: int, **changes: object) -> None:
     """An untrained model with the samples' tokenizer."""
-    text = checkpoint.load(SAMPLES / "teacher.pt").tokenizer
+    text = open_checkpoint.load(SAMPLES / "teacher.pt").tokenizer
     shape = ModelConfig(1536, 8, 1, 1, 1, 8, 8)
     how = {"alignment": "prompt", "attention": "full", "shift": True, "block": 16, "canvas": 96, "context": 256}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": COUNT} | changes
     weights = dict(initialise(Model(shape), seed).state_dict())
-    checkpoint.save(Checkpoint(shape, Decoding(**how), weights, text), path)  # type: ignore[arg-type]
+    student_pt.save(Checkpoint(shape, Decoding(**how), weights, text), path)  # type: ignore[arg-type]
 
 
 def accuracy_report(path: Path, model: str, gate: dict[str, object], accuracy: float, problems: int = 400) -> None:

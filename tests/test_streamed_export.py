@@ -40,9 +40,11 @@ from runtime.contract import Contract
 from runtime.decode import Request
 from runtime.errors import NumericalError, UserError
 from runtime.ort import OrtBackend
-from train.checkpoint import Checkpoint, load, save
+from train.checkpoint import Checkpoint
 from train.families import Overrides
 from train.model import ModelConfig
+from train.open_checkpoint import load
+from train.student_pt import save
 from train.torch_backend import TorchBackend
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)

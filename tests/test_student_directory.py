@@ -18,11 +18,13 @@ from torch import Tensor
 
 from runtime.errors import UserError
 from train import cdlm, directory
-from train.checkpoint import Checkpoint, fingerprint, load, save
+from train.checkpoint import Checkpoint
 from train.families import Overrides
 from train.lora import LowRank
 from train.model import prefix_mask
+from train.open_checkpoint import fingerprint, load
 from train.output import Output
+from train.student_pt import save
 from train.torch_backend import contract_of
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)

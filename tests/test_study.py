@@ -14,7 +14,7 @@ import torch
 from pupils import LINES, teacher_of
 from slow_decode import distributions
 
-from train import checkpoint, invariance
+from train import invariance, student_pt
 from train.data import Example
 from train.model import Model
 
@@ -34,10 +34,10 @@ def models(tmp_path: Path) -> Path:
     """Checkpoints of some rows, one of them with two seeds, and own data."""
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
     gate = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
-    checkpoint.save(teacher_of(16, 0), tmp_path / "teacher.pt")
-    checkpoint.save(teacher_of(16, 1, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm.pt")
-    checkpoint.save(teacher_of(16, 2, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm-seed2.pt")
-    checkpoint.save(teacher_of(16, 3, gate=gate), tmp_path / "dparallel-full.pt")
+    student_pt.save(teacher_of(16, 0), tmp_path / "teacher.pt")
+    student_pt.save(teacher_of(16, 1, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm.pt")
+    student_pt.save(teacher_of(16, 2, attention="block_causal", gate={"threshold": 0.9}), tmp_path / "cdlm-seed2.pt")
+    student_pt.save(teacher_of(16, 3, gate=gate), tmp_path / "dparallel-full.pt")
     return tmp_path
 
 
@@ -131,7 +131,7 @@ def test_a_study_of_other_settings_or_a_damaged_one_is_left_as_it_is(
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1 and path.read_bytes() == before
     teacher = (models / "teacher.pt").read_bytes()
-    checkpoint.save(teacher_of(16, 9), models / "teacher.pt")
+    student_pt.save(teacher_of(16, 9), models / "teacher.pt")
     assert study.main(words_of(models)) == 2  # its rows would be compared with a teacher that they never met
     err = capsys.readouterr().err
     assert "made with teacher " in err.splitlines()[-1] and path.read_bytes() == before

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from train import checkpoint, tasks
+from train import open_checkpoint, tasks
 from train.tasks import Problem, function_families_more, sandbox, word_problems
 from train.tasks.jsonl import read
 from train.tasks.problem import split_of
@@ -172,7 +172,7 @@ def test_the_split_all_is_every_line_once_in_the_files_order(tmp_path: Path) -> 
 
 
 def test_the_tasks_are_as_large_and_varied_as_promised() -> None:
-    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     tokenizer = saved.read_tokenizer()
     assert len({template.name for template in word_problems.TRAINING}) >= 40
     assert not {t.name for t in word_problems.TRAINING} & {t.name for t in word_problems.HELD_OUT}
@@ -184,7 +184,7 @@ def test_the_tasks_are_as_large_and_varied_as_promised() -> None:
 
 
 def test_no_token_is_longer_than_a_word_and_digits_are_single_tokens() -> None:
-    saved = checkpoint.load(SAMPLES / "teacher.pt")
+    saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     tokenizer, decoding = saved.read_tokenizer(), saved.decoding
     special = {decoding.mask_id, decoding.pad_id, *decoding.eos_ids}
     texts = [tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size()) if token not in special]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoint, collect, distill, optimise, resume, teacher
+from train import collect, distill, open_checkpoint, optimise, resume, teacher
 from train.data import Example, Stream
 
 RANKS = Path(__file__).parent / "ranks.py"
@@ -88,7 +88,7 @@ def assert_near(one: Path, other: Path) -> None:
     assert [each["step"] for each in first] == [each["step"] for each in second] == list(range(1, 13))
     for a, b in zip(first, second, strict=True):
         assert b == pytest.approx(a, abs=NEAR, nan_ok=True), f"update {a['step']}"
-    weights, others = checkpoint.load(one).weights, checkpoint.load(other).weights
+    weights, others = open_checkpoint.load(one).weights, open_checkpoint.load(other).weights
     assert weights.keys() == others.keys()
     assert all(torch.allclose(weights[name], others[name], atol=NEAR) for name in weights)
 

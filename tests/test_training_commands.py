@@ -11,7 +11,7 @@ import tiny
 import torch
 from speaking import speaking_bundle
 
-from train import calibrate, checkpoint, collect, distill, evaluate, teacher
+from train import calibrate, collect, distill, evaluate, open_checkpoint, student_pt, teacher
 from train.tasks.problem import split_of
 
 Main = Callable[[list[str]], int]
@@ -54,7 +54,7 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
 def test_wrong_values_are_told_in_one_line(
     main: Main, words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
+    student_pt.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
     rest = ["--out", str(tmp_path / "out.pt")] + (["--trajectories", "none"] if main is distill.main else [])
     assert main([*words.format(tmp_path / "teacher.pt").split(), *rest]) == 2
     out, err = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_the_canvas_is_the_99th_percentile_of_the_training_answers_in_whole_bloc
         ("--canvas 12", 12, "7 of 500 training examples (1.4 %) are left out: an answer has more than 12 tokens"),
     ):
         assert teacher.main([*words.split(), *extra.split()]) == 0
-        assert checkpoint.load(tmp_path / "a.pt").decoding.canvas == canvas
+        assert open_checkpoint.load(tmp_path / "a.pt").decoding.canvas == canvas
         err = capsys.readouterr().err
         assert said in err and ("left out" in err) == bool(said)
 
@@ -121,7 +121,7 @@ def test_a_teacher_without_shift_never_learns_the_next_token(tmp_path: Path) -> 
     assert teacher.main(words.split()) == 0
     (logged,) = [json.loads(line) for line in (tmp_path / "a.pt.log.jsonl").read_text().splitlines()]
     assert "masked" in logged and not {"next", "blocks"} & logged.keys()  # every second update would, with shift
-    saved = checkpoint.load(out)
+    saved = open_checkpoint.load(out)
     assert not saved.decoding.shift and {weight.dtype for weight in saved.weights.values()} == {torch.bfloat16}
 
 
@@ -207,7 +207,7 @@ def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys:
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
     main: Main, words: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
+    student_pt.save(tiny.checkpoint(attention="full"), tmp_path / "teacher.pt")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())

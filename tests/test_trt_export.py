@@ -35,7 +35,7 @@ from runtime.bundle import Engine, read, sha256
 from runtime.cuda import Cuda, load_cuda
 from runtime.errors import UserError
 from runtime.trt_backend import open_engines
-from train.checkpoint import save
+from train.student_pt import save
 
 ROOT = Path(__file__).parent.parent
 GRAPH = ["--graph-only", "--dialect", "trt"]

@@ -28,7 +28,7 @@ from export.trt_plan import check_network
 from export.trt_targets import libraries
 from runtime.contract import Contract
 from runtime.errors import DeviceError
-from train.checkpoint import load
+from train.open_checkpoint import load
 
 ROOT = Path(__file__).parent.parent
 

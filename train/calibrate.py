@@ -19,7 +19,7 @@ from runtime.command import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
-from . import calibration, checkpoint, evaluate, figures, reports
+from . import calibration, evaluate, figures, reports, student_pt
 from .data import encode
 from .options import numbers
 from .output_files import check_file, replace_file
@@ -145,7 +145,7 @@ def report(
 def keep(args: argparse.Namespace, subject: evaluate.Subject, gate: GateSpec) -> None:
     """Makes the gate the checkpoint's or the engine's own."""
     if args.ckpt:
-        return checkpoint.set_gate(args.ckpt, asdict(gate))
+        return student_pt.set_gate(args.ckpt, asdict(gate))
     from runtime.bundle import set_gate
 
     set_gate(args.bundle, subject.engine, gate)

@@ -23,7 +23,7 @@ from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, steps
 from runtime.errors import UserError
 
-from . import checkpoint, parallel, prompts, tasks
+from . import checkpoint, open_checkpoint, parallel, prompts, tasks
 from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, numbers, overrides_of
 from .output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
@@ -120,7 +120,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     Of several processes each collects shards of its own, which are whole batches with a seed of their own: whoever
     collects one, it is the same.
     """
-    saved = checkpoint.load(args.ckpt, overrides_of(args))
+    saved = open_checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
@@ -172,14 +172,14 @@ def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Ch
     """What a collection is made with: another teacher, task or option gives other trajectories."""
     overrides = overrides_of(args)
     settings: dict[str, object] = {
-        "ckpt_sha256": checkpoint.fingerprint(args.ckpt, overrides),
+        "ckpt_sha256": open_checkpoint.fingerprint(args.ckpt, overrides),
         "tasks": names, "count": args.count, "temperatures": args.temperatures,
         "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
     }  # fmt: skip
     if args.threshold is not None:
         settings["threshold"] = args.threshold
     if args.data:
-        settings["data_sha256"] = checkpoint.fingerprint(args.data)
+        settings["data_sha256"] = open_checkpoint.fingerprint(args.data)
     if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
         settings["overrides"] = given
     if saved.chat_template is not None and not args.raw:

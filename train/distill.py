@@ -21,7 +21,7 @@ from runtime import files
 from runtime.command import DONE, Parser, print_json, program
 from runtime.errors import UserError
 
-from . import checkpoint, identity, lora, methods, parallel, prompts, resume, tasks, trajectories
+from . import identity, lora, methods, open_checkpoint, parallel, prompts, resume, tasks, trajectories
 from .checkpoint import Checkpoint
 from .data import Stream
 from .families import Overrides
@@ -53,9 +53,9 @@ def distil(args: argparse.Namespace) -> Fitted:
     parallel.check(args.batch, args.compile)
     low_rank, (method, values) = lora.asked(args.lora_rank, args.lora_alpha), methods.chosen(args)
     plan = method.plan(values)
-    saved = checkpoint.load(args.teacher, overrides_of(args, OWN))
+    saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
-    start = checkpoint.load(args.student, alike) if args.student else saved
+    start = open_checkpoint.load(args.student, alike) if args.student else saved
     student = replace(start, decoding=replace(start.decoding, attention=args.attention, gate=dict(method.gate)))
     check(args, saved, student)
     overrides = alike if args.student else overrides_of(args, OWN)
@@ -124,7 +124,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
     """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
-        args.trajectories, checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
+        args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
     )
     found = [t for t in everything if t.right or not only_right]
     if not found:

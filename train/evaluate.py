@@ -29,7 +29,7 @@ from runtime.layout import check_room, room_for_answer
 from runtime.sequence import Result
 from runtime.text import read_engine
 
-from . import checkpoint, prompts, tasks
+from . import checkpoint, open_checkpoint, prompts, tasks
 from .families import Overrides
 from .options import add_directory_options, add_raw_option, overrides_of
 from .output_files import check_file, replace_file
@@ -153,7 +153,10 @@ def subject_of(args: argparse.Namespace) -> Subject:
         if args.engine is not None:
             raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
         limit_threads(args.threads)
-        saved, batch = checkpoint.load(args.ckpt, overrides_of(args, OWN)), BATCH if args.batch is None else args.batch
+        saved, batch = (
+            open_checkpoint.load(args.ckpt, overrides_of(args, OWN)),
+            BATCH if args.batch is None else args.batch,
+        )
         backend = torch_backend(saved, batch, args.attention, bool(args.bf16))
         ask = prompts.of_checkpoint(saved, args.raw)
         return Subject(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")

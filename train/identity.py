@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import fingerprint
+from .open_checkpoint import fingerprint
 
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device"})  # on what is learnt
 SHOWN = 20  # characters of a value in a refusal: of a hash the beginning does

@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime import files
 from runtime.errors import UserError
 
-from . import adapter, checkpoint, directory, student_file
+from . import adapter, directory, student_file, student_pt
 from .checkpoint import Checkpoint
 from .families import Overrides
 from .lora import LowRank, pairs
@@ -70,7 +70,7 @@ class Output:
             trained = adapter.merged(student.weights, pairs(trained), self.low_rank.scale)
         made = replace(student, weights=trained)
         if self.path.suffix == ".pt":
-            return checkpoint.save(made, self.path, self.dtype)
+            return student_pt.save(made, self.path, self.dtype)
         directory.replace_folder(
             self.path, lambda folder: directory.write_model(folder, made, self.teacher, self.overrides, self.dtype)
         )

@@ -13,7 +13,8 @@ from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 
 from . import adapter, student_file
-from .checkpoint import LARGEST_FLOAT, MOST_IDS, Checkpoint, Decoding
+from .checked_fields import LARGEST_FLOAT, MOST_IDS
+from .checkpoint import Checkpoint, Decoding
 from .families import Family, Overrides, find
 from .model import ModelConfig
 from .published_text import Text, read_json, read_text

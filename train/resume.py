@@ -26,9 +26,9 @@ from runtime import files
 from runtime.errors import UserError
 
 from . import parallel
-from .checkpoint import write_state
 from .identity import differences
 from .output_files import replace_file
+from .student_pt import write_state
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of which each process has its rows

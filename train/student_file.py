@@ -14,7 +14,8 @@ from typing import Any
 from runtime.chat_template import check_arguments
 from runtime.errors import UserError
 
-from .checkpoint import Decoding, checked
+from .checked_fields import check_fields
+from .checkpoint import Decoding
 from .published_text import read_json
 
 FILE, FORMAT = "blockstep.json", 1
@@ -46,7 +47,7 @@ def read(folder: Path) -> StudentFile | None:
     if not isinstance(family, str) or not isinstance(decoding, dict) or not isinstance(files, list):
         raise UserError(f"{path} lacks a family, a decoding or the files; write it anew with train.distill")
     arguments = check_arguments(values.get("template_args", {}))
-    return StudentFile(family, Decoding(**checked(path, decoding, Decoding)), tuple(map(str, files)), arguments)
+    return StudentFile(family, Decoding(**check_fields(path, decoding, Decoding)), tuple(map(str, files)), arguments)
 
 
 def write(folder: Path, family: str, decoding: Decoding, template_args: Mapping[str, Any]) -> None:

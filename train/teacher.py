@@ -20,7 +20,20 @@ from runtime.command import DONE, Parser, print_json, program
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import blocks, checkpoint, growth, identity, masking, output_files, parallel, resume, tasks, tokenizer
+from . import (
+    blocks,
+    checkpoint,
+    growth,
+    identity,
+    masking,
+    open_checkpoint,
+    output_files,
+    parallel,
+    resume,
+    student_pt,
+    tasks,
+    tokenizer,
+)
 from .data import Stream, canvas_for, survey
 from .model import Model, ModelConfig, initialise
 from .next_token import next_token_loss
@@ -95,7 +108,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     An untrained one has a tokenizer learnt from the tasks' training split.
     """
     if args.init:
-        saved = checkpoint.load(args.init)
+        saved = open_checkpoint.load(args.init)
         if args.layers is not None:
             saved = growth.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
@@ -175,7 +188,7 @@ def train(args: argparse.Namespace) -> Fitted:
     known = {**identity.of_options(args), "canvas": decoding.canvas, "causal_every": every}
     fitted = fit(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
     made = replace(start, weights=fitted.weights)
-    parallel.on_first(lambda: checkpoint.save(made, args.out, DTYPES[args.dtype]))
+    parallel.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
     parallel.on_first(lambda: resume.forget(args.out))
     return fitted
 

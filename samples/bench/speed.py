@@ -34,7 +34,7 @@ from runtime.decode import Request, generate
 from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from runtime.sequence import Result
-from train import checkpoint, tasks
+from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
 from train.data import canvas_for, survey
 from train.output_files import replace_file
@@ -82,7 +82,7 @@ class InTorch:
 
 def read(path: Path, ways: Sequence[str]) -> InTorch:
     """A checkpoint with what those ways run."""
-    saved = checkpoint.load(path)
+    saved = open_checkpoint.load(path)
     forwards: dict[str, torch.nn.Module] = {"eager": saved.build()}
     if any(way.startswith("compiled") for way in ways):
         torch._dynamo.config.recompile_limit = 64

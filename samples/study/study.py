@@ -27,7 +27,7 @@ from runtime.command import DONE, Parser, print_json
 from runtime.command import run as run_command
 from runtime.contract import parse_gate
 from runtime.errors import UserError
-from train import calibration, checkpoint, evaluate, invariance, prompts, tasks
+from train import calibration, evaluate, invariance, open_checkpoint, prompts, tasks
 from train.checkpoint import Checkpoint
 from train.data import Example, encode
 from train.output_files import replace_file
@@ -148,7 +148,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     base: the teacher's row, which the threshold is chosen against; None for itself. known: what was measured before,
     to which this adds.
     """
-    saved, digest = checkpoint.load(path), sha256(path)
+    saved, digest = open_checkpoint.load(path), sha256(path)
     backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, row.bf16), saved.read_tokenizer()
     ask = prompts.of_checkpoint(saved, raw=False)
 
@@ -193,7 +193,7 @@ def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dic
 
 def fitting(teacher: Path, task: tasks.Task, split: str, count: int, seed: int) -> Problems:
     """The problems of a draw that leave the teacher, and so its students, room for an answer."""
-    saved, drawn = checkpoint.load(teacher), list(task.problems(split, count, seed))
+    saved, drawn = open_checkpoint.load(teacher), list(task.problems(split, count, seed))
     encoded = prompts.of_checkpoint(saved, raw=False)([problem.prompt for problem in drawn])
     kept = prompts.fitting(encoded, [problem.line for problem in drawn], contract_of(saved))
     return Problems(task, split, seed, [drawn[place] for place in kept])
@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> Study:
     study: Study = {
         "split": args.split, "count": args.count, "judged_seed": args.judged_seed, "tuning": args.tuning,
         "seed": args.seed, "batch": args.batch, "tasks": [task.name for task in chosen],
-        "data": checkpoint.fingerprint(args.data) if args.data else None,
+        "data": open_checkpoint.fingerprint(args.data) if args.data else None,
     }  # fmt: skip
     found = list(found_rows(ROWS, args.models))
     if not found or found[0][0].title != TEACHER:

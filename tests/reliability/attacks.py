@@ -137,7 +137,7 @@ def swollen(name: str, size: int) -> Attack:
 
 def packed(folder: Path) -> None:
     """A student.pt of two megabytes that unpacks to two gigabytes."""
-    from train.checkpoint import load as load_checkpoint
+    from train.open_checkpoint import load as load_checkpoint
 
     file = folder / "student.pt"
     with zipfile.ZipFile(GOLDEN / "student.pt") as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
@@ -153,7 +153,7 @@ def doubled(file: str, key: str) -> Attack:
     """A key that stands twice, so that two readers may read two things."""
 
     def attack(folder: Path) -> None:
-        from train.checkpoint import load as load_checkpoint
+        from train.open_checkpoint import load as load_checkpoint
 
         path = copied(Path(file).parts[0], folder) / Path(file).name
         text = path.read_text()

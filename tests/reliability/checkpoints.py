@@ -20,7 +20,8 @@ from tally import tallied
 
 from runtime.decode import Request, generate
 from train.archive import read
-from train.checkpoint import Checkpoint, load
+from train.checkpoint import Checkpoint
+from train.open_checkpoint import load
 from train.torch_backend import TorchBackend, contract_of
 
 FULL = 4000

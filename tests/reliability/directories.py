@@ -19,8 +19,8 @@ from section import Section
 from tally import tallied
 from texts import COMMON, WORDS
 
-from train.checkpoint import load
 from train.families import Overrides
+from train.open_checkpoint import load
 from train.published import settings_of, shape_of
 from train.published_weights import read_weights
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from pupils import LINES, teacher_of
 
 from runtime.bundle import read, sha256, verify_files
-from train.checkpoint import load, save
+from train.open_checkpoint import load
+from train.student_pt import save
 from train.trajectories import count_right
 
 FEW = "--count 8 --shard 4 --batch 4 --temperatures 0 --no-bf16"

@@ -1,0 +1,48 @@
+"""Opens checkpoints, a student.pt or a Hugging Face directory, without running code from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from runtime.bundle import sha256
+from runtime.chat_template import with_arguments
+from runtime.errors import UserError
+
+from . import published, student_pt
+from .checkpoint import Checkpoint
+from .families import Overrides
+
+
+def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
+    """Reads a checkpoint: a file of train.*, or a Hugging Face directory, of which `overrides` may know better.
+
+    Raises UserError, in one line, for anything that is not one.
+    """
+    if path.is_dir():
+        return _with_template_args(published.load_directory(path, overrides or Overrides()), overrides)
+    if path.is_file():  # what is missing is refused as missing
+        _refuse(overrides, path)
+    return _with_template_args(student_pt.read(path), overrides)
+
+
+def _with_template_args(saved: Checkpoint, overrides: Overrides | None) -> Checkpoint:
+    """With the arguments that were given as the chat template's defaults."""
+    if overrides is None or not overrides.template_args:
+        return saved
+    return replace(saved, chat_template=with_arguments(saved.chat_template, overrides.template_args))
+
+
+def _refuse(overrides: Overrides | None, path: Path) -> None:
+    """Raises UserError where something was given that a student.pt says itself."""
+    names = (name for name in Overrides.__slots__ if name != "template_args")
+    if given := [name for name in names if getattr(overrides, name, None) is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
+
+
+def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
+    """What tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
+    if path.is_dir():
+        return published.fingerprint(path, overrides.adapter if overrides else None)
+    return sha256(path)
