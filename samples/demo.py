@@ -18,7 +18,7 @@ from runtime.contract import GateSpec
 from runtime.decode import Request, generate
 from runtime.sequence import Result
 from train import open_checkpoint
-from train.evaluate import torch_backend
+from train.evaluated_model import torch_backend
 
 SAMPLES = Path(__file__).resolve().parent
 BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"

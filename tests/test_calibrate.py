@@ -20,7 +20,7 @@ from runtime.backend import Forward, Proposal
 from runtime.bundle import read, set_gate, write
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
-from train import calibrate, calibration, evaluate, prompts, student_pt, tasks
+from train import calibrate, calibration, evaluate, evaluated_model, prompts, student_pt, tasks
 from train.calibrate import Point
 from train.data import Example
 from train.reports import Report
@@ -133,7 +133,7 @@ def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     spec = tiny.contract(vocab=BYTES + 256, canvas=BLOCK)
     engine = byte_tokenizer()
     backend = tiny.Scripted(spec, hasty)
-    subject = evaluate.Subject(backend, engine, prompts.plain(engine), spec.gate, 1, "scripted")
+    subject = evaluated_model.EvaluatedModel(backend, engine, prompts.plain(engine), spec.gate, 1, "scripted")
     problems = [tasks.Problem(f"p{i}", "ab", "own") for i in range(4)]
 
     def grade(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> list[bool]:

@@ -15,7 +15,18 @@ import torch
 from export import onnx as export
 from runtime import generate
 from runtime.decode import Request, steps
-from train import collect, distill, evaluate, losses, open_checkpoint, student_pt, tasks, teacher
+from train import (
+    collect,
+    distill,
+    evaluate,
+    evaluated_model,
+    evaluation_run,
+    losses,
+    open_checkpoint,
+    student_pt,
+    tasks,
+    teacher,
+)
 from train.checkpoint import Checkpoint, Decoding
 from train.model import Model, ModelConfig, initialise
 from train.tokenizer import train_tokenizer
@@ -174,8 +185,8 @@ def test_the_student_is_block_causal_and_better_under_its_mask_than_its_teacher(
     right = []
     for weights in (before.weights, saved.weights):
         candidate = replace(saved, weights=weights)
-        found = evaluate.evaluate(
-            evaluate.torch_backend(candidate, 24, None, False), candidate.read_tokenizer(), task, problems
+        found = evaluation_run.evaluate(
+            evaluated_model.torch_backend(candidate, 24, None, False), candidate.read_tokenizer(), task, problems
         )
         right.append(sum(found.right))
     assert right[1] > right[0], right

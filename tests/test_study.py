@@ -54,13 +54,13 @@ def kept_in(models: Path) -> dict[str, Any]:
 def test_a_study_shows_every_row_there_is_and_measures_nothing_twice(
     study: ModuleType, models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, probed = study.evaluate.evaluate, []
+    evaluate, probed = study.evaluation_run.evaluate, []
 
     def counted(*args: Any, **options: Any) -> Any:
         probed.append(args)
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(study.evaluate, "evaluate", counted)
+    monkeypatch.setattr(study.evaluation_run, "evaluate", counted)
     assert study.main(words_of(models, "--json")) == 0
     captured = capsys.readouterr()
     titles = [row["title"] for row in json.loads(captured.out)["rows"]]

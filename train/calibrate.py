@@ -19,7 +19,7 @@ from runtime.command import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
-from . import calibration, evaluate, figures, reports, student_pt
+from . import calibration, evaluated_model, evaluation_run, figures, reports, student_pt
 from .data import encode
 from .options import numbers
 from .output_files import check_file, replace_file
@@ -46,14 +46,14 @@ class Point:
 
 
 def sweep(
-    subject: evaluate.Subject, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
+    subject: evaluated_model.EvaluatedModel, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
 ) -> list[Point]:
     """The model on the teacher's problems at each threshold: means over the tasks, differences of the worst one."""
     points = []
     for threshold in thresholds:
         by_task = {}
         for report in reports:
-            found = evaluate.evaluate(
+            found = evaluation_run.evaluate(
                 subject.backend, subject.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
                 batch=subject.batch, ask=subject.ask,
             )  # fmt: skip
@@ -79,7 +79,9 @@ def choose(points: Sequence[Point], target: float, bound: bool) -> Point | None:
     return min(within, key=lambda p: p.forwards, default=None)
 
 
-def reliability_of(subject: evaluate.Subject, reports: Sequence[Report], seed: int) -> dict[str, list[calibration.Bin]]:
+def reliability_of(
+    subject: evaluated_model.EvaluatedModel, reports: Sequence[Report], seed: int
+) -> dict[str, list[calibration.Bin]]:
     """Bins of confidence on the problems' known answers, by task."""
     bins = {}
     for report in reports:
@@ -100,8 +102,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_file(path)
     held_to = [str(path) for path in args.teacher_report] or [reports.unquantised(args)]
     known = [reports.read_report(path, args.data) for path in args.teacher_report]
-    subject = evaluate.subject_of(args)
-    gate = evaluate.chosen_gate(args, subject.gate)
+    subject = evaluated_model.open_evaluated_model(args)
+    gate = evaluated_model.chosen_gate(args, subject.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
     known = [reports.fitting(each, subject) for each in known or reports.measured(args, held_to[0])]
     points = sweep(subject, gate, thresholds, known)
@@ -142,7 +144,7 @@ def report(
     }  # fmt: skip
 
 
-def keep(args: argparse.Namespace, subject: evaluate.Subject, gate: GateSpec) -> None:
+def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec) -> None:
     """Makes the gate the checkpoint's or the engine's own."""
     if args.ckpt:
         return student_pt.set_gate(args.ckpt, asdict(gate))
@@ -154,8 +156,8 @@ def keep(args: argparse.Namespace, subject: evaluate.Subject, gate: GateSpec) ->
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog=program("train.calibrate"), description=(__doc__ or "").splitlines()[0])
-    evaluate.add_model_options(p)
-    evaluate.add_gate_options(p)
+    evaluated_model.add_model_options(p)
+    evaluated_model.add_gate_options(p)
     p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help="of train.evaluate "
         "--out on the validation split, one a task; the same problems are answered again (default, with --bundle: what "
         "its fp32 engine does is measured, by its own gate)")  # fmt: skip

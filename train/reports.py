@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
-from . import evaluate, tasks
+from . import evaluated_model, evaluation_run, tasks
 
 SPLIT = "valid"  # of problems that no report names
 
@@ -65,23 +65,23 @@ def measured(args: argparse.Namespace, engine: str) -> list[Report]:
     if args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
     chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    subject = evaluate.subject_of(argparse.Namespace(**{**vars(args), "engine": engine}))
+    subject = evaluated_model.open_evaluated_model(argparse.Namespace(**{**vars(args), "engine": engine}))
     reports = []
     for task in chosen:
         problems = list(task.problems(SPLIT, args.count, args.seed))
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
-        problems = [problems[place] for place in evaluate.fitting(subject, problems)]
-        found = evaluate.evaluate(
+        problems = [problems[place] for place in evaluation_run.fitting(subject, problems)]
+        found = evaluation_run.evaluate(
             subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
         )
         reports.append(Report(task, problems, found.right, [result.forwards for result in found.results]))
     return reports
 
 
-def fitting(report: Report, subject: evaluate.Subject) -> Report:
+def fitting(report: Report, subject: evaluated_model.EvaluatedModel) -> Report:
     """The report of those problems alone whose prompts leave that model room for an answer."""
-    kept = evaluate.fitting(subject, report.problems)
+    kept = evaluation_run.fitting(subject, report.problems)
     problems, right, forwards = (
         [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
     )

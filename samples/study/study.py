@@ -27,7 +27,7 @@ from runtime.command import DONE, Parser, print_json
 from runtime.command import run as run_command
 from runtime.contract import parse_gate
 from runtime.errors import UserError
-from train import calibration, evaluate, invariance, open_checkpoint, prompts, tasks
+from train import calibration, evaluated_model, evaluation_run, invariance, open_checkpoint, prompts, tasks
 from train.checkpoint import Checkpoint
 from train.data import Example, encode
 from train.output_files import replace_file
@@ -149,7 +149,10 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     to which this adds.
     """
     saved, digest = open_checkpoint.load(path), sha256(path)
-    backend, tokenizer = evaluate.torch_backend(saved, plan.batch, row.attention, row.bf16), saved.read_tokenizer()
+    backend, tokenizer = (
+        evaluated_model.torch_backend(saved, plan.batch, row.attention, row.bf16),
+        saved.read_tokenizer(),
+    )
     ask = prompts.of_checkpoint(saved, raw=False)
 
     def point(gate: dict[str, Any], threshold: float | None, each: Problems) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
         if key in known:
             return known[key]
         spec = parse_gate(gate)
-        done = evaluate.evaluate(backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, ask=ask)
+        done = evaluation_run.evaluate(backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, ask=ask)
         outcome = {"right": [int(r) for r in done.right], "each": [r.forwards for r in done.results]}
         known[key] = {"key": key, "threshold": threshold, **where, **done.summary(), **outcome}
         return known[key]
