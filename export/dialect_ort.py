@@ -17,7 +17,7 @@ LARGE = 8192  # tokens of a vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class OrtFrame:
     """What all layers of a forward share.
 
     first int64 [batch] and last int32 [batch], indices of its positions; total int32 [], positions in all; cos, sin
@@ -33,12 +33,12 @@ class Frame:
     bias: Tensor | None
 
 
-def frame(place: Place) -> Frame:
+def frame(place: Place) -> OrtFrame:
     """Lengths as the operator wants them, tables and bias in the dtype of the heads."""
     end = place.past_length + place.width  # [batch]
     last, total = (end - 1).to(torch.int32), end[0].to(torch.int32)
     bias = None if place.visible is None else prefix_bias(place.visible, end, place.dtype)
-    return Frame(place.past_length, last, total, place.cos.to(place.dtype), place.sin.to(place.dtype), bias)
+    return OrtFrame(place.past_length, last, total, place.cos.to(place.dtype), place.sin.to(place.dtype), bias)
 
 
 def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +50,7 @@ def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def group_query_attention(
-    config: ModelConfig, frame: Frame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
+    config: ModelConfig, frame: OrtFrame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
 ) -> tuple[Tensor, ...]:
     """`com.microsoft.GroupQueryAttention`, its cache in place where past and present share a buffer.
 
@@ -78,7 +78,7 @@ def group_query_attention(
     return tuple(out) if past else (out[0],)
 
 
-def rotary_embedding(x: Tensor, frame: Frame) -> Tensor:
+def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
     """Heads [batch, width, heads * head_dim] rotated to their positions by `com.microsoft.RotaryEmbedding`."""
     rotated: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::RotaryEmbedding", (x, frame.first, frame.cos, frame.sin), {"interleaved": 0},

@@ -17,7 +17,7 @@ from .dialect import Cache, Dialect, Place, never, split_heads
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StandardFrame:
     """What all layers of a forward share.
 
     past_length int64 [batch]; cos, sin fp32 [batch, 1, width, head_dim / 2], at the forward's positions; mask
@@ -30,14 +30,14 @@ class Frame:
     mask: Tensor | None
 
 
-def trt_frame(place: Place) -> Frame:
+def trt_frame(place: Place) -> StandardFrame:
     """The mask over the whole capacity, where the new keys lie among the others: in the dtype of the heads."""
     if place.visible is None:
         return _frame(place, None)
     return _frame(place, prefix_mask(place.visible, torch.arange(len(place.cos))[None], place.dtype))
 
 
-def plain_frame(place: Place) -> Frame:
+def plain_frame(place: Place) -> StandardFrame:
     """The fp32 mask over a whole cache, of which only `past_length` positions count, and the new keys behind it."""
     if place.visible is None:
         return _frame(place, None)
@@ -48,12 +48,12 @@ def plain_frame(place: Place) -> Frame:
     return _frame(place, prefix_mask(place.visible, keys, torch.float32))  # keys [batch, capacity + width]
 
 
-def _frame(place: Place, mask: Tensor | None) -> Frame:
+def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
     positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
     # Where rows of several lengths share a width, the padding of a long one may lie behind the tables' end.
     positions = positions.clamp(max=len(place.cos) - 1)
     cos, sin = (F.embedding(positions, table)[:, None] for table in (place.cos, place.sin))
-    return Frame(place.past_length, cos, sin, mask)
+    return StandardFrame(place.past_length, cos, sin, mask)
 
 
 def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,7 +66,7 @@ def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def heads_of(
-    config: ModelConfig, frame: Frame, query: Tensor, key: Tensor | None, value: Tensor | None
+    config: ModelConfig, frame: StandardFrame, query: Tensor, key: Tensor | None, value: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries [batch, heads, width, head_dim], rotated keys and values [batch, kv_heads, width, head_dim].
 
@@ -82,7 +82,12 @@ def heads_of(
 
 
 def scatter_attention(
-    config: ModelConfig, frame: Frame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
+    config: ModelConfig,
+    frame: StandardFrame,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past: Cache | None,
 ) -> tuple[Tensor, ...]:
     """`TensorScatter` into the cache and `Attention` over all of it, both of opset 24.
 
@@ -99,7 +104,7 @@ def scatter_attention(
     return (mixed.transpose(1, 2).flatten(2), *present)
 
 
-def _scatter(cache: Tensor, new: Tensor, frame: Frame) -> Tensor:
+def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
     written: Tensor = torch.onnx.ops.symbolic(
         "TensorScatter", (cache, new, frame.past_length), {"axis": -2, "mode": "linear"},
         dtype=cache.dtype, shape=cache.shape, version=24,
@@ -108,7 +113,12 @@ def _scatter(cache: Tensor, new: Tensor, frame: Frame) -> Tensor:
 
 
 def written_out_attention(
-    config: ModelConfig, frame: Frame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
+    config: ModelConfig,
+    frame: StandardFrame,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past: Cache | None,
 ) -> tuple[Tensor, ...]:
     """Attention over the cache and the new keys behind it, in basic operators; present is the new keys and values."""
     query, key, value = heads_of(config, frame, query, key, value)

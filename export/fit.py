@@ -21,7 +21,7 @@ MOST = 1 << 20  # positions; no longer caches are looked for
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class EngineShape:
     """What an engine needs memory for: sizes in elements, `weights` and `item` (a number of the cache) in bytes.
 
     widest: tokens of its widest forward, None where that is the capacity; scores: whether attention's scores are held,
@@ -100,7 +100,7 @@ def fit(args: argparse.Namespace) -> int:
     """Reads the bundle, adds up, prints."""
     bundle = read(args.bundle)
     engine = chosen(bundle, args.engine)
-    shape = shape_of(bundle, engine, args.batch)
+    shape = engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
     need = needed(shape, capacity)
     devices = (args.device,) if args.device else tuple(MEMORY)
@@ -120,7 +120,7 @@ def chosen(bundle: Bundle, name: str | None) -> Engine:
     return next((engine for engine in bundle.engines if engine.build), bundle.engines[0])
 
 
-def shape_of(bundle: Bundle, engine: Engine, batch: int | None) -> Shape:
+def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
     """An engine's shape from the contract and from the weights of its graph, whose values are not read."""
     contract, build = bundle.contract, engine.build
     file = bundle.path / (build.onnx if build else engine.model)
@@ -132,7 +132,7 @@ def shape_of(bundle: Bundle, engine: Engine, batch: int | None) -> Shape:
     caches = [BYTES[i.type.tensor_type.elem_type] for i in graph.input if i.name == "past_key_values.0.key"]
     hidden = _size(sizes, file, "norm.weight", 1)
     stored = (engine.model,) if build else tuple(engine.files)
-    return Shape(
+    return EngineShape(
         weights=sum((bundle.path / name).stat().st_size for name in stored),
         item=caches[0] if caches else BYTES[onnx.TensorProto.FLOAT],
         hidden=hidden,
@@ -151,7 +151,7 @@ def shape_of(bundle: Bundle, engine: Engine, batch: int | None) -> Shape:
     )
 
 
-def needed(shape: Shape, capacity: int) -> Need:
+def needed(shape: EngineShape, capacity: int) -> Need:
     """What an engine of that capacity holds at once: activations are the largest of attention, MLP and head."""
     width = capacity if shape.widest is None else min(shape.widest, capacity)
     tokens, keys = shape.batch * width, capacity + width if shape.delta else capacity
@@ -166,7 +166,7 @@ def needed(shape: Shape, capacity: int) -> Need:
     return Need(capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head))
 
 
-def verdict(device: str, shape: Shape, need: Need, system_gb: float) -> Verdict:
+def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Verdict:
     """What a device holds of an engine, and of how long a cache."""
     left = (MEMORY[device] - system_gb) * 1e9
     low, high = 0, MOST  # the largest capacity that fits lies in [low, high]

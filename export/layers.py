@@ -23,18 +23,18 @@ from runtime.backend import Floats, Proposal
 from runtime.contract import REDUCED, TOP, Contract, cache_names
 from runtime.ort import load_session
 from train.checkpoint import Checkpoint
-from train.model import Layer, Model, RMSNorm, prefix_mask, rotary_tables
+from train.model import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
 from train.torch_backend import StaticCache, TorchBackend
 
 from .int8 import Int8Linear, restored
 from .parity import BOUNDS as LOG_PROBS
 from .parity import Check, between_top, worst
-from .quantise import Formats
+from .quantise import OrtFormats
 from .quantised_torch import quantised
 
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
-BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
+LAYER_BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
 LENGTH = 256  # of the cache at the most, where the graph leaves it open
 SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
 ROWS, IDS, SEED = 8, 64, 30
@@ -63,7 +63,7 @@ class Gap:
 
 
 def by_layer(
-    source: Checkpoint, contract: Contract, model: Path, precision: str, formats: Formats | None = None
+    source: Checkpoint, contract: Contract, model: Path, precision: str, formats: OrtFormats | None = None
 ) -> Iterator[Check]:
     """The checks `embedding`, `layers` and `head` of the graph in `model`, whose weights lie in or beside it.
 
@@ -130,7 +130,7 @@ class Parts:
 
 
 def embedding(
-    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: Formats | None = None
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> Gap:
     """How far looked-up rows are apart, those of the first and last ids among them."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
@@ -139,7 +139,7 @@ def embedding(
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restored(rows[0])[None] if formats else rows
     # No activation is rounded here, so that the bound is that of fp32 and not what int8 loses.
-    return Gap(distance(made, near.numpy(), rows.numpy()), BOUNDS[precision])
+    return Gap(distance(made, near.numpy(), rows.numpy()), LAYER_BOUNDS[precision])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
 
 
 def layer(
-    source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: Formats | None = None
+    source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
     """How far a layer's output is apart, and with a cache its new keys and values."""
     case = drawn(source, contract, parts, i)
@@ -205,7 +205,7 @@ def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDAr
 
 @torch.no_grad()
 def reference(
-    source: Checkpoint, contract: Contract, i: int, case: Case, formats: Formats | None = None
+    source: Checkpoint, contract: Contract, i: int, case: Case, formats: OrtFormats | None = None
 ) -> list[Floats]:
     """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
@@ -225,7 +225,7 @@ def reference(
 
 
 def head(
-    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: Formats | None = None
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> tuple[Gap, str]:
     """How far log-probabilities of the best tokens, and of the top tokens where they are outputs, are apart for random
     states behind the last layer; more figures."""
@@ -255,7 +255,7 @@ def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = Fa
     columns = [Int8Linear(some)(normed) if int8 else normed @ some.float().T for some in slices]
     logits = torch.cat(columns, dim=-1)[..., : contract.vocab]
     with torch.device("meta"):
-        empty = Model(config)
+        empty = Transformer(config)
     backend = TorchBackend(empty, contract, barred=source.missing_ids())
     proposal = backend.propose(logits, top=bool(contract.top_k))
     assert backend.log_probs is not None  # they were just made
@@ -279,7 +279,7 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
     """How far `made` is from `near`, and that from `exact`, three of one shape, in units of `unit`'s rms."""
-    return Gap(distance(made, near, unit), max(BOUNDS[precision], distance(near, exact, unit)))
+    return Gap(distance(made, near, unit), max(LAYER_BOUNDS[precision], distance(near, exact, unit)))
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:

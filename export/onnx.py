@@ -17,12 +17,12 @@ from train.options import add_directory_options, add_top_k_option, overrides_of
 from train.torch_backend import limit_threads
 
 from .bundle_contract import CAPACITY, check_template, default_out, exported_contract
-from .ort_graph import TYPES, write_model
+from .ort_graph import WEIGHT_DTYPES, write_ort_graph
 from .parity import Check
 from .prove import WHOLE, prove
 from .provenance import provenance
 from .quantise import formats_of
-from .workplace import working_folder, writing
+from .workplace import report_write_errors, working_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
     p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with "
         ".bundle, of one in a cache its name in the current folder)")  # fmt: skip
-    p.add_argument("--precision", choices=tuple(TYPES), default="fp32",
+    p.add_argument("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32",
         help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; "
         "int4: the same, but weights of all layers but the first and last in 5.1 bits, scales included "
         "(default fp32)")  # fmt: skip
@@ -60,12 +60,12 @@ def export(args: argparse.Namespace) -> int:
     contract = exported_contract(source, args.capacity, args.top_k)
     origin = provenance(args.ckpt, overrides_of(args), source.model)
     engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
-    with writing(out):
+    with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []
     with working_folder(out) as folder:
-        with writing(out):
-            files = write_model(source, contract, args.precision, args.logits, folder)
+        with report_write_errors(out):
+            files = write_ort_graph(source, contract, args.precision, args.logits, folder)
         formats = formats_of("ort", args.precision)
         for check in prove(source, contract, files[0], args.precision, args.parity, formats):
             checks.append(check)
@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> int:
         if not failed:
             parity = {check.name: check.detail for check in checks}
             engine = replace(engine, model=files[0].name, parity=parity)
-            with writing(out):
+            with report_write_errors(out):
                 write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:

@@ -10,17 +10,21 @@ from runtime.contract import Contract
 from train.checkpoint import Checkpoint
 
 from .graph import trace
-from .quantise import FORMATS, formats_of, quantise_weights
-from .store import EXTERNAL, store
+from .quantise import ORT_FORMATS, formats_of, quantize_for_ort
+from .store import EXTERNAL, write_graph
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, **dict.fromkeys(FORMATS, torch.float32)}  # unless quantized
+WEIGHT_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    **dict.fromkeys(ORT_FORMATS, torch.float32),
+}  # unless quantized
 
 
-def write_model(
+def write_ort_graph(
     source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
 ) -> list[Path]:
     """Traces the graph and writes it into `folder`, see `store.store`."""
-    model = trace(source, contract.capacity, logits, dtype=TYPES[precision], top_k=contract.top_k)
+    model = trace(source, contract.capacity, logits, dtype=WEIGHT_DTYPES[precision], top_k=contract.top_k)
     if (formats := formats_of("ort", precision)) is not None:
-        quantise_weights(model, formats, contract.layers)
-    return store(model, folder, f"ort-{precision}", external)
+        quantize_for_ort(model, formats, contract.layers)
+    return write_graph(model, folder, f"ort-{precision}", external)

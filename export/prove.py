@@ -21,7 +21,7 @@ from train.torch_backend import TorchBackend
 
 from .layers import by_layer
 from .parity import TIE, Check, compare
-from .quantise import Formats
+from .quantise import OrtFormats
 from .quantised_torch import whole_bound
 from .twin import twin_of
 
@@ -31,7 +31,7 @@ SEED = 20  # of the prompts that the export is proved with
 
 def prove(
     source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
-    formats: Formats | None = None,
+    formats: OrtFormats | None = None,
 ) -> Iterator[Check]:  # fmt: skip
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from runtime.no_telemetry import ort
-from runtime.workload import Shape
+from runtime.workload import ModelShape
 from train import open_checkpoint
 from train.families import Overrides
 from train.model import ModelConfig
@@ -29,9 +29,9 @@ def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str
     return {**found, "shape": asdict(shape_of_model(model))}
 
 
-def shape_of_model(model: ModelConfig) -> Shape:
+def shape_of_model(model: ModelConfig) -> ModelShape:
     """The sizes and counts that decide what a forward costs."""
-    return Shape(
+    return ModelShape(
         model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
         model.qk_norm, model.qkv_bias,
     )  # fmt: skip

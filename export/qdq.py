@@ -14,16 +14,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .initializers import Quantised, initializer
-from .weight_formats import FORMATS, SMALLEST, Format
+from .weight_formats import SMALLEST, TRT_FORMATS, TrtFormat
 
 
-def quantise_weights(model: ir.Model, name: str, dense: bool = False) -> None:
+def quantize_for_trt(model: ir.Model, name: str, dense: bool = False) -> None:
     """Stores the layers' weights of a traced fp16 graph in that format, in place.
 
     A weight whose inputs no block size divides stays as it is. dense: the weights stay fp16, rounded to what the format
     stands for: the dense form of the quantised graph, which runs where the format does not.
     """
-    chosen = FORMATS[name]
+    chosen = TRT_FORMATS[name]
     for node in [*products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
@@ -50,12 +50,12 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def dense_form(weight: ir.TensorProtocol, chosen: Format, block: int) -> ir.TensorProtocol:
+def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
     """The numbers that a stored weight stands for, fp16 [in, out]."""
     return ir.Tensor(chosen.quantise(weight.numpy().astype(np.float32), block).dense())
 
 
-def dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: Format, block: int) -> ir.Value:
+def dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
     """The weight fp16 [in, out] that a stored one stands for, put in front of a node."""
 
     def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

@@ -20,7 +20,7 @@ CHANNELS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class OrtFormat:
     """A way to store the weight of a product, and what the product then computes.
 
     store: a weight's initializers, its channels (rows of the checkpoint's) along an axis; multiplied: the nodes in the
@@ -33,32 +33,32 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Formats:
+class OrtFormats:
     """Formats of the layers' weights: of the `inner` ones, and of the first and the last, the `ends`.
 
     Embedding and head are int8 always: one table where they are tied.
     """
 
-    inner: Format
-    ends: Format
+    inner: OrtFormat
+    ends: OrtFormat
 
-    def of_layer(self, i: int, layers: int) -> Format:
+    def of_layer(self, i: int, layers: int) -> OrtFormat:
         """That of layer i of so many."""
         return self.ends if i in (0, layers - 1) else self.inner
 
 
-INT8 = Format(int8.store, int8.multiplied, int8.Int8Linear)
-INT4 = Format(int4.store, int4.multiplied, int4.Int4Linear)
+INT8 = OrtFormat(int8.store, int8.multiplied, int8.Int8Linear)
+INT4 = OrtFormat(int4.store, int4.multiplied, int4.Int4Linear)
 # The first and last layers at int8 halve what int4 costs, for a few per cent of a deep model's bytes (LOG.md).
-FORMATS = {"int8": Formats(INT8, INT8), "int4": Formats(INT4, INT8)}
+ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
 
 
-def formats_of(dialect: str, precision: str) -> Formats | None:
+def formats_of(dialect: str, precision: str) -> OrtFormats | None:
     """How an engine's weights are stored, None where they are not quantised or not in one of these formats."""
-    return FORMATS.get(precision) if dialect == "ort" else None
+    return ORT_FORMATS.get(precision) if dialect == "ort" else None
 
 
-def quantise_weights(model: ir.Model, formats: Formats, layers: int) -> None:
+def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
     """Stores every matrix that a product or an embedding takes from the checkpoint in its format, in place.
 
     Expects an fp32 graph of so many layers whose weights are read when they are written (`graph.trace`); the rest

@@ -18,17 +18,17 @@ from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request
 from train.checkpoint import Checkpoint
-from train.model import KeyValueStore, Model
+from train.model import KeyValueStore, Transformer
 from train.torch_backend import TorchBackend
 
 from .int8 import Int8Linear, restored
 from .parity import BOUNDS, SEPARATE, compare
-from .quantise import Format, Formats
+from .quantise import OrtFormat, OrtFormats
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantised(module: ModuleT, chosen: Format) -> ModuleT:
+def quantised(module: ModuleT, chosen: OrtFormat) -> ModuleT:
     """The module, its linear layers replaced in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
@@ -40,9 +40,9 @@ def quantised(module: ModuleT, chosen: Format) -> ModuleT:
 
 
 class QuantisedModel(nn.Module):
-    """A checkpoint's whole model, with the forward and the logits of `train.model.Model`."""
+    """A checkpoint's whole model, with the forward and the logits of `train.model.Transformer`."""
 
-    def __init__(self, source: Checkpoint, formats: Formats) -> None:
+    def __init__(self, source: Checkpoint, formats: OrtFormats) -> None:
         super().__init__()
         model = source.build()
         table = model.embed_tokens.weight.detach()
@@ -69,8 +69,8 @@ class QuantisedBackend:
     name = "quantised in torch"
     last_logits: Floats | None = None
 
-    def __init__(self, source: Checkpoint, contract: Contract, formats: Formats) -> None:
-        model = cast(Model, QuantisedModel(source, formats))  # as far as a backend asks
+    def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
+        model = cast(Transformer, QuantisedModel(source, formats))  # as far as a backend asks
         self._inner, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
 
     @property
@@ -94,7 +94,7 @@ class QuantisedBackend:
 
 
 def whole_bound(
-    formats: Formats, reference: TorchBackend, source: Checkpoint, contract: Contract, requests: Sequence[Request],
+    formats: OrtFormats, reference: TorchBackend, source: Checkpoint, contract: Contract, requests: Sequence[Request],
     gate: GateSpec | None = None, separate: int = SEPARATE,
 ) -> float:  # fmt: skip
     """How far, in nats, an engine's log-probabilities may be from the unquantised `reference` over these requests.

@@ -12,13 +12,13 @@ from tqdm import tqdm
 from runtime.bundle import content_name, sha256
 
 from .weights import read_now
-from .workplace import check_room
+from .workplace import check_disk_space
 
 EXTERNAL = 64 << 20  # bytes of weights above which they lie in a file of their own, as protobuf demands from 2 GB on
 INLINE = 256  # bytes up to which a tensor lies in the graph even then
 
 
-def store(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) -> list[Path]:
+def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) -> list[Path]:
     """Writes the graph into `folder`, the .onnx file first, and its weights one after the other.
 
     external: bytes of weights above which they lie in a .data file of their own. Raises UserError where the disk has no
@@ -27,7 +27,7 @@ def store(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) ->
     plain, data = folder / "model.onnx", folder / "weights.data"
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     size = sum(tensor.nbytes for tensor in tensors)
-    check_room(folder, size)
+    check_disk_space(folder, size)
     if size <= external:
         read_now(model, math.inf)
         ir.save(model, plain)

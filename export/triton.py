@@ -18,10 +18,10 @@ from runtime import files
 from runtime.bundle import Bundle, read, verify_files
 from runtime.command import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
 from runtime.errors import UserError
-from runtime.manifest import MANIFEST, NAME
+from runtime.manifest import MANIFEST, NAME_PATTERN
 from train.swap import swap
 
-from .workplace import check_room, working_folder, writing
+from .workplace import check_disk_space, report_write_errors, working_folder
 
 MODEL = Path(__file__).with_name("triton_model.py")
 INPUTS = {  # each may be left out
@@ -57,18 +57,18 @@ def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and says where."""
     name = served_name(args)
     for option, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
-        if not NAME.fullmatch(value):
+        if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{option} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
     place, bundle = args.out / name, read(args.bundle)
     bundle.engine(args.engine)
-    replaced = check_place(place, args.replace)
-    with working_folder(place) as folder, writing(args.out):
+    replaced = check_model_place(place, args.replace)
+    with working_folder(place) as folder, report_write_errors(args.out):
         new = folder / name
         copy_bundle(bundle, new / "1" / "bundle")
         shutil.copyfile(MODEL, new / "1" / "model.py")
         (new / "config.pbtxt").write_text(config(name, parameters(args)), encoding="ascii")
         files.flush_tree(new)
-        check_place(place, args.replace)
+        check_model_place(place, args.replace)
         if not place.exists():
             os.rename(new, place)
         elif not swap(new, place):
@@ -80,7 +80,7 @@ def export(args: argparse.Namespace) -> int:
     return DONE
 
 
-def check_place(place: Path, replace: bool) -> bool:
+def check_model_place(place: Path, replace: bool) -> bool:
     """Whether a model stands there already. Raises UserError where it may not be replaced."""
     if not os.path.lexists(place):
         return False
@@ -95,7 +95,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """The files that the manifest names, their hashes checked. Raises UserError where the disk has no room."""
     names = {name for engine in bundle.engines for name in engine.files} | set(bundle.texts)
     folder.mkdir(parents=True)
-    check_room(folder, sum((bundle.path / name).stat().st_size for name in names))
+    check_disk_space(folder, sum((bundle.path / name).stat().st_size for name in names))
     for name in sorted({*names, MANIFEST}):
         shutil.copyfile(bundle.path / name, folder / name)
     copied = read(folder)

@@ -24,7 +24,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 @dataclass(frozen=True)
-class Ask:
+class TritonRequest:
     """What a request's tensors ask for; None is the model's own choice."""
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                ask = read_ask(request)
+                ask = read_request(request)
             except UserError as error:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
@@ -65,9 +65,9 @@ class TritonPythonModel:
         """Waits for the answers that were begun."""
         self._threads.shutdown()
 
-    def _answer(self, model: Model, ask: Ask, sender: Any) -> None:
+    def _answer(self, model: Model, ask: TritonRequest, sender: Any) -> None:
         try:
-            answer(model, ask, sender)
+            send_answer(model, ask, sender)
         except UserError as error:
             _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
         except (NumericalError, DeviceError) as error:
@@ -79,7 +79,7 @@ class TritonPythonModel:
             self._idle.put(model)
 
 
-def answer(model: Model, ask: Ask, sender: Any) -> None:
+def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
     """Decodes one request and sends its blocks, or all of them at once. Raises what `Model.steps` raises."""
     pieces, finish = [], "cancelled"
     for block in _wanted(model, ask, sender):
@@ -93,20 +93,20 @@ def answer(model: Model, ask: Ask, sender: Any) -> None:
     sender.send(_response("".join(pieces), finish), flags=FINAL)
 
 
-def read_ask(request: Any) -> Ask:
+def read_request(request: Any) -> TritonRequest:
     """The request of these tensors. Raises UserError for one that has the wrong shape, and for a prompt that is not
     text or ids."""
     text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
     if (text is None) == (ids is None):
         raise UserError("expected either text_input or input_ids; send one of the two")
     max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
-    return Ask(
+    return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
         None if max_tokens is None else int(max_tokens), None if threshold is None else float(threshold), bool(stream),
     )  # fmt: skip
 
 
-def _wanted(model: Model, ask: Ask, sender: Any) -> Iterator[Block]:
+def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
     """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
     steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=ask.threshold)
 

@@ -13,10 +13,10 @@ from runtime.errors import UserError
 from train.options import add_directory_options, add_top_k_option
 
 from .trt_from_bundle import from_bundle
-from .trt_report import Report
-from .trt_targets import LEAST, check_library, find_library
+from .trt_report import BuildReport
+from .trt_targets import LEAST_CAPABILITY, check_library, find_library
 
-DIALECTS = ("trt", "plain")  # that TensorRT reads
+TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +44,11 @@ def add_what(p: argparse.ArgumentParser) -> None:
         "the checkpoint")  # fmt: skip
     add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache "
         "its name in the current folder)")  # fmt: skip
-    add("--precision", choices=tuple(LEAST),
+    add("--precision", choices=tuple(LEAST_CAPABILITY),
         help="fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, "
         "with fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
         "there and run here)")  # fmt: skip
-    add("--dialect", choices=("auto", *DIALECTS), default="auto",
+    add("--dialect", choices=("auto", *TRT_DIALECTS), default="auto",
         help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "
         "(default auto: trt where what is installed takes it)")  # fmt: skip
     add("--capacity", type=int, nargs="+", metavar="N",
@@ -100,7 +100,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Builds what is missing or different and adds it to the bundle."""
-    started, report = time.perf_counter(), Report(sys.stderr if args.json else sys.stdout)
+    started, report = time.perf_counter(), BuildReport(sys.stderr if args.json else sys.stdout)
     library = None if args.graph_only else find_library(args.flavor)
     if library is not None:
         check_library(library, args)

@@ -17,14 +17,14 @@ from runtime.contract import Contract
 from runtime.errors import DeviceError
 from runtime.manifest import MANIFEST
 
-from .trt_build import Built, Progress, build
-from .trt_plan import Plan, check_network, differences, name_for
-from .trt_report import Report
-from .workplace import writing
+from .trt_build import Built, ShowProgress, build_engine
+from .trt_plan import Plan, check_network, name_for, plan_differences
+from .trt_report import BuildReport
+from .workplace import report_write_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class TargetBundle:
     """A bundle that engines are added to, there already or not, and what all its engines share."""
 
     path: Path
@@ -44,20 +44,20 @@ class Shared:
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
         """Adds an engine to it, and remembers that one of TensorRT's was built here."""
         if engine.build is not None:
-            memory.built(sha256(files[0]))
+            memory.remember_built(sha256(files[0]))
         write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
 
 
-def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None) -> bool:
+def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
     """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
     bundle = shared.bundle()
-    name, why = name_for(bundle, plan), differences(bundle, plan, onnx)
+    name, why = name_for(bundle, plan), plan_differences(bundle, plan, onnx)
     if bundle is None and (shared.path / MANIFEST).is_file():
         why = ["the bundle is of another checkpoint, whose engines go"]
     if why:
         report.say(f"{name}: to be built, {'; '.join(why)}")
     else:
-        with writing(shared.path):
+        with report_write_errors(shared.path):
             tidy(shared.path)
             if bundle is not None and bundle.chat_template != shared.chat_template:  # of other --template-args
                 kept = bundle.engines[-1]
@@ -70,7 +70,12 @@ def missing(shared: Shared, plan: Plan, report: Report, onnx: str | None = None)
 
 
 def add(
-    shared: Shared, plan: Plan, graph: Sequence[Path], parity: Mapping[str, Any], folder: Path, report: Report
+    shared: TargetBundle,
+    plan: Plan,
+    graph: Sequence[Path],
+    parity: Mapping[str, Any],
+    folder: Path,
+    report: BuildReport,
 ) -> None:
     """Builds the engine and adds it; where a check fails, the bundle stays as it is.
 
@@ -80,14 +85,14 @@ def add(
     contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
     try:
         with shown() as progress:
-            made = build(graph[0], contract, plan.profiles, plan.settings, progress)
+            made = build_engine(graph[0], contract, plan.profiles, plan.settings, progress)
     except DeviceError as error:
         report.check("engine", False, str(error))
         return
     if not _checked(plan, contract, made, report):
         return
     name, build_of = name_for(shared.bundle(), plan), plan.build(graph[0].name, made.decomposed)
-    with writing(shared.path):
+    with report_write_errors(shared.path):
         file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
         file.write_bytes(made.content)
         shared.write(plan.engine(name, file.name, parity, build_of), [file, *graph])
@@ -96,7 +101,7 @@ def add(
     report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
 
 
-def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> bool:
+def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
     network = made.network
     wrong = check_network(plan, network, contract.layers, contract.attention == "full")
     found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
@@ -107,7 +112,7 @@ def _checked(plan: Plan, contract: Contract, made: Built, report: Report) -> boo
 
 
 @contextmanager
-def shown() -> Iterator[Progress | None]:
+def shown() -> Iterator[ShowProgress | None]:
     """Shows how far the builder is, on a terminal, on one line that is gone afterwards."""
     if not sys.stderr.isatty():
         yield None

@@ -23,7 +23,7 @@ Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, on
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BuilderSettings:
     """What a build is told beside the graph.
 
     flavor: tensorrt | rtx; targets: compute capabilities such as 89, TensorRT for RTX alone, none for the GPU at hand;
@@ -50,7 +50,7 @@ class Built:
     decomposed: bool
 
 
-Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
 
 def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
@@ -70,8 +70,8 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
     return (*fixed, *zip([1, *(edge + 1 for edge in edges)], [*edges, widest], strict=True))
 
 
-def build(
-    model: Path, contract: Contract, profiles: Profiles, settings: Settings, progress: Progress | None = None
+def build_engine(
+    model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
 ) -> Built:
     """Parses a step graph and builds its engine. contract: with the engine's own capacity, batch and cache.
 
@@ -83,31 +83,31 @@ def build(
             content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, False)
             return Built(content, network, False)
         except polygraphy.exception.PolygraphyException as error:
-            reason = told(said, error)
+            reason = error_text(said, error)
         if NEEDS_DECOMPOSING not in reason:
             raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
         said.clear()
         try:
             content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, True)
         except polygraphy.exception.PolygraphyException as error:
-            raise DeviceError(f"TensorRT does not build {model.name}: {told(said, error)}") from None
+            raise DeviceError(f"TensorRT does not build {model.name}: {error_text(said, error)}") from None
         return Built(content, network, True)
 
 
-def parse(model: Path, flavor: str) -> Network:
+def parse_network(model: Path, flavor: str) -> Network:
     """What TensorRT's parser makes of a graph, without building it. Raises DeviceError where it does not take it."""
     trt, polygraphy = libraries(flavor)
     with overheard() as said, native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
         except polygraphy.exception.PolygraphyException as error:
-            raise DeviceError(f"TensorRT does not take {model.name}: {told(said, error)}") from None
+            raise DeviceError(f"TensorRT does not take {model.name}: {error_text(said, error)}") from None
         return inspect(trt, network)
 
 
 def _build(
-    trt: Any, polygraphy: Any, model: Path, contract: Contract, profiles: Profiles, settings: Settings,
-    progress: Progress | None, decompose: bool,
+    trt: Any, polygraphy: Any, model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings,
+    progress: ShowProgress | None, decompose: bool,
 ) -> tuple[memoryview, Network]:  # fmt: skip
     loaders = polygraphy.backend.trt
     builder, network, parser = loaders.network_from_onnx_path(str(model), strongly_typed=True)
@@ -122,7 +122,12 @@ def _build(
 
 
 def configuration(
-    trt: Any, settings: Settings, profiles: Profiles, contract: Contract, network: Any, progress: Progress | None
+    trt: Any,
+    settings: BuilderSettings,
+    profiles: Profiles,
+    contract: Contract,
+    network: Any,
+    progress: ShowProgress | None,
 ) -> Callable[..., Any]:
     """Polygraphy's loader of the builder's configuration."""
     from polygraphy.backend.trt import CreateConfig, Profile
@@ -163,7 +168,7 @@ def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterat
             yield tensor.name, [[width if size == -1 else size for size in shape] for width in widths]
 
 
-def monitor(trt: Any, progress: Progress) -> Any:
+def monitor(trt: Any, progress: ShowProgress) -> Any:
     """TensorRT's progress monitor over a function."""
     phases: dict[str, int] = {}
 
@@ -219,6 +224,6 @@ def native_output() -> Iterator[None]:
         os.close(kept)
 
 
-def told(said: Sequence[str], error: Exception) -> str:
+def error_text(said: Sequence[str], error: Exception) -> str:
     """What went wrong, in one line."""
     return " ".join(" ".join(said or [str(error)]).split())[:400]

@@ -11,19 +11,19 @@ from runtime.bundle import Bundle, Engine, read, verify_files
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from .trt_add import Shared, add, missing
-from .trt_build import parse
+from .trt_add import TargetBundle, add, missing
+from .trt_build import parse_network
 from .trt_plan import Asked, Plan, planned
-from .trt_report import Report
-from .trt_targets import Library
+from .trt_report import BuildReport
+from .trt_targets import TrtLibrary
 from .workplace import working_folder
 
 
-def from_bundle(args: argparse.Namespace, library: Library, report: Report) -> Path:
+def from_bundle(args: argparse.Namespace, library: TrtLibrary, report: BuildReport) -> Path:
     """Builds what the bundle lacks, of the graphs in it; its path. Raises UserError where none is for this TensorRT."""
     bundle = read(args.bundle)
     text = bundle.tokenizer.read_text(encoding="utf-8")
-    shared = Shared(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
+    shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
     left_out: list[UserError] = []
     found = graphs(bundle, library.dialects() if args.dialect == "auto" else (args.dialect,), args.precision)
     for origin in found:
@@ -70,13 +70,13 @@ def graph_files(engine: Engine) -> list[str]:
     return [onnx, *(name for name in engine.files if name.endswith(".data"))]
 
 
-def plan_of(origin: Engine, file: Path, contract: Contract, args: argparse.Namespace, library: Library) -> Plan:
+def plan_of(origin: Engine, file: Path, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
     """The plan for a graph that is there; what of it the manifest does not say is read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})
         asked = Asked(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)
     else:
-        network = parse(file, library.flavor)
+        network = parse_network(file, library.flavor)
         capacity = network.capacity or contract.capacity
         asked = Asked(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
     return planned(asked, contract, args, library)

@@ -17,17 +17,17 @@ from train.torch_backend import limit_threads
 
 from .bundle_contract import check_template, default_out, exported_contract
 from .provenance import EXPORTER, provenance
-from .trt_add import Shared, add, missing
-from .trt_graph import Graphs, Recipe
+from .trt_add import TargetBundle, add, missing
+from .trt_graph import GraphRecipe, Graphs
 from .trt_plan import Asked, Plan, planned
-from .trt_report import Report
-from .trt_targets import Library
-from .workplace import working_folder, writing
+from .trt_report import BuildReport
+from .trt_targets import TrtLibrary
+from .workplace import report_write_errors, working_folder
 
 PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 
 
-def from_checkpoint(args: argparse.Namespace, library: Library | None, report: Report) -> Path:
+def from_checkpoint(args: argparse.Namespace, library: TrtLibrary | None, report: BuildReport) -> Path:
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     limit_threads()
     source, out = open_checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
@@ -39,7 +39,7 @@ def from_checkpoint(args: argparse.Namespace, library: Library | None, report: R
             "give 1"
         )
     origin = provenance(args.ckpt, overrides_of(args), source.model)
-    shared = Shared(out, contracts[-1], source.tokenizer, source.chat_template, origin)
+    shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
         shared = replace(shared, contract=beside(there, shared.contract))
     for contract in contracts:
@@ -67,12 +67,12 @@ def beside(there: Bundle, contract: Contract) -> Contract:
     return replace(contract, capacity=longest)
 
 
-def recipe_of(args: argparse.Namespace, library: Library | None) -> Recipe:
+def recipe_of(args: argparse.Namespace, library: TrtLibrary | None) -> GraphRecipe:
     dialect = library.dialects()[0] if library is not None and args.dialect == "auto" else args.dialect
-    return Recipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
+    return GraphRecipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
 
 
-def asked(recipe: Recipe, contract: Contract) -> Asked:
+def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
     """The graph of a recipe, as plans know it."""
     dtype = str(recipe.dtype).removeprefix("torch.")
     top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
@@ -81,18 +81,23 @@ def asked(recipe: Recipe, contract: Contract) -> Asked:
 
 
 def export_one(
-    source: Checkpoint, contract: Contract, recipe: Recipe, shared: Shared, plan: Plan | None, report: Report
+    source: Checkpoint,
+    contract: Contract,
+    recipe: GraphRecipe,
+    shared: TargetBundle,
+    plan: Plan | None,
+    report: BuildReport,
 ) -> None:
     """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one.
 
     Raises UserError before the work where the bundle would not take it.
     """
     engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
-    with writing(shared.path):
+    with report_write_errors(shared.path):
         check_place(shared.path, shared.contract, engine, shared.provenance)
     graphs = Graphs(source, contract, recipe)
     with working_folder(shared.path) as folder:
-        with writing(shared.path):
+        with report_write_errors(shared.path):
             ranges = graphs.calibrate(folder)
             files = graphs.write(folder, ranges)
         parity: dict[str, Any] = {}
@@ -103,12 +108,12 @@ def export_one(
         if plan is not None:
             add(shared, plan, files, parity, folder, report)
         else:
-            with writing(shared.path):
+            with report_write_errors(shared.path):
                 shared.write(replace(engine, model=files[0].name, parity=parity), files)
                 report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
 
 
-def graph_alone(recipe: Recipe, contract: Contract) -> Engine:
+def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:
     """A graph as an engine of the bundle, which ONNX Runtime's CPU may run and TensorRT is to be built of."""
     batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
     name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"

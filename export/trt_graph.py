@@ -21,16 +21,20 @@ from .graph import trace
 from .held_out import held_out_requests
 from .parity import Check
 from .prove import check_onnx, prove
-from .qdq import quantise_activations, quantise_weights
-from .store import store
+from .qdq import quantise_activations, quantize_for_trt
+from .store import write_graph
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # precisions that quantise nothing
+UNQUANTIZED_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}  # precisions that quantise nothing
 Ranges = Mapping[str, float]
 PROMPTS = 64  # of a --data file that int8 is calibrated with
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class GraphRecipe:
     """What a graph is made of. batch: sequences of a forward; data: a JSON-lines file that int8-static is calibrated
     with, None for other precisions."""
 
@@ -42,12 +46,12 @@ class Recipe:
     @property
     def format(self) -> str | None:
         """How its weights are quantised."""
-        return None if self.precision in DTYPES else self.precision.removesuffix("-static")
+        return None if self.precision in UNQUANTIZED_DTYPES else self.precision.removesuffix("-static")
 
     @property
     def dtype(self) -> torch.dtype:
         """Of weights that are not quantised, heads and cache."""
-        return DTYPES.get(self.precision, torch.float16)
+        return UNQUANTIZED_DTYPES.get(self.precision, torch.float16)
 
     def values(self, exporter: int) -> dict[str, object]:
         """Plain values that tell one graph of a checkpoint from another."""
@@ -57,18 +61,18 @@ class Recipe:
 class Graphs:
     """The graphs of one recipe, traced once. contract: with the capacity and the count of top tokens that they get."""
 
-    def __init__(self, source: Checkpoint, contract: Contract, recipe: Recipe) -> None:
+    def __init__(self, source: Checkpoint, contract: Contract, recipe: GraphRecipe) -> None:
         self.source, self.contract, self.recipe = source, contract, recipe
         self._traced: dict[int, ir.Model] = {}  # by batch
 
     def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
         stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
-        return store(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
+        return write_graph(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
-        return store(self._quantised(1, ranges, dense=True), folder, "dense")
+        return write_graph(self._quantised(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
         """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
@@ -85,7 +89,7 @@ class Graphs:
         requests = held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)
         watch(watched)
-        files = store(watched, folder, "watched")
+        files = write_graph(watched, folder, "watched")
         try:
             return measure(files[0], self.contract, requests)
         finally:
@@ -114,7 +118,7 @@ class Graphs:
     def _quantised(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
         if self.recipe.format is not None:
-            quantise_weights(model, self.recipe.format, dense)
+            quantize_for_trt(model, self.recipe.format, dense)
             quantise_activations(model, ranges or {})
         return model
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.contract import cache_names
 
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # by their names in TensorRT
+NETWORK_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # by their names in TensorRT
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def inspect(trt: Any, network: Any) -> Network:
         sum(kind(layer) == "KV_CACHE_UPDATE" for layer in layers(network)),
         tensors["input_ids"].shape[0],
         None if cache is None else cache.shape[2],
-        "float32" if cache is None else DTYPES[cache.dtype.name],
+        "float32" if cache is None else NETWORK_DTYPES[cache.dtype.name],
     )
 
 

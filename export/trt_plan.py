@@ -12,9 +12,9 @@ from runtime.contract import Contract
 from runtime.cuda import load_cuda
 from runtime.errors import UserError
 
-from .trt_build import Profiles, Settings, profiles_for
+from .trt_build import BuilderSettings, Profiles, profiles_for
 from .trt_network import Network
-from .trt_targets import Library, check_precision, choose_targets
+from .trt_targets import TrtLibrary, check_precision, choose_targets
 
 AMPERE = 80  # the least compute capability of engines that are not bound to one
 
@@ -41,8 +41,8 @@ class Plan:
     profiles: Profiles
     target: str
     device: str | None
-    library: Library
-    settings: Settings
+    library: TrtLibrary
+    settings: BuilderSettings
 
     def build(self, onnx: str, decomposed: bool = False) -> Build:
         """What the manifest says of it. onnx: the graph's file; decomposed: see `trt_build.Built`."""
@@ -69,12 +69,12 @@ class Plan:
         return f"{self.graph.dialect}-{self.graph.precision}-{flavor}{target}-{self.graph.capacity}{batch}"
 
 
-def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library: Library) -> Plan:
+def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
     """The engine of a graph for the GPUs that the options name, or the one at hand.
 
     Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
     """
-    settings = Settings(
+    settings = BuilderSettings(
         library.flavor, choose_targets(library, asked.precision, args.compute_capability), args.workspace,
         args.optimization_level, args.version_compatible, args.hardware_compatibility, args.timing_cache,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library:
     return Plan(asked, profiles, f"sm{gpu.capability}", gpu.name, library, settings)
 
 
-def find(bundle: Bundle | None, plan: Plan) -> Engine | None:
+def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:
     """The engine of a bundle that the plan would replace."""
     wanted = plan.engine("wanted", "", {}, plan.build("")).key
     return next((engine for engine in bundle.engines if engine.key == wanted), None) if bundle else None
@@ -105,19 +105,19 @@ def find(bundle: Bundle | None, plan: Plan) -> Engine | None:
 
 def name_for(bundle: Bundle | None, plan: Plan) -> str:
     """What the engine is called: as the one it replaces, or by its stem, numbered where another has that name."""
-    if (found := find(bundle, plan)) is not None:
+    if (found := find_engine(bundle, plan)) is not None:
         return found.name
     taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.stem()
     numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
-def differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
+def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
     """Why the engine has to be built, in words; none where the bundle has it as it is wanted.
 
     onnx: the graph that it is to be of, where that is known before it is made.
     """
-    found = find(bundle, plan)
+    found = find_engine(bundle, plan)
     if bundle is None or found is None or found.build is None:
         return ["the bundle has none like it"]
     old, new = asdict(found.build), asdict(plan.build(onnx or found.build.onnx))

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BuildReport:
     """Checks and engines so far; `stream` gets a line for each. Plain values, for JSON."""
 
     stream: TextIO

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from runtime.trt import INSTALL
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
-LEAST = {
+LEAST_CAPABILITY = {
     "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
 }  # the compute capability from which a precision runs  # fmt: skip
 RTX_FP32 = 80  # TensorRT for RTX has no fp32 product for older ones
@@ -24,7 +24,7 @@ JETSON = Path("/etc/nv_tegra_release")
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class TrtLibrary:
     """A TensorRT that is installed: its flavour, its version, and for RTX the compute capabilities it can build for."""
 
     flavor: str
@@ -37,7 +37,7 @@ class Library:
         return ("trt", "plain") if self.flavor == "rtx" or number >= FIRST_TRT else ("plain",)
 
 
-def find_library(flavor: str) -> Library:
+def find_library(flavor: str) -> TrtLibrary:
     """The TensorRT of a flavour; for `auto` the standard one, or else the one for RTX, which needs no GPU to build.
 
     Raises UserError with the line that installs it where there is none.
@@ -48,7 +48,7 @@ def find_library(flavor: str) -> Library:
         names = " or ".join(MODULES[each] for each in wanted)
         raise UserError(f"no TensorRT is installed here ({names}); {install_line(wanted[-1])}")
     trt, _ = libraries(found[0])
-    return Library(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
+    return TrtLibrary(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
 
 
 def libraries(flavor: str) -> tuple[Any, Any]:
@@ -88,7 +88,7 @@ def capabilities(trt: Any) -> tuple[int, ...]:
     return tuple(sorted(int(name) for name in names))
 
 
-def check_library(library: Library, args: argparse.Namespace) -> None:
+def check_library(library: TrtLibrary, args: argparse.Namespace) -> None:
     """Raises UserError for options that the installed TensorRT does not have."""
     if library.flavor == "rtx":
         for name in ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache"):
@@ -104,10 +104,14 @@ def check_library(library: Library, args: argparse.Namespace) -> None:
 
 
 def least_capability(precision: str, flavor: str) -> int:
-    return max(LEAST[precision], RTX_FP32) if (precision, flavor) == ("fp32", "rtx") else LEAST[precision]
+    return (
+        max(LEAST_CAPABILITY[precision], RTX_FP32)
+        if (precision, flavor) == ("fp32", "rtx")
+        else LEAST_CAPABILITY[precision]
+    )
 
 
-def choose_targets(library: Library, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
+def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
     """The compute capabilities to build for: those asked for, or all that this TensorRT for RTX has for the precision.
 
     Raises UserError, by name, for one that it does not know or that cannot run the precision.

@@ -39,7 +39,7 @@ def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
 def add_logits(model: onnx.ModelProto, vocab: int) -> None:
     """Makes what `token` is the ArgMax of an output, `logits` fp32 [1, n, vocab], of a graph of one sequence."""
     nodes = [
-        helper.make_node("Unsqueeze", [scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
+        helper.make_node("Unsqueeze", [add_scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
         helper.make_node("Slice", ["twin.all", "twin.first", "twin.vocab", "twin.last"], ["logits"]),
     ]
     model.graph.node.extend(nodes)
@@ -48,7 +48,7 @@ def add_logits(model: onnx.ModelProto, vocab: int) -> None:
     model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "n", vocab]))
 
 
-def scores(model: onnx.ModelProto) -> str:
+def add_scores(model: onnx.ModelProto) -> str:
     """The value [n, the head's rows] that `token` is the ArgMax of. Raises ValueError for a graph without one."""
     made_by: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
     name = "token"

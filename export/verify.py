@@ -25,7 +25,7 @@ from train.torch_backend import TorchBackend, limit_threads
 
 from .held_out import held_out_requests, held_out_texts
 from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
-from .quantise import FORMATS, formats_of
+from .quantise import ORT_FORMATS, formats_of
 from .quantised_torch import whole_bound
 from .twin import twin_of
 
@@ -42,7 +42,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
     bounds = (
         f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
-        f"{' and '.join(FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
+        f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
         f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
         f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from runtime.errors import NumericalError
 
-Weights = NDArray[np.float32]  # [in, out]
+WeightArray = NDArray[np.float32]  # [in, out]
 SMALLEST = 2.0**-14  # the least scale: below it fp16 loses digits
 FP4_LARGEST, FP8_LARGEST = 6.0, 448.0  # of e2m1 and e4m3
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredWeight:
     """A weight as a graph holds it, whose numbers are `values * scale`, and with `over` `values * (scale * over)`.
 
     values [in, out]; scale fp16 [out], or with blocks of `block` inputs [in / block, out]: fp16, or e4m3 under the fp32
@@ -45,12 +45,12 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class TrtFormat:
     """A way to store weights.
 
-    values, scale: the types that `Stored` holds them in; opset: the first of ONNX that takes them; blocks: sizes that a
-    block of inputs may have, of which the first that divides them is taken, none for one scale an output; over: whether
-    there is a scale over the scales.
+    values, scale: the types that `StoredWeight` holds them in; opset: the first of ONNX that takes them; blocks: sizes
+    that a block of inputs may have, of which the first that divides them is taken, none for one scale per output; over:
+    whether there is a scale over the scales.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Format:
     scale: type
     blocks: tuple[int, ...]
     over: bool
-    quantise: Callable[[Weights, int], Stored]
+    quantise: Callable[[WeightArray, int], StoredWeight]
 
     def block_of(self, inputs: int) -> int | None:
         """The size of block for a weight of so many inputs, 0 without blocks; None where it cannot be stored so."""
@@ -68,27 +68,27 @@ class Format:
         return next((block for block in self.blocks if inputs % block == 0), None)
 
 
-def int8(weight: Weights, block: int) -> Stored:
+def int8(weight: WeightArray, block: int) -> StoredWeight:
     """A scale an output, its largest |w| / 127; -128 is left out, so that the range is symmetric."""
     scale = scales(largest(weight), 127)
-    return Stored(np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale)
+    return StoredWeight(np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale)
 
 
-def int4(weight: Weights, block: int) -> Stored:
+def int4(weight: WeightArray, block: int) -> StoredWeight:
     """A scale for each block of inputs of an output, its largest |w| / 7."""
     scale = scales(largest(blocked(weight, block)), 7)  # [in / block, out]
     values = np.rint(weight / np.repeat(scale, block, axis=0).astype(np.float32))
-    return Stored(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
+    return StoredWeight(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
 
 
-def fp8(weight: Weights, block: int) -> Stored:
+def fp8(weight: WeightArray, block: int) -> StoredWeight:
     """e4m3, a scale an output."""
     scale = scales(largest(weight), FP8_LARGEST)
     narrow = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
-    return Stored(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
+    return StoredWeight(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
 
 
-def nvfp4(weight: Weights, block: int) -> Stored:
+def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
     """e2m1 in blocks of 16 inputs, whose scales are e4m3 under one fp32 scale, so that the largest of both fit."""
     tops = largest(blocked(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
@@ -97,34 +97,34 @@ def nvfp4(weight: Weights, block: int) -> Stored:
     wide[wide == 0] = 1  # a block too small to be told from zero
     narrow = weight / np.repeat(wide * over, block, axis=0)
     values = np.clip(narrow, -FP4_LARGEST, FP4_LARGEST).astype(ml_dtypes.float4_e2m1fn)
-    return Stored(values, wide.astype(ml_dtypes.float8_e4m3fn), block, np.asarray(over))
+    return StoredWeight(values, wide.astype(ml_dtypes.float8_e4m3fn), block, np.asarray(over))
 
 
-FORMATS = {
+TRT_FORMATS = {
     each.name: each
     for each in (
-        Format("int8", 19, np.int8, np.float16, (), False, int8),
-        Format("int4", 21, ml_dtypes.int4, np.float16, (128, 64, 32), False, int4),
-        Format("fp8", 19, ml_dtypes.float8_e4m3fn, np.float16, (), False, fp8),
-        Format("nvfp4", 23, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn, (16,), True, nvfp4),
+        TrtFormat("int8", 19, np.int8, np.float16, (), False, int8),
+        TrtFormat("int4", 21, ml_dtypes.int4, np.float16, (128, 64, 32), False, int4),
+        TrtFormat("fp8", 19, ml_dtypes.float8_e4m3fn, np.float16, (), False, fp8),
+        TrtFormat("nvfp4", 23, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn, (16,), True, nvfp4),
     )
 }
 
 
-def blocked(weight: Weights, block: int) -> Weights:
+def blocked(weight: WeightArray, block: int) -> WeightArray:
     """[in, out] as [in / block, block, out]."""
     return weight.reshape(-1, block, weight.shape[1])
 
 
-def largest(weight: Weights) -> Weights:
+def largest(weight: WeightArray) -> WeightArray:
     """The largest |w| of each column of the last two axes. Raises NumericalError where one is no finite number."""
-    top: Weights = np.abs(weight).max(axis=-2)
+    top: WeightArray = np.abs(weight).max(axis=-2)
     if not np.isfinite(top).all():
         raise NumericalError("a weight is not a finite number, so it cannot be quantised; export it to fp16 instead")
     return top
 
 
-def scales(top: Weights, most: float) -> NDArray[np.float16]:
+def scales(top: WeightArray, most: float) -> NDArray[np.float16]:
     """Scales under which `top` is stored as `most`; rounded to fp16 first, since values are divided by what is kept."""
     scale: NDArray[np.float16] = np.maximum(top / most, SMALLEST).astype(np.float16)
     return scale

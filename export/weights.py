@@ -13,17 +13,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from runtime.errors import NumericalError, UserError
-from train.model import Model, ModelConfig
+from train.model import ModelConfig, Transformer
 
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
 INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
 LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in what the exporter notes at a node
 
 
-def skeleton(config: ModelConfig) -> Model:
+def skeleton(config: ModelConfig) -> Transformer:
     """A model whose weights are fake, shape and type without content, for a trace that takes no memory for them."""
     with torch.device("meta"):
-        model = Model(config)
+        model = Transformer(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = {name: torch.empty(like.shape) for name, like in model.state_dict().items()}
     model.load_state_dict(fake, assign=True)

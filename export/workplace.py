@@ -14,7 +14,7 @@ SPARE = 64 << 20  # bytes beside the weights: the graph, the tokenizer, parts of
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def report_write_errors(out: Path) -> Iterator[None]:
     """Raises UserError where what is done in it cannot write the bundle at `out`."""
     try:
         yield
@@ -30,7 +30,7 @@ def working_folder(out: Path) -> Iterator[Path]:
     running.
     """
     with ExitStack() as held:
-        with writing(out):
+        with report_write_errors(out):
             try:
                 folder = held.enter_context(files.stage(files.real_path(out)))
             except BlockingIOError:
@@ -38,7 +38,7 @@ def working_folder(out: Path) -> Iterator[Path]:
         yield folder
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_disk_space(folder: Path, size: int) -> None:
     """Raises UserError where the disk of `folder` has no room for that many bytes of weights."""
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:

@@ -27,11 +27,11 @@ def covers(target: str, capability: int) -> bool:
 def loads(build: Build, version: str) -> bool:
     """Whether the flavour's library of that version loads what was built."""
     if build.version_compatible:
-        return numbers(version) >= numbers(build.version)
+        return version_numbers(version) >= version_numbers(build.version)
     return version == build.version
 
 
-def numbers(version: str) -> list[int]:
+def version_numbers(version: str) -> list[int]:
     """The numbers of a version, to compare by."""
     return [int(part) for part in re.findall(r"\d+", version)]
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .devices import Device
-from .workload import Pass, Shape
+from .workload import ModelShape, Pass
 
 TRAINED = (4, 8, 16, 32, 64)  # blocks that models of the field are trained with
 
@@ -24,7 +24,7 @@ class Question:
     forward finalises a sequence, commits counted, as `tokens_per_forward` of an answer.
     """
 
-    shape: Shape
+    shape: ModelShape
     precision: str
     past: int
     answer: int
@@ -47,7 +47,7 @@ class Mode:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class DecodingCost:
     """A mode at a batch on a device. operations, bytes: of a forward; intensity: operations a byte.
 
     bound: memory or compute; cost: its milliseconds over those of an autoregressive forward, so the tokens a forward
@@ -74,7 +74,7 @@ def modes(question: Question) -> list[Mode]:
     return [Mode("autoregressive", Pass(1, 1, q.past, 1), 1.0), *blocks, full]
 
 
-def points(device: Device, question: Question) -> Iterator[Point]:
+def points(device: Device, question: Question) -> Iterator[DecodingCost]:
     """Every mode at every batch, a mode's batches one after the other."""
     q = question
     for mode in modes(q):
@@ -85,7 +85,7 @@ def points(device: Device, question: Question) -> Iterator[Point]:
             single = device.ms(device.work(q.shape, q.precision, Pass(batch, 1, q.past, 1)), q.precision)
             done, moved = load.linear + load.attention, load.weights + load.cache
             speed = 1000 * batch * mode.tokens / ms
-            yield Point(mode.name, batch, done, moved, load.intensity, bound, ms, ms / single, speed)
+            yield DecodingCost(mode.name, batch, done, moved, load.intensity, bound, ms, ms / single, speed)
 
 
 def to_train(widest: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .conditions import describe_conditions
 from .errors import UserError
-from .measure import answers, forwards
+from .measure import time_answers, time_forwards
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
@@ -32,10 +32,10 @@ def bench(args: argparse.Namespace) -> int:
     found = describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
     values: dict[str, Any] = {"conditions": found}
     print("timing forwards ...", file=sys.stderr)
-    values["forwards"] = [asdict(row) for row in forwards(model.backend, args.repeat, args.warmup)]
+    values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
     count = max(args.repeat, len(requests))
-    values["answers"] = {"count": count, **answers(model, requests, count, args.threshold)}
+    values["answers"] = {"count": count, **time_answers(model, requests, count, args.threshold)}
     if args.json:
         print_json(values)
     else:

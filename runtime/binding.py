@@ -16,7 +16,7 @@ OPEN = -1  # a dimension that the forward decides
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class ArraySpec:
     """A small array. by: which of a forward's sizes, `width` or `n`, stands for the OPEN dimension of its shape."""
 
     by: str
@@ -36,7 +36,7 @@ class Binding:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, cache: Sequence[ort.OrtValue], specs: Mapping[str, Spec], kept: int,
+        self, session: ort.InferenceSession, cache: Sequence[ort.OrtValue], specs: Mapping[str, ArraySpec], kept: int,
         device: str,
     ) -> None:  # fmt: skip
         self._session, self._cache, self._here = session, cache, device == "cpu"
@@ -94,19 +94,21 @@ class Binding:
         return group
 
 
-def specs(contract: Contract, delta: str | None, top_k: int) -> dict[str, Spec]:
+def specs(contract: Contract, delta: str | None, top_k: int) -> dict[str, ArraySpec]:
     """The small arrays of a contract's graph. delta: the cache's type where the graph returns the new positions; top_k:
     how many top tokens are read."""
     c = contract
-    table = {name: Spec("width", "int64", (1, OPEN)) for name in ("input_ids", "visible")}
-    table["past_length"] = Spec("width", "int64", (1,))
-    table["rows"] = Spec("n", "int64", (1, OPEN))
-    table["top_k"] = Spec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
-    table |= {name: Spec("n", "int64" if name == "token" else "float32", (1, OPEN)) for name in REDUCED}
+    table = {name: ArraySpec("width", "int64", (1, OPEN)) for name in ("input_ids", "visible")}
+    table["past_length"] = ArraySpec("width", "int64", (1,))
+    table["rows"] = ArraySpec("n", "int64", (1, OPEN))
+    table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
+    table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (1, OPEN)) for name in REDUCED}
     if top_k:
-        table |= {name: Spec("n", kind, (1, OPEN, top_k)) for name, kind in zip(TOP, ("int64", "float32"), strict=True)}
-    table["logits"] = Spec("n", "float32", (1, OPEN, c.vocab))  # of a graph exported with them
+        table |= {
+            name: ArraySpec("n", kind, (1, OPEN, top_k)) for name, kind in zip(TOP, ("int64", "float32"), strict=True)
+        }
+    table["logits"] = ArraySpec("n", "float32", (1, OPEN, c.vocab))  # of a graph exported with them
     if delta is not None:
-        new = Spec("width", delta, (1, c.kv_heads, OPEN, c.head_dim))
+        new = ArraySpec("width", delta, (1, c.kv_heads, OPEN, c.head_dim))
         table |= {cache_names(i)[1]: new for i in range(2 * c.layers)}
     return table

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Builds, and says what is where."""
-    library, header = build(args.out)
+    library, header = build_library(args.out)
     if args.json:
         print_json({"library": str(library), "header": str(header), "python": sys.executable})
     else:
@@ -80,7 +80,7 @@ def report(args: argparse.Namespace) -> int:
     return DONE
 
 
-def build(out: Path) -> tuple[Path, Path]:
+def build_library(out: Path) -> tuple[Path, Path]:
     """Writes library and header into the folder; their paths.
 
     The library holds the paths of this Python and of this package. Raises UserError where cffi, a compiler, or Python's

@@ -19,11 +19,11 @@ COMPARATORS = (">=", ">", "<=", "<")
 REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
 TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
 # Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
-MOST = {
+FIELD_LIMITS = {
     "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
     "head_dim": 1 << 12, "batch": 1 << 12,
 }  # fmt: skip
-LARGEST = 1 << 24  # of any other number
+NUMBER_LIMIT = 1 << 24  # of any other number
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def parse_contract(values: Any) -> Contract:
     _one_of("contract.cache", contract.cache, CACHES)
     if not isinstance(contract.shift, bool):
         raise UserError(f"contract.shift is {contract.shift!r}; expected true or false")
-    for name, most in MOST.items():
+    for name, most in FIELD_LIMITS.items():
         _integer(f"contract.{name}", getattr(contract, name), 1, most)
     _integer("contract.top_k", contract.top_k, 0)
     if contract.top_k >= contract.vocab:
@@ -187,11 +187,11 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
 
 
-def _integer(name: str, value: Any, least: int, most: int = LARGEST) -> None:
+def _integer(name: str, value: Any, least: int, most: int = NUMBER_LIMIT) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise UserError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
 def _number(name: str, value: Any, least: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= LARGEST:
-        raise UserError(f"{name} is {value!r}; expected a number from {least:g} to {LARGEST}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= NUMBER_LIMIT:
+        raise UserError(f"{name} is {value!r}; expected a number from {least:g} to {NUMBER_LIMIT}")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import UserError
-from .workload import PRECISIONS, Pass, Shape, Work, work
+from .workload import PRECISIONS, ForwardWork, ModelShape, Pass, work
 
 MOST = 1 << 16  # tokens, where looking for the widest block ends
 
@@ -38,24 +38,24 @@ class Device:
         """Operations a byte from which on operations, and no longer memory, set the time."""
         return 1000 * self.rates[precision] / self.bandwidth
 
-    def work(self, shape: Shape, precision: str, forward: Pass) -> Work:
+    def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
         """What the forward takes here."""
         return work(shape, PRECISIONS[precision], self.number(precision), forward)
 
-    def memory_ms(self, load: Work) -> float:
+    def memory_ms(self, load: ForwardWork) -> float:
         """Milliseconds that moving its bytes takes."""
         return (load.weights + load.cache) / self.bandwidth / 1e6
 
-    def compute_ms(self, load: Work, precision: str) -> float:
+    def compute_ms(self, load: ForwardWork, precision: str) -> float:
         """Milliseconds that its operations take; attention runs in fp16 or fp32 whatever the weights are."""
         mixing = precision if PRECISIONS[precision].number else self.wide
         return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
 
-    def ms(self, load: Work, precision: str) -> float:
+    def ms(self, load: ForwardWork, precision: str) -> float:
         """The least milliseconds of a forward, if moving and computing overlap wholly."""
         return max(self.memory_ms(load), self.compute_ms(load, precision))
 
-    def widest_block(self, shape: Shape, precision: str, batch: int, past: int) -> int:
+    def widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
         """The most tokens a block may have while memory sets the time of its step; 0 where one is too many."""
         low, high = 0, MOST
         while low < high:
@@ -101,7 +101,7 @@ DEVICES = {
 }  # fmt: skip
 
 
-def named(words: str) -> list[str]:
+def choose_devices(words: str) -> list[str]:
     """The keys of a comma-separated list, each of DEVICES or `local`. Raises UserError for another."""
     found = [word.strip() for word in words.split(",")]
     known = (*DEVICES, "local")

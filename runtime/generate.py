@@ -12,7 +12,7 @@ from dataclasses import asdict
 from .batch import Step
 from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .errors import UserError
-from .model import Answer, Block, Model, blocks, collect
+from .model import Answer, Block, Model, blocks, collect_answer
 from .sequence import Result
 from .show import summary, view, watched
 
@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace) -> int:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
     if args.json:
-        print_json(report(model, collect(stream), loaded))
+        print_json(report(model, collect_answer(stream), loaded))
         return DONE
     # On a terminal the drawing is the answer already; printed again it would stand there twice.
     result = last_result(stream, silent=args.show and sys.stderr.isatty() and sys.stdout.isatty())

@@ -49,7 +49,7 @@ def interpreters() -> list[str]:
     return list(dict.fromkeys([*pythons, *(place for place in places if os.access(place, os.X_OK))]))
 
 
-def run(executable: str, code: str, given: str, seconds: float) -> Outcome:
+def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
     """Runs `code` with `given` as its stdin, for so many seconds after it has greeted.
 
     The code prints MARK on a line as its greeting, and then MARK and its report on another. Raises NotReached if it

@@ -19,7 +19,7 @@ from .errors import DeviceError, UserError
 ALIGNED = 256  # bytes; what cudaMalloc gives and TensorRT wants of every address
 BUCKET = 64  # tokens; widths of an open profile are padded to multiples, so that few shapes occur
 
-Spec = tuple[type[np.generic], tuple[int, ...]]
+BufferSpec = tuple[type[np.generic], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Widths:
         return self.least == self.most
 
 
-def choose(profiles: Sequence[Widths], width: int, room: int, padding: bool) -> tuple[Widths, int]:
+def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: bool) -> tuple[Widths, int]:
     """The profile for a forward of `width` tokens, and the width it is run with: the narrowest, a fixed one first.
 
     room: positions that are left in the cache; padding: whether tokens may be added, which nobody sees. Raises
@@ -61,7 +61,7 @@ class Crossing:
     specs: type and largest shape of each. addresses: where they lie on the device.
     """
 
-    def __init__(self, cuda: Cuda, specs: Mapping[str, Spec], stack: ExitStack) -> None:
+    def __init__(self, cuda: Cuda, specs: Mapping[str, BufferSpec], stack: ExitStack) -> None:
         sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (dtype, shape) in specs.items()}
         ends = np.cumsum([-(-size // ALIGNED) * ALIGNED for size in sizes.values()]).tolist()
         offsets = dict(zip(sizes, [0, *ends], strict=False))
@@ -92,11 +92,11 @@ class Lane:
         self._cuda, self._stream, self.context = cuda, stream, context
         self.widths, self.batch = widths, batch
         wide, asked = (batch, widths.most), (batch, widths.rows)
-        inputs: dict[str, Spec] = {
+        inputs: dict[str, BufferSpec] = {
             "input_ids": (np.int64, wide), "past_length": (np.int64, (batch,)), "visible": (np.int64, wide),
             "rows": (np.int64, asked),
         }  # fmt: skip
-        outputs: dict[str, Spec] = {
+        outputs: dict[str, BufferSpec] = {
             "token": (np.int64, asked),
             "confidence": (np.float32, asked),
             "entropy": (np.float32, asked),

@@ -35,7 +35,7 @@ PRODUCTS = {
 }
 
 
-def measured(name: str, threads: int | None = None) -> Device:
+def measure_processor(name: str, threads: int | None = None) -> Device:
     """This machine as a device: bandwidth from memory, a rate a precision. threads: by default the physical cores.
 
     int4 weights count as int8, as which ONNX Runtime multiplies them. Raises UserError without onnxruntime.
@@ -98,11 +98,11 @@ def product_rate(precision: str, threads: int) -> float:
     """Operations a second of one large product in ONNX Runtime, the best of several. Raises UserError without it."""
     run = product(precision, threads)
     run()
-    best = min(timed(run) for _ in range(TRIES))
+    best = min(seconds_of(run) for _ in range(TRIES))
     return 2 * ROWS * INNER * COLUMNS / best
 
 
-def timed(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

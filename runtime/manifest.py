@@ -20,7 +20,7 @@ from .errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 KEYS = {"format", "contract", "engines", "tokenizer", "chat_template", "provenance"}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FLAVORS = ("tensorrt", "rtx")
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
@@ -212,7 +212,7 @@ def _text(values: Any, place: str) -> tuple[str, str]:
     """A file's name and sha256."""
     _exactly(values, {"file", "sha256"}, f"manifest.{place}")
     name, digest = values["file"], values["sha256"]
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name == MANIFEST:
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == MANIFEST:
         raise UserError(f"manifest.{place}: {name!r} is not a plain file name; a bundle is flat")
     if not isinstance(digest, str) or not SHA256.fullmatch(digest):
         raise UserError(f"manifest.{place}: the sha256 of {name} is {digest!r}; expected 64 hexadecimal digits")

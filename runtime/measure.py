@@ -68,7 +68,7 @@ class TimedBackend:
         self._inner.keep(rows)
 
 
-def forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
+def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
     """Latencies of the forwards that decoding is made of, at the start, half and end of the room."""
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
@@ -84,10 +84,12 @@ def forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
         if past + width <= contract.capacity:
             backend.open(1, past + width)
             seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
-            yield Latency(name, past, width, forward.rows.shape[1], spread(1000 * seconds))
+            yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
 
 
-def answers(model: Model, requests: Sequence[decode.Request], count: int, threshold: float | None) -> dict[str, Any]:
+def time_answers(
+    model: Model, requests: Sequence[decode.Request], count: int, threshold: float | None
+) -> dict[str, Any]:
     """Spreads over `count` whole answers, the requests in turn, after one that is not counted."""
     rows = []
     for request in islice(cycle(requests), count + 1):
@@ -106,7 +108,7 @@ def answers(model: Model, requests: Sequence[decode.Request], count: int, thresh
                 "open_ms": 1000 * backend.open_seconds,
             }
         )
-    return {name: asdict(spread(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
+    return {name: asdict(percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
 
 
 def canvas(contract: Contract, past: int) -> Forward:
@@ -177,5 +179,5 @@ def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.fl
     return np.array(seconds[warmup:])
 
 
-def spread(values: NDArray[Any]) -> Spread:
+def percentiles(values: NDArray[Any]) -> Spread:
     return Spread(*(float(value) for value in np.quantile(values, (0.1, 0.5, 0.9))))

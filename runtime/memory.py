@@ -46,7 +46,7 @@ def was_built(digest: str) -> bool:
         return False
 
 
-def built(digest: str) -> None:
+def remember_built(digest: str) -> None:
     """Remembers an engine that was built here by its sha256: one empty file each, so that no two writers meet.
 
     Raises UserError where that cannot be written, since the engine would then be refused.

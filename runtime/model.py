@@ -142,7 +142,7 @@ class Model:
         request = self.request(
             prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
         )
-        return collect(blocks(self._steps(request, threshold, fused), self.tokenizer))
+        return collect_answer(blocks(self._steps(request, threshold, fused), self.tokenizer))
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
@@ -231,7 +231,7 @@ def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
             yield Block(step.block, ids, text.push(ids), None)
 
 
-def collect(stream: Iterable[Block]) -> Answer:
+def collect_answer(stream: Iterable[Block]) -> Answer:
     """The answer that a stream of blocks makes, taken to its end."""
     pieces, result = [], None
     for block in stream:

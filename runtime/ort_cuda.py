@@ -25,7 +25,7 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # Precisions that CUDA has kernels for, by dialect: its GroupQueryAttention takes no fp32, which int8 and int4 graphs
 # have too, and it has no DynamicQuantizeMatMul; the dialect plain keeps its KV cache on the host. Of other dialects
 # `check_placement` decides.
-PRECISIONS: dict[str, tuple[str, ...]] = {"ort": ("fp16",), "plain": ()}
+CUDA_PRECISIONS: dict[str, tuple[str, ...]] = {"ort": ("fp16",), "plain": ()}
 ATTENTION = {"GroupQueryAttention", "Attention"}
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 EXPORT = "export one: python -m export.onnx --precision fp16, or use --device cpu"
@@ -39,7 +39,7 @@ def select_engine(bundle: Bundle, engines: Iterable[Engine]) -> Engine:
     """Returns the first engine that CUDA has kernels for. Raises UserError if there is none."""
     engines = tuple(engines)
     for engine in engines:
-        if engine.precision in PRECISIONS.get(engine.dialect, (engine.precision,)):
+        if engine.precision in CUDA_PRECISIONS.get(engine.dialect, (engine.precision,)):
             return engine
     names = ", ".join(f"{e.name} ({e.dialect}, {e.precision})" for e in engines)
     raise UserError(f"CUDA has no kernels for {names} of {bundle.path}; --device cuda wants an fp16 engine: {EXPORT}")

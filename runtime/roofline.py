@@ -15,11 +15,11 @@ from typing import Any
 from .analysis import Question, analysed
 from .command import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
 from .conditions import processor_name
-from .devices import DEVICES, Device, named
+from .devices import DEVICES, Device, choose_devices
 from .errors import UserError
-from .machine import bandwidth, measured
+from .machine import bandwidth, measure_processor
 from .manifest import read
-from .measure import canvas, spread, timed
+from .measure import canvas, percentiles, timed
 from .model import Model
 from .workload import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
 
@@ -45,11 +45,11 @@ def roofline(args: argparse.Namespace) -> int:
         model = load_model(args)
         if model.precision == question.precision:  # or another engine's prediction would stand beside it
             print("timing steps of the bundle ...", file=sys.stderr)
-            values["steps"] = list(steps(model, devices["local"], question, args))
+            values["steps"] = list(measure_steps(model, devices["local"], question, args))
     if args.plot:
-        from .roofline_plot import draw
+        from .roofline_plot import plot_rooflines
 
-        draw(args.plot, name, list(devices.values()), question)
+        plot_rooflines(args.plot, name, list(devices.values()), question)
     if args.json:
         print_json(values)
     else:
@@ -80,17 +80,17 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
 
 def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
     """The devices that have a rate for the precision, this machine measured. Raises UserError where none has."""
-    keys = named(args.devices)
+    keys = choose_devices(args.devices)
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
     if "local" in keys:
         print("measuring this machine ...", file=sys.stderr)
-        found["local"] = measured(processor_name(), args.threads)
+        found["local"] = measure_processor(processor_name(), args.threads)
     if not found:
         raise UserError(f"the data sheets' devices have no rate for {precision}; expected fp16, int8 or int4, or local")
     return found
 
 
-def steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A step of the bundle's block behind nothing and behind `past` tokens, predicted and measured; ms throughout."""
     contract, backend = model.contract, model.backend
     if contract.attention == "full":
@@ -103,7 +103,7 @@ def steps(model: Model, here: Device, question: Question, args: argparse.Namespa
         backend.open(1, past + contract.block)
         forward = canvas(contract, past)
         seconds = timed(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
-        found = spread(1000 * seconds)
+        found = percentiles(1000 * seconds)
         yield {
             "past": past, "block": contract.block, "gb_per_second": speed, "memory_ms": memory, "compute_ms": compute,
             "predicted_ms": max(memory, compute), "measured_ms": asdict(found),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .analysis import Point, Question, points
+from .analysis import DecodingCost, Question, points
 from .devices import Device
 from .errors import UserError
 
@@ -23,7 +23,7 @@ INK, FAINT = "0.25", "0.85"
 COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#5a8f14", "#b8860b", "#a6611a", "#555555")
 
 
-def draw(path: Path, name: str, devices: Sequence[Device], question: Question) -> None:
+def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Question) -> None:
     """Log-log: a roof a device, on it a point a mode at the first batch; modes are named above.
 
     Raises UserError where matplotlib is missing or the file cannot be written.
@@ -50,7 +50,7 @@ def draw(path: Path, name: str, devices: Sequence[Device], question: Question) -
     _save(figure, path)
 
 
-def _reached(point: Point) -> float:
+def _reached(point: DecodingCost) -> float:
     """1e12 operations a second at the least time of the forward."""
     return point.operations / point.ms / 1e9
 
@@ -71,7 +71,7 @@ def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: f
         axes.text(right, heights[-1], text, color=colour, fontsize=8.5, va="center")
 
 
-def _name_modes(axes: Any, listed: Sequence[Point]) -> None:
+def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
     """A line down and a name above each mode's intensity; devices differ in it by their cache's type alone."""
     for point in listed:
         axes.axvline(point.intensity, color=FAINT, linewidth=6, zorder=0, alpha=0.6)

@@ -35,13 +35,15 @@ class Sampler:
         """
         if proposal.top_token is None or proposal.top_logprob is None:
             raise ValueError("the engine gave no top tokens to draw from")
-        chosen = draw(proposal.top_logprob, self.temperature, uniforms(self.seed, first, len(proposal.token), step))
+        chosen = sample_tokens(
+            proposal.top_logprob, self.temperature, uniforms(self.seed, first, len(proposal.token), step)
+        )
         token = np.take_along_axis(proposal.top_token, chosen[:, None], axis=1)[:, 0]
         log_prob = np.take_along_axis(proposal.top_logprob, chosen[:, None], axis=1)[:, 0]
         return replace(proposal, token=token, confidence=np.exp(log_prob), top_token=None, top_logprob=None)
 
 
-def draw(log_prob: NDArray[np.floating], temperature: float, uniform: NDArray[np.float64]) -> Ints:
+def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: NDArray[np.float64]) -> Ints:
     """For each row the place of a token drawn from softmax(log_prob / temperature). int64 [n]
 
     log_prob [n, K], best first; uniform [n], in [0, 1), is what the draw is made of. A token at -inf is never drawn.

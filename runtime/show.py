@@ -20,7 +20,7 @@ UNREADABLE = "·"  # part of a character, or a control character, which must not
 NEWLINE = "⏎"
 DIM, GREEN, YELLOW, RED, BOLD = "2", "32", "33", "31", "1;"
 
-Cell = tuple[str, str]  # a character and its style, the numbers of an ANSI SGR sequence
+StyledCharacter = tuple[str, str]  # a character and its style, the numbers of an ANSI SGR sequence
 
 
 class View(Protocol):
@@ -39,7 +39,7 @@ class Lines:
 
     def draw(self, step: Step) -> None:
         self._steps += 1
-        drawn = pieces(self._tokenizer, [], step, end_of_canvas(step, self._eos_ids, self._before))
+        drawn = tokens_text(self._tokenizer, [], step, end_of_canvas(step, self._eos_ids, self._before))
         text = "".join(text for text, _ in drawn).replace("\n", NEWLINE)
         accepted = int(step.accepted.sum())
         print(f"step {self._steps}  block {step.block + 1}  |{text}|  +{accepted} tokens", file=self._out, flush=True)
@@ -52,7 +52,7 @@ class Screen:
 
     def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
         self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
-        self._line: list[Cell] = []  # the line that the canvas begins on
+        self._line: list[StyledCharacter] = []  # the line that the canvas begins on
         self._drawn = 1  # lines from there to the cursor
         self._before = 0  # tokens of the answer that lie in finished blocks
         self._head: list[int] = []  # tokens of a character that the block before left unfinished
@@ -71,7 +71,7 @@ class Screen:
         self._out.flush()
         self._drawn = 1 if finished else len(shown)
 
-    def _canvas(self, step: Step) -> list[Cell]:
+    def _canvas(self, step: Step) -> list[StyledCharacter]:
         last, head, cells = end_of_canvas(step, self._eos_ids, self._before), self._head, []
         if step.result is None and not step.open.any():
             tokens = head + step.tokens[step.given :].tolist()
@@ -80,7 +80,7 @@ class Screen:
             last -= len(self._head)
             if last < step.given:
                 return []
-        for text, places in pieces(self._tokenizer, head, step, last):
+        for text, places in tokens_text(self._tokenizer, head, step, last):
             cells += [(char, self._style(step, places)) for char in text]
         return cells
 
@@ -129,7 +129,7 @@ def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
     return step.given + int(ends[0]) if len(ends) else len(step.open)
 
 
-def pieces(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
+def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
     """The canvas up to `last` as (text, positions); neighbours that are parts of characters are read together.
 
     head: the tokens of a character that the block before left unfinished; they have no positions.
@@ -174,9 +174,9 @@ def colour(confidence: float) -> str:
     return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
 
 
-def wrap(cells: list[Cell], columns: int) -> list[list[Cell]]:
+def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacter]]:
     """Lines of at most `columns` columns; at least one, perhaps empty."""
-    lines: list[list[Cell]] = [[]]
+    lines: list[list[StyledCharacter]] = [[]]
     used = 0
     for char, style in cells:
         width = columns_of(char)
@@ -196,7 +196,7 @@ def columns_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def styled(line: list[Cell]) -> str:
+def styled(line: list[StyledCharacter]) -> str:
     """A line with its styles as ANSI sequences."""
     text, current = "", ""
     for char, style in line:

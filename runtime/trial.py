@@ -74,7 +74,7 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:
-            outcome = interpreter.run(executable, CHILD, json.dumps(asked), seconds * PATIENCE)
+            outcome = interpreter.run_code(executable, CHILD, json.dumps(asked), seconds * PATIENCE)
         except interpreter.NotReached as error:
             reason = str(error)
             continue
@@ -142,10 +142,10 @@ def report(asked: dict[str, Any]) -> None:
         from . import ort  # noqa: F401
     limit(asked["bytes"], asked["seconds"])
     print(MARK, flush=True)
-    print(MARK + json.dumps({"refused": answer(asked)}), flush=True)
+    print(MARK + json.dumps({"refused": try_files(asked)}), flush=True)
 
 
-def answer(asked: dict[str, Any]) -> str | None:
+def try_files(asked: dict[str, Any]) -> str | None:
     """Tries what was asked for; returns the line that it is refused with, or None."""
     from .bundle import read
     from .text import Tokenizer

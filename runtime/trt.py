@@ -14,7 +14,7 @@ from .contract import TOP, Contract, cache_names
 from .cuda import Cuda
 from .device_cache import DeviceCache
 from .errors import DeviceError, UserError
-from .lane import Lane, Widths, choose
+from .lane import Lane, Widths, choose_profile
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavour to module
 INSTALL = {
@@ -88,7 +88,7 @@ class TrtEngine:
         """Runs one forward no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
         width, full = forward.input_ids.shape[1], self.contract.attention == "full"
         room = self.contract.capacity - int(forward.past_length.max())
-        profile, padded = choose(self.profiles, width, room, padding=not full)
+        profile, padded = choose_profile(self.profiles, width, room, padding=not full)
         self._settle(forward.past_length)
         lane = self._lanes[profile.index]
         if not profile.fixed:

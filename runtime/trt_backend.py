@@ -19,7 +19,7 @@ from .pieces import check_bounds, pieces
 from .trt import TrtEngine, load_library
 
 NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
-Library = Callable[[str], Any]
+LibraryLoader = Callable[[str], Any]
 
 
 class TrtBackend:
@@ -150,7 +150,7 @@ def engine_contract(contract: Contract, engine: Engine) -> Contract:
 
 def open_engines(
     bundle: Bundle, engines: Sequence[Engine], *, trust: bool = False, graphs: bool = True, cuda: Cuda | None = None,
-    library: Library = load_library,
+    library: LibraryLoader = load_library,
 ) -> TrtBackend:  # fmt: skip
     """The first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
 

@@ -24,7 +24,7 @@ from .errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """Sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
 
     hidden: int
@@ -98,15 +98,15 @@ PRECISIONS = {
 }
 
 SHAPES = {
-    "qwen3-0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151936, qk_norm=True),
-    "sdar-1.7b": Shape(2048, 28, 16, 8, 128, 6144, 151936, qk_norm=True),
-    "dream-7b": Shape(3584, 28, 28, 4, 128, 18944, 152064, tied=False, qkv_bias=True),
-    "llada-8b": Shape(4096, 32, 32, 32, 128, 12288, 126464, tied=False),
+    "qwen3-0.6b": ModelShape(1024, 28, 16, 8, 128, 3072, 151936, qk_norm=True),
+    "sdar-1.7b": ModelShape(2048, 28, 16, 8, 128, 6144, 151936, qk_norm=True),
+    "dream-7b": ModelShape(3584, 28, 28, 4, 128, 18944, 152064, tied=False, qkv_bias=True),
+    "llada-8b": ModelShape(4096, 32, 32, 32, 128, 12288, 126464, tied=False),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ForwardWork:
     """What a forward takes. linear, attention: operations; weights, cache: bytes."""
 
     linear: float
@@ -134,7 +134,7 @@ class Pass:
     cached: bool = True
 
 
-def work(shape: Shape, precision: Precision, number: int, forward: Pass) -> Work:
+def work(shape: ModelShape, precision: Precision, number: int, forward: Pass) -> ForwardWork:
     """What the forward takes. number: bytes of what is not stored as a matrix, cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
     linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
@@ -142,10 +142,10 @@ def work(shape: Shape, precision: Precision, number: int, forward: Pass) -> Work
     seen = forward.past + forward.width
     attention = 4 * tokens * seen * shape.heads * shape.head_dim * shape.layers
     positions = forward.batch * (seen + forward.width) if forward.cached else 0
-    return Work(linear, attention, weight_bytes(shape, precision, tokens), positions * shape.cached * number)
+    return ForwardWork(linear, attention, weight_bytes(shape, precision, tokens), positions * shape.cached * number)
 
 
-def weight_bytes(shape: Shape, precision: Precision, tokens: int) -> float:
+def weight_bytes(shape: ModelShape, precision: Precision, tokens: int) -> float:
     """Bytes of the weights that a forward of so many tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.stored
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
@@ -154,13 +154,13 @@ def weight_bytes(shape: Shape, precision: Precision, tokens: int) -> float:
     return shape.layers * layer + stored(shape.hidden, shape.vocab) + looked_up + 4 * shape.vectors
 
 
-def shape_of(values: Any, whose: str) -> Shape:
+def shape_of(values: Any, whose: str) -> ModelShape:
     """A shape from plain values. Raises UserError naming what is wrong with them."""
     if not isinstance(values, dict):
         raise UserError(
             f"{whose} says nothing of the model's shape; export it again, or name one with --model or --shape"
         )
-    known = {field.name: field for field in fields(Shape)}
+    known = {field.name: field for field in fields(ModelShape)}
     needed = [name for name, field in known.items() if field.default is field.default_factory]
     if wrong := [*sorted(values.keys() - known.keys()), *(name for name in needed if name not in values)]:
         raise UserError(f"{wrong[0]} of {whose} is unknown or missing; expected {', '.join(known)}")
@@ -168,7 +168,7 @@ def shape_of(values: Any, whose: str) -> Shape:
         kind = bool if known[name].type == "bool" else int
         if type(value) is not kind or value < (kind is int):
             raise UserError(f"{name} of {whose} is {value!r}; expected a {'truth value' if kind is bool else 'count'}")
-    return Shape(**values)
+    return ModelShape(**values)
 
 
 def parse_shape(text: str) -> dict[str, int | bool]:

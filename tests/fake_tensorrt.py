@@ -16,7 +16,7 @@ from fake_cuda import FakeCuda
 from numpy.typing import NDArray
 
 from runtime.contract import Contract, cache_names
-from train.model import Model
+from train.model import Transformer
 from train.torch_backend import TorchBackend
 
 NUMPY = {"int64": np.int64, "float32": np.float32, "float16": np.float16}
@@ -26,7 +26,7 @@ NUMPY = {"int64": np.int64, "float32": np.float32, "float16": np.float16}
 class Plan:
     """What an engine file of the fake holds: a model, its contract, its profiles [(least, most)], rows of each."""
 
-    model: Model
+    model: Transformer
     contract: Contract
     profiles: tuple[tuple[int, int], ...]
     rows: int

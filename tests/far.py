@@ -83,7 +83,7 @@ def main(lines: list[str]) -> int:
     from train import collect, distill, options, teacher
 
     mains = {"train.teacher": teacher.main, "train.distill": distill.main, "train.collect": collect.main}
-    options.DEVICES = ("cpu", NAME)
+    options.DEVICE_CHOICES = ("cpu", NAME)
     torch.Generator = Here  # type: ignore[misc]
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment, misc]
     failed = 0

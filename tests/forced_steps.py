@@ -17,7 +17,7 @@ import numpy as np
 from emulated import mean_norms
 from numpy.typing import NDArray
 
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.quantise import formats_of
 from export.quantised_torch import QuantisedBackend
 from runtime.backend import Backend, Floats, Forward, Proposal
@@ -86,7 +86,7 @@ def write_bundle(source: Checkpoint, path: Path) -> Bundle:
     bundle = read(path)
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            files = write_model(source, bundle.contract, precision, False, Path(place))
+            files = write_ort_graph(source, bundle.contract, precision, False, Path(place))
             engine = replace(bundle.engine("ort"), name=f"ort-{precision}", precision=precision, model=files[0].name)
             write(path, bundle.contract, engine, files, source.tokenizer, source.chat_template, bundle.provenance)
     return read(path)

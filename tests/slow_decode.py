@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from train.model import Model, rotary_tables
+from train.model import Transformer, rotary_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def sees(contract: Contract, prompt: int, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def distributions(model: Model, contract: Contract, ids: Sequence[int], prompt: int) -> Tensor:
+def distributions(model: Transformer, contract: Contract, ids: Sequence[int], prompt: int) -> Tensor:
     """What the model says of every position: probabilities fp64 [length, vocab], the mask token at 0.
 
     With `shift` the row before predicts, so position 0, which no row predicts, gets zeros.
@@ -88,7 +88,7 @@ def distributions(model: Model, contract: Contract, ids: Sequence[int], prompt: 
 
 
 def slow_decode(
-    model: Model, contract: Contract, prompt: Sequence[int], max_new_tokens: int, threshold: float = 0.5,
+    model: Transformer, contract: Contract, prompt: Sequence[int], max_new_tokens: int, threshold: float = 0.5,
     rule: Rule | None = None, pick: Pick = best_token,
 ) -> tuple[list[int], str, list[Moment]]:  # fmt: skip
     """The answer, why it ended (eos | length) and every step, by the rule or `confidence >= threshold`.

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from runtime.contract import parse_contract
 from runtime.errors import LONGEST, UserError
 from runtime.manifest import parse
-from train.families import find
-from train.published import Settings, shape_of
+from train.families import find_family
+from train.published import NormalizedConfig, model_config
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = [json.loads(file.read_text()) for file in sorted(GOLDEN.glob("*.bundle/manifest.json"))]
@@ -70,7 +70,9 @@ def test_a_config_is_a_shape_or_one_line(values: Any) -> None:
     if not isinstance(values, dict):
         return
     try:
-        shape = shape_of(Settings(Path("config.json"), values, find(values, "qwen3", Path("config.json"))))
+        shape = model_config(
+            NormalizedConfig(Path("config.json"), values, find_family(values, "qwen3", Path("config.json")))
+        )
     except UserError as error:
         return one_line(error)
     assert shape.heads % shape.kv_heads == 0 and shape.head_dim % 2 == 0 and shape.layers <= 1024

@@ -44,7 +44,7 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
 def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Path, alignment: str, shift: bool) -> None:
     checkpoint = tiny.checkpoint(alignment=alignment, shift=shift)
     backend = TorchBackend(checkpoint.build(), contract_of(checkpoint))
-    rows = list(measure.forwards(backend, repeat=1, warmup=0))
+    rows = list(measure.time_forwards(backend, repeat=1, warmup=0))
     assert {row.forward for row in rows} == {"step", "step, half open", "commit", "fused step", "prefill"}
     assert {row.rows for row in rows if row.forward == "step, half open"} == {2}
     assert {row.past for row in rows if row.forward == "step"} == {0, 28, 56}

@@ -12,13 +12,13 @@ from torch import Tensor
 from runtime.contract import Contract
 from train import blocks, masking
 from train.data import Example
-from train.masking import Canvas
+from train.masking import AnswerBlocks
 from train.states import block_visible
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
 
 
-def laid_out(seed: int, generator: torch.Generator) -> Canvas:
+def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
     """Prompts and answers of random tokens, most of them not whole blocks."""
     rng = random.Random(seed)
     drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
@@ -26,7 +26,7 @@ def laid_out(seed: int, generator: torch.Generator) -> Canvas:
     return masking.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
 
 
-def copies_of(laid: Canvas, contract: Contract, generator: torch.Generator) -> blocks.Copies:
+def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> blocks.Copies:
     return blocks.copies(laid, contract, blocks.noise(laid, laid.widest(), contract.block, 2, generator))
 
 
@@ -65,7 +65,7 @@ def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
         assert both.positions[row, clean : clean + size].tolist() == list(range(int(start), int(end)))
 
 
-def noises(block: int, turns: int = 40) -> tuple[Canvas, Tensor]:
+def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.fresh_seed())
     laid = laid_out(0, generator)

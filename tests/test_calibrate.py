@@ -21,9 +21,9 @@ from runtime.bundle import read, set_gate, write
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 from train import calibrate, calibration, evaluate, evaluated_model, prompts, student_pt, tasks
-from train.calibrate import Point
+from train.calibrate import ThresholdOutcome
 from train.data import Example
-from train.reports import Report
+from train.reports import BaselineReport
 from train.tasks.problem import split_of
 from train.torch_backend import TorchBackend
 
@@ -96,8 +96,8 @@ def test_answers_without_room_are_not_asked_for() -> None:
     assert len(confidence) == len(right) == 0 and backend.seen == []
 
 
-def point(threshold: float, forwards: float, difference: float, low: float) -> Point:
-    return Point(threshold, forwards, difference, low, {})
+def point(threshold: float, forwards: float, difference: float, low: float) -> ThresholdOutcome:
+    return ThresholdOutcome(threshold, forwards, difference, low, {})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_fewest_forwards_within_the_target_are_chosen(target: float, bound: 
         point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.95, 6, -0.004, -0.015),
         point(0.99, 9, 0.0, -0.01),
     ]  # fmt: skip
-    best = calibrate.choose(points, target, bound)
+    best = calibrate.choose_threshold(points, target, bound)
     assert (best.threshold if best else None) == chosen
 
 
@@ -139,11 +139,13 @@ def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     def grade(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> list[bool]:
         return [text == "ab" for text in texts]
 
-    report = Report(tasks.Task("own", lambda *_: iter(problems), grade), problems, [True, True, True, False], [6] * 4)
-    low, high = calibrate.sweep(subject, GateSpec(), [0.5, 0.9], [report])
+    report = BaselineReport(
+        tasks.Task("own", lambda *_: iter(problems), grade), problems, [True, True, True, False], [6] * 4
+    )
+    low, high = calibrate.sweep_thresholds(subject, GateSpec(), [0.5, 0.9], [report])
     assert (low.difference, low.forwards) == (-0.75, 1) and (high.difference, high.forwards) == (0.25, 3)
     assert high.by_task["own"]["fewer_forwards"] == 2 and low.by_task["own"]["accuracy"] == 0
-    assert calibrate.choose([low, high], 0.5, False) is high
+    assert calibrate.choose_threshold([low, high], 0.5, False) is high
 
 
 def teacher_report(folder: Path, data: Path, right: list[int], split: str = "train") -> Path:

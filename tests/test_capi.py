@@ -16,7 +16,7 @@ from serving import until
 from speaking import every_other, speaking_bundle
 
 from runtime import Model, capi, load
-from runtime.capi import build, main
+from runtime.capi import build_library, main
 
 ANSWER = "abcdefgh" * 4  # eight blocks of the speaking model
 
@@ -24,7 +24,7 @@ ANSWER = "abcdefgh" * 4  # eight blocks of the speaking model
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     needs_tools()
-    return Opened(build(tmp_path_factory.mktemp("built"))[0])
+    return Opened(build_library(tmp_path_factory.mktemp("built"))[0])
 
 
 @pytest.fixture(scope="module")

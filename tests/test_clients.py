@@ -56,8 +56,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         seen.append((api.prompt, frozenset(body)))
         return reading(model, name, most, api, body)
 
-    reading = completing.read_ask
-    monkeypatch.setattr(completing, "read_ask", noting)
+    reading = completing.read_server_request
+    monkeypatch.setattr(completing, "read_server_request", noting)
     return seen
 
 
@@ -128,7 +128,7 @@ def test_litellm_gets_the_model_s_answer(student: Served, model: Model, sent: Se
 def score(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A file in GSM8K's layout, and what `train.evaluate` makes of it."""
     folder = tmp_path_factory.mktemp("problems")
-    (task,) = tasks.named("math")
+    (task,) = tasks.choose_tasks("math")
     lines = [json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test", PROBLEMS, 3)]
     (folder / "problems.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = ["--bundle", str(BUNDLE), "--data", str(folder / "problems.jsonl"), "--split", "all", "--threads", "1"]

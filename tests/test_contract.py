@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.contract import LARGEST, MOST, GateSpec, cache_names, parse_contract, parse_gate
+from runtime.contract import FIELD_LIMITS, NUMBER_LIMIT, GateSpec, cache_names, parse_contract, parse_gate
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}
@@ -105,7 +105,7 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], said: str) 
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "most"), sorted(MOST.items()))
+@pytest.mark.parametrize(("name", "most"), sorted(FIELD_LIMITS.items()))
 def test_a_number_may_be_its_largest_and_no_more(name: str, most: int) -> None:
     block = {"canvas": most} if name == "block" else {}  # a multiple of it
     assert getattr(parse_contract({**tiny.CONTRACT, **block, name: most}), name) == most
@@ -115,10 +115,10 @@ def test_a_number_may_be_its_largest_and_no_more(name: str, most: int) -> None:
 
 def test_a_gates_numbers_have_bounds_too() -> None:
     assert parse_gate({"max": 1, "sub_block": 1}).sub_block == 1
-    assert parse_gate({"rule": "factor", "threshold": LARGEST, "min": LARGEST}).threshold == LARGEST
+    assert parse_gate({"rule": "factor", "threshold": NUMBER_LIMIT, "min": NUMBER_LIMIT}).threshold == NUMBER_LIMIT
     assert parse_contract({**tiny.CONTRACT, "max_prompt": 1}).max_prompt == 1
-    for wrong in ({"threshold": LARGEST + 1}, {"min": LARGEST + 1}):
-        with pytest.raises(UserError, match=str(LARGEST + 1)):
+    for wrong in ({"threshold": NUMBER_LIMIT + 1}, {"min": NUMBER_LIMIT + 1}):
+        with pytest.raises(UserError, match=str(NUMBER_LIMIT + 1)):
             parse_gate({"rule": "factor", **wrong})
 
 

@@ -20,7 +20,7 @@ from tokenizers.models import BPE
 from export import bundle_contract, held_out, verify
 from export import onnx as command
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import Distance, Parity, worst
 from export.prove import prove, sample_requests
 from runtime import bundle
@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from train import prompts
 from train.checkpoint import Checkpoint
-from train.model import Model, initialise
+from train.model import Transformer, initialise
 from train.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
@@ -42,7 +42,7 @@ def student(seed: int = SEED, **decoding: Any) -> Checkpoint:
     shape = replace(source.model, vocab=source.read_tokenizer().get_vocab_size())
     weights = {
         name: weight * 6 if weight.dim() == 2 else weight
-        for name, weight in initialise(Model(shape), seed).state_dict().items()
+        for name, weight in initialise(Transformer(shape), seed).state_dict().items()
     }
     return replace(source, model=shape, weights=weights)
 
@@ -88,7 +88,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
 def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Path) -> None:
     engine = bundle.read(made / "student.bundle").engine()
     source = student()
-    assert write_model(source, exported_contract(source, None), "fp32", False, tmp_path)[0].name == engine.model
+    assert write_ort_graph(source, exported_contract(source, None), "fp32", False, tmp_path)[0].name == engine.model
 
 
 def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,16 +173,16 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 def test_a_head_size_that_the_operator_does_not_take_is_refused(tmp_path: Path) -> None:
     source = student()
     shape = replace(source.model, head_dim=12)
-    source = replace(source, model=shape, weights=dict(Model(shape).state_dict()))
+    source = replace(source, model=shape, weights=dict(Transformer(shape).state_dict()))
     with pytest.raises(UserError, match="head_dim is 12"):
-        write_model(source, exported_contract(source, None), "fp32", False, tmp_path)
+        write_ort_graph(source, exported_contract(source, None), "fp32", False, tmp_path)
 
 
 def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 64)
     (tmp_path / "traced").mkdir()
-    files = write_model(source, contract, "fp32", False, tmp_path / "traced", external=1000)
+    files = write_ort_graph(source, contract, "fp32", False, tmp_path / "traced", external=1000)
     assert [file.suffix for file in files] == [".onnx", ".data"]
     assert files[1].stat().st_size > 50_000
     engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
@@ -247,7 +247,7 @@ def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.Captur
 def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_path: Path) -> None:
     sure = tiny.certain(SEED, token=7, lead=3.0)
     contract = exported_contract(sure, None)
-    model = write_model(sure, contract, "fp32", False, tmp_path)[0]
+    model = write_ort_graph(sure, contract, "fp32", False, tmp_path)[0]
     right = {check.name: check for check in prove(sure, contract, model)}
     assert all(check.ok for check in right.values()) and "of every token above e^-20" in right["steps"].detail
     sure.weights["lm_head.weight"][9] *= 1.5  # of a token that is never the best
@@ -256,7 +256,7 @@ def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_pat
 
 def test_verify_tells_a_bundle_whose_graph_is_another_models(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other, at = student(SEED + 1), bundle.read(copy / "student.bundle")
-    files = write_model(other, at.contract, "fp32", False, copy)
+    files = write_ort_graph(other, at.contract, "fp32", False, copy)
     engine = replace(at.engine(), model=files[0].name)
     bundle.write(at.path, at.contract, engine, files, other.tokenizer, None, at.provenance)
     assert verify.main([str(at.path), "--ckpt", str(copy / "student.pt"), "--prompts", "2", "--task", "math"]) == 1

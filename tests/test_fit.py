@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from export import fit
-from export.fit import MEMORY, MOST, Need, Shape, needed, verdict
+from export.fit import MEMORY, MOST, EngineShape, Need, needed, verdict
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 # Qwen3-0.6B in fp16: 28 layers, width 1024, 16 heads and 8 of keys and values, all of 128, ffn 3072.
-QWEN = Shape(
+QWEN = EngineShape(
     weights=1_192_000_000, item=2, hidden=1024, ffn=3072, heads=16, kv_heads=8, head_dim=128, layers=28, vocab=151936,
     block=32, batch=1, widest=512, scores=False, delta=False, cached=True,
 )  # fmt: skip
 
 
-def changed(**changes: object) -> Shape:
-    return Shape(**{**{name: getattr(QWEN, name) for name in Shape.__slots__}, **changes})  # type: ignore[arg-type]
+def changed(**changes: object) -> EngineShape:
+    return EngineShape(**{**{name: getattr(QWEN, name) for name in EngineShape.__slots__}, **changes})  # type: ignore[arg-type]
 
 
 def test_the_sum_for_a_known_shape() -> None:

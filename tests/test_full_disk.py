@@ -56,7 +56,7 @@ def test_a_students_directory_wherever_the_disk_fills_up(tmp_path: Path) -> None
     out, student = tmp_path / "student", teacher_of(16, 0)
 
     def write(folder: Path) -> None:
-        directory.write_model(folder, student, tmp_path / "teacher.pt", Overrides(), torch.float32)
+        directory.write_directory(folder, student, tmp_path / "teacher.pt", Overrides(), torch.float32)
 
     directory.replace_folder(out, write)
     before = load(out).weights["norm.weight"]

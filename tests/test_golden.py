@@ -23,7 +23,7 @@ from runtime.open_bundle import load
 from runtime.trt_backend import open_engines
 from train import open_checkpoint
 from train.torch_backend import TorchBackend, contract_of
-from train.trajectories import NEVER, read_shards
+from train.trajectories import NEVER_ACCEPTED, read_shards
 
 GOLDEN = Path(__file__).parent / "golden"
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
     engine = bundle.engine("trt")
     assert engine.build is not None and bundle.contract.max_prompt == 16 and bundle.contract.gate.threshold == 0.75
     content = (bundle.path / engine.model).read_bytes()
-    memory.built(engine.files[engine.model])
+    memory.remember_built(engine.files[engine.model])
     cuda, student = FakeCuda(), open_checkpoint.load(GOLDEN / "student.pt")
     plan = plan_of(student.build(), bundle.contract, engine.build, "in_place")
     fake = FakeTensorRT(cuda, {content: plan})
@@ -69,7 +69,7 @@ def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
 def test_trajectories_are_read_as_they_were() -> None:
     first, second = read_shards(GOLDEN / "trajectories")
     assert (first.prompt, second.prompt) == ((5, 6, 7), (8,)) and (first.right, second.right) == (True, False)
-    assert first.tokens.tolist() == list(range(3, 15)) and first.order.tolist() == [*range(8), *[NEVER] * 4]
+    assert first.tokens.tolist() == list(range(3, 15)) and first.order.tolist() == [*range(8), *[NEVER_ACCEPTED] * 4]
     assert torch.equal(second.hidden.float(), torch.arange(12 * 16).reshape(12, 16) / 64)
 
 

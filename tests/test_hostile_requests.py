@@ -91,20 +91,20 @@ def test_a_long_stop_string_costs_a_few_comparisons_a_character(monkeypatch: pyt
 def test_json_is_read_as_the_standard_library_reads_it() -> None:
     value = {"a": ["[{" * 100_000, '\\"[', "é😀", 1, 2.5, None, True]}
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
-        assert intake.parse(json.dumps(value, ensure_ascii=False).encode(encoding)) == value
+        assert intake.parse_body(json.dumps(value, ensure_ascii=False).encode(encoding)) == value
     for broken in (b"", b"{", b"\xff\xff", b"[" * 5000, b"9" * 5000, b"\xef\xbb\xbf\xef\xbb\xbf1"):
         with pytest.raises(Refusal, match="no JSON"):
-            intake.parse(broken)
+            intake.parse_body(broken)
 
 
 def test_a_body_of_more_lists_than_any_request_has_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most = f"[{','.join(['[]'] * (intake.CONTAINERS - 1))}]"
-    assert len(intake.parse(most.encode())) == intake.CONTAINERS - 1
+    assert len(intake.parse_body(most.encode())) == intake.CONTAINERS - 1
     monkeypatch.setattr(json, "loads", None)
     with pytest.raises(Refusal, match="more than 65536 lists and objects"):
-        intake.parse(f"[{most}]".encode())
+        intake.parse_body(f"[{most}]".encode())
 
 
 def test_long_bodies_of_a_size_are_read_one_at_a_time_and_others_beside_them() -> None:
@@ -140,7 +140,7 @@ def test_a_full_queue_refuses_before_a_prompt_is_read(tmp_path: Path, monkeypatc
     with served([model], room=1) as server:
         sent = [open_request(server, b'{"prompt": "hi"}') for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
-        monkeypatch.setattr(completing, "parse", None)
+        monkeypatch.setattr(completing, "parse_body", None)
         assert server.post(b"not JSON").status_code == 429
         script.let(1000)
         for connection in sent:

@@ -25,13 +25,13 @@ from runtime.decode import Request, generate, generate_batch, steps
 from runtime.errors import UserError
 from runtime.layout import room_before_suffix
 from runtime.ort import OrtBackend
-from train.model import Model
+from train.model import Transformer
 from train.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
 
 def slow_infill(
-    model: Model, contract: Contract, prompt: Sequence[int], gap: int, suffix: Sequence[int], threshold: float
+    model: Transformer, contract: Contract, prompt: Sequence[int], gap: int, suffix: Sequence[int], threshold: float
 ) -> tuple[list[int], int, float]:
     """What stands before the suffix to its end token, the steps taken, and by how little any decision was taken."""
     full, block = contract.attention == "full", contract.block

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime import interpreter
-from runtime.interpreter import MARK, NotReached, interpreters, run
+from runtime.interpreter import MARK, NotReached, interpreters, run_code
 
 ECHO = f"import sys; print({MARK!r}, flush=True); print({MARK!r} + sys.stdin.read())"
 
@@ -25,16 +25,16 @@ def script(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("host", ['printf noise; exec "$PYTHON" "$@"', 'PYTHONHOME=/none exec "$PYTHON" "$@"'])
 def test_the_code_reads_what_it_is_given_and_reports_in_spite_of(host: str, tmp_path: Path) -> None:
     given = "x" * (interpreter.LINE - 100)
-    done = run(script(tmp_path, host), ECHO, given, 60)
+    done = run_code(script(tmp_path, host), ECHO, given, 60)
     assert done.code == 0 and done.report == given
 
 
 def test_the_end_of_stderr_is_kept_and_a_limit_of_time_is_told_apart_from_an_end() -> None:
-    done = run(
+    done = run_code(
         sys.executable, f"print({MARK!r}, flush=True); raise SystemExit('a\\nb' + 'x' * 10 ** 6 + 'end')", "", 60
     )
     assert done.code == 1 and done.report is None and len(done.error_text) == 300 and done.error_text.endswith("xend")
-    hung = run(sys.executable, f"print({MARK!r}, flush=True); import time; time.sleep(60)", "", 0)
+    hung = run_code(sys.executable, f"print({MARK!r}, flush=True); import time; time.sleep(60)", "", 0)
     assert hung.code is None and hung.report is None
 
 
@@ -57,14 +57,14 @@ def test_a_host_that_does_not_run_the_code_is_told_so(
         monkeypatch.setattr(interpreter, "GREETING", 0.1)
         monkeypatch.setattr(interpreter, "CLOSING", 0.1)
     with pytest.raises(NotReached, match=reason):
-        run(script(tmp_path, host), ECHO, "x" * 10**6, 60)
+        run_code(script(tmp_path, host), ECHO, "x" * 10**6, 60)
 
 
 def test_a_file_that_cannot_be_started_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("none")
     for path in (tmp_path / "python", tmp_path / "gone", tmp_path, f"{sys.executable}\0"):
         with pytest.raises(NotReached, match="does not start"):
-            run(str(path), ECHO, "", 60)
+            run_code(str(path), ECHO, "", 60)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from test_export import student
 
 from export import verify
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from runtime import bundle, memory
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, source = tmp_path_factory.mktemp("made"), student()
     student_pt.save(source, folder / "student.pt")
     contract = exported_contract(source, None)
-    files = write_model(source, contract, "fp32", False, folder, external=1000)
+    files = write_ort_graph(source, contract, "fp32", False, folder, external=1000)
     engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
     origin = {"checkpoint_sha256": bundle.sha256(folder / "student.pt")}
     bundle.write(folder / "student.bundle", contract, engine, files, source.tokenizer, None, origin)

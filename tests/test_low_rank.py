@@ -16,9 +16,9 @@ from torch import Tensor
 from train import adapter, lora
 from train.families import FAMILIES, Overrides
 from train.lora import LowRank
-from train.model import Model, prefix_mask
+from train.model import Transformer, prefix_mask
 from train.open_checkpoint import load
-from train.optimise import Recipe, fit
+from train.optimise import Recipe, train_model
 from train.published_weights import expected_shapes, stored_names
 
 RECIPE = Recipe(steps=9, learning_rate=0.05, warmup=1, bf16=False, save_every=4)
@@ -29,7 +29,7 @@ class Stopped(Exception):
     """What stops a run in the middle."""
 
 
-def trained(out: Path, stop: int | None = None) -> tuple[Model, dict[str, Tensor]]:
+def trained(out: Path, stop: int | None = None) -> tuple[Transformer, dict[str, Tensor]]:
     """A model whose adapter learnt for some updates, and the averages; stopped in the loss of update `stop`."""
     model = tiny.model(0)
     lora.inject(model, LOW_RANK, seed=1)
@@ -40,7 +40,7 @@ def trained(out: Path, stop: int | None = None) -> tuple[Model, dict[str, Tensor
         ids = torch.randint(0, tiny.VOCAB, (2, 6), generator=torch.Generator().manual_seed(step))
         return F.cross_entropy(model.logits(model(ids, torch.full((2, 6), 6))).flatten(0, 1), ids.flatten()), {}
 
-    return model, fit(model, loss_of, RECIPE, out, {}).weights
+    return model, train_model(model, loss_of, RECIPE, out, {}).weights
 
 
 def test_only_the_adapter_learns_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_written_adapter_is_one_to_peft_and_to_us(name: str, tmp_path: Path) -
     from peft import PeftModel
 
     applied = PeftModel.from_pretrained(stock, tmp_path / "lora").eval()
-    model = Model(saved.model)
+    model = Transformer(saved.model)
     model.load_state_dict(read)
     ids, visible = torch.arange(20)[None], torch.randint(1, 21, (1, 20), generator=generator)
     with torch.no_grad():

@@ -28,10 +28,10 @@ from train import (
     teacher,
 )
 from train.checkpoint import Checkpoint, Decoding
-from train.model import Model, ModelConfig, initialise
+from train.model import ModelConfig, Transformer, initialise
 from train.tokenizer import train_tokenizer
 from train.torch_backend import TorchBackend, contract_of
-from train.trajectories import NEVER, Trajectory, read_shards
+from train.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
 
 ANSWERS = {"yes": "yes, yes!", "no": "no, not now and not here."}  # of two blocks and of three
 LINES = [
@@ -143,15 +143,17 @@ def test_the_order_of_a_trajectory_rebuilds_every_canvas_that_the_decoder_had(sc
         for step in done:
             t = found[step.row]
             taken[step.row] += 1
-            state = t.tokens.masked_fill((t.order == NEVER) | (t.order >= taken[step.row]), saved.decoding.mask_id)
+            state = t.tokens.masked_fill(
+                (t.order == NEVER_ACCEPTED) | (t.order >= taken[step.row]), saved.decoding.mask_id
+            )
             assert step.tokens.tolist() == state[step.block * block : (step.block + 1) * block].tolist()
-    assert taken == [int((t.order != NEVER).sum()) for t in found]
+    assert taken == [int((t.order != NEVER_ACCEPTED).sum()) for t in found]
 
 
 def test_hidden_states_give_the_teachers_choice_back(school: School) -> None:
     saved, backend = backend_of(school.teacher)
     for t in greedy(school):
-        settled = t.order != NEVER
+        settled = t.order != NEVER_ACCEPTED
         log_probs = losses.log_probs(backend.model.logits(t.hidden[settled].float()), saved.decoding.mask_id)
         chosen = log_probs.gather(-1, t.tokens[settled][:, None])[:, 0]
         assert (log_probs.max(-1).values - chosen).max() < 0.05  # hidden states are kept in fp16
@@ -218,12 +220,12 @@ def test_student_bundle_answer_and_evaluation_are_one(
 
 def untrained(folder: Path, **decoding: object) -> Path:
     """A teacher that knows nothing, with a tokenizer of the sample tasks."""
-    texts = [text for p in tasks.named("code")[0].problems("train", 30, 0) for text in (p.prompt, p.answer)]
+    texts = [text for p in tasks.choose_tasks("code")[0].problems("train", 30, 0) for text in (p.prompt, p.answer)]
     learnt = train_tokenizer(texts, 500)
     shape = ModelConfig(learnt.get_vocab_size(), 32, 1, 2, 1, 16, 48)
     how = {"alignment": "prompt", "attention": "full", "shift": False, "block": 8, "canvas": 64, "context": 256}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": dict(teacher.TEACHER_GATE)} | decoding
-    saved = Checkpoint(shape, Decoding(**how), dict(initialise(Model(shape), 0).state_dict()), learnt.to_str())
+    saved = Checkpoint(shape, Decoding(**how), dict(initialise(Transformer(shape), 0).state_dict()), learnt.to_str())
     student_pt.save(saved, folder / "teacher.pt")
     return folder / "teacher.pt"
 

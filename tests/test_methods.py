@@ -21,15 +21,17 @@ from train import cd4lm, collect, distill, dparallel, lora, losses, masking, ope
 from train.blocks import FILLER
 from train.data import Example
 from train.lesson import Lesson, Teacher
-from train.masking import Canvas
-from train.methods import METHODS, chosen
+from train.masking import AnswerBlocks
+from train.methods import METHODS, choose_method
 from train.optimise import Loss
 from train.states import block_visible
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import read_shards
 
 
-def laid_out(seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0) -> Canvas:
+def laid_out(
+    seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0
+) -> AnswerBlocks:
     """Prompts and answers of those sizes in tokens, filled to whole blocks of 4."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
@@ -235,7 +237,7 @@ def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
     with torch.no_grad():
         for parameter in teacher.model.parameters():
             parameter *= 4
-    _, values = chosen(args)
+    _, values = choose_method(args)
     return lesson, teacher, METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
 
 

@@ -22,7 +22,7 @@ from runtime.decode import Request, generate, generate_batch, steps
 from train.collect import ONE_A_STEP, collect, gate_of
 from train.losses import log_probs
 from train.torch_backend import TorchBackend
-from train.trajectories import NEVER
+from train.trajectories import NEVER_ACCEPTED
 
 
 class EveryRow:
@@ -127,7 +127,7 @@ def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool, 
     assert (sum(r.forwards for r in alone) < sum(r.forwards for r in one_a_step)) == (threshold is not None)
     firsts = 0
     for each in found:
-        settled = each.order != NEVER
+        settled = each.order != NEVER_ACCEPTED
         scores = log_probs(model.logits(each.hidden[settled].float()), tiny.MASK)
         chosen = scores.gather(-1, each.tokens[settled][:, None])[:, 0]
         assert (scores.max(-1).values - chosen).max() < 0.05  # they are kept in fp16

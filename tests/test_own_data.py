@@ -135,7 +135,7 @@ def test_an_evaluation_leaves_out_lines_and_its_report_says_which(
 
 def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
     data = write(tmp_path / "own.jsonl", *SOUND)
-    task = jsonl.draw(jsonl.read(data), "train", 5, 3)
+    task = jsonl.draw_problems(jsonl.read(data), "train", 5, 3)
     outcome = {"right": [1, 0, 1], "forwards": [4, 5, 6], "left_out": [1, 3]}
     values = {"task": "own", "split": "train", "seed": 3, "per_problem": outcome}
     (tmp_path / "report.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(values).encode())

@@ -15,7 +15,7 @@ import torch
 
 from export.bundle_contract import exported_contract
 from export.graph import trace
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
 from export.prove import sample_requests
 from export.twin import twin_of
@@ -61,7 +61,7 @@ class Damaged:
 
 def exported(source: Checkpoint, folder: Path, precision: str = "fp32") -> tuple[TorchBackend, OrtBackend, Path]:
     contract = exported_contract(source, None)
-    model = write_model(source, contract, precision, False, folder)[0]
+    model = write_ort_graph(source, contract, precision, False, folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1), model
 
 
@@ -212,7 +212,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
 def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    model, data = write_model(source, contract, "fp32", False, tmp_path, 1000)
+    model, data = write_ort_graph(source, contract, "fp32", False, tmp_path, 1000)
     candidate = OrtBackend(model, contract, threads=1)
     found = looked_at(TorchBackend(source.build(), contract), candidate, twin_of(model, candidate))
     assert found.check("fp32").ok and found.twin == 0
@@ -222,7 +222,7 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
 def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    candidate = OrtBackend(write_model(source, contract, "fp32", True, tmp_path)[0], contract, threads=1)
+    candidate = OrtBackend(write_ort_graph(source, contract, "fp32", True, tmp_path)[0], contract, threads=1)
     twin = twin_of(tmp_path / "not looked at", candidate)
     assert twin.session is candidate.session and twin is not candidate
     assert looked_at(TorchBackend(source.build(), contract), candidate, twin).check("fp32").ok

@@ -8,7 +8,7 @@ import tiny
 
 from runtime.backend import Forward
 from runtime.errors import UserError
-from runtime.lane import Widths, choose
+from runtime.lane import Widths, choose_profile
 from runtime.layout import check_room, prompt_visible
 from runtime.measure import prefill_lengths
 from runtime.pieces import cuts, pieces
@@ -97,14 +97,14 @@ HOT, TWO, ANY = Widths(0, 32, 32, 32), Widths(1, 64, 64, 32), Widths(2, 1, 512, 
 def test_a_width_is_padded_to_the_narrowest_profile_that_the_room_allows(
     width: int, room: int, expected: tuple[Widths, int]
 ) -> None:
-    assert choose((HOT, TWO, ANY), width, room, padding=True) == expected
+    assert choose_profile((HOT, TWO, ANY), width, room, padding=True) == expected
 
 
 def test_without_padding_widths_are_exact() -> None:
-    assert choose((HOT, ANY), 33, 40, padding=False) == (ANY, 33)
-    assert choose((HOT, ANY), 32, 40, padding=False) == (HOT, 32)
+    assert choose_profile((HOT, ANY), 33, 40, padding=False) == (ANY, 33)
+    assert choose_profile((HOT, ANY), 32, 40, padding=False) == (HOT, 32)
     with pytest.raises(UserError, match="no profile of this engine takes 513 tokens with room for 600"):
-        choose((HOT, ANY), 513, 600, padding=False)
+        choose_profile((HOT, ANY), 513, 600, padding=False)
 
 
 def test_the_longest_prompt_of_an_engine_is_in_its_contract() -> None:

@@ -15,12 +15,12 @@ from foreign import BLOCK, CANVAS, Stock
 from slow_decode import Rule, slow_decode
 
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from runtime.backend import Forward
 from runtime.contract import Contract
 from runtime.decode import Request, steps
 from runtime.ort import OrtBackend
-from train.families import FAMILIES, NAMES, Overrides
+from train.families import FAMILIES, FAMILY_NAMES, Overrides
 from train.model import prefix_mask
 from train.open_checkpoint import load
 
@@ -61,7 +61,7 @@ class Made:
         return self.engine.contract
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FAMILY_NAMES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     family, seed = request.param, tiny.fresh_seed()
     folder = tmp_path_factory.mktemp(family)
@@ -73,12 +73,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source = load(folder, Overrides(family=family, block=BLOCK, canvas=CANVAS, gate=gate))
     contract = exported_contract(source, None)
     (folder / "graph").mkdir()
-    graph, *_ = write_model(source, contract, "fp32", True, folder / "graph")
+    graph, *_ = write_ort_graph(source, contract, "fp32", True, folder / "graph")
     return Made(family, seed, sharp, stock, OrtBackend(graph, contract, threads=1))
 
 
 def test_every_family_has_its_authors_rule() -> None:
-    assert AUTHORS.keys() == set(NAMES)
+    assert AUTHORS.keys() == set(FAMILY_NAMES)
     [fast] = [family for family in FAMILIES if family.name == "fast-dllm-v2"]
     assert fast.gate["sub_block"] == 8 and fast.block == 32
 

@@ -18,15 +18,15 @@ from onnx.reference import ReferenceEvaluator
 
 from export.bundle_contract import exported_contract
 from export.held_out import held_out_requests
-from export.qdq import quantise_activations, quantise_weights
-from export.trt_graph import Graphs, Recipe
-from export.weight_formats import FORMATS, Format
+from export.qdq import quantise_activations, quantize_for_trt
+from export.trt_graph import GraphRecipe, Graphs
+from export.weight_formats import TRT_FORMATS, TrtFormat
 from runtime.decode import generate
 from runtime.errors import NumericalError, UserError
 from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
-from train.model import Model, initialise
+from train.model import Transformer, initialise
 from train.prompts import of_checkpoint
 from train.torch_backend import TorchBackend
 
@@ -47,8 +47,8 @@ def weight(inputs: int = 128, outputs: int = 24) -> NDArray[np.float32]:
     return made.astype(np.float16).astype(np.float32)
 
 
-@pytest.mark.parametrize("chosen", FORMATS.values(), ids=FORMATS)
-def test_what_is_stored_is_within_half_a_step(chosen: Format) -> None:
+@pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
+def test_what_is_stored_is_within_half_a_step(chosen: TrtFormat) -> None:
     w = weight()
     block = chosen.block_of(len(w))
     assert block is not None
@@ -61,13 +61,13 @@ def test_what_is_stored_is_within_half_a_step(chosen: Format) -> None:
 
 
 def test_blocks_are_the_largest_that_divide_the_inputs() -> None:
-    assert [FORMATS["int4"].block_of(size) for size in (256, 192, 96, 48)] == [128, 64, 32, None]
-    assert [FORMATS["nvfp4"].block_of(size) for size in (64, 40)] == [16, None]
-    assert FORMATS["int8"].block_of(7) == 0
+    assert [TRT_FORMATS["int4"].block_of(size) for size in (256, 192, 96, 48)] == [128, 64, 32, None]
+    assert [TRT_FORMATS["nvfp4"].block_of(size) for size in (64, 40)] == [16, None]
+    assert TRT_FORMATS["int8"].block_of(7) == 0
 
 
-@pytest.mark.parametrize("chosen", FORMATS.values(), ids=FORMATS)
-def test_weights_that_are_no_numbers_are_refused(chosen: Format) -> None:
+@pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
+def test_weights_that_are_no_numbers_are_refused(chosen: TrtFormat) -> None:
     w = weight()
     w[5, 5] = np.nan
     with pytest.raises(NumericalError, match="not a finite number"):
@@ -100,14 +100,14 @@ def plain_session(model: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(model, options)
 
 
-@pytest.mark.parametrize("chosen", FORMATS.values(), ids=FORMATS)
-def test_graphs_dequantise_to_the_exporters_numbers(chosen: Format) -> None:
+@pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
+def test_graphs_dequantise_to_the_exporters_numbers(chosen: TrtFormat) -> None:
     w = weight()
     dense = chosen.quantise(w, chosen.block_of(len(w)) or 0).dense()
     unit = np.eye(len(w), dtype=np.float16)  # times which the weight comes out as it is
     stored, twin = product(w), product(w)
-    quantise_weights(stored, chosen.name)
-    quantise_weights(twin, chosen.name, dense=True)
+    quantize_for_trt(stored, chosen.name)
+    quantize_for_trt(twin, chosen.name, dense=True)
     # ONNX Runtime's CPU has no 4-bit floats; onnx's own evaluator has.
     np.testing.assert_array_equal(run(stored, unit, reference=chosen.name == "nvfp4"), dense)
     np.testing.assert_array_equal(run(twin, unit), dense)
@@ -116,7 +116,7 @@ def test_graphs_dequantise_to_the_exporters_numbers(chosen: Format) -> None:
 def test_a_weight_that_no_block_divides_stays() -> None:
     w = weight(inputs=48)
     model = product(w)
-    quantise_weights(model, "int4")
+    quantize_for_trt(model, "int4")
     assert [node.op_type for node in model.graph] == ["MatMul"]
     np.testing.assert_array_equal(run(model, np.eye(48, dtype=np.float16)), w.astype(np.float16))
 
@@ -135,7 +135,7 @@ def student() -> Checkpoint:
     """A tiny checkpoint whose vocabulary is its tokenizer's, so that texts can be answered."""
     source = tiny.checkpoint(4)
     shape = replace(source.model, vocab=source.read_tokenizer().get_vocab_size())
-    weights = initialise(Model(shape), 4).state_dict()
+    weights = initialise(Transformer(shape), 4).state_dict()
     return replace(source, model=shape, weights={name: 6 * weight for name, weight in weights.items()})
 
 
@@ -143,7 +143,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
     source = student()
     data, contract = tmp_path / "data.jsonl", exported_contract(source, 40)
     data.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in ("ab", "cde")))
-    ranges = Graphs(source, contract, Recipe("trt", "int8-static", 1, data)).calibrate(tmp_path)
+    ranges = Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data)).calibrate(tmp_path)
     assert ranges is not None and list(tmp_path.iterdir()) == [data]
     model, seen = source.build(), dict[str, float]()
     attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
@@ -163,7 +163,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
 def test_the_dense_form_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 40)
-    graphs = Graphs(source, contract, Recipe("plain", "int8", 1, None))
+    graphs = Graphs(source, contract, GraphRecipe("plain", "int8", 1, None))
     files = [graphs.write(tmp_path), graphs.write_dense(tmp_path)]
     stored, dense = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
     for request in held_out_requests(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
@@ -175,4 +175,4 @@ def test_calibration_needs_prompts(tmp_path: Path) -> None:
     source, empty = tiny.checkpoint(4), tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match="holds no problems"):
-        Graphs(source, exported_contract(source, 40), Recipe("trt", "int8-static", 1, empty)).calibrate(tmp_path)
+        Graphs(source, exported_contract(source, 40), GraphRecipe("trt", "int8-static", 1, empty)).calibrate(tmp_path)

@@ -20,10 +20,10 @@ from export import verify
 from export.bundle_contract import exported_contract
 from export.int8 import rounded
 from export.layers import Parts, by_layer, embedding, head, layer
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import compare
 from export.prove import prove, sample_requests
-from export.quantise import FORMATS, Formats
+from export.quantise import ORT_FORMATS, OrtFormats
 from export.quantised_torch import QuantisedBackend, whole_bound
 from runtime import bundle
 from runtime.contract import Contract
@@ -36,18 +36,18 @@ from train.torch_backend import TorchBackend
 
 SEED = 5
 SHAPE = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
-Made = tuple[Checkpoint, Contract, Path, str, Formats]
+Made = tuple[Checkpoint, Contract, Path, str, OrtFormats]
 
 
-@pytest.fixture(scope="module", params=[(p, a) for p in FORMATS for a in ("block_causal", "full")], ids="-".join)
+@pytest.fixture(scope="module", params=[(p, a) for p in ORT_FORMATS for a in ("block_causal", "full")], ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A model, its contract, its quantised graph in a folder of its own, the precision and its formats."""
     precision, attention = request.param
     source = tiny.checkpoint(SEED, attention=attention)
     source = replace(source, model=SHAPE, weights=random_weights(SHAPE, SEED))
     contract = exported_contract(source, None)
-    graph = write_model(source, contract, precision, False, tmp_path_factory.mktemp(precision))[0]
-    return source, contract, graph, precision, FORMATS[precision]
+    graph = write_ort_graph(source, contract, precision, False, tmp_path_factory.mktemp(precision))[0]
+    return source, contract, graph, precision, ORT_FORMATS[precision]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from steppers import Counting
 
 from runtime.devices import Device
-from runtime.workload import Pass, Shape
+from runtime.workload import ModelShape, Pass
 from samples.bench import __main__ as command
 from samples.bench import answers, host, page, plot, step
 from samples.bench.contender import Cell, Contender, turn
@@ -20,7 +20,7 @@ from samples.bench.race import race
 from samples.bench.ratios import of_loop, ratios
 
 BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"
-SHAPE = Shape(64, 2, 4, 2, 32, 96, 512, qk_norm=True)
+SHAPE = ModelShape(64, 2, 4, 2, 32, 96, 512, qk_norm=True)
 DEVICE = Device("toy", 10, {"fp32": 1, "fp16": 1, "int8": 4, "int4": 4}, "fp32", "made up")
 
 

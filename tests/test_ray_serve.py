@@ -141,7 +141,7 @@ def outside(processes: Sequence[psutil.Process]) -> tuple[list[str], list[str]]:
 def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'blockstep[ray]'")
     model = load(BUNDLE, threads=1)
-    prompts = [problem.prompt for problem in tasks.named("math")[0].problems("valid", 8, 7)]
+    prompts = [problem.prompt for problem in tasks.choose_tasks("math")[0].problems("valid", 8, 7)]
     solo = [model.generate(prompt, raw=True, max_new_tokens=TOKENS) for prompt in prompts]
     with fleet(tmp_path, "--replicas", "1:2", "--cpus", "1", "--", "--workers", "1") as (url, process):
         assert len(replicas(process)) == 1

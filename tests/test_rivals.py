@@ -16,7 +16,7 @@ from steppers import llama_scores
 
 from export import bundle_contract, ort_graph
 from runtime.backend import Forward
-from runtime.workload import Shape
+from runtime.workload import ModelShape
 from samples.bench.contender import Cell, tokens
 from samples.bench.onnx_step import OnnxStep
 from samples.bench.standin import standin
@@ -24,7 +24,7 @@ from samples.bench.torch_step import TorchStep
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
-SHAPE = Shape(256, 3, 4, 2, 64, 512, 512, qk_norm=True)
+SHAPE = ModelShape(256, 3, 4, 2, 64, 512, 512, qk_norm=True)
 PLACES = (Cell(8, 0), Cell(32, 300), Cell(8, 256), Cell(1, 256))  # the third one shortens the cache by a chunk
 CHUNK = 256  # tokens with which llama.cpp fills its cache, each chunk seeing itself
 
@@ -69,7 +69,7 @@ def test_the_exported_step_is_the_one_in_pytorch(
     precision: str, far: float, source: Checkpoint, tmp_path: Path
 ) -> None:
     contract = bundle_contract.exported_contract(source, 128)
-    model = ort_graph.write_model(source, contract, precision, False, tmp_path)[0]
+    model = ort_graph.write_ort_graph(source, contract, precision, False, tmp_path)[0]
     ours, theirs = OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)
     for cell in (Cell(8, 0), Cell(8, 40), Cell(1, 40), Cell(8, 0, 128)):
         proposal = stepped(ours, cell).proposal

@@ -12,7 +12,7 @@ import pytest
 
 from runtime import machine, roofline
 from runtime.analysis import Question, analysed, points, to_train
-from runtime.devices import DEVICES, Device, named
+from runtime.devices import DEVICES, Device, choose_devices
 from runtime.no_telemetry import ort
 from runtime.product_model import product_model
 from runtime.workload import SHAPES, Pass
@@ -188,4 +188,4 @@ def test_a_bundle_from_before_shapes_were_kept_says_what_to_do(
 
 
 def test_devices_are_named_once_each() -> None:
-    assert named("local, h200,local") == ["local", "h200"]
+    assert choose_devices("local, h200,local") == ["local", "h200"]

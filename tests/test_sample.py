@@ -10,7 +10,7 @@ import tiny
 
 from runtime.backend import Proposal
 from runtime.errors import UserError
-from runtime.sample import SEEDS, Sampler, check_sampling, draw, sampler, uniforms
+from runtime.sample import SEEDS, Sampler, check_sampling, sample_tokens, sampler, uniforms
 
 LOG_PROB = np.log(np.array([0.5, 0.25, 0.12, 0.08, 0.04], np.float32))  # the rest has another 0.01
 
@@ -24,7 +24,7 @@ def tempered(temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 2.0, 5.0])
 def test_tokens_come_as_often_as_softmax_at_the_temperature_says(temperature: float) -> None:
     n = 40_000
-    places = draw(np.tile(LOG_PROB, (n, 1)), temperature, uniforms(11, 0, n, 0))
+    places = sample_tokens(np.tile(LOG_PROB, (n, 1)), temperature, uniforms(11, 0, n, 0))
     expected = tempered(temperature)
     deviation = np.sqrt(n * expected * (1 - expected))
     assert (np.abs(np.bincount(places, minlength=5) - n * expected) < 4 * deviation + 1).all()
@@ -52,7 +52,7 @@ def test_a_draw_is_the_first_token_that_reaches_the_number() -> None:
     uniform = rng.random(500)
     for temperature in (0.2, 1.0, 3.0):
         slow = [slow_draw(row, temperature, u) for row, u in zip(log_prob, uniform, strict=True)]
-        assert draw(log_prob, temperature, uniform).tolist() == slow and len(set(slow)) > 3
+        assert sample_tokens(log_prob, temperature, uniform).tolist() == slow and len(set(slow)) > 3
 
 
 def test_the_ends_of_the_range_draw_the_best_and_the_last_token_and_never_an_impossible_one() -> None:
@@ -61,8 +61,8 @@ def test_the_ends_of_the_range_draw_the_best_and_the_last_token_and_never_an_imp
     for log_prob in (LOG_PROB, alone, pair):
         possible = int(np.isfinite(log_prob[log_prob > -1e29]).sum())
         for temperature in (1e-300, 0.5, 5.0):
-            place = int(draw(log_prob[None], temperature, most)[0])
-            assert draw(log_prob[None], temperature, least)[0] == 0 and place < possible
+            place = int(sample_tokens(log_prob[None], temperature, most)[0])
+            assert sample_tokens(log_prob[None], temperature, least)[0] == 0 and place < possible
             assert place == (possible - 1 if temperature > 0.1 or log_prob[1] == log_prob[0] else 0)
 
 

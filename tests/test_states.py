@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from runtime.errors import UserError
 from train import states
 from train.data import STRIDE
-from train.trajectories import NEVER, Trajectory, read_shards, write_shard
+from train.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
 
 M, P = tiny.MASK, tiny.PAD
 PROMPT = (5, 6, 7)
 TOKENS = [10, 11, 12, 13, 14, 1, P, P, P, P, P, P]  # it ends in the second of three blocks of four
-ORDER = [2, 0, 3, 1, 4, 5] + [NEVER] * 6
+ORDER = [2, 0, 3, 1, 4, 5] + [NEVER_ACCEPTED] * 6
 
 Moment = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -31,7 +31,7 @@ def trajectory(width: int = 6) -> Trajectory:
 
 
 def draw(target: str, seed: int, count: int = 1) -> states.States:
-    return states.draw([trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed))
+    return states.draw_states([trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed))
 
 
 def moment(found: states.States, row: int) -> Moment:
@@ -84,7 +84,7 @@ def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> 
 def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
     short = trajectory()
     short = replace(short, tokens=short.tokens[:8], order=short.order[:8], hidden=short.hidden[:8])
-    found = states.draw([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
+    found = states.draw_states([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
     assert {moment(found, row)[3] for row in range(50)} == {(4, 5, 6, 7), ()}
 
 

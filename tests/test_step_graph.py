@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.bundle_contract import exported_contract
 from export.dialect_ort import LARGE, likeliest
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from runtime.ort import OrtBackend, bucket, cache_names
 from samples.bench import standin
 from train.checkpoint import Checkpoint
-from train.model import Model, ModelConfig
+from train.model import ModelConfig, Transformer
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, tiny.BLOCK - 1, tiny.BLOCK, tiny.BLOCK + 1, 3 * tiny.BLOCK + 2)
@@ -42,7 +42,7 @@ SHAPES = {
 def pair(source: Checkpoint, folder: Path, logits: bool = False) -> tuple[TorchBackend, OrtBackend]:
     """Both backends of a checkpoint, freshly exported."""
     contract = exported_contract(source, None)
-    model = write_model(source, contract, "fp32", logits, folder)[0]
+    model = write_ort_graph(source, contract, "fp32", logits, folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
 
 
@@ -97,7 +97,7 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
 def random_weights(shape: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Weights under which nothing is near zero, biases and norms included."""
     generator = torch.Generator().manual_seed(seed)
-    weights = dict(Model(shape).state_dict())
+    weights = dict(Transformer(shape).state_dict())
     for name, weight in weights.items():
         drawn = torch.randn(weight.shape, generator=generator)
         weights[name] = (0.15 if weight.dim() == 2 else 0.3) * drawn + (1.0 if "norm" in name else 0.0)

@@ -30,10 +30,10 @@ from export.bundle_contract import exported_contract
 from export.graph import trace
 from export.int8 import dequantise, quantise
 from export.layers import by_layer
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import compare
 from export.prove import fits_whole
-from export.quantise import FORMATS
+from export.quantise import ORT_FORMATS
 from runtime import bundle, cores
 from runtime import load as load_bundle
 from runtime.contract import Contract
@@ -103,7 +103,7 @@ def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None
 
 def written(source: Checkpoint, folder: Path, precision: str = "fp32", external: int = 1 << 26) -> list[Path]:
     folder.mkdir()
-    return write_model(source, exported_contract(source, None), precision, False, folder, external)
+    return write_ort_graph(source, exported_contract(source, None), precision, False, folder, external)
 
 
 class Counted(Mapping[str, Tensor]):
@@ -133,7 +133,7 @@ class Counted(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("precision", ORT_FORMATS)
 def test_each_weight_is_read_once_and_none_is_kept(precision: str, tmp_path: Path) -> None:
     shape = ModelConfig(96, 160, 2, 4, 2, 24, 128, tied=False)  # no tensor so small that it is not streamed
     counted = Counted(random_weights(shape, SEED))
@@ -229,7 +229,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contrac
     shape = ModelConfig(tiny.VOCAB, 32, 3, 4, 2, 16, 48, qk_norm=True, qkv_bias=True, tied=False)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
     contract = exported_contract(source, None)
-    return source, contract, write_model(source, contract, "fp32", False, tmp_path_factory.mktemp("apart"), 1000)
+    return source, contract, write_ort_graph(source, contract, "fp32", False, tmp_path_factory.mktemp("apart"), 1000)
 
 
 @pytest.mark.parametrize(

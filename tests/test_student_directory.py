@@ -129,7 +129,7 @@ def test_weights_are_sharded_and_rounded_as_asked(tmp_path: Path) -> None:
     foreign.write(tmp_path / "teacher", "llada")
     student = student_of(load(tmp_path / "teacher", SMALL))
     (tmp_path / "out").mkdir()
-    directory.write_model(tmp_path / "out", student, tmp_path / "teacher", SMALL, torch.bfloat16, shard=20_000)
+    directory.write_directory(tmp_path / "out", student, tmp_path / "teacher", SMALL, torch.bfloat16, shard=20_000)
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 2 and shards[-1].name == f"model-{len(shards):05}-of-{len(shards):05}.safetensors"
     assert all(sum(t.nbytes for t in load_file(file).values()) <= 20_000 for file in shards)

@@ -16,7 +16,7 @@ from slow_decode import distributions
 
 from train import invariance, student_pt
 from train.data import Example
-from train.model import Model
+from train.model import Transformer
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -200,7 +200,7 @@ def test_divergences_are_those_of_nested_masks(attention: str) -> None:
 
 
 def test_a_model_that_ignores_the_answer_does_not_diverge() -> None:
-    model: Model = tiny.model(0)
+    model: Transformer = tiny.model(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("o_proj.weight"):

@@ -19,7 +19,7 @@ from train.tasks.word_problems import final_number
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 SAMPLES = Path(__file__).parent.parent / "samples"
-MATH, CODE = tasks.named("math, code")
+MATH, CODE = tasks.choose_tasks("math, code")
 OWN = ("valid", "test", "test_templates")
 
 
@@ -233,7 +233,7 @@ def test_files_and_names_without_problems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no problems"):
         tasks.from_file(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="unknown task 'maths'"):
-        tasks.named("math,maths")
+        tasks.choose_tasks("math,maths")
     one = tasks.from_file(lines(tmp_path / "one.jsonl", {"prompt": "a", "answer": "b"}))
     here = split_of("a")
     assert [*one.problems(here, 1, 0)] == [Problem("a", "b", "file")]

@@ -19,11 +19,11 @@ from test_step_graph import forwards
 from export.bundle_contract import exported_contract
 from export.graph import trace
 from export.layers import by_layer
-from export.ort_graph import write_model
+from export.ort_graph import write_ort_graph
 from export.parity import TIE, compare
 from export.prove import prove, sample_requests
 from export.quantise import formats_of
-from export.store import store
+from export.store import write_graph
 from export.twin import twin_of
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, TOP, Contract
@@ -41,7 +41,7 @@ Made = tuple[Checkpoint, Contract, Path]
 def made(folder: Path, dialect: str, attention: str, top_k: int = K, logits: bool = False) -> Made:
     source = tiny.checkpoint(SEED, attention=attention)
     contract = exported_contract(source, 64, top_k)
-    return source, contract, store(trace(source, 64, logits, dialect, top_k=top_k), folder, "graph")[0]
+    return source, contract, write_graph(trace(source, 64, logits, dialect, top_k=top_k), folder, "graph")[0]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ LONG = [
 def test_an_export_proves_them_in_every_precision(precision: str, parity: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, 64, K)
-    file = write_model(source, contract, precision, False, tmp_path)[0]
+    file = write_ort_graph(source, contract, precision, False, tmp_path)[0]
     found = {
         check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))
     }

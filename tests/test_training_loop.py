@@ -19,9 +19,9 @@ from tqdm import tqdm
 from runtime.errors import NumericalError, UserError
 from train import masking, tasks
 from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
-from train.masking import Canvas
-from train.model import Model, initialise
-from train.optimise import Loss, Recipe, fit
+from train.masking import AnswerBlocks
+from train.model import Transformer, initialise
+from train.optimise import Loss, Recipe, train_model
 from train.resume import forget
 from train.teacher import masked_loss
 from train.tokenizer import train_tokenizer
@@ -37,7 +37,7 @@ def run(
     out: Path, recipe: Recipe = RECIPE, stop: int | None = None, identity: str = "a"
 ) -> tuple[list[int], dict[str, Tensor]]:
     """The steps that were run, and weights and averages at the end; stopped in the loss of step `stop`."""
-    model = initialise(Model(tiny.shape(0)), 0)
+    model = initialise(Transformer(tiny.shape(0)), 0)
     done: list[int] = []
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -50,7 +50,7 @@ def run(
 
     checked: Loss = loss_of
     try:
-        average = fit(model, checked, recipe, out, {"task": identity}).weights
+        average = train_model(model, checked, recipe, out, {"task": identity}).weights
     except Stopped:
         return done, {}
     return done, {**model.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
@@ -93,7 +93,7 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
     ],
 )
 def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
-    model, out = initialise(Model(tiny.shape(0)), 0), tmp_path / "run.pt"
+    model, out = initialise(Transformer(tiny.shape(0)), 0), tmp_path / "run.pt"
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         loss = model.logits(model(torch.ones(1, 4, dtype=torch.int64), torch.full((1, 4), 4))).square().mean()
@@ -105,7 +105,7 @@ def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path
 
     recipe = replace(RECIPE, save_every=1, learning_rate=float("inf") if poison == "rate" else 1e-3)
     with pytest.raises(NumericalError, match=said):
-        fit(model, loss_of, recipe, out, {})
+        train_model(model, loss_of, recipe, out, {})
     kept = tmp_path / "run.pt.resume"
     if poison != "rate":
         state = torch.load(kept, weights_only=True)
@@ -163,7 +163,7 @@ def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monke
 
 def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None:
     _, state = run(tmp_path / "run.pt")
-    start = initialise(Model(tiny.shape(0)), 0).state_dict()
+    start = initialise(Transformer(tiny.shape(0)), 0).state_dict()
     name = "embed_tokens.weight"
     moved = (state[name] - start[name]).norm()
     behind = (state[name] - state[f"average of {name}"]).norm()
@@ -182,7 +182,7 @@ def test_the_rate_rises_and_falls() -> None:
 
 
 def stream(seed: int = 3, longest: int = 400, answer: int = 300) -> Stream:
-    chosen = tasks.named("math,code")
+    chosen = tasks.choose_tasks("math,code")
     texts = [text for task in chosen for p in task.problems("train", 40, 0) for text in (p.prompt, p.answer)]
     return Stream(chosen, train_tokenizer(texts, 400), tiny.END, 4, seed, longest, answer)
 
@@ -217,7 +217,7 @@ def test_padding_is_on_the_right_and_to_the_stride() -> None:
     assert batch.start.tolist() == [2, 1] and batch.length.tolist() == [4, 43]
 
 
-def laid_out(seed: int) -> Canvas:
+def laid_out(seed: int) -> AnswerBlocks:
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 12, (32, 2), generator=generator).tolist()
     examples = [Example((5,) * prompt, (7,) * (answer - 1) + (tiny.END,)) for prompt, answer in sizes]
@@ -270,7 +270,7 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
     one = replace(task, problems=lambda split, count, seed: task.problems("all", count, seed))  # wherever it falls
     saved = tiny.checkpoint(attention="full", canvas=4)
     shape = replace(saved.model, vocab=300)
-    model = initialise(Model(shape), 0)
+    model = initialise(Transformer(shape), 0)
     loss_of = masked_loss(model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), saved.decoding)
     losses = [loss_of(step)[0] for step in range(60)]
     assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60
@@ -285,6 +285,6 @@ def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
 
 
 def test_weights_are_one_on_masked_answers_and_less_on_filler() -> None:
-    canvas = Canvas(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([2]), torch.tensor([4]), torch.tensor([6]))
+    canvas = AnswerBlocks(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([2]), torch.tensor([4]), torch.tensor([6]))
     masked = torch.tensor([[False, False, True, False, True, True, False, False]])
     assert masking.weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]

@@ -174,7 +174,7 @@ def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(
     )
     assert f"python -m export.trt --bundle {path}, or give --trust-engine" in told
     opened(bundle, trust=True).close()
-    memory.built(bundle.engine("trt").files[bundle.engine("trt").model])
+    memory.remember_built(bundle.engine("trt").files[bundle.engine("trt").model])
     opened(bundle).close()
 
 
@@ -276,7 +276,7 @@ def test_what_was_built_here_cannot_be_remembered(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert not memory.was_built("0" * 64)
     with pytest.raises(UserError, match="cannot be remembered"):
-        memory.built("0" * 64)
+        memory.remember_built("0" * 64)
 
 
 def needs_no_driver(cuda: Cuda) -> None:

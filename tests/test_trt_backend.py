@@ -16,7 +16,7 @@ from trt_bundle import BLOCK, fake_backend
 from runtime.backend import Forward
 from runtime.decode import Request, generate, generate_batch
 from runtime.errors import UserError
-from runtime.measure import canvas, commit, forwards, fused
+from runtime.measure import canvas, commit, fused, time_forwards
 from runtime.sequence import Result
 from train.torch_backend import TorchBackend
 
@@ -274,4 +274,4 @@ def test_a_prompt_that_is_one_span_and_too_long_is_refused_before_any_forward(tm
     with pytest.raises(UserError, match=r"has 17 tokens, but this engine takes one of at most 16; .*--max-prompt"):
         generate(backend, ask(17, 4))
     assert cuda.log == []
-    assert {row.width for row in forwards(backend, 1, 0) if row.forward == "prefill"} == {4, 8, 16}
+    assert {row.width for row in time_forwards(backend, 1, 0) if row.forward == "prefill"} == {4, 8, 16}

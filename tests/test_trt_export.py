@@ -23,12 +23,12 @@ from trt_student import LIBRARY, plan, student
 from export import parity, trt_add, trt_plan, verify
 from export import trt as command
 from export import trt_targets as targets
-from export.trt_add import Shared, missing
+from export.trt_add import TargetBundle, missing
 from export.trt_from_bundle import graphs
 from export.trt_from_checkpoint import beside
 from export.trt_plan import Asked, Plan
-from export.trt_report import Report
-from export.trt_targets import Library, libraries
+from export.trt_report import BuildReport
+from export.trt_targets import TrtLibrary, libraries
 from runtime import generate as run
 from runtime import memory
 from runtime.bundle import Engine, read, sha256
@@ -65,7 +65,7 @@ def only(folder: Path) -> Engine:
 
 
 def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    library, asked = Library("tensorrt", "10.16.1", ()), Asked("trt", "fp16", 64, 1, "float16", {})
+    library, asked = TrtLibrary("tensorrt", "10.16.1", ()), Asked("trt", "fp16", 64, 1, "float16", {})
     cuda = FakeCuda()
     monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
 
@@ -173,18 +173,20 @@ def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: py
 
 
 def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
-    bundle, report = read(made / "student.bundle"), Report(io.StringIO())
-    shared = Shared(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
+    bundle, report = read(made / "student.bundle"), BuildReport(io.StringIO())
+    shared = TargetBundle(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
     assert missing(shared, plan("trt"), report)
     told = report.stream.getvalue()  # type: ignore[attr-defined]
     assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
 
 
 def test_another_chat_template_is_written_with_nothing_to_build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_add, "differences", lambda *_: [])
+    monkeypatch.setattr(trt_add, "plan_differences", lambda *_: [])
     before = read(copy / "student.bundle")
-    shared = Shared(before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance)
-    assert not missing(shared, plan("trt"), Report(io.StringIO()))
+    shared = TargetBundle(
+        before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance
+    )
+    assert not missing(shared, plan("trt"), BuildReport(io.StringIO()))
     after = read(before.path)
     assert after.chat_template == "{{ messages }}" and after.engines == before.engines
 
@@ -336,5 +338,5 @@ def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.Mo
 
 def test_the_dialect_is_what_the_installed_tensorrt_takes() -> None:
     versions = {"10.3.0": "plain", "10.13.3.9": "plain", "10.15.1": "trt", "11.0": "trt"}
-    assert {version: Library("tensorrt", version, ()).dialects()[0] for version in versions} == versions
+    assert {version: TrtLibrary("tensorrt", version, ()).dialects()[0] for version in versions} == versions
     assert targets.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)

@@ -19,10 +19,10 @@ from trt_student import graph, plan, student
 
 from export.bundle_contract import exported_contract
 from export.graph import trace
-from export.qdq import products, quantise_weights
-from export.store import store
-from export.trt_build import Settings, build, configuration, overheard, parse, profiles_for
-from export.trt_graph import Graphs, Recipe
+from export.qdq import products, quantize_for_trt
+from export.store import write_graph
+from export.trt_build import BuilderSettings, build_engine, configuration, overheard, parse_network, profiles_for
+from export.trt_graph import GraphRecipe, Graphs
 from export.trt_network import kind, layers, without_unit_scales
 from export.trt_plan import check_network
 from export.trt_targets import libraries
@@ -44,8 +44,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contract]:
 def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) -> None:
     source = load(ROOT / "samples" / "student.pt")
     contract = exported_contract(source, 128)
-    model = Graphs(source, contract, Recipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
-    made = build(model, contract, profiles_for(contract, 128), Settings("rtx", (86, 89, 120)))
+    model = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
+    made = build_engine(model, contract, profiles_for(contract, 128), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
     fused = source.model.layers if dialect == "trt" else 0
     network = made.network
@@ -71,8 +71,8 @@ def without_masks(file: Path) -> Path:
 
 def test_a_graph_with_a_length_in_place_of_the_mask_fails_the_check(small: tuple[Path, Contract]) -> None:
     file, _ = small
-    assert check_network(plan("trt"), parse(file, "rtx"), 1, full=False) is None
-    network = parse(without_masks(file), "rtx")  # parsed without a complaint, which is the trap
+    assert check_network(plan("trt"), parse_network(file, "rtx"), 1, full=False) is None
+    network = parse_network(without_masks(file), "rtx")  # parsed without a complaint, which is the trap
     assert check_network(plan("trt"), network, 1, full=False) == "0 masked in the network, expected 1"
 
 
@@ -98,7 +98,7 @@ def test_attention_reads_the_cache_itself_and_not_its_product_with_one(small: tu
 def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tuple[Path, Contract]) -> None:
     """The library for RTX has the same interface, the level of hardware compatibility aside."""
     trt, polygraphy = libraries("rtx")
-    settings = Settings("tensorrt", (), 64, 2, True, True, Path("none.cache"))
+    settings = BuilderSettings("tensorrt", (), 64, 2, True, True, Path("none.cache"))
     seen: list[str] = []
     with overheard():
         parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
@@ -117,9 +117,9 @@ def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tupl
 @pytest.mark.long
 def test_attention_without_a_fused_kernel_is_decomposed_and_told(tmp_path: Path) -> None:
     file, contract = graph(tmp_path, student(), precision="fp32")
-    assert build(file, contract, ((4, 4),), Settings("rtx", (89,))).decomposed
+    assert build_engine(file, contract, ((4, 4),), BuilderSettings("rtx", (89,))).decomposed
     file, contract = graph(tmp_path, student(), precision="bf16")
-    made = build(file, contract, ((4, 4), (1, 64)), Settings("rtx", (80, 89)))
+    made = build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (80, 89)))
     assert not made.decomposed and made.network.dtype == "bfloat16"
 
 
@@ -130,7 +130,7 @@ def test_what_tensorrt_does_not_take_is_told_in_one_line(small: tuple[Path, Cont
             node.attribute.append(onnx.helper.make_attribute("softcap", 30.0))
     onnx.save(model, file)
     with pytest.raises(DeviceError, match="TensorRT does not build") as told:
-        build(file, small[1], ((4, 4),), Settings("rtx", (89,)))
+        build_engine(file, small[1], ((4, 4),), BuilderSettings("rtx", (89,)))
     assert "softcap" in str(told.value).lower() and "\n" not in str(told.value)
 
 
@@ -155,15 +155,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Sized:
 
 
 def engine_size(model: ir.Model, contract: Contract, target: int, folder: Path) -> int:
-    file = store(model, folder, "graph")[0]
-    return len(build(file, contract, ((4, 4), (1, 64)), Settings("rtx", (target,))).content)
+    file = write_graph(model, folder, "graph")[0]
+    return len(build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (target,))).content)
 
 
 @pytest.mark.parametrize(("precision", "target"), [("int8", 89), ("int4", 89), ("fp8", 89), ("nvfp4", 120)])
 def test_quantised_weights_build(precision: str, target: int, wide: Sized, tmp_path: Path) -> None:
     model, contract, fp16 = wide[0].clone(), *wide[1:]
     weights = sum(node.inputs[1].const_value.size for node in products(model))  # type: ignore[union-attr]
-    quantise_weights(model, precision)
+    quantize_for_trt(model, precision)
     size = engine_size(model, contract, target, tmp_path)
     if precision.startswith("int"):  # the others need kernels that are larger than these few weights
         assert fp16 - size > 0.7 * weights, (fp16, size, weights)  # of 2 bytes a weight in fp16
@@ -172,8 +172,8 @@ def test_quantised_weights_build(precision: str, target: int, wide: Sized, tmp_p
 def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 64)
-    file = Graphs(source, contract, Recipe("trt", "fp16", 2, None)).write(tmp_path)[0]
-    made = build(file, replace(contract, batch=2), ((4, 4), (1, 64)), Settings("rtx", (89,)))
+    file = Graphs(source, contract, GraphRecipe("trt", "fp16", 2, None)).write(tmp_path)[0]
+    made = build_engine(file, replace(contract, batch=2), ((4, 4), (1, 64)), BuilderSettings("rtx", (89,)))
     assert made.network.batch == 2 and not made.decomposed
 
 
@@ -181,8 +181,8 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
 def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 64, top_k=32)
-    file = Graphs(source, contract, Recipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
-    made = build(file, contract, ((4, 4), (1, 64)), Settings("rtx", (86, 89, 120)))
+    file = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
+    made = build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and made.network.strongly_typed
     with overheard():
         _, network, _ = libraries("rtx")[1].backend.trt.network_from_onnx_path(str(file), strongly_typed=True)
@@ -195,7 +195,7 @@ def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
     source, data = student(), tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b a b", "answer": "b"}) + "\n")
     contract = exported_contract(source, 64)
-    graphs = Graphs(source, contract, Recipe("trt", "int8-static", 1, data))
+    graphs = Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data))
     ranges = graphs.calibrate(tmp_path)
     assert ranges is not None and len(ranges) == 5 * source.model.layers and min(ranges.values()) > 0
     file = graphs.write(tmp_path, ranges)[0]
@@ -203,4 +203,4 @@ def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
     assert names.count("QuantizeLinear") == len(ranges) and names.count("DequantizeLinear") == 2 * len(ranges)
     checks = list(graphs.prove(file, tmp_path, ranges))
     assert [check.name for check in checks] == ["graph", "steps", "answers"] and all(check.ok for check in checks)
-    assert build(file, contract, ((4, 4),), Settings("rtx", (89,))).content
+    assert build_engine(file, contract, ((4, 4),), BuilderSettings("rtx", (89,))).content

@@ -10,11 +10,11 @@ import tiny
 
 from export.graph import trace
 from export.provenance import shape_of_model
-from export.quantise import FORMATS, quantise_weights
+from export.quantise import ORT_FORMATS, quantize_for_ort
 from runtime.errors import UserError
-from runtime.workload import PRECISIONS, SHAPES, Pass, Shape, shape_of, weight_bytes, work
+from runtime.workload import PRECISIONS, SHAPES, ModelShape, Pass, shape_of, weight_bytes, work
 
-SMALL = Shape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
+SMALL = ModelShape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
 FP32, FP16, INT8, INT4 = (PRECISIONS[name] for name in ("fp32", "fp16", "int8", "int4"))
 
 
@@ -63,7 +63,7 @@ def test_quantised_matrices_carry_their_scales() -> None:
 
 
 def test_an_untied_embedding_is_read_by_the_row() -> None:
-    untied = Shape(4, 2, 2, 1, 3, 5, 7, tied=False)
+    untied = ModelShape(4, 2, 2, 1, 3, 5, 7, tied=False)
     assert untied.parameters - SMALL.parameters == 28
     assert weight_bytes(untied, FP32, 3) - weight_bytes(SMALL, FP32, 3) == 4 * 3 * 4
     assert weight_bytes(untied, FP32, 100) - weight_bytes(SMALL, FP32, 100) == 4 * 28
@@ -96,7 +96,7 @@ def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int,
     assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, FP32, shape.vocab)
     for width, rows in ((4, 4), (4, 1), (9, 2)):
         assert products(model, width, rows) == work(shape, FP32, 4, Pass(1, width, 5, rows)).linear
-    quantise_weights(model, FORMATS["int8"], shape.layers)
+    quantize_for_ort(model, ORT_FORMATS["int8"], shape.layers)
     looked_up = 0 if tied else 4 * shape.vocab  # scales of an embedding's rows: four bytes a row, not counted
     assert sum(tensor.nbytes for tensor in lazily_held(model)) == weight_bytes(shape, INT8, shape.vocab) + looked_up
 
@@ -105,10 +105,10 @@ def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int,
     ("values", "reason"),
     [
         (None, "says nothing"), ([], "says nothing"), ({"hidden": 4}, "layers of it"), ({"hiden": 4}, "hiden of it"),
-        ({**{n: 1 for n in Shape.__slots__[:7]}, "ffn": 0}, "ffn of it is 0"),
-        ({**{n: 1 for n in Shape.__slots__[:7]}, "ffn": 1.5}, "ffn of it is 1.5"),
-        ({**{n: 1 for n in Shape.__slots__[:7]}, "tied": 1}, "tied of it is 1"),
-        ({**{n: 1 for n in Shape.__slots__[:7]}, "layers": True}, "layers of it is True"),
+        ({**{n: 1 for n in ModelShape.__slots__[:7]}, "ffn": 0}, "ffn of it is 0"),
+        ({**{n: 1 for n in ModelShape.__slots__[:7]}, "ffn": 1.5}, "ffn of it is 1.5"),
+        ({**{n: 1 for n in ModelShape.__slots__[:7]}, "tied": 1}, "tied of it is 1"),
+        ({**{n: 1 for n in ModelShape.__slots__[:7]}, "layers": True}, "layers of it is True"),
     ],
 )  # fmt: skip
 def test_a_shape_that_is_none_is_refused_by_name(values: object, reason: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from export.workplace import check_room, working_folder
+from export.workplace import check_disk_space, working_folder
 from runtime import bundle
 from runtime.errors import UserError
 
@@ -17,9 +17,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 ) -> None:
     usage = type("Usage", (), {"free": 10**9})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    check_room(tmp_path, 9 * 10**8)
+    check_disk_space(tmp_path, 9 * 10**8)
     with pytest.raises(UserError, match=r"has 1\.0 GB free and the export takes 2\.1 GB"):
-        check_room(tmp_path, 2 * 10**9)
+        check_disk_space(tmp_path, 2 * 10**9)
 
 
 def test_an_export_works_beside_its_bundle_and_leaves_nothing(tmp_path: Path) -> None:

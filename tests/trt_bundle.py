@@ -15,7 +15,7 @@ from runtime.bundle import Build, Bundle, Engine, content_name, sha256, write
 from runtime.contract import Contract
 from runtime.cuda import Cuda
 from runtime.trt_backend import TrtBackend, open_engines
-from train.model import Model
+from train.model import Transformer
 
 BLOCK = tiny.BLOCK
 PROFILES = ((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), (1, 16))
@@ -40,7 +40,7 @@ def add_engine(
         plain.write_bytes(text)
         files.append(plain.rename(folder / content_name(file or stem, suffix, sha256(plain))))
     if trusted:
-        memory.built(sha256(files[0]))
+        memory.remember_built(sha256(files[0]))
     engine = Engine(
         name or stem, dialect, precision, target, None, files[0].name, {}, {}, replace(made, onnx=files[1].name)
     )
@@ -51,13 +51,13 @@ def content_of(build: Build) -> bytes:
     return b"engine of %d for %d" % (build.capacity, build.batch)
 
 
-def plan_of(model: Model, contract: Contract, build: Build, cache: str) -> Plan:
+def plan_of(model: Transformer, contract: Contract, build: Build, cache: str) -> Plan:
     own = replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
     return Plan(model, own, build.profiles, contract.block)
 
 
 def fake_backend(
-    folder: Path, model: Model, contract: Contract, *, dialect: str = "trt", capacities: tuple[int, ...] = (64,),
+    folder: Path, model: Transformer, contract: Contract, *, dialect: str = "trt", capacities: tuple[int, ...] = (64,),
     batch: int = 1, profiles: tuple[tuple[int, int], ...] = PROFILES, dtype: str = "float32", graphs: bool = True,
     library: Any = None,
 ) -> tuple[TrtBackend, FakeCuda, FakeTensorRT]:  # fmt: skip

@@ -9,16 +9,16 @@ from typing import Any
 import tiny
 
 from export.bundle_contract import exported_contract
-from export.trt_build import Settings
-from export.trt_graph import Graphs, Recipe
+from export.trt_build import BuilderSettings
+from export.trt_graph import GraphRecipe, Graphs
 from export.trt_plan import Asked, Plan
-from export.trt_targets import Library
+from export.trt_targets import TrtLibrary
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
-from train.model import Model, ModelConfig, initialise
+from train.model import ModelConfig, Transformer, initialise
 
 SEED = 5
-LIBRARY = Library("rtx", "1", (75, 80, 86, 89, 120, 121))
+LIBRARY = TrtLibrary("rtx", "1", (75, 80, 86, 89, 120, 121))
 
 
 def student(**changes: Any) -> Checkpoint:
@@ -26,14 +26,16 @@ def student(**changes: Any) -> Checkpoint:
     source = tiny.checkpoint(SEED)
     own = {"vocab": source.read_tokenizer().get_vocab_size(), "qk_norm": True, **changes}
     shape = ModelConfig(**{"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 64, "ffn": 128, **own})
-    weights = initialise(Model(shape), SEED).state_dict()
+    weights = initialise(Transformer(shape), SEED).state_dict()
     return replace(source, model=shape, weights={name: 3 * weight for name, weight in weights.items()})
 
 
 def graph(folder: Path, source: Checkpoint, dialect: str = "trt", precision: str = "fp16") -> tuple[Path, Contract]:
     contract = exported_contract(source, 64)
-    return Graphs(source, contract, Recipe(dialect, precision, 1, None)).write(folder)[0], contract
+    return Graphs(source, contract, GraphRecipe(dialect, precision, 1, None)).write(folder)[0], contract
 
 
 def plan(dialect: str) -> Plan:
-    return Plan(Asked(dialect, "fp16", 64, 1, "float16", {}), ((4, 4),), "sm89", None, LIBRARY, Settings("rtx", (89,)))
+    return Plan(
+        Asked(dialect, "fp16", 64, 1, "float16", {}), ((4, 4),), "sm89", None, LIBRARY, BuilderSettings("rtx", (89,))
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from .published_text import read_json
-from .published_weights import Renames, Shape, Stored, Weights, check_stored, read_header, renamed
+from .published_weights import DirectoryWeights, Renames, StoredTensor, TensorShape, check_stored, read_header, renamed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -40,7 +40,7 @@ CONVERTED = re.compile(r"pissa.*|olora|corda|lora_ga", re.IGNORECASE)
 Pairs = dict[str, dict[str, Tensor]]  # of each weight [out, in] its "A" [rank, in] and "B" [out, rank]
 
 
-def merge(weights: Weights, folder: Path, renames: Renames) -> Weights:
+def merge(weights: DirectoryWeights, folder: Path, renames: Renames) -> DirectoryWeights:
     """The weights with the adapter of `folder` merged when they are read; the changed ones come in fp32, not rounded.
 
     Raises UserError for an adapter of another kind, and for a target that the model lacks.
@@ -49,7 +49,7 @@ def merge(weights: Weights, folder: Path, renames: Renames) -> Weights:
     rank, scale = _read_config(folder / CONFIG, config)
     if not file.is_file():
         raise UserError(f"{file} is missing; expected an adapter as PEFT saves it, in safetensors")
-    parts: dict[str, dict[str, Stored]] = {}
+    parts: dict[str, dict[str, StoredTensor]] = {}
     for stored in read_header(file):
         target, part, shape = _find_target(stored, config, weights.shapes, renames)
         if part in parts.setdefault(target, {}):
@@ -62,12 +62,12 @@ def merge(weights: Weights, folder: Path, renames: Renames) -> Weights:
     if not parts:
         raise UserError(f"{file} has no tensors; expected lora_A and lora_B of at least one layer")
     made = {target: partial(_read_merged, weights, target, pair, scale) for target, pair in parts.items()}
-    return Weights({**weights.readers, **made}, weights.shapes)
+    return DirectoryWeights({**weights.readers, **made}, weights.shapes)
 
 
 def _find_target(
-    stored: Stored, config: Mapping[str, Any], shapes: Mapping[str, Shape], renames: Renames
-) -> tuple[str, str, Shape]:
+    stored: StoredTensor, config: Mapping[str, Any], shapes: Mapping[str, TensorShape], renames: Renames
+) -> tuple[str, str, TensorShape]:
     """Returns the weight that a tensor belongs to, its part of the pair (A or B), and that weight's shape."""
     match = PART.fullmatch(stored.name)
     target = renamed(f"{match[1]}.weight", renames) if match else ""
@@ -99,7 +99,7 @@ def _selects(config: Mapping[str, Any], module: str) -> bool:
     return matches(targets) and (layers in (None, []) or (layer is not None and int(layer[1]) in chosen))
 
 
-def _read_merged(weights: Weights, target: str, pair: Mapping[str, Stored], scale: float) -> Tensor:
+def _read_merged(weights: DirectoryWeights, target: str, pair: Mapping[str, StoredTensor], scale: float) -> Tensor:
     return _sum(weights[target], pair["A"].read(), pair["B"].read(), scale)
 
 

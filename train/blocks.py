@@ -15,8 +15,8 @@ from runtime.contract import Contract
 
 from . import losses, masking, parallel
 from .data import Stream
-from .masking import Canvas
-from .model import Model
+from .masking import AnswerBlocks
+from .model import Transformer
 from .states import block_visible
 
 FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
@@ -38,7 +38,7 @@ class Copies:
 
 
 def denoising_loss(
-    model: Model, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, early: float,
+    model: Transformer, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, early: float,
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once.
@@ -56,7 +56,7 @@ def denoising_loss(
     return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
-def noise(canvas: Canvas, noisy: int, block: int, early: float, generator: torch.Generator) -> Tensor:
+def noise(canvas: AnswerBlocks, noisy: int, block: int, early: float, generator: torch.Generator) -> Tensor:
     """What is masked of each canvas, bool [batch, noisy]: every block at a ratio 1 - u ** early of its own, u uniform.
 
     early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
@@ -77,7 +77,7 @@ def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
     return hidden.gather(1, both.rows.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def copies(canvas: Canvas, contract: Contract, masked: Tensor) -> Copies:
+def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
 
     masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
@@ -97,7 +97,7 @@ def copies(canvas: Canvas, contract: Contract, masked: Tensor) -> Copies:
     return Copies(ids, everywhere, mask, masked, rows)
 
 
-def _clean_rows(canvas: Canvas, contract: Contract, noisy: int) -> Tensor:
+def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     """Which keys the clean copy's queries see: bool [batch, clean, clean + noisy]."""
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)

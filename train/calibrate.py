@@ -21,9 +21,9 @@ from runtime.errors import UserError
 
 from . import calibration, evaluated_model, evaluation_run, figures, reports, student_pt
 from .data import encode
-from .options import numbers
+from .options import parse_numbers
 from .output_files import check_file, replace_file
-from .reports import Report
+from .reports import BaselineReport
 from .statistics import paired_difference
 
 GRIDS = {
@@ -35,7 +35,7 @@ COUNT = 400  # validation problems a task, where no report names them
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ThresholdOutcome:
     """A threshold and what came of it. by_task: accuracy, forwards, difference to the teacher with its interval."""
 
     threshold: float
@@ -45,9 +45,12 @@ class Point:
     by_task: dict[str, dict[str, Any]]
 
 
-def sweep(
-    subject: evaluated_model.EvaluatedModel, gate: GateSpec, thresholds: Sequence[float], reports: Sequence[Report]
-) -> list[Point]:
+def sweep_thresholds(
+    subject: evaluated_model.EvaluatedModel,
+    gate: GateSpec,
+    thresholds: Sequence[float],
+    reports: Sequence[BaselineReport],
+) -> list[ThresholdOutcome]:
     """The model on the teacher's problems at each threshold: means over the tasks, differences of the worst one."""
     points = []
     for threshold in thresholds:
@@ -66,11 +69,11 @@ def sweep(
         rows = by_task.values()
         forwards = sum(row["forwards"] for row in rows) / len(by_task)
         worst, low = min(row["difference"] for row in rows), min(row["difference_95"][0] for row in rows)
-        points.append(Point(threshold, forwards, worst, low, by_task))
+        points.append(ThresholdOutcome(threshold, forwards, worst, low, by_task))
     return points
 
 
-def choose(points: Sequence[Point], target: float, bound: bool) -> Point | None:
+def choose_threshold(points: Sequence[ThresholdOutcome], target: float, bound: bool) -> ThresholdOutcome | None:
     """The point of fewest forwards that is at most `target` points below the teacher on every task; None without any.
 
     bound: the lower end of the difference's 95 % interval has to be, not its mean.
@@ -80,7 +83,7 @@ def choose(points: Sequence[Point], target: float, bound: bool) -> Point | None:
 
 
 def reliability_of(
-    subject: evaluated_model.EvaluatedModel, reports: Sequence[Report], seed: int
+    subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
 ) -> dict[str, list[calibration.Bin]]:
     """Bins of confidence on the problems' known answers, by task."""
     bins = {}
@@ -91,7 +94,7 @@ def reliability_of(
     return bins
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, chooses, writes the gate unless told not to, and returns the report."""
     if args.write and args.ckpt and (args.ckpt.is_dir() or args.attention):
         what = "a directory has no gate of its own" if args.ckpt.is_dir() else "under --attention it is another model"
@@ -105,12 +108,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     subject = evaluated_model.open_evaluated_model(args)
     gate = evaluated_model.chosen_gate(args, subject.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
-    known = [reports.fitting(each, subject) for each in known or reports.measured(args, held_to[0])]
-    points = sweep(subject, gate, thresholds, known)
-    best = choose(points, args.target, args.by == "bound")
+    known = [reports.keep_fitting(each, subject) for each in known or reports.measure_baseline(args, held_to[0])]
+    points = sweep_thresholds(subject, gate, thresholds, known)
+    best = choose_threshold(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)
     if args.plot:
-        figures.reliability(args.plot, bins)
+        figures.plot_reliability(args.plot, bins)
     if best is not None and args.write:
         keep(args, subject, replace(gate, threshold=best.threshold))
     told = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
@@ -124,14 +127,14 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     if gate.rule == "count":
         raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
     grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
-    thresholds = numbers(given, "--thresholds") if given else list(grid)
+    thresholds = parse_numbers(given, "--thresholds") if given else list(grid)
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)
     return thresholds
 
 
 def report(
-    args: argparse.Namespace, gate: GateSpec, points: Sequence[Point], best: Point | None,
+    args: argparse.Namespace, gate: GateSpec, points: Sequence[ThresholdOutcome], best: ThresholdOutcome | None,
     bins: dict[str, list[calibration.Bin]],
 ) -> dict[str, Any]:  # fmt: skip
     """What --json prints and --out holds."""
@@ -184,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace) -> int:
     """Calibrates and prints what came of it."""
-    told = run(args)
+    told = calibrate(args)
     if args.json:
         print_json(told)
     else:

@@ -22,9 +22,9 @@ from runtime.errors import UserError
 from . import losses, masking, parallel, views
 from .blocks import FILLER
 from .lesson import Lesson
-from .masking import Canvas
+from .masking import AnswerBlocks
 from .optimise import Loss
-from .options import numbers
+from .options import parse_numbers
 
 STUDENT = (0.4, 0.9)  # of an answer's positions, masked for the student
 TEACHER = (0.3, 0.7)  # of that share, for the teacher
@@ -48,7 +48,7 @@ class Shares:
 
 def shares_of(text: str) -> Shares:
     """The two numbers of --shares. Raises UserError for anything else."""
-    found = numbers(text, "--shares")
+    found = parse_numbers(text, "--shares")
     if len(found) != 2 or max(found) > 1:
         raise UserError(f"--shares is {text}; expected two numbers from 0 to 1, as in 0.9,0.5")
     return Shares(*found)
@@ -70,7 +70,9 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
     return masked, min(int(size * teacher), masked)
 
 
-def nested_masks(canvas: Canvas, unit: int | None, ordered: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def nested_masks(
+    canvas: AnswerBlocks, unit: int | None, ordered: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """What the student has masked of each canvas, and of that what the teacher has. bool [batch, width] each.
 
     ordered: the share of units that the student has masked at their end alone, see `masking.ends`.

@@ -20,13 +20,13 @@ from runtime.errors import UserError
 from . import blocks, losses, masking, states, views
 from .lesson import Lesson
 from .optimise import Loss
-from .options import numbers
+from .options import parse_numbers
 
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class LossWeights:
     """Shares of distillation, consistency, denoising. The authors': Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
 
     distillation: float
@@ -34,15 +34,15 @@ class Weights:
     denoising: float
 
 
-def weights_of(text: str) -> Weights:
+def weights_of(text: str) -> LossWeights:
     """The three numbers of --weights. Raises UserError for anything else."""
-    shares = numbers(text, "--weights")
-    if len(shares) != len(fields(Weights)):
+    shares = parse_numbers(text, "--weights")
+    if len(shares) != len(fields(LossWeights)):
         raise UserError(f"--weights is {text}; expected three numbers, as in 1,0.5,1")
-    return Weights(*shares)
+    return LossWeights(*shares)
 
 
-def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
+def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
     """The three terms on `stream.batch` trajectories and as many fresh examples a step.
 
     target: which later state is y*, see `states.draw`.
@@ -54,7 +54,7 @@ def loss(lesson: Lesson, weights: Weights, target: str) -> Loss:
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
-        drawn = states.draw([lesson.found[i] for i in chosen], contract, target, generator)
+        drawn = states.draw_states([lesson.found[i] for i in chosen], contract, target, generator)
         with torch.no_grad():
             ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
             # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.

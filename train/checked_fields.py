@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from runtime.contract import LARGEST, MOST
+from runtime.contract import FIELD_LIMITS, NUMBER_LIMIT
 from runtime.errors import UserError
 
 LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
@@ -41,12 +41,12 @@ def is_possible(name: str, kind: str, value: Any) -> bool:
     if kind == "tuple[int, ...]":
         return 0 < len(value) <= MOST_IDS and all(is_possible("_id", "int", token) for token in value)
     if kind == "int":
-        return (0 if name.endswith("_id") else 1) <= value <= MOST.get(name, LARGEST)
+        return (0 if name.endswith("_id") else 1) <= value <= FIELD_LIMITS.get(name, NUMBER_LIMIT)
     return kind != "float" or 0 < value <= LARGEST_FLOAT
 
 
 def expected_text(name: str, kind: str) -> str:
     """What `is_possible` wants, in words."""
     if kind == "int":
-        return f"a whole number from {0 if name.endswith('_id') else 1} to {MOST.get(name, LARGEST)}"
+        return f"a whole number from {0 if name.endswith('_id') else 1} to {FIELD_LIMITS.get(name, NUMBER_LIMIT)}"
     return {"float": "a number above 0", "tuple[int, ...]": f"1 to {MOST_IDS} token ids"}.get(kind, kind)

@@ -13,7 +13,7 @@ from torch import Tensor
 from runtime.errors import UserError
 from runtime.text import read_engine
 
-from .model import Model, ModelConfig
+from .model import ModelConfig, Transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class Checkpoint:
     tokenizer: str
     chat_template: str | None = None
 
-    def build(self) -> Model:
+    def build(self) -> Transformer:
         """The model in fp32, in evaluation mode. Raises UserError where weights and shape do not fit."""
         with torch.device("meta"):
-            model = Model(self.model)
+            model = Transformer(self.model)
         # Always copies: what trains the model must not change the checkpoint.
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in self.weights.items()}
         try:

@@ -24,10 +24,17 @@ from runtime.decode import Request, steps
 from runtime.errors import UserError
 
 from . import checkpoint, open_checkpoint, parallel, prompts, tasks
-from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, numbers, overrides_of
+from .options import (
+    add_bf16_option,
+    add_device_option,
+    add_directory_options,
+    add_raw_option,
+    overrides_of,
+    parse_numbers,
+)
 from .output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
-from .trajectories import NEVER, SETTINGS, Trajectory, count_right, write_shard
+from .trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 
@@ -74,7 +81,7 @@ def collect(
     """
     width = backend.model.config.width
     tokens = torch.full((len(asked), canvas), pad_id)
-    order = torch.full((len(asked), canvas), NEVER)
+    order = torch.full((len(asked), canvas), NEVER_ACCEPTED)
     hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
     taken, block = [0] * len(asked), backend.contract.block
     latest = torch.zeros(len(asked), block, width)  # with `shift`, position 0 may be of an earlier forward
@@ -123,9 +130,9 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     saved = open_checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
-    planned = plan(chosen, args.count, numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
-    settings = settings_of(args, [task.name for task in chosen], saved)
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
+    planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
+    settings = collection_settings(args, [task.name for task in chosen], saved)
     parallel.check_same(settings)
     parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
     gate = gate_of(args.threshold)
@@ -168,7 +175,7 @@ def answered(
     return [found for part in parts for found in collect(backend, part, contract.canvas, contract.pad_id, gate)]
 
 
-def settings_of(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
+def collection_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
     """What a collection is made with: another teacher, task or option gives other trajectories."""
     overrides = overrides_of(args)
     settings: dict[str, object] = {

@@ -32,7 +32,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PaddedBatch:
     """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where the answer begins, ends."""
 
     ids: Tensor
@@ -49,7 +49,7 @@ def encode(
     return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
 
 
-def pad(examples: Sequence[Example], pad_id: int) -> Batch:
+def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
     """One batch of examples, as wide as its longest, rounded up to STRIDE."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
     ids = torch.full((len(examples), -(-longest // STRIDE) * STRIDE), pad_id)
@@ -58,7 +58,7 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
         ids[row, : len(tokens)] = tokens
     start = torch.tensor([len(example.prompt) for example in examples])
     length = torch.tensor([len(example.prompt) + len(example.answer) for example in examples])
-    return Batch(ids, start, length)
+    return PaddedBatch(ids, start, length)
 
 
 def survey(

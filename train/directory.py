@@ -18,9 +18,9 @@ from runtime.errors import UserError
 
 from . import student_file
 from .checkpoint import Checkpoint
-from .families import PLAIN, Overrides
+from .families import PLAIN_FAMILIES, Overrides
 from .output_files import writing
-from .published import CONFIG, GENERATION, settings_of, template_args
+from .published import CONFIG, GENERATION, read_settings, template_args
 from .published_weights import INDEX, SINGLE, stored_names
 from .swap import swap
 
@@ -33,7 +33,7 @@ COPIED = (
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
-def write_model(
+def write_directory(
     folder: Path, student: Checkpoint, teacher: Path, overrides: Overrides, dtype: torch.dtype, shard: int = SHARD
 ) -> None:
     """Fills an empty folder with a student: weights in `dtype` under its teacher's names, configs and tokenizer.
@@ -43,7 +43,7 @@ def write_model(
     shape that no stock model has.
     """
     if teacher.is_dir():
-        settings = settings_of(teacher, overrides)
+        settings = read_settings(teacher, overrides)
         family, config = settings.family.name, dict(settings.values)
         arguments = template_args(teacher, overrides)
         names = stored_names(teacher, settings.family.renames)
@@ -64,7 +64,7 @@ def write_model(
 def plain_family(student: Checkpoint) -> str:
     """The stock family that has this model's shape. Raises UserError where none has."""
     shape = student.model
-    for family in PLAIN:
+    for family in PLAIN_FAMILIES:
         if (family.qk_norm, family.qkv_bias) == (shape.qk_norm, shape.qkv_bias):
             return family.name
     raise UserError(
@@ -118,7 +118,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def check_place(out: Path) -> None:
+def check_directory_place(out: Path) -> None:
     """Raises UserError where a directory at `out` would replace anything but one that was written here."""
     if not out.exists():
         return
@@ -139,7 +139,7 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
         new.mkdir()
         write(new)
         files.flush_tree(new)
-        check_place(out)
+        check_directory_place(out)
         if not out.exists():
             os.rename(new, out)
         elif not swap(new, out):

@@ -27,7 +27,7 @@ from .data import Stream
 from .families import Overrides
 from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, fit
+from .optimise import Fitted, Loss, Recipe, train_model
 from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
@@ -51,7 +51,7 @@ def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
 def distil(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
     parallel.check(args.batch, args.compile)
-    low_rank, (method, values) = lora.asked(args.lora_rank, args.lora_alpha), methods.chosen(args)
+    low_rank, (method, values) = lora.parse_lora_options(args.lora_rank, args.lora_alpha), methods.choose_method(args)
     plan = method.plan(values)
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
@@ -70,7 +70,7 @@ def distil(args: argparse.Namespace) -> Fitted:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    fitted = fit(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
+    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
     parallel.on_first(lambda: output.write(student, fitted.weights))
     parallel.on_first(lambda: resume.forget(args.out))
     return fitted
@@ -78,7 +78,7 @@ def distil(args: argparse.Namespace) -> Fitted:
 
 def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
     """The student built, with its adapter where it trains one, and the teacher for those methods that ask for it."""
-    model, low_rank = student.build().train(), lora.asked(args.lora_rank, args.lora_alpha)
+    model, low_rank = student.build().train(), lora.parse_lora_options(args.lora_rank, args.lora_alpha)
     if low_rank is not None:
         lora.inject(model, low_rank, args.seed)
     parallel.place(model, args.device)
@@ -140,7 +140,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
 
 def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     """The examples of the denoising term, their prompts encoded as the model meets them."""
-    chosen, decoding = (tasks.from_file(args.data),) if args.data else tasks.named(args.task), saved.decoding
+    chosen, decoding = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task), saved.decoding
     longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
     bounds = (longest, decoding.canvas, ask)
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)

@@ -17,7 +17,7 @@ from . import losses, masking, parallel, views
 from .blocks import FILLER
 from .data import Example
 from .lesson import Lesson
-from .masking import Canvas
+from .masking import AnswerBlocks
 from .optimise import Loss
 from .trajectories import Trajectory
 
@@ -35,7 +35,7 @@ def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Examp
 
 
 def halves(
-    canvas: Canvas, block: int, attention: str, ordered: float, generator: torch.Generator
+    canvas: AnswerBlocks, block: int, attention: str, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
 

@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 from . import tasks
 from .evaluated_model import add_gate_options, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation_run import Evaluation, evaluate, fitting
+from .evaluation_run import Evaluation, evaluate, fitting_problems
 from .output_files import check_file, replace_file
 from .statistics import paired_difference
 
@@ -33,7 +33,7 @@ def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     if args.data:
         task = tasks.from_file(args.data)
     else:
-        task, *others = tasks.named(args.task)
+        task, *others = tasks.choose_tasks(args.task)
         if others:
             raise UserError(
                 f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each"
@@ -53,7 +53,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     task, problems = drawn(args)
     subject = open_evaluated_model(args)
     backend, gate = subject.backend, chosen_gate(args, subject.gate)
-    kept = fitting(subject, problems)
+    kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
     found = evaluate(

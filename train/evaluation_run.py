@@ -79,7 +79,7 @@ def evaluate(
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
 
 
-def fitting(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
+def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
     """The places of the problems whose prompts leave the model room for an answer; the others are told on stderr."""
     encoded = subject.ask([problem.prompt for problem in problems])
     return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)

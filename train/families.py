@@ -128,9 +128,9 @@ FAMILIES = (
     replace(LLADA, name="dparallel-llada", model_types=(), gate=CERTAIN),
     replace(LLADA, name="cd4lm-llada", model_types=(), gate={**CONFIDENT, "threshold": 0.95}),
 )  # fmt: skip
-NAMES = tuple(family.name for family in FAMILIES)
+FAMILY_NAMES = tuple(family.name for family in FAMILIES)
 # The stock shapes, which a student of a student.pt is written as; nothing but its blockstep.json makes them diffusion.
-PLAIN = (
+PLAIN_FAMILIES = (
     replace(BD3LM_QWEN3, name="qwen3", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="qwen2", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="llama", model_types=(), template_args={}, qkv_bias=False),
@@ -138,7 +138,7 @@ PLAIN = (
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size")
 
 
-def find(config: dict[str, Any], name: str | None, path: Path) -> Family:
+def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
     """The family of a config.json's values, or the named one, PLAIN too. UserError where it is none, or has experts."""
     kind = config.get("model_type")
     classes = config.get("architectures")
@@ -147,13 +147,14 @@ def find(config: dict[str, Any], name: str | None, path: Path) -> Family:
     if experts or any("moe" in word.lower() for word in (str(kind), *classes)):
         raise UserError(f"{path} is a mixture of experts ({kind}), which is not supported; give a dense model")
     if name is not None:
-        if found := [family for family in (*FAMILIES, *PLAIN) if family.name == name]:
+        if found := [family for family in (*FAMILIES, *PLAIN_FAMILIES) if family.name == name]:
             return found[0]
-        raise UserError(f"the family of {path.parent} is {name}; expected one of {', '.join(NAMES)}")
+        raise UserError(f"the family of {path.parent} is {name}; expected one of {', '.join(FAMILY_NAMES)}")
     if found := [family for family in FAMILIES if kind in family.model_types]:
         return found[0]
     known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
     code = ", which code of its own defines (auto_map), and no such code is run" if config.get("auto_map") else ""
     raise UserError(
-        f"{path} has model_type {kind!r}{code}; expected one of {known}, or name its --family: {', '.join(NAMES)}"
+        f"{path} has model_type {kind!r}{code}; expected one of {known}, or name its "
+        f"--family: {', '.join(FAMILY_NAMES)}"
     )

@@ -23,7 +23,7 @@ UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 Curve = Sequence[tuple[float, float]]
 
 
-def reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
+def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
     """The share of right tokens over their confidence, a line a model, beside the diagonal of a calibrated one.
 
     Raises UserError where matplotlib is missing or the file cannot be written.
@@ -39,7 +39,7 @@ def reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
 def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
     """Lines through points (x, y), each with its name; x on a log scale, y percent, on one of the distance to 100.
 
-    Raises UserError as `reliability` does.
+    Raises UserError as `plot_reliability` does.
     """
     axes = _axes(across, up)
     for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
@@ -59,7 +59,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
 
 
 def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
-    """A bar of each name in each group, with its value over it. Raises UserError as `reliability` does."""
+    """A bar of each name in each group, with its value over it. Raises UserError as `plot_reliability` does."""
     axes = _axes("", up)
     width = 0.8 / max(1, len(named))
     for i, (name, values) in enumerate(named.items()):

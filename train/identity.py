@@ -22,7 +22,7 @@ def of_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: _plain(value) for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two identities differ in, in words, by name."""
     told = []
     for name in sorted(before.keys() | now.keys()):

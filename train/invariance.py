@@ -14,14 +14,14 @@ from runtime.contract import Contract
 
 from . import losses, masking, views
 from .data import Example
-from .model import Model
+from .model import Transformer
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
 def divergences(
-    model: Model, contract: Contract, examples: Sequence[Example], seed: int, *,
+    model: Transformer, contract: Contract, examples: Sequence[Example], seed: int, *,
     ratios: Sequence[float] = RATIOS, batch: int = 64,
 ) -> list[float]:  # fmt: skip
     """Mean KL(prediction at the first ratio || prediction at each ratio) in nats, the first 0, a number a ratio.
@@ -40,7 +40,11 @@ def divergences(
 
 
 def _apart(
-    model: Model, contract: Contract, examples: Sequence[Example], generator: torch.Generator, ratios: Sequence[float]
+    model: Transformer,
+    contract: Contract,
+    examples: Sequence[Example],
+    generator: torch.Generator,
+    ratios: Sequence[float],
 ) -> list[Tensor]:
     """That KL at each asked position of these examples; [n] a ratio."""
     laid = masking.lay_out(examples, contract.block, 0, contract.pad_id, generator)

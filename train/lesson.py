@@ -12,7 +12,7 @@ from runtime.contract import Contract
 
 from . import lora
 from .data import Stream
-from .model import Model
+from .model import Transformer
 from .trajectories import Trajectory
 
 
@@ -20,12 +20,12 @@ from .trajectories import Trajectory
 class Teacher:
     """A frozen teacher. adapted: `model` is the student, which without its low-rank adapter is the teacher."""
 
-    model: Model
+    model: Transformer
     contract: Contract
     adapted: bool
 
     @contextmanager
-    def speaking(self) -> Iterator[Model]:
+    def speaking(self) -> Iterator[Transformer]:
         """The teacher's own weights, without gradients."""
         with torch.no_grad():
             if not self.adapted:
@@ -44,7 +44,7 @@ class Lesson:
     examples of ground truth; steps: updates in all.
     """
 
-    model: Model
+    model: Transformer
     run: torch.nn.Module
     contract: Contract
     teacher: Callable[[], Teacher]

@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from .adapter import Pairs
-from .model import Model
+from .model import Transformer
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # as CDLM, arXiv 2511.19269
 PART = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
@@ -33,7 +33,7 @@ class LowRank:
         return self.alpha / self.rank
 
 
-def asked(rank: int | None, alpha: float | None) -> LowRank | None:
+def parse_lora_options(rank: int | None, alpha: float | None) -> LowRank | None:
     """What the command line wants, None for training all weights; alpha is by default the rank. Raises UserError."""
     if rank is None:
         if alpha is not None:
@@ -48,7 +48,7 @@ def asked(rank: int | None, alpha: float | None) -> LowRank | None:
     return LowRank(rank, float(rank if alpha is None else alpha))
 
 
-def inject(model: Model, low_rank: LowRank, seed: int) -> None:
+def inject(model: Transformer, low_rank: LowRank, seed: int) -> None:
     """Freezes the model and adapts every linear layer of attention and MLP: A random by the seed, B zero."""
     from peft import LoraConfig, inject_adapter_in_model  # seconds of imports that full training does not need
 
@@ -70,7 +70,7 @@ def pairs(trained: Mapping[str, Tensor]) -> Pairs:
 
 
 @contextmanager
-def left_out(model: Model) -> Iterator[None]:
+def left_out(model: Transformer) -> Iterator[None]:
     """The model that `inject` adapted, for a while as it was before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -15,7 +15,7 @@ EARLY = 2  # leans drawn ratios towards wholly masked blocks, where a few-step s
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class AnswerBlocks:
     """Prompts with their answers filled up to whole blocks.
 
     ids int64 [batch, width]; start, answer_end, length int64 [batch]: where the answer begins, where it ends (end token
@@ -35,20 +35,22 @@ class Canvas:
         """True on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
-    def mine(self) -> Canvas:
+    def mine(self) -> AnswerBlocks:
         """This process's rows, of the same width; see `parallel.mine`."""
-        return Canvas(*(parallel.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
+        return AnswerBlocks(*(parallel.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
 
-    def rows(self, chosen: Tensor) -> Canvas:
+    def rows(self, chosen: Tensor) -> AnswerBlocks:
         """The chosen rows alone, of the same width. chosen bool [batch]."""
-        return Canvas(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
+        return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
     def widest(self) -> int:
         """Positions of the longest canvas."""
         return int((self.length - self.start).max())
 
 
-def lay_out(examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator) -> Canvas:
+def lay_out(
+    examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator
+) -> AnswerBlocks:
     """Fills answers with `pad_id` to the blocks they need and, in every second batch, to `canvas` tokens at least.
 
     All of a batch alike, so that the batches without a whole canvas are short.
@@ -60,17 +62,17 @@ def lay_out(examples: Sequence[Example], block: int, canvas: int, pad_id: int, g
         filled.append(Example(example.prompt, example.answer + (pad_id,) * (size - len(example.answer))))
     batch = pad(filled, pad_id)
     end = batch.start + torch.tensor([len(example.answer) for example in examples])
-    return Canvas(batch.ids, batch.start, end, batch.length)
+    return AnswerBlocks(batch.ids, batch.start, end, batch.length)
 
 
-def uniform_mask(canvas: Canvas, generator: torch.Generator) -> Tensor:
+def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
     """A ratio drawn for each row, then each of its positions masked with that probability (LLaDA, arXiv 2502.09992)."""
     rows, width = canvas.ids.shape
     ratio = torch.rand((rows, 1), generator=generator)
     return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
 
 
-def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def block_mask(canvas: AnswerBlocks, block: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole.
 
     Returns what is masked and what of it lies in the drawn block, bool [batch, width] each: a step decides on that
@@ -89,7 +91,7 @@ def block_mask(canvas: Canvas, block: int, generator: torch.Generator) -> tuple[
     return decided | ((here > current) & canvas.inside()), decided
 
 
-def ends(canvas: Canvas, unit: int | None, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def ends(canvas: AnswerBlocks, unit: int | None, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A share of the units of each canvas, and of those the end that is masked: what decoding from left to right meets.
 
     unit: positions of a block; None: a canvas is one. Returns the drawn units and their masked ends, bool
@@ -114,7 +116,7 @@ def tail(places: Tensor, size: int | Tensor, ratio: Tensor) -> Tensor:
     return places % size >= ((1 - ratio) * size).floor()
 
 
-def weights(canvas: Canvas, masked: Tensor, padding: float) -> Tensor:
+def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
     """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
     return masked.float() * torch.where(filler, padding, 1.0)

@@ -102,7 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
 
 
-def chosen(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
+def choose_method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
     """The method and the values of its own options. Raises UserError for an option or mask that is another method's."""
     method = METHODS[args.method]
     for name in DEFAULTS:

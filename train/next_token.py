@@ -8,11 +8,11 @@ from torch import Tensor
 
 from . import parallel
 from .data import Stream, pad
-from .model import Model
+from .model import Transformer
 from .optimise import Loss
 
 
-def next_token_loss(model: Model, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
+def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
     """Next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

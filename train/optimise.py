@@ -69,7 +69,7 @@ class Fitted:
         return {"out": str(out), "steps": self.steps, "seconds": round(self.seconds, 1), **figures}
 
 
-def fit(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
+def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
     `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed

@@ -12,9 +12,9 @@ from runtime.command import add_template_option
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
-from .families import NAMES, Overrides
+from .families import FAMILY_NAMES, Overrides
 
-DEVICES = ("cpu", "cuda")
+DEVICE_CHOICES = ("cpu", "cuda")
 
 
 def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
@@ -26,12 +26,12 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
         if name not in leave_out:
             group.add_argument(name, help=text, **settings)  # type: ignore[arg-type]
 
-    add("--family", "how it decodes, where its config.json does not tell", choices=NAMES)
+    add("--family", "how it decodes, where its config.json does not tell", choices=FAMILY_NAMES)
     add("--block", "tokens a block", type=int)
     add("--alignment", "where blocks start", choices=ALIGNMENTS)
     add("--attention", "full: no cache, both directions", choices=ATTENTIONS)
     add("--mask-id", "id of the mask token", type=int)
-    add("--eos-ids", "ids of the tokens that end an answer, as in 151643,151645", type=token_ids, metavar="IDS")
+    add("--eos-ids", "ids of the tokens that end an answer, as in 151643,151645", type=parse_token_ids, metavar="IDS")
     add("--gate", "changes of its gate, as in threshold=0.8,min=2", type=gate_changes, metavar="KEY=VALUE,...")
     add("--shift", "whether row i predicts position i + 1", action=argparse.BooleanOptionalAction)
     add(
@@ -42,7 +42,7 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
     add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
 
 
-def token_ids(text: str) -> tuple[int, ...]:
+def parse_token_ids(text: str) -> tuple[int, ...]:
     """The ids of `1,2`, of which `published` knows the vocabulary."""
     try:
         return tuple(int(part) for part in text.split(","))
@@ -100,7 +100,7 @@ def add_bf16_option(parser: argparse.ArgumentParser) -> None:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Adds --device, of commands that several processes may run."""
     text = "where it runs; under torchrun each process has a GPU of its own (default cpu)"
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help=text)
+    parser.add_argument("--device", choices=DEVICE_CHOICES, default="cpu", help=text)
 
 
 def bf16_is_faster() -> bool:
@@ -115,7 +115,7 @@ def bf16_is_faster() -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def numbers(text: str, option: str) -> list[float]:
+def parse_numbers(text: str, option: str) -> list[float]:
     """The numbers of `0,0.5`. Raises UserError for anything else, and for negative ones."""
     try:
         found = [float(part) for part in text.split(",")]

@@ -15,7 +15,7 @@ from . import adapter, directory, student_file, student_pt
 from .checkpoint import Checkpoint
 from .families import Overrides
 from .lora import LowRank, pairs
-from .published import settings_of, template_args
+from .published import read_settings, template_args
 from .published_weights import stored_names
 
 LARGEST = 10**9  # bytes of weights in a student.pt
@@ -38,7 +38,7 @@ class Output:
             raise UserError(f"--out {self.path} is the teacher; give the student a path of its own")
         if self.path.suffix == ".pt":
             return self._check_file(student)
-        directory.check_place(self.path)
+        directory.check_directory_place(self.path)
         if self.low_rank is None:
             if not self.teacher.is_dir():
                 directory.plain_family(student)
@@ -72,12 +72,12 @@ class Output:
         if self.path.suffix == ".pt":
             return student_pt.save(made, self.path, self.dtype)
         directory.replace_folder(
-            self.path, lambda folder: directory.write_model(folder, made, self.teacher, self.overrides, self.dtype)
+            self.path, lambda folder: directory.write_directory(folder, made, self.teacher, self.overrides, self.dtype)
         )
 
     def _write_adapter(self, folder: Path, student: Checkpoint, trained: dict[str, Tensor]) -> None:
         assert self.low_rank is not None  # by whom it is called
-        family = settings_of(self.teacher, self.overrides).family
+        family = read_settings(self.teacher, self.overrides).family
         names = stored_names(self.teacher, family.renames)
         adapter.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)
         arguments = template_args(self.teacher, self.overrides)

@@ -26,7 +26,7 @@ from runtime.command import FAILED, MISTAKE
 from runtime.command import run as run_command
 from runtime.errors import DeviceError, UserError
 
-from .model import Model
+from .model import Transformer
 from .torch_backend import limit_threads
 
 PATIENCE = 5.0  # seconds that the first process has to tell a mistake that all of them found
@@ -109,7 +109,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
 
 
-def place(model: Model, device: str) -> Model:
+def place(model: Transformer, device: str) -> Transformer:
     """The model on its device in place, its parameters sharded by their rows over all processes, layer by layer.
 
     Embedding and head stay whole from a forward until the next backward, since `Model.logits` is called in between.
@@ -122,7 +122,7 @@ def place(model: Model, device: str) -> Model:
     return model
 
 
-def place_frozen(model: Model, device: str) -> Model:
+def place_frozen(model: Transformer, device: str) -> Transformer:
     """The same for a model that never learns; its embedding and head are whole from now on."""
     placed: Any = place(model, device)
     if size() > 1:
@@ -237,7 +237,7 @@ def agreed(act: Callable[[], object]) -> None:
         raise UserError("another process cannot go on; see what it says")
 
 
-def _sharded(model: Model, device: str) -> Model:
+def _sharded(model: Transformer, device: str) -> Transformer:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from . import adapter, student_file
 from .checked_fields import LARGEST_FLOAT, MOST_IDS
 from .checkpoint import Checkpoint, Decoding
-from .families import Family, Overrides, find
+from .families import Family, Overrides, find_family
 from .model import ModelConfig
 from .published_text import Text, read_json, read_text
 from .published_weights import read_weights
@@ -36,8 +36,8 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
 
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
-    settings = settings_of(folder, overrides)
-    shape, stored = shape_of(settings), stored_student(folder, overrides)
+    settings = read_settings(folder, overrides)
+    shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
     decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)
     _check(decoding, settings, shape.vocab)
@@ -51,7 +51,7 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     return Checkpoint(shape, decoding, weights, text.tokenizer, template)
 
 
-def settings_of(folder: Path, overrides: Overrides) -> Settings:
+def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
     """A directory's config.json with its family: --family, else what train.distill noted, else by its model_type."""
     path = folder / CONFIG
     if not path.is_file():
@@ -61,13 +61,13 @@ def settings_of(folder: Path, overrides: Overrides) -> Settings:
         )
     values, noted = read_json(path), student_file.read(folder)
     name = overrides.family or (noted.family if noted else None)
-    return Settings(path, values, find(values, name, path))
+    return NormalizedConfig(path, values, find_family(values, name, path))
 
 
 def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
     """Arguments of a directory's chat template: its family's, over them what train.distill noted, then those given."""
     stored = stored_student(folder, overrides)
-    own = settings_of(folder, overrides).family.template_args
+    own = read_settings(folder, overrides).family.template_args
     return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
 
 
@@ -90,7 +90,7 @@ def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class NormalizedConfig:
     """config.json under Qwen's names, whatever its family calls them."""
 
     path: Path
@@ -130,7 +130,7 @@ class Settings:
         return self.family.keys.get(name, (name,))[0]
 
 
-def shape_of(settings: Settings) -> ModelConfig:
+def model_config(settings: NormalizedConfig) -> ModelConfig:
     """The model's shape. Raises UserError for a config that this model cannot be."""
     _refuse_others(settings)
     family, get = settings.family, settings.get
@@ -151,7 +151,7 @@ def shape_of(settings: Settings) -> ModelConfig:
     )  # fmt: skip
 
 
-def rope_of(settings: Settings) -> dict[str, Any]:
+def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
     """What config.json says of rotary angles in an object: their scaling, and in transformers 5 their base too.
 
     Raises UserError for anything else, and for two objects that differ.
@@ -166,7 +166,7 @@ def rope_of(settings: Settings) -> dict[str, Any]:
     return dict(values[0]) if values else {}
 
 
-def _refuse_others(settings: Settings) -> None:
+def _refuse_others(settings: NormalizedConfig) -> None:
     """Raises UserError where config.json says what this model has no way to be."""
     for key, allowed in settings.family.fixed.items():
         if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
@@ -179,7 +179,7 @@ def _refuse_others(settings: Settings) -> None:
         raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
 
 
-def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int) -> Decoding:
+def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, vocab: int) -> Decoding:
     """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
     family, context = settings.family, settings.integer("max_position_embeddings")
     block = _above_0("--block", overrides.block) or block_of(settings)
@@ -195,7 +195,7 @@ def decoding_of(settings: Settings, text: Text, overrides: Overrides, vocab: int
     return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
 
 
-def block_of(settings: Settings) -> int:
+def block_of(settings: NormalizedConfig) -> int:
     """The config's block size, else its family's. Raises UserError for a family that comes in several."""
     family = settings.family
     if family.block_key is not None and settings.get(family.block_key) is not None:
@@ -212,7 +212,7 @@ def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
     return replace(stored, **given, gate={**stored.gate, **(overrides.gate or {})})
 
 
-def _check(decoding: Decoding, settings: Settings, vocab: int) -> None:
+def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
     """Raises UserError for values that do not fit together or the model."""
     block, canvas, context, mask = decoding.block, decoding.canvas, decoding.context, decoding.mask_id
     if block < 1 or canvas < 1 or canvas % block or canvas >= context:
@@ -233,7 +233,7 @@ def _check(decoding: Decoding, settings: Settings, vocab: int) -> None:
             )
 
 
-def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> int:
+def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
     """The mask token's id: as given, else the config's, the tokenizer's, the family's. Raises UserError otherwise."""
     family = settings.family
     token = text.special.get("mask_token", family.mask)
@@ -260,7 +260,7 @@ def mask_id(settings: Settings, text: Text, given: int | None, vocab: int) -> in
     return found
 
 
-def end_ids(settings: Settings, text: Text) -> tuple[int, ...]:
+def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
     """The ids that end an answer: the family's tokens, else the tokenizer's, else the configs'. UserError for none."""
     named = [text.ids[token] for token in settings.family.ends if token in text.ids]
     if not named and text.special.get("eos_token") in text.ids:

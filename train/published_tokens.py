@@ -37,7 +37,7 @@ QWEN_LACKS = (
     "end_of_word_suffix",
 )  # fmt: skip
 QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
-Token = AddedToken | str  # a text alone gets its flags when it is added
+TokenEntry = AddedToken | str  # a text alone gets its flags when it is added
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _merge_names(
 
 def _find_special(
     folder: Path, settings: Mapping[str, Any], mapped: Mapping[str, Any]
-) -> tuple[dict[str, Token], list[Token], set[str]]:
+) -> tuple[dict[str, TokenEntry], list[TokenEntry], set[str]]:
     """Returns the special tokens that have a name, the others, and the texts that added_tokens.json has as they are."""
     values, own = _merge_names(folder, settings, mapped)
     standard = {name: value for name in SPECIAL if (value := own.get(name, values.get(name))) is not None}
@@ -137,10 +137,10 @@ def _pop_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_tokens(
-    engine: Engine, listed: Mapping[int, AddedToken], named: Mapping[str, Token], extras: list[Token]
+    engine: Engine, listed: Mapping[int, AddedToken], named: Mapping[str, TokenEntry], extras: list[TokenEntry]
 ) -> list[AddedToken]:
     """Lists what transformers adds to the tokenizer, in its order: the listed tokens by id, then the missing others."""
-    tokens: list[Token] = [token for _, token in sorted(listed.items())]
+    tokens: list[TokenEntry] = [token for _, token in sorted(listed.items())]
     before = engine.get_added_tokens_decoder().values()
     known = {token.content for token in (*before, *listed.values())}
     flagged = {token.content: token for token in listed.values()}
@@ -236,7 +236,7 @@ def _parse_added(path: Path, values: Mapping[str, Any], special: set[str], exact
     return found
 
 
-def _parse_token(path: Path, name: str, value: Any) -> Token:
+def _parse_token(path: Path, name: str, value: Any) -> TokenEntry:
     """Returns a token that is written as its text, or as an object with its flags."""
     if isinstance(value, str):
         return str(_parse_flagged(path, name, {"content": value}))

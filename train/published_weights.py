@@ -19,7 +19,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from .model import Model, ModelConfig
+from .model import ModelConfig, Transformer
 from .published_text import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,16 +27,16 @@ HEAD = "lm_head.weight"
 FLOATS = ("F32", "F16", "BF16", "F64")
 DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # made from the config again
 Renames = Sequence[tuple[str, str]]
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """A tensor in a safetensors file, as its header tells of it. kind: its type in safetensors' own words."""
 
     file: Path
     name: str
-    shape: Shape
+    shape: TensorShape
     kind: str
 
     def read(self) -> Tensor:
@@ -47,11 +47,11 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights(Mapping[str, Tensor]):
+class DirectoryWeights(Mapping[str, Tensor]):
     """A model's tensors by name, each made anew when it is asked for. shapes: of all of them, without reading any."""
 
     readers: Mapping[str, Callable[[], Tensor]]
-    shapes: Mapping[str, Shape]
+    shapes: Mapping[str, TensorShape]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
@@ -66,19 +66,19 @@ class Weights(Mapping[str, Tensor]):
         return len(self.readers)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """Every tensor that a model of this shape has."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Model(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
-def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights:
+def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> DirectoryWeights:
     """The directory's tensors, none of them read yet.
 
     renames: (pattern, replacement) of whole names, the first match wins. Raises UserError naming the tensor or file.
     """
-    expected, found = expected_shapes(config), dict[str, Stored]()
-    head: Stored | None = None
+    expected, found = expected_shapes(config), dict[str, StoredTensor]()
+    head: StoredTensor | None = None
     for stored in _all_stored(folder):
         name = renamed(stored.name, renames)
         if DERIVED.fullmatch(stored.name):
@@ -106,7 +106,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Weights
         raise UserError(
             f"{folder} has a head of its own, but config.json ties it to the embedding; one of them is wrong"
         )
-    return Weights({name: stored.read for name, stored in found.items()}, expected)
+    return DirectoryWeights({name: stored.read for name, stored in found.items()}, expected)
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
@@ -123,7 +123,7 @@ def renamed(name: str, renames: Renames) -> str:
     return name
 
 
-def check_stored(stored: Stored, shape: Shape) -> None:
+def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
     """Raises UserError for another shape than the config's, or numbers that are no plain floats."""
     where = f"{stored.file}: {stored.name}"
     if stored.shape != shape:
@@ -132,11 +132,11 @@ def check_stored(stored: Stored, shape: Shape) -> None:
         raise UserError(f"{where} is {stored.kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
 
 
-def read_header(file: Path) -> list[Stored]:
+def read_header(file: Path) -> list[StoredTensor]:
     """What lies in a safetensors file. Raises UserError for a damaged one."""
     with _opened(file) as handle:
         parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
-        return [Stored(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+        return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _opened(file: Path) -> Iterator[Any]:
         raise UserError(f"{file} is truncated or damaged ({reason}); download it again") from None
 
 
-def _all_stored(folder: Path) -> Iterator[Stored]:
+def _all_stored(folder: Path) -> Iterator[StoredTensor]:
     """All files' tensors, and with an index exactly those it names for each file."""
     for file, named in _files(folder):
         there = read_header(file)

@@ -15,7 +15,7 @@ SPLIT = "valid"  # of problems that no report names
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BaselineReport:
     """What the teacher did on the problems that a report of train.evaluate names."""
 
     task: tasks.Task
@@ -24,7 +24,7 @@ class Report:
     forwards: list[int]
 
 
-def read_report(path: Path, data: Path | None) -> Report:
+def read_report(path: Path, data: Path | None) -> BaselineReport:
     """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -36,12 +36,12 @@ def read_report(path: Path, data: Path | None) -> Report:
         raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
     if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
-    task = tasks.from_file(data) if data else tasks.named(name)[0]
+    task = tasks.from_file(data) if data else tasks.choose_tasks(name)[0]
     drawn = task.problems(split, len(right) + len(left_out), seed)
     problems = [problem for place, problem in enumerate(drawn) if place not in left_out]
     if task.name != name or len(problems) != len(right):
         raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
-    return Report(task, problems, right, forwards)
+    return BaselineReport(task, problems, right, forwards)
 
 
 def unquantised(args: argparse.Namespace) -> str:
@@ -60,29 +60,29 @@ def unquantised(args: argparse.Namespace) -> str:
     return plain[0]
 
 
-def measured(args: argparse.Namespace, engine: str) -> list[Report]:
+def measure_baseline(args: argparse.Namespace, engine: str) -> list[BaselineReport]:
     """What that engine of the bundle, by its own gate, does on `--count` validation problems of each task."""
     if args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     subject = evaluated_model.open_evaluated_model(argparse.Namespace(**{**vars(args), "engine": engine}))
     reports = []
     for task in chosen:
         problems = list(task.problems(SPLIT, args.count, args.seed))
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
-        problems = [problems[place] for place in evaluation_run.fitting(subject, problems)]
+        problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]
         found = evaluation_run.evaluate(
             subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
         )
-        reports.append(Report(task, problems, found.right, [result.forwards for result in found.results]))
+        reports.append(BaselineReport(task, problems, found.right, [result.forwards for result in found.results]))
     return reports
 
 
-def fitting(report: Report, subject: evaluated_model.EvaluatedModel) -> Report:
+def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
     """The report of those problems alone whose prompts leave that model room for an answer."""
-    kept = evaluation_run.fitting(subject, report.problems)
+    kept = evaluation_run.fitting_problems(subject, report.problems)
     problems, right, forwards = (
         [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
     )
-    return Report(report.task, problems, right, forwards)
+    return BaselineReport(report.task, problems, right, forwards)

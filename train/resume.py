@@ -26,7 +26,7 @@ from runtime import files
 from runtime.errors import UserError
 
 from . import parallel
-from .identity import differences
+from .identity import changed_options
 from .output_files import replace_file
 from .student_pt import write_state
 
@@ -104,7 +104,7 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
 
 
 def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if other := differences(there, identity):
+    if other := changed_options(there, identity):
         raise UserError(
             f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
             "or delete it to start afresh"

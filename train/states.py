@@ -13,7 +13,7 @@ from runtime.layout import committed_prompt, prompt_visible
 
 from . import parallel
 from .data import STRIDE
-from .trajectories import NEVER, Trajectory
+from .trajectories import NEVER_ACCEPTED, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,9 @@ def block_visible(contract: Contract, prompt: int, canvas: int) -> Tensor:
     return torch.cat((torch.from_numpy(prompt_visible(contract, start)), behind))
 
 
-def draw(trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator) -> States:
+def draw_states(
+    trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator
+) -> States:
     """One state pair of each trajectory: a block uniformly, y early in it more often than late.
 
     Of several processes each has those of its own rows, see `parallel.mine`.
@@ -67,7 +69,7 @@ def draw(trajectories: Sequence[Trajectory], contract: Contract, target: str, ge
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
     block, prompt = contract.block, torch.tensor(t.prompt)
-    finalised = t.order != NEVER
+    finalised = t.order != NEVER_ACCEPTED
     blocks = int(finalised.nonzero().max()) // block + 1
     current = int(chance[0] * blocks)
     end = (current + 1) * block
@@ -81,8 +83,8 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     end_order = int(moments[last]) if last < len(moments) else None
     order = t.order[:reach]
     behind = torch.arange(reach) >= end
-    open_now = (inside & ((order >= start_order) | (order == NEVER))) | behind
-    open_later = behind if end_order is None else inside & ((order >= end_order) | (order == NEVER))
+    open_now = (inside & ((order >= start_order) | (order == NEVER_ACCEPTED))) | behind
+    open_later = behind if end_order is None else inside & ((order >= end_order) | (order == NEVER_ACCEPTED))
     new = open_now & ~open_later & finalised[:reach]
     tokens, masks = t.tokens[:reach], contract.mask_id
     clean = torch.zeros(len(prompt), dtype=torch.bool)

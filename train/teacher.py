@@ -35,9 +35,9 @@ from . import (
     tokenizer,
 )
 from .data import Stream, canvas_for, survey
-from .model import Model, ModelConfig, initialise
+from .model import ModelConfig, Transformer, initialise
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, fit
+from .optimise import Fitted, Loss, Recipe, train_model
 from .options import add_bf16_option, add_device_option
 from .output import DTYPES
 from .torch_backend import contract_of
@@ -49,7 +49,7 @@ CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "thr
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
 
 
-def masked_loss(model: Model, forward: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
+def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
     """Masked-denoising cross-entropy: some rows masked uniformly, the others as block-wise decoding does."""
     block = decoding.block
 
@@ -91,7 +91,7 @@ def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -
     return loss_of
 
 
-def blocks_loss(model: Model, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
+def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
     """Masked-denoising cross-entropy of all blocks of each answer under the block-causal mask."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -117,7 +117,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     shape = ModelConfig(
         learnt.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
-    weights = dict(initialise(Model(shape), args.seed).state_dict())
+    weights = dict(initialise(Transformer(shape), args.seed).state_dict())
     return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learnt), weights, learnt.to_str())
 
 
@@ -156,7 +156,7 @@ def causal_every(args: argparse.Namespace) -> int:
 
 
 def loss_of(
-    args: argparse.Namespace, start: checkpoint.Checkpoint, model: Model, forward: torch.nn.Module, stream: Stream
+    args: argparse.Namespace, start: checkpoint.Checkpoint, model: Transformer, forward: torch.nn.Module, stream: Stream
 ) -> Loss:
     """The loss that `--objective` and `--causal-every` ask for."""
     decoding, every = start.decoding, causal_every(args)
@@ -176,7 +176,7 @@ def train(args: argparse.Namespace) -> Fitted:
     if args.canvas is not None and (args.canvas < 1 or args.canvas % args.block):
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
     parallel.on_first(lambda: output_files.check_file(args.out))
-    every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.named(args.task)
+    every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     start = start_of(args, chosen)
     decoding, model = start.decoding, parallel.place(start.build().train(), args.device)
     forward = torch.compile(model) if args.compile else model
@@ -186,7 +186,7 @@ def train(args: argparse.Namespace) -> Fitted:
     stream.tell_left_out()
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     known = {**identity.of_options(args), "canvas": decoding.canvas, "causal_every": every}
-    fitted = fit(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
+    fitted = train_model(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
     made = replace(start, weights=fitted.weights)
     parallel.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
     parallel.on_first(lambda: resume.forget(args.out))

@@ -15,7 +15,7 @@ from runtime.contract import Contract, parse_contract
 from runtime.cores import physical_cores
 
 from .checkpoint import Checkpoint
-from .model import Model
+from .model import Transformer
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contract:
@@ -106,9 +106,16 @@ class TorchBackend:
     name = "torch"
 
     def __init__(
-        self, model: Model, contract: Contract, *, temperature: float = 0.0, seed: int = 0, keep_hidden: bool = False,
-        bf16: bool = False, barred: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+        self,
+        model: Transformer,
+        contract: Contract,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        keep_hidden: bool = False,
+        bf16: bool = False,
+        barred: Sequence[int] = (),
+    ) -> None:
         self.model, self._contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
         self.device = next(model.parameters()).device

@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from .families import Overrides
 from .output_files import replace_file
 
-NEVER = -1
+NEVER_ACCEPTED = -1
 SETTINGS = "collect.json"  # what a folder was collected with
 
 
@@ -46,7 +46,7 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
     Raises UserError where it cannot be written.
     """
     longest = max(len(t.prompt) for t in trajectories)
-    prompt = torch.full((len(trajectories), longest), NEVER, dtype=torch.int32)
+    prompt = torch.full((len(trajectories), longest), NEVER_ACCEPTED, dtype=torch.int32)
     for row, trajectory in enumerate(trajectories):
         prompt[row, : len(trajectory.prompt)] = torch.tensor(trajectory.prompt)
     tensors = {
@@ -137,4 +137,4 @@ def _unpack(shard: dict[str, Tensor]) -> list[Trajectory]:
     if dims != [2, 2, 2, 3, 1] or len(sizes) != 1 or not tokens.shape == order.shape == hidden.shape[:2]:
         raise ValueError("its tensors do not fit together")
     rows = zip(prompt, tokens.long(), order.long(), hidden, right, strict=True)
-    return [Trajectory(tuple(p[p != NEVER].tolist()), t, o, h, bool(r)) for p, t, o, h, r in rows]
+    return [Trajectory(tuple(p[p != NEVER_ACCEPTED].tolist()), t, o, h, bool(r)) for p, t, o, h, r in rows]

@@ -8,11 +8,11 @@ from torch import Tensor
 from runtime.contract import Contract
 
 from . import blocks, losses, masking
-from .masking import Canvas
-from .model import Model
+from .masking import AnswerBlocks
+from .model import Transformer
 
 
-def hidden_at(run: torch.nn.Module, laid: Canvas, masked: Tensor, asked: Tensor, contract: Contract) -> Tensor:
+def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: Tensor, contract: Contract) -> Tensor:
     """The hidden states [n, hidden] that predict the `asked` positions, in row-major order.
 
     masked, asked bool [batch, width]: what is masked of the canvases, and which of their positions are to be predicted.
@@ -27,18 +27,18 @@ def hidden_at(run: torch.nn.Module, laid: Canvas, masked: Tensor, asked: Tensor,
     return blocks.predicting(run, both)[on_canvas(laid, asked)]
 
 
-def on_canvas(laid: Canvas, flags: Tensor) -> Tensor:
+def on_canvas(laid: AnswerBlocks, flags: Tensor) -> Tensor:
     """Flags of whole rows, bool [batch, width], as flags of the canvases alone, bool [batch, noisy]."""
     places = laid.start[:, None] + torch.arange(laid.widest())  # [batch, noisy]
     found = flags.gather(1, places.clamp_max(flags.shape[1] - 1))
     return found & (places < laid.length[:, None])
 
 
-def scores(model: Model, hidden: Tensor, contract: Contract) -> Tensor:
+def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
     """fp32 scores [n, vocab] of hidden states [n, hidden], the mask token barred, ids without a token cut."""
     return losses.barred(model.logits(hidden)[..., : contract.vocab], contract.mask_id)
 
 
-def log_probs(model: Model, hidden: Tensor, contract: Contract) -> Tensor:
+def log_probs(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
     """fp32 log-probabilities [n, vocab] of the same."""
     return torch.log_softmax(scores(model, hidden, contract), dim=-1)

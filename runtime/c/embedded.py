@@ -23,7 +23,7 @@ POLL = 0.02  # seconds between two looks at the cancel flag of a request that wa
 CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
 
 
-class Shared:
+class ModelPool:
     """A model and copies over its weights, each lent to one request at a time."""
 
     def __init__(self, models: Sequence[Model], contract: Any) -> None:
@@ -45,13 +45,13 @@ class Shared:
             self._returned.notify()
 
 
-class Library:
+class HostCalls:
     """The calls from C, with `ffi` and `lib` of cffi's module. What they raise becomes a code and a message."""
 
     def __init__(self, ffi: Any, lib: Any) -> None:
         self._ffi, self._lib = ffi, lib
         # Numbers and not addresses: one that is used after its close, or closed twice, is told and does no harm.
-        self._models: dict[int, Shared] = {}
+        self._models: dict[int, ModelPool] = {}
         self._numbers = count(1)
 
     def load(self, bundle: Any, options: Any, out: Any) -> None:
@@ -67,7 +67,7 @@ class Library:
         at_once = options.at_once or (2 if isinstance(model.backend, Shareable) else 1)
         if at_once < 1:
             raise UserError(f"at_once is {at_once}; expected at least 1, or 0 for the default")
-        shared = Shared([model, *(model.share() for _ in range(at_once - 1))], self._contract(model))
+        shared = ModelPool([model, *(model.share() for _ in range(at_once - 1))], self._contract(model))
         number = next(self._numbers)
         self._models[number] = shared
         out[0] = self._ffi.cast("blockstep_model *", number)
@@ -160,7 +160,7 @@ class Library:
     def _number(self, model: Any) -> int:
         return int(self._ffi.cast("uintptr_t", model))
 
-    def _shared(self, model: Any) -> Shared:
+    def _shared(self, model: Any) -> ModelPool:
         found = self._models.get(self._number(model))
         if found is None:
             raise UserError("the model is NULL or was closed; expected one that blockstep_load gave, load it again")
@@ -182,7 +182,7 @@ class Library:
 
 def bind(ffi: Any, lib: Any) -> None:
     """Makes a Library the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
-    library = Library(ffi, lib)
+    library = HostCalls(ffi, lib)
     for call in (library.load, library.generate, library.describe, library.close):
         ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
 

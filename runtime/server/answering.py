@@ -10,8 +10,8 @@ import numpy as np
 from ..batch import Step
 from ..decode import Threshold
 from ..model import Block, Model, blocks
-from ..show import end_of_canvas, pieces
-from .ask import Ask
+from ..show import end_of_canvas, tokens_text
+from .ask import ServerRequest
 from .stops import Stops
 
 
@@ -29,7 +29,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ShownToken:
     """A place of the canvas as drawn: its text, and the confidence and forward that fixed it, None while it is open."""
 
     text: str
@@ -52,11 +52,11 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class ShownBlock:
     """The block in work after a step; its cells are provisional until the block is finished."""
 
     block: int
-    cells: tuple[Cell, ...]
+    cells: tuple[ShownToken, ...]
     counts: Counts
 
 
@@ -86,11 +86,13 @@ class Failure:
     message: str
 
 
-Event = Canvas | Finished | End | Failure
+Event = ShownBlock | Finished | End | Failure
 Deliver = Callable[[Event], None]
 
 
-def answer(model: Model, ask: Ask, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver) -> None:
+def answer(
+    model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
+) -> None:
     """Decodes one request and hands its events out, an End last. It stops after the step at which `wanted` is false.
 
     Raises what `Model.steps` raises.
@@ -100,7 +102,7 @@ def answer(model: Model, ask: Ask, threshold: Threshold | None, wanted: Callable
         ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen),
         temperature=ask.temperature, seed=ask.seed,
     )  # fmt: skip
-    work, finish = Work(model, ask, deliver), "cancelled"
+    work, finish = PendingAnswer(model, ask, deliver), "cancelled"
     try:
         for block in blocks(work.watched(steps, wanted), model.tokenizer):
             work.finish(block)
@@ -114,10 +116,10 @@ def answer(model: Model, ask: Ask, threshold: Threshold | None, wanted: Callable
     deliver(End(finish, work.counts(work.before), (min(seen), max(seen)) if seen else None))
 
 
-class Work:
+class PendingAnswer:
     """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events."""
 
-    def __init__(self, model: Model, ask: Ask, deliver: Deliver) -> None:
+    def __init__(self, model: Model, ask: ServerRequest, deliver: Deliver) -> None:
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self.stops, self.before = Stops(ask.stop), 0  # tokens in finished blocks
         self._spelling, self._offset = model.tokenizer.stream(), 0
@@ -164,15 +166,15 @@ class Work:
             yield Token(token, own, completes, self._offset, sure, int(self._fixed[place]))
             self._offset += len(completes)
 
-    def _canvas(self, step: Step) -> Canvas:
+    def _canvas(self, step: Step) -> ShownBlock:
         last = end_of_canvas(step, self._contract.eos_ids, self.before)
         cells = []
-        for text, places in pieces(self._tokenizer, [], step, last):
+        for text, places in tokens_text(self._tokenizer, [], step, last):
             fixed = not step.open[places].any()
             sure = float(self._confidence[places].min()) if fixed else None
-            cells.append(Cell(text, sure, int(self._fixed[places].max()) if fixed else None))
+            cells.append(ShownToken(text, sure, int(self._fixed[places].max()) if fixed else None))
         out = self.before + int((~step.open[step.given : last]).sum())
-        return Canvas(step.block, tuple(cells), self.counts(out))
+        return ShownBlock(step.block, tuple(cells), self.counts(out))
 
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:

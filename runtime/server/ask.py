@@ -16,7 +16,7 @@ from ..model import Model, token_ids
 from ..sample import check_sampling
 from .conversation import read_input, read_messages
 from .neutral import check_neutral
-from .refusal import Refusal, kind, shown
+from .refusal import Refusal, json_type, quote_value
 
 STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
 
@@ -38,7 +38,7 @@ RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ServerRequest:
     """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself.
 
     seed: what its tokens are drawn with, None at a temperature of 0.
@@ -58,13 +58,13 @@ class Ask:
     seed: int | None = None
 
 
-def read_ask(model: Model, name: str, most: int | None, api: Api, body: Any) -> Ask:
+def read_server_request(model: Model, name: str, most: int | None, api: Api, body: Any) -> ServerRequest:
     """The request that a decoded JSON body makes of `model`, served as `name`, with at most `most` new tokens.
 
     Raises Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {kind(body)}; expected a JSON object")
+        raise Refusal(400, f"the body is {json_type(body)}; expected a JSON object")
     fields = {key: value for key, value in body.items() if value is not None}
     check_neutral(fields, api.fields.union((api.prompt, *api.limits)), model.tokenizer.chat_template or "")
     if fields.get("model") not in (None, "", name):
@@ -74,7 +74,7 @@ def read_ask(model: Model, name: str, most: int | None, api: Api, body: Any) -> 
     temperature = request.temperature
     logprobs, best = _logprobs(fields, chat, temperature > 0)
     tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
-    return Ask(
+    return ServerRequest(
         request.prompt, tokens, chat, _stops(fields), stream, _usage(fields, stream), _canvas(fields, stream),
         logprobs, best, _threshold(model, fields), temperature, request.seed,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def read_ask(model: Model, name: str, most: int | None, api: Api, body: Any) -> 
 
 def unknown_model(asked: Any, name: str) -> Refusal:
     """For a model that is not the one served as `name`."""
-    return Refusal(404, f"model {shown(asked)} is not served here; expected {name}", "model", "model_not_found")
+    return Refusal(404, f"model {quote_value(asked)} is not served here; expected {name}", "model", "model_not_found")
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
@@ -182,7 +182,7 @@ def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
 def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict):
-        raise Refusal(400, f"stream_options is {kind(options)}; expected an object", "stream_options")
+        raise Refusal(400, f"stream_options is {json_type(options)}; expected an object", "stream_options")
     for key, value in options.items():  # obfuscation pads chunks against eavesdroppers, and changes no text
         if key not in ("include_usage", "include_obfuscation") and value not in (None, False):
             raise Refusal(400, f"stream_options.{key} is not supported here; leave it out", "stream_options")
@@ -211,7 +211,7 @@ def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
 def _flag(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name, False)
     if not isinstance(value, bool):
-        raise Refusal(400, f"{name} is {kind(value)}; expected true or false", name)
+        raise Refusal(400, f"{name} is {json_type(value)}; expected true or false", name)
     return value
 
 
@@ -220,14 +220,14 @@ def _whole(fields: Mapping[str, Any], name: str) -> int | None:
     if isinstance(value, float) and value.is_integer():  # JSON has one kind of number, and some clients write 16.0
         return int(value)
     if value is not None and type(value) is not int:
-        raise Refusal(400, f"{name} is {kind(value)}; expected a whole number", name)
+        raise Refusal(400, f"{name} is {json_type(value)}; expected a whole number", name)
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
     if type(value) not in (int, float):
-        raise Refusal(400, f"{name} is {kind(value)}; expected a number", name)
+        raise Refusal(400, f"{name} is {json_type(value)}; expected a number", name)
     try:
         return float(value)
     except OverflowError:

@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from .answering import End, Event, Failure, Finished
-from .ask import RESPONSES, Api, Ask, read_ask
+from .ask import RESPONSES, Api, ServerRequest, read_server_request
 from .door import LEFT
-from .intake import parse
+from .intake import parse_body
 from .refusal import Refusal, in_json
 from .replies import Reply
 from .responses import ResponsesReply
@@ -39,9 +39,9 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
         return Response(status_code=LEFT)
     service.workers.check_room()  # before any work on what a client sent
 
-    def read() -> tuple[Any, Ask]:
-        body = parse(content)
-        return body, read_ask(service.model, service.name, service.most, api, body)
+    def read() -> tuple[Any, ServerRequest]:
+        body = parse_body(content)
+        return body, read_server_request(service.model, service.name, service.most, api, body)
 
     body, ask = await service.intake.run(len(content), read)
     feed: asyncio.Queue[Event] = asyncio.Queue()
@@ -150,7 +150,7 @@ def _line(chunk: dict[str, Any]) -> bytes:
     return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _log(service: Service, path: str, ask: Ask, last: Event | None, seconds: float) -> None:
+def _log(service: Service, path: str, ask: ServerRequest, last: Event | None, seconds: float) -> None:
     finish, done = (last.finish, last.counts) if isinstance(last, End) else ("unfinished", None)
     tokens, forwards = (done.tokens, done.forwards) if done else (0, 0)
     text = f" {json.dumps(service.model.tokenizer.decode(ask.prompt))}" if service.log_prompts else ""

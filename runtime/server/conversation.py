@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from .refusal import Refusal, kind, shown
+from .refusal import Refusal, json_type, quote_value
 
 ROLES = ("system", "developer", "user", "assistant")
 IGNORED = ("annotations", "provider_specific_fields", "cache_control", "id", "status", "phase")  # change no prompt
@@ -38,12 +38,12 @@ def read_input(given: Any, instructions: Any, template: str | None) -> list[Mess
     Instructions are one system message with the system messages that `input` begins with: many templates take one.
     """
     if not isinstance(instructions, str):
-        raise Refusal(400, f"instructions is {kind(instructions)}; expected text", "instructions")
+        raise Refusal(400, f"instructions is {json_type(instructions)}; expected text", "instructions")
     if instructions and template is None:
         message = "instructions need a chat template, which this bundle has not; leave them out"
         raise Refusal(400, message, "instructions")
     if not isinstance(given, str | list):
-        raise Refusal(400, f"input is {kind(given)}; expected text or a list of items", "input")
+        raise Refusal(400, f"input is {json_type(given)}; expected text or a list of items", "input")
     if isinstance(given, str):
         if not given:
             raise Refusal(400, "input has to be text or items, and not empty", "input")
@@ -62,34 +62,34 @@ def _item(i: int, item: Any) -> Any:
         return item
     if item.get("type") not in (None, "message"):
         where = f"input[{i}].type"
-        raise Refusal(400, f"{where} is {shown(item['type'])}; expected message alone", where)
+        raise Refusal(400, f"{where} is {quote_value(item['type'])}; expected message alone", where)
     return {key: value for key, value in item.items() if key != "type"}
 
 
 def _message(where: str, message: Any, field: str) -> Message:
     """One message; content in parts is joined, an assistant without any said nothing."""
     if not isinstance(message, dict):
-        raise Refusal(400, f"{where} is {kind(message)}; expected an object", field)
+        raise Refusal(400, f"{where} is {json_type(message)}; expected an object", field)
     for key, value in message.items():
         if key not in ("role", "content", *IGNORED) and value not in (None, [], {}, "", False):
             name = f"{where}.{key[:80]}"
             raise Refusal(400, f"{name} is not supported here; leave it out", name)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise Refusal(400, f"{where}.role is {shown(role)}; expected one of {', '.join(ROLES)}", f"{where}.role")
+        raise Refusal(400, f"{where}.role is {quote_value(role)}; expected one of {', '.join(ROLES)}", f"{where}.role")
     if content is None and role == "assistant":
         content = ""
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content") for part in content)
     if not isinstance(content, str):
-        raise Refusal(400, f"{where}.content is {kind(content)}; expected text", f"{where}.content")
+        raise Refusal(400, f"{where}.content is {json_type(content)}; expected text", f"{where}.content")
     return {"role": role, "content": content}
 
 
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") not in PARTS:
-        got = f"of type {shown(part.get('type'))}" if isinstance(part, dict) else kind(part)
+        got = f"of type {quote_value(part.get('type'))}" if isinstance(part, dict) else json_type(part)
         raise Refusal(400, f"{where} has a part that is {got}; expected parts of type text alone", where)
     if not isinstance(part.get("text"), str):
-        raise Refusal(400, f"{where} has a part whose text is {kind(part.get('text'))}; expected text", where)
+        raise Refusal(400, f"{where} has a part whose text is {json_type(part.get('text'))}; expected text", where)
     return str(part["text"])

@@ -44,7 +44,7 @@ class Intake:
             self._waiting -= 1
 
 
-def parse(content: bytes) -> Any:
+def parse_body(content: bytes) -> Any:
     """A body's JSON. Raises Refusal 400 if it is none, or has too many parts.
 
     json.loads and the garbage collector stop all threads for as long as they take, which grows with the containers.

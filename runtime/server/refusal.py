@@ -37,12 +37,12 @@ def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")
 
 
-def shown(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value of a request as a message may hold it: the repr of nested lists takes longer than they are long."""
-    return kind(value) if isinstance(value, list | dict) else repr(value)[:80]
+    return json_type(value) if isinstance(value, list | dict) else repr(value)[:80]
 
 
-def kind(value: Any) -> str:
+def json_type(value: Any) -> str:
     """The type of a JSON value in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "null")

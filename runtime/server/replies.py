@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ..text import BROKEN
-from .answering import Canvas, End, Event, Failure, Finished, Token
-from .ask import Ask
+from .answering import End, Event, Failure, Finished, ShownBlock, Token
+from .ask import ServerRequest
 from .refusal import Refusal
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -22,7 +22,7 @@ LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is
 class Reply:
     """What all parts of one reply have in common. cached: whether its committed tokens were kept in a cache."""
 
-    ask: Ask
+    ask: ServerRequest
     model: str
     cached: bool
     last: ClassVar[bytes] = b"data: [DONE]\n\n"  # of a stream
@@ -47,7 +47,7 @@ class Reply:
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """What a stream says of an event."""
-        if isinstance(event, Canvas):
+        if isinstance(event, ShownBlock):
             return [self.canvas(event)]
         if isinstance(event, Finished):
             return self.block(event)
@@ -70,7 +70,7 @@ class Reply:
             chunk["canvas"] = {"block": block.block, "done": True, "cells": tokens, **counts(block)}
         return [chunk]
 
-    def canvas(self, canvas: Canvas) -> dict[str, Any]:
+    def canvas(self, canvas: ShownBlock) -> dict[str, Any]:
         """The block in work: a chunk without choices, which OpenAI's clients pass over."""
         cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
         drawn = {"block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
@@ -114,7 +114,7 @@ class Reply:
         return {"tokens": texts, "token_logprobs": logs, "top_logprobs": top, "text_offset": offsets}
 
 
-def own_fields(ask: Ask, cached: bool, end: End) -> dict[str, Any]:
+def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
     """What OpenAI's API has no field for."""
     done = end.counts
     low, high = end.thresholds or (None, None)
@@ -125,7 +125,7 @@ def own_fields(ask: Ask, cached: bool, end: End) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def counts(event: Canvas | Finished) -> dict[str, int]:
+def counts(event: ShownBlock | Finished) -> dict[str, int]:
     """How far an answer is, for whoever watches it."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
 

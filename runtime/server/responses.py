@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from .answering import Canvas, End, Event, Failure, Finished
-from .ask import Ask
+from .answering import End, Event, Failure, Finished, ShownBlock
+from .ask import ServerRequest
 from .replies import own_fields
 
 FIXED: dict[str, Any] = {
@@ -24,7 +24,7 @@ class ResponsesReply:
 
     last = b""  # of a stream: its last event says that it is over
 
-    def __init__(self, ask: Ask, model: str, cached: bool, body: Mapping[str, Any]) -> None:
+    def __init__(self, ask: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
         self._ask, self._cached = ask, cached
         repeated = {name: body.get(name) for name in ("instructions", "max_output_tokens")}
         self._item = f"msg_{secrets.token_hex(12)}"
@@ -60,7 +60,7 @@ class ResponsesReply:
         if isinstance(event, Failure):
             error = {"code": "server_error", "message": event.message}
             return [self._event("response.failed", response=self._response("failed", [], error=error))]
-        return [] if isinstance(event, Canvas) else self._closing(event)
+        return [] if isinstance(event, ShownBlock) else self._closing(event)
 
     def _closing(self, end: End) -> list[dict[str, Any]]:
         response = self._ended(end)

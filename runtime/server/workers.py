@@ -13,7 +13,7 @@ from ..decode import Threshold
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Model
 from .answering import Counts, Deliver, End, Failure, answer
-from .ask import Ask
+from .ask import ServerRequest
 from .refusal import Refusal
 
 LOG = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Job:
 
     __slots__ = ("ask", "deliver", "wanted")
 
-    def __init__(self, ask: Ask, deliver: Deliver) -> None:
+    def __init__(self, ask: ServerRequest, deliver: Deliver) -> None:
         self.ask, self.deliver, self.wanted = ask, deliver, True
 
 

@@ -25,7 +25,7 @@ from runtime.command import DONE, Parser, expect, parse_counts, print_json, run
 from runtime.conditions import installed_version, processor_name
 from runtime.cores import physical_cores
 from runtime.errors import UserError
-from runtime.machine import measured as this_machine
+from runtime.machine import measure_processor as this_machine
 from runtime.workload import SHAPES, parse_shape, shape_of
 from train.output_files import check_file, replace_file
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.measure import spread
+from runtime.measure import percentiles
 
 Entry = dict[str, Any]
 
@@ -23,7 +23,7 @@ def judged(
     value: the figure where it is not their median, such as a ratio of sums. most, least: the bound, at most one of
     them; with neither, `reached` is None. more: what else the entry says.
     """
-    found = spread(np.asarray(each, np.float64))
+    found = percentiles(np.asarray(each, np.float64))
     figure = found.median if value is None else float(value)
     reached = None
     if most is not None or least is not None:

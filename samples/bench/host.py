@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from runtime import Answer, Model, load
 from runtime.bundle import read
-from runtime.measure import spread
+from runtime.measure import percentiles
 
 from .goals import Entry, judged
 from .ratios import LOOP_US, PARTS
@@ -57,7 +57,7 @@ def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str
     install: whether a runtime-only environment is made with pip, and its size taken.
     """
     rows = [fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
-    made: dict[str, Any] = {name: asdict(spread(np.array([row[name] for row in rows]))) for name in rows[0]}
+    made: dict[str, Any] = {name: asdict(percentiles(np.array([row[name] for row in rows]))) for name in rows[0]}
     answers = bench(bundle, threads)["answers"]
     made |= {name: answers[name] for name in ("host_ms_per_forward", "open_ms", "tokens_per_second")}
     engine = read(bundle).engine()

@@ -139,7 +139,7 @@ def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Clien
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Both rounds over one server, its memory and its end."""
-    task = tasks.named(args.task)[0]
+    task = tasks.choose_tasks(args.task)[0]
     problems = list(task.problems("valid", args.prompts, 7))
     model = load(args.bundle)
     solo = [model.generate(problem.prompt, raw=True) for problem in problems]

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request
-from runtime.measure import answers
+from runtime.measure import time_answers
 from runtime.model import Model
 from runtime.ort import OrtBackend
 
@@ -23,5 +23,5 @@ def host_ms(model: str, contract: Contract, threads: int) -> dict[str, float]:
     without_text: Any = None
     made = Model(OrtBackend(Path(model), contract, threads), without_text, gate, "stand-in", "")
     request = Request(tokens(PROMPT), BLOCKS * contract.block)
-    found: dict[str, float] = answers(made, [request], ANSWERS, None)["host_ms_per_forward"]
+    found: dict[str, float] = time_answers(made, [request], ANSWERS, None)["host_ms_per_forward"]
     return found

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.measure import spread
+from runtime.measure import percentiles
 
 from .contender import Cell, Contender, serve
 
@@ -122,6 +122,6 @@ def summary(runner: Runner) -> Iterator[dict[str, Any]]:
         ms = np.array(times)  # [rounds, steps]
         yield {
             "contender": runner.contender.name, "ours": runner.contender.ours, "precision": runner.contender.precision,
-            **asdict(cell), "ms": asdict(spread(ms)), "rounds": np.median(ms, axis=1).tolist(), "count": ms.size,
+            **asdict(cell), "ms": asdict(percentiles(ms)), "rounds": np.median(ms, axis=1).tolist(), "count": ms.size,
             "best": runner.best[cell],
         }  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.devices import Device
-from runtime.workload import Pass, Shape, Work
+from runtime.workload import ForwardWork, ModelShape, Pass
 
 from .goals import judged
 
@@ -39,7 +39,7 @@ LONG, SHORT = 4096, 256  # capacities
 MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
 
 
-def ratios(rows: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
+def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """Every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
 
     Each an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least that this machine
@@ -88,13 +88,13 @@ def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
         yield judged(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
 
 
-def of_past(mine: Sequence[Row], shape: Shape, device: Device) -> Iterator[Row]:
+def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """What FAR tokens of past add to a step, over the least that attending to them takes."""
     width = widest(mine)
     far, near = at(mine, width, FAR), at(mine, width, 0)
     if far and near:
         loads = [device.work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
-        added = Work(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
+        added = ForwardWork(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
         least = device.ms(added, far["precision"])
         what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"
         each = (times(far) - times(near)) / least

@@ -221,7 +221,7 @@ def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict
     bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "rival")]
     tokenizer, decoding = student.saved.read_tokenizer(), student.saved.decoding
     made = {}
-    for task in tasks.named("math,code"):
+    for task in tasks.choose_tasks("math,code"):
         canvas = canvas_for(survey([task], tokenizer, decoding.eos_ids[0]), decoding.block)
         drawn = task.problems(SPLIT, args.count, SEED)
         prompts = [np.array(tokenizer.encode(problem.prompt).ids, np.int64) for problem in drawn]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.workload import Shape
+from runtime.workload import ModelShape
 from train.checkpoint import Checkpoint, Decoding
-from train.model import Model, ModelConfig
+from train.model import ModelConfig, Transformer
 
 CONTEXT = 8192  # positions; the rotary tables alone depend on it
 BLOCK = 32
@@ -23,7 +23,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
     def __init__(self, config: ModelConfig) -> None:
         with torch.device("meta"):
-            self.sizes = {name: tuple(like.shape) for name, like in Model(config).state_dict().items()}
+            self.sizes = {name: tuple(like.shape) for name, like in Transformer(config).state_dict().items()}
 
     def __getitem__(self, name: str) -> Tensor:
         size = self.sizes[name]
@@ -42,7 +42,7 @@ class RandomWeights(Mapping[str, Tensor]):
         return len(self.sizes)
 
 
-def standin(shape: Shape) -> Checkpoint:
+def standin(shape: ModelShape) -> Checkpoint:
     """The checkpoint. Every id is a token, so that nothing but the mask is barred."""
     config = ModelConfig(
         shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from export import bundle_contract, ort_graph
 from runtime.devices import Device
-from runtime.workload import PRECISIONS, Pass, Shape
+from runtime.workload import PRECISIONS, ModelShape, Pass
 
 from .contender import Cell, Contender
 from .loop_cost import host_ms
@@ -34,7 +34,7 @@ SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing i
 class Plan:
     """What is raced: widths and pasts in tokens, rounds of `steps` steps, threads; only: words of names, or all."""
 
-    shape: Shape
+    shape: ModelShape
     widths: tuple[int, ...]
     pasts: tuple[int, ...]
     rounds: int
@@ -72,13 +72,13 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
     """This project in every precision that export.onnx writes."""
     source = standin(plan.shape)
     contract = bundle_contract.exported_contract(source, LONG)
-    for precision in ort_graph.TYPES:
+    for precision in ort_graph.WEIGHT_DTYPES:
         name = f"blockstep {precision}"
         if plan.wants(name):
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
             where = folder / precision
             where.mkdir()
-            model = ort_graph.write_model(source, contract, precision, False, where)[0]
+            model = ort_graph.write_ort_graph(source, contract, precision, False, where)[0]
             options = {"model": str(model), "contract": contract, "threads": plan.threads}
             yield Contender(name, OnnxStep, options, ours=True, precision=precision)
 
@@ -123,7 +123,7 @@ def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[
     return found
 
 
-def limit(shape: Shape, row: dict[str, Any], device: Device) -> dict[str, float]:
+def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, float]:
     """The least ms that this machine needs for a row of ours, in its precision; nothing for a rival's."""
     if row["precision"] not in PRECISIONS:
         return {}

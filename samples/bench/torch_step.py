@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from runtime.backend import Ints
-from runtime.workload import Shape
-from train.model import Model
+from runtime.workload import ModelShape
+from train.model import Transformer
 
 from .contender import Cell, tokens
 from .standin import standin
@@ -22,7 +22,7 @@ from .standin import standin
 class FixedCache:
     """Keys and values of all layers, zeroed; a step's are written behind `past`, which is the same at every step."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, past: int, width: int) -> None:
+    def __init__(self, shape: ModelShape, dtype: torch.dtype, past: int, width: int) -> None:
         size = (1, shape.kv_heads, past + width, shape.head_dim)
         self.past = past
         self.parts = [(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)) for _ in range(shape.layers)]
@@ -38,11 +38,11 @@ class FixedCache:
 class TorchStep:
     """precision: fp32 or bf16, of weights, cache and products; compiled: by torch.compile, anew for each place."""
 
-    def __init__(self, shape: Shape, precision: str, compiled: bool, threads: int) -> None:
+    def __init__(self, shape: ModelShape, precision: str, compiled: bool, threads: int) -> None:
         torch.set_num_threads(threads)
         self.shape, self.compiled = shape, compiled
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.model: Model = standin(shape).build().to(self.dtype)
+        self.model: Transformer = standin(shape).build().to(self.dtype)
         self.run = self.predict
 
     def place(self, cell: Cell) -> None:

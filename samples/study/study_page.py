@@ -168,4 +168,4 @@ def draw(study: Study, folder: Path) -> None:
         f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]
         for row in models(study)
     }
-    figures.reliability(folder / "study-calibration.png", bins)
+    figures.plot_reliability(folder / "study-calibration.png", bins)

@@ -170,7 +170,7 @@ def flipped(bit: int) -> Attack:
     def attack(folder: Path) -> None:
         made = read(copied("trt.bundle", folder))
         engine = made.engines[0]
-        memory.built(engine.files[engine.model])
+        memory.remember_built(engine.files[engine.model])
         content = bytearray((made.path / engine.model).read_bytes())
         assert admit.content(made.path, engine, trust=False) == bytes(content)
         content[bit // 8] ^= 1 << bit % 8

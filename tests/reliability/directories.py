@@ -21,7 +21,7 @@ from texts import COMMON, WORDS
 
 from train.families import Overrides
 from train.open_checkpoint import load
-from train.published import settings_of, shape_of
+from train.published import model_config, read_settings
 from train.published_weights import read_weights
 
 FULL = 3000
@@ -111,8 +111,8 @@ def attempt(number: int, folder: Path) -> str:
 
 def held_equal(folder: Path) -> None:
     """What was read of the weights is what the slow reader finds."""
-    settings = settings_of(folder, Overrides())
-    weights = read_weights(folder, shape_of(settings), settings.family.renames)
+    settings = read_settings(folder, Overrides())
+    weights = read_weights(folder, model_config(settings), settings.family.renames)
     slow = slowly(folder / "model.safetensors")
     for name, tensor in weights.items():
         theirs = slow[f"model.{name}"]

@@ -74,7 +74,7 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
         bundle = copied("ort.bundle", folder)
         return lambda content: ((bundle / "manifest.json").write_bytes(content), read(bundle))
     from train.families import Overrides
-    from train.published import decoding_of, settings_of, shape_of, stored_student
+    from train.published import decoding_of, model_config, read_settings, stored_student
     from train.published_text import read_text
 
     directory = copied("directory", folder)
@@ -82,8 +82,8 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
 
     def read_config(content: bytes) -> None:
         file.write_bytes(content)
-        settings = settings_of(directory, Overrides(family="qwen3") if name == "config" else Overrides())
-        shape = shape_of(settings)
+        settings = read_settings(directory, Overrides(family="qwen3") if name == "config" else Overrides())
+        shape = model_config(settings)
         stored_student(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape.vocab)
 
     return read_config

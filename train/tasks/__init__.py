@@ -33,7 +33,7 @@ TASKS = {
 }
 
 
-def named(names: str) -> tuple[Task, ...]:
+def choose_tasks(names: str) -> tuple[Task, ...]:
     """The tasks of a comma-separated list such as `math,code`. Raises UserError for an unknown name."""
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
@@ -49,4 +49,4 @@ def from_file(path: Path) -> Task:
     def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
         return jsonl.grade_many(problems, texts, _grade_math, functions.grade_many)
 
-    return Task(path.stem, lambda split, count, seed: jsonl.draw(lines, split, count, seed), grade_many)
+    return Task(path.stem, lambda split, count, seed: jsonl.draw_problems(lines, split, count, seed), grade_many)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class FunctionFamily:
     """One kind of function.
 
     `names` are function names separated by `|`; `kinds` are the kinds of the arguments separated by blanks;
@@ -27,15 +27,15 @@ class Family:
     draws: Mapping[str, Sequence[Any]]
 
 
-def family(group: str, names: str, kinds: str, text: str, body: str, **draws: Sequence[Any]) -> Family:
+def family(group: str, names: str, kinds: str, text: str, body: str, **draws: Sequence[Any]) -> FunctionFamily:
     """Return the family with these texts and, by keyword, what each of its names is drawn from."""
-    return Family(group, names, kinds, text, body, draws)
+    return FunctionFamily(group, names, kinds, text, body, draws)
 
 
 N = tuple(range(2, 21))
 SMALL = tuple(range(2, 7))
 HIGH = tuple(range(21, 41))
-COMPARE = (
+COMPARISONS = (
     ("greater than", ">", "above"),
     ("less than", "<", "below"),
     ("at least", ">=", "from"),
@@ -69,7 +69,7 @@ LISTS = (
         "return [{p[1]} for v in {a}]",
         p=(("absolute value", "abs(v)", "abs"), ("negative", "-v", "neg"), ("double", "v + v", "double"))),
     family("keep_compare", "keep_{c[2]}_{n}|filter_{c[2]}|only_{c[2]}_{n}", "ints",
-        "keeps the numbers in {a} that are {c[0]} {n}", "return [v for v in {a} if v {c[1]} {n}]", c=COMPARE, n=N),
+        "keeps the numbers in {a} that are {c[0]} {n}", "return [v for v in {a} if v {c[1]} {n}]", c=COMPARISONS, n=N),
     family("keep_parity", "keep_{p[0]}|only_{p[0]}|filter_{p[0]}", "ints", "keeps the {p[0]} numbers in {a}",
         "return [v for v in {a} if v % 2 == {p[1]}]", p=PARITY),
     family("keep_divisible", "keep_multiples|filter_{n}|select_by_{n}", "ints",
@@ -77,16 +77,16 @@ LISTS = (
         n=N[1:]),
     family("keep_between", "keep_between|in_range|within_{n}_{m}", "ints",
         "keeps the numbers in {a} that are {c[0]} {n} and {e[0]} {m}",
-        "return [v for v in {a} if v {c[1]} {n} and v {e[1]} {m}]", c=(COMPARE[0], COMPARE[2]),
-        e=(COMPARE[1], COMPARE[3]), n=N, m=HIGH),
+        "return [v for v in {a} if v {c[1]} {n} and v {e[1]} {m}]", c=(COMPARISONS[0], COMPARISONS[2]),
+        e=(COMPARISONS[1], COMPARISONS[3]), n=N, m=HIGH),
     family("count_compare", "count_{c[2]}_{n}|how_many_{c[2]}|number_{c[2]}_{n}", "ints",
         "counts the numbers in {a} that are {c[0]} {n}",
-        "count = 0\nfor v in {a}:\n    if v {c[1]} {n}:\n        count += 1\nreturn count", c=COMPARE, n=N),
+        "count = 0\nfor v in {a}:\n    if v {c[1]} {n}:\n        count += 1\nreturn count", c=COMPARISONS, n=N),
     family("count_parity", "count_{p[0]}|how_many_{p[0]}|number_{p[0]}", "ints", "counts the {p[0]} numbers in {a}",
         "count = 0\nfor v in {a}:\n    if v % 2 == {p[1]}:\n        count += 1\nreturn count", p=PARITY),
     family("sum_compare", "sum_{c[2]}_{n}|total_{c[2]}|add_{c[2]}_{n}", "ints",
         "returns the sum of the numbers in {a} that are {c[0]} {n}",
-        "total = 0\nfor v in {a}:\n    if v {c[1]} {n}:\n        total += v\nreturn total", c=COMPARE, n=N),
+        "total = 0\nfor v in {a}:\n    if v {c[1]} {n}:\n        total += v\nreturn total", c=COMPARISONS, n=N),
     family("sum_parity", "sum_{p[0]}|total_{p[0]}|add_{p[0]}", "ints", "returns the sum of the {p[0]} numbers in {a}",
         "total = 0\nfor v in {a}:\n    if v % 2 == {p[1]}:\n        total += v\nreturn total", p=PARITY),
     family("sum_start", "sum_from_{n}|total_plus_{n}|sum_and_{n}", "ints",
@@ -104,7 +104,7 @@ LISTS = (
         "returns the largest number in {a} minus the smallest, plus {n}", "return max({a}) - min({a}) + {n}", n=N),
     family("first_compare", "first_{c[2]}_{n}|find_{c[2]}|find_first_{c[2]}", "ints",
         "returns the first number in {a} that is {c[0]} {n}, or {m} if there is none",
-        "for v in {a}:\n    if v {c[1]} {n}:\n        return v\nreturn {m}", c=COMPARE, n=N, m=(0, -1, None)),
+        "for v in {a}:\n    if v {c[1]} {n}:\n        return v\nreturn {m}", c=COMPARISONS, n=N, m=(0, -1, None)),
     family("take_first", "take_{n}|first_{n}|head_{n}", "ints", "returns the first {n} items of {a}",
         "return {a}[:{n}]", n=SMALL),
     family("take_last", "last_{n}|tail_{n}|end_{n}", "ints", "returns the last {n} items of {a}", "return {a}[-{n}:]",
@@ -140,7 +140,7 @@ LISTS = (
         p=PARITY),
     family("any_compare", "{q[1]}_{c[2]}_{n}|is_{q[1]}_{c[2]}|check_{q[1]}_{n}", "ints",
         "checks whether {q[0]} in {a} is {c[0]} {n}", "return {q[1]}(v {c[1]} {n} for v in {a})", q=ANY_WORDS,
-        c=COMPARE, n=N),
+        c=COMPARISONS, n=N),
     family("contains", "has_{n}|contains_{n}|check_{n}", "ints", "checks whether {n} is {i} {a}", "return {n} {i} {a}",
         i=("in", "not in"), n=N),
     family("count_value", "count_{n}|times_{n}|how_many_{n}", "ints", "counts how often {n} occurs in {a}",
@@ -152,7 +152,7 @@ LISTS = (
         c=(("greater than", "min"), ("less than", "max")), n=N),
     family("label_all", "label_all|mark_{c[2]}|name_each", "ints",
         "returns '{w[0]}' for every number in {a} that is {c[0]} {n} and '{w[1]}' for the others",
-        "return ['{w[0]}' if v {c[1]} {n} else '{w[1]}' for v in {a}]", w=LABELS, c=COMPARE, n=N),
+        "return ['{w[0]}' if v {c[1]} {n} else '{w[1]}' for v in {a}]", w=LABELS, c=COMPARISONS, n=N),
     family("mean", "mean_or|average|whole_mean", "ints",
         "returns the sum of {a} divided by its length, rounded down, or {n} if {a} is empty",
         "if not {a}:\n    return {n}\nreturn sum({a}) // len({a})", n=(0, *N)),
@@ -163,7 +163,7 @@ LISTS = (
     family("sum_until", "sum_until_{n}|total_until|add_until_{n}", "ints",
         "adds up the numbers in {a} and stops as soon as the total is {c[0]} {n}",
         "total = 0\nfor v in {a}:\n    total += v\n    if total {c[1]} {n}:\n        break\nreturn total",
-        c=(COMPARE[0], COMPARE[2]), n=N),
+        c=(COMPARISONS[0], COMPARISONS[2]), n=N),
     family("index_of", "index_of_{n}|find_{n}|position_{n}", "ints",
         "returns the index of the first {n} in {a}, or {m} if there is none",
         "for i, v in enumerate({a}):\n    if v == {n}:\n        return i\nreturn {m}", n=N, m=(-1, None)),

@@ -11,7 +11,7 @@ from typing import Any
 from runtime.errors import UserError
 
 from . import sandbox
-from .function_families import Family
+from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
 from .problem import Problem, split_of_sample
 
@@ -71,7 +71,7 @@ ALIASES = {"some": "ints", "nat": "int", "few": "int", "long": "int", "turn": "s
 class Drawn:
     """A family with everything drawn but the inputs; `near` and `letter` are what good inputs lie close to."""
 
-    family: Family
+    family: FunctionFamily
     name: str
     instruction: str
     answer: str
@@ -129,7 +129,7 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
         yield Problem(prompt, drawn.answer, drawn.family.group, tests)
 
 
-def _find(split: str, family: Family, rng: random.Random) -> tuple[Drawn, str]:
+def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn, str]:
     """Return a draw from the family and a prompt that belongs to the split, or an empty prompt."""
     for _ in range(8):
         drawn = _draw(family, rng)
@@ -140,7 +140,7 @@ def _find(split: str, family: Family, rng: random.Random) -> tuple[Drawn, str]:
     return drawn, ""
 
 
-def _draw(family: Family, rng: random.Random) -> Drawn:
+def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
     kinds = [ALIASES.get(kind, kind) for kind in family.kinds.split()]
     names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
     values: dict[str, Any] = dict(zip("ab", names, strict=False))

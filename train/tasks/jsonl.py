@@ -132,7 +132,7 @@ def _strings(values: object) -> tuple[str, ...]:
     return tuple(values)
 
 
-def draw(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
+def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
     """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there.
 
     `all` is every line once, in the file's order, as a published test file is graded. Raises UserError for an unknown

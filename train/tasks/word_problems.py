@@ -23,7 +23,7 @@ FINAL_NUMBER = re.compile(r"\s*(-?\d+(?:,\d{3})*|-?\d+)(?![\d,]*\d)(?!\.\d)")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Calculation:
     """One calculation `result = left op right`; an operand is a variable or a number written out."""
 
     result: str
@@ -38,23 +38,23 @@ class Compiled:
 
     name: str
     inputs: tuple[tuple[str, int, int], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Calculation, ...]
     constants: dict[str, int]
     questions: tuple[str, ...]
     answer: str
     pools: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def parse_steps(text: str) -> tuple[Step, ...]:
+def parse_steps(text: str) -> tuple[Calculation, ...]:
     """Read steps written `total = boxes * each; left = total - eaten`.
 
     Raises ValueError for a step of another form, and for one that uses no result of an earlier step.
     """
-    steps: list[Step] = []
+    steps: list[Calculation] = []
     for part in text.split(";"):
         match part.split():
             case [result, "=", left, ("+" | "-" | "*" | "/") as op, right]:
-                step = Step(result, left, op, right)
+                step = Calculation(result, left, op, right)
             case _:
                 raise ValueError(f"a step must read 'result = a op b', got {part.strip()!r}")
         if steps and not {left, right} & {earlier.result for earlier in steps}:
