@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class Quantised:
+class Quantized:
     """The parts that a weight is stored in, made together when one of them is written.
 
     quantise: from the weight's numbers, fp32 in its shape, to its parts by name, the largest first. The largest is
     never kept; the others, written a little later, are until then.
     """
 
-    def __init__(self, weight: ir.Value, quantise: Callable[[NDArray[np.float32]], Arrays]) -> None:
+    def __init__(self, weight: ir.Value, quantize: Callable[[NDArray[np.float32]], Arrays]) -> None:
         if weight.const_value is None:
             raise AssertionError(f"{weight.name} has no content")
         self.name, self.shape = weight.name, weight.const_value.shape.numpy()
-        self._weight, self._quantise = weight.const_value, quantise
+        self._weight, self._quantize = weight.const_value, quantize
         self._kept: dict[str, NDArray[Any]] = {}
 
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
@@ -35,7 +35,7 @@ class Quantised:
     def _read(self, part: str) -> ir.TensorProtocol:
         if part in self._kept:
             return ir.Tensor(self._kept.pop(part))
-        parts = self._quantise(self._weight.numpy().astype(np.float32, copy=False))
+        parts = self._quantize(self._weight.numpy().astype(np.float32, copy=False))
         largest = next(iter(parts))
         self._kept = {name: parts[name] for name in parts if name not in (largest, part)}
         return ir.Tensor(parts[part])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from runtime.errors import NumericalError
 
-from .initializers import Quantised
+from .initializers import Quantized
 from .int8 import DOMAIN
 
 BLOCK = 32  # inputs under one scale
@@ -28,7 +28,7 @@ ROWS = 1024  # quantised at a time, so that a large weight takes no second copy 
 Bytes = NDArray[np.uint8]
 
 
-def quantise(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
+def quantize(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
     """Values [out, blocks, BLOCK / 2], scales fp32 [out, blocks], zero points [out, half the blocks], of [out, in].
 
     Two values, and two zero points, lie in a byte, the first in its low half; what is wanting in the last block is 0.
@@ -74,7 +74,7 @@ def apart(packed: Bytes, count: int) -> Bytes:
     return both.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
-def dequantise(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArray[np.float32]:
+def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArray[np.float32]:
     """The weights fp32 [out, blocks * BLOCK] that quantised ones stand for."""
     steps = apart(values, BLOCK).astype(np.float32) - apart(zero, scale.shape[1])[..., None]
     restored: NDArray[np.float32] = (steps * scale[..., None]).reshape(len(scale), -1)
@@ -82,12 +82,12 @@ def dequantise(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArra
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Initializers of a weight's values, scales and zero points, see `quantise`; `axis` is that of its outputs."""
+    """Initializers of a weight's values, scales and zero points, see `quantize`; `axis` is that of its outputs."""
 
     def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        return dict(zip(("int4", "scale", "zero"), quantise(numbers if axis == 0 else numbers.T), strict=True))
+        return dict(zip(("int4", "scale", "zero"), quantize(numbers if axis == 0 else numbers.T), strict=True))
 
-    made = Quantised(weight, parts)
+    made = Quantized(weight, parts)
     outputs, blocks = made.shape[axis], -(-made.shape[1 - axis] // BLOCK)
     return (
         made.add(graph, "int4", np.uint8, (outputs, blocks, BLOCK // 2)),
@@ -111,7 +111,7 @@ class Int4Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight, self.bias = torch.from_numpy(dequantise(*quantise(weight.float().numpy()))), bias
+        self.weight, self.bias = torch.from_numpy(dequantize(*quantize(weight.float().numpy()))), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x fp32 [..., in] to fp32 [..., out]."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from runtime.errors import NumericalError
 
-from .initializers import Quantised
+from .initializers import Quantized
 
 DOMAIN = "com.microsoft"
 LARGEST = 127  # -128 is left out, so that the range is symmetric
@@ -26,7 +26,7 @@ STEPS = 255  # of an activation's range in uint8
 ROWS = 4096  # quantised at a time, so that a large table takes no second copy in fp32
 
 
-def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
 
     A scale is its channel's largest |w| / 127, and value * scale lies within half a scale of w; a channel of zeros has
@@ -45,7 +45,7 @@ def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     return values, scale
 
 
-def dequantise(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def dequantize(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """The weights fp32 [rows, columns] that quantised ones stand for."""
     restored: NDArray[np.float32] = values * (scale[:, None] if axis == 0 else scale)
     return restored
@@ -55,9 +55,9 @@ def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
     """Initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
 
     def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        return dict(zip(("int8", "scale"), quantise(numbers, axis), strict=True))
+        return dict(zip(("int8", "scale"), quantize(numbers, axis), strict=True))
 
-    made = Quantised(weight, parts)
+    made = Quantized(weight, parts)
     shape = made.shape
     return made.add(graph, "int8", np.int8, shape), made.add(graph, "scale", np.float32, shape[axis : axis + 1])
 
@@ -89,7 +89,7 @@ def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
 
 def restored(rows: Tensor) -> Tensor:
     """Rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
-    return torch.from_numpy(dequantise(*quantise(rows.float().numpy(), 0), 0))
+    return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
 
 
 class Int8Linear(nn.Module):
@@ -97,7 +97,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        values, scale = quantise(weight.float().numpy(), 0)
+        values, scale = quantize(weight.float().numpy(), 0)
         self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
 
     def forward(self, x: Tensor) -> Tensor:

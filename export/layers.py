@@ -29,8 +29,8 @@ from train.torch_backend import StaticCache, TorchBackend
 from .int8 import Int8Linear, restored
 from .parity import BOUNDS as LOG_PROBS
 from .parity import Check, between_top, worst
-from .quantise import OrtFormats
-from .quantised_torch import quantised
+from .quantize import OrtFormats
+from .quantized_torch import quantized
 
 # The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
 # values) or looks up (the embedding).
@@ -47,7 +47,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Gap:
     """How far something is from PyTorch, and how far it may be.
 
-    A graph of quantised weights is held against its own arithmetic in PyTorch (`quantised_torch`), and may be as far
+    A graph of quantised weights is held against its own arithmetic in PyTorch (`quantized_torch`), and may be as far
     from that as that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
     """
 
@@ -211,7 +211,7 @@ def reference(
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
     if formats:
-        quantised(alone, formats.of_layer(i, contract.layers))
+        quantized(alone, formats.of_layer(i, contract.layers))
     cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]

@@ -21,7 +21,7 @@ from .ort_graph import WEIGHT_DTYPES, write_ort_graph
 from .parity import Check
 from .prove import WHOLE, prove
 from .provenance import provenance
-from .quantise import formats_of
+from .quantize import formats_of
 from .workplace import report_write_errors, working_folder
 
 

@@ -10,7 +10,7 @@ from runtime.contract import Contract
 from train.checkpoint import Checkpoint
 
 from .graph import trace
-from .quantise import ORT_FORMATS, formats_of, quantize_for_ort
+from .quantize import ORT_FORMATS, formats_of, quantize_for_ort
 from .store import EXTERNAL, write_graph
 
 WEIGHT_DTYPES = {

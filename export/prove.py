@@ -21,8 +21,8 @@ from train.torch_backend import TorchBackend
 
 from .layers import by_layer
 from .parity import TIE, Check, compare
-from .quantise import OrtFormats
-from .quantised_torch import whole_bound
+from .quantize import OrtFormats
+from .quantized_torch import whole_bound
 from .twin import twin_of
 
 WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
@@ -36,7 +36,7 @@ def prove(
     """The checks an export has to pass before it replaces an older one, in the order they are made.
 
     parity: `whole`, `layers`, or `auto` for the former where it fits. formats: of its weights, where it is held against
-    its own arithmetic in PyTorch (`quantised_torch`) and not against its precision's bounds.
+    its own arithmetic in PyTorch (`quantized_torch`) and not against its precision's bounds.
     """
     graph = check_onnx(model)
     yield graph

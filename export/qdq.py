@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .initializers import Quantised, initializer
+from .initializers import Quantized, initializer
 from .weight_formats import SMALLEST, TRT_FORMATS, TrtFormat
 
 
@@ -36,7 +36,7 @@ def quantize_for_trt(model: ir.Model, name: str, dense: bool = False) -> None:
             shape = ir.Shape(weight.const_value.shape.numpy())
             weight.const_value = ir.LazyTensor(content, ir.DataType.FLOAT16, shape, name=weight.name)
         else:
-            node.replace_input_with(1, dequantised(model.graph, node, weight, chosen, block))
+            node.replace_input_with(1, dequantized(model.graph, node, weight, chosen, block))
             del model.graph.initializers[str(weight.name)]
     # What the graph uses of an older opset means the same in the newer.
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
@@ -52,18 +52,18 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
 
 def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
     """The numbers that a stored weight stands for, fp16 [in, out]."""
-    return ir.Tensor(chosen.quantise(weight.numpy().astype(np.float32), block).dense())
+    return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dense())
 
 
-def dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
+def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
     """The weight fp16 [in, out] that a stored one stands for, put in front of a node."""
 
     def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        stored = chosen.quantise(numbers, block)
+        stored = chosen.quantize(numbers, block)
         over = {} if stored.over is None else {"over": stored.over}
         return {"values": stored.values, "scale": stored.scale, **over}
 
-    made = Quantised(weight, parts)
+    made = Quantized(weight, parts)
     inputs, outputs = made.shape
     values = made.add(graph, "values", chosen.values, [inputs, outputs])
     scale = made.add(graph, "scale", chosen.scale, [inputs // block, outputs] if block else [outputs])
@@ -80,7 +80,7 @@ def dequantised(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtF
     return nodes[-1].outputs[0]
 
 
-def quantise_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
+def quantize_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
     """Puts int8 Q and DQ in front of the layers' products, in place, so that those with int8 weights may run in int8.
 
     ranges: the largest |x| of a product's input, by the name of its output.

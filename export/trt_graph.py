@@ -21,7 +21,7 @@ from .graph import trace
 from .held_out import held_out_requests
 from .parity import Check
 from .prove import check_onnx, prove
-from .qdq import quantise_activations, quantize_for_trt
+from .qdq import quantize_activations, quantize_for_trt
 from .store import write_graph
 
 UNQUANTIZED_DTYPES = {
@@ -68,11 +68,11 @@ class Graphs:
     def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
         stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
-        return write_graph(self._quantised(self.recipe.batch, ranges, dense=False), folder, stem)
+        return write_graph(self._quantized(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
-        return write_graph(self._quantised(1, ranges, dense=True), folder, "dense")
+        return write_graph(self._quantized(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
         """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
@@ -115,11 +115,11 @@ class Graphs:
         for left in dense:
             left.unlink()
 
-    def _quantised(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
+    def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
         if self.recipe.format is not None:
             quantize_for_trt(model, self.recipe.format, dense)
-            quantise_activations(model, ranges or {})
+            quantize_activations(model, ranges or {})
         return model
 
     def _trace(self, batch: int) -> ir.Model:

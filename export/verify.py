@@ -25,8 +25,8 @@ from train.torch_backend import TorchBackend, limit_threads
 
 from .held_out import held_out_requests, held_out_texts
 from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
-from .quantise import ORT_FORMATS, formats_of
-from .quantised_torch import whole_bound
+from .quantize import ORT_FORMATS, formats_of
+from .quantized_torch import whole_bound
 from .twin import twin_of
 
 NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for

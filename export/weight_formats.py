@@ -59,7 +59,7 @@ class TrtFormat:
     scale: type
     blocks: tuple[int, ...]
     over: bool
-    quantise: Callable[[WeightArray, int], StoredWeight]
+    quantize: Callable[[WeightArray, int], StoredWeight]
 
     def block_of(self, inputs: int) -> int | None:
         """The size of block for a weight of so many inputs, 0 without blocks; None where it cannot be stored so."""

@@ -93,7 +93,7 @@ def to_train(widest: int) -> int:
     return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
 
 
-def analysed(device: Device, question: Question) -> dict[str, Any]:
+def analyzed(device: Device, question: Question) -> dict[str, Any]:
     """All that is said of a device, as plain values; the block to train is for the first batch."""
     q = question
     widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}

@@ -145,7 +145,7 @@ class Batch:
 def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Step:
     """Writes down what the gate accepted of a canvas, for which a forward was run or not."""
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
-    s.finalise(accepted)
+    s.finalize(accepted)
     place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked)
     return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, _timed(s))
 

@@ -69,7 +69,7 @@ def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapp
 
 
 def write(
-    path: Path, contract: Contract, engine: Engine, artefacts: Sequence[Path], tokenizer: str,
+    path: Path, contract: Contract, engine: Engine, artifacts: Sequence[Path], tokenizer: str,
     chat_template: str | None, provenance: Mapping[str, Any],
 ) -> Bundle:  # fmt: skip
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
@@ -80,8 +80,8 @@ def write(
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
     """
-    hashes = {file.name: sha256(file) for file in artefacts}
-    for file in artefacts:
+    hashes = {file.name: sha256(file) for file in artifacts}
+    for file in artifacts:
         if f"-{hashes[file.name][:8]}." not in file.name:
             raise ValueError(f"{file.name} does not carry its content's hash {hashes[file.name][:8]}")
     new = replace(engine, files=hashes)
@@ -89,7 +89,7 @@ def write(
     with _locked(path):
         engines = (*_others(path, contract, new, provenance), new)
         try:
-            for file in artefacts:
+            for file in artifacts:
                 if file.parent.resolve() != path.resolve():
                     _place(path / file.name, file)
             stored = {name: _place_text(path, name, *text) for name, text in texts.items()}

@@ -31,7 +31,7 @@ class Cuda:
 
     calls: the module `cuda.bindings.runtime`, or what answers the same calls. Each method raises DeviceError, naming
     the call and CUDA's reason, where the call fails. What takes a stream is asynchronous: done in the order given, and
-    surely done after `synchronise`.
+    surely done after `synchronize`.
     """
 
     def __init__(self, calls: Any) -> None:
@@ -106,7 +106,7 @@ class Cuda:
     def destroy_stream(self, stream: Handle) -> None:
         self._call("cudaStreamDestroy", stream)
 
-    def synchronise(self, stream: Handle) -> None:
+    def synchronize(self, stream: Handle) -> None:
         """Waits until all that the stream was given is done; raises what went wrong in it."""
         self._call("cudaStreamSynchronize", stream)
 

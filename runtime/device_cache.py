@@ -60,7 +60,7 @@ class DeviceCache:
         raw = np.empty((len(self.parts), size), np.uint8)
         for part, target in zip(self.parts, raw, strict=True):
             self._cuda.to_host(target, part, self._stream)
-        self._cuda.synchronise(self._stream)
+        self._cuda.synchronize(self._stream)
         return as_float32(raw, c.dtype).reshape(shape)
 
 

@@ -130,7 +130,7 @@ class Lane:
             self._enqueue()
         else:
             self._cuda.launch(self._graph, self._stream)
-        self._cuda.synchronise(self._stream)
+        self._cuda.synchronize(self._stream)
 
     def fetch(self, asked: int, top: bool = False) -> Proposal:
         """What the last run proposed for the first `asked` rows, the top tokens too where wanted. [batch, asked]"""

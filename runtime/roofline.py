@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .analysis import Question, analysed
+from .analysis import Question, analyzed
 from .command import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
 from .conditions import processor_name
 from .devices import DEVICES, Device, choose_devices
@@ -38,7 +38,7 @@ def roofline(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {
         "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
         **{key: value for key, value in asdict(question).items() if key != "shape"},
-        "devices": [analysed(device, question) for device in devices.values()],
+        "devices": [analyzed(device, question) for device in devices.values()],
         "steps": [],
     }
     if args.bundle and "local" in devices:

@@ -20,7 +20,7 @@ APART = 1.33  # the least factor between two devices' names, so that they can be
 EDGE = 1.6  # how far the axes reach beyond the points, as a factor
 INK, FAINT = "0.25", "0.85"
 # Each dark enough to be read as text on white.
-COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#5a8f14", "#b8860b", "#a6611a", "#555555")
+COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#5a8f14", "#b8860b", "#a6611a", "#555555")
 
 
 def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Question) -> None:
@@ -34,12 +34,12 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     placed = [(device, [p for p in points(device, q) if p.batch == batch]) for device in devices]
     every = [p.intensity for _, each in placed for p in each]
     left, right = min(every) / EDGE, max(*every, *(d.ridge(q.precision) for d in devices)) * EDGE
-    colours = [COLOURS[place % len(COLOURS)] for place in range(len(devices))]
-    for (device, each), colour in zip(placed, colours, strict=True):
-        _roof(axes, device, q.precision, left, right, colour)
+    colors = [COLORS[place % len(COLORS)] for place in range(len(devices))]
+    for (device, each), color in zip(placed, colors, strict=True):
+        _roof(axes, device, q.precision, left, right, color)
         for point, marker in zip(each, MARKERS, strict=False):
-            axes.plot(point.intensity, _reached(point), marker, color=colour, markersize=7, markeredgecolor="white")
-    _name_devices(axes, devices, q.precision, right, colours)
+            axes.plot(point.intensity, _reached(point), marker, color=color, markersize=7, markeredgecolor="white")
+    _name_devices(axes, devices, q.precision, right, colors)
     _name_modes(axes, placed[0][1])
     axes.set(xscale="log", yscale="log", xlim=(left, right))
     axes.set_xlabel("arithmetic intensity, operations a byte")
@@ -55,20 +55,20 @@ def _reached(point: DecodingCost) -> float:
     return point.operations / point.ms / 1e9
 
 
-def _roof(axes: Any, device: Device, precision: str, left: float, right: float, colour: str) -> None:
+def _roof(axes: Any, device: Device, precision: str, left: float, right: float, color: str) -> None:
     ridge, rate = device.ridge(precision), device.rates[precision]
-    axes.plot([left, ridge, right], [rate * left / ridge, rate, rate], color=colour, linewidth=1.6)
+    axes.plot([left, ridge, right], [rate * left / ridge, rate, rate], color=color, linewidth=1.6)
 
 
-def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: float, colours: Iterable[str]) -> None:
+def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: float, colors: Iterable[str]) -> None:
     """Names at the roofs' right ends, moved apart where roofs lie close."""
-    listed = sorted(zip(devices, colours, strict=True), key=lambda pair: pair[0].rates[precision])
+    listed = sorted(zip(devices, colors, strict=True), key=lambda pair: pair[0].rates[precision])
     heights: list[float] = []
-    for device, colour in listed:
+    for device, color in listed:
         rate = device.rates[precision]
         heights.append(max(rate, heights[-1] * APART) if heights else rate)
         text = f"  {device.name}, ridge {device.ridge(precision):,.0f}"
-        axes.text(right, heights[-1], text, color=colour, fontsize=8.5, va="center")
+        axes.text(right, heights[-1], text, color=color, fontsize=8.5, va="center")
 
 
 def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:

@@ -185,7 +185,7 @@ class Progress:
             np.copyto(self.latest.confidence, drawn.confidence, where=self.open)
             self.draws += 1
 
-    def finalise(self, accepted: Bools) -> None:
+    def finalize(self, accepted: Bools) -> None:
         """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
         the next block where it is time."""
         np.copyto(self.canvas, self.latest.token, where=accepted)

@@ -88,7 +88,7 @@ class Screen:
         if step.open[places].any():
             return DIM
         fresh = BOLD if step.accepted[places].any() and step.result is None else ""
-        return fresh + colour(float(step.confidence[places].min(initial=1)))
+        return fresh + color(float(step.confidence[places].min(initial=1)))
 
 
 def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> View:
@@ -169,7 +169,7 @@ def _printable(char: str) -> str:
     return " " if char.isspace() else UNREADABLE
 
 
-def colour(confidence: float) -> str:
+def color(confidence: float) -> str:
     """Green from 0.9 up, yellow from 0.6, red below."""
     return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
 

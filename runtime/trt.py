@@ -116,7 +116,7 @@ class TrtEngine:
     def _drain(self) -> None:
         """Waits for what is under way, which uses the memory that is given back next."""
         with suppress(DeviceError):  # it was told before, or the next call tells it
-            self._cuda.synchronise(self._stream)
+            self._cuda.synchronize(self._stream)
 
     def _settle(self, past: Ints) -> None:
         """Moves what the host has counted in since the last forward from a `delta` engine's outputs to the cache.
@@ -145,7 +145,7 @@ class TrtEngine:
             self._must(context.set_optimization_profile_async(profile.index, int(self._stream)), "a profile")
             self._bind(lane)
             lanes.append(lane)
-        self._cuda.synchronise(self._stream)
+        self._cuda.synchronize(self._stream)
         return lanes
 
     def _bind(self, lane: Lane) -> None:

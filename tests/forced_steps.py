@@ -18,8 +18,8 @@ from emulated import mean_norms
 from numpy.typing import NDArray
 
 from export.ort_graph import write_ort_graph
-from export.quantise import formats_of
-from export.quantised_torch import QuantisedBackend
+from export.quantize import formats_of
+from export.quantized_torch import QuantizedBackend
 from runtime.backend import Backend, Floats, Forward, Proposal
 from runtime.bundle import Bundle, read, write
 from runtime.contract import Contract
@@ -70,7 +70,7 @@ def write_sample(folder: Path) -> None:
     for precision in ("int8", "int4"):
         formats = formats_of("ort", precision)
         assert formats is not None
-        arithmetic = QuantisedBackend(source, bundle.contract, formats)
+        arithmetic = QuantizedBackend(source, bundle.contract, formats)
         norms[precision] = mean_norms(arithmetic, lambda backend=arithmetic: backend.cache, answers)  # type: ignore[misc]
     passes = [
         [[part.tolist() for part in (each.input_ids, each.past_length, each.visible, each.rows)] for each in answer]

@@ -147,7 +147,7 @@ write_environment() { # folder, python's version, its real file, line of the .pt
 
 run_suite() { # name of the CPU
   "$folder/$1/bin/python" -m pytest -p no:cacheprovider --durations=5 tests/test_saturation.py tests/test_int4.py \
-    tests/test_quantised_graphs.py tests/test_quantised_parity.py
+    tests/test_quantized_graphs.py tests/test_quantized_parity.py
 }
 
 main "$@"

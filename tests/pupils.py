@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialise
+from train.model import ModelConfig, Transformer, initialize
 from train.tokenizer import train_tokenizer
 
 LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not at all"} for n in range(40)]
@@ -12,8 +12,8 @@ LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not 
 def teacher_of(width: int, seed: int, vocab: int = 280, **decoding: object) -> Checkpoint:
     """An untrained bidirectional teacher that reads the lines' text."""
     texts = [text for line in LINES for text in line.values()]
-    learnt = train_tokenizer(texts, vocab)
-    shape = ModelConfig(learnt.get_vocab_size(), width, 1, 2, 1, 8, 24)
+    learned = train_tokenizer(texts, vocab)
+    shape = ModelConfig(learned.get_vocab_size(), width, 1, 2, 1, 8, 24)
     how = {"alignment": "prompt", "attention": "full", "shift": True, "block": 4, "canvas": 12, "context": 64}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": {"rule": "count", "min": 1}} | decoding
-    return Checkpoint(shape, Decoding(**how), dict(initialise(Transformer(shape), seed).state_dict()), learnt.to_str())  # type: ignore[arg-type]
+    return Checkpoint(shape, Decoding(**how), dict(initialize(Transformer(shape), seed).state_dict()), learned.to_str())  # type: ignore[arg-type]

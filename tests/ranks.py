@@ -17,14 +17,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train import collect, optimise, parallel, resume
+from train import collect, optimize, parallel, resume
 
 
 def kill(rank: int, step: int) -> None:
     """That process ends when it begins that update, or its shard of that number, both from 0."""
     if os.environ["RANK"] != str(rank):
         return
-    update, answered, asked = optimise._update, collect.answered, list[None]()
+    update, answered, asked = optimize._update, collect.answered, list[None]()
 
     def last_update(*args: Any) -> Any:
         if args[-1] == step:
@@ -37,7 +37,7 @@ def kill(rank: int, step: int) -> None:
         asked.append(None)
         return answered(*args)
 
-    optimise._update, collect.answered = last_update, last_shard
+    optimize._update, collect.answered = last_update, last_shard
 
 
 def fill(disk: str) -> None:
@@ -54,7 +54,7 @@ def fill(disk: str) -> None:
 
 def main(lines: list[str]) -> int:
     """The highest exit code; all commands are run, but for a process that was killed."""
-    optimise.LOG_EVERY, parallel.PATIENCE = 1, 1.0  # seconds: with none, the others may see a lost connection instead
+    optimize.LOG_EVERY, parallel.PATIENCE = 1, 1.0  # seconds: with none, the others may see a lost connection instead
     fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))

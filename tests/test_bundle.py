@@ -42,7 +42,7 @@ def store(path: Path, engine: Engine = ORT, content: bytes = b"graph", **changes
     plain.write_bytes(content)
     file = plain.rename(source / content_name(engine.name, ".onnx", sha256(plain)))
     options = {"contract": tiny.contract(), "tokenizer": "{}", "chat_template": None, "provenance": FROM} | changes
-    return write(path, engine=replace(engine, model=file.name), artefacts=[file], **options)
+    return write(path, engine=replace(engine, model=file.name), artifacts=[file], **options)
 
 
 def names(path: Path) -> list[str]:
@@ -202,7 +202,7 @@ SHA = "0" * 64
     ("change", "told"),
     [
         (lambda m: m.update(format=2), "has format 2; this version reads formats up to 1"),
-        (lambda m: m.update(colour="red"), "manifest has unknown keys colour"),
+        (lambda m: m.update(color="red"), "manifest has unknown keys color"),
         (lambda m: m.pop("format"), "manifest lacks format"),
         (lambda m: m.pop("tokenizer"), "manifest lacks tokenizer"),
         (lambda m: m.update(contract=[]), "contract is list"),
@@ -215,7 +215,7 @@ SHA = "0" * 64
         (lambda m: m.update(chat_template={}), "manifest.chat_template lacks file, sha256"),
         (lambda m: m.update(tokenizer={"file": "missing.json", "sha256": "0"}), "expected 64 hexadecimal digits"),
         (lambda m: m.update(chat_template={"file": "missing.jinja", "sha256": SHA}), "missing.jinja is missing"),
-        (_engine(colour="red"), "manifest.engines has unknown keys colour"),
+        (_engine(color="red"), "manifest.engines has unknown keys color"),
         (_engine(name=""), "name is ''"),
         (_engine(precision=16), "precision is 16"),
         (_engine(gate={"rule": "luck"}), "gate.rule is 'luck'"),

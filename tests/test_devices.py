@@ -38,9 +38,9 @@ LINES = {
 
 
 def line(name: str, folder: Path, place: str) -> str:
-    learnt = f"--trajectories {folder}/here/collect.pt --no-only-right"
+    learned = f"--trajectories {folder}/here/collect.pt --no-only-right"
     collected = "--count 6 --temperatures 0,0.7 --batch 6 --no-bf16"
-    words = LINES[name].format(folder=folder, learnt=learnt, short=SHORT, shape=SHAPE, collected=collected)
+    words = LINES[name].format(folder=folder, learned=learned, short=SHORT, shape=SHAPE, collected=collected)
     return f"{words} --data {folder}/own.jsonl --out {folder}/{place}/{name}.pt"
 
 

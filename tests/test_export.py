@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from runtime.ort import OrtBackend
 from train import prompts
 from train.checkpoint import Checkpoint
-from train.model import Transformer, initialise
+from train.model import Transformer, initialize
 from train.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
@@ -42,7 +42,7 @@ def student(seed: int = SEED, **decoding: Any) -> Checkpoint:
     shape = replace(source.model, vocab=source.read_tokenizer().get_vocab_size())
     weights = {
         name: weight * 6 if weight.dim() == 2 else weight
-        for name, weight in initialise(Transformer(shape), seed).state_dict().items()
+        for name, weight in initialize(Transformer(shape), seed).state_dict().items()
     }
     return replace(source, model=shape, weights=weights)
 

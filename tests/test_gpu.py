@@ -205,7 +205,7 @@ def bandwidth() -> float:
 
     def copy() -> None:
         cuda.copy_rows(target, size, source, size, size, 1, stream)
-        cuda.synchronise(stream)
+        cuda.synchronize(stream)
 
     seconds = float(np.median(timed(copy, 20, 5)))
     for address in (source, target):

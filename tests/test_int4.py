@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from test_step_graph import random_weights
 
 from export.bundle_contract import exported_contract
-from export.int4 import BLOCK, Int4Linear, dequantise, in_pairs, quantise
+from export.int4 import BLOCK, Int4Linear, dequantize, in_pairs, quantize
 from export.ort_graph import write_ort_graph
 from runtime.errors import NumericalError
 from runtime.no_telemetry import ort
@@ -28,7 +28,7 @@ SEED = 7
 def test_a_block_spans_its_weights_and_zero_in_sixteen_steps() -> None:
     weight = np.zeros((1, BLOCK), np.float32)
     weight[0, :6] = -1, 2, 0.19, 0.31, -0.5, 1.91  # a step is 3 / 15 = 0.2, and zero the fifth
-    values, scale, zero = quantise(weight)
+    values, scale, zero = quantize(weight)
     np.testing.assert_allclose(scale, [[0.2]], rtol=1e-6)
     assert zero.tolist() == [[5]]
     # 0, 15, 6, 7 (1.55 steps are 2), 2 (-2.5 steps, to the even one, are 3; the scale is a little above 0.2), 15
@@ -36,7 +36,7 @@ def test_a_block_spans_its_weights_and_zero_in_sixteen_steps() -> None:
     assert values.shape == (1, 1, 16) and values[0, 0].tolist() == [
         low + 16 * high for low, high in zip(steps[0::2], steps[1::2], strict=True)
     ]
-    np.testing.assert_allclose(dequantise(values, scale, zero)[0, :4], [-1, 2, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(dequantize(values, scale, zero)[0, :4], [-1, 2, 0.2, 0.4], rtol=1e-6)
 
 
 def test_two_values_lie_in_a_byte_and_the_first_in_its_low_half() -> None:
@@ -48,10 +48,10 @@ def test_int4_lies_within_half_a_scale_of_the_weight(seed: int, inputs: int, exp
     rng = np.random.default_rng(seed)
     weight = (rng.standard_normal((5, inputs)) * np.exp2(exponent) + rng.normal()).astype(np.float32)
     weight[1], weight[2, ::3] = 0, 0
-    values, scale, zero = quantise(weight)
+    values, scale, zero = quantize(weight)
     blocks = -(-inputs // BLOCK)
     assert values.shape == (5, blocks, BLOCK // 2) and scale.shape == (5, blocks) and zero.shape == (5, -(-blocks // 2))
-    restored, steps = dequantise(values, scale, zero), np.repeat(scale, BLOCK, axis=1)
+    restored, steps = dequantize(values, scale, zero), np.repeat(scale, BLOCK, axis=1)
     assert (np.abs(restored[:, :inputs] - weight) <= 0.5001 * steps[:, :inputs]).all()
     assert not restored[1].any() and not restored[:, inputs:].any() and not restored[2, :inputs:3].any()
 
@@ -59,21 +59,21 @@ def test_int4_lies_within_half_a_scale_of_the_weight(seed: int, inputs: int, exp
 def test_weights_that_are_no_numbers_have_no_int4() -> None:
     for odd in (np.nan, np.inf, -np.inf):
         with pytest.raises(NumericalError, match="not a finite number"):
-            quantise(np.array([[1, odd], [2, 3]], np.float32))
+            quantize(np.array([[1, odd], [2, 3]], np.float32))
 
 
-def test_a_weight_is_quantised_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_is_quantized_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(SEED).standard_normal((50, 40)).astype(np.float32)
-    whole = quantise(weight)
+    whole = quantize(weight)
     monkeypatch.setattr("export.int4.ROWS", 7)
-    for ours, theirs in zip(quantise(weight), whole, strict=True):
+    for ours, theirs in zip(quantize(weight), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def product(weight: NDArray[np.float32]) -> ort.InferenceSession:
     """ONNX Runtime's MatMulNBits alone, over a weight [out, in]."""
     outputs, inputs = weight.shape
-    parts = dict(zip(("values", "scale", "zero"), quantise(weight), strict=True))
+    parts = dict(zip(("values", "scale", "zero"), quantize(weight), strict=True))
     node = onnx.helper.make_node(
         "MatMulNBits", ["x", *parts], ["y"], domain="com.microsoft", K=inputs, N=outputs, bits=4, block_size=BLOCK,
         accuracy_level=4,
@@ -99,12 +99,12 @@ def test_the_operator_computes_as_pytorch_does_here(outputs: int, inputs: int) -
         ours, theirs = linear(torch.from_numpy(x)).numpy(), operator.run(None, {"x": x})[0]
         unit = np.sqrt(np.mean(np.square(theirs)))
         # x86 CPUs without AVX2 have no int8 kernel of the operator: activations stay in fp32 there, more exact.
-        unrounded = x @ dequantise(*quantise(weight))[:, :inputs].T
+        unrounded = x @ dequantize(*quantize(weight))[:, :inputs].T
         assert min(np.abs(each - theirs).max() for each in (ours, unrounded)) < 1e-5 * unit
         assert 1e-5 * unit < np.abs(x @ weight.T - theirs).max()
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_its_neighbors() -> None:
     rng = np.random.default_rng(SEED)
     operator = product(rng.standard_normal((16, 64)).astype(np.float32))
     x = rng.standard_normal((9, 64)).astype(np.float32)

@@ -18,7 +18,7 @@ from train.families import FAMILIES, Overrides
 from train.lora import LowRank
 from train.model import Transformer, prefix_mask
 from train.open_checkpoint import load
-from train.optimise import Recipe, train_model
+from train.optimize import Recipe, train_model
 from train.published_weights import expected_shapes, stored_names
 
 RECIPE = Recipe(steps=9, learning_rate=0.05, warmup=1, bf16=False, save_every=4)
@@ -75,8 +75,8 @@ def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
 
 def test_what_is_merged_computes_what_was_trained(tmp_path: Path) -> None:
     model, _ = trained(tmp_path / "run")
-    learnt = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    whole = adapter.merged(tiny.model(0).state_dict(), lora.pairs(learnt), LOW_RANK.scale)
+    learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    whole = adapter.merged(tiny.model(0).state_dict(), lora.pairs(learned), LOW_RANK.scale)
     merged, base = tiny.model(0), tiny.model(0)
     merged.load_state_dict(whole)
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)

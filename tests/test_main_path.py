@@ -28,7 +28,7 @@ from train import (
     teacher,
 )
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialise
+from train.model import ModelConfig, Transformer, initialize
 from train.tokenizer import train_tokenizer
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
@@ -221,11 +221,11 @@ def test_student_bundle_answer_and_evaluation_are_one(
 def untrained(folder: Path, **decoding: object) -> Path:
     """A teacher that knows nothing, with a tokenizer of the sample tasks."""
     texts = [text for p in tasks.choose_tasks("code")[0].problems("train", 30, 0) for text in (p.prompt, p.answer)]
-    learnt = train_tokenizer(texts, 500)
-    shape = ModelConfig(learnt.get_vocab_size(), 32, 1, 2, 1, 16, 48)
+    learned = train_tokenizer(texts, 500)
+    shape = ModelConfig(learned.get_vocab_size(), 32, 1, 2, 1, 16, 48)
     how = {"alignment": "prompt", "attention": "full", "shift": False, "block": 8, "canvas": 64, "context": 256}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": dict(teacher.TEACHER_GATE)} | decoding
-    saved = Checkpoint(shape, Decoding(**how), dict(initialise(Transformer(shape), 0).state_dict()), learnt.to_str())
+    saved = Checkpoint(shape, Decoding(**how), dict(initialize(Transformer(shape), 0).state_dict()), learned.to_str())
     student_pt.save(saved, folder / "teacher.pt")
     return folder / "teacher.pt"
 
@@ -296,7 +296,7 @@ def test_trajectories_of_another_teacher_are_refused(
         assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
-def test_several_collections_are_learnt_from_together(school: School, tmp_path: Path) -> None:
+def test_several_collections_are_learned_from_together(school: School, tmp_path: Path) -> None:
     more = tmp_path / "more"
     assert call(collect.main, school.collect("--seed 9").replace(str(school.trajectories), str(more))) == 0
     words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"

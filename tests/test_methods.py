@@ -23,7 +23,7 @@ from train.data import Example
 from train.lesson import Lesson, Teacher
 from train.masking import AnswerBlocks
 from train.methods import METHODS, choose_method
-from train.optimise import Loss
+from train.optimize import Loss
 from train.states import block_visible
 from train.torch_backend import TorchBackend, contract_of
 from train.trajectories import read_shards
@@ -194,14 +194,14 @@ def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(parameter)
-    learnt = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ids, seen = torch.arange(3, 9)[None], torch.full((1, 6), 6)
     with Teacher(model, tiny.contract(), adapted=True).speaking() as frozen:
         said = frozen(ids, seen)
         assert torch.equal(said, plain(ids, seen))
     after = model(ids, seen)
     assert (after - said).abs().max() > 1e-2 and after.requires_grad and not said.requires_grad
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learnt
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learned
 
 
 @pytest.fixture(scope="module")

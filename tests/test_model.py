@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from train.model import ModelConfig, Transformer, fused_attention, initialise, prefix_mask, written_out_attention
+from train.model import ModelConfig, Transformer, fused_attention, initialize, prefix_mask, written_out_attention
 
 WIDTH = 11
 FAMILIES = {
@@ -121,6 +121,6 @@ def test_a_prefix_mask_lets_through_the_first_visible_positions() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
-    states = [initialise(Transformer(tiny.shape(0)), seed).state_dict() for seed in (1, 1, 2)]
+    states = [initialize(Transformer(tiny.shape(0)), seed).state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["embed_tokens.weight"], states[2]["embed_tokens.weight"])

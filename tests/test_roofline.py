@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from runtime import machine, roofline
-from runtime.analysis import Question, analysed, points, to_train
+from runtime.analysis import Question, analyzed, points, to_train
 from runtime.devices import DEVICES, Device, choose_devices
 from runtime.no_telemetry import ort
 from runtime.product_model import product_model
@@ -50,7 +50,7 @@ def test_a_step_takes_the_longer_of_moving_and_computing() -> None:
     assert TOY.ms(load, "fp16") == TOY.compute_ms(load, "fp16") > TOY.memory_ms(load)
 
 
-def test_attention_is_not_as_fast_as_quantised_products() -> None:
+def test_attention_is_not_as_fast_as_quantized_products() -> None:
     load = TOY.work(QWEN, "int8", Pass(1, 4, 256, 4))
     assert TOY.compute_ms(load, "int8") == pytest.approx((load.linear / 8e9 + load.attention / 4e9) * 1000)
     assert load.cache == 2 * QWEN.cached * (260 + 4)  # keys and values stay fp16
@@ -73,7 +73,7 @@ def test_the_widest_memory_bound_block_is_the_one_a_search_through_all_finds(key
 
 def test_the_block_to_train_is_the_largest_usual_one_that_is_free() -> None:
     assert [to_train(widest) for widest in (0, 4, 15, 16, 31, 32, 500)] == [4, 4, 8, 16, 16, 32, 64]
-    told = analysed(DEVICES["h200"], ASKED)
+    told = analyzed(DEVICES["h200"], ASKED)
     assert told["block_to_train"] == to_train(told["widest_memory_bound_block"][0]["block"])
     assert [entry["batch"] for entry in told["widest_memory_bound_block"]] == [1, 8]
 

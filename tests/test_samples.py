@@ -60,7 +60,7 @@ def test_embedding_in_c(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_distilling_ones_own_data_and_exporting_what_came_of_it(tmp_path: Path) -> None:
-    printed = output("sh", SAMPLES / "6_distil.sh", SAMPLES / "own.jsonl", SAMPLES / "teacher.pt", tmp_path, "4", "2")
+    printed = output("sh", SAMPLES / "6_distill.sh", SAMPLES / "own.jsonl", SAMPLES / "teacher.pt", tmp_path, "4", "2")
     command = printed.splitlines()[-1].removeprefix("next: ").split()
     assert (tmp_path / "student.pt").exists() and command[0] == "sh"
     printed = output("sh", ROOT / command[1], *command[2:])

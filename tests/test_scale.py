@@ -14,7 +14,7 @@ from runtime.workload import SHAPES, Pass
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 SHAPE = SHAPES["llada-8b"]
 PROMPT, ANSWER, PAST, ACCEPTED = 128, 256, 256, 2.3
-PEAK, EFFICIENCY, UTILISATION = 2 * 10_000_000 / 86_400, 0.6, 0.4
+PEAK, EFFICIENCY, UTILIZATION = 2 * 10_000_000 / 86_400, 0.6, 0.4
 WATTS = {"agx-orin": 60, "thor": 130, "rtx-4090": 450, "rtx-5090": 575, "h200": 700}
 
 
@@ -63,7 +63,7 @@ def test_where_blocks_stop_paying() -> None:
 )
 def test_the_hours_of_distilling(what: str, hours: float) -> None:
     forward = ms(DEVICES["h200"], "fp16", Pass(1, PROMPT + ANSWER, 0, ANSWER, False))
-    total = hours * forward / 3.6e6 / UTILISATION
+    total = hours * forward / 3.6e6 / UTILIZATION
     assert re.search(rf"^\| {what}\b.*\| {total:.0f} \|$", PAGE, re.M), (what, total)
 
 

@@ -26,17 +26,17 @@ def run_of(fill: float) -> Run:
     shapes = {
         name: (len(range(*parallel.rows_of(size[0]).indices(size[0]))), *size[1:]) for name, size in SIZES.items()
     }
-    learnt = {name: torch.nn.Parameter(torch.full(shape, fill)) for name, shape in shapes.items()}
-    groups = [{"params": [learnt["matrix"], learnt["one"]], "weight_decay": 0.1}, {"params": [learnt["few"]]}]
+    learned = {name: torch.nn.Parameter(torch.full(shape, fill)) for name, shape in shapes.items()}
+    groups = [{"params": [learned["matrix"], learned["one"]], "weight_decay": 0.1}, {"params": [learned["few"]]}]
     average = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    return Run(learnt, average, torch.optim.AdamW(groups, lr=0.1, fused=True))
+    return Run(learned, average, torch.optim.AdamW(groups, lr=0.1, fused=True))
 
 
 def stepped() -> Run:
     """A run of a single process after three updates."""
     run, generator = run_of(1.0), torch.Generator().manual_seed(0)
     for _ in range(3):
-        for name, parameter in run.learnt.items():
+        for name, parameter in run.learned.items():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             run.average[name].copy_(torch.randn(parameter.shape, generator=generator))
         run.optimizer.step()
@@ -45,9 +45,9 @@ def stepped() -> Run:
 
 def tensors(run: Run) -> dict[str, torch.Tensor]:
     """All that is to be restored, by name."""
-    found = {f"model {name}": parameter.detach() for name, parameter in run.learnt.items()}
+    found = {f"model {name}": parameter.detach() for name, parameter in run.learned.items()}
     found |= {f"average {name}": each for name, each in run.average.items()}
-    for name, parameter in run.learnt.items():
+    for name, parameter in run.learned.items():
         found |= {f"{kind} {name}": each for kind, each in run.optimizer.state[parameter].items()}
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from samples import speed
 from train import open_checkpoint, student_pt
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialise
+from train.model import ModelConfig, Transformer, initialize
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 COUNT = {"rule": "count", "min": 1}
@@ -23,7 +23,7 @@ def write(path: Path, seed: int, **changes: object) -> None:
     shape = ModelConfig(1536, 8, 1, 1, 1, 8, 8)
     how = {"alignment": "prompt", "attention": "full", "shift": True, "block": 16, "canvas": 96, "context": 256}
     how |= {"mask_id": 2, "eos_ids": (1,), "pad_id": 0, "gate": COUNT} | changes
-    weights = dict(initialise(Transformer(shape), seed).state_dict())
+    weights = dict(initialize(Transformer(shape), seed).state_dict())
     student_pt.save(Checkpoint(shape, Decoding(**how), weights, text), path)  # type: ignore[arg-type]
 
 

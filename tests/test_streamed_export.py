@@ -28,12 +28,12 @@ from torch import Tensor
 from export import onnx as command
 from export.bundle_contract import exported_contract
 from export.graph import trace
-from export.int8 import dequantise, quantise
+from export.int8 import dequantize, quantize
 from export.layers import by_layer
 from export.ort_graph import write_ort_graph
 from export.parity import compare
 from export.prove import fits_whole
-from export.quantise import ORT_FORMATS
+from export.quantize import ORT_FORMATS
 from runtime import bundle, cores
 from runtime import load as load_bundle
 from runtime.contract import Contract
@@ -57,26 +57,26 @@ def test_int8_lies_within_half_a_scale_of_the_weight(seed: int, axis: int, expon
     rng = np.random.default_rng(seed)
     weight = (rng.standard_normal((7, 5)) * np.exp2(exponent)).astype(np.float32)
     weight[(slice(None), 2) if axis else 2] = 0
-    values, scale = quantise(weight, axis)
+    values, scale = quantize(weight, axis)
     assert values.dtype == np.int8 and values.shape == weight.shape and scale.shape == (weight.shape[axis],)
     channels = scale if axis else scale[:, None]
-    assert (np.abs(dequantise(values, scale, axis) - weight) <= channels * 0.5001).all()
+    assert (np.abs(dequantize(values, scale, axis) - weight) <= channels * 0.5001).all()
     assert scale[2] == 1 and np.abs(values).max(1 - axis).tolist() == [127 * (i != 2) for i in range(len(scale))]
 
 
-def test_a_table_is_quantised_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_quantized_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(SEED).standard_normal((50, 6)).astype(np.float32)
-    whole = [quantise(weight, axis) for axis in (0, 1)]
+    whole = [quantize(weight, axis) for axis in (0, 1)]
     monkeypatch.setattr("export.int8.ROWS", 7)
     for axis in (0, 1):
-        for ours, theirs in zip(quantise(weight, axis), whole[axis], strict=True):
+        for ours, theirs in zip(quantize(weight, axis), whole[axis], strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def test_weights_that_are_no_numbers_have_no_int8() -> None:
     for odd in (np.nan, np.inf, -np.inf):
         with pytest.raises(NumericalError, match="not a finite number"):
-            quantise(np.array([[1, odd], [2, 3]], np.float32), 0)
+            quantize(np.array([[1, odd], [2, 3]], np.float32), 0)
 
 
 def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from export.layers import by_layer
 from export.ort_graph import write_ort_graph
 from export.parity import TIE, compare
 from export.prove import prove, sample_requests
-from export.quantise import formats_of
+from export.quantize import formats_of
 from export.store import write_graph
 from export.twin import twin_of
 from runtime.backend import Forward, Proposal

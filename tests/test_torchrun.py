@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import collect, distill, open_checkpoint, optimise, resume, teacher
+from train import collect, distill, open_checkpoint, optimize, resume, teacher
 from train.data import Example, Stream
 
 RANKS = Path(__file__).parent / "ranks.py"
@@ -37,9 +37,9 @@ RUNS = {
 
 def line(name: str, folder: Path, out: Path) -> str:
     """A whole command that trains to `out`."""
-    learnt = f"--trajectories {folder}/trajectories --no-only-right"
+    learned = f"--trajectories {folder}/trajectories --no-only-right"
     short = f"--data {folder}/own.jsonl {SHORT}"
-    return RUNS[name].format(folder=folder, learnt=learnt, short=short, shape=SHAPE) + f" --out {out}"
+    return RUNS[name].format(folder=folder, learned=learned, short=short, shape=SHAPE) + f" --out {out}"
 
 
 def collecting(folder: Path, out: Path) -> str:
@@ -96,7 +96,7 @@ def assert_near(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def every_update_is_logged() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimise, "LOG_EVERY", 1)
+        patch.setattr(optimize, "LOG_EVERY", 1)
         yield
 
 

@@ -20,8 +20,8 @@ from runtime.errors import NumericalError, UserError
 from train import masking, tasks
 from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
 from train.masking import AnswerBlocks
-from train.model import Transformer, initialise
-from train.optimise import Loss, Recipe, train_model
+from train.model import Transformer, initialize
+from train.optimize import Loss, Recipe, train_model
 from train.resume import forget
 from train.teacher import masked_loss
 from train.tokenizer import train_tokenizer
@@ -37,7 +37,7 @@ def run(
     out: Path, recipe: Recipe = RECIPE, stop: int | None = None, identity: str = "a"
 ) -> tuple[list[int], dict[str, Tensor]]:
     """The steps that were run, and weights and averages at the end; stopped in the loss of step `stop`."""
-    model = initialise(Transformer(tiny.shape(0)), 0)
+    model = initialize(Transformer(tiny.shape(0)), 0)
     done: list[int] = []
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -93,7 +93,7 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
     ],
 )
 def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
-    model, out = initialise(Transformer(tiny.shape(0)), 0), tmp_path / "run.pt"
+    model, out = initialize(Transformer(tiny.shape(0)), 0), tmp_path / "run.pt"
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         loss = model.logits(model(torch.ones(1, 4, dtype=torch.int64), torch.full((1, 4), 4))).square().mean()
@@ -133,7 +133,7 @@ def test_files_that_cannot_be_written_or_gone_on_with_are_told_in_one_line(tmp_p
 
 
 def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.optimise.LOG_EVERY", 2)
+    monkeypatch.setattr("train.optimize.LOG_EVERY", 2)
     log = tmp_path / "run.pt.log.jsonl"
     run(tmp_path / "run.pt", stop=7)
     with open(log, "a") as file:
@@ -150,8 +150,8 @@ def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypa
 
 
 def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.optimise.LOG_EVERY", 2)
-    monkeypatch.setattr("train.optimise.tqdm", functools.partial(tqdm, disable=True))  # it too writes into a file here
+    monkeypatch.setattr("train.optimize.LOG_EVERY", 2)
+    monkeypatch.setattr("train.optimize.tqdm", functools.partial(tqdm, disable=True))  # it too writes into a file here
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -163,7 +163,7 @@ def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monke
 
 def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None:
     _, state = run(tmp_path / "run.pt")
-    start = initialise(Transformer(tiny.shape(0)), 0).state_dict()
+    start = initialize(Transformer(tiny.shape(0)), 0).state_dict()
     name = "embed_tokens.weight"
     moved = (state[name] - start[name]).norm()
     behind = (state[name] - state[f"average of {name}"]).norm()
@@ -270,7 +270,7 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
     one = replace(task, problems=lambda split, count, seed: task.problems("all", count, seed))  # wherever it falls
     saved = tiny.checkpoint(attention="full", canvas=4)
     shape = replace(saved.model, vocab=300)
-    model = initialise(Transformer(shape), 0)
+    model = initialize(Transformer(shape), 0)
     loss_of = masked_loss(model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), saved.decoding)
     losses = [loss_of(step)[0] for step in range(60)]
     assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60

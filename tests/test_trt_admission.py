@@ -133,7 +133,7 @@ def _build(**changes: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda m: m["engines"][0].update(build=None), "build is NoneType; expected an object"),
         (lambda m: m["engines"][0]["build"].pop("version"), "build lacks version"),
-        (_build(colour="red"), "build has unknown keys colour"),
+        (_build(color="red"), "build has unknown keys color"),
         (_build(flavor="torch"), "'torch'"),
         (_build(dtype="int8"), "'int8'"),
         (_build(version=""), "version is ''"),

@@ -17,11 +17,11 @@ from trt_bundle import BUILD, add_engine, content_of, plan_of
 from runtime import bench, generate, load
 from runtime.decode import Request
 from runtime.decode import generate as decode
-from train.model import Transformer, initialise
+from train.model import Transformer, initialize
 from train.torch_backend import TorchBackend
 
 CONTRACT = tiny.contract(vocab=300)  # that of `tiny.checkpoint`'s tokenizer
-MODEL = initialise(Transformer(replace(tiny.shape(30), vocab=300)), 30).eval()
+MODEL = initialize(Transformer(replace(tiny.shape(30), vocab=300)), 30).eval()
 
 
 @pytest.fixture

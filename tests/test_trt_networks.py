@@ -160,7 +160,7 @@ def engine_size(model: ir.Model, contract: Contract, target: int, folder: Path) 
 
 
 @pytest.mark.parametrize(("precision", "target"), [("int8", 89), ("int4", 89), ("fp8", 89), ("nvfp4", 120)])
-def test_quantised_weights_build(precision: str, target: int, wide: Sized, tmp_path: Path) -> None:
+def test_quantized_weights_build(precision: str, target: int, wide: Sized, tmp_path: Path) -> None:
     model, contract, fp16 = wide[0].clone(), *wide[1:]
     weights = sum(node.inputs[1].const_value.size for node in products(model))  # type: ignore[union-attr]
     quantize_for_trt(model, precision)

@@ -10,7 +10,7 @@ import tiny
 
 from export.graph import trace
 from export.provenance import shape_of_model
-from export.quantise import ORT_FORMATS, quantize_for_ort
+from export.quantize import ORT_FORMATS, quantize_for_ort
 from runtime.errors import UserError
 from runtime.workload import PRECISIONS, SHAPES, ModelShape, Pass, shape_of, weight_bytes, work
 
@@ -55,7 +55,7 @@ def test_a_model_with_full_attention_keeps_nothing() -> None:
     assert work(SMALL, FP32, 4, Pass(1, 8, 0, 3, cached=False)).cache == 0
 
 
-def test_quantised_matrices_carry_their_scales() -> None:
+def test_quantized_matrices_carry_their_scales() -> None:
     assert FP16.stored(64, 10) == 2 * 640
     assert INT8.stored(64, 10) == 640 + 4 * 10
     assert INT4.stored(64, 10) == 320 + 4 * 2 * 10

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, parse_contract
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialise
+from train.model import ModelConfig, Transformer, initialize
 from train.tokenizer import train_tokenizer
 
 PAD, END, MASK, VOCAB, BLOCK = 0, 1, 2, 24, 4
@@ -42,7 +42,7 @@ def shape(seed: int) -> ModelConfig:
 
 def model(seed: int) -> Transformer:
     """A random model with weights so large that its tokens and confidences vary, biases and norms included."""
-    made = initialise(Transformer(shape(seed)), seed)
+    made = initialize(Transformer(shape(seed)), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -15,7 +15,7 @@ from export.trt_plan import Asked, Plan
 from export.trt_targets import TrtLibrary
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
-from train.model import ModelConfig, Transformer, initialise
+from train.model import ModelConfig, Transformer, initialize
 
 SEED = 5
 LIBRARY = TrtLibrary("rtx", "1", (75, 80, 86, 89, 120, 121))
@@ -26,7 +26,7 @@ def student(**changes: Any) -> Checkpoint:
     source = tiny.checkpoint(SEED)
     own = {"vocab": source.read_tokenizer().get_vocab_size(), "qk_norm": True, **changes}
     shape = ModelConfig(**{"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 64, "ffn": 128, **own})
-    weights = initialise(Transformer(shape), SEED).state_dict()
+    weights = initialize(Transformer(shape), SEED).state_dict()
     return replace(source, model=shape, weights={name: 3 * weight for name, weight in weights.items()})
 
 

@@ -103,7 +103,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         )
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
-    held_to = [str(path) for path in args.teacher_report] or [reports.unquantised(args)]
+    held_to = [str(path) for path in args.teacher_report] or [reports.unquantized(args)]
     known = [reports.read_report(path, args.data) for path in args.teacher_report]
     subject = evaluated_model.open_evaluated_model(args)
     gate = evaluated_model.chosen_gate(args, subject.gate)

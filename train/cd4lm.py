@@ -23,7 +23,7 @@ from . import losses, masking, parallel, views
 from .blocks import FILLER
 from .lesson import Lesson
 from .masking import AnswerBlocks
-from .optimise import Loss
+from .optimize import Loss
 from .options import parse_numbers
 
 STUDENT = (0.4, 0.9)  # of an answer's positions, masked for the student

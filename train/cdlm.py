@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 from . import blocks, losses, masking, states, views
 from .lesson import Lesson
-from .optimise import Loss
+from .optimize import Loss
 from .options import parse_numbers
 
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}

@@ -27,7 +27,7 @@ from .data import Stream
 from .families import Overrides
 from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, train_model
+from .optimize import Fitted, Loss, Recipe, train_model
 from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, overrides_of
 from .output import DTYPES, Output
 from .torch_backend import contract_of
@@ -48,7 +48,7 @@ def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
     return loss_of
 
 
-def distil(args: argparse.Namespace) -> Fitted:
+def distill(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
     parallel.check(args.batch, args.compile)
     low_rank, (method, values) = lora.parse_lora_options(args.lora_rank, args.lora_alpha), methods.choose_method(args)
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(args: argparse.Namespace) -> int:
     """Distils and says what was written."""
     with parallel.joined(args.device):
-        fitted = distil(args)
+        fitted = distill(args)
     if args.json:
         print_json(fitted.report(args.out))
     else:

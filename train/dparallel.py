@@ -18,7 +18,7 @@ from .blocks import FILLER
 from .data import Example
 from .lesson import Lesson
 from .masking import AnswerBlocks
-from .optimise import Loss
+from .optimize import Loss
 from .trajectories import Trajectory
 
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}

@@ -14,7 +14,7 @@ from runtime.errors import UserError
 
 from . import cd4lm, cdlm, dparallel
 from .lesson import Lesson
-from .optimise import Loss
+from .optimize import Loss
 
 BOTH = ("block_causal", "full")
 TARGETS = ("completed", "partial")

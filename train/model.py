@@ -211,7 +211,7 @@ def prefix_mask(visible: Tensor, length: int) -> Tensor:
     return torch.zeros(seen.shape, device=visible.device).masked_fill(~seen, float("-inf"))
 
 
-def initialise(model: Transformer, seed: int) -> Transformer:
+def initialize(model: Transformer, seed: int) -> Transformer:
     """Normal weights of deviation 0.02 (residual outputs scaled by depth, as in GPT-2), the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     residual = 0.02 / (2 * model.config.layers) ** 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import parallel
 from .data import Stream, pad
 from .model import Transformer
-from .optimise import Loss
+from .optimize import Loss
 
 
 def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:

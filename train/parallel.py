@@ -173,11 +173,11 @@ def own(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(_local(parameter)) if size() > 1 else parameter
 
 
-def take_gradients(learnt: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
+def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
     """Gives what `own` made of sharded parameters their gradients, which are summed over the processes by then."""
     if size() == 1:
         return
-    for name, parameter in learnt.items():
+    for name, parameter in learned.items():
         # FSDP may have moved a shard when it padded it, at the first forward.
         owned[name].data = _local(parameter)
         owned[name].grad = None if parameter.grad is None else _local(parameter.grad)
@@ -194,14 +194,14 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
     return norm
 
 
-def whole(learnt: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of tensors that are sharded as `learnt` is, whole ones in the first process's memory; nothing in the others'."""
+def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of tensors that are sharded as `learned` is, whole ones in the first process's memory; nothing in the others'."""
     if size() == 1:
         return {name: tensor.cpu() for name, tensor in owned.items()}
     from torch.distributed.tensor import DTensor
 
     found = {}
-    for name, parameter in learnt.items():
+    for name, parameter in learned.items():
         sharded: Any = parameter
         part = DTensor.from_local(
             owned[name], sharded.device_mesh, sharded.placements, shape=parameter.shape, stride=parameter.stride()

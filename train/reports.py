@@ -44,7 +44,7 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
     return BaselineReport(task, problems, right, forwards)
 
 
-def unquantised(args: argparse.Namespace) -> str:
+def unquantized(args: argparse.Namespace) -> str:
     """The engine that another of its bundle is held to without a report. Raises UserError where there is none."""
     if args.bundle is None:
         raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")

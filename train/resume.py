@@ -39,14 +39,14 @@ BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pick
 class Run:
     """What is learnt, by name: the parameters (each process's rows of them), their averages, and AdamW's state."""
 
-    learnt: Mapping[str, nn.Parameter]
+    learned: Mapping[str, nn.Parameter]
     average: Mapping[str, Tensor]
     optimizer: torch.optim.AdamW
 
     def places(self) -> dict[str, int]:
         """By which number the optimizer's state knows each parameter."""
         order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
-        return {name: order.index(id(each)) for name, each in self.learnt.items()}
+        return {name: order.index(id(each)) for name, each in self.learned.items()}
 
 
 def path_of(out: Path) -> Path:
@@ -70,7 +70,7 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     state = {
         "identity": identity,
         "step": step,
-        "model": {name: parameter.detach() for name, parameter in run.learnt.items()},
+        "model": {name: parameter.detach() for name, parameter in run.learned.items()},
         "optimizer": run.optimizer.state_dict(),
         "average": dict(run.average),
     }
@@ -118,7 +118,7 @@ def _take(state: Mapping[str, Any], run: Run) -> None:
         optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
     run.optimizer.load_state_dict(optimizer)
     with torch.no_grad():
-        for name, parameter in run.learnt.items():
+        for name, parameter in run.learned.items():
             parameter.copy_(_own_rows(state["model"][name]))
             run.average[name].copy_(_own_rows(state["average"][name]))
 
@@ -141,7 +141,7 @@ def _shard(path: Path, step: int, rank: int, processes: int) -> Path:
 
 def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     tensors = dict[str, Tensor]()
-    for name, parameter in run.learnt.items():
+    for name, parameter in run.learned.items():
         tensors |= {f"model {name}": parameter.detach(), f"average {name}": run.average[name]}
         state = run.optimizer.state.get(parameter, {})
         tensors |= {f"{kind} {name}": each for kind, each in state.items()}
@@ -187,12 +187,12 @@ def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping
         optimizer, places = run.optimizer.state_dict(), run.places()
         optimizer["state"] = {
             places[name]: {"step": shards[0].get_tensor(f"step {name}"), **{kind: own(kind, name) for kind in MOMENTS}}
-            for name in run.learnt
+            for name in run.learned
             if f"step {name}" in known
         }
         run.optimizer.load_state_dict(optimizer)
         with torch.no_grad():
-            for name, parameter in run.learnt.items():
+            for name, parameter in run.learned.items():
                 parameter.copy_(own("model", name))
                 run.average[name].copy_(own("average", name))
 

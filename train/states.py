@@ -69,14 +69,14 @@ def draw_states(
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
     block, prompt = contract.block, torch.tensor(t.prompt)
-    finalised = t.order != NEVER_ACCEPTED
-    blocks = int(finalised.nonzero().max()) // block + 1
+    finalized = t.order != NEVER_ACCEPTED
+    blocks = int(finalized.nonzero().max()) // block + 1
     current = int(chance[0] * blocks)
     end = (current + 1) * block
     reach = min(end + block, len(t.tokens)) if target == "completed" else end
     inside = torch.zeros(reach, dtype=torch.bool)
     inside[current * block : end] = True
-    moments = t.order[:reach][inside & finalised[:reach]].sort().values  # the steps taken in this block
+    moments = t.order[:reach][inside & finalized[:reach]].sort().values  # the steps taken in this block
     first = int(chance[1] ** 2 * len(moments))
     last = len(moments) if target == "completed" else first + 1 + int(chance[2] * (len(moments) - first))
     start_order = int(moments[first])
@@ -85,7 +85,7 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     behind = torch.arange(reach) >= end
     open_now = (inside & ((order >= start_order) | (order == NEVER_ACCEPTED))) | behind
     open_later = behind if end_order is None else inside & ((order >= end_order) | (order == NEVER_ACCEPTED))
-    new = open_now & ~open_later & finalised[:reach]
+    new = open_now & ~open_later & finalized[:reach]
     tokens, masks = t.tokens[:reach], contract.mask_id
     clean = torch.zeros(len(prompt), dtype=torch.bool)
     return (

@@ -35,9 +35,9 @@ from . import (
     tokenizer,
 )
 from .data import Stream, canvas_for, survey
-from .model import ModelConfig, Transformer, initialise
+from .model import ModelConfig, Transformer, initialize
 from .next_token import next_token_loss
-from .optimise import Fitted, Loss, Recipe, train_model
+from .optimize import Fitted, Loss, Recipe, train_model
 from .options import add_bf16_option, add_device_option
 from .output import DTYPES
 from .torch_backend import contract_of
@@ -113,29 +113,29 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
             saved = growth.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
-    learnt = tokenizer.train_tokenizer(texts, args.vocab)
+    learned = tokenizer.train_tokenizer(texts, args.vocab)
     shape = ModelConfig(
-        learnt.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
+        learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
-    weights = dict(initialise(Transformer(shape), args.seed).state_dict())
-    return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learnt), weights, learnt.to_str())
+    weights = dict(initialize(Transformer(shape), args.seed).state_dict())
+    return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learned), weights, learned.to_str())
 
 
 def decoding_of(
-    args: argparse.Namespace, chosen: Sequence[tasks.Task], learnt: tokenizer.Tokenizer
+    args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: tokenizer.Tokenizer
 ) -> checkpoint.Decoding:
     """An autoregressive model is block-causal with blocks of one, each predicted by the token before it."""
-    causal, end = args.objective == "causal", learnt.token_to_id(tokenizer.END)
+    causal, end = args.objective == "causal", learned.token_to_id(tokenizer.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
         attention="block_causal" if causal else "full",
         shift=causal or args.shift,
         block=1 if causal else args.block,
-        canvas=args.canvas or max(canvas_for(survey([task], learnt, end), args.block) for task in chosen),
+        canvas=args.canvas or max(canvas_for(survey([task], learned, end), args.block) for task in chosen),
         context=args.context,
-        mask_id=learnt.token_to_id(tokenizer.MASK),
+        mask_id=learned.token_to_id(tokenizer.MASK),
         eos_ids=(end,),
-        pad_id=learnt.token_to_id(tokenizer.PAD),
+        pad_id=learned.token_to_id(tokenizer.PAD),
         gate=dict(CAUSAL_GATE if causal else TEACHER_GATE),
     )
 

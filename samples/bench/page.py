@@ -59,7 +59,7 @@ def step(section: Report) -> Iterator[str]:
         + " TOP/s (`python -m runtime.roofline`); *limit*: the larger of reading and multiplying at that speed."
     )
     yield ""
-    yield from judgements(section["ratios"])
+    yield from judgments(section["ratios"])
     yield "\nllama.cpp attends fused or not, whichever a trial at the place finds faster; PyTorch compiles at one past."
     for past in sorted({row["past"] for row in section["rows"]}):
         yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
@@ -72,14 +72,14 @@ def step(section: Report) -> Iterator[str]:
         yield f"\n{name} was left out: {reason}"
 
 
-def judgements(entries: Sequence[Report]) -> Iterator[str]:
+def judgments(entries: Sequence[Report]) -> Iterator[str]:
     """What was aimed at beside what was measured; at the machine's limit where that is known."""
     limits = any("limit" in entry for entry in entries)
     heads = ["", "measured", "p10 to p90", "aim", "", *(["at this machine's limit"] if limits else [])]
-    yield from table(heads, [_judgement(entry, limits) for entry in entries])
+    yield from table(heads, [_judgment(entry, limits) for entry in entries])
 
 
-def _judgement(entry: Report, limits: bool) -> list[str]:
+def _judgment(entry: Report, limits: bool) -> list[str]:
     who = f"{entry['contender']}, " if "contender" in entry else ""
     spread = "" if entry["p10"] == entry["p90"] else f"{figure(entry['p10'])} to {figure(entry['p90'])}"
     line = [who + entry["what"], figure(entry["value"]), spread, bound(entry), verdict(entry)]
@@ -135,7 +135,7 @@ def answers(section: Report) -> Iterator[str]:
                 f"{f['cache']:.2f} (a forward through the cache) × {f['engine']:.2f} (engine); "
                 f"{f['against_rival']:.2f} × faster than the autoregressive rival.\n"
             )
-        yield from judgements(task["goals"])
+        yield from judgments(task["goals"])
 
 
 def _answer(name: str, row: Report) -> list[str]:
@@ -166,4 +166,4 @@ def host(section: Report) -> Iterator[str]:
         rows.append(["runtime-only installation", f"{section['install']['mb']:.0f} MB", first])
     yield from table(["", "median", "tenth to ninetieth percentile, or parts"], rows)
     yield ""
-    yield from judgements(section["goals"])
+    yield from judgments(section["goals"])

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "What `pip install '.[cpu]'` brings beside blockstep itself, written by `make bom`; CycloneDX in `bom.json`. "
         f"Python {'.'.join(platform.python_version_tuple()[:2])}, {platform.system()} {platform.machine()}.", "",
         "| | version | licence | MB |", "|---|---|---|---|",
-        *(f"| {part.metadata['Name']} | {part.version} | {licence(part)} | {size(part) / 1e6:.1f} |" for part in parts),
+        *(f"| {part.metadata['Name']} | {part.version} | {license(part)} | {size(part) / 1e6:.1f} |" for part in parts),
         f"| **{len(parts)} packages** | | | **{sum(map(size, parts)) / 1e6:.0f}** |", "",
     ]  # fmt: skip
     args.out.write_text("\n".join(lines), encoding="utf-8")
@@ -35,7 +35,7 @@ def size(part: Distribution) -> int:
     )
 
 
-def licence(part: Distribution) -> str:
+def license(part: Distribution) -> str:
     """In its own words: SPDX where it has it, else its field or classifier."""
     values = part.metadata
     named = [text.split(" :: ")[-1] for text in values.get_all("Classifier") or () if text.startswith("License")]

@@ -27,30 +27,30 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     shown = [row for row in rows if row["past"] == past and row["capacity"] is None]
     names = list(dict.fromkeys(row["contender"] for row in sorted(shown, key=lambda row: not row["ours"])))
     left_over = {True: iter(OURS * 3), False: iter(THEIRS * 3)}
-    colours = {name: next(left_over[next(r["ours"] for r in shown if r["contender"] == name)]) for name in names}
+    colors = {name: next(left_over[next(r["ours"] for r in shown if r["contender"] == name)]) for name in names}
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     FigureCanvasAgg(figure)
     lines, bars = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    by_width(lines, shown, colours, past)
+    by_width(lines, shown, colors, past)
     lines.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     lines.yaxis.set_major_formatter(ScalarFormatter())
     lines.minorticks_off()
-    widest(bars, shown, colours, past)
+    widest(bars, shown, colors, past)
     figure.legend(*lines.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     for axes in (lines, bars):
         axes.spines[["top", "right"]].set_visible(False)
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def by_width(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str], past: int) -> None:
+def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
     """Milliseconds over tokens, both logarithmic, the spread as a band."""
-    for name, colour in colours.items():
+    for name, color in colors.items():
         each = sorted((row for row in shown if row["contender"] == name), key=lambda row: row["width"])
         x, spreads = [row["width"] for row in each], [row["ms"] for row in each]
         ours = each[0]["ours"]
-        axes.plot(x, [s["median"] for s in spreads], "o-" if ours else "s--", color=colour, label=name,
+        axes.plot(x, [s["median"] for s in spreads], "o-" if ours else "s--", color=color, label=name,
             linewidth=2.2 if ours else 1.3, markersize=5)  # fmt: skip
-        axes.fill_between(x, [s["p10"] for s in spreads], [s["p90"] for s in spreads], color=colour, alpha=0.12)
+        axes.fill_between(x, [s["p10"] for s in spreads], [s["p90"] for s in spreads], color=color, alpha=0.12)
     widths = sorted({row["width"] for row in shown})
     axes.set(xscale="log", yscale="log", xlabel="tokens a step", ylabel="milliseconds a step")
     axes.set_xticks(widths, list(map(str, widths)))
@@ -58,12 +58,12 @@ def by_width(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str]
     axes.grid(alpha=0.3)
 
 
-def widest(axes: Any, shown: Sequence[dict[str, Any]], colours: dict[str, str], past: int) -> None:
+def widest(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
     """The widest step, the slowest on top, ours with the machine's limit."""
     width = max(row["width"] for row in shown)
     each = sorted((row for row in shown if row["width"] == width), key=lambda row: row["ms"]["median"])
     values = [row["ms"]["median"] for row in each]
-    drawn = axes.barh([r["contender"] for r in each], values, color=[colours[r["contender"]] for r in each], height=0.7)
+    drawn = axes.barh([r["contender"] for r in each], values, color=[colors[r["contender"]] for r in each], height=0.7)
     axes.bar_label(drawn, fmt="%.0f ms", padding=3, fontsize="small")
     limits = [(place, row["limit_ms"]) for place, row in enumerate(each) if "limit_ms" in row]
     axes.vlines([ms for _, ms in limits], [p - 0.4 for p, _ in limits], [p + 0.4 for p, _ in limits], color="black",

@@ -42,13 +42,13 @@ def jobs(given: Path) -> dict[str, Job]:
         "distil": Job(
             "train.distill to a file",
             lambda f: save(teacher_of(16, 1), f / "student.pt"),
-            lambda f: distil(given, f / "student.pt", 0),
+            lambda f: distill(given, f / "student.pt", 0),
             lambda f: checkpoint(f / "student.pt"),
         ),
         "directory": Job(
             "train.distill to a directory",
-            lambda f: distil(given, f / "student", 1),
-            lambda f: distil(given, f / "student", 0),
+            lambda f: distill(given, f / "student", 1),
+            lambda f: distill(given, f / "student", 0),
             lambda f: checkpoint(f / "student"),
         ),
         "export": Job("export.onnx", lambda f: export(older, f), lambda f: export(student, f), bundle),
@@ -78,7 +78,7 @@ def collect(given: Path, folder: Path, keep: int | None = None) -> int:
     return code
 
 
-def distil(given: Path, out: Path, seed: int) -> int:
+def distill(given: Path, out: Path, seed: int) -> int:
     from train import distill
 
     words = f"--teacher {given}/teacher.pt --trajectories {given}/trajectories --data {given}/own.jsonl {SHORT}"

@@ -23,23 +23,23 @@ from train.torch_backend import TorchBackend
 
 from .int8 import Int8Linear, restored
 from .parity import BOUNDS, SEPARATE, compare
-from .quantise import OrtFormat, OrtFormats
+from .quantize import OrtFormat, OrtFormats
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantised(module: ModuleT, chosen: OrtFormat) -> ModuleT:
+def quantized(module: ModuleT, chosen: OrtFormat) -> ModuleT:
     """The module, its linear layers replaced in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             bias = None if child.bias is None else child.bias.detach()
             setattr(module, name, chosen.linear(child.weight.detach(), bias))
         else:
-            quantised(child, chosen)
+            quantized(child, chosen)
     return module
 
 
-class QuantisedModel(nn.Module):
+class QuantizedModel(nn.Module):
     """A checkpoint's whole model, with the forward and the logits of `train.model.Transformer`."""
 
     def __init__(self, source: Checkpoint, formats: OrtFormats) -> None:
@@ -49,7 +49,7 @@ class QuantisedModel(nn.Module):
         self.head = Int8Linear(table if source.model.tied else model.lm_head.weight.detach())
         model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
         for i, layer in enumerate(model.layers):
-            quantised(layer, formats.of_layer(i, len(model.layers)))
+            quantized(layer, formats.of_layer(i, len(model.layers)))
         self.model = model
 
     def forward(
@@ -63,14 +63,14 @@ class QuantisedModel(nn.Module):
         return logits
 
 
-class QuantisedBackend:
+class QuantizedBackend:
     """That model as an engine that `parity.compare` takes."""
 
     name = "quantised in torch"
     last_logits: Floats | None = None
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
-        model = cast(Transformer, QuantisedModel(source, formats))  # as far as a backend asks
+        model = cast(Transformer, QuantizedModel(source, formats))  # as far as a backend asks
         self._inner, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
 
     @property
@@ -103,6 +103,6 @@ def whole_bound(
     arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
     further ones in every layer behind it, until the two have but the size of their error in common.
     """
-    arithmetic = QuantisedBackend(source, contract, formats)
+    arithmetic = QuantizedBackend(source, contract, formats)
     *_, lost = compare(reference, arithmetic, requests, gate=gate, separate=separate)
     return max(BOUNDS["fp32"], 2 * lost.distance.log_prob)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Distil a student on data of yours: sh samples/6_distil.sh [DATA.jsonl] [TEACHER] [FOLDER] [PROMPTS] [UPDATES]
+# Distil a student on data of yours: sh samples/6_distill.sh [DATA.jsonl] [TEACHER] [FOLDER] [PROMPTS] [UPDATES]
 # A line is {"prompt": ..., "answer": ...}, with "tests" where the answer is code. The numbers here only show the way:
 # thousands of prompts and hours of updates make a student. Needs: pip install '.[train]'
 set -eu

@@ -23,8 +23,8 @@ from export.layers import Parts, by_layer, embedding, head, layer
 from export.ort_graph import write_ort_graph
 from export.parity import compare
 from export.prove import prove, sample_requests
-from export.quantise import ORT_FORMATS, OrtFormats
-from export.quantised_torch import QuantisedBackend, whole_bound
+from export.quantize import ORT_FORMATS, OrtFormats
+from export.quantized_torch import QuantizedBackend, whole_bound
 from runtime import bundle
 from runtime.contract import Contract
 from runtime.no_telemetry import ort
@@ -120,7 +120,7 @@ def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_
     requests = sample_requests(contract)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
     bound = whole_bound(formats, reference, source, contract, requests, separate=1)
-    engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantisedBackend(source, contract, formats)
+    engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, found = compare(reference, engine, requests, separate=1)
     *_, lost = compare(reference, arithmetic, requests, separate=1)
     assert bound == 2 * lost.distance.log_prob and lost.distance.forwards == found.distance.forwards
@@ -130,7 +130,7 @@ def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_
 
 
 @pytest.mark.parametrize("precision", ["int8", pytest.param("int4", marks=pytest.mark.long)])
-def test_verify_holds_a_quantised_bundle_to_what_its_bits_cost(
+def test_verify_holds_a_quantized_bundle_to_what_its_bits_cost(
     precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(student(), tmp_path / "student.pt")

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.bundle_contract import exported_contract
 from export.held_out import held_out_requests
-from export.qdq import quantise_activations, quantize_for_trt
+from export.qdq import quantize_activations, quantize_for_trt
 from export.trt_graph import GraphRecipe, Graphs
 from export.weight_formats import TRT_FORMATS, TrtFormat
 from runtime.decode import generate
@@ -26,7 +26,7 @@ from runtime.errors import NumericalError, UserError
 from runtime.no_telemetry import ort
 from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
-from train.model import Transformer, initialise
+from train.model import Transformer, initialize
 from train.prompts import of_checkpoint
 from train.torch_backend import TorchBackend
 
@@ -52,7 +52,7 @@ def test_what_is_stored_is_within_half_a_step(chosen: TrtFormat) -> None:
     w = weight()
     block = chosen.block_of(len(w))
     assert block is not None
-    stored = chosen.quantise(w, block)
+    stored = chosen.quantize(w, block)
     size = block or len(w)
     top = np.repeat(np.abs(w.reshape(-1, size, w.shape[1])).max(axis=1), size, axis=0)  # [in, out]
     assert (np.abs(stored.dense() - w) <= (STEP[chosen.name] + 1e-3) * top + 1e-4).all()
@@ -71,7 +71,7 @@ def test_weights_that_are_no_numbers_are_refused(chosen: TrtFormat) -> None:
     w = weight()
     w[5, 5] = np.nan
     with pytest.raises(NumericalError, match="not a finite number"):
-        chosen.quantise(w, chosen.block_of(len(w)) or 0)
+        chosen.quantize(w, chosen.block_of(len(w)) or 0)
 
 
 def product(w: NDArray[np.float32]) -> ir.Model:
@@ -101,9 +101,9 @@ def plain_session(model: bytes) -> ort.InferenceSession:
 
 
 @pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
-def test_graphs_dequantise_to_the_exporters_numbers(chosen: TrtFormat) -> None:
+def test_graphs_dequantize_to_the_exporters_numbers(chosen: TrtFormat) -> None:
     w = weight()
-    dense = chosen.quantise(w, chosen.block_of(len(w)) or 0).dense()
+    dense = chosen.quantize(w, chosen.block_of(len(w)) or 0).dense()
     unit = np.eye(len(w), dtype=np.float16)  # times which the weight comes out as it is
     stored, twin = product(w), product(w)
     quantize_for_trt(stored, chosen.name)
@@ -124,7 +124,7 @@ def test_a_weight_that_no_block_divides_stays() -> None:
 def test_activations_are_rounded_to_the_calibrated_scale() -> None:
     w, x = np.eye(16, dtype=np.float32), np.linspace(-4, 4, 32).reshape(2, 16).astype(np.float16)
     model = product(w)
-    quantise_activations(model, {"y": 3.0})
+    quantize_activations(model, {"y": 3.0})
     scale = np.float32(np.float16(3 / 127))
     wanted = np.clip(np.rint(x.astype(np.float32) / scale), -128, 127) * scale  # what is larger is cut
     np.testing.assert_allclose(run(model, x), wanted, atol=2e-3)
@@ -135,7 +135,7 @@ def student() -> Checkpoint:
     """A tiny checkpoint whose vocabulary is its tokenizer's, so that texts can be answered."""
     source = tiny.checkpoint(4)
     shape = replace(source.model, vocab=source.read_tokenizer().get_vocab_size())
-    weights = initialise(Transformer(shape), 4).state_dict()
+    weights = initialize(Transformer(shape), 4).state_dict()
     return replace(source, model=shape, weights={name: 6 * weight for name, weight in weights.items()})
 
 
@@ -160,7 +160,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
 
 
 @pytest.mark.long
-def test_the_dense_form_of_a_quantised_graph_answers_as_it_does(tmp_path: Path) -> None:
+def test_the_dense_form_of_a_quantized_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 40)
     graphs = Graphs(source, contract, GraphRecipe("plain", "int8", 1, None))

@@ -78,17 +78,17 @@ def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, iden
     safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError
     where nothing can be written or the stopped run is another one.
     """
-    started, learnt = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
-    owned = {name: parallel.own(p) for name, p in learnt.items()}
+    started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
+    owned = {name: parallel.own(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
     run, identity = resume.Run(owned, average, _adamw(owned, recipe)), _known(identity, recipe)
     parallel.check_same(identity)
     left = resume.path_of(out)
-    first = resume.load(left, identity, run, {name: p.shape for name, p in learnt.items()})
+    first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
     log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
     for step in bar:
-        loss, norm, figures = _update(learnt, run, loss_of, recipe, step)
+        loss, norm, figures = _update(learned, run, loss_of, recipe, step)
         _check_numbers(step, loss, norm)
         with torch.no_grad():
             decay = min(recipe.ema, (step + 1) / (step + 10))
@@ -101,7 +101,7 @@ def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, iden
             _check_weights(step, owned.values())
             if not last:
                 resume.save(left, identity, step + 1, run)
-    return Fitted(parallel.whole(learnt, average), recipe.steps, time.perf_counter() - started, shown)
+    return Fitted(parallel.whole(learned, average), recipe.steps, time.perf_counter() - started, shown)
 
 
 def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -109,16 +109,16 @@ def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
 
 
-def _adamw(learnt: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+def _adamw(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     """Weight decay on matrices alone."""
-    matrices = [p for p in learnt.values() if p.dim() >= 2]
-    others = [p for p in learnt.values() if p.dim() < 2]
+    matrices = [p for p in learned.values() if p.dim() >= 2]
+    others = [p for p in learned.values() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _update(
-    learnt: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
+    learned: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[float, float, dict[str, float]]:
     """One optimiser step; the loss, the gradient's norm before clipping, and this process's part of the figures."""
     for group in run.optimizer.param_groups:
@@ -126,8 +126,8 @@ def _update(
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()
-    parallel.take_gradients(learnt, run.learnt)
-    norm = parallel.clip(list(run.learnt.values()), recipe.clip)
+    parallel.take_gradients(learned, run.learned)
+    norm = parallel.clip(list(run.learned.values()), recipe.clip)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return parallel.total(loss).item(), norm.item(), figures
