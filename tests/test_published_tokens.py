@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from runtime.errors import UserError
 from runtime.text import Tokenizer
 from train.published_text import read_text
-from train.tokenizer import SPLIT
+from train.published_tokens import QWEN2_SPLIT
 
 CONFIG, ADDED, MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 START, END, TURN, NEW = "<|start|>", "<|eos|>", "<|Turn|>", "<new>"
@@ -33,7 +33,7 @@ def bytes_engine() -> Engine:
     """A byte-level BPE in the layout of Qwen's."""
     engine = byte_tokenizer()
     engine.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return engine

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from train import statistics
-from train.statistics import NORMAL_95, paired_difference, percentile, proportion
+from train.statistics import NORMAL_95, paired_difference, proportion
 
 
 def pairs(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -85,8 +85,3 @@ def test_a_paired_difference_turns_with_its_sides_and_stays_inside_minus_one_and
     assert always.mean == always.high == 1 and 0 < always.low < 1
     with pytest.raises(ValueError, match="shorter"):
         paired_difference(ours, theirs[:2])
-
-
-def test_percentiles_are_nearest_ranks() -> None:
-    values = [30, 10, 20, 40]
-    assert [percentile(values, share) for share in (0, 0.25, 0.26, 0.5, 0.95, 1)] == [10, 10, 20, 20, 40, 40]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from runtime.errors import UserError
 
 from . import prompts
-from .statistics import percentile
 from .tasks import Problem, Task
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
@@ -76,7 +76,8 @@ def different(tasks: Sequence[Task]) -> list[Problem]:
 
 def canvas_for(examples: Sequence[Example], block: int) -> int:
     """Tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
-    return -(-int(percentile([len(example.answer) for example in examples], 0.99)) // block) * block
+    lengths = [len(example.answer) for example in examples]
+    return -(-int(np.quantile(lengths, 0.99, method="inverted_cdf")) // block) * block
 
 
 class Stream:

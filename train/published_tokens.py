@@ -20,8 +20,11 @@ from tokenizers import Tokenizer as Engine
 from runtime.errors import UserError
 from runtime.text import library, read_engine
 
-from .tokenizer import SPLIT
-
+# The split of Qwen2's tokenizer: digits one by one, a space joins the word after it, newlines apart.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ADDED, MAP = "added_tokens.json", "special_tokens_map.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -212,7 +215,7 @@ def _is_qwen(stored: Mapping[str, Any], prefix: bool) -> bool:
             },
             "model": {"type": "BPE", **model},
         }:
-            return pattern == SPLIT and added == prefix and not any(model.get(name) for name in QWEN_LACKS)
+            return pattern == QWEN2_SPLIT and added == prefix and not any(model.get(name) for name in QWEN_LACKS)
     return False
 
 
