@@ -33,9 +33,9 @@ def default_out(ckpt: Path) -> Path:
 
 
 def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
-    """The contract with its capacity in tokens and its count of top tokens.
+    """Returns the contract with its capacity in tokens and its count of top tokens.
 
-    Raises UserError where the first is no length the model has room for, or it has not so many tokens to give.
+    Raises UserError if the model has no room for that length, or has fewer tokens to give.
     """
     context = source.decoding.context
     if capacity is not None and not 1 <= capacity <= context:

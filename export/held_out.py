@@ -17,7 +17,7 @@ SEED = 20  # of the held-out problems
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
-    """Problems of the validation split, evenly from the tasks. Raises UserError where there are none."""
+    """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
     try:
@@ -31,7 +31,7 @@ def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Prob
 def held_out_requests(
     encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
 ) -> list[Request]:
-    """A request for each prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
+    """Makes a request per prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
     encoded = encode(texts)
     kept = prompts.fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]

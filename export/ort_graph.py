@@ -23,7 +23,7 @@ WEIGHT_DTYPES = {
 def write_ort_graph(
     source: Checkpoint, contract: Contract, precision: str, logits: bool, folder: Path, external: int = EXTERNAL
 ) -> list[Path]:
-    """Traces the graph and writes it into `folder`, see `store.store`."""
+    """Traces the graph and writes it into `folder`, see `store.write_graph`."""
     model = trace(source, contract.capacity, logits, dtype=WEIGHT_DTYPES[precision], top_k=contract.top_k)
     if (formats := formats_of("ort", precision)) is not None:
         quantize_for_ort(model, formats, contract.layers)

@@ -33,9 +33,9 @@ def prove(
     source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
     formats: OrtFormats | None = None,
 ) -> Iterator[Check]:  # fmt: skip
-    """The checks an export has to pass before it replaces an older one, in the order they are made.
+    """Yields the checks that an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former where it fits. formats: of its weights, where it is held against
+    parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is held against
     its own arithmetic in PyTorch (`quantized_torch`) and not against its precision's bounds.
     """
     graph = check_onnx(model)
@@ -53,14 +53,14 @@ def prove(
 
 
 def fits_whole(shape: ModelConfig) -> bool:
-    """Whether the model in fp32, in PyTorch, in the engine and in its twin, is within WHOLE and half of the memory."""
+    """Returns whether three fp32 models, PyTorch's, the engine's and its twin's, fit WHOLE and half of the memory."""
     size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 3 * size <= min(WHOLE, memory // 2)
 
 
 def sample_requests(contract: Contract) -> list[Request]:
-    """Random prompts of the lengths where block boundaries go wrong, as far as they fit, for answers of two blocks."""
+    """Makes random prompts of lengths at which block boundaries go wrong, if they fit, for answers of two blocks."""
     rng, block = np.random.default_rng(SEED), contract.block
     ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
     lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})

@@ -19,7 +19,7 @@ EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 
 def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
-    """Where a bundle came from, for whoever finds it, and its model's shape, which `runtime.roofline` counts by."""
+    """Records where a bundle came from, and its model's shape, which `runtime.roofline` counts by."""
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
     found = {
         "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
@@ -30,7 +30,7 @@ def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str
 
 
 def shape_of_model(model: ModelConfig) -> ModelShape:
-    """The sizes and counts that decide what a forward costs."""
+    """Returns the sizes and counts that decide what a forward pass costs."""
     return ModelShape(
         model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
         model.qk_norm, model.qkv_bias,

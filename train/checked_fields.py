@@ -19,7 +19,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
-    """The values of `config`, exactly the fields of these dataclasses. Raises UserError naming the first wrong one."""
+    """Returns values of `config`, exactly these dataclasses' fields. Raises UserError naming the first wrong one."""
     wanted = {field.name: str(field.type) for kind in kinds for field in fields(kind)}
     unknown, missing = sorted(config.keys() - wanted.keys()), sorted(wanted.keys() - config.keys())
     if unknown or missing:
@@ -35,7 +35,7 @@ def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, A
 
 
 def is_possible(name: str, kind: str, value: Any) -> bool:
-    """Whether a field of that name and kind can have this value."""
+    """Returns whether a field of that name and kind can have this value."""
     if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
         return False
     if kind == "tuple[int, ...]":
@@ -46,7 +46,7 @@ def is_possible(name: str, kind: str, value: Any) -> bool:
 
 
 def expected_text(name: str, kind: str) -> str:
-    """What `is_possible` wants, in words."""
+    """Says in words what `is_possible` wants."""
     if kind == "int":
         return f"a whole number from {0 if name.endswith('_id') else 1} to {FIELD_LIMITS.get(name, NUMBER_LIMIT)}"
     return {"float": "a number above 0", "tuple[int, ...]": f"1 to {MOST_IDS} token ids"}.get(kind, kind)

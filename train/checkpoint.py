@@ -46,7 +46,7 @@ class Checkpoint:
     chat_template: str | None = None
 
     def build(self) -> Transformer:
-        """The model in fp32, in evaluation mode. Raises UserError where weights and shape do not fit."""
+        """The model in fp32, in evaluation mode. Raises UserError if weights and shape do not fit."""
         with torch.device("meta"):
             model = Transformer(self.model)
         # Always copies: what trains the model must not change the checkpoint.
@@ -59,7 +59,7 @@ class Checkpoint:
         return model.eval()
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer; special-token strings inside a text are text to it. Raises UserError where it is none."""
+        """The tokenizer; special-token strings inside a text are text to it. Raises UserError if it is none."""
         tokenizer = read_engine(self.tokenizer, "the checkpoint's tokenizer is damaged", "write it anew with train.*")
         tokenizer.encode_special_tokens = True
         return tokenizer

@@ -26,7 +26,7 @@ IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name != "
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """What is evaluated: a model behind its backend, how it is asked, its own gate, how many answers run at once.
+    """A model to evaluate: its backend, how prompts are encoded for it, its own gate, how many answers run at once.
 
     engine: its name in the bundle, `torch` for a checkpoint.
     """
@@ -40,14 +40,14 @@ class EvaluatedModel:
 
 
 def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
-    """A checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask than its own."""
+    """Returns a checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask."""
     if attention is not None:
         saved = replace(saved, decoding=replace(saved.decoding, attention=attention))
     return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
 def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
-    """The model that `add_model_options` let name. Raises UserError for options that are the other kind's."""
+    """Opens the model that `add_model_options` let name. Raises UserError for options that are the other kind's."""
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads is {args.threads}; expected at least 1")
     if args.ckpt:
@@ -64,7 +64,7 @@ def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
     if given := [name for name in IN_TORCH if getattr(args, name) is not None]:
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
-    from runtime.bundle import read  # an engine is loaded only where one is asked for
+    from runtime.bundle import read  # an engine is loaded only if one is asked for
     from runtime.open_bundle import load
 
     model = load(args.bundle, engine=args.engine, threads=args.threads, template_args=args.template_args)
@@ -75,7 +75,7 @@ def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
 
 
 def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
-    """The model's gate with what the command line changes in it."""
+    """Returns the model's gate with what the command line changes in it."""
     changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name, None)) is not None}
     if "metric" in changes and "comparator" not in changes:
         changes["comparator"] = "<=" if changes["metric"] == "entropy" else ">="

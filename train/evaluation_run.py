@@ -80,13 +80,13 @@ def evaluate(
 
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
-    """The places of the problems whose prompts leave the model room for an answer; the others are told on stderr."""
+    """Returns the places of problems whose prompts leave the model room for an answer; stderr names the others."""
     encoded = subject.ask([problem.prompt for problem in problems])
     return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
-    """Each prompt with the canvas, or as much of it as there is room for."""
+    """Makes a request for each prompt with the canvas, or as much of it as there is room for."""
     found = []
     for number, ids in enumerate(asked, start=1):
         wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
@@ -99,6 +99,6 @@ def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Reques
 
 
 def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
-    """The answer as text, without its end token."""
+    """Returns the answer as text, without its end token."""
     ids = result.token_ids[:-1] if result.token_ids[-1] in eos_ids else result.token_ids
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))

@@ -27,14 +27,14 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
 
 
 def _with_template_args(saved: Checkpoint, overrides: Overrides | None) -> Checkpoint:
-    """With the arguments that were given as the chat template's defaults."""
+    """Returns it with the arguments that were given as the chat template's defaults."""
     if overrides is None or not overrides.template_args:
         return saved
     return replace(saved, chat_template=with_arguments(saved.chat_template, overrides.template_args))
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:
-    """Raises UserError where something was given that a student.pt says itself."""
+    """Raises UserError if something was given that a student.pt says itself."""
     names = (name for name in Overrides.__slots__ if name != "template_args")
     if given := [name for name in names if getattr(overrides, name, None) is not None]:
         option = f"--{given[0].replace('_', '-')}"
@@ -42,7 +42,7 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
-    """What tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
+    """Returns what tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
     if path.is_dir():
         return published.fingerprint(path, overrides.adapter if overrides else None)
     return sha256(path)

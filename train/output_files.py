@@ -15,7 +15,7 @@ from runtime.errors import UserError
 
 
 def check_file(path: Path) -> None:
-    """Raises UserError where `replace_file` could not write there; before the hours of work whose outcome it is."""
+    """Raises UserError if `replace_file` could not write there; before the hours of work whose outcome it is."""
     with writing(path) as temporary:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -23,9 +23,9 @@ def check_file(path: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path` and moves it there in one rename, so that `path` is never half-written.
+    """Writes a file next to `path` and moves it there in one rename, so that `path` is never half-written.
 
-    Raises UserError where that cannot be, or another process is writing there.
+    Raises UserError if that cannot be, or another process is writing there.
     """
     with writing(path) as temporary:
         write(temporary)
@@ -34,9 +34,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path of that name in an empty folder beside `path`, see `runtime.files.stage`.
+    """Yields a path of that name in an empty folder next to `path`, see `runtime.files.stage`.
 
-    Raises UserError where nothing can be written there, by whatever is done in it either.
+    Raises UserError if nothing can be written there, by whatever is done in it either.
     """
     try:
         with files.stage(path) as folder:

@@ -25,7 +25,7 @@ FORMAT = 1
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes the checkpoint with its weights in `dtype`; an older file stays whole until the new one is.
 
-    Raises UserError where `path` cannot be written.
+    Raises UserError if `path` cannot be written.
     """
     config = {**asdict(checkpoint.model), **asdict(checkpoint.decoding)}
     config["eos_ids"] = list(checkpoint.decoding.eos_ids)
@@ -40,7 +40,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
-    """torch.save in one rename. Raises UserError where `path` cannot be written."""
+    """Calls torch.save in one rename. Raises UserError if `path` cannot be written."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
@@ -55,7 +55,7 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
     """Writes another default gate into a student.pt; the rest stays as it is stored, and the file whole throughout.
 
-    Raises UserError where `path` is no such file or cannot be written.
+    Raises UserError if `path` is no such file or cannot be written.
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
