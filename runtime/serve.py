@@ -20,7 +20,8 @@ from .command import (
     load_model,
     port,
     positive,
-    print_json, program,
+    print_json,
+    program,
     run,
     served_name,
 )

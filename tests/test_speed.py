@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import speed
+from samples.bench import speed
 from train import open_checkpoint, student_pt
 from train.checkpoint import Checkpoint, Decoding
 from train.model import ModelConfig, Transformer, initialize
