@@ -76,6 +76,12 @@ def test_a_stream_s_events_come_in_the_documented_order_with_rising_numbers(clie
     assert events[0].response.usage is None and events[-1].response.usage.output_tokens == len(ANSWER) + 1
 
 
+@pytest.mark.parametrize("metadata", [{f"{i}": "" for i in range(17)}, {"a": "x" * 513}, {"k" * 65: ""}, {"a": 1}, []])
+def test_metadata_beyond_openai_s_limits_are_not_written_into_every_event(server: Served, metadata: Any) -> None:
+    got = server.post({"input": "hi", "metadata": metadata}, "/v1/responses")
+    assert got.status_code == 200 and got.json()["metadata"] == {}
+
+
 def test_a_stream_names_its_events_and_ends_with_the_last_of_them(server: Served) -> None:
     lines = server.post({"input": "hi", "stream": True}, "/v1/responses").text.rstrip("\n").split("\n\n")
     for line in lines:

@@ -53,9 +53,14 @@ def parse_body(content: bytes) -> Any:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
         if has_many_containers(text):
             raise Refusal(400, f"the body has more than {CONTAINERS} lists and objects; send fewer")
-        return json.loads(text)
+        return json.loads(text, parse_float=_float)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON ({str(error)[:100]})") from None
+
+
+def _float(digits: str) -> float:
+    """Returns what `float` does, as a call into Python, where other threads may run: 150,000 of 1e-400 take 0.3 s."""
+    return float(digits)
 
 
 def has_many_containers(text: str) -> bool:

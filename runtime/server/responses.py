@@ -18,6 +18,8 @@ FIXED: dict[str, Any] = {
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
 }  # fmt: skip
 
+PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written into events many times over
+
 
 class ResponsesReply:
     """One response. The text of a stream and the number of its next event are kept until it ends."""
@@ -101,5 +103,8 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def _metadata(given: Any) -> dict[str, str]:
-    """The request's, if they are as OpenAI's reference has them: an object of texts."""
-    return given if isinstance(given, dict) and all(isinstance(value, str) for value in given.values()) else {}
+    """The request's, if they are as OpenAI's reference has them: an object of 16 texts at most, and short ones."""
+    if not isinstance(given, dict) or len(given) > PAIRS:
+        return {}
+    pairs = given.items()
+    return given if all(isinstance(v, str) and len(k) <= KEY and len(v) <= VALUE for k, v in pairs) else {}

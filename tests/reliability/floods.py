@@ -26,7 +26,7 @@ SIZE = (1 << 20) - 1024  # bytes of a body, below the server's limit
 AT_ONCE, REQUESTS, PAUSE = 8, 200, 0.005  # seconds between two polls
 TEMPLATE = "{% for m in messages %}<|pad|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}<|pad|>assistant\n"
 ANSWER = "ab" * 16
-CHAT, RAW = "/v1/chat/completions", "/v1/completions"
+CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 def chat(*messages: dict[str, Any], **fields: Any) -> str:
@@ -53,6 +53,7 @@ def listed(item: str, before: str = "[", after: str = "]") -> str:
 
 MESSAGE = json.dumps(user("a"))
 PART = '{"type": "text", "text": "a"}'
+NAMES = {f"{i:x}": "" for i in range(SIZE // 14)}
 SHAPES: dict[str, tuple[str, Callable[[], str]]] = {
     "many messages": (CHAT, lambda: listed(MESSAGE, '{"messages": [', "]}")),
     "many messages, one with a special token":
@@ -78,10 +79,14 @@ SHAPES: dict[str, tuple[str, Callable[[], str]]] = {
     "a number of a million digits": (RAW, lambda: '{"max_tokens": ' + "9" * (SIZE - 50) + "}"),
     "numbers of 4,300 digits": (RAW, lambda: listed("9" * 4300, '{"prompt": [', "]}")),
     "numbers beyond all": (RAW, lambda: listed("1e999", '{"prompt": [', "]}")),
+    "numbers next to nothing": (RAW, lambda: listed("1e-400", '{"prompt": "hi", "user": [', "]}")),
     "token ids": (RAW, lambda: listed("7", '{"prompt": [', "]}")),
     "biases": (RAW, lambda: raw(logit_bias={str(i): 1 for i in range(SIZE // 14)})),
     "unknown fields": (RAW, lambda: raw(**{f"field {i}": 1 for i in range(SIZE // 20)})),
     "an unknown field with a long name": (RAW, lambda: raw(**{"\x1b" * (SIZE // 6 - 20): 1})),
+    "metadata of many names, streamed":
+        (RESPONSES, lambda: json.dumps({"input": "hi", "stream": True, "metadata": NAMES})),
+    "items of a response": (RESPONSES, lambda: listed(MESSAGE, '{"instructions": "<|end|>", "input": [', "]}")),
     "one field over and over": (RAW, lambda: listed('"prompt": "a"', "{", "}")),
     "a long model name": (RAW, lambda: raw(model="m" * (SIZE - 50))),
     "a long role": (CHAT, lambda: chat({"role": "r" * (SIZE - 90), "content": "a"})),
