@@ -77,11 +77,12 @@ def test_no_reasoning_is_what_a_template_without_it_does(server: Served) -> None
 
 
 NUMBERS: list[tuple[dict[str, Any], str | None]] = [
-    ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 100_000}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -2}, "max_tokens"), ({"max_tokens": 100_000}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 100_000}, "max_completion_tokens"),
     ({"max_tokens": 4.5}, "max_tokens"), ({"max_tokens": True}, "max_tokens"), ({"max_tokens": "4"}, "max_tokens"),
     ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"), ({"n_predict": 4}, "n_predict"),
+    ({"max_tokens": -1, "max_completion_tokens": 4}, None),
     ({"max_tokens": 4.0}, None), ({"max_tokens": 4, "max_completion_tokens": 4}, None),
     ({"max_tokens": None, "max_completion_tokens": 4}, None), ({"max_tokens": 4, "seed": 7.0}, None),
     ({"max_tokens": 4, "temperature": None, "top_p": None, "stop": None, "stream_options": None}, None),
@@ -100,6 +101,11 @@ def test_numbers_are_taken_as_json_has_them_or_blamed_on_the_field_that_was_sent
     else:
         param, line = refusal_of(answer)
         assert param == named and line.startswith((named, "both")) and "max_new_tokens" not in line
+
+
+def test_a_limit_of_minus_1_is_no_limit_as_llama_cpp_has_it(server: Served) -> None:
+    for path, body in BODIES.items():
+        assert text_of(server.post({**body, "max_tokens": -1}, path)) == "a quiet answer"
 
 
 def test_a_prompt_that_does_not_fit_is_blamed_on_its_own_field(server: Served) -> None:
@@ -193,6 +199,7 @@ def test_a_name_with_a_slash_is_found(tmp_path: Any) -> None:
         assert client.models.retrieve("org/model").id == client.models.list().data[0].id == "org/model"
         assert httpx.get(f"{own.url}/v1/models/org/model").json()["id"] == "org/model"
         assert client.completions.create(model="org/model", prompt="hi").choices[0].text == "a quiet answer"
+        assert httpx.get(f"{own.url}/v1/models/org/model/").json()["id"] == "org/model"
         assert httpx.get(f"{own.url}/v1/models/org/other").status_code == 404
 
 

@@ -60,7 +60,7 @@ def _get(path: str, answer: Callable[[Request], Response]) -> Route:
 
 
 def _card(service: Service, request: Request) -> Response:
-    name = request.path_params["name"]
+    name = request.path_params["name"].removesuffix("/")  # as other paths are redirected
     if name != service.name:
         raise unknown_model(name, service.name)
     return in_json(service.card())

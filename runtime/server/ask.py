@@ -118,8 +118,9 @@ def _blame(field: str) -> Iterator[None]:
 
 
 def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
-    """The field that limits the new tokens, and its value: None if there is none."""
-    given = [name for name in limits if name in fields] or [limits[0]]
+    """The field that limits the new tokens, and its value: None if there is none, or it is llama.cpp's -1."""
+    fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
+    given = [*fields] or [limits[0]]
     numbers = [_whole(fields, name) for name in given]
     name, wanted = given[0], numbers[0]
     if wanted != numbers[-1]:

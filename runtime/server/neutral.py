@@ -18,7 +18,7 @@ PLAIN = {"type": "text"}
 OPENAI: dict[str, Any] = {
     "n": [1], "best_of": [1], "top_p": [1], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}, []],
     "echo": [False], "suffix": [""], "response_format": [PLAIN], "modalities": [["text"]],
-    "verbosity": ["medium"], "service_tier": ["auto", "default"], "prediction": ANY,
+    "verbosity": ["medium"], "service_tier": ["auto", "default", "flex", "scale", "priority"], "prediction": ANY,
     "tools": [[]], "functions": [[]], "tool_choice": ["none", "auto"], "function_call": ["none", "auto"],
     "parallel_tool_calls": ANY, "max_tool_calls": ANY,
     "store": ANY, "metadata": ANY, "user": ANY, "safety_identifier": ANY,
@@ -35,12 +35,13 @@ VLLM: dict[str, Any] = {
     "documents": [[]], "media_io_kwargs": [{}], "mm_processor_kwargs": [{}], "vllm_xargs": [{}], "priority": [0],
     "include_reasoning": [True], "thinking_token_budget": [-1], "watermarking": [False], "stream_interval": [1],
     "return_tokens_as_token_ids": [False], "return_token_ids": [False], "return_token_offsets": [False],
-    "return_prompt_text": [False], "cache_salt": ANY, "session_id": ANY,
+    "return_prompt_text": [False], "cache_salt": ANY, "session_id": ANY, "request_id": ANY,
 }  # fmt: skip
 # Parameters of a sampler are of no effect while the sampler itself is off: its switch is refused if it is on.
 LLAMA_CPP: dict[str, Any] = {
     "cache_prompt": ANY, "n_cache_reuse": ANY, "id_slot": ANY, "n_keep": ANY, "n_discard": ANY, "n_cmpl": [1],
-    "n_indent": [0], "n_probs": [0], "min_keep": [0], "post_sampling_probs": ANY, "t_max_predict_ms": [0],
+    "n_predict": [-1], "n_indent": [0], "n_probs": [0], "min_keep": [0], "post_sampling_probs": ANY,
+    "t_max_predict_ms": [0],
     "typical_p": [1], "typ_p": [1], "tfs_z": [1], "top_n_sigma": [-1, 0], "dynatemp_range": [0],
     "dynatemp_exponent": ANY, "repeat_penalty": [1], "repeat_last_n": ANY, "penalize_nl": ANY,
     "xtc_probability": [0], "xtc_threshold": ANY, "mirostat": [0], "mirostat_tau": ANY, "mirostat_eta": ANY,
