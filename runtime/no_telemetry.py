@@ -12,13 +12,15 @@ import warnings
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 
-if "onnxruntime" in sys.modules and VARIABLE not in os.environ:
+unset = not os.environ.get(VARIABLE)  # empty too: a deployment's file passes on so what nobody set
+if unset and "onnxruntime" in sys.modules:
     warnings.warn(
         f"onnxruntime was imported before blockstep, so its telemetry may be on; set {VARIABLE}=1 (or 0, to keep it) "
         "in the environment of this program",
         stacklevel=2,
     )
-os.environ.setdefault(VARIABLE, "1")
+if unset:
+    os.environ[VARIABLE] = "1"
 
 import onnxruntime as ort  # noqa: E402
 

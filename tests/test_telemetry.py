@@ -37,11 +37,18 @@ def test_a_first_load_and_an_answer_store_nothing_but_what_was_verified(tmp_path
     ]
 
 
-@pytest.mark.parametrize("value", ["0", "", "1"])
+@pytest.mark.parametrize("value", ["0", "false", "1"])
 def test_a_variable_that_the_user_set_is_kept(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(no_telemetry.VARIABLE, value)
     importlib.reload(no_telemetry)
     assert os.environ[no_telemetry.VARIABLE] == value
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(no_telemetry.VARIABLE, "")
+    with pytest.warns(UserWarning, match="onnxruntime was imported before blockstep"):
+        importlib.reload(no_telemetry)
+    assert os.environ[no_telemetry.VARIABLE] == "1"
 
 
 def test_a_host_that_imported_onnxruntime_before_is_warned_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,8 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     read(Path(args.bundle)).engine(server_options(server).engine)  # a mistake is told before anything is started
     if args.address is None:
         listen(args.host, args.port).close()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    # Ray would report to its makers.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ.get("RAY_USAGE_STATS_ENABLED") or "0"
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # in its 5 s a busy machine loads no library
     if args.address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for keeping to the loopback address
