@@ -19,6 +19,7 @@ from runtime.bundle import Bundle, read, verify_files
 from runtime.command import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
 from runtime.errors import UserError
 from runtime.manifest import MANIFEST, NAME_PATTERN
+from runtime.ort_cuda import choose_engine
 from train.swap import swap
 
 from .workplace import check_disk_space, report_write_errors, working_folder
@@ -60,7 +61,7 @@ def export(args: argparse.Namespace) -> int:
         if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{option} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
     place, bundle = args.out / name, read(args.bundle)
-    bundle.engine(args.engine)
+    choose_engine(bundle, args.engine, args.device)
     replaced = check_model_place(place, args.replace)
     with working_folder(place) as folder, report_write_errors(args.out):
         new = folder / name

@@ -15,6 +15,7 @@ from .chat_template import check_arguments
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
 from .open_bundle import load
+from .ort_cuda import ORT_DEVICES
 
 T = TypeVar("T")
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -76,7 +77,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", metavar="NAME",
         help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
-    add("--device", choices=("cpu", "cuda"), default="cpu",
+    add("--device", choices=ORT_DEVICES, default="cpu",
         help="where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)")  # fmt: skip
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores within the CPU "
         "quota; of a small int8 engine 1)")  # fmt: skip

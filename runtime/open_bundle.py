@@ -40,12 +40,11 @@ def load(
         raise UserError(f"threads is {threads}; expected at least 1")
     bundle = read(Path(path))
     template = with_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
-    found = bundle.matching(engine)
-    if found[0].build is None:
-        chosen = found[0] if device == "cpu" else ort_cuda.select_engine(bundle, found)
+    chosen = ort_cuda.choose_engine(bundle, engine, device)
+    if chosen.build is None:
         backend = _on_ort(bundle, chosen, threads, verify, device)
     else:
-        chosen, backend = _on_tensorrt(bundle, found, verify, trust_engine)
+        chosen, backend = _on_tensorrt(bundle, bundle.matching(engine), verify, trust_engine)
     tokenizer = Tokenizer(bundle.tokenizer, template)
     return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
 

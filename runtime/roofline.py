@@ -21,6 +21,7 @@ from .machine import bandwidth, measure_processor
 from .manifest import read
 from .measure import canvas, percentiles, timed
 from .model import Model
+from .ort_cuda import choose_engine
 from .workload import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
 
 WARMUP = 3  # steps before those that are timed
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def roofline(args: argparse.Namespace) -> int:
     """Answers for each device, and prints."""
     name, question = asked(args)
+    # A model that cannot be loaded is reported before this machine is measured.
+    model = load_model(args) if args.bundle and "local" in named(args.devices) else None
     devices = chosen(args, question.precision)
     values: dict[str, Any] = {
         "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
@@ -41,11 +44,9 @@ def roofline(args: argparse.Namespace) -> int:
         "devices": [analyzed(device, question) for device in devices.values()],
         "steps": [],
     }
-    if args.bundle and "local" in devices:
-        model = load_model(args)
-        if model.precision == question.precision:  # or another engine's prediction would stand beside it
-            print("timing steps of the bundle ...", file=sys.stderr)
-            values["steps"] = list(measure_steps(model, devices["local"], question, args))
+    if model is not None and model.precision == question.precision:  # else it is another engine's prediction
+        print("timing steps of the bundle ...", file=sys.stderr)
+        values["steps"] = list(measure_steps(model, devices["local"], question, args))
     if args.plot:
         from .roofline_plot import plot_rooflines
 
@@ -63,7 +64,7 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
     if args.bundle:
         bundle = read(Path(args.bundle))
         shape, name = shape_of(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
-        precision = args.precision or bundle.engine(args.engine).precision
+        precision = args.precision or choose_engine(bundle, args.engine, args.device).precision
     elif args.shape:
         shape, name = shape_of(args.shape, "--shape"), "--shape"
     if precision not in PRECISIONS:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from export import graph
 from export.bundle_contract import exported_contract
-from runtime import bench, generate
+from runtime import bench, generate, load
 from runtime.contract import ALIGNMENTS, Contract, cache_names
 from runtime.decode import Request
 from runtime.decode import generate as decode
@@ -105,6 +105,12 @@ def test_the_engine_chosen_for_cuda_is_the_first_that_it_has_kernels_for() -> No
     assert select_engine(bundle, [engine("trt", "fp32")]).name == "trt-fp32"
     with pytest.raises(UserError, match="no kernels for plain-fp16"):
         select_engine(bundle, [engine("plain", "fp16")])
+
+
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:0", "", None])
+def test_a_device_that_there_is_not_is_refused_by_its_name(device: Any) -> None:
+    with pytest.raises(UserError, match=f"device is {device!r}; expected cpu or cuda"):
+        load(SAMPLE, device=device)
 
 
 def graph_of(bundle: Path) -> Graph:

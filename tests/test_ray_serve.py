@@ -180,6 +180,7 @@ def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_
     [
         (["--replicas", "3:1"], "3 is more than 1"), (["--replicas", "0"], "below 1"),
         (["--", "--queue", "0"], "below 1"), (["--", "--engine", "none"], "has no engine"),
+        (["--", "--device", "cuda"], "CUDA has no kernels"),
         (["--host", "no.such.host.invalid"], "cannot listen"),
     ],
 )  # fmt: skip

@@ -163,6 +163,7 @@ def test_a_shape_in_numbers_needs_no_model(capsys: pytest.CaptureFixture[str]) -
         (["--shape", "hidden=x"], "hidden=1024"), (["--shape", "hidden=4"], "layers"), (["--past", "-1"], "--past -1"),
         (["--tokens-per-forward", "0.5"], "--tokens-per-forward 0.5"),
         ([BUNDLE, "--devices", "h200"], "no rate for fp32"),
+        ([BUNDLE, "--device", "cuda"], "CUDA has no kernels"),
         ([BUNDLE, "--model", "dream-7b"], "not allowed"),
         (["--devices", "h200", "--plot", "/proc/roof.png"], "/proc/roof.png cannot be written"),
     ],

@@ -229,6 +229,7 @@ def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, capsys: pytest.C
     lines = [
         ([str(bundle), "--name", "a/b"], "--name is 'a/b'"), ([str(bundle), "--engine", 'a"b'], "--engine is"),
         ([str(bundle), "--engine", "none"], "has no engine"),
+        ([str(bundle), "--device", "cuda"], "CUDA has no kernels"),
         ([str(tmp_path / "none.bundle")], "no bundle at"), ([str(bundle)], "is no Triton model"),
     ]  # fmt: skip
     for line, told in lines:

@@ -21,6 +21,7 @@ from runtime.bundle import read
 from runtime.command import DONE, Parser, port, positive, run
 from runtime.cores import physical_cores
 from runtime.errors import UserError
+from runtime.ort_cuda import choose_engine
 from runtime.serve import options as server_options
 from runtime.server.sockets import listen
 
@@ -65,10 +66,11 @@ def span(text: str) -> tuple[int, int]:
 def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     """Starts Ray on this machine, or joins a cluster, and serves until SIGTERM or Ctrl-C."""
     server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
-    read(Path(args.bundle)).engine(server_options(server).engine)  # a mistake is told before anything is started
+    asked = server_options(server)
+    choose_engine(read(Path(args.bundle)), asked.engine, asked.device)  # a mistake is told before anything is started
     if args.address is None:
         listen(args.host, args.port).close()
-    # Ray would report to its makers.
+    # Ray would report to its makers. An empty value is none.
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ.get("RAY_USAGE_STATS_ENABLED") or "0"
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # in its 5 s a busy machine loads no library
     if args.address is None:
