@@ -36,7 +36,7 @@ def roofline(args: argparse.Namespace) -> int:
     """Answers for each device, and prints."""
     name, question = asked(args)
     # A model that cannot be loaded is reported before this machine is measured.
-    model = load_model(args) if args.bundle and "local" in named(args.devices) else None
+    model = load_model(args) if args.bundle and "local" in choose_devices(args.devices) else None
     devices = chosen(args, question.precision)
     values: dict[str, Any] = {
         "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
