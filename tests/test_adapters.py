@@ -142,6 +142,39 @@ def test_tensors_that_the_config_does_not_target_are_refused(
     assert "adapter_config.json does not target" in refusal(base, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_modules", None), ("target_modules", {"q_proj": 1}), ("target_modules", 5), ("target_modules", [1]),
+        ("exclude_modules", 5), ("exclude_modules", [["q_proj"]]),
+    ],
+)  # fmt: skip
+def test_modules_that_peft_reads_otherwise_are_refused(name: str, value: Any, base: Path, tmp_path: Path) -> None:
+    write_trained(tmp_path)
+    change_config(tmp_path, **{name: value})
+    assert f"has {name} {value!r}; expected a list of module names" in refusal(base, tmp_path)
+
+
+def test_a_module_that_is_named_whole_is_in_whatever_layers_are_chosen(base: Path, tmp_path: Path) -> None:
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
+    write_trained(tmp_path, target_modules=names)
+    change_config(tmp_path, target_modules=names, layers_to_transform=[1])
+    assert measure_difference(base, tmp_path) <= 1e-4
+
+
+def test_a_folder_without_an_adapter_is_not_taken_for_a_broken_download(base: Path, tmp_path: Path) -> None:
+    assert f"no adapter at {tmp_path}: it has no adapter_config.json; give" in refusal(base, tmp_path)
+    assert "no adapter at" in refusal(base, tmp_path / "nowhere")
+
+
+def test_an_adapter_next_to_the_weights_is_not_left_out(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream")
+    write_trained(tmp_path)
+    with pytest.raises(UserError, match="has an adapter next to its weights, .*; give --adapter"):
+        load(tmp_path, Overrides(block=4, canvas=12))
+    assert measure_difference(tmp_path, tmp_path) <= 1e-4
+
+
 def test_a_tensor_under_two_names_is_refused(base: Path, tmp_path: Path) -> None:
     write_trained(tmp_path)
     file = tmp_path / adapter.WEIGHTS

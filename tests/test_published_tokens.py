@@ -161,6 +161,10 @@ SAME: dict[str, Change] = {
     "extra and additional": config(extra_special_tokens=[TURN], additional_special_tokens=[NEW]),
     "a token under a name of its own": config(turn_token=TURN),
     "a token with flags under a name of its own": config(turn_token=typed(TURN, rstrip=True)),
+    "an object under a name of its own that is not a token": both(
+        config(turn_token=token(TURN)), put(MAP, turn_token=token(NEW))
+    ),
+    "the same without a map": config(turn_token=token(TURN)),
     "model_specific_special_tokens": config(model_specific_special_tokens={"turn_token": TURN}),
     "a name no template can have": config(extra_special_tokens={"turn-token": TURN, "true": NEW}),
     "a map alone": both(lambda files, free: files[CONFIG].pop("bos_token"), put(MAP, bos_token=START, unk_token=NEW)),

@@ -45,6 +45,8 @@ def merge(weights: DirectoryWeights, folder: Path, renames: Renames) -> Director
 
     Raises UserError for an adapter of another kind, and for a target that the model lacks.
     """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"no adapter at {folder}: it has no {CONFIG}; give the folder that PEFT wrote it to")
     config, file = read_json(folder / CONFIG), folder / WEIGHTS
     rank, scale = _read_config(folder / CONFIG, config)
     if not file.is_file():
@@ -74,7 +76,8 @@ def _find_target(
     shape = shapes.get(target, ())
     if match is None or target == "embed_tokens.weight" or len(shape) != 2:
         raise UserError(
-            f"{stored.file}: {stored.name} is a target the model lacks; expected LoRA on its linear layers alone"
+            f"{stored.file}: {stored.name} is a target the model lacks; expected LoRA on its linear layers alone: "
+            f"{MERGE}"
         )
     if not _selects(config, match[1]):
         raise UserError(f"{stored.file} has {stored.name}, which {CONFIG} does not target; PEFT ignores it, remove it")
@@ -92,7 +95,7 @@ def _selects(config: Mapping[str, Any], module: str) -> bool:
     )
     if isinstance(excluded, list) and matches(excluded):
         return False
-    if not isinstance(targets, list):
+    if not isinstance(targets, list) or module in targets:
         return True
     layer = re.match(r".*?\.[^.]*\.(\d+)\.", module)
     chosen = layers if isinstance(layers, list) else [layers]
@@ -137,12 +140,20 @@ def _read_config(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
         raise UserError(f"{path} has no peft_type; expected LORA, in a config that PEFT wrote")
     for name, value in config.items():
         _check_value(path, name, value)
+    _check_names(path, "target_modules", config.get("target_modules"))
+    _check_names(path, "exclude_modules", config.get("exclude_modules") or [])
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise UserError(f"{path} has r {rank!r}; expected a whole number of at least 1")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= 1e6:
         raise UserError(f"{path} has lora_alpha {alpha!r}; expected a number of at most a million")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _check_names(path: Path, name: str, value: Any) -> None:
+    """Raises UserError for what PEFT reads otherwise: without targets it takes modules from a table of its own."""
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise UserError(f"{path} has {name} {reprlib.repr(value)}; expected a list of module names, or a pattern")
 
 
 def _check_value(path: Path, name: str, value: Any) -> None:

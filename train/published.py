@@ -37,6 +37,11 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
     settings = read_settings(folder, overrides)
+    if (folder / adapter.CONFIG).is_file() and overrides.adapter is None:
+        raise UserError(
+            f"{folder} has an adapter next to its weights, which transformers loads too; give --adapter {folder} to merge "
+            f"it, or remove {adapter.CONFIG}"
+        )
     shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
     decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)

@@ -94,6 +94,8 @@ def _merge_names(
 
     mapped: special_tokens_map.json, if it counts. Which key replaces which is as in transformers.
     """
+    # An object under an own name is a token there only if it says so; special_tokens_map.json's are tokens in any case.
+    settings = {k: v for k, v in settings.items() if not (_is_own_name(k) and isinstance(v, dict) and not _is_typed(v))}
     values = {**(QWEN_DEFAULTS if settings.get("tokenizer_class") in QWEN else {}), **settings}
     if not values.get(EXTRA) and OLD_EXTRA in values:
         values[EXTRA] = values.pop(OLD_EXTRA)
