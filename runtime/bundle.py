@@ -64,6 +64,8 @@ def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapp
     """Raises UserError where `write` would refuse this engine, its files apart: before the work of making them."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link that leads nowhere; remove it, or give --out another path")
     if path.exists():
         _others(path, contract, engine, provenance)
 

@@ -30,8 +30,9 @@ def stage(path: Path) -> Iterator[Path]:
 
     It is always the same one, `.NAME.part`, so that nothing stays of what a killed run left there; without locks it has
     a name of its own, since another run may be at work. Raises BlockingIOError if another run holds it, OSError if it
-    cannot be made.
+    cannot be made, or if a device or a pipe is at `path`.
     """
+    _refuse_special(path)
     folder = _beside(path)
     with locked(folder, wait=False) as alone:
         if alone:
@@ -89,7 +90,11 @@ def write_whole(target: Path, write: Callable[[Path], object], *, durable: bool 
 
     Args:
         durable: whether to wait until it is on the disk, as for all that cannot be made again at no cost.
+
+    Raises:
+        OSError: if it cannot be written, or if a device or a pipe is at `target`.
     """
+    _refuse_special(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         write(temporary)
@@ -147,6 +152,13 @@ def name_of(path: Path) -> str:
 def in_cache(path: Path) -> bool:
     """Returns whether a path is in a folder that users do not look into, such as the Hugging Face cache."""
     return any(part == ".cache" or part.startswith(REPOSITORY) for part in path.absolute().parts[:-1])
+
+
+def _refuse_special(path: Path) -> None:
+    """Raises OSError for /dev/null and its like: a rename there would take the device from the whole machine."""
+    inside = path.absolute().parent == Path("/dev")  # where links such as stdout may lead to a plain file
+    if inside or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
 
 
 def _clear(folder: Path) -> None:

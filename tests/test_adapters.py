@@ -170,7 +170,7 @@ def test_a_folder_without_an_adapter_is_not_taken_for_a_broken_download(base: Pa
 def test_an_adapter_next_to_the_weights_is_not_left_out(tmp_path: Path) -> None:
     foreign.write(tmp_path, "dream")
     write_trained(tmp_path)
-    with pytest.raises(UserError, match="has an adapter next to its weights, .*; give --adapter"):
+    with pytest.raises(UserError, match=r"has an adapter next to its weights, .*; give --adapter"):
         load(tmp_path, Overrides(block=4, canvas=12))
     assert measure_difference(tmp_path, tmp_path) <= 1e-4
 

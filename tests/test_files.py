@@ -152,3 +152,17 @@ def test_a_link_that_leads_to_itself_is_refused_in_one_line(tmp_path: Path) -> N
 def test_a_model_has_its_repositorys_name_in_a_hugging_face_cache() -> None:
     assert files.name_of(Path("/hub/models--org--student-2.5.bundle/snapshots/0a1b")) == "student-2.5.bundle"
     assert files.name_of(Path("a/snapshots/0a1b")) == "0a1b"
+
+
+@pytest.mark.parametrize("name", ["pipe", "device"])
+def test_a_device_or_a_pipe_is_never_replaced(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to(os.devnull)
+    before = os.lstat(tmp_path / name)
+    for write in (
+        lambda: files.write_whole(tmp_path / name, lambda temporary: temporary.write_bytes(b"")),
+        lambda: files.stage(tmp_path / name).__enter__(),
+    ):
+        with pytest.raises(OSError, match="a device or a pipe"):
+            write()
+    assert os.lstat(tmp_path / name).st_ino == before.st_ino

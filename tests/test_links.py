@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_export import student
 
+from export import onnx as onnx_export
 from export import verify
 from export.bundle_contract import exported_contract
 from export.ort_graph import write_ort_graph
@@ -160,6 +161,17 @@ def test_a_link_to_anything_but_a_file_is_refused(
     file.symlink_to({"itself": file.name, "pipe": "../pipe"}.get(target, target))
     with pytest.raises(UserError, match=told):
         load(there)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_told_before_an_export(
+    target: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link(target, tmp_path / "itself")
+    assert onnx_export.main(["--ckpt", str(made / "student.pt"), "--out", str(tmp_path / "itself")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "is a link that leads nowhere; remove it" in err
+    assert os.listdir(tmp_path) == ["itself"]
 
 
 def test_a_new_gate_replaces_the_link_and_not_what_is_in_the_cache(made: Path, tmp_path: Path) -> None:

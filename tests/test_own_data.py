@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from test_export import student
 
 from export import held_out
 from runtime.errors import UserError
-from train import collect, evaluate, prompts, reports, student_pt, teacher
+from train import collect, distill, evaluate, prompts, reports, student_pt, teacher
 from train.tasks import jsonl
 from train.tasks.problem import split_of
 from train.torch_backend import contract_of
@@ -68,6 +71,10 @@ def test_what_editors_and_programs_write_is_read(content: str, lines: list[int],
         ('{"prompt": "", "answer": "b"}', "holds no prompts"),
         ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "line 1"),
         (GOOD.encode("utf-16"), "is UTF-16; expected"), (GOOD.encode("latin-1") + b"\xe9", "no UTF-8 at byte 30"),
+        (GOOD.encode("utf-16-le"), "is UTF-16; expected"), (GOOD.encode("utf-16-be"), "iconv -f UTF-16BE"),
+        (GOOD.encode("utf-32"), "is UTF-32; expected"), (bz2.compress(GOOD.encode()), "compressed by bzip2"),
+        (lzma.compress(GOOD.encode()), "compressed by xz"),
+        ('{"text": "a", "code": "b", "test_list": [], "test_setup_code": ["import os"]}', 'is ["import os"]; expected'),
         (gzip.compress(GOOD.encode()), "compressed by gzip"), (b"PAR1\x15\x04", "a Parquet file"),
     ],
 )  # fmt: skip
@@ -131,6 +138,48 @@ def test_an_evaluation_leaves_out_lines_and_its_report_says_which(
     write(data, LONG, "")
     assert evaluate.main(words.split()) == 2
     assert "2 of 2 prompts leave no room in a capacity of 64: a prompt of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"right": [1]}, "its outcomes are not whole"), ({"right": ["a", 1]}, "its outcomes are not whole"),
+        ({"right": [], "forwards": []}, "its outcomes are not whole"), ({"forwards": None}, "not NoneType"),
+        ({"left_out": ["x"]}, "its outcomes are not whole"), ({}, "of other problems"), (None, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_a_report_is_checked_before_the_work_that_is_compared_with_it(
+    change: dict[str, Any] | None, said: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = {"right": [1, 0], "forwards": [4, 5], **(change or {})}
+    values = {"task": "own", "split": "valid", "seed": 0, "per_problem": outcome}
+    (tmp_path / "report.json").write_text("[" * 100_000 if change is None else json.dumps(values))
+    words = f"--ckpt {saved} --data {write(tmp_path / 'own.jsonl', *SOUND)} --split all"
+    assert evaluate.main([*words.split(), "--against", str(tmp_path / "report.json")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (collect, "--count 0"), (collect, "--count -1"), (collect, "--shard 0"), (collect, "--batch 1e3"),
+        (teacher, "--steps 0"), (teacher, "--batch 0"), (teacher, "--save-every 0"), (teacher, "--layers 0"),
+        (teacher, "--learning-rate nan"), (teacher, "--heads 3 --kv-heads 2"), (teacher, "--head-dim 7"),
+        (distill, "--steps -1"), (distill, "--batch 0"), (distill, "--save-every 0"), (distill, "--learning-rate -1"),
+    ],
+)  # fmt: skip
+def test_counts_and_rates_that_train_nothing_are_refused(
+    command: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = {
+        collect: "--ckpt x.pt --out x",
+        teacher: "--out x.pt",
+        distill: "--teacher x.pt --out y.pt --method cd4lm",
+    }
+    assert command.main([*needed[command].split(), *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert words.split(maxsplit=1)[0] in err and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:

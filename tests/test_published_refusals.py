@@ -121,6 +121,7 @@ def no_end(folder: Path) -> None:
         (config(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "lacks original_max_position_embeddings"),
         (config(rope_scaling={"rope_type": "linear", "factor": -1}), "expected a number above 0"),
         (config(rope_theta=None), "None as rope_theta"),
+        (config(rope_scaling={"rope_type": "default", "rope_theta": 7.0}), "has rope_theta 5000.0 and 7.0; remove"),
         (
             config(rope_parameters={"rope_type": "default", "rope_theta": 5.0}, rope_scaling={"rope_type": "linear"}),
             "has a rope_scaling and other rope_parameters",

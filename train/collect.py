@@ -29,6 +29,7 @@ from .options import (
     add_device_option,
     add_directory_options,
     add_raw_option,
+    at_least_1,
     overrides_of,
     parse_numbers,
 )
@@ -222,11 +223,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
     p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--count", type=int, default=1500, help="prompts, over all tasks (default 1500)")
+    p.add_argument("--count", type=at_least_1, default=1500, help="prompts, over all tasks (default 1500)")
     p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
-    p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
-    p.add_argument("--shard", type=int, default=256, help="trajectories a file, of which under torchrun each process "
-        "collects whole ones (default 256)")  # fmt: skip
+    p.add_argument("--batch", type=at_least_1, default=64, help="answers at once (default 64)")
+    p.add_argument("--shard", type=at_least_1, default=256, help="trajectories a file, of which under torchrun each "
+        "process collects whole ones (default 256)")  # fmt: skip
     p.add_argument("--threshold", type=float, metavar="P", help="settle all tokens at least this sure in a step: fewer "
         "forwards, for dparallel, which needs the answers alone (default: one token a step)")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="(default 0)")

@@ -28,7 +28,15 @@ from .families import Overrides
 from .lesson import Lesson, Teacher
 from .next_token import next_token_loss
 from .optimize import Fitted, Loss, Recipe, train_model
-from .options import add_bf16_option, add_device_option, add_directory_options, add_raw_option, overrides_of
+from .options import (
+    above_0,
+    add_bf16_option,
+    add_device_option,
+    add_directory_options,
+    add_raw_option,
+    at_least_1,
+    overrides_of,
+)
 from .output import DTYPES, Output
 from .torch_backend import contract_of
 from .trajectories import Trajectory
@@ -180,13 +188,15 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="share of the next-token loss beside them, for a teacher with shift (default 0)",
     )
-    p.add_argument("--steps", type=int, default=2500, help="updates (default 2500)")
+    p.add_argument("--steps", type=at_least_1, default=2500, help="updates (default 2500)")
     p.add_argument(
-        "--batch", type=int, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
+        "--batch", type=at_least_1, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
     )
-    p.add_argument("--learning-rate", type=float, default=1e-3, help="peak (default 1e-3)")
+    p.add_argument("--learning-rate", type=above_0, default=1e-3, help="peak (default 1e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
+    p.add_argument(
+        "--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"
+    )
     add_bf16_option(p)
     add_device_option(p)
     p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")

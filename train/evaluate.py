@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime import json_file
 from runtime.command import DONE, Parser, print_json, program
 from runtime.command import run as run_command
 from runtime.errors import UserError
@@ -50,12 +51,16 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
     if args.out:
         check_file(args.out)
+    other = read_report(args.against) if args.against else None
     task, problems = drawn(args)
     subject = open_evaluated_model(args)
     backend, gate = subject.backend, chosen_gate(args, subject.gate)
     kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
+    asked = {"task": task.name, "split": args.split, "seed": args.seed}
+    if other is not None:
+        check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
     found = evaluate(
         backend, subject.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=subject.batch,
         ask=subject.ask,
@@ -68,10 +73,10 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     }
     source = str(args.ckpt or args.bundle)
     settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
-    where = {"task": task.name, "split": args.split, "seed": args.seed, "bf16": bool(args.bf16)}
-    report = {**settings, **where, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
-    if args.against:
-        report["against"] = compared(args.against, report, per_problem)
+    settings |= {**asked, "bf16": bool(args.bf16)}
+    report = {**settings, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
+    if other is not None:
+        report["against"] = compared(other, per_problem)
     if args.out:
         text = json.dumps({**report, "per_problem": per_problem})
         replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -87,23 +92,31 @@ def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
             print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
 
 
-def compared(path: Path, report: dict[str, Any], per_problem: dict[str, list[int]]) -> dict[str, Any]:
-    """This run against an earlier `--out` on the same problems: paired difference of accuracies, ratio of forwards.
-
-    Raises UserError where that report is of other problems.
-    """
+def read_report(path: Path) -> dict[str, Any]:
+    """What `--out` wrote, its outcomes whole. Raises UserError for anything else."""
     try:
-        other = json.loads(path.read_text(encoding="utf-8-sig"))
-        theirs, same = other["per_problem"], [other[name] for name in ("task", "split", "seed", "problems")]
-        left_out = theirs.get("left_out", [])
+        values = json_file.read(path)
+        outcome, texts = values["per_problem"], [values["task"], values["split"]]
+        right, forwards, left_out = outcome["right"], outcome["forwards"], outcome.get("left_out", [])
+        plain = all(type(each) is int for each in (values["seed"], *right, *forwards, *left_out))
+        if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
+            raise ValueError("its outcomes are not whole")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--against {path} is no report of --out ({error}); give one that train.evaluate wrote"
-        ) from None
-    ours = [report[name] for name in ("task", "split", "seed", "problems")]
-    if same != ours or left_out != per_problem.get("left_out", []):
-        what = f"{same}, this run is of {ours}" if same != ours else "other lines were left out"
+        raise UserError(f"{path} is no report of train.evaluate --out ({error}); give one that it wrote") from None
+    return {"model": str(path), **values, "problems": len(right), "left_out": left_out}
+
+
+def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], left_out: list[int]) -> None:
+    """Raises UserError if a report is of other problems than this run."""
+    theirs, ours = [other[name] for name in where], list(where.values())
+    if theirs != ours or other["left_out"] != left_out:
+        what = f"{theirs}, this run is of {ours}" if theirs != ours else "other lines were left out"
         raise UserError(f"--against {path} is of other problems: {what}; evaluate both alike")
+
+
+def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
+    """This run against an earlier `--out` on the same problems: paired difference of accuracies, ratio of forwards."""
+    theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {
         "model": other["model"],

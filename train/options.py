@@ -42,6 +42,21 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
     add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
 
 
+def at_least_1(text: str) -> int:
+    """A count, as argparse wants it checked."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def above_0(text: str) -> float:
+    """A rate, as argparse wants it checked."""
+    value = number(text)
+    if isinstance(value, str) or not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def parse_token_ids(text: str) -> tuple[int, ...]:
     """The ids of `1,2`, of which `published` knows the vocabulary."""
     try:

@@ -39,8 +39,8 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     settings = read_settings(folder, overrides)
     if (folder / adapter.CONFIG).is_file() and overrides.adapter is None:
         raise UserError(
-            f"{folder} has an adapter next to its weights, which transformers loads too; give --adapter {folder} to merge "
-            f"it, or remove {adapter.CONFIG}"
+            f"{folder} has an adapter next to its weights, which transformers loads too; give --adapter {folder} to "
+            f"merge it, or remove {adapter.CONFIG}"
         )
     shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
@@ -145,7 +145,10 @@ def model_config(settings: NormalizedConfig) -> ModelConfig:
     if heads % kv_heads or head_dim % 2:
         raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
     rope = rope_of(settings)
-    theta = settings.number("rope_theta", rope.pop("rope_theta", settings.values.get("rope_theta")))
+    found = [value for value in (rope.pop("rope_theta", None), settings.values.get("rope_theta")) if value is not None]
+    if any(value != found[0] for value in found):
+        raise UserError(f"{settings.path} has rope_theta {found[1]!r} and {found[0]!r}; remove the one that is wrong")
+    theta = settings.number("rope_theta", found[0] if found else None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
     qkv_bias = settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias

@@ -70,7 +70,13 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         return None
     if not isinstance(found, str):
         raise UserError(f"{folder} has a chat template that is {type(found).__name__}; expected text")
-    if len(found.encode(errors="replace")) > TEMPLATE // 2:  # with room for the special tokens
+    try:
+        size = len(found.encode())
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{folder} has a chat template with half a surrogate pair at character {error.start}; expected Unicode"
+        ) from None
+    if size > TEMPLATE // 2:  # with room for the special tokens
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
     if wrong := [name for name in RESERVED if name in special]:
         raise UserError(f"{folder} names a special token {wrong[0]}, which is a template's own word; rename it")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +25,10 @@ class BaselineReport:
 
 def read_report(path: Path, data: Path | None) -> BaselineReport:
     """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-        outcome = values["per_problem"]
-        right, forwards = [bool(each) for each in outcome["right"]], [int(each) for each in outcome["forwards"]]
-        left_out = {int(place) for place in outcome.get("left_out", [])}
-        name, split, seed = str(values["task"]), str(values["split"]), int(values["seed"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report of train.evaluate --out ({error}); write one of the teacher") from None
+    values = evaluate.read_report(path)
+    outcome, left_out = values["per_problem"], set(values["left_out"])
+    right, forwards = [bool(each) for each in outcome["right"]], outcome["forwards"]
+    name, split, seed = values["task"], values["split"], values["seed"]
     if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
     task = tasks.from_file(data) if data else tasks.choose_tasks(name)[0]

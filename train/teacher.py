@@ -38,7 +38,7 @@ from .data import Stream, canvas_for, survey
 from .model import ModelConfig, Transformer, initialize
 from .next_token import next_token_loss
 from .optimize import Fitted, Loss, Recipe, train_model
-from .options import add_bf16_option, add_device_option
+from .options import above_0, add_bf16_option, add_device_option, at_least_1
 from .output import DTYPES
 from .torch_backend import contract_of
 
@@ -173,8 +173,13 @@ def loss_of(
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
     parallel.check(args.batch, args.compile)
-    if args.canvas is not None and (args.canvas < 1 or args.canvas % args.block):
+    if args.canvas is not None and args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
+    if args.heads % args.kv_heads or args.head_dim % 2:
+        raise UserError(
+            f"--heads {args.heads} of {args.head_dim} over --kv-heads {args.kv_heads}; expected a multiple of them "
+            "and an even --head-dim"
+        )
     parallel.on_first(lambda: output_files.check_file(args.out))
     every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     start = start_of(args, chosen)
@@ -201,9 +206,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--init", type=Path, help="checkpoint whose weights and tokenizer to start from")
     p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--steps", type=int, default=10000, help="updates (default 10000)")
-    p.add_argument("--batch", type=int, default=64, help="examples an update (default 64)")
-    p.add_argument("--learning-rate", type=float, default=2e-3, help="peak (default 2e-3)")
+    p.add_argument("--steps", type=at_least_1, default=10000, help="updates (default 10000)")
+    p.add_argument("--batch", type=at_least_1, default=64, help="examples an update (default 64)")
+    p.add_argument("--learning-rate", type=above_0, default=2e-3, help="peak (default 2e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument(
         "--shift",
@@ -217,16 +222,18 @@ def parser() -> argparse.ArgumentParser:
         help="masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
         "--no-shift 0)",
     )
-    p.add_argument("--block", type=int, default=16, help="tokens a block (default 16)")
-    p.add_argument("--canvas", type=int, help="tokens an answer may have, in whole blocks; training answers with more "
-        "are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
-    p.add_argument("--context", type=int, default=512, help="longest prompt and answer in tokens (default 512)")
-    p.add_argument("--vocab", type=int, default=1280, help="most tokens of a new tokenizer (default 1280)")
-    p.add_argument("--layers", type=int, help=f"of a new model (default {LAYERS}); more than --init has are added "
-        "to it so that it computes the same at first, as for a larger teacher")  # fmt: skip
+    p.add_argument("--block", type=at_least_1, default=16, help="tokens a block (default 16)")
+    p.add_argument("--canvas", type=at_least_1, help="tokens an answer may have, in whole blocks; training answers "
+        "with more are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
+    p.add_argument("--context", type=at_least_1, default=512, help="longest prompt and answer in tokens (default 512)")
+    p.add_argument("--vocab", type=at_least_1, default=1280, help="most tokens of a new tokenizer (default 1280)")
+    p.add_argument("--layers", type=at_least_1, help=f"of a new model (default {LAYERS}); more than --init has are "
+        "added to it so that it computes the same at first, as for a larger teacher")  # fmt: skip
     for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
-        p.add_argument(f"--{name}", type=int, default=size, help=f"of a new model (default {size})")
-    p.add_argument("--save-every", type=int, default=500, help="updates between resumable checkpoints (default 500)")
+        p.add_argument(f"--{name}", type=at_least_1, default=size, help=f"of a new model (default {size})")
+    p.add_argument(
+        "--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"
+    )
     add_bf16_option(p)
     add_device_option(p)
     p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)")

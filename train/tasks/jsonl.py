@@ -17,7 +17,10 @@ from .problem import Problem, split_of
 SPLITS = ("train", "valid", "test", "all")
 BOM = "\ufeff"
 OTHERS = {  # by how their bytes begin
+    b"\xff\xfe\0\0": ("UTF-32", "iconv -f UTF-32 -t UTF-8"), b"\0\0\xfe\xff": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"), b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    b"{\0": ("UTF-16", "iconv -f UTF-16LE -t UTF-8"), b"\0{": ("UTF-16", "iconv -f UTF-16BE -t UTF-8"),
+    b"BZh": ("compressed by bzip2", "bunzip2 it"), b"\xfd7zXZ": ("compressed by xz", "unxz it"),
     b"\x1f\x8b": ("compressed by gzip", "gunzip it"), b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unzstd it"),
     b"PK\x03\x04": ("a zip archive", "unzip it"), b"PAR1": ("a Parquet file", "pandas' to_json(lines=True)"),
 }  # fmt: skip
@@ -91,9 +94,10 @@ def _problem(record: dict[str, object]) -> Problem:
         case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
             "prompt": str(text), "code": str(code), "test_list": list(tests)
         }:  # fmt: skip
-            setup = "\n".join(
-                (*_strings(record.get("test_imports", [])), str(record.get("test_setup_code") or ""))
-            ).strip()
+            code_before = record.get("test_setup_code") or ""
+            if not isinstance(code_before, str):
+                raise ValueError(f"test_setup_code is {_shown(code_before)}; expected a string, in quotes")
+            setup = "\n".join((*_strings(record.get("test_imports", [])), code_before)).strip()
             checks = tuple(f"{setup}\n{test}" if setup else test for test in _strings(tests))
             prompt = "\n".join((text.rstrip(), *checks[:1]))
             return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
