@@ -77,10 +77,10 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
     if sys.stdin.isatty():
         print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"stdin is not UTF-8 at byte {error.start}; give the prompt as UTF-8 text") from None
-    return text[:-1] if text.endswith("\n") else text
+    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -36,8 +36,9 @@ def test_generate_prints_the_text_and_nothing_else(bundle: str) -> None:
 
 
 def test_generate_reads_stdin_without_its_last_line_end(bundle: str) -> None:
-    for arguments in ([], ["-"]):
-        done = command("generate", bundle, *arguments, input=PROMPT.encode() + b"\n")
+    written = PROMPT.encode()
+    for arguments, text in (([], written + b"\n"), (["-"], b"\xef\xbb\xbf" + written + b"\r\n")):
+        done = command("generate", bundle, *arguments, input=text)
         assert done.stdout.decode() == ANSWER + "\n"
 
 

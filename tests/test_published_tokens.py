@@ -226,6 +226,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no decoder": (config(added_tokens_decoder=["x"]), "has ['x'] as added_tokens_decoder"),
     "no id": (config(added_tokens_decoder={"x": token(TURN)}), "has 'x' in added_tokens_decoder"),
     "no id in added_tokens.json": (put(ADDED, x="1"), "has '1' as the id of 'x'"),
+    "half a surrogate pair in a template": (config(chat_template="a\ud800"), "surrogate pair at character 1"),
     "half a surrogate pair": (config(bos_token="\ud800"), "as bos_token"),
     "a version's tokenizer": (config(fast_tokenizer_files=["tokenizer.4.0.0.json"]), "fast_tokenizer_files"),
     "split_special_tokens": (config(split_special_tokens=True), "split_special_tokens"),
