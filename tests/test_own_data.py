@@ -170,8 +170,9 @@ def test_a_report_is_checked_before_the_work_that_is_compared_with_it(
     ],
 )  # fmt: skip
 def test_counts_and_rates_that_train_nothing_are_refused(
-    command: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     needed = {
         collect: "--ckpt x.pt --out x",
         teacher: "--out x.pt",
