@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime import json_file
 from runtime.command import DONE, Parser, print_json, program
 from runtime.command import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
 from .evaluated_model import add_gate_options, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation_run import Evaluation, evaluate, fitting_problems
+from .evaluation_run import Evaluation, evaluate, fitting_problems, read_evaluation
 from .output_files import check_file, replace_file
 from .statistics import paired_difference
 
@@ -51,7 +50,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates as the command line says and returns the report."""
     if args.out:
         check_file(args.out)
-    other = read_report(args.against) if args.against else None
+    other = read_evaluation(args.against) if args.against else None
     task, problems = drawn(args)
     subject = open_evaluated_model(args)
     backend, gate = subject.backend, chosen_gate(args, subject.gate)
@@ -90,20 +89,6 @@ def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
     for problem, text, right in zip(problems, found.texts, found.right, strict=True):
         if not right:
             print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """What `--out` wrote, its outcomes whole. Raises UserError for anything else."""
-    try:
-        values = json_file.read(path)
-        outcome, texts = values["per_problem"], [values["task"], values["split"]]
-        right, forwards, left_out = outcome["right"], outcome["forwards"], outcome.get("left_out", [])
-        plain = all(type(each) is int for each in (values["seed"], *right, *forwards, *left_out))
-        if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
-            raise ValueError("its outcomes are not whole")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report of train.evaluate --out ({error}); give one that it wrote") from None
-    return {"model": str(path), **values, "problems": len(right), "left_out": left_out}
 
 
 def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], left_out: list[int]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from runtime import json_file
 from runtime.backend import Backend
 from runtime.contract import Contract, GateSpec
 from runtime.decode import Request, generate_batch
@@ -102,3 +104,17 @@ def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> s
     """Returns the answer as text, without its end token."""
     ids = result.token_ids[:-1] if result.token_ids[-1] in eos_ids else result.token_ids
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Reads what `train.evaluate --out` wrote, its outcomes whole. Raises UserError for anything else."""
+    try:
+        values = json_file.read(path)
+        outcome, texts = values["per_problem"], [values["task"], values["split"]]
+        right, forwards, left_out = outcome["right"], outcome["forwards"], outcome.get("left_out", [])
+        plain = all(type(each) is int for each in (values["seed"], *right, *forwards, *left_out))
+        if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
+            raise ValueError("its outcomes are not whole")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no report of train.evaluate --out ({error}); give one that it wrote") from None
+    return {"model": str(path), **values, "problems": len(right), "left_out": left_out}

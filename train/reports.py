@@ -25,7 +25,7 @@ class BaselineReport:
 
 def read_report(path: Path, data: Path | None) -> BaselineReport:
     """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
-    values = evaluate.read_report(path)
+    values = evaluation_run.read_evaluation(path)
     outcome, left_out = values["per_problem"], set(values["left_out"])
     right, forwards = [bool(each) for each in outcome["right"]], outcome["forwards"]
     name, split, seed = values["task"], values["split"], values["seed"]
