@@ -58,7 +58,7 @@ $(VENV)/.testing: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
-.try/.installed: pyproject.toml constraints.txt $(wildcard runtime/*.py)
+.try/.installed: pyproject.toml constraints.txt $(wildcard runtime/*.py runtime/*/*.py runtime/*/*/*.py)
 	@$(check_python)
 	$(PYTHON) -m venv .try
 	.try/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
@@ -117,15 +117,15 @@ reliability: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/python tests/reliability/report.py
 
-# Branches of the runtime and the exporter that the suite runs; runtime/cuda.py, which needs a GPU, apart. Programs in C
+# Branches of the runtime and the exporter that the suite runs; runtime/engines/trt/cuda.py, which needs a GPU, apart. Programs in C
 # are left out: the interpreter inside them would start coverage too, which is not what they are counted and timed with.
 coverage: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser and not client" --ignore tests/test_capi_hosts.py
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --omit "*/runtime/cuda.py" --skip-covered
-	$(BIN)/coverage report --include "*/runtime/cuda.py"
+	$(BIN)/coverage report --omit "*/runtime/engines/trt/cuda.py" --skip-covered
+	$(BIN)/coverage report --include "*/runtime/engines/trt/cuda.py"
 
 # The runtime's parts alone: what `pip install '.[cpu]'` brings, without itself and pip.
 bom: $(VENV)/.testing

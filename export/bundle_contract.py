@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from runtime import chat_template
 from runtime.contract import Contract
+from runtime.decoding.positions import room_for_answer
 from runtime.errors import UserError
 from runtime.files import in_cache, name_of, named
-from runtime.layout import room_for_answer
+from runtime.text import chat_template
 from train.checkpoint import Checkpoint
 from train.torch_backend import contract_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import onnx
 
-from runtime.bundle import Bundle, Engine, read
-from runtime.command import DONE, FAILED, Parser, print_json, program, run
+from runtime.bundle.store import Bundle, Engine, read
+from runtime.cli import DONE, FAILED, Parser, print_json, program, run
 from runtime.errors import UserError
 
 MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from runtime.bundle import Engine, check_place, write
-from runtime.command import DONE, FAILED, Parser, print_json, program, run
+from runtime.bundle.store import Engine, check_place, write
+from runtime.cli import DONE, FAILED, Parser, print_json, program, run
 from train import open_checkpoint
-from train.options import add_directory_options, add_top_k_option, overrides_of
+from train.cli_options import add_directory_options, add_top_k_option, overrides_of
 from train.torch_backend import limit_threads
 
 from .bundle_contract import CAPACITY, check_template, default_out, exported_contract
-from .ort_graph import WEIGHT_DTYPES, write_ort_graph
-from .parity import Check
-from .prove import WHOLE, prove
+from .graph.ort_graph import WEIGHT_DTYPES, write_ort_graph
+from .proof.compare import Check
+from .proof.prove import WHOLE, prove
 from .provenance import provenance
-from .quantize import formats_of
-from .workplace import report_write_errors, working_folder
+from .quantization.ort_formats import formats_of
+from .staging import report_write_errors, working_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

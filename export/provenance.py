@@ -9,11 +9,11 @@ from typing import Any
 import onnx
 import torch
 
-from runtime.no_telemetry import ort
-from runtime.workload import ModelShape
+from runtime.engines.ort.no_telemetry import ort
+from runtime.perf.op_counts import ModelShape
 from train import open_checkpoint
-from train.families import Overrides
-from train.model import ModelConfig
+from train.huggingface.families import Overrides
+from train.transformer.network import ModelConfig
 
 EXPORTER = 2  # version of the graphs that export writes; raised if they change
 

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime import files
-from runtime.bundle import Bundle, read, verify_files
-from runtime.command import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
+from runtime.bundle.manifest import MANIFEST, NAME_PATTERN
+from runtime.bundle.store import Bundle, read, verify_files
+from runtime.cli import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
+from runtime.engines.ort.ort_cuda import choose_engine
 from runtime.errors import UserError
-from runtime.manifest import MANIFEST, NAME_PATTERN
-from runtime.ort_cuda import choose_engine
-from train.swap import swap
+from train.storage.swap import swap
 
-from .workplace import check_disk_space, report_write_errors, working_folder
+from .staging import check_disk_space, report_write_errors, working_folder
 
 MODEL = Path(__file__).with_name("triton_model.py")
 INPUTS = {  # each may be left out

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from blockstep import DeviceError, Model, NumericalError, UserError, load
-from blockstep.batch import Step
+from blockstep.decoding.batch import Step
 from blockstep.model import Block, Prompt, blocks, worker_models
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

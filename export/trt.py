@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.command import DONE, FAILED, Parser, print_json, program, run
+from runtime.cli import DONE, FAILED, Parser, print_json, program, run
 from runtime.errors import UserError
-from train.options import add_directory_options, add_top_k_option
+from train.cli_options import add_directory_options, add_top_k_option
 
-from .trt_from_bundle import from_bundle
-from .trt_report import BuildReport
-from .trt_targets import LEAST_CAPABILITY, check_library, find_library
+from .trt_engines.from_bundle import from_bundle
+from .trt_engines.report import BuildReport
+from .trt_engines.targets import LEAST_CAPABILITY, check_library, find_library
 
 TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
 
@@ -107,7 +107,7 @@ def export(args: argparse.Namespace) -> int:
     if library is not None and args.bundle is not None:
         path = from_bundle(args, library, report)
     else:
-        from .trt_from_checkpoint import from_checkpoint  # which needs torch
+        from .trt_engines.from_checkpoint import from_checkpoint  # which needs torch
 
         path = from_checkpoint(args, library, report)
     report.say(what_next(args, path) if report.ok else f"what failed was not added to {path}")

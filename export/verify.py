@@ -11,23 +11,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.bundle import Bundle, Engine, read, verify_files
-from runtime.command import DONE, FAILED, Parser, print_json, program, run
+from runtime.bundle.store import Bundle, Engine, read, verify_files
+from runtime.cli import DONE, FAILED, Parser, print_json, program, run
 from runtime.contract import Contract
-from runtime.cuda import load_cuda
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.trt.cuda import load_cuda
+from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
-from runtime.ort import OrtBackend
-from runtime.trt_backend import open_engines
-from train import open_checkpoint, prompts
-from train.families import Overrides
-from train.options import add_directory_options, add_raw_option, overrides_of
+from train import open_checkpoint
+from train.cli_options import add_directory_options, add_raw_option, overrides_of
+from train.data import prompts
+from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
-from .held_out import held_out_requests, held_out_texts
-from .parity import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
-from .quantize import ORT_FORMATS, formats_of
-from .quantized_torch import whole_bound
-from .twin import twin_of
+from .proof.compare import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .proof.held_out import held_out_requests, held_out_texts
+from .proof.instrumented import twin_of
+from .proof.quantized_reference import whole_bound
+from .quantization.ort_formats import ORT_FORMATS, formats_of
 
 NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
-from .conditions import describe_conditions
+from .cli import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
 from .errors import UserError
-from .measure import time_answers, time_forwards
+from .perf.conditions import describe_conditions
+from .perf.latency import time_answers, time_forwards
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 

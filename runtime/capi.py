@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from . import files
-from .command import DONE, Parser, print_json, program, run
+from .cli import DONE, Parser, print_json, program, run
 from .errors import UserError
 
 SOURCES = Path(__file__).resolve().parent / "c"

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-from .command import DONE, run
+from .cli import DONE, run
 from .errors import UserError
 
 OWN = ("runtime", "train", "export")  # folders; the first may be installed under another name

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from .batch import Step
-from .command import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
+from .cli import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
+from .decoding.batch import Step
+from .decoding.request_state import Result
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
-from .sequence import Result
-from .show import summary, view, watched
+from .text.terminal import summary, view, watched
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import decode
 from .backend import Backend, Ints, Shareable
-from .batch import Step
 from .contract import Contract, GateSpec
-from .decode import Request, Threshold
+from .decoding import loop
+from .decoding.batch import Step
+from .decoding.loop import Request, Threshold
+from .decoding.positions import check_room, check_suffix, room_before_suffix, room_for_answer
+from .decoding.prefix_cache import Session
+from .decoding.request_state import Result
+from .decoding.sampling import check_sampling, sampler
 from .errors import UserError
-from .layout import check_room, check_suffix, room_before_suffix, room_for_answer
-from .sample import check_sampling, sampler
-from .sequence import Result
-from .session import Session
 
 if TYPE_CHECKING:
-    from .text import Tokenizer
+    from .text.tokenizer import Tokenizer
 
 NEW_TOKENS = 256  # asked for where nothing else is said, cut to the room that the prompt leaves
 
@@ -44,7 +44,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: its text, without the end token, and the fields of `runtime.sequence.Result`."""
+    """A whole answer: its text, without the end token, and the fields of `runtime.decoding.request_state.Result`."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -200,7 +200,7 @@ class Model:
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:
             if self._session is None:
-                made = decode.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused)
+                made = loop.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused)
             else:
                 made = self._session.steps(request, threshold=threshold, fused=fused)
             for done in made:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ort_cuda, trial
+from . import load_check
 from .backend import Backend
-from .cores import usual_threads
+from .engines.ort import ort_cuda
+from .engines.ort.threads import usual_threads
 from .errors import UserError
 from .model import Model
 
 if TYPE_CHECKING:
-    from .manifest import Bundle, Engine
+    from .bundle.manifest import Bundle, Engine
 
 
 def load(
@@ -32,9 +33,9 @@ def load(
     the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
     that is missing or does not fit, and for files that crash, hang or take all memory.
     """
-    from .bundle import read
-    from .chat_template import with_arguments
-    from .text import Tokenizer
+    from .bundle.store import read
+    from .text.chat_template import with_arguments
+    from .text.tokenizer import Tokenizer
 
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1")
@@ -50,26 +51,26 @@ def load(
 
 
 def _on_ort(bundle: Bundle, engine: Engine, threads: int | None, verify: str, device: str) -> Backend:
-    from .bundle import verify_files
+    from .bundle.store import verify_files
 
     try:
-        from .ort import OrtBackend
+        from .engines.ort.ort_backend import OrtBackend
     except ModuleNotFoundError as error:
         install = "pip install 'onnxruntime>=1.30'" if device == "cpu" else ort_cuda.install_line()
         raise UserError(f"{error.name} is not installed; {install}") from None
     if device != "cpu":
         ort_cuda.check_available()
-    verify_files(bundle, engine, verify, lambda: trial.attempt(bundle, engine, threads))
+    verify_files(bundle, engine, verify, lambda: load_check.attempt(bundle, engine, threads))
     size = sum((bundle.path / name).stat().st_size for name in engine.files)
     threads = threads or usual_threads(engine.precision, size)
     return OrtBackend(bundle.path / engine.model, bundle.contract, threads, device, engine.files)
 
 
 def _on_tensorrt(bundle: Bundle, engines: Sequence[Engine], verify: str, trust: bool) -> tuple[Engine, Backend]:
-    from .bundle import verify_files
-    from .trt_backend import open_engines
+    from .bundle.store import verify_files
+    from .engines.trt.trt_backend import open_engines
 
     texts = replace(engines[0], files={})  # the engine's own file is hashed as it is read, and trusted or not loaded
-    verify_files(bundle, texts, verify, lambda: trial.attempt(bundle, None))
+    verify_files(bundle, texts, verify, lambda: load_check.attempt(bundle, None))
     backend = open_engines(bundle, engines, trust=trust)
     return backend.engines[0], backend

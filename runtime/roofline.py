@@ -12,17 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .analysis import Question, analyzed
-from .command import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
-from .conditions import processor_name
-from .devices import DEVICES, Device, choose_devices
+from .bundle.manifest import read
+from .cli import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
+from .engines.ort.ort_cuda import choose_engine
 from .errors import UserError
-from .machine import bandwidth, measure_processor
-from .manifest import read
-from .measure import canvas, percentiles, timed
 from .model import Model
-from .ort_cuda import choose_engine
-from .workload import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
+from .perf.block_costs import Question, analyzed
+from .perf.conditions import processor_name
+from .perf.data_sheets import DEVICES, Device, choose_devices
+from .perf.latency import canvas, percentiles, timed
+from .perf.local_cpu import bandwidth, measure_processor
+from .perf.op_counts import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
 
 WARMUP = 3  # steps before those that are timed
 
@@ -48,7 +48,7 @@ def roofline(args: argparse.Namespace) -> int:
         print("timing steps of the bundle ...", file=sys.stderr)
         values["steps"] = list(measure_steps(model, devices["local"], question, args))
     if args.plot:
-        from .roofline_plot import plot_rooflines
+        from .perf.roofline_plot import plot_rooflines
 
         plot_rooflines(args.plot, name, list(devices.values()), question)
     if args.json:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import (
+from .cli import (
     DONE,
     Parser,
     add_engine_options,
@@ -68,10 +68,10 @@ def serve(args: argparse.Namespace) -> int:
 
 def service(args: argparse.Namespace, model: Model) -> Service:
     """The loaded model with its workers, as the options say."""
-    from .server.counters import Counters
-    from .server.pressure import Pressure, span
+    from .server.adaptive_threshold import Pressure, span
+    from .server.metrics import Counters
     from .server.service import Service
-    from .server.workers import Workers
+    from .server.worker_pool import Workers
 
     keys, models = api_keys(args.api_key_file), worker_models(model, args.workers)
     sys.setswitchinterval(SWITCH)

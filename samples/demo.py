@@ -15,10 +15,10 @@ import numpy as np
 
 from runtime import Answer, load
 from runtime.contract import GateSpec
-from runtime.decode import Request, generate
-from runtime.sequence import Result
+from runtime.decoding.loop import Request, generate
+from runtime.decoding.request_state import Result
 from train import open_checkpoint
-from train.evaluated_model import torch_backend
+from train.evaluation.evaluated_model import torch_backend
 
 SAMPLES = Path(__file__).resolve().parent
 BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"

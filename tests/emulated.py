@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import load, saturation, trial
+from runtime import load, load_check
 from runtime.backend import Backend, Forward
-from runtime.bundle import read
-from runtime.ort import OrtBackend
+from runtime.bundle.store import read
+from runtime.engines.ort import saturation
+from runtime.engines.ort.ort_backend import OrtBackend
 
 BOUND = 1e-3  # relative, of a layer's mean norm; right products keep within 3e-4, saturating ones are 5e-3 off or more
 REPORT = """
@@ -111,14 +112,14 @@ def has_option(backend: OrtBackend) -> bool:
 
 def described_by_trial(folder: Path) -> dict[str, Any]:
     """Returns what the process of the isolated load check reports about its CPU."""
-    program = trial.CHILD
+    program = load_check.CHILD
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "cpu.json"
-        trial.CHILD = program + REPORT.format(file=str(file))
+        load_check.CHILD = program + REPORT.format(file=str(file))
         try:
-            trial.attempt(read(folder / "student.bundle"), None)
+            load_check.attempt(read(folder / "student.bundle"), None)
         finally:
-            trial.CHILD = program
+            load_check.CHILD = program
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
 

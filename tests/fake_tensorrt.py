@@ -16,8 +16,8 @@ from fake_cuda import FakeCuda
 from numpy.typing import NDArray
 
 from runtime.contract import Contract, cache_names
-from train.model import Transformer
 from train.torch_backend import TorchBackend
+from train.transformer.network import Transformer
 
 NUMPY = {"int64": np.int64, "float32": np.float32, "float16": np.float16}
 

@@ -80,10 +80,10 @@ def dispatched(operator: Any, args: Any, named: dict[str, Any]) -> Any:
 def main(lines: list[str]) -> int:
     """Runs train commands with the device; how many could not be run. Without autocast, and with generators of here."""
     _setup_privateuseone_for_python_backend(NAME)  # before the first backward, which counts the devices
-    from train import collect, distill, options, teacher
+    from train import cli_options, collect, distill, teacher
 
     mains = {"train.teacher": teacher.main, "train.distill": distill.main, "train.collect": collect.main}
-    options.DEVICE_CHOICES = ("cpu", NAME)
+    cli_options.DEVICE_CHOICES = ("cpu", NAME)
     torch.Generator = Here  # type: ignore[misc]
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment, misc]
     failed = 0

@@ -17,14 +17,14 @@ import numpy as np
 from emulated import mean_norms
 from numpy.typing import NDArray
 
-from export.ort_graph import write_ort_graph
-from export.quantize import formats_of
-from export.quantized_torch import QuantizedBackend
+from export.graph.ort_graph import write_ort_graph
+from export.proof.quantized_reference import QuantizedBackend
+from export.quantization.ort_formats import formats_of
 from runtime.backend import Backend, Floats, Forward, Proposal
-from runtime.bundle import Bundle, read, write
+from runtime.bundle.store import Bundle, read, write
 from runtime.contract import Contract
-from runtime.decode import Request, generate
-from runtime.text import Tokenizer
+from runtime.decoding.loop import Request, generate
+from runtime.text.tokenizer import Tokenizer
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialize
-from train.tokenizer import train_tokenizer
+from train.data.bpe import train_tokenizer
+from train.transformer.network import ModelConfig, Transformer, initialize
 
 LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not at all"} for n in range(40)]
 

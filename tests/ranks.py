@@ -17,14 +17,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train import collect, optimize, parallel, resume
+from train import collect, distributed
+from train.trainer import resume, training_loop
 
 
 def kill(rank: int, step: int) -> None:
     """That process ends when it begins that update, or its shard of that number, both from 0."""
     if os.environ["RANK"] != str(rank):
         return
-    update, answered, asked = optimize._update, collect.answered, list[None]()
+    update, answered, asked = training_loop._update, collect.answered, list[None]()
 
     def last_update(*args: Any) -> Any:
         if args[-1] == step:
@@ -37,7 +38,7 @@ def kill(rank: int, step: int) -> None:
         asked.append(None)
         return answered(*args)
 
-    optimize._update, collect.answered = last_update, last_shard
+    training_loop._update, collect.answered = last_update, last_shard
 
 
 def fill(disk: str) -> None:
@@ -54,12 +55,15 @@ def fill(disk: str) -> None:
 
 def main(lines: list[str]) -> int:
     """The highest exit code; all commands are run, but for a process that was killed."""
-    optimize.LOG_EVERY, parallel.PATIENCE = 1, 1.0  # seconds: with none, the others may see a lost connection instead
+    training_loop.LOG_EVERY, distributed.PATIENCE = (
+        1,
+        1.0,
+    )  # seconds: with none, the others may see a lost connection instead
     fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))
-    with parallel.joined("cpu"):  # once: torchrun's store has no second group of the same name
-        parallel.joined = lambda device: nullcontext()
+    with distributed.joined("cpu"):  # once: torchrun's store has no second group of the same name
+        distributed.joined = lambda device: nullcontext()
         codes = []
         for name, *words in map(str.split, lines):
             codes.append(importlib.import_module(name).main(words))

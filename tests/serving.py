@@ -18,11 +18,11 @@ from openai import OpenAI
 from runtime.backend import Forward, Proposal
 from runtime.model import Model
 from runtime.server.app import make_app
-from runtime.server.counters import Counters
+from runtime.server.metrics import Counters
 from runtime.server.service import Service
 from runtime.server.sockets import listen, url_of
 from runtime.server.wire import make_server
-from runtime.server.workers import Workers
+from runtime.server.worker_pool import Workers
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 PROMPTS = [(SAMPLES / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]

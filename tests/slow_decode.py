@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from train.model import Transformer, rotary_tables
+from train.transformer.network import Transformer, rotary_tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from tiny import END, MASK, PAD, Script, Scripted, contract, proposal
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from runtime import bundle
 from runtime.backend import Forward, Proposal
+from runtime.bundle import store
 from runtime.model import Model
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|mask|>")  # ids PAD, END, MASK
 BYTES = len(SPECIAL)  # id of byte 0; every character beyond ASCII is several tokens
@@ -121,7 +121,7 @@ def speaking_bundle(
     onnx.checker.check_model(model)
     file = folder / "graph.onnx"
     file.write_bytes(content)
-    file = file.rename(folder / bundle.content_name("ort-fp32", ".onnx", bundle.sha256(file)))
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
-    bundle.write(folder / "student.bundle", spec, engine, [file], byte_tokenizer().to_str(), template, {})
+    file = file.rename(folder / store.content_name("ort-fp32", ".onnx", store.sha256(file)))
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
+    store.write(folder / "student.bundle", spec, engine, [file], byte_tokenizer().to_str(), template, {})
     return folder / "student.bundle"

@@ -15,10 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import UserError
-from train import adapter
-from train.families import Overrides
-from train.model import prefix_mask
+from train.huggingface import peft_merge
+from train.huggingface.families import Overrides
 from train.open_checkpoint import load
+from train.transformer.network import prefix_mask
 
 # PEFT asks transformers by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -53,7 +53,7 @@ def write_trained(folder: Path, convert: bool = False, **config: Any) -> None:
 
 
 def change_config(folder: Path, **values: Any) -> None:
-    file = folder / adapter.CONFIG
+    file = folder / peft_merge.CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
@@ -117,18 +117,18 @@ def test_keys_that_leave_the_formula_are_merged(config: dict[str, Any], base: Pa
 
 def test_no_other_key_is_merged(base: Path, tmp_path: Path) -> None:
     write_trained(tmp_path)
-    sound = (tmp_path / adapter.CONFIG).read_text()
-    names = {field.name for field in fields(LoraConfig)} - {*adapter.FREE, *adapter.ALLOWED}
+    sound = (tmp_path / peft_merge.CONFIG).read_text()
+    names = {field.name for field in fields(LoraConfig)} - {*peft_merge.FREE, *peft_merge.ALLOWED}
     assert len(names) > 15
     for name in (*sorted(names), "a_later_key"):
         change_config(tmp_path, **{name: {"a": 1}})
         assert f"has {name} {{'a': 1}}, which is not known" in refusal(base, tmp_path)
-        (tmp_path / adapter.CONFIG).write_text(sound)
-    for name in adapter.ALLOWED:
+        (tmp_path / peft_merge.CONFIG).write_text(sound)
+    for name in peft_merge.ALLOWED:
         for odd in (1, "x", [True], "true"):
             change_config(tmp_path, **{name: odd})
             assert f"has {name} {odd!r}; expected" in refusal(base, tmp_path)
-            (tmp_path / adapter.CONFIG).write_text(sound)
+            (tmp_path / peft_merge.CONFIG).write_text(sound)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_an_adapter_next_to_the_weights_is_not_left_out(tmp_path: Path) -> None:
 
 def test_a_tensor_under_two_names_is_refused(base: Path, tmp_path: Path) -> None:
     write_trained(tmp_path)
-    file = tmp_path / adapter.WEIGHTS
+    file = tmp_path / peft_merge.WEIGHTS
     tensors = load_file(file)
     name = next(iter(tensors))
     save_file({**tensors, name.replace(".weight", ".default.weight"): tensors[name] + 1}, file)

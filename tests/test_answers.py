@@ -13,12 +13,12 @@ import torch
 from speaking import ANSWER, PROMPT, VOCAB, byte_tokenizer, every_other, ids_of, saved, speaker
 
 from runtime.contract import GateSpec
-from runtime.decode import Request
-from runtime.decode import generate as decode_whole
+from runtime.decoding.loop import Request
+from runtime.decoding.loop import generate as decode_whole
+from runtime.decoding.request_state import Result
 from runtime.errors import NumericalError, UserError
 from runtime.model import Answer, Model
-from runtime.sequence import Result
-from runtime.text import BROKEN, Tokenizer
+from runtime.text.tokenizer import BROKEN, Tokenizer
 from train.torch_backend import TorchBackend, contract_of
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.bundle.manifest import parse
 from runtime.contract import parse_contract
 from runtime.errors import LONGEST, UserError
-from runtime.manifest import parse
-from train.families import find_family
-from train.published import NormalizedConfig, model_config
+from train.huggingface.families import find_family
+from train.huggingface.reader import NormalizedConfig, model_config
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = [json.loads(file.read_text()) for file in sorted(GOLDEN.glob("*.bundle/manifest.json"))]

@@ -13,7 +13,7 @@ from tiny import BLOCK, END, MASK, VOCAB, Scripted, arbitrary
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decode import Request, generate_batch, steps
+from runtime.decoding.loop import Request, generate_batch, steps
 from train.torch_backend import TorchBackend
 
 

@@ -10,7 +10,8 @@ import pytest
 import tiny
 from speaking import ANSWER, PROMPT, every_other, ids_of, speaker, speaking_bundle
 
-from runtime import bench, measure
+from runtime import bench
+from runtime.perf import latency
 from train.torch_backend import TorchBackend, contract_of
 
 
@@ -44,7 +45,7 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
 def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Path, alignment: str, shift: bool) -> None:
     checkpoint = tiny.checkpoint(alignment=alignment, shift=shift)
     backend = TorchBackend(checkpoint.build(), contract_of(checkpoint))
-    rows = list(measure.time_forwards(backend, repeat=1, warmup=0))
+    rows = list(latency.time_forwards(backend, repeat=1, warmup=0))
     assert {row.forward for row in rows} == {"step", "step, half open", "commit", "fused step", "prefill"}
     assert {row.rows for row in rows if row.forward == "step, half open"} == {2}
     assert {row.past for row in rows if row.forward == "step"} == {0, 28, 56}
@@ -52,9 +53,9 @@ def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Pat
     for fuse in (True, False):
         spoken.generate("x" * 8, fused=fuse)
     made = [f for f in spoken.backend.forwards if f.past_length[0] == 8]  # type: ignore[attr-defined]
-    for timed in (measure.fused, measure.canvas, measure.half, measure.commit):
+    for timed in (latency.fused, latency.canvas, latency.half, latency.commit):
         other = timed(spoken.contract, 8)
-        whole = timed is measure.commit  # no mask in it
+        whole = timed is latency.commit  # no mask in it
         one = next(
             f for f in made if f.rows.shape == other.rows.shape and f.input_ids.shape == other.input_ids.shape
             and (tiny.MASK not in f.input_ids) == whole

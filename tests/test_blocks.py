@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from train import blocks, masking
-from train.data import Example
-from train.masking import AnswerBlocks
-from train.states import block_visible
+from train.data.batches import Example
+from train.masking import all_blocks, noise
+from train.masking.noise import AnswerBlocks
+from train.masking.trajectory_states import block_visible
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
 
@@ -23,11 +23,11 @@ def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
     rng = random.Random(seed)
     drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
     examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in drawn]
-    return masking.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
 
 
-def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> blocks.Copies:
-    return blocks.copies(laid, contract, blocks.noise(laid, laid.widest(), contract.block, 2, generator))
+def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:
+    return all_blocks.copies(laid, contract, all_blocks.noise(laid, laid.widest(), contract.block, 2, generator))
 
 
 @pytest.mark.parametrize("alignment", ["prompt", "end"])
@@ -69,7 +69,7 @@ def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.fresh_seed())
     laid = laid_out(0, generator)
-    return laid, torch.cat([blocks.noise(laid, laid.widest(), block, 2, generator) for _ in range(turns)])
+    return laid, torch.cat([all_blocks.noise(laid, laid.widest(), block, 2, generator) for _ in range(turns)])
 
 
 def test_noise_stays_on_the_canvas_and_covers_it() -> None:
@@ -91,6 +91,6 @@ def test_blocks_are_masked_independently_of_each_other_and_whole_most_often() ->
 @pytest.mark.parametrize("shift", [False, True])
 def test_rows_that_predict_keep_the_order_of_what_they_predict(shift: bool) -> None:
     masked = torch.tensor([[False, True, True, False, True], [False, False, False, True, False]])
-    rows = masking.predicting(masked, shift)
+    rows = noise.predicting(masked, shift)
     place = torch.arange(5).expand(2, 5)
     assert place[rows].tolist() == [at - shift for at in place[masked].tolist()] and rows.sum() == masked.sum()

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime import bundle
-from runtime.bundle import Bundle, Engine, content_name, read, sha256, verify_files, write
+from runtime.bundle import store as bundle
+from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, verify_files, write
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 

@@ -16,7 +16,7 @@ from tiny import BLOCK, END, MASK, VOCAB
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
-from runtime.decode import Request, generate, generate_batch, steps
+from runtime.decoding.loop import Request, generate, generate_batch, steps
 from runtime.errors import NumericalError
 from train.torch_backend import TorchBackend
 

@@ -17,13 +17,16 @@ from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
 from tiny import BLOCK, MASK, PAD
 
 from runtime.backend import Forward, Proposal
-from runtime.bundle import read, set_gate, write
+from runtime.bundle.store import read, set_gate, write
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
-from train import calibrate, calibration, evaluate, evaluated_model, prompts, student_pt, tasks
+from train import calibrate, evaluate, tasks
 from train.calibrate import ThresholdOutcome
-from train.data import Example
-from train.reports import BaselineReport
+from train.data import prompts
+from train.data.batches import Example
+from train.evaluation import evaluated_model, reliability
+from train.evaluation.baseline import BaselineReport
+from train.storage import student_pt
 from train.tasks.problem import split_of
 from train.torch_backend import TorchBackend
 
@@ -31,13 +34,13 @@ from train.torch_backend import TorchBackend
 def test_bins_hold_what_lies_in_them_and_the_error_is_the_mean_distance() -> None:
     confidence = np.array([0.0, 0.5, 0.45, 0.75, 0.95, 1.0, 0.9], np.float32)
     right = np.array([0, 1, 0, 1, 1, 1, 0], np.bool_)
-    bins = calibration.reliability(confidence, right, 2)
+    bins = reliability.reliability(confidence, right, 2)
     assert [(each.low, each.high, each.count) for each in bins] == [(0, 0.5, 3), (0.5, 1, 4)]
     assert [each.right for each in bins] == pytest.approx([1 / 3, 3 / 4])
     assert [each.confidence for each in bins] == pytest.approx([0.95 / 3, 0.9])
     error = (3 * abs(0.95 / 3 - 1 / 3) + 4 * abs(0.9 - 0.75)) / 7
-    assert calibration.expected_error(bins) == pytest.approx(error)
-    assert calibration.reliability(confidence[:0], right[:0]) == [] and calibration.expected_error([]) == 0
+    assert reliability.expected_error(bins) == pytest.approx(error)
+    assert reliability.reliability(confidence[:0], right[:0]) == [] and reliability.expected_error([]) == 0
 
 
 class Recording:
@@ -71,7 +74,7 @@ def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: s
     texts = [[rng.randrange(3, tiny.VOCAB) for _ in range(sum(size))] for size in sizes]
     examples = [Example(tuple(t[:p]), tuple(t[p:])) for t, (p, _) in zip(texts, sizes, strict=True)]
     backend = Recording(TorchBackend(model, contract))
-    confidence, right = calibration.probe(backend, examples, seed)
+    confidence, right = reliability.probe(backend, examples, seed)
     expected = []
     for text, (prompt, _), (forward, said) in zip(texts, sizes, backend.seen, strict=True):
         ids = forward.input_ids[0].tolist()
@@ -92,7 +95,7 @@ def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: s
 
 def test_answers_without_room_are_not_asked_for() -> None:
     backend = Recording(TorchBackend(tiny.model(0), tiny.contract()))
-    confidence, right = calibration.probe(backend, [Example((3,), (4,) * 13), Example((3,) * 63, (4,) * 5)], 0)
+    confidence, right = reliability.probe(backend, [Example((3,), (4,) * 13), Example((3,) * 63, (4,) * 5)], 0)
     assert len(confidence) == len(right) == 0 and backend.seen == []
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runtime.chat_template import check, check_arguments, render, with_arguments, with_defaults
 from runtime.errors import UserError
+from runtime.text.chat_template import check, check_arguments, render, with_arguments, with_defaults
 
 SYSTEM = {"role": "system", "content": ' Be <brief> & "kind". '}
 USER = {"role": "user", "content": "  How many apples?\n"}

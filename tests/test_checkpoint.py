@@ -18,8 +18,8 @@ from tokenizers.models import BPE
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.open_checkpoint import load
-from train.output_files import replace_file
-from train.student_pt import save
+from train.storage.output_files import replace_file
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
 
 GONE = object()

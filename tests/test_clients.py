@@ -19,9 +19,9 @@ import pytest
 from serving import PROMPTS, Served, served
 
 from runtime import Model, load
-from runtime.bundle import read
-from runtime.server import completing
-from runtime.text import Tokenizer
+from runtime.bundle.store import read
+from runtime.server import handler
+from runtime.text.tokenizer import Tokenizer
 from train import evaluate, tasks
 
 ROOT = Path(__file__).parent.parent
@@ -56,8 +56,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         seen.append((api.prompt, frozenset(body)))
         return reading(model, name, most, api, body)
 
-    reading = completing.read_server_request
-    monkeypatch.setattr(completing, "read_server_request", noting)
+    reading = handler.read_server_request
+    monkeypatch.setattr(handler, "read_server_request", noting)
     return seen
 
 

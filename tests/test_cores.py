@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime import cores
-from runtime.cores import cpu_quota, physical_cores
+from runtime.engines.ort import threads
+from runtime.engines.ort.threads import cpu_quota, physical_cores
 from train import torch_backend
 
 HYBRID = "4:memory:/a/b\n3:cpu,cpuacct:/a/b\n1:name=systemd:/a/b\n0::/a/b\n"
@@ -77,7 +77,7 @@ def test_threads_are_the_least_of_affinity_physical_cores_and_quota(
     quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "_siblings", lambda cpu: str(cpu // 2))
+    monkeypatch.setattr(threads, "_siblings", lambda cpu: str(cpu // 2))
     root = tree(tmp_path, {f"{V2}/cpu.max": f"{quota} 100000\n"})
     assert physical_cores(root) == expected
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})

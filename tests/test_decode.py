@@ -12,7 +12,7 @@ from tiny import BLOCK, END, MASK, Scripted, arbitrary, canvases, proposal
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, GateSpec
-from runtime.decode import Request, generate, generate_batch, steps
+from runtime.decoding.loop import Request, generate, generate_batch, steps
 from runtime.errors import NumericalError, UserError
 
 TWO_BLOCKS = (

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import collect, distill, open_checkpoint, student_pt, teacher
-from train.trajectories import read_shards
+from train import collect, distill, open_checkpoint, teacher
+from train.data.trajectories import read_shards
+from train.storage import student_pt
 
 NEAR = 1e-5  # products are summed in another order where an operator is made of others
 FAR = Path(__file__).parent / "far.py"

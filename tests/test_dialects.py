@@ -19,15 +19,15 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from export import graph
 from export.bundle_contract import exported_contract
-from export.dialect_standard import PLAIN, rms_norm
-from export.parity import TIE, SideBySide, compare
+from export.graph import step_graph
+from export.graph.dialect_standard import PLAIN, rms_norm
+from export.proof.compare import TIE, SideBySide, compare
 from runtime.backend import Forward, Ints
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decode import Request
+from runtime.decoding.loop import Request
+from runtime.engines.ort.ort_backend import OrtBackend, load_session
 from runtime.errors import UserError
-from runtime.ort import OrtBackend, load_session
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
@@ -62,7 +62,7 @@ def export(
     print(f"BLOCKSTEP_SEED={seed}")
     source, file = tiny.checkpoint(seed, **decoding), folder / f"{dialect}-{precision}.onnx"
     contract = exported_contract(source, CAPACITY)
-    onnx_ir.save(graph.trace(source, CAPACITY, dialect=dialect, dtype=DTYPES[precision], batch=batch), file)
+    onnx_ir.save(step_graph.trace(source, CAPACITY, dialect=dialect, dtype=DTYPES[precision], batch=batch), file)
     return Exported(seed, source, contract, file)
 
 
@@ -273,7 +273,7 @@ def test_activations_of_400_stay_finite_in_fp16(half: Exported, tmp_path: Path) 
 @pytest.mark.long
 def test_they_overflow_in_a_naive_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the two checks of fp16 are seen to fail."""
-    monkeypatch.setitem(graph.DIALECTS, "naive", replace(PLAIN, norm=half_norm))
+    monkeypatch.setitem(step_graph.DIALECTS, "naive", replace(PLAIN, norm=half_norm))
     naive = export(tmp_path, "naive", "fp16")
     feeds = inputs(naive, plan(np.random.default_rng(naive.seed))[0], np.float16)
     assert infinite(naive.file, tmp_path / "loud.onnx", feeds)

@@ -17,21 +17,22 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from export import bundle_contract, held_out, verify
+from export import bundle_contract, verify
 from export import onnx as command
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_ort_graph
-from export.parity import Distance, Parity, worst
-from export.prove import prove, sample_requests
-from runtime import bundle
-from runtime.decode import Request, generate
+from export.graph.ort_graph import write_ort_graph
+from export.proof import held_out
+from export.proof.compare import Distance, Parity, worst
+from export.proof.prove import prove, sample_requests
+from runtime.bundle import store
+from runtime.decoding.loop import Request, generate
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.ort import OrtBackend
-from train import prompts
 from train.checkpoint import Checkpoint
-from train.model import Transformer, initialize
-from train.student_pt import save
+from train.data import prompts
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
+from train.transformer.network import Transformer, initialize
 
 SEED = 11
 
@@ -73,10 +74,10 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
     out, err = capsys.readouterr()
     assert [line.split(":")[0] for line in out.splitlines()[:3]] == ["[ok] graph", "[ok] steps", "[ok] answers"]
     assert out.splitlines()[3] == f"wrote {copy / 'student.bundle'}" and err == ""
-    read = bundle.read(copy / "student.bundle")
-    bundle.verify_files(read, read.engine(), "always")
+    read = store.read(copy / "student.bundle")
+    store.verify_files(read, read.engine(), "always")
     assert read.contract == replace(contract_of(student()), capacity=64)
-    assert read.provenance["checkpoint_sha256"] == bundle.sha256(copy / "student.pt")
+    assert read.provenance["checkpoint_sha256"] == store.sha256(copy / "student.pt")
     assert read.tokenizer.read_text() == student().tokenizer and read.chat_template is None
     assert sorted(file.name.split("-")[0] for file in (copy / "student.bundle").iterdir()) == [
         "manifest.json",
@@ -86,7 +87,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
 
 
 def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Path) -> None:
-    engine = bundle.read(made / "student.bundle").engine()
+    engine = store.read(made / "student.bundle").engine()
     source = student()
     assert write_ort_graph(source, exported_contract(source, None), "fp32", False, tmp_path)[0].name == engine.model
 
@@ -97,7 +98,7 @@ def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pyte
     told = json.loads(out)
     assert told["bundle"] == str(copy / "student.bundle") and all(check["ok"] for check in told["checks"])
     assert out.count("\n") == 1 and err.count("[ok]") == 3
-    model = onnx.load(copy / "student.bundle" / bundle.read(copy / "student.bundle").engine().model)
+    model = onnx.load(copy / "student.bundle" / store.read(copy / "student.bundle").engine().model)
     assert [output.name for output in model.graph.output][:4] == ["token", "confidence", "entropy", "logits"]
 
 
@@ -185,8 +186,8 @@ def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp
     files = write_ort_graph(source, contract, "fp32", False, tmp_path / "traced", external=1000)
     assert [file.suffix for file in files] == [".onnx", ".data"]
     assert files[1].stat().st_size > 50_000
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
-    made = bundle.write(tmp_path / "out.bundle", contract, engine, files, source.tokenizer, None, {})
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
+    made = store.write(tmp_path / "out.bundle", contract, engine, files, source.tokenizer, None, {})
     shutil.rmtree(tmp_path / "traced")
     request = Request(np.array([5, 6, 7]), 6)
     ours = generate(TorchBackend(source.build(), contract), request).token_ids
@@ -211,7 +212,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     save(padded, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--logits"]) == 0  # which compares both engines
     assert capsys.readouterr().out.count("[ok]") == 3
-    at = bundle.read(tmp_path / "student.bundle")
+    at = store.read(tmp_path / "student.bundle")
     assert max(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids) < known
 
 
@@ -231,7 +232,7 @@ def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pyt
     save(holed, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--logits"]) == 0  # which compares both engines
     assert capsys.readouterr().out.count("[ok]") == 3
-    at = bundle.read(tmp_path / "student.bundle")
+    at = store.read(tmp_path / "student.bundle")
     assert not set(gap) & set(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids)
 
 
@@ -255,10 +256,10 @@ def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_pat
 
 
 def test_verify_tells_a_bundle_whose_graph_is_another_models(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other, at = student(SEED + 1), bundle.read(copy / "student.bundle")
+    other, at = student(SEED + 1), store.read(copy / "student.bundle")
     files = write_ort_graph(other, at.contract, "fp32", False, copy)
     engine = replace(at.engine(), model=files[0].name)
-    bundle.write(at.path, at.contract, engine, files, other.tokenizer, None, at.provenance)
+    store.write(at.path, at.contract, engine, files, other.tokenizer, None, at.provenance)
     assert verify.main([str(at.path), "--ckpt", str(copy / "student.pt"), "--prompts", "2", "--task", "math"]) == 1
     out = capsys.readouterr().out
     assert "[x] steps" in out and "[x] answers: 3 of 3 differ from PyTorch; first request 0, step" in out

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import tiny
 
-from runtime import bundle, files
+from runtime import files
+from runtime.bundle import store
 from runtime.errors import UserError
 from runtime.files import stage, sweep
-from train.directory import replace_folder
-from train.output_files import check_file, replace_file, writing
-from train.resume import path_of
+from train.huggingface.directory_writer import replace_folder
+from train.storage.output_files import check_file, replace_file, writing
+from train.trainer.resume import path_of
 
-GRAPH = bundle.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
-ENGINE = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, GRAPH, {}, {})
+GRAPH = store.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
+ENGINE = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, GRAPH, {}, {})
 
 
 def graph(folder: Path) -> Path:
@@ -91,8 +92,8 @@ def test_without_locks_the_work_goes_on_and_one_warning_says_so(
     for name in ("a.pt", "b.pt"):
         check_file(tmp_path / name)
         replace_file(tmp_path / name, lambda temporary: temporary.write_bytes(b"whole"))
-    made = bundle.write(tmp_path / "c.bundle", tiny.contract(), ENGINE, [graph(tmp_path)], "{}", None, {})
-    assert bundle.read(made.path) == made
+    made = store.write(tmp_path / "c.bundle", tiny.contract(), ENGINE, [graph(tmp_path)], "{}", None, {})
+    assert store.read(made.path) == made
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pt", "b.pt", "c.bundle"]
     told = capsys.readouterr().err
     assert told.startswith("warning: ") and told.count("\n") == 1 and os.strerror(code) in told
@@ -116,8 +117,8 @@ def test_what_cannot_be_flushed_is_written_all_the_same(
     refusing(monkeypatch, "fsync", code, folders_only)
     replace_file(tmp_path / "a.pt", lambda temporary: temporary.write_bytes(b"whole"))
     replace_folder(tmp_path / "model", lambda folder: (folder / "blockstep.json").touch())
-    made = bundle.write(tmp_path / "c.bundle", tiny.contract(), ENGINE, [graph(tmp_path)], "{}", None, {})
-    assert bundle.read(made.path) == made and (tmp_path / "a.pt").read_bytes() == b"whole"
+    made = store.write(tmp_path / "c.bundle", tiny.contract(), ENGINE, [graph(tmp_path)], "{}", None, {})
+    assert store.read(made.path) == made and (tmp_path / "a.pt").read_bytes() == b"whole"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pt", "c.bundle", "model"]
     told = capsys.readouterr().err
     assert told.startswith("warning: ") and told.count("\n") == 1 and os.strerror(code) in told

@@ -16,13 +16,13 @@ import tiny
 import torch
 from pupils import teacher_of
 
-from runtime import bundle
+from runtime.bundle import store
 from runtime.contract import GateSpec
 from runtime.errors import UserError
-from train import directory
-from train.families import Overrides
+from train.huggingface import directory_writer
+from train.huggingface.families import Overrides
 from train.open_checkpoint import load
-from train.student_pt import save
+from train.storage.student_pt import save
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,28 +56,28 @@ def test_a_students_directory_wherever_the_disk_fills_up(tmp_path: Path) -> None
     out, student = tmp_path / "student", teacher_of(16, 0)
 
     def write(folder: Path) -> None:
-        directory.write_directory(folder, student, tmp_path / "teacher.pt", Overrides(), torch.float32)
+        directory_writer.write_directory(folder, student, tmp_path / "teacher.pt", Overrides(), torch.float32)
 
-    directory.replace_folder(out, write)
+    directory_writer.replace_folder(out, write)
     before = load(out).weights["norm.weight"]
     largest = max(file.stat().st_size for file in out.iterdir())
     for size in range(0, largest, largest // 4):
         told = r"^[^\n]*student cannot be written \([^\n]*File too large[^\n]*\); mend that and run the command again$"
         with pytest.raises(UserError, match=told), room(size):
-            directory.replace_folder(out, write)
+            directory_writer.replace_folder(out, write)
         assert names(tmp_path) == ["student"]
     assert (load(out).weights["norm.weight"] == before).all()
 
 
 def test_a_gate_that_cannot_be_written_leaves_the_manifest(tmp_path: Path) -> None:
-    file = tmp_path / bundle.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
+    file = tmp_path / store.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
     file.write_bytes(b"graph")
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
-    made = bundle.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
+    made = store.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
     before = names(made.path)
     with pytest.raises(OSError, match="File too large"), room(100):
-        bundle.set_gate(made.path, "ort-fp32", GateSpec(threshold=0.7))
-    assert names(made.path) == before and bundle.read(made.path) == made
+        store.set_gate(made.path, "ort-fp32", GateSpec(threshold=0.7))
+    assert names(made.path) == before and store.read(made.path) == made
 
 
 COMMAND = """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.backend import Bools
 from runtime.contract import GateSpec
-from runtime.gate import Gate
+from runtime.decoding.gate import Gate
 
 END = 1
 

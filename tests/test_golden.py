@@ -14,16 +14,16 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
 from trt_bundle import plan_of
 
-from runtime import memory
-from runtime.bundle import read
-from runtime.cuda import Cuda
-from runtime.decode import Request, generate
+from runtime.bundle import trust_records
+from runtime.bundle.store import read
+from runtime.decoding.loop import Request, generate
+from runtime.engines.trt.cuda import Cuda
+from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
 from runtime.open_bundle import load
-from runtime.trt_backend import open_engines
 from train import open_checkpoint
+from train.data.trajectories import NEVER_ACCEPTED, read_shards
 from train.torch_backend import TorchBackend, contract_of
-from train.trajectories import NEVER_ACCEPTED, read_shards
 
 GOLDEN = Path(__file__).parent / "golden"
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
     engine = bundle.engine("trt")
     assert engine.build is not None and bundle.contract.max_prompt == 16 and bundle.contract.gate.threshold == 0.75
     content = (bundle.path / engine.model).read_bytes()
-    memory.remember_built(engine.files[engine.model])
+    trust_records.remember_built(engine.files[engine.model])
     cuda, student = FakeCuda(), open_checkpoint.load(GOLDEN / "student.pt")
     plan = plan_of(student.build(), bundle.contract, engine.build, "in_place")
     fake = FakeTensorRT(cuda, {content: plan})

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from runtime import load
 from runtime.backend import Forward
-from runtime.bundle import Bundle, read
-from runtime.cuda import load_cuda
-from runtime.decode import Request, generate
+from runtime.bundle.store import Bundle, read
+from runtime.decoding.loop import Request, generate
+from runtime.engines.ort.ort_backend import load_session
+from runtime.engines.ort.ort_cuda import CUDA
+from runtime.engines.trt.cuda import load_cuda
+from runtime.engines.trt.trt_backend import TrtBackend, open_engines
 from runtime.errors import UserError
-from runtime.measure import canvas, commit, fused, timed
 from runtime.model import Model
-from runtime.ort import load_session
-from runtime.ort_cuda import CUDA
-from runtime.trt_backend import TrtBackend, open_engines
+from runtime.perf.latency import canvas, commit, fused, timed
 from train import open_checkpoint
 from train.torch_backend import TorchBackend, contract_of
 
@@ -155,7 +155,7 @@ def test_a_step_is_not_far_above_the_bandwidth_floor(made: Bundle, backend: TrtB
 @pytest.fixture(scope="module")
 def halves(exported: Bundle) -> tuple[Model, Model]:
     """The fp16 engine of ONNX Runtime on the CPU and on the GPU."""
-    from runtime.no_telemetry import ort
+    from runtime.engines.ort.no_telemetry import ort
 
     if CUDA not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA")

@@ -10,13 +10,15 @@ import tiny
 import torch
 from pupils import LINES, teacher_of
 
-from train import growth, open_checkpoint, student_pt, teacher
+from train import open_checkpoint, teacher
+from train.storage import student_pt
+from train.trainer import deepen
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])
 def test_a_deeper_model_computes_the_same(layers: int) -> None:
     start = tiny.checkpoint(5)
-    deeper = growth.deepened(start, layers)
+    deeper = deepen.deepened(start, layers)
     ids = torch.arange(3, 13)[None]  # [1, width]
     visible = torch.full_like(ids, 10)
     with torch.no_grad():
@@ -25,7 +27,7 @@ def test_a_deeper_model_computes_the_same(layers: int) -> None:
 
 
 def test_every_layer_that_was_added_learns() -> None:
-    model = growth.deepened(tiny.checkpoint(5), 5).build()
+    model = deepen.deepened(tiny.checkpoint(5), 5).build()
     before = {name: weight.clone() for name, weight in model.state_dict().items() if name.endswith("down_proj.weight")}
     ids = torch.arange(3, 13)[None]
     model(ids, torch.full_like(ids, 10)).square().sum().backward()

@@ -17,10 +17,10 @@ from serving import Served, served, until
 from speaking import speaker
 from test_serve_load import paced
 
-from runtime import text
-from runtime.server import completing, intake, stops
-from runtime.server.refusal import Refusal
-from runtime.server.stops import Stops
+from runtime.server import handler, intake, stop_strings
+from runtime.server.http_errors import Refusal
+from runtime.server.stop_strings import Stops
+from runtime.text import tokenizer as text
 
 SHORTEST = intake.SHORT + 1  # bytes of a body that waits for its turn
 
@@ -76,13 +76,13 @@ def test_stop_strings_are_found_as_a_plain_search_finds_them(strings: list[str],
 
 
 def test_a_long_stop_string_costs_a_few_comparisons_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, follow = [0], stops._Prefix._next
+    steps, follow = [0], stop_strings._Prefix._next
 
-    def counted(prefix: stops._Prefix, length: int, character: str) -> int:
+    def counted(prefix: stop_strings._Prefix, length: int, character: str) -> int:
         steps[0] += 1
         return follow(prefix, length, character)
 
-    monkeypatch.setattr(stops._Prefix, "_next", counted)
+    monkeypatch.setattr(stop_strings._Prefix, "_next", counted)
     found = Stops(["a" * 1_000_000])
     assert not any(found.push("a" * 40) for _ in range(500)) and found.finish() == "a" * 20_000
     assert steps[0] <= 2 * 20_000
@@ -146,7 +146,7 @@ def test_a_full_queue_refuses_before_a_prompt_is_read(tmp_path: Path, monkeypatc
     with served([model], room=1) as server:
         sent = [open_request(server, b'{"prompt": "hi"}') for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
-        monkeypatch.setattr(completing, "parse_body", None)
+        monkeypatch.setattr(handler, "parse_body", None)
         assert server.post(b"not JSON").status_code == 429
         script.let(1000)
         for connection in sent:

@@ -17,17 +17,17 @@ from test_export import student
 from tiny import BLOCK, END, MASK, Scripted, proposal
 
 from export import onnx as export
-from export.parity import compare
+from export.proof.compare import compare
 from runtime import generate as command
 from runtime import load
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
-from runtime.decode import Request, generate, generate_batch, steps
+from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.positions import room_before_suffix
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.layout import room_before_suffix
-from runtime.ort import OrtBackend
-from train.model import Transformer
-from train.student_pt import save
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend, contract_of
+from train.transformer.network import Transformer
 
 
 def slow_infill(

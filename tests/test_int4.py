@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from test_step_graph import random_weights
 
 from export.bundle_contract import exported_contract
-from export.int4 import BLOCK, Int4Linear, dequantize, in_pairs, quantize
-from export.ort_graph import write_ort_graph
+from export.graph.ort_graph import write_ort_graph
+from export.quantization.ort_int4 import BLOCK, Int4Linear, dequantize, in_pairs, quantize
+from runtime.engines.ort.no_telemetry import ort
 from runtime.errors import NumericalError
-from runtime.no_telemetry import ort
-from train.model import ModelConfig
+from train.transformer.network import ModelConfig
 
 SEED = 7
 
@@ -65,7 +65,7 @@ def test_weights_that_are_no_numbers_have_no_int4() -> None:
 def test_a_weight_is_quantized_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(SEED).standard_normal((50, 40)).astype(np.float32)
     whole = quantize(weight)
-    monkeypatch.setattr("export.int4.ROWS", 7)
+    monkeypatch.setattr("export.quantization.ort_int4.ROWS", 7)
     for ours, theirs in zip(quantize(weight), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from runtime.errors import UserError
-from runtime.layout import (
+from runtime.decoding.positions import (  # fmt: skip
     blocks_for,
     check_ids,
     check_room,
@@ -15,7 +14,8 @@ from runtime.layout import (
     positions_for,
     prompt_visible,
     room_for_answer,
-)  # fmt: skip
+)
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from test_export import student
 from export import onnx as onnx_export
 from export import verify
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_ort_graph
-from runtime import bundle, memory
+from export.graph.ort_graph import write_ort_graph
+from runtime.bundle import store, trust_records
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 from runtime.open_bundle import load
-from train import open_checkpoint, student_pt
+from train import open_checkpoint
+from train.storage import student_pt
 
 Layout = Callable[[Path, Path], Path]
 
@@ -41,9 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student_pt.save(source, folder / "student.pt")
     contract = exported_contract(source, None)
     files = write_ort_graph(source, contract, "fp32", False, folder, external=1000)
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
-    origin = {"checkpoint_sha256": bundle.sha256(folder / "student.pt")}
-    bundle.write(folder / "student.bundle", contract, engine, files, source.tokenizer, None, origin)
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
+    origin = {"checkpoint_sha256": store.sha256(folder / "student.pt")}
+    store.write(folder / "student.bundle", contract, engine, files, source.tokenizer, None, origin)
     return folder
 
 
@@ -103,8 +104,8 @@ def test_a_linked_bundle_with_external_weights_generates_and_verifies(
     wanted = load(plain).generate([5, 6, 7], max_new_tokens=8)
     found = load(linked).generate([5, 6, 7], max_new_tokens=8)
     assert (found.token_ids, found.forwards) == (wanted.token_ids, wanted.forwards)
-    read = bundle.read(linked)
-    assert set(memory.seen()) >= {str((linked / name).resolve()) for name in (*read.engine().files, *read.texts)}
+    read = store.read(linked)
+    assert set(trust_records.seen()) >= {str((linked / name).resolve()) for name in (*read.engine().files, *read.texts)}
     words = [str(linked), "--ckpt", str(made / "student.pt"), "--prompts", "1", "--task", "math"]
     assert verify.main(words) == 0
 
@@ -132,7 +133,7 @@ def test_a_linked_graph_reads_no_file_that_its_manifest_does_not_name(made: Path
             entry.value = "secret" if entry.key == "location" else entry.value
     target = (linked / engine["model"]).resolve()
     target.write_bytes(graph.SerializeToString())
-    engine["files"][engine["model"]] = bundle.sha256(target)
+    engine["files"][engine["model"]] = store.sha256(target)
     (linked / "manifest.json").resolve().write_text(json.dumps(values))
     with pytest.raises(UserError, match="secret not found"):
         load(linked)
@@ -154,7 +155,7 @@ def test_a_link_to_anything_but_a_file_is_refused(
     name: str, target: str, told: str, made: Path, tmp_path: Path
 ) -> None:
     there = Path(shutil.copytree(made / "student.bundle", tmp_path / "a.bundle"))
-    read = bundle.read(there)
+    read = store.read(there)
     file = there / {"model": read.engine().model, "tokenizer": read.tokenizer.name}.get(name, name)
     os.mkfifo(tmp_path / "pipe")
     file.unlink()
@@ -178,9 +179,9 @@ def test_a_new_gate_replaces_the_link_and_not_what_is_in_the_cache(made: Path, t
     linked = in_a_hugging_face_cache(made / "student.bundle", tmp_path / "hub")
     blob = (linked / "manifest.json").resolve()
     before = blob.read_bytes()
-    bundle.set_gate(linked, "ort-fp32", GateSpec(threshold=0.75))
+    store.set_gate(linked, "ort-fp32", GateSpec(threshold=0.75))
     assert blob.read_bytes() == before and not (linked / "manifest.json").is_symlink()
-    assert bundle.read(linked).engine().gate == GateSpec(threshold=0.75)
+    assert store.read(linked).engine().gate == GateSpec(threshold=0.75)
 
 
 def test_a_checkpoint_is_the_same_behind_a_link_and_writing_there_replaces_the_link(made: Path, tmp_path: Path) -> None:

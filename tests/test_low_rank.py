@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from train import adapter, lora
-from train.families import FAMILIES, Overrides
-from train.lora import LowRank
-from train.model import Transformer, prefix_mask
+from train.huggingface import peft_merge, peft_train
+from train.huggingface.families import FAMILIES, Overrides
+from train.huggingface.peft_train import LowRank
+from train.huggingface.weights import expected_shapes, stored_names
 from train.open_checkpoint import load
-from train.optimize import Recipe, train_model
-from train.published_weights import expected_shapes, stored_names
+from train.trainer.training_loop import Recipe, train_model
+from train.transformer.network import Transformer, prefix_mask
 
 RECIPE = Recipe(steps=9, learning_rate=0.05, warmup=1, bf16=False, save_every=4)
 LOW_RANK = LowRank(rank=2, alpha=3.0)
@@ -32,7 +32,7 @@ class Stopped(Exception):
 def trained(out: Path, stop: int | None = None) -> tuple[Transformer, dict[str, Tensor]]:
     """A model whose adapter learnt for some updates, and the averages; stopped in the loss of update `stop`."""
     model = tiny.model(0)
-    lora.inject(model, LOW_RANK, seed=1)
+    peft_train.inject(model, LOW_RANK, seed=1)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         if step == stop:
@@ -50,22 +50,22 @@ def test_only_the_adapter_learns_and_a_resumed_run_is_the_same(tmp_path: Path) -
     assert set(torch.load(tmp_path / "parts.resume", weights_only=True)["model"]) == set(whole)
     _, resumed = trained(tmp_path / "parts")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert len(lora.pairs(whole)) == len(lora.LINEARS) * model.config.layers
+    assert len(peft_train.pairs(whole)) == len(peft_train.LINEARS) * model.config.layers
     before = tiny.model(0).state_dict()
     after = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(pair["B"].abs().max() > 0 for pair in lora.pairs(whole).values())
+    assert all(pair["B"].abs().max() > 0 for pair in peft_train.pairs(whole).values())
 
 
 def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)
     first, second, other, plain = (tiny.model(0) for _ in range(4))
-    lora.inject(first, LOW_RANK, seed=1)
+    peft_train.inject(first, LOW_RANK, seed=1)
     torch.rand(1)
     state = torch.get_rng_state()
-    lora.inject(second, LOW_RANK, seed=1)
+    peft_train.inject(second, LOW_RANK, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
-    lora.inject(other, LOW_RANK, seed=2)
+    peft_train.inject(other, LOW_RANK, seed=2)
     name = "layers.0.self_attn.q_proj.lora_A.default.weight"
     assert torch.equal(first.get_parameter(name), second.get_parameter(name))
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
@@ -76,7 +76,7 @@ def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
 def test_what_is_merged_computes_what_was_trained(tmp_path: Path) -> None:
     model, _ = trained(tmp_path / "run")
     learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    whole = adapter.merged(tiny.model(0).state_dict(), lora.pairs(learned), LOW_RANK.scale)
+    whole = peft_merge.merged(tiny.model(0).state_dict(), peft_train.pairs(learned), LOW_RANK.scale)
     merged, base = tiny.model(0), tiny.model(0)
     merged.load_state_dict(whole)
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)
@@ -93,15 +93,15 @@ def test_a_written_adapter_is_one_to_peft_and_to_us(name: str, tmp_path: Path) -
     family = next(each for each in FAMILIES if each.name == name)
     saved = load(tmp_path / "base", Overrides(block=foreign.BLOCK, canvas=foreign.CANVAS))
     generator = torch.Generator().manual_seed(3)
-    pairs: adapter.Pairs = {}
+    pairs: peft_merge.Pairs = {}
     for target, shape in expected_shapes(saved.model).items():
-        if target.split(".")[-2] in lora.LINEARS and target.endswith("weight"):
+        if target.split(".")[-2] in peft_train.LINEARS and target.endswith("weight"):
             a, b = (torch.randn(size, generator=generator) * 0.3 for size in ((2, shape[1]), (shape[0], 2)))
             pairs[target] = {"A": a, "B": b}
     (tmp_path / "lora").mkdir()
-    adapter.write(tmp_path / "lora", pairs, 3.0, stored_names(tmp_path / "base", family.renames), tmp_path / "base")
-    read = adapter.merge(saved.weights, tmp_path / "lora", family.renames)
-    expected = adapter.merged(saved.weights, pairs, 1.5)
+    peft_merge.write(tmp_path / "lora", pairs, 3.0, stored_names(tmp_path / "base", family.renames), tmp_path / "base")
+    read = peft_merge.merge(saved.weights, tmp_path / "lora", family.renames)
+    expected = peft_merge.merged(saved.weights, pairs, 1.5)
     assert read.keys() == expected.keys() and all(torch.equal(read[each], expected[each]) for each in read)
     stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     if name == "llada":

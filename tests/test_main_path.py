@@ -14,24 +14,15 @@ import torch
 
 from export import onnx as export
 from runtime import generate
-from runtime.decode import Request, steps
-from train import (
-    collect,
-    distill,
-    evaluate,
-    evaluated_model,
-    evaluation_run,
-    losses,
-    open_checkpoint,
-    student_pt,
-    tasks,
-    teacher,
-)
+from runtime.decoding.loop import Request, steps
+from train import collect, distill, evaluate, losses, open_checkpoint, tasks, teacher
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialize
-from train.tokenizer import train_tokenizer
+from train.data.bpe import train_tokenizer
+from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
+from train.evaluation import evaluated_model, evaluation_run
+from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
-from train.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
+from train.transformer.network import ModelConfig, Transformer, initialize
 
 ANSWERS = {"yes": "yes, yes!", "no": "no, not now and not here."}  # of two blocks and of three
 LINES = [

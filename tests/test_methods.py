@@ -15,18 +15,23 @@ import torch
 from pupils import LINES, teacher_of
 
 from export import onnx as export
-from runtime import decode, generate, load
+from runtime import generate, load
+from runtime.decoding import loop
 from runtime.errors import UserError
-from train import cd4lm, collect, distill, dparallel, lora, losses, masking, open_checkpoint, student_pt, views
-from train.blocks import FILLER
-from train.data import Example
-from train.lesson import Lesson, Teacher
-from train.masking import AnswerBlocks
-from train.methods import METHODS, choose_method
-from train.optimize import Loss
-from train.states import block_visible
+from train import collect, distill, losses, open_checkpoint
+from train.data.batches import Example
+from train.data.trajectories import read_shards
+from train.huggingface import peft_train
+from train.masking import noise, predictions
+from train.masking.all_blocks import FILLER
+from train.masking.noise import AnswerBlocks
+from train.masking.trajectory_states import block_visible
+from train.methods import cd4lm, dparallel
+from train.methods.setup import Lesson, Teacher
+from train.methods.table import METHODS, choose_method
+from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
-from train.trajectories import read_shards
+from train.trainer.training_loop import Loss
 
 
 def laid_out(
@@ -36,7 +41,7 @@ def laid_out(
     generator = torch.Generator().manual_seed(seed)
     drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
     examples = [Example(tuple(prompt), tuple(answer)) for prompt, answer in drawn]
-    return masking.lay_out(examples, tiny.BLOCK, least, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.BLOCK, least, tiny.PAD, generator)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int 
     here = laid.offsets() // (unit or int(laid.length.max()))
     taken = []
     for _ in range(300):
-        drawn, masked = masking.ends(laid, unit, 0.5, generator)
+        drawn, masked = noise.ends(laid, unit, 0.5, generator)
         assert not (drawn & ~laid.inside()).any() and not (masked & ~drawn).any()
         taken.append(drawn.sum() / laid.inside().sum())
         for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
@@ -158,9 +163,9 @@ def test_a_share_of_the_rows_has_ends_in_the_first_half_and_nothing_in_the_secon
 
 
 def test_a_share_of_rows_is_spread_among_them() -> None:
-    assert masking.spread(10, 0.7).int().tolist() == [0, 1, 1, 0, 1, 1, 0, 1, 1, 1]
-    assert not masking.spread(5, 0).any() and masking.spread(5, 1).all()
-    assert masking.spread(4, 0.75).int().tolist() == [0, 1, 1, 1]
+    assert noise.spread(10, 0.7).int().tolist() == [0, 1, 1, 0, 1, 1, 0, 1, 1, 1]
+    assert not noise.spread(5, 0).any() and noise.spread(5, 1).all()
+    assert noise.spread(4, 0.75).int().tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("shift", [False, True])
@@ -173,7 +178,7 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
     masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()
     asked = masked & (torch.rand(laid.ids.shape, generator=generator) < 0.7)
     with torch.no_grad():
-        found = iter(views.hidden_at(model, laid, masked, asked, contract))
+        found = iter(predictions.hidden_at(model, laid, masked, asked, contract))
         for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
             noisy = laid.ids[row].masked_fill(masked[row], tiny.MASK)
             for place in asked[row].nonzero().flatten().tolist():
@@ -190,7 +195,7 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
 
 def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter() -> None:
     model, plain = tiny.model(0), tiny.model(0)
-    lora.inject(model, lora.LowRank(2, 4.0), 0)
+    peft_train.inject(model, peft_train.LowRank(2, 4.0), 0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(parameter)
@@ -299,11 +304,13 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
     contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
     answers = dparallel.answers(lesson.found, contract.eos_ids)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
-    laid = masking.lay_out([answers[i] for i in picked], contract.block, lesson.least(), contract.pad_id, generator)
+    laid = noise.lay_out([answers[i] for i in picked], contract.block, lesson.least(), contract.pad_id, generator)
     both, behind = dparallel.halves(laid, contract.block, attention, 0.5, generator)
     for half in both:
-        scores = views.scores(lesson.model, views.hidden_at(lesson.run, laid, half | behind, half, contract), contract)
-        weight, target = masking.weights(laid, half, FILLER)[half], laid.ids[half]
+        scores = predictions.scores(
+            lesson.model, predictions.hidden_at(lesson.run, laid, half | behind, half, contract), contract
+        )
+        weight, target = noise.weights(laid, half, FILLER)[half], laid.ids[half]
         slow = slow + losses.denoising(scores.log_softmax(-1), target, weight)
         slow = slow + 2 * losses.uncertainty(scores, target, weight)
     total, terms = loss_of(3)
@@ -315,17 +322,17 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
     """DSCD the slow way: each side alone, with the masks that are its own, asked where the student has masks."""
     lesson, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
     contract, generator = lesson.contract, lesson.generator(1)
-    laid = masking.lay_out(
+    laid = noise.lay_out(
         lesson.stream.examples(1), contract.block, lesson.least(), contract.pad_id, generator
     )  # fmt: skip
     unit = contract.block if attention == "block_causal" else None
     noisy, less = cd4lm.nested_masks(laid, unit, 0.5, generator)
     assert (noisy & ~less).any() and not (less & ~noisy).any()
-    weight, target = masking.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
+    weight, target = noise.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
     with torch.no_grad():
-        hidden = views.hidden_at(teacher.model, laid, less, noisy, teacher.contract)
-        taught = views.scores(teacher.model, hidden, contract)
-    said = views.scores(lesson.model, views.hidden_at(lesson.run, laid, noisy, noisy, contract), contract)
+        hidden = predictions.hidden_at(teacher.model, laid, less, noisy, teacher.contract)
+        taught = predictions.scores(teacher.model, hidden, contract)
+    said = predictions.scores(lesson.model, predictions.hidden_at(lesson.run, laid, noisy, noisy, contract), contract)
     soft, softer = (scores.double().div(2).softmax(-1) for scores in (taught, said))
     apart = (soft * (soft.clamp_min(1e-300).log() - softer.clamp_min(1e-300).log())).sum(-1)
     wrong = -said.double().softmax(-1)[torch.arange(len(target)), target].log()
@@ -378,7 +385,7 @@ def test_every_method_trains_every_student_it_makes(
     made, before = open_checkpoint.load(out), open_checkpoint.load(start)
     assert made.decoding == replace(before.decoding, attention=attention, gate=dict(METHODS[method].gate))
     changed = {name for name, weight in made.weights.items() if not torch.equal(weight, before.weights[name])}
-    linear = {name for name in before.weights if name.split(".")[-2] in lora.LINEARS}
+    linear = {name for name in before.weights if name.split(".")[-2] in peft_train.LINEARS}
     assert changed == (linear if "--lora-rank" in extra else set(before.weights))
     assert all(weight.isfinite().all() for weight in made.weights.values())
     assert made.model == before.model
@@ -449,6 +456,6 @@ def test_a_full_student_is_exported_and_answers_as_in_pytorch_and_says_that_no_c
     assert told["cached"] is False and told["commits"] == 0
     model = load(folder)
     request = model.request("Say 3.\n", max_new_tokens=10)
-    result = decode.generate(TorchBackend(saved.build(), contract_of(saved)), request)
+    result = loop.generate(TorchBackend(saved.build(), contract_of(saved)), request)
     assert tuple(told["token_ids"]) == result.token_ids and told["forwards"] == result.forwards
     assert model.gate.metric == "entropy" and model.contract.cache == "none"

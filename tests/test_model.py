@@ -9,7 +9,14 @@ import tiny
 import torch
 from torch import Tensor
 
-from train.model import ModelConfig, Transformer, fused_attention, initialize, prefix_mask, written_out_attention
+from train.transformer.network import (
+    ModelConfig,
+    Transformer,
+    fused_attention,
+    initialize,
+    prefix_mask,
+    written_out_attention,
+)
 
 WIDTH = 11
 FAMILIES = {

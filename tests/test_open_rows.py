@@ -18,11 +18,11 @@ from tiny import BLOCK, Scripted, canvases
 
 from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decode import Request, generate, generate_batch, steps
+from runtime.decoding.loop import Request, generate, generate_batch, steps
 from train.collect import ONE_A_STEP, collect, gate_of
+from train.data.trajectories import NEVER_ACCEPTED
 from train.losses import log_probs
 from train.torch_backend import TorchBackend
-from train.trajectories import NEVER_ACCEPTED
 
 
 class EveryRow:

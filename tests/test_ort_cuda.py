@@ -19,18 +19,18 @@ import tiny
 import torch
 from onnx import TensorProto, helper
 
-from export import graph
 from export.bundle_contract import exported_contract
+from export.graph import step_graph
 from runtime import bench, generate, load
+from runtime.bundle.manifest import Engine, read
 from runtime.contract import ALIGNMENTS, Contract, cache_names
-from runtime.decode import Request
-from runtime.decode import generate as decode
+from runtime.decoding.loop import Request
+from runtime.decoding.loop import generate as decode
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.onnx_nodes import cache_nodes, nodes
+from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.ort.ort_cuda import CPU, CUDA, assignments, check_placement, select_engine
 from runtime.errors import UserError
-from runtime.manifest import Engine, read
-from runtime.no_telemetry import ort
-from runtime.onnx_nodes import cache_nodes, nodes
-from runtime.ort import OrtBackend, load_session
-from runtime.ort_cuda import CPU, CUDA, assignments, check_placement, select_engine
 
 GOLDEN = Path(__file__).parent / "golden"
 SAMPLE = GOLDEN.parent.parent / "samples" / "student.bundle"
@@ -88,7 +88,7 @@ def test_on_aarch64_without_onnxruntime_the_advice_for_a_jetson_is_tensorrt(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for module in ("runtime.ort", "runtime.no_telemetry"):
+    for module in ("runtime.engines.ort.ort_backend", "runtime.engines.ort.no_telemetry"):
         monkeypatch.delitem(sys.modules, module)
     error = refusal(generate.main, bundle_of(tmp_path, "fp16"), capsys)
     assert error.startswith("error: onnxruntime is not installed; onnxruntime-gpu has no wheel with a Jetson's kernels")
@@ -122,7 +122,7 @@ def graph_of(bundle: Path) -> Graph:
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Graph]:
     """Graphs of fp32: the sample student's and a small one's in the dialect `ort`, and one in standard operators."""
     source, file = tiny.checkpoint(0), tmp_path_factory.mktemp("graphs") / "trt.onnx"
-    onnx_ir.save(graph.trace(source, CAPACITY, dialect="trt", dtype=torch.float32, batch=1), file)
+    onnx_ir.save(step_graph.trace(source, CAPACITY, dialect="trt", dtype=torch.float32, batch=1), file)
     small = graph_of(GOLDEN / "ort.bundle")
     return {"sample": graph_of(SAMPLE), "small": small, "trt": (file, exported_contract(source, CAPACITY))}
 

@@ -15,9 +15,12 @@ import pytest
 from safetensors.numpy import load_file
 from test_export import student
 
-from export import held_out
+from export.proof import held_out
 from runtime.errors import UserError
-from train import collect, distill, evaluate, prompts, reports, student_pt, teacher
+from train import collect, distill, evaluate, teacher
+from train.data import prompts
+from train.evaluation import baseline
+from train.storage import student_pt
 from train.tasks import jsonl
 from train.tasks.problem import split_of
 from train.torch_backend import contract_of
@@ -190,7 +193,7 @@ def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
     values = {"task": "own", "split": "train", "seed": 3, "per_problem": outcome}
     (tmp_path / "report.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(values).encode())
     drawn = [problem.prompt for problem in task]
-    found = reports.read_report(tmp_path / "report.json", data)
+    found = baseline.read_report(tmp_path / "report.json", data)
     assert [problem.prompt for problem in found.problems] == [drawn[0], drawn[2], drawn[4]]
 
 

@@ -14,13 +14,13 @@ import tiny
 import torch
 
 from export.bundle_contract import exported_contract
-from export.graph import trace
-from export.ort_graph import write_ort_graph
-from export.parity import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
-from export.prove import sample_requests
-from export.twin import twin_of
+from export.graph.ort_graph import write_ort_graph
+from export.graph.step_graph import trace
+from export.proof.compare import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
+from export.proof.instrumented import twin_of
+from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
-from runtime.ort import OrtBackend
+from runtime.engines.ort.ort_backend import OrtBackend
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 

@@ -7,11 +7,11 @@ import pytest
 import tiny
 
 from runtime.backend import Forward
+from runtime.decoding.positions import check_room, prompt_visible
+from runtime.engines.trt.chunked_prefill import cuts, pieces
+from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
-from runtime.lane import Widths, choose_profile
-from runtime.layout import check_room, prompt_visible
-from runtime.measure import prefill_lengths
-from runtime.pieces import cuts, pieces
+from runtime.perf.latency import prefill_lengths
 from train.torch_backend import TorchBackend
 
 BLOCK = tiny.BLOCK

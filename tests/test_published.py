@@ -18,13 +18,13 @@ from slow_decode import distributions, slow_decode
 from test_cached_decode import Noisy
 
 from runtime.contract import Contract, GateSpec
-from runtime.decode import Request, steps
+from runtime.decoding.loop import Request, steps
 from runtime.errors import UserError
-from runtime.text import Tokenizer
-from train.families import FAMILIES, Overrides
-from train.model import prefix_mask
+from runtime.text.tokenizer import Tokenizer
+from train.huggingface.families import FAMILIES, Overrides
 from train.open_checkpoint import fingerprint, load
 from train.torch_backend import TorchBackend, contract_of
+from train.transformer.network import prefix_mask
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 STRETCHES: dict[str, dict[str, Any]] = {

@@ -15,14 +15,14 @@ from foreign import BLOCK, CANVAS, Stock
 from slow_decode import Rule, slow_decode
 
 from export.bundle_contract import exported_contract
-from export.ort_graph import write_ort_graph
+from export.graph.ort_graph import write_ort_graph
 from runtime.backend import Forward
 from runtime.contract import Contract
-from runtime.decode import Request, steps
-from runtime.ort import OrtBackend
-from train.families import FAMILIES, FAMILY_NAMES, Overrides
-from train.model import prefix_mask
+from runtime.decoding.loop import Request, steps
+from runtime.engines.ort.ort_backend import OrtBackend
+from train.huggingface.families import FAMILIES, FAMILY_NAMES, Overrides
 from train.open_checkpoint import load
+from train.transformer.network import prefix_mask
 
 WIDTH, SPLIT = 40, 17
 TIE = 1e-4  # of a probability or an entropy, where logits are up to ten times as far apart as those of a plain head

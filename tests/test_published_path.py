@@ -18,11 +18,12 @@ from export import onnx as export
 from export import trt, verify
 from runtime import load
 from runtime.contract import GateSpec
-from runtime.decode import Request, generate
-from runtime.text import Tokenizer
-from train import collect, distill, evaluate, open_checkpoint, prompts
-from train.families import Overrides
-from train.trajectories import read_shards
+from runtime.decoding.loop import Request, generate
+from runtime.text.tokenizer import Tokenizer
+from train import collect, distill, evaluate, open_checkpoint
+from train.data import prompts
+from train.data.trajectories import read_shards
+from train.huggingface.families import Overrides
 
 SIZES = ["--block", str(BLOCK), "--canvas", str(CANVAS)]
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"

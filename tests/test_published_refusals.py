@@ -15,11 +15,11 @@ import torch
 from foreign import BLOCK, CANVAS, FOREIGN, VOCAB
 
 from export import onnx as export
-from runtime import bundle
+from runtime.bundle import store
 from runtime.errors import UserError
-from train.families import Overrides
+from train.huggingface.families import Overrides
 from train.open_checkpoint import load
-from train.student_pt import save
+from train.storage.student_pt import save
 from train.torch_backend import contract_of
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
@@ -211,7 +211,7 @@ def test_ends_and_gate_of_the_command_line_overrule_a_directorys(
     no_end(folder)
     words = ["--ckpt", str(folder), "--block", str(BLOCK), "--canvas", str(CANVAS)]
     assert export.main([*words, "--eos-ids", "9,7", "--gate", "threshold=0.6,comparator=>,min=2"]) == 0
-    made = bundle.read(tmp_path / "model.bundle").contract
+    made = store.read(tmp_path / "model.bundle").contract
     assert made.eos_ids == (9, 7)
     assert (made.gate.threshold, made.gate.comparator, made.gate.min, made.gate.rule) == (0.6, ">", 2, "threshold")
     capsys.readouterr()

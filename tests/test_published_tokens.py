@@ -14,9 +14,9 @@ from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from runtime.errors import UserError
-from runtime.text import Tokenizer
-from train.published_text import read_text
-from train.published_tokens import QWEN2_SPLIT
+from runtime.text.tokenizer import Tokenizer
+from train.huggingface.token_merging import QWEN2_SPLIT
+from train.huggingface.tokenizer_files import read_text
 
 CONFIG, ADDED, MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 START, END, TURN, NEW = "<|start|>", "<|eos|>", "<|Turn|>", "<new>"

@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from export.bundle_contract import exported_contract
-from export.held_out import held_out_requests
-from export.qdq import quantize_activations, quantize_for_trt
-from export.trt_graph import GraphRecipe, Graphs
-from export.weight_formats import TRT_FORMATS, TrtFormat
-from runtime.decode import generate
+from export.proof.held_out import held_out_requests
+from export.quantization.trt_formats import TRT_FORMATS, TrtFormat
+from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
+from export.trt_engines.graphs import GraphRecipe, Graphs
+from runtime.decoding.loop import generate
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError, UserError
-from runtime.no_telemetry import ort
-from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
-from train.model import Transformer, initialize
-from train.prompts import of_checkpoint
+from train.data.prompts import of_checkpoint
 from train.torch_backend import TorchBackend
+from train.transformer.network import Transformer, initialize
 
 STEP = {
     "int8": 0.5 / 127,

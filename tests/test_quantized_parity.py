@@ -18,21 +18,21 @@ from test_step_graph import random_weights
 from export import onnx as command
 from export import verify
 from export.bundle_contract import exported_contract
-from export.int8 import rounded
-from export.layers import Parts, by_layer, embedding, head, layer
-from export.ort_graph import write_ort_graph
-from export.parity import compare
-from export.prove import prove, sample_requests
-from export.quantize import ORT_FORMATS, OrtFormats
-from export.quantized_torch import QuantizedBackend, whole_bound
-from runtime import bundle
+from export.graph.ort_graph import write_ort_graph
+from export.proof.by_layer import Parts, by_layer, embedding, head, layer
+from export.proof.compare import compare
+from export.proof.prove import prove, sample_requests
+from export.proof.quantized_reference import QuantizedBackend, whole_bound
+from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
+from export.quantization.ort_int8 import rounded
+from runtime.bundle import store
 from runtime.contract import Contract
-from runtime.no_telemetry import ort
-from runtime.ort import OrtBackend
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
 from train.checkpoint import Checkpoint
-from train.model import ModelConfig
-from train.student_pt import save
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend
+from train.transformer.network import ModelConfig
 
 SEED = 5
 SHAPE = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
@@ -135,13 +135,13 @@ def test_verify_holds_a_quantized_bundle_to_what_its_bits_cost(
 ) -> None:
     save(student(), tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--precision", precision]) == 0
-    at = bundle.read(tmp_path / "student.bundle")
+    at = store.read(tmp_path / "student.bundle")
     words = [str(at.path), "--ckpt", str(tmp_path / "student.pt"), "--prompts", "2", "--task", "math"]
     assert verify.main(words) == 0
     wrong = stretched(at.path / at.engine().model, "embedding", 4.0, tmp_path)  # the head's too, which is tied
-    file = wrong.rename(tmp_path / bundle.content_name(f"ort-{precision}", ".onnx", bundle.sha256(wrong)))
+    file = wrong.rename(tmp_path / store.content_name(f"ort-{precision}", ".onnx", store.sha256(wrong)))
     engine = replace(at.engine(), model=file.name)
-    bundle.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
+    store.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
     capsys.readouterr()
     assert verify.main(words) == 1
     assert "[x] steps" in capsys.readouterr().out

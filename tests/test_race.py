@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from steppers import Counting
 
-from runtime.devices import Device
-from runtime.workload import ModelShape, Pass
+from runtime.perf.data_sheets import Device
+from runtime.perf.op_counts import ModelShape, Pass
 from samples.bench import __main__ as command
 from samples.bench import answers, host, page, plot, step
 from samples.bench.contender import Cell, Contender, turn

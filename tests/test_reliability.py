@@ -21,7 +21,7 @@ import report
 import tally
 import texts
 
-from runtime import trial
+from runtime import load_check
 
 ROOT = Path(__file__).parent.parent
 TAKEN = (0, 1, 2, 3, 6, 7, 9, 10, 11)  # attacks of all kinds but two that other tests have
@@ -39,7 +39,9 @@ def test_damaged_files_end_in_an_answer_or_one_line(
     module: ModuleType, numbers: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(trial, "SECONDS", trial.SECONDS)  # an attempt, in a process of its own otherwise, shortens it
+    monkeypatch.setattr(
+        load_check, "SECONDS", load_check.SECONDS
+    )  # an attempt, in a process of its own otherwise, shortens it
     endings = {}
     for number in numbers:
         (tmp_path / str(number)).mkdir()

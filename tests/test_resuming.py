@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from train import collect, distill, teacher
-from train.data import Example, Stream
+from train.data.batches import Example, Stream
 
 SHAPE = (
     "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8 --context 48"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from steppers import llama_scores
 
-from export import bundle_contract, ort_graph
+from export import bundle_contract
+from export.graph import ort_graph
 from runtime.backend import Forward
-from runtime.workload import ModelShape
+from runtime.perf.op_counts import ModelShape
 from samples.bench.contender import Cell, tokens
 from samples.bench.onnx_step import OnnxStep
 from samples.bench.standin import standin

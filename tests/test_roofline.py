@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime import machine, roofline
-from runtime.analysis import Question, analyzed, points, to_train
-from runtime.devices import DEVICES, Device, choose_devices
-from runtime.no_telemetry import ort
-from runtime.product_model import product_model
-from runtime.workload import SHAPES, Pass
+from runtime import roofline
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.product_model import product_model
+from runtime.perf import local_cpu
+from runtime.perf.block_costs import Question, analyzed, points, to_train
+from runtime.perf.data_sheets import DEVICES, Device, choose_devices
+from runtime.perf.op_counts import SHAPES, Pass
 
 BUNDLE = str(Path(__file__).parent.parent / "samples" / "student.bundle")
 QWEN = SHAPES["qwen3-0.6b"]
@@ -100,10 +101,10 @@ def test_cost_is_in_autoregressive_forwards_and_speed_follows_from_it() -> None:
     assert narrow.tokens_per_second == pytest.approx(4000 / narrow.ms)  # no more than the block has
 
 
-@pytest.mark.parametrize("precision", sorted(machine.PRODUCTS))
+@pytest.mark.parametrize("precision", sorted(local_cpu.PRODUCTS))
 def test_the_product_that_is_timed_is_a_valid_model_of_that_product(precision: str) -> None:
     rng = np.random.default_rng(1)
-    *kinds, taken, weight = machine.PRODUCTS[precision]
+    *kinds, taken, weight = local_cpu.PRODUCTS[precision]
     left, right = rng.integers(0, 9, (3, 200)).astype(taken), rng.integers(-9, 9, (200, 5)).astype(weight)
     content = product_model(*kinds, right)
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
@@ -112,21 +113,21 @@ def test_the_product_that_is_timed_is_a_valid_model_of_that_product(precision: s
 
 
 def test_caches_are_read_as_the_system_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CACHES", tmp_path)
-    assert machine.last_cache() == machine.UNKNOWN_CACHE
+    monkeypatch.setattr(local_cpu, "CACHES", tmp_path)
+    assert local_cpu.last_cache() == local_cpu.UNKNOWN_CACHE
     for name, text in {"index0": "48K", "index2": "2048K", "index3": "32M", "index4": "?"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "size").write_text(text + "\n")
-    assert machine.last_cache() == 32 << 20
-    assert machine.far_beyond_caches() <= 4 * 32 << 20
+    assert local_cpu.last_cache() == 32 << 20
+    assert local_cpu.far_beyond_caches() <= 4 * 32 << 20
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine measured in a moment, and so wrongly."""
-    monkeypatch.setattr(machine, "SECONDS", 0.0)
-    monkeypatch.setattr(machine, "ROWS", 2)
-    monkeypatch.setattr(machine, "far_beyond_caches", lambda: 1 << 20)
+    monkeypatch.setattr(local_cpu, "SECONDS", 0.0)
+    monkeypatch.setattr(local_cpu, "ROWS", 2)
+    monkeypatch.setattr(local_cpu, "far_beyond_caches", lambda: 1 << 20)
 
 
 @pytest.mark.usefixtures("quick")

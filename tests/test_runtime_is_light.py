@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "jinja2", "safetensors"}
@@ -16,15 +17,21 @@ HEAVY |= {"starlette", "uvicorn", "prometheus_client", "cffi"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings loads `cuda` with the interpreter
 # Whose purpose is one library, or which is a command that needs it.
 MAY_IMPORT = {
-    "no_telemetry": {"onnxruntime"},
-    "ort": {"onnxruntime"},
-    "ort_files": {"onnxruntime"},
-    "binding": {"onnxruntime"},
-    "saturation": {"onnxruntime"},
-    "text": {"tokenizers"},
-    "show": {"tokenizers"},
+    "engines.ort.no_telemetry": {"onnxruntime"},
+    "engines.ort.ort_backend": {"onnxruntime"},
+    "engines.ort.ort_files": {"onnxruntime"},
+    "engines.ort.io_binding": {"onnxruntime"},
+    "engines.ort.saturation": {"onnxruntime"},
+    "text.tokenizer": {"tokenizers"},
+    "text.terminal": {"tokenizers"},
     "generate": {"tokenizers"},
 }
+ELSEWHERE = ("server", "c")  # rooms of a web framework and of cffi
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "runtime").with_suffix("").parts)
+    for path in (ROOT / "runtime").rglob("[!_]*.py")
+    if path.relative_to(ROOT / "runtime").parts[0] not in ELSEWHERE
+)
 
 
 def loaded_by(code: str, folder: Path) -> set[str]:
@@ -41,21 +48,33 @@ def test_import_runtime_loads_numpy_and_the_standard_library_alone() -> None:
     assert full - bare - {"runtime"} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "runtime").glob("[!_]*.py")))
+@pytest.mark.parametrize("module", MODULES)
 def test_a_module_loads_no_library_that_is_not_its_purpose(module: str) -> None:
     assert loaded_by(f"import runtime.{module}", ROOT) & HEAVY <= MAY_IMPORT.get(module, set())
+
+
+@pytest.mark.parametrize("folder", ["runtime", "train", "export"])
+def test_the_packages_that_are_installed_are_the_folders_there_are(folder: str) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {name for name in settings["packages"] if name.partition(".")[0] == folder}
+    paths = {path.parent for path in (ROOT / folder).rglob("*.py")}
+    assert packages == {".".join(path.relative_to(ROOT).parts) for path in paths}
+    assert all((path / "__init__.py").is_file() for path in paths)
+    assert len([*(ROOT / folder).glob("[!_]*.py")]) <= 18, "too many modules at the top to choose among by name"
+    if folder == "runtime":
+        twins = {name for name in settings["packages"] if name.partition(".")[0] == "blockstep"}
+        assert twins == {name.replace("runtime", "blockstep", 1) for name in packages}
 
 
 def test_the_package_works_as_blockstep_beside_a_foreign_runtime(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "runtime", tmp_path / "blockstep", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("theirs = True\n")
-    modules = sorted(path.stem for path in (ROOT / "runtime").glob("[!_]*.py"))
     code = "\n".join(
         [
             "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('site-packages')] + sys.path",
             "import runtime, blockstep",
-            *(f"import blockstep.{module}" for module in [*modules, "server.app", "c.embedded"]),
+            *(f"import blockstep.{module}" for module in [*MODULES, "server.app", "c.embedded"]),
             "assert runtime.theirs and not any(name.startswith('runtime.') for name in sys.modules)",
             f"assert blockstep.__file__.startswith({str(tmp_path)!r})",
             "assert blockstep.UserError is blockstep.errors.UserError",

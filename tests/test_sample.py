@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from runtime.backend import Proposal
+from runtime.decoding.sampling import SEEDS, Sampler, check_sampling, sample_tokens, sampler, uniforms
 from runtime.errors import UserError
-from runtime.sample import SEEDS, Sampler, check_sampling, sample_tokens, sampler, uniforms
 
 LOG_PROB = np.log(np.array([0.5, 0.25, 0.12, 0.08, 0.04], np.float32))  # the rest has another 0.01
 

@@ -16,10 +16,10 @@ from tiny import BLOCK, VOCAB, Scripted, proposal
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decode import Request, generate, generate_batch, steps
+from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.request_state import Result
+from runtime.decoding.sampling import uniforms
 from runtime.errors import NumericalError, UserError
-from runtime.sample import uniforms
-from runtime.sequence import Result
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2)
@@ -210,7 +210,7 @@ def test_the_host_draws_as_the_pytorch_backend_does_over_the_whole_vocabulary() 
 def drawn_by_host(backend: TorchBackend, forward: Forward) -> tuple[np.ndarray, np.ndarray]:
     from dataclasses import replace
 
-    from runtime.sample import Sampler
+    from runtime.decoding.sampling import Sampler
 
     out = backend.forward(replace(forward, top=True))
     assert out.top_token is not None and out.top_logprob is not None

@@ -1,4 +1,4 @@
-"""runtime.saturation: the session option for CPUs whose int8 kernel saturates is set if needed, and only then.
+"""The session option for CPUs whose int8 kernel saturates is set if it is needed, and only then.
 
 Whether a product is right with it is shown under emulated CPUs (tests/other_cpus.sh).
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.twin import twin_of
-from runtime import bundle, machine, saturation
-from runtime.no_telemetry import ort
-from runtime.ort import OrtBackend, load_session
+from export.proof.instrumented import twin_of
+from runtime.bundle import store
+from runtime.engines.ort import saturation
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.perf import local_cpu
 
 BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 PLAIN = ort.SessionOptions()
@@ -50,14 +52,14 @@ def test_the_probe_runs_once_per_process(monkeypatch: pytest.MonkeyPatch) -> Non
     saturation.u8s8_saturates.cache_clear()
     first = saturation.u8s8_saturates()
     for _ in range(2):
-        load_session(bundle.read(BUNDLE).path / bundle.read(BUNDLE).engines[0].model)
+        load_session(store.read(BUNDLE).path / store.read(BUNDLE).engines[0].model)
     assert len(runs) == 1 and saturation.u8s8_saturates() == first
 
 
 def test_the_option_reaches_the_engine_the_instrumented_graph_and_the_roofline(
     saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = bundle.read(BUNDLE)
+    made = store.read(BUNDLE)
     backend = OrtBackend(made.path / made.engines[0].model, made.contract, 2)
     wanted = "1" if saturates else None
     assert exact(backend.session.get_session_options()) == wanted
@@ -66,8 +68,8 @@ def test_the_option_reaches_the_engine_the_instrumented_graph_and_the_roofline(
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "InferenceSession", lambda m, o, **rest: given.append(o) or real(m, o, **rest))
     for name, value in (("ROWS", 2), ("INNER", 8), ("COLUMNS", 8)):
-        monkeypatch.setattr(machine, name, value)
-    machine.product("int8", 1)
+        monkeypatch.setattr(local_cpu, name, value)
+    local_cpu.product("int8", 1)
     assert [exact(options) for options in given] == [wanted]
 
 
@@ -82,7 +84,7 @@ def test_on_a_sound_cpu_a_session_has_the_options_that_it_had_before(
             super().add_session_config_entry(key, value)
 
     monkeypatch.setattr(ort, "SessionOptions", Recording)
-    made = bundle.read(BUNDLE)
+    made = store.read(BUNDLE)
     got = load_session(made.path / made.engines[0].model, 2).get_session_options()
     assert entries == ({saturation.OPTION: "1"} if saturates else {})
     assert {name: getattr(got, name) for name in NAMES} == {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.devices import DEVICES, Device
-from runtime.workload import SHAPES, Pass
+from runtime.perf.data_sheets import DEVICES, Device
+from runtime.perf.op_counts import SHAPES, Pass
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 SHAPE = SHAPES["llada-8b"]
@@ -68,7 +68,9 @@ def test_the_hours_of_distilling(what: str, hours: float) -> None:
 
 
 def test_the_bytes_of_trajectories() -> None:
-    each = ANSWER * (4 + 2 + 2 * SHAPE.hidden) + 4 * PROMPT  # as train.trajectories writes them: ids, order, hidden
+    each = (
+        ANSWER * (4 + 2 + 2 * SHAPE.hidden) + 4 * PROMPT
+    )  # as train.data.trajectories writes them: ids, order, hidden
     assert f"{each / 1e6:.1f} MB" in PAGE and f"{each * 1e5 / 1e9:.0f} GB" in PAGE
     assert f"{ANSWER * 2 * SHAPE.vocab / 1e6:.0f} MB" in PAGE and f"{SHAPE.vocab / SHAPE.hidden:.0f} ×" in PAGE
     assert f"{SHAPE.cached * 2:,} bytes" in PAGE

@@ -16,7 +16,7 @@ from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
 from runtime.model import worker_models
-from runtime.server.stops import Stops
+from runtime.server.stop_strings import Stops
 
 ROOT = Path(__file__).parent.parent
 

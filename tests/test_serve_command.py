@@ -89,7 +89,7 @@ def test_only_loopback_addresses_are_local() -> None:
 def test_prompts_are_logged_where_it_is_asked_for(
     log_prompts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "runtime.server.completing")
+    caplog.set_level(logging.INFO, "runtime.server.handler")
     with served([speaker(tmp_path, "secret\n", "abcd", every_other)], log_prompts=log_prompts) as server:
         assert server.post({"prompt": "secret\n"}).status_code == 200
         until(lambda: "/v1/completions eos: 7 prompt tokens" in caplog.text)

@@ -10,11 +10,11 @@ import pytest
 from serving import Served, served
 from speaking import speaker
 
-from runtime.server.ask import CHAT, COMPLETIONS
+from runtime.server.auth import host_name
 from runtime.server.conversation import read_messages
-from runtime.server.door import host_name
-from runtime.server.neutral import ANY, NEUTRAL, SAMPLING, check_neutral, same
-from runtime.server.refusal import Refusal
+from runtime.server.http_errors import Refusal
+from runtime.server.neutral_fields import ANY, NEUTRAL, SAMPLING, check_neutral, same
+from runtime.server.request import CHAT, COMPLETIONS
 
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }} {% endfor %}a:"
 USER = {"role": "user", "content": "hi"}

@@ -20,7 +20,7 @@ from tiny import Scripted, proposal
 from runtime import DeviceError, Model, UserError, load
 from runtime.backend import Forward, Proposal
 from runtime.model import worker_models
-from runtime.server.pressure import Pressure, span
+from runtime.server.adaptive_threshold import Pressure, span
 
 ROOT = Path(__file__).parent.parent
 

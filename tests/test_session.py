@@ -20,13 +20,13 @@ from tiny import BLOCK, MASK
 from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
+from runtime.decoding.positions import committed_prompt, prompt_visible, reusable
+from runtime.decoding.prefix_cache import Session
+from runtime.decoding.request_state import Result
 from runtime.errors import NumericalError, UserError
-from runtime.layout import committed_prompt, prompt_visible, reusable
 from runtime.model import Model
-from runtime.sequence import Result
-from runtime.session import Session
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 from train.torch_backend import TorchBackend
 
 KEPT = ["absolute", "end"]

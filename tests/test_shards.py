@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from train import parallel, resume
-from train.resume import Run
+from train import distributed
+from train.trainer import resume
+from train.trainer.resume import Run
 
 SIZES = {"matrix": torch.Size((7, 3)), "few": torch.Size((2,)), "one": torch.Size((1, 4))}
 IDENTITY = {"seed": 1, "learning_rate": 2e-3, "task": "math", "trajectories": ["ab", "cd"], "data": None}
@@ -24,7 +25,7 @@ IDENTITY = {"seed": 1, "learning_rate": 2e-3, "task": "math", "trajectories": ["
 def run_of(fill: float) -> Run:
     """This process's rows of three parameters, none of some where there are more processes than rows."""
     shapes = {
-        name: (len(range(*parallel.rows_of(size[0]).indices(size[0]))), *size[1:]) for name, size in SIZES.items()
+        name: (len(range(*distributed.rows_of(size[0]).indices(size[0]))), *size[1:]) for name, size in SIZES.items()
     }
     learned = {name: torch.nn.Parameter(torch.full(shape, fill)) for name, shape in shapes.items()}
     groups = [{"params": [learned["matrix"], learned["one"]], "weight_decay": 0.1}, {"params": [learned["few"]]}]
@@ -57,10 +58,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Makes this process one of several."""
 
     def play(rank: int, size: int) -> None:
-        monkeypatch.setattr(parallel, "rank", lambda: rank)
-        monkeypatch.setattr(parallel, "size", lambda: size)
-        monkeypatch.setattr(parallel, "agreed", lambda act: act())
-        monkeypatch.setattr(parallel, "on_first", lambda act: act() if rank == 0 else None)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "size", lambda: size)
+        monkeypatch.setattr(distributed, "agreed", lambda act: act())
+        monkeypatch.setattr(distributed, "on_first", lambda act: act() if rank == 0 else None)
 
     return play
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from speaking import every_other, speaker
 
+from runtime.decoding.request_state import Result
 from runtime.model import Model
-from runtime.sequence import Result
-from runtime.show import Lines, Screen, columns_of, printable, summary, watched, wrap
+from runtime.text.terminal import Lines, Screen, columns_of, printable, summary, watched, wrap
 
 PROMPT = "say it"
 

@@ -19,13 +19,13 @@ from tiny import BLOCK, Scripted, canvases, proposal
 from trt_bundle import fake_backend
 
 from runtime.backend import Backend, Forward, Proposal
-from runtime.batch import Batch
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
-from runtime.decode import Request, answers, generate, generate_batch, steps
+from runtime.decoding.batch import Batch
+from runtime.decoding.gate import Gate
+from runtime.decoding.loop import Request, answers, generate, generate_batch, steps
+from runtime.decoding.request_state import Result
+from runtime.engines.trt.chunked_prefill import check_bounds
 from runtime.errors import UserError
-from runtime.gate import Gate
-from runtime.pieces import check_bounds
-from runtime.sequence import Result
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, 3 * BLOCK + 2, 2, BLOCK, 5 * BLOCK, BLOCK + 1, 9)

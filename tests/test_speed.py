@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from samples.bench import speed
-from train import open_checkpoint, student_pt
+from train import open_checkpoint
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialize
+from train.storage import student_pt
+from train.transformer.network import ModelConfig, Transformer, initialize
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 COUNT = {"rule": "count", "min": 1}

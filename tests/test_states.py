@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import UserError
-from train import states
-from train.data import STRIDE
-from train.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
+from train.data.batches import STRIDE
+from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
+from train.masking import trajectory_states
 
 M, P = tiny.MASK, tiny.PAD
 PROMPT = (5, 6, 7)
@@ -30,11 +30,13 @@ def trajectory(width: int = 6) -> Trajectory:
     return Trajectory(PROMPT, torch.tensor(TOKENS), torch.tensor(ORDER), hidden, True)
 
 
-def draw(target: str, seed: int, count: int = 1) -> states.States:
-    return states.draw_states([trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed))
+def draw(target: str, seed: int, count: int = 1) -> trajectory_states.States:
+    return trajectory_states.draw_states(
+        [trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed)
+    )
 
 
-def moment(found: states.States, row: int) -> Moment:
+def moment(found: trajectory_states.States, row: int) -> Moment:
     """A drawn pair: y and y* behind the prompt, and the places unmasked between them and masked in both."""
     end = int(found.visible[row].max())
     chosen = [part[row, :end].nonzero().flatten().tolist() for part in (found.unmasked, found.masked)]
@@ -84,7 +86,7 @@ def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> 
 def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
     short = trajectory()
     short = replace(short, tokens=short.tokens[:8], order=short.order[:8], hidden=short.hidden[:8])
-    found = states.draw_states([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
+    found = trajectory_states.draw_states([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
     assert {moment(found, row)[3] for row in range(50)} == {(4, 5, 6, 7), ()}
 
 

@@ -8,8 +8,8 @@ import random
 import pytest
 import tiny
 
-from train import statistics
-from train.statistics import NORMAL_95, paired_difference, proportion
+from train.evaluation import intervals
+from train.evaluation.intervals import NORMAL_95, paired_difference, proportion
 
 
 def pairs(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -52,7 +52,7 @@ def test_the_paired_interval_is_the_published_one(
     counts: tuple[int, int, int, int], level: float, mean: float, low: float, high: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(statistics, "NORMAL_95", level)
+    monkeypatch.setattr(intervals, "NORMAL_95", level)
     found = paired_difference(*pairs(*counts))
     assert (found.mean, found.low, found.high) == pytest.approx((mean, low, high), abs=5e-4)
 

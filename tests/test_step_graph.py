@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from export.bundle_contract import exported_contract
-from export.dialect_ort import LARGE, likeliest
-from export.ort_graph import write_ort_graph
-from export.parity import TIE, Distance, SideBySide, compare
+from export.graph.dialect_ort import LARGE, likeliest
+from export.graph.ort_graph import write_ort_graph
+from export.proof.compare import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
+from runtime.engines.ort.ort_backend import OrtBackend, bucket, cache_names
 from runtime.errors import UserError
-from runtime.ort import OrtBackend, bucket, cache_names
 from samples.bench import standin
 from train.checkpoint import Checkpoint
-from train.model import ModelConfig, Transformer
 from train.torch_backend import TorchBackend
+from train.transformer.network import ModelConfig, Transformer
 
 LENGTHS = (1, tiny.BLOCK - 1, tiny.BLOCK, tiny.BLOCK + 1, 3 * tiny.BLOCK + 2)
 SHAPES = {

@@ -27,25 +27,26 @@ from torch import Tensor
 
 from export import onnx as command
 from export.bundle_contract import exported_contract
-from export.graph import trace
-from export.int8 import dequantize, quantize
-from export.layers import by_layer
-from export.ort_graph import write_ort_graph
-from export.parity import compare
-from export.prove import fits_whole
-from export.quantize import ORT_FORMATS
-from runtime import bundle, cores
+from export.graph.ort_graph import write_ort_graph
+from export.graph.step_graph import trace
+from export.proof.by_layer import by_layer
+from export.proof.compare import compare
+from export.proof.prove import fits_whole
+from export.quantization.ort_formats import ORT_FORMATS
+from export.quantization.ort_int8 import dequantize, quantize
 from runtime import load as load_bundle
+from runtime.bundle import store
 from runtime.contract import Contract
-from runtime.decode import Request
+from runtime.decoding.loop import Request
+from runtime.engines.ort import threads as cores
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError, UserError
-from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
-from train.families import Overrides
-from train.model import ModelConfig
+from train.huggingface.families import Overrides
 from train.open_checkpoint import load
-from train.student_pt import save
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend
+from train.transformer.network import ModelConfig
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def test_int8_lies_within_half_a_scale_of_the_weight(seed: int, axis: int, expon
 def test_a_table_is_quantized_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(SEED).standard_normal((50, 6)).astype(np.float32)
     whole = [quantize(weight, axis) for axis in (0, 1)]
-    monkeypatch.setattr("export.int8.ROWS", 7)
+    monkeypatch.setattr("export.quantization.ort_int8.ROWS", 7)
     for axis in (0, 1):
         for ours, theirs in zip(quantize(weight, axis), whole[axis], strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -191,7 +192,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
-    read = bundle.read(made / "student.bundle")
+    read = store.read(made / "student.bundle")
     assert [(engine.name, engine.precision) for engine in read.engines] == [("ort-fp16", "fp16"), ("ort-int8", "int8")]
     assert read.engine("ort-fp16").parity.keys() == {"graph", "steps", "answers"}
     assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head"}
@@ -210,7 +211,7 @@ def test_a_small_int8_engine_takes_one_thread_and_others_the_cores(made: Path, m
 @pytest.mark.parametrize(("precision", "bound", "cache"), [("fp16", 0.02, "float16"), ("int8", 0.5, "float32")])
 def test_fewer_bits_stay_within_their_bound_of_pytorch(precision: str, bound: float, cache: str, made: Path) -> None:
     """Bounds for these weights: the export's own are for any model's."""
-    read, rng = bundle.read(made / "student.bundle"), np.random.default_rng(SEED)
+    read, rng = store.read(made / "student.bundle"), np.random.default_rng(SEED)
     engine = OrtBackend(read.path / read.engine(f"ort-{precision}").model, read.contract, threads=1)
     requests = [Request(rng.integers(3, read.contract.vocab, length), 8) for length in (1, 4, 9)]
     *_, found = compare(TorchBackend(student(TIED).build(), read.contract), engine, requests, separate=1)

@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.errors import UserError
-from train import cdlm, directory
 from train.checkpoint import Checkpoint
-from train.families import Overrides
-from train.lora import LowRank
-from train.model import prefix_mask
+from train.destination import Output
+from train.huggingface import directory_writer
+from train.huggingface.families import Overrides
+from train.huggingface.peft_train import LowRank
+from train.methods import cdlm
 from train.open_checkpoint import fingerprint, load
-from train.output import Output
-from train.student_pt import save
+from train.storage.student_pt import save
 from train.torch_backend import contract_of
+from train.transformer.network import prefix_mask
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 AS_READ = Overrides()
@@ -83,7 +84,7 @@ def test_a_directory_reads_back_as_the_student_and_in_the_teachers_names(name: s
 def test_a_directory_is_read_with_the_template_arguments_it_was_trained_with(
     given: dict[str, Any] | None, brief: bool, tmp_path: Path
 ) -> None:
-    from runtime.chat_template import render
+    from runtime.text.chat_template import render
 
     template, user = "{% if not enable_thinking %}brief{% endif %}", [{"role": "user", "content": "hi"}]
     foreign.write(tmp_path / "teacher", "bd3lm-qwen3", template=template)
@@ -129,7 +130,9 @@ def test_weights_are_sharded_and_rounded_as_asked(tmp_path: Path) -> None:
     foreign.write(tmp_path / "teacher", "llada")
     student = student_of(load(tmp_path / "teacher", SMALL))
     (tmp_path / "out").mkdir()
-    directory.write_directory(tmp_path / "out", student, tmp_path / "teacher", SMALL, torch.bfloat16, shard=20_000)
+    directory_writer.write_directory(
+        tmp_path / "out", student, tmp_path / "teacher", SMALL, torch.bfloat16, shard=20_000
+    )
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 2 and shards[-1].name == f"model-{len(shards):05}-of-{len(shards):05}.safetensors"
     assert all(sum(t.nbytes for t in load_file(file).values()) <= 20_000 for file in shards)
@@ -172,7 +175,7 @@ def test_the_older_student_survives_a_failing_write(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left"):
-        directory.replace_folder(out, half)
+        directory_writer.replace_folder(out, half)
     assert same(load(out).weights, student.weights)
     newer = student_of(student)
     whole(out, tmp_path / "teacher").write(newer, newer.weights)
@@ -195,12 +198,12 @@ def test_a_directory_is_replaced_where_two_can_change_names_and_where_not(
         seen.append((new / "newer").exists() and (out / "older").exists())
         return swaps and swapping(new, out)
 
-    swapping = directory.swap
-    monkeypatch.setattr(directory, "swap", swap)
+    swapping = directory_writer.swap
+    monkeypatch.setattr(directory_writer, "swap", swap)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "out")
-    directory.replace_folder(tmp_path / "out", holding("older"))
-    directory.replace_folder(link, holding("newer"))
+    directory_writer.replace_folder(tmp_path / "out", holding("older"))
+    directory_writer.replace_folder(link, holding("newer"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["blockstep.json", "newer"]
     assert seen == [True] and sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 

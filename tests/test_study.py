@@ -14,9 +14,10 @@ import torch
 from pupils import LINES, teacher_of
 from slow_decode import distributions
 
-from train import invariance, student_pt
-from train.data import Example
-from train.model import Transformer
+from train.data.batches import Example
+from train.evaluation import invariance
+from train.storage import student_pt
+from train.transformer.network import Transformer
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 

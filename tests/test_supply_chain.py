@@ -12,7 +12,9 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from runtime import chat_template, json_file, trial
+from runtime import load_check
+from runtime.bundle import strict_json
+from runtime.text import chat_template
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -63,8 +65,10 @@ def test_pins_are_within_the_bounds() -> None:
 
 def test_security_says_the_limits_that_there_are() -> None:
     told = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    assert f"{trial.SECONDS} s and one second more per {trial.RATE >> 20} MB" in told and trial.COPIES == 4
-    assert trial.MEMORY == 1 << 30 and "1 GB and four times" in " ".join(told.split())
-    assert f"{json_file.MOST >> 20} MB at most" in told
+    assert (
+        f"{load_check.SECONDS} s and one second more per {load_check.RATE >> 20} MB" in told and load_check.COPIES == 4
+    )
+    assert load_check.MEMORY == 1 << 30 and "1 GB and four times" in " ".join(told.split())
+    assert f"{strict_json.MOST >> 20} MB at most" in told
     assert f"({'.'.join(map(str, chat_template.JINJA))} or newer)" in told
     assert re.search(r"TensorRT engine \| \*\*no\*\*", told)

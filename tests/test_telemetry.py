@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import no_telemetry
+from runtime.engines.ort import no_telemetry
 
 ROOT = Path(__file__).parent.parent
 IMPORT = re.compile(r"^\s*(import|from)\s.*\bonnxruntime\b", re.MULTILINE)
@@ -22,7 +22,7 @@ def test_one_module_alone_imports_onnxruntime() -> None:
     folders = ("runtime", "train", "export", "samples", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = {str(path.relative_to(ROOT)) for path in files if IMPORT.search(path.read_text())}
-    assert len(files) > 100 and found == {"runtime/no_telemetry.py"}
+    assert len(files) > 100 and found == {"runtime/engines/ort/no_telemetry.py"}
 
 
 def test_a_first_load_and_an_answer_store_nothing_but_what_was_verified(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, saved
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
-from runtime import chat_template
 from runtime.errors import UserError
-from runtime.text import BROKEN, Tokenizer
+from runtime.text import chat_template
+from runtime.text.tokenizer import BROKEN, Tokenizer
 
 TEXTS = [
     "plain, with  two spaces\nand\tlines\r\n",

@@ -17,19 +17,19 @@ from test_parity import Damaged, looked_at
 from test_step_graph import forwards
 
 from export.bundle_contract import exported_contract
-from export.graph import trace
-from export.layers import by_layer
-from export.ort_graph import write_ort_graph
-from export.parity import TIE, compare
-from export.prove import prove, sample_requests
-from export.quantize import formats_of
-from export.store import write_graph
-from export.twin import twin_of
+from export.graph.graph_writer import write_graph
+from export.graph.ort_graph import write_ort_graph
+from export.graph.step_graph import trace
+from export.proof.by_layer import by_layer
+from export.proof.compare import TIE, compare
+from export.proof.instrumented import twin_of
+from export.proof.prove import prove, sample_requests
+from export.quantization.ort_formats import formats_of
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, TOP, Contract
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.ort import OrtBackend
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import collect, distill, open_checkpoint, optimize, resume, teacher
-from train.data import Example, Stream
+from train import collect, distill, open_checkpoint, teacher
+from train.data.batches import Example, Stream
+from train.trainer import resume, training_loop
 
 RANKS = Path(__file__).parent / "ranks.py"
 SHAPE = (
@@ -96,7 +97,7 @@ def assert_near(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def every_update_is_logged() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimize, "LOG_EVERY", 1)
+        patch.setattr(training_loop, "LOG_EVERY", 1)
         yield
 
 

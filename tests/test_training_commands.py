@@ -11,7 +11,8 @@ import tiny
 import torch
 from speaking import speaking_bundle
 
-from train import calibrate, collect, distill, evaluate, open_checkpoint, student_pt, teacher
+from train import calibrate, collect, distill, evaluate, open_checkpoint, teacher
+from train.storage import student_pt
 from train.tasks.problem import split_of
 
 Main = Callable[[list[str]], int]

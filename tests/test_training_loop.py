@@ -17,14 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.errors import NumericalError, UserError
-from train import masking, tasks
-from train.data import CHUNK, STRIDE, Example, Stream, encode, pad
-from train.masking import AnswerBlocks
-from train.model import Transformer, initialize
-from train.optimize import Loss, Recipe, train_model
-from train.resume import forget
+from train import tasks
+from train.data.batches import CHUNK, STRIDE, Example, Stream, encode, pad
+from train.data.bpe import train_tokenizer
+from train.masking import noise
+from train.masking.noise import AnswerBlocks
 from train.teacher import masked_loss
-from train.tokenizer import train_tokenizer
+from train.trainer.resume import forget
+from train.trainer.training_loop import Loss, Recipe, train_model
+from train.transformer.network import Transformer, initialize
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
 
@@ -133,7 +134,7 @@ def test_files_that_cannot_be_written_or_gone_on_with_are_told_in_one_line(tmp_p
 
 
 def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.optimize.LOG_EVERY", 2)
+    monkeypatch.setattr("train.trainer.training_loop.LOG_EVERY", 2)
     log = tmp_path / "run.pt.log.jsonl"
     run(tmp_path / "run.pt", stop=7)
     with open(log, "a") as file:
@@ -150,8 +151,10 @@ def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypa
 
 
 def test_a_log_that_cannot_be_added_to_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.optimize.LOG_EVERY", 2)
-    monkeypatch.setattr("train.optimize.tqdm", functools.partial(tqdm, disable=True))  # it too writes into a file here
+    monkeypatch.setattr("train.trainer.training_loop.LOG_EVERY", 2)
+    monkeypatch.setattr(
+        "train.trainer.training_loop.tqdm", functools.partial(tqdm, disable=True)
+    )  # it too writes into a file here
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -221,7 +224,7 @@ def laid_out(seed: int) -> AnswerBlocks:
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 12, (32, 2), generator=generator).tolist()
     examples = [Example((5,) * prompt, (7,) * (answer - 1) + (tiny.END,)) for prompt, answer in sizes]
-    return masking.lay_out(examples, 4, 12, tiny.PAD, generator)
+    return noise.lay_out(examples, 4, 12, tiny.PAD, generator)
 
 
 def test_answers_are_filled_to_their_blocks_or_to_the_whole_canvas() -> None:
@@ -239,7 +242,7 @@ def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> N
     canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
     place = torch.arange(canvas.ids.shape[1])
     outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
-    for masked in (masking.uniform_mask(canvas, generator), masking.block_mask(canvas, 4, generator)[0]):
+    for masked in (noise.uniform_mask(canvas, generator), noise.block_mask(canvas, 4, generator)[0]):
         assert masked.any() and not (masked & outside).any(), f"seed {seed}"
 
 
@@ -249,7 +252,7 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
     drawn = set()
     for turn in range(20):
         canvas = laid_out(seed + turn)
-        masked, decided = masking.block_mask(canvas, 4, generator)
+        masked, decided = noise.block_mask(canvas, 4, generator)
         for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
             blocks, chosen = masked[row, start:stop].view(-1, 4), decided[row, start:stop].view(-1, 4)
             first = int(blocks.any(1).int().argmax()) if blocks.any() else len(blocks)
@@ -279,7 +282,7 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
 def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
     canvas = laid_out(1)
     inside = canvas.inside().sum(1)
-    shares = [masking.uniform_mask(canvas, torch.Generator().manual_seed(seed)).sum(1) / inside for seed in range(60)]
+    shares = [noise.uniform_mask(canvas, torch.Generator().manual_seed(seed)).sum(1) / inside for seed in range(60)]
     spread = torch.stack(shares)
     assert 0.4 < spread.mean() < 0.6 and (spread < 0.1).any() and (spread > 0.9).any()
 
@@ -287,4 +290,4 @@ def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
 def test_weights_are_one_on_masked_answers_and_less_on_filler() -> None:
     canvas = AnswerBlocks(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([2]), torch.tensor([4]), torch.tensor([6]))
     masked = torch.tensor([[False, False, True, False, True, True, False, False]])
-    assert masking.weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]
+    assert noise.weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from runtime import generate, interpreter, memory, trial
-from runtime.bundle import read
+from runtime import generate, interpreter, load_check
+from runtime.bundle import trust_records
+from runtime.bundle.store import read
 from runtime.errors import UserError
 from runtime.open_bundle import load
 
@@ -54,11 +55,11 @@ def refusal(call: Callable[[], Any]) -> str:
 
 def test_a_sound_bundle_is_tried_once_and_then_known(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    attempt = trial.attempt
-    monkeypatch.setattr(trial, "attempt", lambda *given: (tried.append(given), attempt(*given)))
+    attempt = load_check.attempt
+    monkeypatch.setattr(load_check, "attempt", lambda *given: (tried.append(given), attempt(*given)))
     answers = [load(bundle).generate([5, 6], max_new_tokens=8).token_ids for _ in range(2)]
     assert len(tried) == 1 and answers[0] == answers[1]
-    assert len(memory.seen()) == 3  # the graph, the tokenizer, the template
+    assert len(trust_records.seen()) == 3  # the graph, the tokenizer, the template
     load(bundle, verify="always")
     assert len(tried) == 2
 
@@ -67,11 +68,11 @@ def test_a_file_that_is_refused_is_not_remembered(bundle: Path) -> None:
     put(bundle, "tokenizer", b"{}")
     for _ in range(2):
         assert "is no tokenizer" in refusal(lambda: load(bundle))
-    assert memory.seen() == {}
+    assert trust_records.seen() == {}
 
 
 def test_a_template_that_does_not_end_is_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 1)
+    monkeypatch.setattr(load_check, "SECONDS", 1)
     put(bundle, "chat_template", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
     assert "computed for more than 1 s when it was tried in a process of its own" in refusal(lambda: load(bundle))
 
@@ -87,27 +88,27 @@ def child(code: str) -> str:
 
 
 def test_what_crashes_is_told_by_its_signal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "CHILD", child("os.kill(os.getpid(), 11)"))
+    monkeypatch.setattr(load_check, "CHILD", child("os.kill(os.getpid(), 11)"))
     told = refusal(lambda: load(bundle))
-    assert told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) when") and memory.seen() == {}
+    assert told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) when") and trust_records.seen() == {}
     for verdict in ("no word", f"{interpreter.MARK}no word", f"{interpreter.MARK}[]"):
-        monkeypatch.setattr(trial, "CHILD", child(f"print({verdict!r}); raise SystemExit('broken')"))
+        monkeypatch.setattr(load_check, "CHILD", child(f"print({verdict!r}); raise SystemExit('broken')"))
         assert "broken) when it was tried" in refusal(lambda: load(bundle))
-    monkeypatch.setattr(trial, "CHILD", child("time.sleep(60)"))
-    monkeypatch.setattr(trial, "SECONDS", 1)
-    monkeypatch.setattr(trial, "PATIENCE", 0.2)
+    monkeypatch.setattr(load_check, "CHILD", child("time.sleep(60)"))
+    monkeypatch.setattr(load_check, "SECONDS", 1)
+    monkeypatch.setattr(load_check, "PATIENCE", 0.2)
     assert "did not end within 0.2 s when" in refusal(lambda: load(bundle))
 
 
-@pytest.mark.parametrize("name", trial.OUTSIDE)
+@pytest.mark.parametrize("name", load_check.OUTSIDE)
 def test_a_child_that_was_ended_from_outside_is_no_word_against_the_bundle(
     name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = int(getattr(signal, name))
-    monkeypatch.setattr(trial, "CHILD", child(f"import signal; signal.signal({number}, signal.SIG_DFL)"
+    monkeypatch.setattr(load_check, "CHILD", child(f"import signal; signal.signal({number}, signal.SIG_DFL)"
         f"if {number} != 9 else 0; os.kill(os.getpid(), {number})"))  # fmt: skip
     told = refusal(lambda: load(bundle))
-    assert f"ended from outside ({name})" in told and "harm" not in told and memory.seen() == {}
+    assert f"ended from outside ({name})" in told and "harm" not in told and trust_records.seen() == {}
 
 
 def test_the_command_says_one_line_and_ends_with_2(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +125,7 @@ def test_a_host_that_is_no_python_or_has_odd_paths_of_modules_has_the_bundle_tri
     made = read(bundle)
     for executable in ("/bin/ls", "", None, str(bundle / "python"), str(bundle)):
         monkeypatch.setattr(sys, "executable", executable)
-        assert trial.attempt(made, made.engine())
+        assert load_check.attempt(made, made.engine())
 
 
 def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_next_time(
@@ -137,8 +138,8 @@ def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_
             assert load(bundle).generate([5, 6], max_new_tokens=8).token_ids == expected
         assert len(warned) == 1
     hashed, tried = [], []
-    monkeypatch.setattr("runtime.bundle.sha256", lambda file: hashed.append(file))
-    monkeypatch.setattr(trial, "attempt", lambda *given: tried.append(given) or True)
+    monkeypatch.setattr("runtime.bundle.store.sha256", lambda file: hashed.append(file))
+    monkeypatch.setattr(load_check, "attempt", lambda *given: tried.append(given) or True)
     load(bundle), load(bundle)
     assert len(tried) == 1 and not hashed
 
@@ -148,15 +149,15 @@ def test_what_breaks_before_the_bundle_is_opened_is_no_word_against_it(
 ) -> None:
     made = read(bundle)
     for code in ("import os; os.kill(os.getpid(), 11)", "import nothing", "raise SystemExit(0)"):
-        monkeypatch.setattr(trial, "CHILD", code)
+        monkeypatch.setattr(load_check, "CHILD", code)
         with pytest.warns(UserWarning, match="without having been tried"):
-            assert not trial.attempt(made, made.engine())
+            assert not load_check.attempt(made, made.engine())
 
 
 def test_nothing_is_tried_in_a_frozen_program(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     made = read(bundle)
-    assert not trial.attempt(made, made.engine())
+    assert not load_check.attempt(made, made.engine())
 
 
 def test_limits_that_the_host_has_already_are_no_word_against_a_bundle(
@@ -167,7 +168,7 @@ def test_limits_that_the_host_has_already_are_no_word_against_a_bundle(
     host.chmod(0o755)
     monkeypatch.setattr(interpreter, "interpreters", lambda: [str(host)])
     made = read(bundle)
-    assert trial.attempt(made, made.engine())
+    assert load_check.attempt(made, made.engine())
 
 
 def test_large_stacks_of_threads_are_no_word_against_a_bundle(bundle: Path) -> None:
@@ -178,7 +179,7 @@ def test_large_stacks_of_threads_are_no_word_against_a_bundle(bundle: Path) -> N
     made = read(bundle)
     resource.setrlimit(resource.RLIMIT_STACK, (large, hard))
     try:
-        assert trial.attempt(made, made.engine(), 4)
+        assert load_check.attempt(made, made.engine(), 4)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
@@ -187,8 +188,8 @@ def test_a_working_directory_is_not_imported_from(bundle: Path, monkeypatch: pyt
     (bundle.parent / "json.py").write_text("raise SystemExit('theirs')")
     monkeypatch.chdir(bundle.parent)
     made = read(bundle)
-    trial.attempt(made, made.engine())
+    load_check.attempt(made, made.engine())
 
 
 def test_signals_have_names() -> None:
-    assert trial.signal_name(signal.SIGSEGV) == "SIGSEGV" and trial.signal_name(99) == "signal 99"
+    assert load_check.signal_name(signal.SIGSEGV) == "SIGSEGV" and load_check.signal_name(99) == "signal 99"

@@ -16,14 +16,16 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
 from trt_bundle import BUILD, add_engine, content_of, plan_of
 
-from runtime import admit, generate, memory
-from runtime.bundle import Bundle, Engine, content_name, read, sha256, write
-from runtime.cuda import Cuda, Gpu, load_cuda
+from runtime import generate
+from runtime.bundle import trust_records
+from runtime.bundle.manifest import Build
+from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, write
+from runtime.engines.trt import admission
+from runtime.engines.trt.cuda import Cuda, Gpu, load_cuda
+from runtime.engines.trt.engine import TrtEngine, load_library
+from runtime.engines.trt.trt_backend import TrtBackend, open_engines
 from runtime.errors import DeviceError, UserError
-from runtime.manifest import Build
 from runtime.open_bundle import load
-from runtime.trt import TrtEngine, load_library
-from runtime.trt_backend import TrtBackend, open_engines
 
 GPU = Gpu("Fake 4090", 89)
 
@@ -174,7 +176,7 @@ def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(
     )
     assert f"python -m export.trt --bundle {path}, or give --trust-engine" in told
     opened(bundle, trust=True).close()
-    memory.remember_built(bundle.engine("trt").files[bundle.engine("trt").model])
+    trust_records.remember_built(bundle.engine("trt").files[bundle.engine("trt").model])
     opened(bundle).close()
 
 
@@ -236,7 +238,7 @@ def test_of_several_engines_those_for_this_machine_are_taken(tmp_path: Path) -> 
     assert [engine.name for engine in opened(bundle).engines] == ["trt-fp32-sm80-32"]
     exact = opened(bundle, "trt-fp32-sm89-64")
     assert [engine.name for engine in exact.engines] == ["trt-fp32-sm89-64"] and exact.contract.capacity == 64
-    newest = [e.name for e in admit.siblings(bundle.engines, bundle.matching("trt-fp32-sm89-64")[0])]
+    newest = [e.name for e in admission.siblings(bundle.engines, bundle.matching("trt-fp32-sm89-64")[0])]
     assert newest == ["trt-fp32-sm89-32", "trt-fp32-sm89-64"]
 
 
@@ -246,14 +248,14 @@ def test_of_several_engines_those_for_this_machine_are_taken(tmp_path: Path) -> 
      ("sm8", 89, False), ("sm110", 110, True)],
 )  # fmt: skip
 def test_targets(target: str, capability: int, covered: bool) -> None:
-    assert admit.covers(target, capability) == covered
+    assert admission.covers(target, capability) == covered
 
 
 def test_versions() -> None:
     strict, compatible = replace(BUILD, version="10.16.1"), replace(BUILD, version="10.9.0", version_compatible=True)
-    assert admit.loads(strict, "10.16.1") and not admit.loads(strict, "10.16.2")
-    assert admit.loads(compatible, "10.16.1") and admit.loads(compatible, "11.0.0")
-    assert not admit.loads(compatible, "10.8.3")
+    assert admission.loads(strict, "10.16.1") and not admission.loads(strict, "10.16.2")
+    assert admission.loads(compatible, "10.16.1") and admission.loads(compatible, "11.0.0")
+    assert not admission.loads(compatible, "10.8.3")
 
 
 @pytest.mark.parametrize("status", [35, 100, 34, 3, 0])
@@ -274,9 +276,9 @@ def test_without_a_driver_or_a_gpu_one_is_told_what_runs(status: int, tmp_path: 
 def test_what_was_built_here_cannot_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert not memory.was_built("0" * 64)
+    assert not trust_records.was_built("0" * 64)
     with pytest.raises(UserError, match="cannot be remembered"):
-        memory.remember_built("0" * 64)
+        trust_records.remember_built("0" * 64)
 
 
 def needs_no_driver(cuda: Cuda) -> None:

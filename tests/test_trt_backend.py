@@ -14,10 +14,10 @@ from fake_tensorrt import FakeTensorRT
 from trt_bundle import BLOCK, fake_backend
 
 from runtime.backend import Forward
-from runtime.decode import Request, generate, generate_batch
+from runtime.decoding.loop import Request, generate, generate_batch
+from runtime.decoding.request_state import Result
 from runtime.errors import UserError
-from runtime.measure import canvas, commit, fused, time_forwards
-from runtime.sequence import Result
+from runtime.perf.latency import canvas, commit, fused, time_forwards
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2, 35)  # 35: more than the widest profile takes at once

@@ -15,10 +15,10 @@ from fake_tensorrt import FakeTensorRT
 from trt_bundle import BUILD, add_engine, content_of, plan_of
 
 from runtime import bench, generate, load
-from runtime.decode import Request
-from runtime.decode import generate as decode
-from train.model import Transformer, initialize
+from runtime.decoding.loop import Request
+from runtime.decoding.loop import generate as decode
 from train.torch_backend import TorchBackend
+from train.transformer.network import Transformer, initialize
 
 CONTRACT = tiny.contract(vocab=300)  # that of `tiny.checkpoint`'s tokenizer
 MODEL = initialize(Transformer(replace(tiny.shape(30), vocab=300)), 30).eval()

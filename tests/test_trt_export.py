@@ -20,22 +20,24 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 
 from trt_student import LIBRARY, plan, student
 
-from export import parity, trt_add, trt_plan, verify
 from export import trt as command
-from export import trt_targets as targets
-from export.trt_add import TargetBundle, missing
-from export.trt_from_bundle import graphs
-from export.trt_from_checkpoint import beside
-from export.trt_plan import Asked, Plan
-from export.trt_report import BuildReport
-from export.trt_targets import TrtLibrary, libraries
+from export import verify
+from export.proof import compare
+from export.trt_engines import add_to_bundle, targets
+from export.trt_engines import plan as trt_plan
+from export.trt_engines.add_to_bundle import TargetBundle, missing
+from export.trt_engines.from_bundle import graphs
+from export.trt_engines.from_checkpoint import beside
+from export.trt_engines.plan import Asked, Plan
+from export.trt_engines.report import BuildReport
+from export.trt_engines.targets import TrtLibrary, libraries
 from runtime import generate as run
-from runtime import memory
-from runtime.bundle import Engine, read, sha256
-from runtime.cuda import Cuda, load_cuda
+from runtime.bundle import trust_records
+from runtime.bundle.store import Engine, read, sha256
+from runtime.engines.trt.cuda import Cuda, load_cuda
+from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
-from runtime.trt_backend import open_engines
-from train.student_pt import save
+from train.storage.student_pt import save
 
 ROOT = Path(__file__).parent.parent
 GRAPH = ["--graph-only", "--dialect", "trt"]
@@ -97,7 +99,7 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     assert build.profiles == ((4, 4), (8, 8), (1, 64)) and build.device is None
     assert engine.files.keys() == {engine.model, build.onnx} and engine.model.endswith(".engine")
     assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
-    assert memory.was_built(engine.files[engine.model]) and not memory.was_built(engine.files[build.onnx])
+    assert trust_records.was_built(engine.files[engine.model]) and not trust_records.was_built(engine.files[build.onnx])
     assert engine.parity.keys() == {"graph", "steps", "answers"}
     assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
 
@@ -181,7 +183,7 @@ def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None
 
 
 def test_another_chat_template_is_written_with_nothing_to_build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_add, "plan_differences", lambda *_: [])
+    monkeypatch.setattr(add_to_bundle, "plan_differences", lambda *_: [])
     before = read(copy / "student.bundle")
     shared = TargetBundle(
         before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance
@@ -195,7 +197,7 @@ def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((copy / "student.bundle").iterdir())
-    monkeypatch.setitem(parity.BOUNDS, "fp16", 0.0)
+    monkeypatch.setitem(compare.BOUNDS, "fp16", 0.0)
     assert command.main(again(copy, "--max-prompt", "20", "--json")) == 1
     out, err = capsys.readouterr()
     told = json.loads(out)
@@ -228,7 +230,7 @@ def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> No
     old, new = read(other).engines
     assert json.loads(done.stdout)["engines"][0]["name"] == new.name == "trt-fp16-rtx-sm75-64"
     assert old.build is not None and new.build is not None and old.build.onnx == new.build.onnx
-    assert memory.was_built(new.files[new.model])
+    assert trust_records.was_built(new.files[new.model])
 
 
 @pytest.mark.long

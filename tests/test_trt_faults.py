@@ -13,7 +13,7 @@ import tiny
 from fake_tensorrt import FakeTensorRT
 from trt_bundle import PROFILES, fake_backend
 
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
 from runtime.errors import DeviceError, UserError
 
 FAULTS = [

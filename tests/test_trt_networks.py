@@ -18,14 +18,21 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 from trt_student import graph, plan, student
 
 from export.bundle_contract import exported_contract
-from export.graph import trace
-from export.qdq import products, quantize_for_trt
-from export.store import write_graph
-from export.trt_build import BuilderSettings, build_engine, configuration, overheard, parse_network, profiles_for
-from export.trt_graph import GraphRecipe, Graphs
-from export.trt_network import kind, layers, without_unit_scales
-from export.trt_plan import check_network
-from export.trt_targets import libraries
+from export.graph.graph_writer import write_graph
+from export.graph.step_graph import trace
+from export.quantization.trt_qdq import products, quantize_for_trt
+from export.trt_engines.builder import (
+    BuilderSettings,
+    build_engine,
+    configuration,
+    overheard,
+    parse_network,
+    profiles_for,
+)
+from export.trt_engines.graphs import GraphRecipe, Graphs
+from export.trt_engines.parsed_network import kind, layers, without_unit_scales
+from export.trt_engines.plan import check_network
+from export.trt_engines.targets import libraries
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 from train.open_checkpoint import load

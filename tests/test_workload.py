@@ -1,4 +1,4 @@
-"""runtime.workload: operations and bytes of a forward, by hand, by loops, and of real graphs."""
+"""runtime.perf.op_counts: operations and bytes of a forward, by hand, by loops, and of real graphs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 import tiny
 
-from export.graph import trace
+from export.graph.step_graph import trace
 from export.provenance import shape_of_model
-from export.quantize import ORT_FORMATS, quantize_for_ort
+from export.quantization.ort_formats import ORT_FORMATS, quantize_for_ort
 from runtime.errors import UserError
-from runtime.workload import PRECISIONS, SHAPES, ModelShape, Pass, shape_of, weight_bytes, work
+from runtime.perf.op_counts import PRECISIONS, SHAPES, ModelShape, Pass, shape_of, weight_bytes, work
 
 SMALL = ModelShape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
 FP32, FP16, INT8, INT4 = (PRECISIONS[name] for name in ("fp32", "fp16", "int8", "int4"))

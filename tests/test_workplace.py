@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from export.workplace import check_disk_space, working_folder
-from runtime import bundle
+from export.staging import check_disk_space, working_folder
+from runtime.bundle import store
 from runtime.errors import UserError
 
 
@@ -56,8 +56,8 @@ def test_a_folder_that_the_export_before_takes_away_is_made_anew(
 def test_files_are_moved_into_the_bundle_and_not_copied(tmp_path: Path) -> None:
     plain = tmp_path / "plain.onnx"
     plain.write_bytes(b"graph")
-    file = plain.rename(tmp_path / bundle.content_name("ort-fp32", ".onnx", bundle.sha256(plain)))
+    file = plain.rename(tmp_path / store.content_name("ort-fp32", ".onnx", store.sha256(plain)))
     before = file.stat().st_ino
-    engine = bundle.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
-    made = bundle.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
+    made = store.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})
     assert (made.path / file.name).stat().st_ino == before and not file.exists()

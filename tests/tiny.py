@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, parse_contract
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer, initialize
-from train.tokenizer import train_tokenizer
+from train.data.bpe import train_tokenizer
+from train.transformer.network import ModelConfig, Transformer, initialize
 
 PAD, END, MASK, VOCAB, BLOCK = 0, 1, 2, 24, 4
 

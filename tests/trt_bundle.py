@@ -10,12 +10,12 @@ import tiny
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, Plan
 
-from runtime import memory
-from runtime.bundle import Build, Bundle, Engine, content_name, sha256, write
+from runtime.bundle import trust_records
+from runtime.bundle.store import Build, Bundle, Engine, content_name, sha256, write
 from runtime.contract import Contract
-from runtime.cuda import Cuda
-from runtime.trt_backend import TrtBackend, open_engines
-from train.model import Transformer
+from runtime.engines.trt.cuda import Cuda
+from runtime.engines.trt.trt_backend import TrtBackend, open_engines
+from train.transformer.network import Transformer
 
 BLOCK = tiny.BLOCK
 PROFILES = ((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), (1, 16))
@@ -40,7 +40,7 @@ def add_engine(
         plain.write_bytes(text)
         files.append(plain.rename(folder / content_name(file or stem, suffix, sha256(plain))))
     if trusted:
-        memory.remember_built(sha256(files[0]))
+        trust_records.remember_built(sha256(files[0]))
     engine = Engine(
         name or stem, dialect, precision, target, None, files[0].name, {}, {}, replace(made, onnx=files[1].name)
     )

@@ -9,13 +9,13 @@ from typing import Any
 import tiny
 
 from export.bundle_contract import exported_contract
-from export.trt_build import BuilderSettings
-from export.trt_graph import GraphRecipe, Graphs
-from export.trt_plan import Asked, Plan
-from export.trt_targets import TrtLibrary
+from export.trt_engines.builder import BuilderSettings
+from export.trt_engines.graphs import GraphRecipe, Graphs
+from export.trt_engines.plan import Asked, Plan
+from export.trt_engines.targets import TrtLibrary
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
-from train.model import ModelConfig, Transformer, initialize
+from train.transformer.network import ModelConfig, Transformer, initialize
 
 SEED = 5
 LIBRARY = TrtLibrary("rtx", "1", (75, 80, 86, 89, 120, 121))

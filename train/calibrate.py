@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.command import DONE, FAILED, Parser, print_json, program
-from runtime.command import run as run_command
+from runtime.cli import DONE, FAILED, Parser, print_json, program
+from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
-from . import calibration, evaluated_model, evaluation_run, figures, reports, student_pt
-from .data import encode
-from .options import parse_numbers
-from .output_files import check_file, replace_file
-from .reports import BaselineReport
-from .statistics import paired_difference
+from .cli_options import parse_numbers
+from .data.batches import encode
+from .evaluation import baseline, evaluated_model, evaluation_run, plots, reliability
+from .evaluation.baseline import BaselineReport
+from .evaluation.intervals import paired_difference
+from .storage import student_pt
+from .storage.output_files import check_file, replace_file
 
 GRIDS = {
     "confidence": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995),
@@ -55,7 +56,7 @@ def sweep_thresholds(
     points = []
     for threshold in thresholds:
         by_task = {}
-        for report in reports:
+        for report in baseline:
             found = evaluation_run.evaluate(
                 subject.backend, subject.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
                 batch=subject.batch, ask=subject.ask,
@@ -84,13 +85,13 @@ def choose_threshold(points: Sequence[ThresholdOutcome], target: float, bound: b
 
 def reliability_of(
     subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
-) -> dict[str, list[calibration.Bin]]:
+) -> dict[str, list[reliability.Bin]]:
     """Bins of confidence on the problems' known answers, by task."""
     bins = {}
-    for report in reports:
+    for report in baseline:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
         examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.ask)
-        bins[report.task.name] = calibration.reliability(*calibration.probe(subject.backend, examples, seed))
+        bins[report.task.name] = reliability.reliability(*reliability.probe(subject.backend, examples, seed))
     return bins
 
 
@@ -103,17 +104,17 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         )
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
-    held_to = [str(path) for path in args.teacher_report] or [reports.unquantized(args)]
-    known = [reports.read_report(path, args.data) for path in args.teacher_report]
+    held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args)]
+    known = [baseline.read_report(path, args.data) for path in args.teacher_report]
     subject = evaluated_model.open_evaluated_model(args)
     gate = evaluated_model.chosen_gate(args, subject.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
-    known = [reports.keep_fitting(each, subject) for each in known or reports.measure_baseline(args, held_to[0])]
+    known = [baseline.keep_fitting(each, subject) for each in known or baseline.measure_baseline(args, held_to[0])]
     points = sweep_thresholds(subject, gate, thresholds, known)
     best = choose_threshold(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)
     if args.plot:
-        figures.plot_reliability(args.plot, bins)
+        plots.plot_reliability(args.plot, bins)
     if best is not None and args.write:
         keep(args, subject, replace(gate, threshold=best.threshold))
     told = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
@@ -135,13 +136,13 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
 
 def report(
     args: argparse.Namespace, gate: GateSpec, points: Sequence[ThresholdOutcome], best: ThresholdOutcome | None,
-    bins: dict[str, list[calibration.Bin]],
+    bins: dict[str, list[reliability.Bin]],
 ) -> dict[str, Any]:  # fmt: skip
     """What --json prints and --out holds."""
     return {
         "model": str(args.ckpt or args.bundle), "target": args.target, "by": args.by, "gate": asdict(gate),
         "chosen": None if best is None else best.threshold, "written": best is not None and args.write,
-        "calibration_error": {name: round(calibration.expected_error(each), 5) for name, each in bins.items()},
+        "calibration_error": {name: round(reliability.expected_error(each), 5) for name, each in bins.items()},
         "points": [asdict(point) for point in points],
         "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
     }  # fmt: skip
@@ -151,7 +152,7 @@ def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate
     """Makes the gate the checkpoint's or the engine's own."""
     if args.ckpt:
         return student_pt.set_gate(args.ckpt, asdict(gate))
-    from runtime.bundle import set_gate
+    from runtime.bundle.store import set_gate
 
     set_gate(args.bundle, subject.engine, gate)
 

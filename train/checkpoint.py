@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runtime.errors import UserError
-from runtime.text import read_engine
+from runtime.text.tokenizer import read_engine
 
-from .model import ModelConfig, Transformer
+from .transformer.network import ModelConfig, Transformer
 
 
 @dataclass(frozen=True, slots=True)

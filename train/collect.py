@@ -18,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.command import DONE, Parser, print_json, program
+from runtime.cli import DONE, Parser, print_json, program
 from runtime.contract import Contract, GateSpec
-from runtime.decode import Request, steps
+from runtime.decoding.loop import Request, steps
 from runtime.errors import UserError
 
-from . import checkpoint, open_checkpoint, parallel, prompts, tasks
-from .options import (
+from . import checkpoint, distributed, open_checkpoint, tasks
+from .cli_options import (
     add_bf16_option,
     add_device_option,
     add_directory_options,
@@ -33,9 +33,10 @@ from .options import (
     overrides_of,
     parse_numbers,
 )
-from .output_files import replace_file
+from .data import prompts
+from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
+from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
-from .trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 
@@ -134,8 +135,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
     settings = collection_settings(args, [task.name for task in chosen], saved)
-    parallel.check_same(settings)
-    parallel.on_first(lambda: same_settings(args.out / SETTINGS, settings))
+    distributed.check_same(settings)
+    distributed.on_first(lambda: same_settings(args.out / SETTINGS, settings))
     gate = gate_of(args.threshold)
     asked = encoded(planned, prompts.of_checkpoint(saved, args.raw), contract)
     shards = [shard for each in planned if (shard := each.of(asked)).problems]
@@ -143,7 +144,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.missing_ids()}
     tokenizer = saved.read_tokenizer()
     right = total = new = 0
-    for shard in tqdm(parallel.mine(shards), unit="shard", desc="collect"):
+    for shard in tqdm(distributed.mine(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
         if not path.exists():
             backend = TorchBackend(model, contract, temperature=shard.temperature, seed=shard.seed(args.seed), **how)
@@ -154,7 +155,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             files.sweep(path)
         shard_right, shard_total = count_right(path)
         right, total = right + shard_right, total + shard_total
-    found = parallel.add_up({"collected": total, "right": right, "new": new})
+    found = distributed.add_up({"collected": total, "right": right, "new": new})
     return {**{name: int(number) for name, number in found.items()}, "shards": len(shards)}
 
 
@@ -241,12 +242,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return parallel.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Collects and says how many."""
-    with parallel.joined(args.device):
+    with distributed.joined(args.device):
         report = gather(args)
     if args.json:
         print_json(report)

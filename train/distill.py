@@ -18,17 +18,12 @@ import torch
 from torch import Tensor
 
 from runtime import files
-from runtime.command import DONE, Parser, print_json, program
+from runtime.cli import DONE, Parser, print_json, program
 from runtime.errors import UserError
 
-from . import identity, lora, methods, open_checkpoint, parallel, prompts, resume, tasks, trajectories
+from . import distributed, open_checkpoint, tasks
 from .checkpoint import Checkpoint
-from .data import Stream
-from .families import Overrides
-from .lesson import Lesson, Teacher
-from .next_token import next_token_loss
-from .optimize import Fitted, Loss, Recipe, train_model
-from .options import (
+from .cli_options import (
     above_0,
     add_bf16_option,
     add_device_option,
@@ -37,9 +32,18 @@ from .options import (
     at_least_1,
     overrides_of,
 )
-from .output import DTYPES, Output
+from .data import prompts, trajectories
+from .data.batches import Stream
+from .data.trajectories import Trajectory
+from .destination import DTYPES, Output
+from .huggingface import peft_train
+from .huggingface.families import Overrides
+from .methods import table
+from .methods.next_token import next_token_loss
+from .methods.setup import Lesson, Teacher
 from .torch_backend import contract_of
-from .trajectories import Trajectory
+from .trainer import resume, run_fingerprint
+from .trainer.training_loop import Fitted, Loss, Recipe, train_model
 
 OWN = ("--attention",)  # here it is the student's
 SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
@@ -58,8 +62,11 @@ def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
 
 def distill(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
-    parallel.check(args.batch, args.compile)
-    low_rank, (method, values) = lora.parse_lora_options(args.lora_rank, args.lora_alpha), methods.choose_method(args)
+    distributed.check(args.batch, args.compile)
+    low_rank, (method, values) = (
+        peft_train.parse_lora_options(args.lora_rank, args.lora_alpha),
+        table.choose_method(args),
+    )
     plan = method.plan(values)
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
@@ -68,7 +75,7 @@ def distill(args: argparse.Namespace) -> Fitted:
     check(args, saved, student)
     overrides = alike if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
-    parallel.on_first(lambda: output.check(student))
+    distributed.on_first(lambda: output.check(student))
     found = usable(args, saved, values["only_right"]) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
@@ -79,22 +86,22 @@ def distill(args: argparse.Namespace) -> Fitted:
         loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
-    parallel.on_first(lambda: output.write(student, fitted.weights))
-    parallel.on_first(lambda: resume.forget(args.out))
+    distributed.on_first(lambda: output.write(student, fitted.weights))
+    distributed.on_first(lambda: resume.forget(args.out))
     return fitted
 
 
 def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
     """The student built, with its adapter where it trains one, and the teacher for those methods that ask for it."""
-    model, low_rank = student.build().train(), lora.parse_lora_options(args.lora_rank, args.lora_alpha)
+    model, low_rank = student.build().train(), peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
     if low_rank is not None:
-        lora.inject(model, low_rank, args.seed)
-    parallel.place(model, args.device)
+        peft_train.inject(model, low_rank, args.seed)
+    distributed.place(model, args.device)
 
     def teacher() -> Teacher:
         # A student that starts from its teacher and trains an adapter alone has the teacher in it already.
         own = low_rank is not None and args.student is None
-        return Teacher(model if own else parallel.place_frozen(saved.build(), args.device), contract_of(saved), own)
+        return Teacher(model if own else distributed.place_frozen(saved.build(), args.device), contract_of(saved), own)
 
     forward: torch.nn.Module = torch.compile(model) if args.compile else model  # type: ignore[assignment]
     return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
@@ -159,13 +166,13 @@ def identity_of(args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, A
 
     own: the values of the method's own options, so that a default makes no difference to the same value given by name.
     """
-    return identity.of_options(argparse.Namespace(**{**vars(args), **own}))
+    return run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **own}))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog=program("train.distill"), description=(__doc__ or "").splitlines()[0])
-    methods.add_options(p)
+    table.add_options(p)
     p.add_argument("--teacher", type=Path, required=True, help="a .pt file or Hugging Face directory; the student "
         "starts from it too")  # fmt: skip
     p.add_argument("--student", type=Path, help="where the student starts instead, as one of another size does; with "
@@ -208,12 +215,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return parallel.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Distils and says what was written."""
-    with parallel.joined(args.device):
+    with distributed.joined(args.device):
         fitted = distill(args)
     if args.json:
         print_json(fitted.report(args.out))

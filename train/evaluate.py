@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.command import DONE, Parser, print_json, program
-from runtime.command import run as run_command
+from runtime.cli import DONE, Parser, print_json, program
+from runtime.cli import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
-from .evaluated_model import add_gate_options, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation_run import Evaluation, evaluate, fitting_problems, read_evaluation
-from .output_files import check_file, replace_file
-from .statistics import paired_difference
+from .evaluation.evaluated_model import add_gate_options, add_model_options, chosen_gate, open_evaluated_model
+from .evaluation.evaluation_run import Evaluation, evaluate, fitting_problems, read_evaluation
+from .evaluation.intervals import paired_difference
+from .storage.output_files import check_file, replace_file
 
 COUNT = 500
 

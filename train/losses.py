@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import parallel
+from . import distributed
 
 
 def forward_kl(target: Tensor, student: Tensor) -> Tensor:
@@ -64,12 +64,12 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
 
 
 def _mean(losses: Tensor) -> Tensor:
-    return parallel.part(losses.mean() if len(losses) else losses.sum(), len(losses))
+    return distributed.part(losses.mean() if len(losses) else losses.sum(), len(losses))
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
     weight = weight.to(losses.device)
-    return parallel.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
+    return distributed.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
 def barred(logits: Tensor, mask_id: int) -> Tensor:

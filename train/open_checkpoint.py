@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.bundle import sha256
-from runtime.chat_template import with_arguments
+from runtime.bundle.store import sha256
 from runtime.errors import UserError
+from runtime.text.chat_template import with_arguments
 
-from . import published, student_pt
 from .checkpoint import Checkpoint
-from .families import Overrides
+from .huggingface import reader
+from .huggingface.families import Overrides
+from .storage import student_pt
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -20,7 +21,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     Raises UserError, in one line, for anything that is not one.
     """
     if path.is_dir():
-        return _with_template_args(published.load_directory(path, overrides or Overrides()), overrides)
+        return _with_template_args(reader.load_directory(path, overrides or Overrides()), overrides)
     if path.is_file():  # what is missing is refused as missing
         _refuse(overrides, path)
     return _with_template_args(student_pt.read(path), overrides)
@@ -44,5 +45,5 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
     """Returns what tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
     if path.is_dir():
-        return published.fingerprint(path, overrides.adapter if overrides else None)
+        return reader.fingerprint(path, overrides.adapter if overrides else None)
     return sha256(path)

@@ -16,31 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.command import DONE, Parser, print_json, program
+from runtime.cli import DONE, Parser, print_json, program
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from . import (
-    blocks,
-    checkpoint,
-    growth,
-    identity,
-    masking,
-    open_checkpoint,
-    output_files,
-    parallel,
-    resume,
-    student_pt,
-    tasks,
-    tokenizer,
-)
-from .data import Stream, canvas_for, survey
-from .model import ModelConfig, Transformer, initialize
-from .next_token import next_token_loss
-from .optimize import Fitted, Loss, Recipe, train_model
-from .options import above_0, add_bf16_option, add_device_option, at_least_1
-from .output import DTYPES
+from . import checkpoint, distributed, open_checkpoint, tasks
+from .cli_options import above_0, add_bf16_option, add_device_option, at_least_1
+from .data import bpe
+from .data.batches import Stream, canvas_for, survey
+from .destination import DTYPES
+from .masking import all_blocks, noise
+from .methods.next_token import next_token_loss
+from .storage import output_files, student_pt
 from .torch_backend import contract_of
+from .trainer import deepen, resume, run_fingerprint
+from .trainer.training_loop import Fitted, Loss, Recipe, train_model
+from .transformer.network import ModelConfig, Transformer, initialize
 
 CAUSAL_EVERY = 2  # updates
 LAYERS = 6
@@ -55,21 +46,21 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, de
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        laid = masking.lay_out(stream.examples(step), block, decoding.canvas, decoding.pad_id, generator)
+        laid = noise.lay_out(stream.examples(step), block, decoding.canvas, decoding.pad_id, generator)
         uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
-        everywhere = masking.uniform_mask(laid, generator)
-        masked, decided = masking.block_mask(laid, block, generator)
+        everywhere = noise.uniform_mask(laid, generator)
+        masked, decided = noise.block_mask(laid, block, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
-        laid, masked, decided = laid.mine(), parallel.mine(masked), parallel.mine(decided)
+        laid, masked, decided = laid.mine(), distributed.mine(masked), distributed.mine(decided)
         hidden = forward(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
-        weight = masking.weights(laid, decided, padding=blocks.FILLER)[decided]
-        logits = model.logits(hidden[masking.predicting(decided, decoding.shift)]).float()
+        weight = noise.weights(laid, decided, padding=all_blocks.FILLER)[decided]
+        logits = model.logits(hidden[noise.predicting(decided, decoding.shift)]).float()
         target, weight = laid.ids[decided].to(logits.device), weight.to(logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
-        right = parallel.mean((logits.argmax(-1) == target)[weight == 1])
+        right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
         # a small batch may draw no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
-        return parallel.part(mean, weight.sum()), {"masked": right}
+        return distributed.part(mean, weight.sum()), {"masked": right}
 
     return loss_of
 
@@ -96,7 +87,7 @@ def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        loss = blocks.denoising_loss(model, forward, stream, step, contract, 1, generator)
+        loss = all_blocks.denoising_loss(model, forward, stream, step, contract, 1, generator)
         return loss, {"blocks": loss.item()}
 
     return loss_of
@@ -110,10 +101,10 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     if args.init:
         saved = open_checkpoint.load(args.init)
         if args.layers is not None:
-            saved = growth.deepened(saved, args.layers)
+            saved = deepen.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
-    learned = tokenizer.train_tokenizer(texts, args.vocab)
+    learned = bpe.train_tokenizer(texts, args.vocab)
     shape = ModelConfig(
         learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
@@ -121,11 +112,9 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learned), weights, learned.to_str())
 
 
-def decoding_of(
-    args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: tokenizer.Tokenizer
-) -> checkpoint.Decoding:
+def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer) -> checkpoint.Decoding:
     """An autoregressive model is block-causal with blocks of one, each predicted by the token before it."""
-    causal, end = args.objective == "causal", learned.token_to_id(tokenizer.END)
+    causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
         attention="block_causal" if causal else "full",
@@ -133,9 +122,9 @@ def decoding_of(
         block=1 if causal else args.block,
         canvas=args.canvas or max(canvas_for(survey([task], learned, end), args.block) for task in chosen),
         context=args.context,
-        mask_id=learned.token_to_id(tokenizer.MASK),
+        mask_id=learned.token_to_id(bpe.MASK),
         eos_ids=(end,),
-        pad_id=learned.token_to_id(tokenizer.PAD),
+        pad_id=learned.token_to_id(bpe.PAD),
         gate=dict(CAUSAL_GATE if causal else TEACHER_GATE),
     )
 
@@ -172,7 +161,7 @@ def loss_of(
 
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
-    parallel.check(args.batch, args.compile)
+    distributed.check(args.batch, args.compile)
     if args.canvas is not None and args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
     if args.heads % args.kv_heads or args.head_dim % 2:
@@ -180,21 +169,21 @@ def train(args: argparse.Namespace) -> Fitted:
             f"--heads {args.heads} of {args.head_dim} over --kv-heads {args.kv_heads}; expected a multiple of them "
             "and an even --head-dim"
         )
-    parallel.on_first(lambda: output_files.check_file(args.out))
+    distributed.on_first(lambda: output_files.check_file(args.out))
     every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     start = start_of(args, chosen)
-    decoding, model = start.decoding, parallel.place(start.build().train(), args.device)
+    decoding, model = start.decoding, distributed.place(start.build().train(), args.device)
     forward = torch.compile(model) if args.compile else model
     longest = args.context - decoding.canvas if args.objective == "masked" else args.context
     bounds = (longest, decoding.canvas)
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
     stream.tell_left_out()
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    known = {**identity.of_options(args), "canvas": decoding.canvas, "causal_every": every}
+    known = {**run_fingerprint.of_options(args), "canvas": decoding.canvas, "causal_every": every}
     fitted = train_model(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
     made = replace(start, weights=fitted.weights)
-    parallel.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
-    parallel.on_first(lambda: resume.forget(args.out))
+    distributed.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
+    distributed.on_first(lambda: resume.forget(args.out))
     return fitted
 
 
@@ -244,12 +233,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return parallel.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:
     """Trains and says what was written."""
-    with parallel.joined(args.device):
+    with distributed.joined(args.device):
         fitted = train(args)
     if args.json:
         print_json(fitted.report(args.out))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, parse_contract
-from runtime.cores import physical_cores
+from runtime.engines.ort.threads import physical_cores
 
 from .checkpoint import Checkpoint
-from .model import Transformer
+from .transformer.network import Transformer
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contract:
@@ -97,10 +97,10 @@ class TorchBackend:
 
     temperature and seed: above 0, tokens of all rows are drawn from softmax(logits / temperature) over the whole
     vocabulary, one after the other from one generator, and their confidence is their probability at temperature 1, as
-    with the host's draws for a request (`runtime.sample`), which are from the contract's `top_k` tokens. keep_hidden:
-    `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width] on the host. bf16: autocast,
-    faster where the processor has it, not exact. barred: ids never proposed, those below the contract's vocabulary that
-    the tokenizer lacks.
+    with the host's samples for a request (`runtime.decoding.sampling`), from the contract's `top_k` tokens.
+    keep_hidden: `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width] on the host.
+    bf16: autocast, faster where the processor has it, not exact. barred: ids never proposed, those below the contract's
+    vocabulary that the tokenizer lacks.
     """
 
     name = "torch"

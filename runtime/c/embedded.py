@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import Ints, Shareable
-from ..batch import Step
+from ..decoding.batch import Step
+from ..decoding.request_state import Result
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Block, Model, blocks
 from ..open_bundle import load
-from ..sequence import Result
 
 POLL = 0.02  # seconds between two looks at the cancel flag of a request that waits for its turn
 CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)

@@ -16,10 +16,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
-from .ask import CHAT, COMPLETIONS, RESPONSES, unknown_model
-from .completing import complete
-from .door import Door
-from .refusal import Refusal, in_json, refused
+from .auth import Door
+from .handler import complete
+from .http_errors import Refusal, in_json, refused
+from .request import CHAT, COMPLETIONS, RESPONSES, unknown_model
 from .service import Service
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"

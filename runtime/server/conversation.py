@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from .refusal import Refusal, json_type, quote_value
+from .http_errors import Refusal, json_type, quote_value
 
 ROLES = ("system", "developer", "user", "assistant")
 IGNORED = ("annotations", "provider_specific_fields", "cache_control", "id", "status", "phase")  # change no prompt

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from .refusal import Refusal
+from .http_errors import Refusal
 
 SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read and waits for no other
 WAITING = 32  # longer bodies that may be held at once

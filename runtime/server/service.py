@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..model import Model
-from .counters import Counters
 from .intake import Intake
-from .workers import Workers
+from .metrics import Counters
+from .worker_pool import Workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from runtime.command import DONE, Parser, expect, parse_counts, print_json, run
-from runtime.conditions import installed_version, processor_name
-from runtime.cores import physical_cores
+from runtime.cli import DONE, Parser, expect, parse_counts, print_json, run
+from runtime.engines.ort.threads import physical_cores
 from runtime.errors import UserError
-from runtime.machine import measure_processor as this_machine
-from runtime.workload import SHAPES, parse_shape, shape_of
-from train.output_files import check_file, replace_file
+from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.local_cpu import measure_processor as this_machine
+from runtime.perf.op_counts import SHAPES, parse_shape, shape_of
+from train.storage.output_files import check_file, replace_file
 
 from . import answers, host, page, plot, step
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.measure import percentiles
+from runtime.perf.latency import percentiles
 
 Entry = dict[str, Any]
 

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime import Answer, Model, load
-from runtime.bundle import read
-from runtime.measure import percentiles
+from runtime.bundle.store import read
+from runtime.perf.latency import percentiles
 
 from .goals import Entry, judged
 from .ratios import LOOP_US, PARTS

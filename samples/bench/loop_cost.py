@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.contract import Contract, GateSpec
-from runtime.decode import Request
-from runtime.measure import time_answers
+from runtime.decoding.loop import Request
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.model import Model
-from runtime.ort import OrtBackend
+from runtime.perf.latency import time_answers
 
 from .contender import tokens
 

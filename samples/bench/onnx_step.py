@@ -8,9 +8,9 @@ from typing import Any
 
 from runtime.backend import Forward, Ints, Proposal
 from runtime.contract import Contract
-from runtime.measure import canvas
-from runtime.no_telemetry import ort
-from runtime.ort import OrtBackend
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.perf.latency import canvas
 
 from .contender import Cell, tokens
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
-from train.output_files import replace_file
+from train.storage.output_files import replace_file
 
 SIZE, DOTS = (12.0, 6.0), 130  # inches, dots an inch
 OURS = ("#08519c", "#3182bd", "#17a2b8", "#6baed6", "#1f4e79")

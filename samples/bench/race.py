@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.measure import percentiles
+from runtime.perf.latency import percentiles
 
 from .contender import Cell, Contender, serve
 

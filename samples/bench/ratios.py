@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.devices import Device
-from runtime.workload import ForwardWork, ModelShape, Pass
+from runtime.perf.data_sheets import Device
+from runtime.perf.op_counts import ForwardWork, ModelShape, Pass
 
 from .goals import judged
 

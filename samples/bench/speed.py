@@ -26,18 +26,18 @@ from tqdm import tqdm
 from export import onnx as export
 from runtime import Model, load
 from runtime.backend import Backend
-from runtime.command import DONE, Parser
-from runtime.command import run as run_command
-from runtime.conditions import installed_version, processor_name
+from runtime.cli import DONE, Parser
+from runtime.cli import run as run_command
 from runtime.contract import GateSpec
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
+from runtime.decoding.request_state import Result
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.ort import OrtBackend
-from runtime.sequence import Result
+from runtime.perf.conditions import installed_version, processor_name
 from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
-from train.data import canvas_for, survey
-from train.output_files import replace_file
+from train.data.batches import canvas_for, survey
+from train.storage.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 SAMPLES = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.workload import ModelShape
+from runtime.perf.op_counts import ModelShape
 from train.checkpoint import Checkpoint, Decoding
-from train.model import ModelConfig, Transformer
+from train.transformer.network import ModelConfig, Transformer
 
 CONTEXT = 8192  # positions; the rotary tables alone depend on it
 BLOCK = 32

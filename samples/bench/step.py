@@ -13,9 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from export import bundle_contract, ort_graph
-from runtime.devices import Device
-from runtime.workload import PRECISIONS, ModelShape, Pass
+from export import bundle_contract
+from export.graph import ort_graph
+from runtime.perf.data_sheets import Device
+from runtime.perf.op_counts import PRECISIONS, ModelShape, Pass
 
 from .contender import Cell, Contender
 from .loop_cost import host_ms

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from runtime.backend import Ints
-from runtime.workload import ModelShape
-from train.model import Transformer
+from runtime.perf.op_counts import ModelShape
+from train.transformer.network import Transformer
 
 from .contender import Cell, tokens
 from .standin import standin

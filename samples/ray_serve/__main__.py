@@ -17,11 +17,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import read
-from runtime.command import DONE, Parser, port, positive, run
-from runtime.cores import physical_cores
+from runtime.bundle.store import read
+from runtime.cli import DONE, Parser, port, positive, run
+from runtime.engines.ort.ort_cuda import choose_engine
+from runtime.engines.ort.threads import physical_cores
 from runtime.errors import UserError
-from runtime.ort_cuda import choose_engine
 from runtime.serve import options as server_options
 from runtime.server.sockets import listen
 

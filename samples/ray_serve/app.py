@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ray import serve
 from starlette.applications import Starlette
 
-from runtime.command import load_model
+from runtime.cli import load_model
 from runtime.serve import options, service
 from runtime.server.app import make_app
 

@@ -22,15 +22,17 @@ from typing import Any
 import study_page
 from study_page import Study
 
-from runtime.bundle import sha256
-from runtime.command import DONE, Parser, print_json
-from runtime.command import run as run_command
+from runtime.bundle.store import sha256
+from runtime.cli import DONE, Parser, print_json
+from runtime.cli import run as run_command
 from runtime.contract import parse_gate
 from runtime.errors import UserError
-from train import calibration, evaluated_model, evaluation_run, invariance, open_checkpoint, prompts, tasks
+from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
-from train.data import Example, encode
-from train.output_files import replace_file
+from train.data import prompts
+from train.data.batches import Example, encode
+from train.evaluation import evaluated_model, evaluation_run, invariance, reliability
+from train.storage.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of
 
 SAMPLES = Path(__file__).resolve().parents[1]
@@ -185,11 +187,11 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
 
 def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dict[str, Any]:
     """What does not depend on the gate: calibration, and how far predictions move as more is masked."""
-    bins = calibration.reliability(*calibration.probe(backend, examples, 0))
+    bins = reliability.reliability(*reliability.probe(backend, examples, 0))
     contract = backend.contract
     fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
     return {
-        "calibration_error": calibration.expected_error(bins), "reliability": [asdict(each) for each in bins],
+        "calibration_error": reliability.expected_error(bins), "reliability": [asdict(each) for each in bins],
         "divergences": invariance.divergences(backend.model, contract, fitting, 0, batch=batch),
     }  # fmt: skip
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train import figures
-from train.calibration import Bin
-from train.invariance import RATIOS
-from train.statistics import paired_difference
+from train.evaluation import plots
+from train.evaluation.intervals import paired_difference
+from train.evaluation.invariance import RATIOS
+from train.evaluation.reliability import Bin
 
 SLACK = 0.005  # how far below the teacher a threshold may be, where it is chosen
 TARGET = 0.01  # the lower 95 % bound of a row's difference to the teacher may not lie further below it
@@ -161,11 +161,11 @@ def draw(study: Study, folder: Path) -> None:
         curves = {}
         for title, each in rows.items():
             curves[title] = [(line.cells[i].forwards, 100 * line.cells[i].accuracy) for line in each]
-        figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
+        plots.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
     taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study) if line.title in rows}
-    figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
+    plots.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
     bins = {
         f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]
         for row in models(study)
     }
-    figures.plot_reliability(folder / "study-calibration.png", bins)
+    plots.plot_reliability(folder / "study-calibration.png", bins)

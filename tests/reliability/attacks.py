@@ -15,8 +15,10 @@ from hostile_texts import CUTS, LOOPS, PADDINGS, REACHES, template, tokenizer
 from section import Section
 from tally import tallied
 
-from runtime import admit, memory, trial
-from runtime.manifest import read
+from runtime import load_check
+from runtime.bundle import trust_records
+from runtime.bundle.manifest import read
+from runtime.engines.trt import admission
 from runtime.open_bundle import load
 
 Attack = Callable[[Path], object]  # raises UserError, or returns and has done nothing
@@ -81,7 +83,7 @@ def kind(number: int) -> str:
 
 def attempt(number: int, folder: Path) -> str:
     what, attack = order()[number]
-    trial.SECONDS = 1
+    load_check.SECONDS = 1
     attack(folder)
     assert what in HARMLESS, "it was taken"
     return "without effect"
@@ -170,12 +172,12 @@ def flipped(bit: int) -> Attack:
     def attack(folder: Path) -> None:
         made = read(copied("trt.bundle", folder))
         engine = made.engines[0]
-        memory.remember_built(engine.files[engine.model])
+        trust_records.remember_built(engine.files[engine.model])
         content = bytearray((made.path / engine.model).read_bytes())
-        assert admit.content(made.path, engine, trust=False) == bytes(content)
+        assert admission.content(made.path, engine, trust=False) == bytes(content)
         content[bit // 8] ^= 1 << bit % 8
         (made.path / engine.model).write_bytes(content)
-        admit.content(made.path, engine, trust=True)
+        admission.content(made.path, engine, trust=True)
 
     return attack
 
@@ -186,4 +188,4 @@ def foreign_engine(folder: Path) -> None:
     (bundle / read(bundle).engines[0].model).write_bytes(b"native code")
     rehash(bundle)
     made = read(bundle)
-    admit.content(made.path, made.engines[0], trust=False)
+    admission.content(made.path, made.engines[0], trust=False)

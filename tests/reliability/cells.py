@@ -44,7 +44,7 @@ class Outcome:
     detail: str
 
 
-CONTAINED = ("hung", "swelled", "crashed")  # by a process of their own, which is what `runtime.trial` is for
+CONTAINED = ("hung", "swelled", "crashed")  # by a process of their own, which is what `runtime.load_check` is for
 WRONG = ("wrong", "traceback", "ran code")
 
 

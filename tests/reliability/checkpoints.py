@@ -18,10 +18,10 @@ from mutants import ODD, of_bytes
 from section import Section
 from tally import tallied
 
-from runtime.decode import Request, generate
-from train.archive import read
+from runtime.decoding.loop import Request, generate
 from train.checkpoint import Checkpoint
 from train.open_checkpoint import load
+from train.storage.safe_torch_load import read
 from train.torch_backend import TorchBackend, contract_of
 
 FULL = 4000

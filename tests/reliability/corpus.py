@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from runtime import trial
+from runtime import load_check
 from runtime.contract import Contract
 from runtime.model import Model
 from runtime.open_bundle import load
@@ -57,11 +57,11 @@ def text_file(bundle: Path, part: str) -> Path:
 
 def untried(bundle: Path) -> Model:
     """The model of a bundle, loaded in this process though nobody knows its files: for a process that may end."""
-    known, trial.attempt = trial.attempt, lambda *given: None
+    known, load_check.attempt = load_check.attempt, lambda *given: None
     try:
         return load(bundle, threads=1, verify="always")
     finally:
-        trial.attempt = known
+        load_check.attempt = known
 
 
 def sound(contract: Contract, ids: tuple[int, ...], finish: str, steps: int) -> None:

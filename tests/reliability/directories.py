@@ -19,10 +19,10 @@ from section import Section
 from tally import tallied
 from texts import COMMON, WORDS
 
-from train.families import Overrides
+from train.huggingface.families import Overrides
+from train.huggingface.reader import model_config, read_settings
+from train.huggingface.weights import read_weights
 from train.open_checkpoint import load
-from train.published import model_config, read_settings
-from train.published_weights import read_weights
 
 FULL = 3000
 KINDS = (

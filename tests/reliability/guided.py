@@ -65,17 +65,17 @@ def seeds(name: str) -> list[bytes]:
 def reader(name: str, folder: Path) -> Callable[[bytes], object]:
     """Reads bytes as that kind of file."""
     if name == "template":
-        from runtime.chat_template import render
+        from runtime.text.chat_template import render
 
         return lambda content: render(content.decode("utf-8", "replace"), [{"role": "user", "content": "x"}])
     if name == "manifest":
-        from runtime.manifest import read
+        from runtime.bundle.manifest import read
 
         bundle = copied("ort.bundle", folder)
         return lambda content: ((bundle / "manifest.json").write_bytes(content), read(bundle))
-    from train.families import Overrides
-    from train.published import decoding_of, model_config, read_settings, stored_student
-    from train.published_text import read_text
+    from train.huggingface.families import Overrides
+    from train.huggingface.reader import decoding_of, model_config, read_settings, stored_student
+    from train.huggingface.tokenizer_files import read_text
 
     directory = copied("directory", folder)
     file, text = directory / {"config": "config.json", "decoding": "blockstep.json"}[name], read_text(directory)
@@ -93,7 +93,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["runtime", "train"]):
-        import train.published  # noqa: F401 - read by `reader`, instrumented here
+        import train.huggingface.reader  # noqa: F401 - read by `reader`, instrumented here
     from runtime.errors import UserError
 
     folder = Path(tempfile.mkdtemp())

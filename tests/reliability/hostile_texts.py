@@ -9,7 +9,7 @@ from pathlib import Path
 from corpus import GOLDEN, PROMPT, copied, rehash, text_file
 
 from runtime.open_bundle import load
-from runtime.text import Tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 Attack = Callable[[Path], object]  # raises UserError, or returns and has done nothing
 LOOPS = (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pupils import LINES, teacher_of
 
-from runtime.bundle import read, sha256, verify_files
+from runtime.bundle.store import read, sha256, verify_files
+from train.data.trajectories import count_right
 from train.open_checkpoint import load
-from train.student_pt import save
-from train.trajectories import count_right
+from train.storage.student_pt import save
 
 FEW = "--count 8 --shard 4 --batch 4 --temperatures 0 --no-bf16"
 SHORT = "--no-only-right --steps 3 --save-every 2 --batch 2 --no-bf16 --learning-rate 1e-2"

@@ -11,7 +11,7 @@ from mutants import of_bytes, of_json
 from section import Section
 from tally import tallied
 
-from runtime.manifest import Bundle, read
+from runtime.bundle.manifest import Bundle, read
 
 SEEDS = ("ort.bundle", "before-build.bundle", "trt.bundle")
 FULL = 6000

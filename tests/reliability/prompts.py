@@ -15,7 +15,7 @@ from tqdm import tqdm
 from runtime import Model, load
 from runtime.errors import UserError
 from runtime.model import Prompt
-from runtime.text import BROKEN, Tokenizer
+from runtime.text.tokenizer import BROKEN, Tokenizer
 
 TITLE = "Prompts"
 BUNDLE = Path(__file__).parents[2] / "samples" / "student.bundle"

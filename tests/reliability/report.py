@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(HERE)]
 from section import Section  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from runtime.command import DONE, FAILED, Parser, print_json, run  # noqa: E402
+from runtime.cli import DONE, FAILED, Parser, print_json, run  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
 SECTIONS = (

@@ -17,12 +17,12 @@ from onnx import numpy_helper
 from reliability.section import Section
 
 from runtime.backend import Forward, Proposal
-from runtime.bundle import read
+from runtime.bundle.store import read
 from runtime.contract import GateSpec
-from runtime.decode import Request, generate
+from runtime.decoding.loop import Request, generate
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError
-from runtime.no_telemetry import ort
-from runtime.ort import OrtBackend
 from train.torch_backend import TorchBackend
 
 TITLE = "Scores at the edges"

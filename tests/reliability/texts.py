@@ -11,9 +11,9 @@ from mutants import of_bytes, of_json, of_text
 from section import Section
 from tally import tallied
 
-from runtime.bundle import verify_files
-from runtime.manifest import read
-from runtime.text import Tokenizer
+from runtime.bundle.manifest import read
+from runtime.bundle.store import verify_files
+from runtime.text.tokenizer import Tokenizer
 
 FULL = 6000
 KINDS = (

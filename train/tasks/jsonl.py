@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runtime import json_file
+from runtime.bundle import strict_json
 from runtime.errors import UserError
 
 from .problem import Problem, split_of
@@ -75,7 +75,7 @@ def _text(path: Path) -> str:
 def _record(line: str) -> dict[str, object]:
     """The object in a line. Raises ValueError saying what is there instead."""
     try:
-        record = json.loads(line, object_pairs_hook=json_file.unique)
+        record = json.loads(line, object_pairs_hook=strict_json.unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos + 1}; expected one whole JSON object") from None
     except RecursionError:

@@ -1,0 +1,1 @@
+"""The step graph: traced from a checkpoint, written in a dialect."""

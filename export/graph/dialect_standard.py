@@ -1,0 +1,145 @@
+"""The dialects in standard ONNX: `trt`, for TensorRT from 10.15 on and TensorRT-RTX, and `plain`, for older ones.
+
+Both take a cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the heads' dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.transformer.network import ModelConfig, rotate
+
+from .dialect import Cache, Dialect, Place, never, split_heads
+
+
+@dataclass(frozen=True, slots=True)
+class StandardFrame:
+    """What all layers of a forward share.
+
+    past_length int64 [batch]; cos, sin fp32 [batch, 1, width, head_dim / 2], at the forward's positions; mask
+    [batch, 1, width, keys], 0 where a query sees and far below 0 where not, None with `full` attention.
+    """
+
+    past_length: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+
+
+def trt_frame(place: Place) -> StandardFrame:
+    """The mask over the whole capacity, where the new keys lie among the others: in the dtype of the heads."""
+    if place.visible is None:
+        return _frame(place, None)
+    return _frame(place, prefix_mask(place.visible, torch.arange(len(place.cos))[None], place.dtype))
+
+
+def plain_frame(place: Place) -> StandardFrame:
+    """The fp32 mask over a whole cache, of which only `past_length` positions count, and the new keys behind it."""
+    if place.visible is None:
+        return _frame(place, None)
+    capacity, past = len(place.cos), place.past_length[:, None]  # [batch, 1]
+    cached = torch.arange(capacity)[None]  # [1, capacity]
+    never = torch.full_like(cached, torch.iinfo(torch.int64).max)
+    keys = torch.cat((torch.where(cached < past, cached, never), past + torch.arange(place.width)), dim=1)
+    return _frame(place, prefix_mask(place.visible, keys, torch.float32))  # keys [batch, capacity + width]
+
+
+def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
+    positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
+    # Where rows of several lengths share a width, the padding of a long one may lie behind the tables' end.
+    positions = positions.clamp(max=len(place.cos) - 1)
+    cos, sin = (F.embedding(positions, table)[:, None] for table in (place.cos, place.sin))
+    return StandardFrame(place.past_length, cos, sin, mask)
+
+
+def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its scores, [batch, 1, width, keys]: 0 where a key's position is below `visible`.
+
+    visible int64 [batch, width]; keys int64 [batch or 1, keys], the position of each key.
+    """
+    hidden = keys[:, None, None, :] >= visible[:, None, :, None]
+    return torch.where(hidden, never(dtype), 0.0).to(dtype)
+
+
+def heads_of(
+    config: ModelConfig, frame: StandardFrame, query: Tensor, key: Tensor | None, value: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries [batch, heads, width, head_dim], rotated keys and values [batch, kv_heads, width, head_dim].
+
+    Queries are scaled by head_dim ** -0.5 here: TensorRT's parser would spread the operator's `scale` over queries and
+    keys, a product over the whole cache at every step, and fp16 holds the sums of scaled ones.
+    """
+    if key is None or value is None:
+        query, key, value = split_heads(config, query)
+    place = (*query.shape[:2], -1, config.head_dim)
+    query, key, value = (x.reshape(place).transpose(1, 2) for x in (query, key, value))
+    scaled = rotate(query.float(), frame.cos, frame.sin) * config.head_dim**-0.5
+    return scaled.to(query.dtype), rotate(key, frame.cos, frame.sin), value
+
+
+def scatter_attention(
+    config: ModelConfig,
+    frame: StandardFrame,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past: Cache | None,
+) -> tuple[Tensor, ...]:
+    """`TensorScatter` into the cache and `Attention` over all of it, both of opset 24.
+
+    The mask is explicit: TensorRT's parser accepts the operator's own `nonpad_kv_seqlen` and ignores it. It refuses
+    `softmax_precision`, so how wide the softmax inside the operator is, is the library's choice.
+    """
+    query, key, value = heads_of(config, frame, query, key, value)
+    present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
+    keys, values = present or (key, value)
+    mixed: Tensor = torch.onnx.ops.symbolic(
+        "Attention", (query, keys, values, frame.mask), {"scale": 1.0},
+        dtype=query.dtype, shape=query.shape, version=24,
+    )  # fmt: skip
+    return (mixed.transpose(1, 2).flatten(2), *present)
+
+
+def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
+    written: Tensor = torch.onnx.ops.symbolic(
+        "TensorScatter", (cache, new, frame.past_length), {"axis": -2, "mode": "linear"},
+        dtype=cache.dtype, shape=cache.shape, version=24,
+    )  # fmt: skip
+    return written
+
+
+def written_out_attention(
+    config: ModelConfig,
+    frame: StandardFrame,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past: Cache | None,
+) -> tuple[Tensor, ...]:
+    """Attention over the cache and the new keys behind it, in basic operators; present is the new keys and values."""
+    query, key, value = heads_of(config, frame, query, key, value)
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)) if past else (key, value)
+    batch, heads, width, head_dim = query.shape
+    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # heads of a group stand below one another
+    scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, width, -1)
+    weights = torch.softmax(scores if frame.mask is None else scores + frame.mask, dim=-1).to(values.dtype)
+    mixed = weights.view(batch, config.kv_heads, heads // config.kv_heads * width, -1) @ values
+    mixed = mixed.view(batch, heads, width, head_dim).transpose(1, 2).flatten(2)
+    return (mixed, key, value) if past else (mixed,)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis in basic operators; fp16 would overflow in its square from 256 on."""
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+TRT = Dialect("trt", 24, "in_place", False, False, 1, trt_frame, scatter_attention, rms_norm, likeliest)
+PLAIN = Dialect("plain", 18, "delta", False, False, 1, plain_frame, written_out_attention, rms_norm, likeliest)

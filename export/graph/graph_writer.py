@@ -1,0 +1,52 @@
+"""A graph on disk: the .onnx file, and beside it, for large ones, its weights, each file named by its content."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from tqdm import tqdm
+
+from export.staging import check_disk_space
+from runtime.bundle.store import content_name, sha256
+
+from .lazy_weights import read_now
+
+EXTERNAL = 64 << 20  # bytes of weights above which they lie in a file of their own, as protobuf demands from 2 GB on
+INLINE = 256  # bytes up to which a tensor lies in the graph even then
+
+
+def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) -> list[Path]:
+    """Writes the graph into `folder`, the .onnx file first, and its weights one after the other.
+
+    external: bytes of weights above which they lie in a .data file of their own. Raises UserError where the disk has no
+    room for them, and what reading the weights raises.
+    """
+    plain, data = folder / "model.onnx", folder / "weights.data"
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    size = sum(tensor.nbytes for tensor in tensors)
+    check_disk_space(folder, size)
+    if size <= external:
+        read_now(model, math.inf)
+        ir.save(model, plain)
+        return [named(plain, stem)]
+    # What stays in the graph is read before: the serialiser would wrap what reading raises.
+    read_now(model, INLINE)
+    with tqdm(total=sum(tensor.nbytes > INLINE for tensor in tensors), unit="tensor", disable=None) as bar:
+        ir.save(model, plain, external_data=data.name, size_threshold_bytes=INLINE, callback=lambda *_: bar.update())
+    data = named(data, stem)
+    # The .onnx names its data, so the data has to have its own name first.
+    moved = onnx.load(plain, load_external_data=False)
+    for tensor in moved.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    onnx.save(moved, plain)
+    return [named(plain, stem), data]
+
+
+def named(file: Path, stem: str) -> Path:
+    """The file, renamed to what its content is called in a bundle."""
+    return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))

@@ -1,0 +1,114 @@
+"""The weights of a step graph: fake while it is traced, then read from the checkpoint one by one as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from runtime.errors import NumericalError, UserError
+from train.transformer.network import ModelConfig, Transformer
+
+PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
+INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
+LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in what the exporter notes at a node
+
+
+def skeleton(config: ModelConfig) -> Transformer:
+    """A model whose weights are fake, shape and type without content, for a trace that takes no memory for them."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = {name: torch.empty(like.shape) for name, like in model.state_dict().items()}
+    model.load_state_dict(fake, assign=True)
+    return model
+
+
+def set_aside(model: ir.Model) -> tuple[str, ...]:
+    """Takes the fake contents out of a freshly traced model and returns whose they were; without, it can be optimised.
+
+    So no optimisation depends on what the weights are.
+    """
+    fake = []
+    for name, value in model.graph.initializers.items():
+        if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
+            value.const_value = None
+            fake.append(name)
+    return tuple(fake)
+
+
+def name_hidden_states(model: ir.Model) -> None:
+    """Calls the values between layers by names that proofs know them by: `hidden.0`, the embeddings, and on from there.
+
+    The last, `hidden.{layers}`, is what the last layer gives; the exporter's notes must still be at the nodes.
+    """
+    between: dict[int, ir.Value] = {}
+    for node in model.graph:
+        if scope := LAYER.search(node.metadata_props.get("namespace", "")):
+            if not between and node.inputs[0] is not None:
+                between[0] = node.inputs[0]  # a layer begins with its norm
+            between[int(scope[1]) + 1] = node.outputs[0]  # and ends with the sum
+    for place, value in between.items():
+        value.name = f"hidden.{place}"
+
+
+def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor]) -> None:
+    """Gives initializers of these names a content that is read from the checkpoint's weights each time it is needed.
+
+    Raises UserError where the checkpoint lacks some of them, or has others.
+    """
+    parts = {name: sources(name, names) for name in names}
+    wanted = {source for each in parts.values() for source in each}
+    if odd := sorted(wanted ^ set(weights)):
+        what = "lacks" if odd[0] in wanted else "has an extra"
+        raise UserError(f"the checkpoint's weights do not fit its config: it {what} {odd[0]}")
+    for name in names:
+        value = model.graph.initializers[name]
+        if value.shape is None or value.dtype is None:
+            raise AssertionError(f"{name} was traced without its shape")
+        content = partial(read, weights, parts[name], name, value.shape.numpy(), to_torch_dtype(value.dtype))
+        value.const_value = ir.LazyTensor(content, value.dtype, value.shape, name=name)
+
+
+def read_now(model: ir.Model, most: float) -> None:
+    """Reads the weights of at most so many bytes each into the model."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.LazyTensor) and value.const_value.nbytes <= most:
+            value.const_value = value.const_value.raw()
+
+
+def read(
+    weights: Mapping[str, Tensor], parts: Sequence[str], name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> TorchTensor:
+    """The content of an initializer, made of these parts of the checkpoint.
+
+    Raises UserError where they have another shape, and NumericalError for numbers that the dtype cannot hold.
+    """
+    found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
+    narrow = found.to(dtype)
+    if dtype == torch.float16 and not narrow.isfinite().all():
+        most = f"{found.abs().max():g}"
+        raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32, int8 or int4")
+    if name.endswith("_proj.weight"):
+        narrow = narrow.T  # [in, out], see graph.Projection
+    if tuple(narrow.shape) != shape:
+        what = f"{name} is {list(narrow.shape)}, expected {list(shape)}"
+        raise UserError(f"the checkpoint's weights do not fit its config: {what}")
+    return TorchTensor(narrow.contiguous(), name=name)
+
+
+def sources(name: str, names: Collection[str]) -> tuple[str, ...]:
+    """The checkpoint's names of what makes up an initializer, one of `names`, in the order of their rows."""
+    if packed := PACKED.fullmatch(name):
+        return tuple(f"{packed[1]}{part}_proj{packed[2]}" for part in "qkv")
+    if inner := INNER.fullmatch(name):
+        return (f"{inner[1]}mlp.{inner[2]}",)
+    if name == "head" and "embedding" in names:
+        return ("lm_head.weight",)
+    return ("embed_tokens.weight",) if name in ("head", "embedding") else (name,)  # tied, under either name

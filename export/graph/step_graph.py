@@ -1,0 +1,297 @@
+"""The step graph: one forward of a checkpoint's model with everything the host decides by reduced inside it.
+
+Its inputs and outputs are the step contract. It is one module, traced to ONNX; what differs between dialects is a value
+that it is given. Some of their operators are symbolic, so the module cannot be run in PyTorch. Whatever the dtype of
+weights, heads and cache, what runs through the layers, norms and everything behind the logits is fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from runtime.contract import REDUCED, TOP, cache_names
+from runtime.errors import UserError
+from train.checkpoint import Checkpoint
+from train.transformer.network import Attention, Layer, RMSNorm, rotary_tables
+
+from .dialect import NEVER, Cache, Dialect, Place, split_heads
+from .dialect_ort import ORT
+from .dialect_standard import PLAIN, TRT
+from .lazy_weights import attach, name_hidden_states, set_aside, skeleton
+
+DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, TRT, PLAIN)}
+
+
+class Norm(nn.Module):
+    """RMSNorm over the last axis of anything, in fp32."""
+
+    def __init__(self, norm: RMSNorm, dialect: Dialect[Any]) -> None:
+        super().__init__()
+        self.weight, self.eps, self.norm = frozen(norm.weight.float()), norm.eps, dialect.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.float(), self.weight, self.eps)
+
+
+class Projection(nn.Module):
+    """x @ weight + bias, the weight [in, out] as the operator wants it, so that nothing is transposed at load."""
+
+    def __init__(self, dtype: torch.dtype, *linears: nn.Linear) -> None:
+        super().__init__()
+        self.weight = frozen(torch.cat([linear.weight.data for linear in linears]).T.to(dtype))
+        biases = [linear.bias.data for linear in linears if linear.bias is not None]
+        self.bias = frozen(torch.cat(biases).to(dtype)) if biases else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(self.weight.dtype) @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class StepAttention(nn.Module):
+    """One packed projection, norms of queries and keys where the model has them, attention; `o_proj` for the caller."""
+
+    def __init__(self, attention: Attention, dialect: Dialect[Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.attend = attention.config, dialect.attend
+        self.qkv_proj = Projection(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o_proj = Projection(dtype, attention.o_proj)
+        self.q_norm = Norm(attention.q_norm, dialect) if self.config.qk_norm else None
+        self.k_norm = Norm(attention.k_norm, dialect) if self.config.qk_norm else None
+
+    def forward(self, x: Tensor, frame: Any, past: Cache | None) -> tuple[Tensor, ...]:
+        """Mixed values [batch, width, heads * head_dim], not yet projected, and the new cache."""
+        packed, c = self.qkv_proj(x), self.config
+        if self.q_norm is None or self.k_norm is None:
+            return self.attend(c, frame, packed, None, None, past)
+        query, key, value = split_heads(c, packed)
+        query = self.q_norm(query.view(*x.shape[:2], c.heads, c.head_dim)).flatten(-2).to(packed.dtype)
+        key = self.k_norm(key.view(*x.shape[:2], c.kv_heads, c.head_dim)).flatten(-2).to(packed.dtype)
+        return self.attend(c, frame, query, key, value, past)
+
+
+class StepLayer(nn.Module):
+    """One transformer layer; with `rows`, everything behind its attention is done for these rows alone."""
+
+    def __init__(self, layer: Layer, dialect: Dialect[Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(layer.input_layernorm, dialect)
+        self.post_attention_layernorm = Norm(layer.post_attention_layernorm, dialect)
+        self.self_attn = StepAttention(layer.self_attn, dialect, dtype)
+        self.gate_proj, self.up_proj = Projection(dtype, layer.mlp.gate_proj), Projection(dtype, layer.mlp.up_proj)
+        self.down_proj = Projection(dtype, layer.mlp.down_proj)
+
+    def forward(
+        self, x: Tensor, frame: Any, past: Cache | None, rows: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        mixed, *present = self.self_attn(self.input_layernorm(x), frame, past)
+        if rows is not None:
+            x, mixed = pick(x, rows), pick(mixed, rows)
+        x = x + self.self_attn.o_proj(mixed).float()
+        inner = self.post_attention_layernorm(x)
+        gated = F.silu(self.gate_proj(inner)) * self.up_proj(inner)
+        return x + self.down_proj(gated).float(), tuple(present)
+
+
+class StepGraph(nn.Module):
+    """The whole step of a block-causal (over a cache) or full (without one) model.
+
+    capacity: the most positions a cache of it may hold. logits: adds them, fp32 [batch, n, vocab], as an output. dtype:
+    of weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. The model's
+    weights have shape and type alone (`weights.skeleton`).
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype,
+        top_k: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
+        model, config = skeleton(checkpoint.model), checkpoint.model
+        self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
+        self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
+        self.likeliest = dialect.likeliest
+        self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
+        self.embedding = frozen(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
+        # Not the embedding under a second name: the exporter would keep one of the two.
+        self.head = None if config.tied else frozen(model.lm_head.weight.to(dtype))  # [vocab, hidden]
+        self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
+        self.norm = Norm(model.norm, dialect)
+        barred = torch.zeros(config.vocab)
+        barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER
+        barred[self.vocab :] = NEVER
+        cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling)
+        self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
+
+    def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """With a cache `rest` is past_length, visible, rows and the layers' keys and values; otherwise rows.
+
+        How many top tokens are wanted, int64 [1], comes last where the host says it.
+        """
+        top_k: Tensor | int = self.top_k
+        if self.open_top_k:
+            rest, top_k = rest[:-1], rest[-1]
+        past_length, visible, cache = torch.zeros(1, dtype=torch.int64), None, rest[1:]
+        rows = rest[0]
+        if not self.full:
+            past_length, visible, rows = rest[:3]
+            cache = rest[3:]
+        frame = self.frame(Place(past_length, input_ids.shape[1], visible, self.cos, self.sin, self.dtype))
+        x = F.embedding(input_ids, self.embedding).float()
+        present: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            past = None if self.full else (cache[2 * i], cache[2 * i + 1])
+            x, new = layer(x, frame, past, rows if i == len(self.layers) - 1 else None)
+            present += new
+        return (*self._predict(self.norm(x), top_k), *present)
+
+    def _predict(self, x: Tensor, top_k: Tensor | int) -> tuple[Tensor, ...]:
+        """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden].
+
+        Behind them, where they are asked for, top_token and top_logprob [batch, n, K], and logits [batch, n, vocab].
+        """
+        logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
+        token = self.likeliest(logits)  # [batch * n, 1]
+        probs = torch.softmax(logits, dim=-1)
+        confidence = probs.gather(1, token)  # [batch * n, 1]
+        behind = logits - logits.gather(1, token)  # <= 0, so a confident row's small entropy keeps its digits
+        entropy = -(probs * behind).sum(-1, keepdim=True) - confidence.log()
+        out = [part.view(*x.shape[:2]) for part in (token, confidence, entropy)]
+        if self.top_k:
+            values, top_token = torch.topk(logits.view(*x.shape[:2], -1), count(top_k))  # [batch, n, K]
+            best, log_best = (part.view(*x.shape[:2], 1) for part in (logits.gather(1, token), confidence.log()))
+            out += [top_token, values - best + log_best]  # the difference is exact where it is small
+        if self.with_logits:
+            out.append(logits[:, : self.vocab].view(*x.shape[:2], -1))
+        return tuple(out)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Scores of every token, the mask token and ids that are no token barred, fp32 [rows, vocab]."""
+        head = self.embedding if self.head is None else self.head
+        if self.dtype == torch.float32:
+            return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
+        return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is no number of fp16
+
+
+def count(top_k: Tensor | int) -> int:
+    """A number of tokens, of which the tracer knows nothing where it is an input, int64 [1]."""
+    wanted: Any = top_k if isinstance(top_k, int) else top_k[0].item()
+    torch._check(wanted >= 0)  # type: ignore[no-untyped-call]
+    return cast(int, wanted)
+
+
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """The rows [batch, n] of x [batch, width, size]: [batch, n, size]."""
+    batch, width = x.shape[:2]
+    if batch == 1:
+        return x.index_select(1, rows[0])
+    places = torch.arange(batch)[:, None] * width + rows  # [batch, n]
+    return x.flatten(0, 1).index_select(0, places.flatten()).view(*rows.shape, -1)
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def trace(
+    checkpoint: Checkpoint, capacity: int, logits: bool = False, dialect: str = "ort",
+    dtype: torch.dtype = torch.float32, batch: int | None = 1, top_k: int = 0,
+) -> ir.Model:  # fmt: skip
+    """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
+
+    Its weights are read from the checkpoint one by one when the model is written. The values between its layers are
+    called `hidden.0`, the embeddings, to `hidden.{layers}`.
+
+    capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
+    many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialect
+    `ort` as many as a further input `top_k` says. Raises UserError where the dialect does not take the shape.
+    """
+    shape, chosen = checkpoint.model, DIALECTS[dialect]
+    if shape.head_dim % chosen.head_multiple:
+        raise UserError(f"head_dim is {shape.head_dim}; ONNX Runtime's attention takes multiples of 8")
+    graph = StepGraph(checkpoint, capacity, logits, chosen, dtype, top_k).eval()
+    names, inputs, axes = signature(graph, capacity, chosen, batch)
+    presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
+    outputs = [*REDUCED, *(TOP if top_k else ()), *(["logits"] if logits else []), *presents]
+    model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
+    for value in model.graph.outputs:
+        if graph.open_top_k and value.name in TOP and value.shape is not None:
+            value.shape = ir.Shape([*value.shape[:2], "top_k"])  # by the name of the input that decides it
+    name_hidden_states(model)
+    without_metadata(model)
+    attach(model, fake, checkpoint.weights)
+    return model
+
+
+def translate(
+    graph: StepGraph, opset: int, names: Sequence[str], inputs: Sequence[Tensor], axes: Sequence[dict[int, str]],
+    outputs: Sequence[str],
+) -> tuple[ir.Model, tuple[str, ...]]:  # fmt: skip
+    """The module as an optimised ONNX model without its weights, and the names of those, for `weights.attach`."""
+    with quiet():
+        program = torch.onnx.export(
+            graph, tuple(inputs), dynamo=True, opset_version=opset, input_names=names, output_names=outputs,
+            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False, optimize=False,
+        )  # fmt: skip
+        if program is None:
+            raise AssertionError("the exporter returned nothing")
+        fake = set_aside(program.model)
+        optimizer.optimize_ir(program.model)
+    return program.model, fake
+
+
+def signature(
+    graph: StepGraph, capacity: int, dialect: Dialect[Any], batch: int | None
+) -> tuple[list[str], list[Tensor], list[dict[int, str]]]:
+    """The graph's inputs: their names, examples of them, and which of their axes are open under which name."""
+    size, some = batch or 2, {} if batch else {0: "batch"}
+    ids, rows = torch.zeros(size, 8, dtype=torch.int64), torch.zeros(size, 3, dtype=torch.int64)
+    wide, asked = {**some, 1: "width"}, {**some, 1: "n"}
+    inputs: list[tuple[str, Tensor, dict[int, str]]] = [("input_ids", ids, wide), ("rows", rows, asked)]
+    if not graph.full:
+        between = [("past_length", torch.full((size,), 5), some), ("visible", torch.ones_like(ids), wide)]
+        inputs = [inputs[0], *between, inputs[1]]
+        # Each its own tensor: one given twice is one input to the exporter, which then mixes keys and values up.
+        length = 64 if dialect.open_capacity else capacity
+        shape = (size, graph.kv_heads, length, graph.head_dim)
+        lengths = {**some, 2: "capacity"} if dialect.open_capacity else some
+        parts = range(2 * len(graph.layers))
+        inputs += [(cache_names(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
+    if graph.open_top_k:
+        inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
+    names, tensors, axes = zip(*inputs, strict=True)
+    return list(names), list(tensors), list(axes)
+
+
+def without_metadata(model: ir.Model) -> None:
+    """Drops what the exporter notes beside the graph: the stack traces in it name folders of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's warnings, which are about its own insides and packages that are not needed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

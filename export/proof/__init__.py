@@ -1,0 +1,1 @@
+"""Parity with PyTorch: of whole models, of layers, of quantized graphs."""

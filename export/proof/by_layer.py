@@ -1,0 +1,287 @@
+"""Parity layer by layer: each part of a written graph alone against PyTorch, where the whole is too large to hold.
+
+The parts meet at the hidden states that the graph names, and together they are the graph: the embedding, every layer
+over a cache that is partly filled, and what follows the last. Inputs are random; weights are read for one part alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from export.quantization.ort_formats import OrtFormats
+from export.quantization.ort_int8 import Int8Linear, restored
+from runtime.backend import Floats, Proposal
+from runtime.contract import REDUCED, TOP, Contract, cache_names
+from runtime.engines.ort.ort_backend import load_session
+from train.checkpoint import Checkpoint
+from train.torch_backend import StaticCache, TorchBackend
+from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
+
+from .compare import BOUNDS as LOG_PROBS
+from .compare import Check, between_top, worst
+from .quantized_reference import quantized
+
+# The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
+# values) or looks up (the embedding).
+LAYER_BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
+LENGTH = 256  # of the cache at the most, where the graph leaves it open
+SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
+ROWS, IDS, SEED = 8, 64, 30
+SLICE = 8192  # tokens of the head at a time, so that it is never held in fp32 as a whole
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far something is from PyTorch, and how far it may be.
+
+    A graph of quantised weights is held against its own arithmetic in PyTorch (`quantized_torch`), and may be as far
+    from that as that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
+    """
+
+    apart: float
+    bound: float
+
+    @property
+    def kept(self) -> bool:
+        return self.apart <= self.bound  # not of a NaN
+
+    def __str__(self) -> str:
+        return f"{self.apart:.1e} (bound {self.bound:.0e})"
+
+
+def by_layer(
+    source: Checkpoint, contract: Contract, model: Path, precision: str, formats: OrtFormats | None = None
+) -> Iterator[Check]:
+    """The checks `embedding`, `layers` and `head` of the graph in `model`, whose weights lie in or beside it.
+
+    formats: of its weights, where its arithmetic is known in PyTorch, beside which it is as exact as fp32. Writes a
+    part of the graph beside the model while it runs it. Peak memory is that of the largest part.
+    """
+    parts, exact = Parts(model), "fp32" if formats else precision
+    looked_up = embedding(source, contract, parts, exact, formats)
+    yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
+    numbers = tqdm(range(contract.layers), unit="layer", disable=None)
+    found = [layer(source, contract, parts, i, exact, formats) for i in numbers]
+    beside = f"; beside {precision} in PyTorch, bound: what that loses" if formats else ""
+    first, *cached = (weakest(column) for column in zip(*found, strict=True))
+    detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
+    if cached:
+        detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
+    yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
+    gap, figures = head(source, contract, parts, exact, formats)
+    what = f"max |d log p|{' of the best and the top tokens' if contract.top_k else ''}"
+    yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
+
+
+def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
+    """The layer that comes closest to its bound, a NaN before all, and its gap."""
+    shares = [gap.apart / gap.bound if gap.apart == gap.apart else math.inf for gap in gaps]
+    place = int(np.argmax(shares))
+    return place, gaps[place]
+
+
+class Parts:
+    """A written graph, of which parts are run, each in a session of its own."""
+
+    def __init__(self, model: Path) -> None:
+        self.path, self.model = model, ir.load(model)
+        self._values = ir.convenience.create_value_mapping(self.model.graph)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Of a value of the graph."""
+        kind = self._values[name].dtype
+        if kind is None:
+            raise AssertionError(f"{name} has no type")
+        return kind.numpy()
+
+    def takes(self, name: str) -> bool:
+        """Whether the graph has an input of that name."""
+        return any(value.name == name for value in self.model.graph.inputs)
+
+    def length(self, capacity: int) -> int:
+        """Positions of a cache: as many as the graph wants, where it leaves that open at most LENGTH and `capacity`."""
+        shape = self._values[cache_names(0)[0]].shape
+        size = shape[2] if shape is not None else None
+        return size if isinstance(size, int) else min(LENGTH, capacity)
+
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Values of the graph by their names, where the values of `feeds` are these."""
+        graph = ir.convenience.extract(self.model.graph, list(feeds), list(outputs))
+        file = self.path.with_name("part.onnx")  # beside the weights, which it names
+        ir.save(ir.Model(graph, ir_version=self.model.ir_version), file)
+        try:
+            made: list[NDArray[Any]] = load_session(file).run(list(outputs), dict(feeds))
+        finally:
+            file.unlink()
+        return made
+
+
+def embedding(
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
+) -> Gap:
+    """How far looked-up rows are apart, those of the first and last ids among them."""
+    ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
+    ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
+    [made] = parts.run({"input_ids": ids}, ["hidden.0"])
+    rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
+    near = restored(rows[0])[None] if formats else rows
+    # No activation is rounded here, so that the bound is that of fp32 and not what int8 loses.
+    return Gap(distance(made, near.numpy(), rows.numpy()), LAYER_BOUNDS[precision])
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Random inputs of a layer.
+
+    x [1, width, hidden]; visible int64 [1, width], how many positions each of them sees, behind `past` others; rows
+    int64 [1, width], in which order the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim]
+    by their names, filled up to `past`, none with `full` attention.
+    """
+
+    x: Floats
+    visible: NDArray[np.int64]
+    past: int
+    rows: NDArray[np.int64]
+    cache: dict[str, NDArray[Any]]
+
+
+def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
+    """Inputs of layer i: as many new positions as a fused step has, each with a prefix of its own, over a cache."""
+    rng, full = np.random.default_rng(SEED + i), contract.attention == "full"
+    length = contract.canvas if full else parts.length(contract.capacity)
+    width = length if full else min(2 * contract.block, length // 2)
+    past = length - width
+    x = SCALE * rng.standard_normal((1, width, source.model.width))
+    visible = np.full((1, width), width) if full else rng.integers(1, length + 1, (1, width))
+    cache = {}
+    for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
+        cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
+        cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
+    rows = rng.permutation(width)[None]  # all of them, since int8 has one scale for those that are kept
+    return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
+
+
+def layer(
+    source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
+) -> list[Gap]:
+    """How far a layer's output is apart, and with a cache its new keys and values."""
+    case = drawn(source, contract, parts, i)
+    made = [each.astype(np.float32) for each in run_layer(contract, parts, i, case)]
+    exact = reference(source, contract, i, case)
+    near = reference(source, contract, i, case, formats) if formats else exact
+    units = [exact[0] - case.x, *exact[1:]]
+    if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
+        exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
+    return [gap_of(*each, precision) for each in zip(made, near, exact, units, strict=True)]
+
+
+def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
+    """What the graph's layer makes: its output [1, width, hidden], and new keys and values as `Case` has them."""
+    width = case.x.shape[1]
+    feeds: dict[str, NDArray[Any]] = {
+        f"hidden.{i}": case.x, "input_ids": np.zeros((1, width), np.int64), "rows": case.rows, **case.cache,
+    }  # fmt: skip
+    if case.cache:
+        feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
+    names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
+    made, *present = parts.run(feeds, [f"hidden.{i + 1}", *names])
+    # A present is the whole cache, or the new positions alone.
+    new = [each if each.shape[2] == width else each[:, :, case.past : case.past + width] for each in present]
+    return [made, *new]
+
+
+@torch.no_grad()
+def reference(
+    source: Checkpoint, contract: Contract, i: int, case: Case, formats: OrtFormats | None = None
+) -> list[Floats]:
+    """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
+    c, past, end = source.model, case.past, case.past + case.x.shape[1]
+    alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
+    if formats:
+        quantized(alone, formats.of_layer(i, contract.layers))
+    cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
+    store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
+    kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
+    if store is not None:
+        store.past = torch.tensor([past])
+        for whole, given in zip(kept, case.cache.values(), strict=True):
+            whole[:, :, :past] = torch.from_numpy(given[:, :, :past])
+    mask = prefix_mask(torch.from_numpy(case.visible), end)
+    made = alone(torch.from_numpy(case.x).float(), cos, sin, mask, store)
+    return [made.numpy(), *(each[:, :, past:end].numpy() for each in kept)]
+
+
+def head(
+    source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
+) -> tuple[Gap, str]:
+    """How far log-probabilities of the best tokens, and of the top tokens where they are outputs, are apart for random
+    states behind the last layer; more figures."""
+    name = f"hidden.{contract.layers}"
+    x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
+    feeds: dict[str, NDArray[Any]] = {name: x}
+    if parts.takes("top_k"):
+        feeds["top_k"] = np.array([contract.top_k])
+    made = Proposal(*parts.run(feeds, (*REDUCED, *(TOP if contract.top_k else ()))))
+    exact, every = predicted(source, contract, x)
+    near, all_near = predicted(source, contract, x, int8=True) if formats else (exact, every)
+    bound = max(LOG_PROBS[precision], log_prob_gap(near, exact, every))
+    entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
+    return Gap(
+        log_prob_gap(made, near, all_near), bound
+    ), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
+
+
+@torch.no_grad()
+def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
+    """What PyTorch predicts of states [1, n, hidden] behind the last layer, and all log-probabilities [1, n, vocab]."""
+    config = source.model
+    norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
+    normed = norm(torch.from_numpy(x).float())
+    weight = source.weights["embed_tokens.weight" if config.tied else "lm_head.weight"]  # [vocab, hidden]
+    slices = torch.split(weight, SLICE)
+    columns = [Int8Linear(some)(normed) if int8 else normed @ some.float().T for some in slices]
+    logits = torch.cat(columns, dim=-1)[..., : contract.vocab]
+    with torch.device("meta"):
+        empty = Transformer(config)
+    backend = TorchBackend(empty, contract, barred=source.missing_ids())
+    proposal = backend.propose(logits, top=bool(contract.top_k))
+    assert backend.log_probs is not None  # they were just made
+    return proposal, backend.log_probs
+
+
+def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
+    """Of the best tokens, and of the top tokens where there are any; log_probs [1, n, vocab]: all of theirs."""
+    best = np.log(ours.confidence) - np.log(theirs.confidence)
+    return worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
+
+
+def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
+    """A module in fp32 with the weights whose names begin so, and no others held."""
+    with torch.device("meta"):
+        module = kind(*sizes)
+    state = {name: weights[prefix + name].float() for name in module.state_dict()}
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
+    """How far `made` is from `near`, and that from `exact`, three of one shape, in units of `unit`'s rms."""
+    return Gap(distance(made, near, unit), max(LAYER_BOUNDS[precision], distance(near, exact, unit)))
+
+
+def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
+    """The largest difference in units of the root mean square of `unit`; a NaN stays one."""
+    return float(worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))

@@ -1,0 +1,338 @@
+"""How far an engine is from PyTorch: the same forwards through both, and whole answers token for token.
+
+What the engine says of every token is looked at in its twin (`twin`), the same graph with its logits as one more
+output, which has to say what the engine does of everything else. The best token's probability alone would be about 1
+wherever a student is sure, whatever its other scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.backend import Backend, Bools, Floats, Forward, Proposal
+from runtime.contract import Contract, GateSpec
+from runtime.decoding.batch import Step
+from runtime.decoding.loop import Request, steps
+from runtime.engines.ort.ort_backend import OrtBackend
+from train.torch_backend import TorchBackend
+
+# The bounds on |delta log p|, in nats. Only fp32 is exact; how the others were found is in LOG.md. Quantised graphs for
+# ONNX Runtime have none here: what they cost is the model's own, see `quantized_reference.whole_bound`.
+BOUNDS = {
+    "fp32": 1e-4, "fp16": 0.1, "bf16": 1.0, "int8": 2.0, "int8-static": 4.0, "fp8": 4.0, "int4": 6.0, "nvfp4": 6.0,
+}  # fmt: skip
+ENTROPY = {"fp32": 1e-4, "fp16": 0.1}  # nats; in other precisions it is reported alone
+EXACT = 1e-4  # in fp32 alone: of keys and values, and of every token's log-probability
+TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
+NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
+TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models
+SEPARATE = 4  # one request in so many is answered with commits of their own too
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Largest absolute differences over some forwards.
+
+    tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
+    log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either side,
+    None where the engine has neither logits nor a twin; top: of those of the top tokens that an engine gives, by token
+    and by rank, None where it gives none; entropy in nats; keys, values: of what the forwards wrote, in
+    units of their root mean square in a layer where that is above 1; twin: between the engine and its twin, if any.
+    """
+
+    forwards: int = 0
+    rows: int = 0
+    tokens: int = 0
+    margin: float = 0.0
+    log_prob: float = 0.0
+    every_log_prob: float | None = None
+    top: float | None = None
+    entropy: float = 0.0
+    keys: float = 0.0
+    values: float = 0.0
+    twin: float | None = None
+
+    def check(self, precision: str, best: float | None = None) -> Check:
+        """Whether every bound of the precision is kept; what is no number keeps none, bound or not.
+
+        best: in the place of the precision's own bound, of the best token's log-probability.
+
+        In fp32 the best tokens have to be the same too, but for at most 1 % (or one) where PyTorch's own two best were
+        within TIE of each other.
+        """
+        exact = precision == "fp32"
+        free = EXACT if exact else math.inf
+        bounded = [
+            ("max |d log p| of the best token", self.log_prob, BOUNDS[precision] if best is None else best),
+            (f"of every token above e^{NOTICED:g}", self.every_log_prob, free),
+            ("of the top tokens", self.top, free),
+            ("entropy", self.entropy, ENTROPY.get(precision, math.inf)),
+            ("keys", self.keys, free),
+            ("values", self.values, free),
+            ("without logits against with them", self.twin, TWIN),
+        ]
+        looked = [(name, value, bound) for name, value, bound in bounded if value is not None]
+        ties = self.margin < TIE and self.tokens <= excusable(self.rows)
+        ok = all(math.isfinite(value) and value <= bound for _, value, bound in looked)
+        parts = ", ".join(f"{name} {value:.1e}" + within(bound) for name, value, bound in looked)
+        tokens = f"{self.tokens} of {self.rows} best tokens differ"
+        if self.tokens:
+            tokens += f", where PyTorch's two best were within {self.margin:.1e}"
+        return Check("steps", ok and (ties or not exact), f"{parts}; {tokens}, in {self.forwards} forwards")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An answer that differs. step: the first step that does; closest: by how little PyTorch decided there."""
+
+    request: int
+    fused: bool
+    step: int
+    closest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, whether it is as it should be, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"[{'ok' if self.ok else 'x'}] {self.name}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What a comparison found: distances over `answers` whole answers, and the answers that differ."""
+
+    distance: Distance = Distance()
+    answers: int = 0
+    differing: tuple[Difference, ...] = ()
+
+    def checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
+        """Whether the forwards keep their bounds (`Distance.check`), and whether the answers are the same.
+
+        Answers whose closest call is under `tie` are excused and counted: a model that has hardly been trained decides
+        by less than rounding wherever it is asked, and its forwards are what it is held to. In a precision other than
+        fp32 answers may differ: they are counted, and only the bounds decide. bound: of the best token's
+        log-probability, in nats, by default that of the precision.
+        """
+        real = [each for each in self.differing if not each.closest < tie]
+        excused = len(self.differing) - len(real)
+        detail = f"{len(real)} of {self.answers} differ from PyTorch"
+        if excused:
+            detail += f"; {excused} more where PyTorch itself decided by less than {tie:g}"
+        if real:
+            first = real[0]
+            detail += f"; first request {first.request}, step {first.step}, decided by {first.closest:.1e}"
+        if precision != "fp32":
+            detail += f" (no bound: {precision} is not exact)"
+        return self.distance.check(precision, bound), Check("answers", not real or precision != "fp32", detail)
+
+
+def excusable(count: int) -> int:
+    """How many of so many may differ where PyTorch itself was undecided: 1 %, or one."""
+    return max(1, count // 100)
+
+
+def within(bound: float) -> str:
+    return f" (bound {bound:.0e})" if math.isfinite(bound) else " (no bound)"
+
+
+class Candidate(Backend, Protocol):
+    """An engine whose cache [2 * layers, batch, kv_heads, capacity, head_dim] and logits, if any, can be looked at."""
+
+    last_logits: Floats | None
+
+    @property
+    def cache(self) -> NDArray[Any]: ...
+
+
+class SideBySide:
+    """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says."""
+
+    name = "side by side"
+
+    def __init__(self, reference: TorchBackend, candidate: Candidate, twin: OrtBackend | None = None) -> None:
+        self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
+        self.recent: list[Floats] = []  # since the last step: the gap of the two best tokens [n] in each forward
+        self.gap: Floats = np.ones(candidate.contract.block, np.float32)  # the same of each position's latest one
+
+    @property
+    def contract(self) -> Contract:
+        return self.candidate.contract
+
+    def open(self, batch: int, capacity: int) -> None:
+        for backend in self._all():
+            backend.open(batch, capacity)
+        self.recent = []
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        for backend in self._all():
+            backend.keep(rows)
+
+    def forward(self, forward: Forward) -> Proposal:
+        asked = replace(forward, top=forward.top or self.contract.top_k > 0)
+        ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
+        log_probs = self.reference.log_probs
+        if log_probs is None:
+            raise AssertionError("the reference kept no log-probabilities")
+        best = log_probs[0].exp().topk(2).values  # [n, 2]
+        gap, other = (best[:, 0] - best[:, 1]).numpy(), ours.token != theirs.token  # [n], [1, n]
+        self.recent.append(gap)
+        before, new = self.distance, written_by(forward)
+        keys, values = self._written(new)
+        self.distance = Distance(
+            before.forwards + 1,
+            before.rows + ours.token.size,
+            before.tokens + int(other.sum()),
+            worst(before.margin, gap[other[0]]),
+            worst(before.log_prob, np.log(ours.confidence) - np.log(theirs.confidence)),
+            before.every_log_prob,
+            before.top if theirs.top_token is None else worst(before.top or 0.0, between_top(log_probs, theirs)),
+            worst(before.entropy, ours.entropy - theirs.entropy),
+            worst(before.keys, keys),
+            worst(before.values, values),
+            before.twin,
+        )
+        self._look_at_every_token(forward, theirs, log_probs, new)
+        return ours
+
+    def canvas_gap(self, step: Step) -> Floats:
+        """The probability gap between the two best tokens of each position, as of the step just made. [block]"""
+        own = step.slot >= 0  # else what the last committed row said was enough
+        if len(self.recent) > own:
+            self.gap[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
+        if own:
+            self.gap[step.asked] = self.recent[-1]
+        self.recent = []
+        return self.gap.copy()
+
+    def _all(self) -> tuple[Backend, ...]:
+        return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))
+
+    def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
+        """Adds what the twin says, or the engine itself where it has logits."""
+        seen, before = self.twin or self.candidate, self.distance
+        if self.twin is not None:
+            again = self.twin.forward(forward)
+            deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
+            if theirs.top_logprob is not None and self.twin.last_logits is not None:
+                every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)
+                deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
+            if self.reference.cache is not None:
+                deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
+            self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas))
+        if seen.last_logits is not None:
+            apart = worst(before.every_log_prob or 0.0, between(log_probs, seen.last_logits))
+            self.distance = replace(self.distance, every_log_prob=apart)
+
+    def _written(self, new: slice) -> tuple[Floats, Floats]:
+        """Differences of the keys and values that a forward wrote, each [layers, 1, kv_heads, width, head_dim]."""
+        cache = self.reference.cache
+        if cache is None:
+            return np.zeros(1, np.float32), np.zeros(1, np.float32)
+        theirs = wide(self.candidate.cache[..., new, :])
+        keys, values = (torch.stack([part[..., new, :] for part in parts]) for parts in (cache.keys, cache.values))
+        return relative(keys, theirs[0::2]), relative(values, theirs[1::2])
+
+
+def written_by(forward: Forward) -> slice:
+    """The cache's positions that a forward of one sequence writes."""
+    first = int(forward.past_length[0])
+    return slice(first, first + forward.input_ids.shape[1])
+
+
+def wide(part: NDArray[Any]) -> Floats:
+    """In fp32, in which fp16 is subtracted."""
+    return part.astype(np.float32, copy=False)
+
+
+def between(log_probs: Tensor, logits: Floats) -> Floats:
+    """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
+    theirs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
+    ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
+    apart: Floats = torch.where(ignored, 0.0, theirs - log_probs).numpy()
+    return apart
+
+
+def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
+    """Differences of an engine's top tokens to all log-probabilities [1, n, vocab]: by token, and by rank. [2, 1, n, K]
+
+    A list that lacks the best tokens may be right about those that it has. 0 where both sides are below NOTICED.
+    """
+    given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
+    ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
+    ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
+    apart: Floats = torch.where(ignored, 0.0, given - ours).numpy()
+    return apart
+
+
+def relative(ours: Tensor, theirs: Floats) -> Floats:
+    """Differences of parts of the cache [layers, ...], in units of a layer's root mean square where it is above 1."""
+    unit = ours.square().flatten(1).mean(dim=1).sqrt().clamp(min=1)  # [layers]
+    apart: Floats = (ours.numpy() - theirs) / unit.numpy()[:, None, None, None, None]
+    return apart
+
+
+def worst(before: float, *deltas: NDArray[Any]) -> float:
+    """The largest absolute value, NaN if there is one: a NaN must not pass for a small difference."""
+    return float(np.max([before, *(np.abs(delta).max() for delta in deltas if delta.size)]))
+
+
+def compare(
+    reference: TorchBackend, candidate: Candidate, requests: Sequence[Request], *, gate: GateSpec | None = None,
+    separate: int = SEPARATE, twin: OrtBackend | None = None,
+) -> Iterator[Parity]:  # fmt: skip
+    """Answers the requests on both and yields the whole comparison so far after each.
+
+    Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
+    nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
+    without one, and without logits, only the best tokens' are compared.
+    """
+    once = candidate.contract.attention == "full"
+    both, rule = SideBySide(reference, candidate, twin), gate or candidate.contract.gate
+    differing: list[Difference] = []
+    answers = 0
+    for number, request in enumerate(requests):
+        for fused in (True, False)[: 1 if once or number % separate else 2]:
+            ours = [(done[0], both.canvas_gap(done[0])) for done in steps(both, [request], fused=fused, gate=rule)]
+            theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule)]
+            answers += 1
+            place = first_difference([step for step, _ in ours], theirs)
+            if place is not None:
+                differing.append(Difference(number, fused, place, closest_call(rule, *ours[place])))
+        yield Parity(both.distance, answers, tuple(differing))
+
+
+def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:
+    """The first step at which two answers to one request part, None where they are the same."""
+    for place, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+        same = mine.tokens.tolist() == other.tokens.tolist() and mine.open.tolist() == other.open.tolist()
+        if not same or (mine.result is None) != (other.result is None):
+            return place
+    return None
+
+
+def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
+    """By how little a step's decisions were taken: between two tokens, to the threshold, or between best positions.
+
+    Only the first for gates that do not compare a confidence with a threshold.
+    """
+    was_open: Bools = step.open | step.accepted
+    between_tokens = float(gap[was_open].min())
+    if gate.rule != "threshold" or gate.metric != "confidence":
+        return between_tokens
+    sure = np.sort(step.confidence[was_open])[::-1]
+    calls = [between_tokens, float(np.abs(sure - gate.threshold).min())]
+    return min([*calls, float(sure[0] - sure[1])] if len(sure) > 1 and step.accepted.sum() == 1 else calls)

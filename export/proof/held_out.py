@@ -1,0 +1,39 @@
+"""Takes prompts that no training has seen, as requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runtime.contract import Contract
+from runtime.decoding.loop import Request
+from runtime.decoding.positions import room_for_answer
+from runtime.errors import UserError
+from train import tasks
+from train.data import prompts
+
+SEED = 20  # of the held-out problems
+
+
+def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
+    """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
+    if count < 1:
+        raise UserError(f"--prompts is {count}; expected at least 1")
+    try:
+        chosen = (tasks.from_file(data),) if data else tasks.choose_tasks(names)
+        shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
+        return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
+
+
+def held_out_requests(
+    encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
+) -> list[Request]:
+    """Makes a request per prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
+    encoded = encode(texts)
+    kept = prompts.fitting(encoded, lines, contract)
+    found = [np.array(encoded[place], np.int64) for place in kept]
+    return [Request(ids, min(room_for_answer(contract, len(ids)), contract.canvas)) for ids in found]

@@ -1,0 +1,60 @@
+"""A step graph's twin: the same file with its logits as one more output, to see every token's probability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_files import map_weights
+
+
+def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
+    """The graph in `model` once more, over a cache of its own, its `last_logits` those that it reduces to its outputs.
+
+    shipped: the engine of that file, whose contract and session options it takes; a graph that has logits is its own
+    twin. Nothing is written, and weights in a file of their own are read from where they lie.
+    """
+    if any(output.name == "logits" for output in shipped.session.get_outputs()):
+        return shipped.share()
+    graph = onnx.load(model, load_external_data=False)
+    add_logits(graph, shipped.contract.vocab)
+    options = shipped.session.get_session_options()
+    weights = map_weights(options, model.parent, linked_weights(graph, model.parent))
+    session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    del weights  # which had to live until here
+    return OrtBackend(session, shipped.contract)
+
+
+def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
+    """Returns the files that a graph's external weights are in, if one of them is a link; else they are left to ORT."""
+    entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
+    names = list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
+    return names if any((folder / name).is_symlink() for name in names) else []
+
+
+def add_logits(model: onnx.ModelProto, vocab: int) -> None:
+    """Makes what `token` is the ArgMax of an output, `logits` fp32 [1, n, vocab], of a graph of one sequence."""
+    nodes = [
+        helper.make_node("Unsqueeze", [add_scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
+        helper.make_node("Slice", ["twin.all", "twin.first", "twin.vocab", "twin.last"], ["logits"]),
+    ]
+    model.graph.node.extend(nodes)
+    for name, value in {"twin.first": 0, "twin.vocab": vocab, "twin.last": 2}.items():
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "n", vocab]))
+
+
+def add_scores(model: onnx.ModelProto) -> str:
+    """The value [n, the head's rows] that `token` is the ArgMax of. Raises ValueError for a graph without one."""
+    made_by: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
+    name = "token"
+    while name in made_by:
+        node = made_by[name]
+        name = str(node.input[0])
+        if node.op_type == "ArgMax":
+            return name
+    raise ValueError("the graph's token is not the ArgMax of anything: not a step graph of this exporter")

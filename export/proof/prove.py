@@ -1,0 +1,77 @@
+"""Proves an exported graph: valid ONNX, and the same numbers as PyTorch, of the whole model or of each layer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.quantization.ort_formats import OrtFormats
+from runtime.contract import Contract
+from runtime.decoding.loop import Request
+from runtime.decoding.positions import room_for_answer
+from runtime.engines.ort.ort_backend import OrtBackend
+from train.checkpoint import Checkpoint
+from train.huggingface.weights import expected_shapes
+from train.torch_backend import TorchBackend
+from train.transformer.network import ModelConfig
+
+from .by_layer import by_layer
+from .compare import TIE, Check, compare
+from .instrumented import twin_of
+from .quantized_reference import whole_bound
+
+WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
+SEED = 20  # of the prompts that the export is proved with
+
+
+def prove(
+    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
+    formats: OrtFormats | None = None,
+) -> Iterator[Check]:  # fmt: skip
+    """Yields the checks that an export has to pass before it replaces an older one, in the order they are made.
+
+    parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is held against
+    its own arithmetic in PyTorch (`quantized_torch`) and not against its precision's bounds.
+    """
+    graph = check_onnx(model)
+    yield graph
+    if not graph.ok:
+        return
+    if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
+        yield from by_layer(source, contract, model, precision, formats)
+        return
+    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
+    candidate = OrtBackend(model, contract)
+    *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
+    bound = whole_bound(formats, reference, source, contract, requests, separate=1) if formats else None
+    yield from found.checks(TIE, precision, bound)
+
+
+def fits_whole(shape: ModelConfig) -> bool:
+    """Returns whether three fp32 models, PyTorch's, the engine's and its twin's, fit WHOLE and half of the memory."""
+    size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 3 * size <= min(WHOLE, memory // 2)
+
+
+def sample_requests(contract: Contract) -> list[Request]:
+    """Makes random prompts of lengths at which block boundaries go wrong, if they fit, for answers of two blocks."""
+    rng, block = np.random.default_rng(SEED), contract.block
+    ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
+    lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
+    rooms = [(length, room_for_answer(contract, length)) for length in lengths]
+    return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
+
+
+def check_onnx(file: Path) -> Check:
+    """Checks whether a graph is valid ONNX."""
+    try:
+        onnx.checker.check_model(file)
+    except onnx.checker.ValidationError as error:
+        return Check("graph", False, " ".join(str(error).split())[:200])
+    return Check("graph", True, f"{file.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")

@@ -1,0 +1,108 @@
+"""The arithmetic of a quantised `ort` graph in PyTorch, over the same numbers: what such an engine is held against.
+
+Weights are rounded and activations are, so the engine is far from the unquantised model however right it is. From this
+one it is as far as fp32 rounding takes it: an activation at the edge of two steps may fall to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.quantization.ort_formats import OrtFormat, OrtFormats
+from export.quantization.ort_int8 import Int8Linear, restored
+from runtime.backend import Floats, Forward, Proposal
+from runtime.contract import Contract, GateSpec
+from runtime.decoding.loop import Request
+from train.checkpoint import Checkpoint
+from train.torch_backend import TorchBackend
+from train.transformer.network import KeyValueStore, Transformer
+
+from .compare import BOUNDS, SEPARATE, compare
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def quantized(module: ModuleT, chosen: OrtFormat) -> ModuleT:
+    """The module, its linear layers replaced in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            bias = None if child.bias is None else child.bias.detach()
+            setattr(module, name, chosen.linear(child.weight.detach(), bias))
+        else:
+            quantized(child, chosen)
+    return module
+
+
+class QuantizedModel(nn.Module):
+    """A checkpoint's whole model, with the forward and the logits of `train.transformer.network.Transformer`."""
+
+    def __init__(self, source: Checkpoint, formats: OrtFormats) -> None:
+        super().__init__()
+        model = source.build()
+        table = model.embed_tokens.weight.detach()
+        self.head = Int8Linear(table if source.model.tied else model.lm_head.weight.detach())
+        model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
+        for i, layer in enumerate(model.layers):
+            quantized(layer, formats.of_layer(i, len(model.layers)))
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, visible: Tensor, positions: Tensor, cache: KeyValueStore | None, length: int
+    ) -> Tensor:  # fmt: skip
+        hidden: Tensor = self.model(input_ids, visible, positions, cache, length)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+class QuantizedBackend:
+    """That model as an engine that `parity.compare` takes."""
+
+    name = "quantised in torch"
+    last_logits: Floats | None = None
+
+    def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
+        model = cast(Transformer, QuantizedModel(source, formats))  # as far as a backend asks
+        self._inner, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
+
+    @property
+    def cache(self) -> Floats:
+        """[2 * layers, batch, kv_heads, capacity, head_dim], keys and values in turn."""
+        kept = self._inner.cache
+        if kept is None:
+            return np.zeros(0, np.float32)
+        parts = [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
+        stacked: Floats = torch.stack(parts).numpy()
+        return stacked
+
+    def open(self, batch: int, capacity: int) -> None:
+        self._inner.open(batch, capacity)
+
+    def forward(self, forward: Forward) -> Proposal:
+        return self._inner.forward(forward)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        self._inner.keep(rows)
+
+
+def whole_bound(
+    formats: OrtFormats, reference: TorchBackend, source: Checkpoint, contract: Contract, requests: Sequence[Request],
+    gate: GateSpec | None = None, separate: int = SEPARATE,
+) -> float:  # fmt: skip
+    """How far, in nats, an engine's log-probabilities may be from the unquantised `reference` over these requests.
+
+    Twice as far as its arithmetic in PyTorch is: by the triangle inequality an engine may then be as far from that
+    arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
+    further ones in every layer behind it, until the two have but the size of their error in common.
+    """
+    arithmetic = QuantizedBackend(source, contract, formats)
+    *_, lost = compare(reference, arithmetic, requests, gate=gate, separate=separate)
+    return max(BOUNDS["fp32"], 2 * lost.distance.log_prob)

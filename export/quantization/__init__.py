@@ -1,0 +1,1 @@
+"""Weights and activations in few bits, for ONNX Runtime and for TensorRT."""

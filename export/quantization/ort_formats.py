@@ -1,0 +1,90 @@
+"""Weights of an `ort` graph in few bits: which formats there are, and which of a precision's weights take which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from . import ort_int4, ort_int8
+
+LAYER = re.compile(r"layers\.(\d+)\.")
+CHANNELS = {
+    "MatMul": (1, 1),
+    "Gemm": (1, 0),
+    "Gather": (0, 0),
+}  # where the weight is an operand, and its channels' axis
+
+
+@dataclass(frozen=True, slots=True)
+class OrtFormat:
+    """A way to store the weight of a product, and what the product then computes.
+
+    store: a weight's initializers, its channels (rows of the checkpoint's) along an axis; multiplied: the nodes in the
+    place of a product, over these; linear: the same arithmetic in PyTorch, of a weight [out, in] and a bias [out].
+    """
+
+    store: Callable[[ir.Graph, ir.Value, int], tuple[ir.Value, ...]]
+    multiplied: Callable[[ir.Node, Sequence[ir.Value]], Sequence[ir.Node]]
+    linear: Callable[[Tensor, Tensor | None], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class OrtFormats:
+    """Formats of the layers' weights: of the `inner` ones, and of the first and the last, the `ends`.
+
+    Embedding and head are int8 always: one table where they are tied.
+    """
+
+    inner: OrtFormat
+    ends: OrtFormat
+
+    def of_layer(self, i: int, layers: int) -> OrtFormat:
+        """That of layer i of so many."""
+        return self.ends if i in (0, layers - 1) else self.inner
+
+
+INT8 = OrtFormat(ort_int8.store, ort_int8.multiplied, ort_int8.Int8Linear)
+INT4 = OrtFormat(ort_int4.store, ort_int4.multiplied, ort_int4.Int4Linear)
+# The first and last layers at int8 halve what int4 costs, for a few per cent of a deep model's bytes (LOG.md).
+ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
+
+
+def formats_of(dialect: str, precision: str) -> OrtFormats | None:
+    """How an engine's weights are stored, None where they are not quantised or not in one of these formats."""
+    return ORT_FORMATS.get(precision) if dialect == "ort" else None
+
+
+def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
+    """Stores every matrix that a product or an embedding takes from the checkpoint in its format, in place.
+
+    Expects an fp32 graph of so many layers whose weights are read when they are written (`graph.trace`); the rest
+    stays fp32.
+    """
+    graph, tables = model.graph, dict[ir.Value, tuple[ir.Value, ...]]()
+    for node in tuple(graph):
+        if node.op_type not in CHANNELS or node.domain:
+            continue
+        place, axis = CHANNELS[node.op_type]
+        weight = node.inputs[place]
+        if weight is None or not is_matrix(weight):
+            continue
+        found = LAYER.match(str(weight.name))
+        chosen = formats.of_layer(int(found[1]), layers) if found else INT8
+        if weight not in tables:
+            tables[weight] = chosen.store(graph, weight, axis)
+        new = (ort_int8.looked_up if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    for weight in tables:
+        if weight.uses():
+            raise AssertionError(f"{weight.name} is used as fp32 too")
+        del graph.initializers[str(weight.name)]
+    model.opset_imports[ort_int8.DOMAIN] = 1
+
+
+def is_matrix(value: ir.Value) -> bool:
+    """Whether it is a weight of the checkpoint with two axes."""
+    return isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2

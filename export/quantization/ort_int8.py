@@ -1,0 +1,119 @@
+"""int8 of the `ort` dialect: weights with one scale a channel, activations quantised as they come.
+
+A product becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale for the whole activation; an embedding is
+looked up in its int8 table, a tied head's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from runtime.errors import NumericalError
+
+from .lazy_initializers import Quantized
+
+DOMAIN = "com.microsoft"
+LARGEST = 127  # -128 is left out, so that the range is symmetric
+STEPS = 255  # of an activation's range in uint8
+ROWS = 4096  # quantised at a time, so that a large table takes no second copy in fp32
+
+
+def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
+
+    A scale is its channel's largest |w| / 127, and value * scale lies within half a scale of w; a channel of zeros has
+    the scale 1. Raises NumericalError where a weight is not a finite number.
+    """
+    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without making that
+    if not np.isfinite(largest).all():
+        raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see where")
+    scale = largest / np.float32(LARGEST)
+    scale[scale == 0] = 1  # a channel so small that its scale is no number would be divided by it
+    values = np.empty(weight.shape, np.int8)
+    for first in range(0, len(weight), ROWS):
+        part = slice(first, first + ROWS)
+        divisor = scale[part, None] if axis == 0 else scale
+        np.clip(np.rint(weight[part] / divisor), -LARGEST, LARGEST, out=values[part], casting="unsafe")
+    return values, scale
+
+
+def dequantize(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """The weights fp32 [rows, columns] that quantised ones stand for."""
+    restored: NDArray[np.float32] = values * (scale[:, None] if axis == 0 else scale)
+    return restored
+
+
+def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
+    """Initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
+
+    def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(("int8", "scale"), quantize(numbers, axis), strict=True))
+
+    made = Quantized(weight, parts)
+    shape = made.shape
+    return made.add(graph, "int8", np.int8, shape), made.add(graph, "scale", np.float32, shape[axis : axis + 1])
+
+
+def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+    """In the place of MatMul (weight [in, out]), or of Gemm (weight [out, in], and a bias)."""
+    values, scale = stored
+    before: list[ir.Node] = []
+    bias = None
+    if node.op_type == "Gemm":
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        # ONNX Runtime does this once, when it loads the model.
+        before.append(ir.node("Transpose", [values], {"perm": [1, 0]}))
+        values = before[0].outputs[0]
+    inputs = [node.inputs[0], values, scale, None, bias]
+    return [*before, ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN)]
+
+
+def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+    """In the place of Gather on the rows of an embedding [vocab, hidden]."""
+    (values, scale), ids = stored, node.inputs[1]  # [batch, width]
+    rows = ir.node("Gather", [values, ids])  # int8 [batch, width, hidden]
+    wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
+    scales = ir.node("Gather", [scale, ids])  # [batch, width]
+    last = ir.node("Constant", [], {"value_ints": [-1]})
+    column = ir.node("Unsqueeze", [scales.outputs[0], last.outputs[0]])  # [batch, width, 1]
+    return [rows, wide, scales, last, column, ir.node("Mul", [wide.outputs[0], column.outputs[0]])]
+
+
+def restored(rows: Tensor) -> Tensor:
+    """Rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
+    return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
+
+
+class Int8Linear(nn.Module):
+    """x @ weight.T + bias as `DynamicQuantizeMatMul` computes it; weight [out, in] in int8, one scale a row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        values, scale = quantize(weight.float().numpy(), 0)
+        self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x fp32 [..., in] to fp32 [..., out]."""
+        whole, step = rounded(x)
+        y: Tensor = F.linear(whole, self.values) * (step * self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in whole steps, fp32, and the step, fp32 []: ONNX's DynamicQuantizeLinear, its zero point taken off again.
+
+    The 256 steps span the whole tensor's range and zero, so a row's numbers depend on its neighbours.
+    """
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    step = (high - low) / STEPS
+    step = torch.where(step == 0, 1.0, step)
+    zero = (-low / step).round().clamp(0, STEPS)
+    return ((x / step).round() + zero).clamp(0, STEPS) - zero, step

@@ -1,0 +1,1 @@
+"""TensorRT engines: planned, traced, built and added to a bundle."""

@@ -1,0 +1,127 @@
+"""Builds a planned engine of a graph and adds it, with the graph, to a bundle; needs neither torch nor a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.staging import report_write_errors
+from runtime.bundle import trust_records
+from runtime.bundle.manifest import MANIFEST
+from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, tidy, write
+from runtime.contract import Contract
+from runtime.errors import DeviceError
+
+from .builder import Built, ShowProgress, build_engine
+from .plan import Plan, check_network, name_for, plan_differences
+from .report import BuildReport
+
+
+@dataclass(frozen=True, slots=True)
+class TargetBundle:
+    """A bundle that engines are added to, there already or not, and what all its engines share."""
+
+    path: Path
+    contract: Contract
+    tokenizer: str
+    chat_template: str | None
+    provenance: Mapping[str, Any]
+
+    def bundle(self) -> Bundle | None:
+        """What is there of the same checkpoint; engines of another one go when the first is added."""
+        if not (self.path / MANIFEST).is_file():
+            return None
+        found = read(self.path)
+        mine = self.provenance.get("checkpoint_sha256")
+        return found if found.provenance.get("checkpoint_sha256") == mine else None
+
+    def write(self, engine: Engine, files: Sequence[Path]) -> None:
+        """Adds an engine to it, and remembers that one of TensorRT's was built here."""
+        if engine.build is not None:
+            trust_records.remember_built(sha256(files[0]))
+        write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
+
+
+def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
+    """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
+    bundle = shared.bundle()
+    name, why = name_for(bundle, plan), plan_differences(bundle, plan, onnx)
+    if bundle is None and (shared.path / MANIFEST).is_file():
+        why = ["the bundle is of another checkpoint, whose engines go"]
+    if why:
+        report.say(f"{name}: to be built, {'; '.join(why)}")
+    else:
+        with report_write_errors(shared.path):
+            tidy(shared.path)
+            if bundle is not None and bundle.chat_template != shared.chat_template:  # of other --template-args
+                kept = bundle.engines[-1]
+                files = [shared.path / file for file in kept.files]
+                write(
+                    shared.path, bundle.contract, kept, files, shared.tokenizer, shared.chat_template, bundle.provenance
+                )
+        report.engine(name, "as it should be, nothing to build", built=False)
+    return bool(why)
+
+
+def add(
+    shared: TargetBundle,
+    plan: Plan,
+    graph: Sequence[Path],
+    parity: Mapping[str, Any],
+    folder: Path,
+    report: BuildReport,
+) -> None:
+    """Builds the engine and adds it; where a check fails, the bundle stays as it is.
+
+    graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
+    """
+    started, cache = time.perf_counter(), "delta" if plan.graph.dialect == "plain" else shared.contract.cache
+    contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
+    try:
+        with shown() as progress:
+            made = build_engine(graph[0], contract, plan.profiles, plan.settings, progress)
+    except DeviceError as error:
+        report.check("engine", False, str(error))
+        return
+    if not _checked(plan, contract, made, report):
+        return
+    name, build_of = name_for(shared.bundle(), plan), plan.build(graph[0].name, made.decomposed)
+    with report_write_errors(shared.path):
+        file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
+        file.write_bytes(made.content)
+        shared.write(plan.engine(name, file.name, parity, build_of), [file, *graph])
+    seconds, size = round(time.perf_counter() - started, 3), len(made.content)
+    values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
+    report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
+
+
+def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
+    network = made.network
+    wrong = check_network(plan, network, contract.layers, contract.attention == "full")
+    found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
+    found += f", {network.updates} cache updates"
+    if made.decomposed:
+        found += "; no fused kernel for this attention, so it is decomposed, which is slower"
+    return report.check("network", wrong is None, wrong or found)
+
+
+@contextmanager
+def shown() -> Iterator[ShowProgress | None]:
+    """Shows how far the builder is, on a terminal, on one line that is gone afterwards."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(phase: str, done: int, steps: int) -> None:
+        print(f"\r{phase[:60]}: {done} of {steps}\033[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)

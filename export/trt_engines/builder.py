@@ -1,0 +1,229 @@
+"""Builds TensorRT engines of step graphs through Polygraphy, in both flavours, and parses graphs without building."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.contract import Contract
+from runtime.errors import DeviceError
+
+from .parsed_network import Network, inspect, without_unit_scales
+from .targets import libraries
+
+NEEDS_DECOMPOSING = "dedicated kernel"  # what TensorRT says of an attention that it has no fused kernel for
+Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, one pair a profile
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderSettings:
+    """What a build is told beside the graph.
+
+    flavor: tensorrt | rtx; targets: compute capabilities such as 89, TensorRT for RTX alone, none for the GPU at hand;
+    workspace: MiB, None for the library's limit; optimization: the builder's level 0 to 5, None for its default;
+    version_compatible, hardware_compatible: whether later versions and other GPUs since Ampere may load the engine;
+    timing_cache: a file that is read and added to.
+    """
+
+    flavor: str
+    targets: tuple[int, ...] = ()
+    workspace: int | None = None
+    optimization: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine's bytes, the network it is of, and whether its attention was taken apart for want of a fused kernel."""
+
+    content: memoryview
+    network: Network
+    decomposed: bool
+
+
+ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
+    """The widths that decoding meets: a block (the hot one), two for a fused commit, and prefills in buckets.
+
+    max_prompt: of a prefill, all that the capacity leaves room for by default. A model without a cache has one range.
+    """
+    if contract.attention == "full":
+        return ((contract.canvas + 1, capacity),)
+    block = contract.block
+    widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill has the first canvas behind it
+    fixed = [(width, width) for width in (block, 2 * block) if width <= capacity]
+    edges, edge = [], max(128, 2 * block)
+    while edge < widest:
+        edges.append(edge)
+        edge *= 4
+    return (*fixed, *zip([1, *(edge + 1 for edge in edges)], [*edges, widest], strict=True))
+
+
+def build_engine(
+    model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
+) -> Built:
+    """Parses a step graph and builds its engine. contract: with the engine's own capacity, batch and cache.
+
+    Raises DeviceError, in TensorRT's words, where the graph is not taken or no engine comes of it.
+    """
+    trt, polygraphy = libraries(settings.flavor)
+    with overheard() as said, native_output():
+        try:
+            content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, False)
+            return Built(content, network, False)
+        except polygraphy.exception.PolygraphyException as error:
+            reason = error_text(said, error)
+        if NEEDS_DECOMPOSING not in reason:
+            raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
+        said.clear()
+        try:
+            content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, True)
+        except polygraphy.exception.PolygraphyException as error:
+            raise DeviceError(f"TensorRT does not build {model.name}: {error_text(said, error)}") from None
+        return Built(content, network, True)
+
+
+def parse_network(model: Path, flavor: str) -> Network:
+    """What TensorRT's parser makes of a graph, without building it. Raises DeviceError where it does not take it."""
+    trt, polygraphy = libraries(flavor)
+    with overheard() as said, native_output():
+        try:
+            _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
+        except polygraphy.exception.PolygraphyException as error:
+            raise DeviceError(f"TensorRT does not take {model.name}: {error_text(said, error)}") from None
+        return inspect(trt, network)
+
+
+def _build(
+    trt: Any, polygraphy: Any, model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings,
+    progress: ShowProgress | None, decompose: bool,
+) -> tuple[memoryview, Network]:  # fmt: skip
+    loaders = polygraphy.backend.trt
+    builder, network, parser = loaders.network_from_onnx_path(str(model), strongly_typed=True)
+    found = inspect(trt, network)
+    without_unit_scales(trt, network)
+    if decompose:
+        loaders.set_decomposable_attentions((builder, network, parser))
+    config = configuration(trt, settings, profiles, contract, network, progress)
+    cache = str(settings.timing_cache) if settings.timing_cache else None
+    content = loaders.engine_bytes_from_network((builder, network), config, save_timing_cache=cache)
+    return memoryview(content).cast("B"), found  # TensorRT's own memory, not copied: it is as large as the weights
+
+
+def configuration(
+    trt: Any,
+    settings: BuilderSettings,
+    profiles: Profiles,
+    contract: Contract,
+    network: Any,
+    progress: ShowProgress | None,
+) -> Callable[..., Any]:
+    """Polygraphy's loader of the builder's configuration."""
+    from polygraphy.backend.trt import CreateConfig, Profile
+
+    common: dict[str, Any] = {"profiles": []}
+    for least, most in profiles:
+        profile = Profile()
+        for name, shapes in shapes_of(network, contract, least, most):
+            profile.add(name, *shapes)
+        common["profiles"].append(profile)
+    if settings.workspace is not None:
+        common["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: settings.workspace << 20}
+    if progress is not None:
+        common["progress_monitor"] = monitor(trt, progress)
+    if settings.flavor == "rtx":
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        capabilities = [divmod(target, 10) for target in settings.targets]
+        made: Callable[..., Any] = CreateConfigRTX(
+            compute_capabilities=capabilities or None, use_gpu=not capabilities, **common
+        )
+        return made
+    common |= {"builder_optimization_level": settings.optimization, "version_compatible": settings.version_compatible}
+    if settings.hardware_compatible:
+        common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    cache = settings.timing_cache
+    made = CreateConfig(load_timing_cache=str(cache) if cache and cache.is_file() else None, **common)
+    return made
+
+
+def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
+    """The least, usual and most shape of each input with an open axis; `rows` is always a block: the host fills it."""
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            widths = [contract.block] * 3 if tensor.name == "rows" else [least, most, most]
+            yield tensor.name, [[width if size == -1 else size for size in shape] for width in widths]
+
+
+def monitor(trt: Any, progress: ShowProgress) -> Any:
+    """TensorRT's progress monitor over a function."""
+    phases: dict[str, int] = {}
+
+    def start(self: Any, phase: str, parent: str | None, steps: int) -> None:
+        phases[phase] = steps
+        progress(phase, 0, steps)
+
+    def step(self: Any, phase: str, done: int) -> bool:
+        progress(phase, done + 1, phases[phase])
+        return True
+
+    def finish(self: Any, phase: str) -> None:
+        progress(phase, phases[phase], phases[phase])
+
+    body: dict[str, Any] = {"phase_start": start, "step_complete": step, "phase_finish": finish}
+    body["__init__"] = lambda self: trt.IProgressMonitor.__init__(self)
+    return type("Monitor", (trt.IProgressMonitor,), body)()
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """The errors that TensorRT and Polygraphy report meanwhile, which otherwise are printed; warnings are dropped."""
+    from polygraphy.logger import G_LOGGER
+
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    before, colors = G_LOGGER.use_python_logging_system, G_LOGGER.colors
+    G_LOGGER.use_python_logging_system, G_LOGGER.colors = True, False
+    logger = G_LOGGER.python_logger
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Polygraphy calls what TensorRT for RTX calls deprecated
+            yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+        G_LOGGER.use_python_logging_system, G_LOGGER.colors = before, colors
+
+
+@contextmanager
+def native_output() -> Iterator[None]:
+    """What native code prints to stdout goes to stderr: with --json, stdout holds one object and nothing else."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def error_text(said: Sequence[str], error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(" ".join(said or [str(error)]).split())[:400]

@@ -1,0 +1,82 @@
+"""From a copied bundle's ONNX graphs to engines in it, on the machine that runs them: no torch, no checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from export.staging import working_folder
+from runtime.bundle.store import Bundle, Engine, read, verify_files
+from runtime.contract import Contract
+from runtime.errors import UserError
+
+from .add_to_bundle import TargetBundle, add, missing
+from .builder import parse_network
+from .plan import Asked, Plan, planned
+from .report import BuildReport
+from .targets import TrtLibrary
+
+
+def from_bundle(args: argparse.Namespace, library: TrtLibrary, report: BuildReport) -> Path:
+    """Builds what the bundle lacks, of the graphs in it; its path. Raises UserError where none is for this TensorRT."""
+    bundle = read(args.bundle)
+    text = bundle.tokenizer.read_text(encoding="utf-8")
+    shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
+    left_out: list[UserError] = []
+    found = graphs(bundle, library.dialects() if args.dialect == "auto" else (args.dialect,), args.precision)
+    for origin in found:
+        files = [bundle.path / name for name in graph_files(origin)]
+        verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
+        try:
+            plan = plan_of(origin, files[0], bundle.contract, args, library)
+        except UserError as error:
+            left_out.append(error)
+            if len(left_out) == len(found):  # there is nothing that runs here
+                raise
+            report.left_out(origin.name, str(error))
+            continue
+        if missing(shared, plan, report, files[0].name):
+            with working_folder(bundle.path) as folder:
+                add(shared, plan, files, origin.parity, folder, report)
+    return bundle.path
+
+
+def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
+    """An engine of each graph that is to be built, of the first of the dialects that is there.
+
+    Raises UserError naming what there is where there is none.
+    """
+    for dialect in dialects:
+        found: dict[str, Engine] = {}
+        for engine in bundle.engines:
+            if engine.dialect == dialect and precision in (None, engine.precision):
+                found.setdefault(graph_files(engine)[0], engine)
+        if found:
+            return [*found.values()]
+    there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
+    wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
+    raise UserError(
+        f"{bundle.path} has no graph {wanted}, it has {there}; write it where the checkpoint is: python -m "
+        f"export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+        + (f" --precision {precision}" if precision else "")
+    )
+
+
+def graph_files(engine: Engine) -> list[str]:
+    """The files of an engine's graph, the .onnx file first."""
+    onnx = engine.build.onnx if engine.build else engine.model
+    return [onnx, *(name for name in engine.files if name.endswith(".data"))]
+
+
+def plan_of(origin: Engine, file: Path, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
+    """The plan for a graph that is there; what of it the manifest does not say is read from the graph."""
+    if (known := origin.build) is not None:
+        recipe = known.options.get("graph", {})
+        asked = Asked(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)
+    else:
+        network = parse_network(file, library.flavor)
+        capacity = network.capacity or contract.capacity
+        asked = Asked(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
+    return planned(asked, contract, args, library)

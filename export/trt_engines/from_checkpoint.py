@@ -1,0 +1,120 @@
+"""From a checkpoint to a bundle with TensorRT engines in it: traced, proved, built, one engine for each capacity."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export.bundle_contract import check_template, default_out, exported_contract
+from export.provenance import EXPORTER, provenance
+from export.staging import report_write_errors, working_folder
+from runtime.bundle.store import Bundle, Engine, check_place
+from runtime.contract import Contract
+from runtime.errors import UserError
+from train import open_checkpoint
+from train.checkpoint import Checkpoint
+from train.cli_options import overrides_of
+from train.torch_backend import limit_threads
+
+from .add_to_bundle import TargetBundle, add, missing
+from .graphs import GraphRecipe, Graphs
+from .plan import Asked, Plan, planned
+from .report import BuildReport
+from .targets import TrtLibrary
+
+PRECISION = "fp16"  # by default: in fp32 there is no fused attention
+
+
+def from_checkpoint(args: argparse.Namespace, library: TrtLibrary | None, report: BuildReport) -> Path:
+    """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
+    limit_threads()
+    source, out = open_checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    check_template(source)
+    contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
+    if contracts[0].attention == "full" and (args.batch or 1) > 1:
+        raise UserError(
+            f"--batch is {args.batch}, but a full model sees all that it is given, also what pads a shorter sequence; "
+            "give 1"
+        )
+    origin = provenance(args.ckpt, overrides_of(args), source.model)
+    shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
+    if (there := shared.bundle()) is not None:
+        shared = replace(shared, contract=beside(there, shared.contract))
+    for contract in contracts:
+        recipe = recipe_of(args, library)
+        if library is None:
+            export_one(source, contract, recipe, shared, None, report)
+            continue
+        plan = planned(asked(recipe, contract), contract, args, library)
+        if missing(shared, plan, report):
+            export_one(source, contract, recipe, shared, plan, report)
+    return out
+
+
+def beside(there: Bundle, contract: Contract) -> Contract:
+    """The contract that engines of that capacity have among those of a bundle: its longest.
+
+    Raises UserError where they would be longer: what stays there may end where the bundle says.
+    """
+    longest = there.contract.capacity
+    if contract.capacity > longest:
+        raise UserError(
+            f"{there.path} was exported with a capacity of {longest}, {contract.capacity} is more; give --capacity "
+            f"{longest} or less, or --out another bundle"
+        )
+    return replace(contract, capacity=longest)
+
+
+def recipe_of(args: argparse.Namespace, library: TrtLibrary | None) -> GraphRecipe:
+    dialect = library.dialects()[0] if library is not None and args.dialect == "auto" else args.dialect
+    return GraphRecipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
+
+
+def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
+    """The graph of a recipe, as plans know it."""
+    dtype = str(recipe.dtype).removeprefix("torch.")
+    top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
+    values = recipe.values(EXPORTER) | top
+    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, values)
+
+
+def export_one(
+    source: Checkpoint,
+    contract: Contract,
+    recipe: GraphRecipe,
+    shared: TargetBundle,
+    plan: Plan | None,
+    report: BuildReport,
+) -> None:
+    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one.
+
+    Raises UserError before the work where the bundle would not take it.
+    """
+    engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
+    with report_write_errors(shared.path):
+        check_place(shared.path, shared.contract, engine, shared.provenance)
+    graphs = Graphs(source, contract, recipe)
+    with working_folder(shared.path) as folder:
+        with report_write_errors(shared.path):
+            ranges = graphs.calibrate(folder)
+            files = graphs.write(folder, ranges)
+        parity: dict[str, Any] = {}
+        for check in graphs.prove(files[0], folder, ranges):
+            parity[check.name] = check.detail
+            if not report.check(check.name, check.ok, check.detail):
+                return
+        if plan is not None:
+            add(shared, plan, files, parity, folder, report)
+        else:
+            with report_write_errors(shared.path):
+                shared.write(replace(engine, model=files[0].name, parity=parity), files)
+                report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
+
+
+def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:
+    """A graph as an engine of the bundle, which ONNX Runtime's CPU may run and TensorRT is to be built of."""
+    batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
+    name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
+    return Engine(name, recipe.dialect, recipe.precision, "any", None, "", {}, {})

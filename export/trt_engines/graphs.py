@@ -1,0 +1,132 @@
+"""The step graph for TensorRT in every precision: traced from a checkpoint, calibrated, proved under ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from export.graph.graph_writer import write_graph
+from export.graph.step_graph import trace
+from export.proof.compare import Check
+from export.proof.held_out import held_out_requests
+from export.proof.prove import check_onnx, prove
+from export.quantization.activation_ranges import measure, watch
+from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
+from runtime.bundle.store import sha256
+from runtime.contract import Contract
+from runtime.errors import UserError
+from train.checkpoint import Checkpoint
+from train.data.prompts import of_checkpoint
+from train.tasks import jsonl
+
+UNQUANTIZED_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}  # precisions that quantise nothing
+Ranges = Mapping[str, float]
+PROMPTS = 64  # of a --data file that int8 is calibrated with
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRecipe:
+    """What a graph is made of. batch: sequences of a forward; data: a JSON-lines file that int8-static is calibrated
+    with, None for other precisions."""
+
+    dialect: str
+    precision: str
+    batch: int
+    data: Path | None
+
+    @property
+    def format(self) -> str | None:
+        """How its weights are quantised."""
+        return None if self.precision in UNQUANTIZED_DTYPES else self.precision.removesuffix("-static")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights that are not quantised, heads and cache."""
+        return UNQUANTIZED_DTYPES.get(self.precision, torch.float16)
+
+    def values(self, exporter: int) -> dict[str, object]:
+        """Plain values that tell one graph of a checkpoint from another."""
+        return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
+
+
+class Graphs:
+    """The graphs of one recipe, traced once. contract: with the capacity and the count of top tokens that they get."""
+
+    def __init__(self, source: Checkpoint, contract: Contract, recipe: GraphRecipe) -> None:
+        self.source, self.contract, self.recipe = source, contract, recipe
+        self._traced: dict[int, ir.Model] = {}  # by batch
+
+    def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
+        stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
+        return write_graph(self._quantized(self.recipe.batch, ranges, dense=False), folder, stem)
+
+    def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
+        """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
+        return write_graph(self._quantized(1, ranges, dense=True), folder, "dense")
+
+    def calibrate(self, folder: Path) -> Ranges | None:
+        """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
+
+        Raises UserError for a file that holds no prompts, or too long ones.
+        """
+        if self.recipe.data is None:
+            return None
+        try:
+            problems = jsonl.read(self.recipe.data)[:PROMPTS]
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
+        requests = held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
+        watched = self._trace(1)
+        watch(watched)
+        files = write_graph(watched, folder, "watched")
+        try:
+            return measure(files[0], self.contract, requests)
+        finally:
+            for file in files:
+                file.unlink()
+
+    def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
+        """The checks of `proof.prove.prove`, of the graph in `file` or its dequantized form; bf16 has to be ONNX."""
+        recipe = self.recipe
+        if recipe.precision == "bf16":
+            yield check_onnx(file)
+            yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
+            return
+        if recipe.format is None and recipe.batch == 1:
+            yield from prove(self.source, self.contract, file, recipe.precision)
+            return
+        yield check_onnx(file)
+        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
+        dense = self.write_dense(folder, ranges)
+        for check in prove(self.source, self.contract, dense[0], recipe.precision):
+            if check.name != "graph":
+                yield replace(check, detail=f"with {' and '.join(what)}: {check.detail}")
+        for left in dense:
+            left.unlink()
+
+    def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
+        model = self._trace(batch)
+        if self.recipe.format is not None:
+            quantize_for_trt(model, self.recipe.format, dense)
+            quantize_activations(model, ranges or {})
+        return model
+
+    def _trace(self, batch: int) -> ir.Model:
+        """A copy of the traced graph, to be changed."""
+        recipe, capacity = self.recipe, self.contract.capacity
+        if batch not in self._traced:
+            self._traced[batch] = trace(
+                self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch,
+                top_k=self.contract.top_k,
+            )  # fmt: skip
+        return self._traced[batch].clone()

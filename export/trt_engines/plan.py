@@ -1,0 +1,153 @@
+"""An engine that is wanted: what it is built of, what it is called, how one that is there already differs from it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runtime.bundle.store import Build, Bundle, Engine, verify_files
+from runtime.contract import Contract
+from runtime.engines.trt.cuda import load_cuda
+from runtime.errors import UserError
+
+from .builder import BuilderSettings, Profiles, profiles_for
+from .parsed_network import Network
+from .targets import TrtLibrary, check_precision, choose_targets
+
+AMPERE = 80  # the least compute capability of engines that are not bound to one
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A graph that an engine is wanted of. dtype: of its cache; recipe: what it was made with beside the checkpoint,
+    plain values."""
+
+    dialect: str
+    precision: str
+    capacity: int
+    batch: int
+    dtype: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One engine of a graph. target: as the manifest has it, such as `sm86,sm89`; device: the GPU that it is bound to,
+    or None."""
+
+    graph: Asked
+    profiles: Profiles
+    target: str
+    device: str | None
+    library: TrtLibrary
+    settings: BuilderSettings
+
+    def build(self, onnx: str, decomposed: bool = False) -> Build:
+        """What the manifest says of it. onnx: the graph's file; decomposed: see `trt_build.Built`."""
+        settings, graph = self.settings, self.graph
+        options = {
+            "workspace": settings.workspace, "optimization": settings.optimization,
+            "hardware_compatible": settings.hardware_compatible, "decomposed": decomposed, "graph": graph.recipe,
+        }  # fmt: skip
+        return Build(
+            self.library.flavor, self.library.version, settings.version_compatible, self.device, self.profiles,
+            graph.capacity, graph.batch, graph.dtype, onnx, options,
+        )  # fmt: skip
+
+    def engine(self, name: str, model: str, parity: Mapping[str, Any], build: Build) -> Engine:
+        graph = self.graph
+        return Engine(name, graph.dialect, graph.precision, self.target, None, model, {}, dict(parity), build)
+
+    def stem(self) -> str:
+        """What its files are called before their hash."""
+        flavor = "rtx-" if self.library.flavor == "rtx" else ""
+        targets = self.target.replace("+", "plus").split(",")
+        target = "-".join(targets if len(targets) <= 3 else (targets[0], targets[-1]))
+        batch = f"-b{self.graph.batch}" if self.graph.batch > 1 else ""
+        return f"{self.graph.dialect}-{self.graph.precision}-{flavor}{target}-{self.graph.capacity}{batch}"
+
+
+def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
+    """The engine of a graph for the GPUs that the options name, or the one at hand.
+
+    Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
+    """
+    settings = BuilderSettings(
+        library.flavor, choose_targets(library, asked.precision, args.compute_capability), args.workspace,
+        args.optimization_level, args.version_compatible, args.hardware_compatibility, args.timing_cache,
+    )  # fmt: skip
+    profiles = profiles_for(contract, asked.capacity, args.max_prompt)
+    if settings.targets:
+        return Plan(asked, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
+    gpu = load_cuda().gpu()
+    if gpu is None:
+        raise UserError(
+            "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
+            "--bundle, or give --flavor rtx"
+        )
+    if settings.hardware_compatible:  # for all from Ampere on, and the builder measures on one of them
+        least = min(gpu.capability, AMPERE)
+        check_precision(asked.precision, least, library.flavor)
+        if least < AMPERE:
+            raise UserError(f"--hardware-compatibility needs a GPU from SM{AMPERE} on, here is SM{least}; leave it out")
+        return Plan(asked, profiles, f"sm{AMPERE}+", None, library, settings)
+    check_precision(asked.precision, gpu.capability, library.flavor)
+    return Plan(asked, profiles, f"sm{gpu.capability}", gpu.name, library, settings)
+
+
+def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:
+    """The engine of a bundle that the plan would replace."""
+    wanted = plan.engine("wanted", "", {}, plan.build("")).key
+    return next((engine for engine in bundle.engines if engine.key == wanted), None) if bundle else None
+
+
+def name_for(bundle: Bundle | None, plan: Plan) -> str:
+    """What the engine is called: as the one it replaces, or by its stem, numbered where another has that name."""
+    if (found := find_engine(bundle, plan)) is not None:
+        return found.name
+    taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.stem()
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
+
+
+def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
+    """Why the engine has to be built, in words; none where the bundle has it as it is wanted.
+
+    onnx: the graph that it is to be of, where that is known before it is made.
+    """
+    found = find_engine(bundle, plan)
+    if bundle is None or found is None or found.build is None:
+        return ["the bundle has none like it"]
+    old, new = asdict(found.build), asdict(plan.build(onnx or found.build.onnx))
+    old_options, new_options = ({**values.pop("options")} for values in (old, new))
+    for options in (old_options, new_options):
+        del options["decomposed"]  # what came of a build, not what it was told
+    old, new = flat(old | old_options), flat(new | new_options)
+    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    wrong = [f"{name} is {old.get(name)}, now {new.get(name)}" for name in changed]
+    try:
+        verify_files(bundle, found, "always")
+    except UserError as error:
+        wrong.append(str(error).split(";")[0])
+    return wrong
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid open: {"graph": {"exporter": 1}} as {"graph.exporter": 1}."""
+    laid: dict[str, Any] = {}
+    for name, value in values.items():
+        laid |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+    return laid
+
+
+def check_network(plan: Plan, network: Network, layers: int, full: bool) -> str | None:
+    """What is wrong with what the parser made of the graph, None where it is as the dialect has it."""
+    attentions = layers if plan.graph.dialect == "trt" else 0
+    masked, updates = (0, 0) if full else (attentions, 2 * attentions)
+    wanted = {"attentions": attentions, "masked": masked, "updates": updates}
+    for name, count in wanted.items():
+        if (got := getattr(network, name)) != count:
+            return f"{got} {name} in the network, expected {count}"
+    return None if network.strongly_typed else "the network is not strongly typed"

@@ -1,0 +1,142 @@
+"""What is there to build with and for: the TensorRT installed, the GPUs it builds for, the precisions those can run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from runtime.engines.trt.engine import INSTALL
+from runtime.errors import UserError
+
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
+LEAST_CAPABILITY = {
+    "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
+}  # the compute capability from which a precision runs  # fmt: skip
+RTX_FP32 = 80  # TensorRT for RTX has no fp32 product for older ones
+FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there
+JETSON = Path("/etc/nv_tegra_release")
+
+
+@dataclass(frozen=True, slots=True)
+class TrtLibrary:
+    """A TensorRT that is installed: its flavour, its version, and for RTX the compute capabilities it can build for."""
+
+    flavor: str
+    version: str
+    capabilities: tuple[int, ...]
+
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects of the step graph that it takes, the better one first."""
+        number = tuple(int(part) for part in self.version.split(".")[:2])
+        return ("trt", "plain") if self.flavor == "rtx" or number >= FIRST_TRT else ("plain",)
+
+
+def find_library(flavor: str) -> TrtLibrary:
+    """The TensorRT of a flavour; for `auto` the standard one, or else the one for RTX, which needs no GPU to build.
+
+    Raises UserError with the line that installs it where there is none.
+    """
+    wanted = tuple(MODULES) if flavor == "auto" else (flavor,)
+    found = [each for each in wanted if find_spec(MODULES[each]) is not None]
+    if not found:
+        names = " or ".join(MODULES[each] for each in wanted)
+        raise UserError(f"no TensorRT is installed here ({names}); {install_line(wanted[-1])}")
+    trt, _ = libraries(found[0])
+    return TrtLibrary(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
+
+
+def libraries(flavor: str) -> tuple[Any, Any]:
+    """The TensorRT module of a flavour and Polygraphy set to it. Raises UserError where either is missing.
+
+    Polygraphy takes its flavour from the environment, once in a process.
+    """
+    rtx = flavor == "rtx"
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
+    try:
+        if rtx:
+            import tensorrt_rtx as trt
+        else:
+            import tensorrt as trt
+        import polygraphy.backend.trt
+        import polygraphy.config
+        import polygraphy.exception
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+        raise UserError(f"{MODULES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
+    if rtx != getattr(polygraphy.config, "USE_TENSORRT_RTX", False):
+        raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
+    return trt, polygraphy
+
+
+def install_line(flavor: str) -> str:
+    """How to get a TensorRT on this machine."""
+    if JETSON.exists():
+        return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return "TensorRT is for Linux on x86_64 and aarch64; build there"
+    return INSTALL[flavor]
+
+
+def capabilities(trt: Any) -> tuple[int, ...]:
+    """The compute capabilities, such as 89, that a TensorRT for RTX knows."""
+    names = [name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    return tuple(sorted(int(name) for name in names))
+
+
+def check_library(library: TrtLibrary, args: argparse.Namespace) -> None:
+    """Raises UserError for options that the installed TensorRT does not have."""
+    if library.flavor == "rtx":
+        for name in ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache"):
+            if getattr(args, name) not in (None, False):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for standard TensorRT, here is the one for RTX; leave it out"
+                )
+    if args.dialect == "trt" and "trt" not in library.dialects():
+        raise UserError(
+            f"the dialect trt needs TensorRT {'.'.join(map(str, FIRST_TRT))}, here is {library.version}; "
+            "give --dialect plain"
+        )
+
+
+def least_capability(precision: str, flavor: str) -> int:
+    return (
+        max(LEAST_CAPABILITY[precision], RTX_FP32)
+        if (precision, flavor) == ("fp32", "rtx")
+        else LEAST_CAPABILITY[precision]
+    )
+
+
+def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
+    """The compute capabilities to build for: those asked for, or all that this TensorRT for RTX has for the precision.
+
+    Raises UserError, by name, for one that it does not know or that cannot run the precision.
+    """
+    least = least_capability(precision, library.flavor)
+    if library.flavor != "rtx":
+        if asked:
+            raise UserError(
+                "--compute-capability is for TensorRT for RTX; the standard one builds for the GPU here, leave it out"
+            )
+        return ()
+    for target in asked:
+        if target not in library.capabilities:
+            known = ", ".join(map(str, library.capabilities))
+            raise UserError(f"TensorRT for RTX {library.version} does not build for SM{target}; it knows {known}")
+        check_precision(precision, target, library.flavor)
+    return tuple(sorted(set(asked))) or tuple(each for each in library.capabilities if each >= least)
+
+
+def check_precision(precision: str, target: int, flavor: str) -> None:
+    """Raises UserError where a GPU of that compute capability cannot run the precision."""
+    least = least_capability(precision, flavor)
+    if target < least:
+        instead = next(each for each in ("int4", "int8", "fp16") if least_capability(each, flavor) <= target)
+        raise UserError(
+            f"{precision} needs a GPU of compute capability {least} or newer, and SM{target} is to run it; give "
+            f"--precision {instead}, or build for a newer GPU"
+        )

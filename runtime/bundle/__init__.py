@@ -1,0 +1,1 @@
+"""Bundles on disk: the manifest, the files that it names, and what this machine remembers of them."""

@@ -1,0 +1,257 @@
+"""What a bundle's manifest says, read strictly: the contract, the engines and how they were made, their files' hashes.
+
+manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
+parity, and for TensorRT's build}], tokenizer: {file, sha256}, chat_template: {file, sha256} or null, provenance}.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..contract import Contract, GateSpec, parse_contract, parse_gate
+from ..errors import UserError
+from . import strict_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+KEYS = {"format", "contract", "engines", "tokenizer", "chat_template", "provenance"}
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
+SHA256 = re.compile(r"[0-9a-f]{64}")
+FLAVORS = ("tensorrt", "rtx")
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
+TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published ones have some ten thousand
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How a TensorRT engine was made, as far as it decides where and how it runs.
+
+    flavor: tensorrt | rtx (TensorRT for RTX); version: of that library; version_compatible: whether later versions
+    load it too; device: the GPU model that it is bound to, None where its compute capability is enough; profiles:
+    least and most tokens of a forward in each of its optimisation profiles; capacity: positions of its cache; batch:
+    sequences of a forward; dtype: of the cache; onnx: which of the engine's files it was built from; options: plain
+    values that only whoever builds it again needs.
+    """
+
+    flavor: str
+    version: str
+    version_compatible: bool
+    device: str | None
+    profiles: tuple[tuple[int, int], ...]
+    capacity: int
+    batch: int
+    dtype: str
+    onnx: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One way to run the model.
+
+    target: `cpu`, `any` for a graph that TensorRT is to build of, or the compute capabilities it was built for (`sm89`,
+    `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's, since quantisation shifts confidences;
+    model: the file to load; files: all its files with their sha256; parity: what was measured against PyTorch when it
+    was made; build: where the file is TensorRT's, None where it is an ONNX graph.
+    """
+
+    name: str
+    dialect: str
+    precision: str
+    target: str
+    gate: GateSpec | None
+    model: str
+    files: dict[str, str]
+    parity: dict[str, Any]
+    build: Build | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What an engine of a bundle is, and another one with the same replaces it."""
+        build = self.build
+        own = (build.flavor, build.device, build.capacity, build.batch) if build else (self.name,)
+        return (self.dialect, self.precision, self.target, *own)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        values = asdict(self)
+        if self.build is None:
+            del values["build"]  # as in the manifests from before there were any
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A manifest that was read and found whole. texts: tokenizer and chat template with their sha256."""
+
+    path: Path
+    contract: Contract
+    engines: tuple[Engine, ...]
+    tokenizer: Path
+    chat_template: str | None
+    texts: dict[str, str]
+    provenance: dict[str, Any]
+
+    def engine(self, name: str | None = None) -> Engine:
+        """The first engine of those that `matching` finds."""
+        return self.matching(name)[0]
+
+    def matching(self, name: str | None = None) -> tuple[Engine, ...]:
+        """The engine of that name, or else all of that kind: a dialect, or `trt` for TensorRT's of any dialect.
+
+        By default those for ONNX Runtime. Raises UserError listing the engines where there is none.
+        """
+        kind = "ort" if name is None else name
+        found = [e for e in self.engines if e.name == kind]
+        found = found or [e for e in self.engines if (e.build is not None if kind == "trt" else e.dialect == kind)]
+        if not found and kind == "trt" and any(e.dialect != "ort" for e in self.engines):
+            raise UserError(
+                f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
+                f"it: python -m export.trt --bundle {self.path}"
+            )
+        if not found:
+            wanted = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
+            names = ", ".join(e.name for e in self.engines)
+            raise UserError(f"{self.path} has no {wanted}; it has {names}: name one with --engine, or export it")
+        return tuple(found)
+
+
+def read(path: Path) -> Bundle:
+    """The bundle at `path`; its engines are not read (see `verify_files`). Raises UserError for anything unexpected."""
+    manifest = path / MANIFEST
+    if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
+        raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
+    regular(manifest)
+    try:
+        values = strict_json.read(manifest)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{manifest} cannot be read ({error}); export the bundle again") from None
+    return parse(path, values)
+
+
+def parse(path: Path, values: Any) -> Bundle:
+    """The bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
+    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+        found = values["format"]
+        raise UserError(
+            f"{path} has format {found!r}; this version reads formats up to {FORMAT}; install the version that wrote "
+            "it, or export it again: python -m export.onnx"
+        )
+    _exactly(values, KEYS, "manifest")
+    contract = parse_contract(values["contract"])
+    if not isinstance(values["engines"], list) or not values["engines"]:
+        raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
+    engines = tuple(_engine(entry) for entry in values["engines"])
+    if len({engine.name for engine in engines}) != len(engines):
+        raise UserError("manifest.engines has two engines of one name; export the bundle again")
+    for gate in (engine.gate for engine in engines if engine.gate is not None and engine.gate.rule != "count"):
+        gate.check_threshold(gate.threshold, contract.vocab)
+    texts = [_text(values["tokenizer"], "tokenizer")]
+    if values["chat_template"] is not None:
+        texts.append(_text(values["chat_template"], "chat_template"))
+    if not isinstance(values["provenance"], dict):
+        raise UserError("manifest.provenance is not an object; export the bundle again")
+    template = _template(path / texts[1][0]) if len(texts) > 1 else None
+    return Bundle(path, contract, engines, path / texts[0][0], template, dict(texts), values["provenance"])
+
+
+def _engine(values: Any) -> Engine:
+    optional = {"build"} & values.keys() if isinstance(values, dict) else set()
+    _exactly(values, {field.name for field in fields(Engine)} - {"build"} | optional, "manifest.engines")
+    for name in ("name", "dialect", "precision", "target", "model"):
+        _a_text(values, name, "manifest.engines")
+    if not isinstance(values["files"], dict) or not isinstance(values["parity"], dict):
+        raise UserError("manifest.engines: files and parity have to be objects; export the bundle again")
+    files = dict(_text({"file": name, "sha256": digest}, "engines") for name, digest in values["files"].items())
+    if values["model"] not in files:
+        raise UserError(f"manifest.engines: model {values['model']!r} is not among its files; export the bundle again")
+    gate = None if values["gate"] is None else parse_gate(values["gate"])
+    build = _build(values["build"], files) if optional else None
+    suffix = ".onnx" if build is None else ".engine"
+    if not values["model"].endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
+        raise UserError(f"manifest.engines: model {values['model']!r} is no {suffix} file; export the bundle again")
+    return Engine(**{**values, "gate": gate, "files": files, "build": build})
+
+
+def _build(values: Any, files: dict[str, str]) -> Build:
+    place = "manifest.engines.build"
+    _exactly(values, {field.name for field in fields(Build)}, place)
+    for name in ("flavor", "version", "dtype", "onnx"):
+        _a_text(values, name, place)
+    if values["flavor"] not in FLAVORS or values["dtype"] not in CACHE_DTYPES:
+        raise UserError(
+            f"{place} is of {values['flavor']!r} with a cache of {values['dtype']!r}; expected one of "
+            f"{', '.join(FLAVORS)} and one of {', '.join(CACHE_DTYPES)}"
+        )
+    if not isinstance(values["version_compatible"], bool) or not isinstance(values["device"], str | None):
+        raise UserError(f"{place}: version_compatible has to be true or false, device a text or null")
+    if values["onnx"] not in files:
+        raise UserError(f"{place}: onnx {values['onnx']!r} is not among the engine's files; export the bundle again")
+    if not isinstance(values["options"], dict):
+        raise UserError(f"{place}: options have to be an object; export the bundle again")
+    profiles = values["profiles"]
+    whole = isinstance(profiles, list) and profiles and all(isinstance(p, list) and len(p) == 2 for p in profiles)
+    numbers = [values["capacity"], values["batch"], *(n for p in profiles for n in p)] if whole else [None]
+    if not all(type(n) is int and n >= 1 for n in numbers) or any(least > most for least, most in profiles):
+        raise UserError(f"{place}: capacity, batch and profiles [[least, most], ...] have to be whole numbers from 1")
+    return Build(**{**values, "profiles": tuple((least, most) for least, most in profiles)})
+
+
+def _a_text(values: dict[str, Any], name: str, place: str) -> None:
+    text = values[name]
+    if not isinstance(text, str) or not text or not text.isprintable():  # names are printed, and terminals obey
+        raise UserError(f"{place}: {name} is {text!r}; expected a text that can be printed")
+
+
+def _text(values: Any, place: str) -> tuple[str, str]:
+    """A file's name and sha256."""
+    _exactly(values, {"file", "sha256"}, f"manifest.{place}")
+    name, digest = values["file"], values["sha256"]
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == MANIFEST:
+        raise UserError(f"manifest.{place}: {name!r} is not a plain file name; a bundle is flat")
+    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+        raise UserError(f"manifest.{place}: the sha256 of {name} is {digest!r}; expected 64 hexadecimal digits")
+    return name, digest
+
+
+def _exactly(values: Any, keys: set[str], place: str) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{place} is {type(values).__name__}; expected an object")
+    if unknown := sorted(values.keys() - keys):
+        raise UserError(f"{place} has unknown keys {', '.join(unknown)}; it was written by another version")
+    if missing := sorted(keys - values.keys()):
+        raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
+
+
+def _template(file: Path) -> str:
+    try:
+        with open(regular(file), "rb") as handle:
+            content = handle.read(TEMPLATE + 1)
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text at byte {error.start}; copy or export the bundle again") from None
+    if len(content) > TEMPLATE:
+        raise UserError(f"{file} has more than {TEMPLATE} bytes, which is no chat template; export the bundle again")
+    return text
+
+
+def regular(file: Path) -> Path:
+    """Returns the file, a regular one or a link to one, as caches and Kubernetes volumes store them.
+
+    Raises UserError for anything else, before it is opened: a FIFO or a device might never end.
+    """
+    try:
+        plain = stat.S_ISREG(file.stat().st_mode)
+    except OSError as error:
+        reason = f"is a link that leads nowhere ({error.strerror})" if file.is_symlink() else "is missing"
+        raise UserError(f"{file} {reason}; copy or export the bundle again") from None
+    if not plain:
+        raise UserError(f"{file} is not a plain file or a link to one; copy or export the bundle again")
+    return file

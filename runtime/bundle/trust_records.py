@@ -1,0 +1,62 @@
+"""What this machine remembers outside of bundles, in the user's cache folder: files seen whole, engines built here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UserError
+
+
+def folder() -> Path:
+    """The user's cache folder of blockstep. Raises RuntimeError where there is no home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockstep"
+
+
+def seen() -> dict[str, Any]:
+    """Files by their path, with the size, time, inode and sha256 that they were seen whole with."""
+    try:
+        known = json.loads((folder() / "verified.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def see(marks: dict[str, Any]) -> None:
+    """Remembers these files, as far as they are still there. Where that cannot be written, nothing is remembered."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
+        text = json.dumps(there)
+        files.write_whole(
+            folder() / "verified.json", lambda temporary: temporary.write_text(text, encoding="utf-8"), durable=False
+        )
+    except (OSError, RuntimeError):
+        return  # not remembered: hashed again the next time
+
+
+def was_built(digest: str) -> bool:
+    """Whether this user built an engine with that sha256 on this machine."""
+    try:
+        return (folder() / "built" / digest).is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def remember_built(digest: str) -> None:
+    """Remembers an engine that was built here by its sha256: one empty file each, so that no two writers meet.
+
+    Raises UserError where that cannot be written, since the engine would then be refused.
+    """
+    try:
+        place = folder() / "built"
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (place / digest).touch()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"that the engine was built here cannot be remembered ({error}); set XDG_CACHE_HOME to a folder of yours, "
+            "or load the engine with --trust-engine"
+        ) from None

@@ -1,0 +1,174 @@
+"""What the commands share: options told wrongly, mistakes and interrupts end in one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
+
+from . import files
+from .engines.ort.ort_cuda import ORT_DEVICES
+from .errors import DeviceError, NumericalError, UserError
+from .model import Model
+from .open_bundle import load
+from .text.chat_template import check_arguments
+
+T = TypeVar("T")
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Options; a wrong one is a UserError and so a single line, where argparse would print the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def program(module: str) -> str:
+    """Returns how the user called the command of that module: `blockstep export onnx`, or `python -m export.onnx`."""
+    if Path(sys.argv[0]).stem != "blockstep":
+        return f"python -m {module}"
+    folder, _, name = module.rpartition(".")
+    return f"blockstep {folder} {name}" if folder in ("train", "export") else f"blockstep {name}"
+
+
+def run(command: Callable[[], int]) -> int:
+    """The exit code of a command: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake, 130
+    for an interrupt.
+
+    A reader that closed the pipe had what it wanted: nothing is said and the code is 0. What the system refuses without
+    a better word from the command, as a disk that is full where the output goes, is told in one line too.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _say(error, MISTAKE)
+    except (NumericalError, DeviceError) as error:
+        return _say(error, FAILED)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return DONE
+    except UnicodeEncodeError as error:
+        lacking = error.object[error.start : error.start + 1]
+        advice = "set PYTHONIOENCODING=utf-8, or give --json"
+        return _say(UserError(f"the output's encoding {error.encoding} has no {lacking!a}; {advice}"), MISTAKE)
+    except OSError as error:
+        _silence(sys.stdout)
+        what, reason = error.filename or "the output", error.strerror or error
+        told = f"{what} cannot be read or written ({reason}); mend that and run the command again"
+        return _say(UserError(told), MISTAKE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout, in ASCII, so that no terminal's encoding can spoil it."""
+    print(json.dumps(values, allow_nan=False))
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that loads a bundle."""
+    add = parser.add_argument
+    add("--engine", metavar="NAME",
+        help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
+    add("--device", choices=ORT_DEVICES, default="cpu",
+        help="where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores within the CPU "
+        "quota; of a small int8 engine 1)")  # fmt: skip
+    add("--verify", choices=("first", "always"), default="first",
+        help="check the files' hashes, and try them in a process of their own, at their first load or always "
+        "(default: first)")  # fmt: skip
+    add("--trust-engine", action="store_true",
+        help="load a TensorRT engine that this machine did not build: native code, which runs as you")  # fmt: skip
+
+
+def add_template_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --template-args, of commands that put prompts into a chat template."""
+    parser.add_argument("--template-args", type=json_object, metavar="JSON",
+        help='arguments of the chat template, as in \'{"enable_thinking": false}\' (default: those that the bundle '
+        "carries, a family's own or given to its export, which the C library and Triton apply too)")  # fmt: skip
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The arguments of a chat template, as argparse wants them checked."""
+    try:
+        return check_arguments(json.loads(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(
+            f'{text[:80]!r} is not JSON ({error}); expected an object: {{"enable_thinking": false}}'
+        ) from None
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model of a bundle as those options say."""
+    return load(
+        args.bundle, engine=args.engine, threads=args.threads, verify=args.verify, device=args.device,
+        trust_engine=args.trust_engine, template_args=getattr(args, "template_args", None),
+    )  # fmt: skip
+
+
+def _say(error: Exception, code: int) -> int:
+    try:
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    except OSError:  # then only the code can tell
+        _silence(sys.stderr)
+    return code
+
+
+def _silence(stream: TextIO) -> None:
+    """Drops what a stream still holds where it takes no more: otherwise the interpreter's last flush fails aloud."""
+    try:
+        stream.flush()
+    except OSError:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, stream.fileno())
+        os.close(silence)
+
+
+def served_name(args: argparse.Namespace) -> str:
+    """Returns what clients call the model: --name, or the bundle's name."""
+    return str(args.name or files.name_of(files.real_path(Path(args.bundle))).removesuffix(".bundle"))
+
+
+def port(text: str) -> int:
+    """Parses a port; the system's own look-up would take one that is too large for another."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+    return number
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Parses whole numbers of at least 1, of a comma-separated list."""
+    found = tuple(int(word) for word in text.split(","))
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def expect(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """Returns an option's reader that says what was expected if it refuses."""
+
+    def reader(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected {expected}") from None
+
+    return reader

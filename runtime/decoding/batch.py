@@ -1,0 +1,168 @@
+"""Requests side by side on one backend: one forward for all of them, one decision of the gate on all their canvases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Backend, Bools, Floats, Forward, Ints, Proposal
+from ..errors import NumericalError, UserError
+from .gate import Gate
+from .request_state import NOTHING, Inputs, Progress, Result
+
+PADDED = 2  # blocks behind its own end, to which a backend of several sequences may be asked to pad one
+FEW = 0.75  # of the slots in use; below, the others are given up, where nobody waits for them
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after it.
+
+    confidence: of each position's latest prediction, so a final one's is that it was accepted with; 0 for what was
+    given. asked [n]: the positions that the forward predicted, in the order of its rows. `row` is the request's index;
+    `slot` its place in the forward just run, or -1 where none was needed; `block` counts the answer's blocks from 0;
+    `given` is how many of the canvas's first tokens belong to the prompt.
+    """
+
+    row: int
+    slot: int
+    block: int
+    given: int
+    tokens: Ints
+    open: Bools
+    accepted: Bools
+    confidence: Floats
+    asked: Ints
+    result: Result | None
+
+
+class Batch:
+    """`slots` places for requests on a backend, which is opened for sequences of at most `capacity` positions.
+
+    A place whose request has its answer is free for another one at any step: each sequence has a length of its own.
+    What the one before left in the cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
+    Raises UserError where the backend cannot run so many.
+    """
+
+    def __init__(self, backend: Backend, rule: Gate, slots: int, capacity: int) -> None:
+        if slots < 1:
+            raise UserError(f"slots is {slots}; expected at least 1")
+        self._backend, self._rule, self._capacity = backend, rule, capacity
+        self._slots: list[Progress | None] = [None] * slots
+        self._clock = time.perf_counter()  # where a request's time begins: when its place was there, opening included
+        backend.open(slots, capacity)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request lacks its answer."""
+        return any(True for _ in self._live())
+
+    def takes(self, request: Progress) -> bool:
+        """Whether there is a place, and room: a forward is as wide for all as for the one that needs most."""
+        past = [s.past for _, s in self._live()]
+        room = self._capacity + PADDED * self._backend.contract.block
+        return not past or (len(past) < len(self._slots) and max(past) + request.width <= room)
+
+    def add(self, request: Progress) -> None:
+        """Begins a request that it `takes`."""
+        free = next(slot for slot, s in enumerate(self._slots) if s is None or s.result is not None)
+        self._slots[free], request.started = request, self._clock
+
+    def clear(self) -> None:
+        """Frees every place."""
+        self._slots = [None] * len(self._slots)
+
+    def shrink(self) -> None:
+        """Gives up free places where they are many; the backend then computes less."""
+        live = [slot for slot, _ in self._live()]
+        if len(live) <= FEW * len(self._slots):
+            self._backend.keep(np.array(live))
+            self._slots = [self._slots[slot] for slot in live]
+
+    def step(self) -> list[Step]:
+        """Runs one forward where a sequence needs one and decides on each canvas that was in it or needs none.
+
+        Raises NumericalError for scores that are not numbers.
+        """
+        live = dict(self._live())
+        inputs = {slot: own for slot, s in live.items() if (own := s.inputs()) is not None}
+        ready = {slot: s for slot, s in live.items() if slot not in inputs}
+        if inputs:
+            out = self._backend.forward(self._assemble(live, inputs))
+            if not _numbers(out):
+                raise NumericalError(
+                    "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
+                )
+            ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.asked)}
+        self._clock = time.perf_counter()
+        for slot, s in live.items():
+            if s.prefilled is None:  # a first forward with the canvas in it is a step; so is none at all
+                s.prefilled = s.started if slot in ready else self._clock
+        return self._decide(ready, inputs) if ready else []
+
+    def _live(self) -> Iterator[tuple[int, Progress]]:
+        for slot, s in enumerate(self._slots):
+            if s is not None and s.result is None:
+                yield slot, s
+
+    def _assemble(self, live: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> Forward:
+        """The sequences' inputs side by side; who has none gets one padding token, behind its committed ones."""
+        batch, top = len(self._slots), any(live[slot].sampler is not None for slot in inputs)
+        if batch == 1:
+            own = inputs[0]
+            return Forward(own.ids[None], np.array([own.past]), own.visible[None], own.rows[None], top)
+        width, n = max(len(own.ids) for own in inputs.values()), max(len(own.rows) for own in inputs.values())
+        ids = np.full((batch, width), self._backend.contract.pad_id, np.int64)
+        visible, rows = np.ones((batch, width), np.int64), np.zeros((batch, n), np.int64)
+        for slot, own in inputs.items():
+            ids[slot, : len(own.ids)] = own.ids
+            visible[slot, : len(own.ids)] = own.visible
+            rows[slot, : len(own.rows)] = own.rows
+        past = np.array([live[slot].past if slot in live else 0 for slot in range(batch)])
+        return Forward(ids, past, visible, rows, top)
+
+    def _decide(self, ready: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> list[Step]:
+        """Lets the gate decide on all these canvases at once and writes down what it accepted."""
+        chosen = list(ready.values())
+        for s in chosen:
+            s.draw()
+        proposed = zip(*(s.latest.parts()[:3] for s in chosen), strict=True)
+        token, confidence, entropy = (_stack(parts) for parts in proposed)
+        limits = {read: read() for read in {s.threshold for s in chosen}}  # one that several share is read once
+        accepted = self._rule(
+            token, confidence, entropy, _stack([s.open for s in chosen]),
+            [s.progress for s in chosen], [limits[s.threshold] for s in chosen],
+        )  # fmt: skip
+        return [_step(slot, s, own, inputs.get(slot)) for (slot, s), own in zip(ready.items(), accepted, strict=True)]
+
+
+def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Step:
+    """Writes down what the gate accepted of a canvas, for which a forward was run or not."""
+    block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
+    s.finalize(accepted)
+    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked)
+    return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, _timed(s))
+
+
+def _numbers(out: Proposal) -> bool:
+    """Whether all scores are numbers: a sum is none where one of them is none, and cheaper than a look at each."""
+    known = math.isfinite(float(out.confidence.sum()) + float(out.entropy.sum()))
+    return known and (out.top_logprob is None or not np.isnan(out.top_logprob).any())
+
+
+def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays [block] as one [canvases, block]; without a copy where it is one."""
+    return parts[0][None] if len(parts) == 1 else np.stack(parts)
+
+
+def _timed(s: Progress) -> Result | None:
+    """Its result, if there is one, with the seconds that it took."""
+    if s.result is None or s.prefilled is None:
+        return None
+    return replace(s.result, seconds=time.perf_counter() - s.started, prefill_seconds=s.prefilled - s.started)

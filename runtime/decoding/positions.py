@@ -1,0 +1,129 @@
+"""Where blocks lie: the prompt's split into committed tokens and canvas, and what each committed token sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backend import Ints
+from ..contract import Contract
+from ..errors import UserError
+
+
+def committed_prompt(contract: Contract, prompt: int) -> int:
+    """How many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
+    return prompt // contract.block * contract.block if contract.alignment == "absolute" else prompt
+
+
+def prompt_visible(contract: Contract, length: int) -> Ints:
+    """What each of `length` prefilled tokens sees, under the contract's alignment. int64 [length]"""
+    place = np.arange(length, dtype=np.int64)
+    if contract.alignment == "prompt":
+        return np.full(length, length, np.int64)
+    short = length % contract.block if contract.alignment == "end" else 0  # the first block, when it is not whole
+    return (place + contract.block - short) // contract.block * contract.block + short
+
+
+def check_reuse(contract: Contract) -> None:
+    """Raises UserError where no prompt can begin with keys and values that another one left."""
+    if contract.attention == "full":
+        raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
+    if contract.alignment == "prompt":
+        raise UserError(
+            "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
+            "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)"
+        )
+
+
+def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
+    """How many of a prompt's first tokens need no prefill behind the keys and values of `held` [length].
+
+    Whole blocks alone, since a token sees its block to the end. held: the ids that an answer to a prompt of `earlier`
+    tokens left committed. With `end`, blocks are counted back from the prompt's end, so that both have to be short by
+    the same. With `shift` something is committed in front of an open canvas, whose first token it predicts.
+    """
+    block, start = contract.block, committed_prompt(contract, len(prompt))
+    short = len(prompt) % block if contract.alignment == "end" else 0
+    if contract.alignment == "end" and earlier % block != short:
+        return 0
+    both = min(len(held), start)
+    differs = (held[:both] != prompt[:both]).nonzero()[0]
+    alike = int(differs[0]) if len(differs) else both
+    most = alike - 1 if contract.shift and alike == len(prompt) else alike
+    return short + (most - short) // block * block if most >= short else 0
+
+
+def blocks_for(contract: Contract, prompt: int, tokens: int) -> int:
+    """Whole blocks that `tokens` answer tokens need, the prompt's tail in the first canvas included."""
+    tail = prompt - committed_prompt(contract, prompt)
+    return -(-(tail + tokens) // contract.block)
+
+
+def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
+    """Positions that a request occupies at the most: prefilled prompt and whole blocks, or prompt and canvas."""
+    if contract.attention == "full":
+        return prompt + contract.canvas
+    return committed_prompt(contract, prompt) + blocks_for(contract, prompt, tokens) * contract.block
+
+
+def room_for_answer(contract: Contract, prompt: int) -> int:
+    """The most tokens an answer to a prompt of that length may have; 0 where not even one fits."""
+    if contract.attention == "full":
+        return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
+    start = committed_prompt(contract, prompt)
+    blocks = (contract.capacity - start) // contract.block
+    return max(0, blocks * contract.block - (prompt - start))
+
+
+def check_room(contract: Contract, prompt: int, tokens: int) -> None:
+    """Raises UserError where prompt and answer do not fit; before any work is done."""
+    if prompt < 1:
+        raise UserError("the prompt is empty; give at least one token")
+    if tokens < 1:
+        raise UserError(f"max_new_tokens is {tokens}; expected at least 1")
+    if contract.max_prompt is not None and prompt > contract.max_prompt:
+        raise UserError(
+            f"the prompt has {prompt} tokens, but this engine takes one of at most {contract.max_prompt}; shorten it, "
+            "or build the engine with a larger --max-prompt"
+        )
+    room = room_for_answer(contract, prompt)
+    if tokens > room:
+        limit = (
+            f"a canvas of {contract.canvas} tokens" if contract.attention == "full" else f"blocks of {contract.block}"
+        )
+        raise UserError(
+            f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
+            f"({limit}), but {tokens} were asked for; shorten the prompt or ask for fewer"
+        )
+
+
+def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
+    """The most tokens that fit between a prompt and a suffix of those lengths, so that each of them sees the suffix.
+
+    A `full` model sees its whole canvas, a `block_causal` one nothing behind the block; 0 or less where none fits.
+    """
+    if contract.attention == "full":
+        return contract.canvas - suffix
+    return contract.block - (prompt - committed_prompt(contract, prompt)) - suffix
+
+
+def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> None:
+    """Raises UserError where `suffix` [length] cannot stand behind a prompt and `tokens` positions, before any work."""
+    if len(suffix) == 0:
+        return
+    check_ids(contract, suffix)
+    room = room_before_suffix(contract, prompt, len(suffix))
+    if tokens > room:
+        where = (
+            f"a canvas of {contract.canvas} tokens"
+            if contract.attention == "full"
+            else f"one block of {contract.block} tokens, beyond which this model sees nothing"
+        )
+        advice = f"ask for at most {room}" if room > 0 else "shorten the suffix"
+        raise UserError(f"{tokens} new tokens and a suffix of {len(suffix)} do not fit {where}; {advice}")
+
+
+def check_ids(contract: Contract, prompt: Ints) -> None:
+    """Raises UserError where one of a prompt's ids [length] is none of the model's."""
+    strange = prompt[(prompt < 0) | (prompt >= contract.vocab)]
+    if len(strange):
+        raise UserError(f"token id {strange[0]} is not in the vocabulary; expected 0 to {contract.vocab - 1}")

@@ -1,0 +1,55 @@
+"""Answers in turn that begin with what the one before left in the cache: a prefix that two prompts share is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..backend import Backend, Ints
+from ..contract import GateSpec
+from .batch import Batch, Step
+from .loop import Beginning, Request, Threshold
+from .positions import check_reuse, reusable
+from .request_state import NOTHING, Progress
+
+
+class Session:
+    """One request at a time on a backend that nobody else uses meanwhile.
+
+    Where a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a
+    conversation; a text that all prompts start with), these are not prefilled. Exact in fp32. The cache is opened once,
+    for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that cannot, see
+    `layout.check_reuse`.
+    """
+
+    def __init__(self, backend: Backend, gate: GateSpec | None = None) -> None:
+        check_reuse(backend.contract)
+        self._backend, self._gate = backend, gate
+        self._batch: Batch | None = None
+        self._last: tuple[Ints, Progress] | None = None  # a prompt and how far its answer came
+
+    def steps(
+        self, request: Request, *, threshold: Threshold | None = None, fused: bool = True
+    ) -> Iterator[list[Step]]:
+        """As `decode.steps` for that request. It may be left early: what was committed until then is kept."""
+        contract = self._backend.contract
+        begin = Beginning(contract, self._gate, threshold, fused)
+        held, earlier = self._held()
+        progress = begin(0, request, reusable(contract, held, earlier, request.prompt))
+        batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)
+        batch.clear()
+        batch.add(progress)
+        while progress.result is None:
+            self._batch = self._last = None  # what a forward that fails leaves is not known
+            done = batch.step()
+            self._batch, self._last = batch, (request.prompt, progress)
+            if done:
+                yield done
+
+    def _held(self) -> tuple[Ints, int]:
+        """The ids that are committed in the cache [length], and how long the prompt among them is."""
+        if self._last is None:
+            return NOTHING, 0
+        prompt, progress = self._last
+        return np.concatenate((prompt, np.array(progress.answer, np.int64)))[: progress.past], len(prompt)

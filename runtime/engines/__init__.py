@@ -1,0 +1,1 @@
+"""The engines that run a step graph: ONNX Runtime and TensorRT."""

@@ -1,0 +1,114 @@
+"""A step graph's arrays, bound where they lie: the cache for good, the small ones anew for a forward of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...contract import REDUCED, TOP, Contract, cache_names
+from .no_telemetry import ort
+
+OPEN = -1  # a dimension that the forward decides
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """A small array. by: which of a forward's sizes, `width` or `n`, stands for the OPEN dimension of its shape."""
+
+    by: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Group = list[tuple[str, NDArray[Any], ort.OrtValue]]  # arrays of one size: name, array, the same as the graph takes it
+
+
+class Binding:
+    """Everything a graph reads and writes: `resize` gives the arrays for a forward, `run` runs it over them.
+
+    cache: its parts in the order of `cache_names`, read and written in place. specs: of the small arrays. kept: arrays
+    up to this size stay, so that decoding allocates nothing once it has met its sizes; those of longer prompts go.
+    device: where the graph runs; inputs are copied there for each run.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, cache: Sequence[ort.OrtValue], specs: Mapping[str, ArraySpec], kept: int,
+        device: str,
+    ) -> None:  # fmt: skip
+        self._session, self._cache, self._here = session, cache, device == "cpu"
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self._specs, self._kept = specs, kept
+        self._groups: dict[tuple[str, int], Group] = {}
+        self._bound: dict[tuple[int, int], tuple[Any, dict[str, NDArray[Any]]]] = {}
+        self._io: Any = None
+        inputs = {entry.name for entry in session.get_inputs()}
+        self._inputs = [name for name in specs if name in inputs]
+        self._outputs = [entry.name for entry in session.get_outputs() if entry.name in specs]
+
+    def resize(self, width: int, n: int) -> dict[str, NDArray[Any]]:
+        """The small arrays by name for a forward of `width` tokens and `n` rows, bound."""
+        known = self._bound.get((width, n))
+        if known is None:
+            known = self._bind(width, n)
+            if max(width, n) <= self._kept:
+                self._bound[width, n] = known
+        self._io, self.arrays = known
+        return self.arrays
+
+    def _bind(self, width: int, n: int) -> tuple[Any, dict[str, NDArray[Any]]]:
+        io, arrays = self._session.io_binding(), {}
+        for i, value in enumerate(self._cache):
+            past, present = cache_names(i)
+            io.bind_ortvalue_input(past, value)
+            if present not in self._specs:
+                io.bind_ortvalue_output(present, value)
+        for name, array, value in (*self._group("width", width), *self._group("n", n)):
+            arrays[name] = array
+            if name in self._outputs:
+                io.bind_ortvalue_output(name, value)
+            elif self._here:
+                io.bind_ortvalue_input(name, value)
+        return io, arrays
+
+    def run(self) -> None:
+        if not self._here:
+            for name in self._inputs:
+                self._io.bind_cpu_input(name, self.arrays[name])  # copies what lies there now
+        self._session.run_with_iobinding(self._io)
+
+    def _group(self, by: str, size: int) -> Group:
+        group = self._groups.get((by, size))
+        if group is None:
+            group = []
+            for name in (*self._inputs, *self._outputs):
+                spec = self._specs[name]
+                if spec.by == by:
+                    array = np.zeros([size if d == OPEN else d for d in spec.shape], spec.dtype)
+                    group.append((name, array, ort.OrtValue.ortvalue_from_numpy(array)))
+            if size <= self._kept:
+                self._groups[by, size] = group
+        return group
+
+
+def specs(contract: Contract, delta: str | None, top_k: int) -> dict[str, ArraySpec]:
+    """The small arrays of a contract's graph. delta: the cache's type where the graph returns the new positions; top_k:
+    how many top tokens are read."""
+    c = contract
+    table = {name: ArraySpec("width", "int64", (1, OPEN)) for name in ("input_ids", "visible")}
+    table["past_length"] = ArraySpec("width", "int64", (1,))
+    table["rows"] = ArraySpec("n", "int64", (1, OPEN))
+    table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
+    table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (1, OPEN)) for name in REDUCED}
+    if top_k:
+        table |= {
+            name: ArraySpec("n", kind, (1, OPEN, top_k)) for name, kind in zip(TOP, ("int64", "float32"), strict=True)
+        }
+    table["logits"] = ArraySpec("n", "float32", (1, OPEN, c.vocab))  # of a graph exported with them
+    if delta is not None:
+        new = ArraySpec("width", delta, (1, c.kv_heads, OPEN, c.head_dim))
+        table |= {cache_names(i)[1]: new for i in range(2 * c.layers)}
+    return table

@@ -1,0 +1,78 @@
+"""Which nodes of an ONNX file touch the KV cache: its protobuf read by hand, since the runtime has no onnx.
+
+Field numbers are those of onnx.proto. Weights are stepped over, not read.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...contract import cache_names
+
+MODEL_GRAPH, GRAPH_NODE = 7, 1
+INPUT, OUTPUT, NAME, OPERATOR, ATTRIBUTE = 1, 2, 3, 4, 5  # of a node
+SUBGRAPHS = (6, 11)  # of an attribute: the bodies of If, Loop and Scan, which see the outer graph's values
+KV_CACHE = tuple(name.split(".")[0] + "." for name in cache_names(0))  # "past_key_values.", "present."
+FIXED = {1: 8, 5: 4}  # bytes, by protobuf's wire type
+VARINT, BYTES = 0, 2
+
+
+def cache_nodes(model: Path) -> dict[str, str]:
+    """Returns the operators, by node name, of the nodes that read or write the KV cache, those of subgraphs too."""
+    with model.open("rb") as handle:
+        whole = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+    found: dict[str, str] = {}
+    for number, graph in fields(whole):
+        if number == MODEL_GRAPH:
+            found |= {name: operator for name, operator, values in nodes(graph) if touches(values)}
+    return found
+
+
+def touches(values: list[str]) -> bool:
+    """Whether one of a node's inputs and outputs is a part of the KV cache."""
+    return any(value.startswith(KV_CACHE) for value in values)
+
+
+def nodes(graph: memoryview) -> Iterator[tuple[str, str, list[str]]]:
+    """Yields name, operator, and names of inputs and outputs of every node, those of subgraphs too."""
+    for number, node in fields(graph):
+        if number != GRAPH_NODE:
+            continue
+        parts = list(fields(node))
+        texts = {number: str(content, "utf-8") for number, content in parts if number in (NAME, OPERATOR)}
+        values = [str(content, "utf-8") for number, content in parts if number in (INPUT, OUTPUT)]
+        yield texts.get(NAME, ""), texts.get(OPERATOR, ""), values
+        for number, attribute in parts:
+            if number == ATTRIBUTE:
+                for kind, subgraph in fields(attribute):
+                    if kind in SUBGRAPHS:
+                        yield from nodes(subgraph)
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yields number and content of each field of a protobuf message; a varint's content is its bytes as they are."""
+    at = 0
+    while at < len(message):
+        key, at = varint(message, at)
+        kind = key & 7
+        if kind == BYTES:
+            size, at = varint(message, at)
+        elif kind == VARINT:
+            size = varint(message, at)[1] - at
+        elif kind in FIXED:
+            size = FIXED[kind]
+        else:
+            raise ValueError(f"protobuf's wire type {kind} at byte {at}: not an ONNX file")
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Returns the unsigned number at that byte, in groups of seven bits, the lowest first; and where it ends."""
+    number, shift = 0, 0
+    while message[at] > 127:
+        number |= (message[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return number | message[at] << shift, at + 1

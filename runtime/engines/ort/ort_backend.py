@@ -1,0 +1,245 @@
+"""The ONNX Runtime backend: runs an exported step graph over a cache that stays where it is, on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backend import Floats, Forward, Proposal
+from ...contract import REDUCED, TOP, Contract, cache_names
+from ...errors import DeviceError, NumericalError, UserError
+from . import ort_cuda
+from .io_binding import Binding, specs
+from .no_telemetry import ort
+from .ort_files import create_session
+from .saturation import require_exact_products
+from .threads import physical_cores
+
+SMALLEST = 64  # positions; from there caches double up to the contract's capacity
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
+INTS, FLOATS = "tensor(int64)", "tensor(float)"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheForm:
+    """How a graph keeps its cache. dtype: numpy's name; capacity: its length, None where the host chooses it; delta:
+    whether the graph returns the new positions alone, which the host then writes behind the past."""
+
+    dtype: str
+    capacity: int | None
+    delta: bool
+
+
+class OrtBackend:
+    """A step graph of any dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
+
+    model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
+    by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
+    cross. files: see `load_session`. Raises UserError if the file cannot be loaded, is not the graph of that contract,
+    or is one that CUDA has no kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
+    """
+
+    def __init__(
+        self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None, device: str = "cpu",
+        files: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device, files)
+        self._contract, self.capacity, self.device = contract, 0, device
+        self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
+        self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
+        self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
+        self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
+        self._reach = 0  # positions from here on are zero
+        self.threads: int = self.session.get_session_options().intra_op_num_threads
+        self._form = cache_form(self.session)
+        if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
+            self._contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
+        if self._form.delta and device != "cpu":
+            raise UserError("a graph of the dialect plain keeps its cache on the host; run it without --device cuda")
+        self._check_graph()
+
+    @property
+    def name(self) -> str:
+        return "onnxruntime" if self.device == "cpu" else f"onnxruntime on {self.device}"
+
+    @property
+    def contract(self) -> Contract:
+        return self._contract
+
+    def share(self) -> OrtBackend:
+        """Another backend with a cache of its own over the same session, for another thread."""
+        return OrtBackend(self.session, self._contract, device=self.device)
+
+    def open(self, batch: int, capacity: int) -> None:
+        if batch != 1:
+            raise UserError(f"{batch} sequences were given at once; this engine runs one, decode them in turn")
+        if not 1 <= capacity <= self._contract.capacity:
+            raise ValueError(f"capacity {capacity} is outside [1, {self._contract.capacity}] of the contract")
+        if capacity > self.capacity:
+            self._allocate(bucket(capacity, self._contract.capacity))
+        else:
+            self._zero()
+
+    def forward(self, forward: Forward) -> Proposal:
+        self._check(forward)
+        width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length[0])
+        top_k = self._contract.top_k if forward.top else 0
+        binding = self._bound(top_k)
+        arrays = binding.resize(width, n)
+        arrays["input_ids"][:] = forward.input_ids
+        arrays["rows"][:] = forward.rows
+        if self._parts:
+            arrays["past_length"][:] = past
+            arrays["visible"][:] = forward.visible
+        self._reach = max(self._reach, past + width)
+        if "top_k" in arrays:  # 0 spares a greedy step the search, where leaving outputs unbound does not
+            arrays["top_k"][:] = top_k
+        self._run(binding)
+        if self._form.delta:
+            self._append(binding, past, width)
+        self.last_logits = arrays.get("logits")
+        out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
+        for token in (out.token, out.top_token):
+            if token is not None and not self._may_be(token.ravel().tolist()):
+                raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
+        return out
+
+    def _may_be(self, ids: list[int]) -> bool:
+        """Whether these are tokens that a model of this contract may propose."""
+        return min(ids) >= 0 and max(ids) < self._contract.vocab and self._contract.mask_id not in ids
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        if rows.tolist() != [0]:
+            raise ValueError(f"rows {rows.tolist()} of a batch of one")
+
+    def _zero(self) -> None:
+        """Forgets everything, at the cost of what was written; on a GPU, of nothing.
+
+        A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention, whose KV cache has a
+        length of the host's choice, reads no position before this request wrote it, so nothing is uploaded to a GPU.
+        Attention over a fixed capacity reads all of it: there the zeros are.
+        """
+        self.cache[..., : self._reach, :] = 0
+        if self.device != "cpu" and self._form.capacity is not None:
+            for part in self._parts:
+                part.update_inplace(np.zeros(part.shape(), self._form.dtype))
+        self._reach = 0
+
+    def _append(self, binding: Binding, past: int, width: int) -> None:
+        """Writes the new positions, each part [1, kv_heads, width, head_dim], behind the past."""
+        for i, part in enumerate(self.cache):
+            part[:, :, past : past + width] = binding.arrays[cache_names(i)[1]]
+
+    def _run(self, binding: Binding) -> None:
+        try:
+            binding.run()
+        except Exception as error:  # its errors share no class of their own
+            reason = " ".join(str(error).split())[:300]
+            raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
+
+    def _allocate(self, capacity: int) -> None:
+        c, cached = self._contract, self._contract.attention != "full"
+        capacity = self._form.capacity or capacity
+        shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
+        try:
+            self.cache, self.capacity, self._reach = np.zeros(shape, self._form.dtype), capacity, 0
+        except (MemoryError, ValueError):
+            raise UserError(f"a cache of {capacity} positions does not fit into memory; shorten the request") from None
+        self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
+        if self.device != "cpu":
+            self.cache = self.cache[:0]
+        self._bindings.clear()
+
+    def _bound(self, top_k: int) -> Binding:
+        """The arrays over this cache: those of greedy requests, and those of sampled ones where there are any."""
+        if top_k not in self._bindings:
+            small = specs(self._contract, self._form.dtype if self._form.delta else None, top_k)
+            self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self._contract.block, self.device)
+        return self._bindings[top_k]
+
+    def _check(self, forward: Forward) -> None:
+        """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
+        width, past = forward.input_ids.shape[1], int(forward.past_length[0])
+        if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
+            raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
+        least = width if self._contract.attention == "full" else 1
+        visible, rows = forward.visible[0].tolist(), forward.rows[0].tolist()  # so few are faster looked at in Python
+        if min(visible) < least or max(visible) > past + width:
+            raise ValueError(f"visible is outside [{least}, {past + width}]")
+        if min(rows) < 0 or max(rows) >= width:
+            raise ValueError(f"rows are outside [0, {width})")
+
+    def _check_graph(self) -> None:
+        """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
+        c, parts = self._contract, range(2 * self._contract.layers if self._contract.attention != "full" else 0)
+        kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
+        plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
+        wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: (INTS, ()) for name in plain}
+        wanted |= {cache_names(i)[0]: (kind, (c.kv_heads, c.head_dim)) for i in parts}
+        made = {"token": INTS, "confidence": FLOATS, "entropy": FLOATS, **{cache_names(i)[1]: kind for i in parts}}
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
+        given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
+        if c.top_k:
+            if open_k := got.get("top_k") == (INTS, ()):  # a dialect in which the host says how many it wants
+                wanted["top_k"] = got["top_k"]
+            made |= dict(zip(TOP, (INTS, FLOATS), strict=True))
+            given |= {e.name: "" for e in outputs if e.name in TOP and e.shape[2] != c.top_k and not open_k}
+        wrong = [name for name in sorted(got.keys() | wanted.keys()) if got.get(name) != wanted.get(name)]
+        wrong += [name for name in sorted(given.keys() | made.keys()) if given.get(name) != made.get(name)]
+        if wrong:
+            raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
+
+
+def cache_form(session: ort.InferenceSession) -> CacheForm:
+    """What a step graph says of its cache. Raises UserError for a type that numpy has no numbers for."""
+    past, present = cache_names(0)
+    entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
+    if entry is None:
+        return CacheForm("float32", None, False)
+    if entry.type not in TYPES:
+        raise UserError(f"the model file's cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
+    written, length = (
+        next((e.shape[2] for e in entries if e.name == name and len(e.shape) == 4), None)
+        for name, entries in ((present, session.get_outputs()), (past, session.get_inputs()))
+    )
+    return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length)
+
+
+def bucket(capacity: int, most: int) -> int:
+    """The smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
+    return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
+
+
+def load_session(
+    model: Path, threads: int | None = None, device: str = "cpu", files: Collection[str] = ()
+) -> ort.InferenceSession:
+    """Returns a session, which several backends may share.
+
+    Args:
+        files: what the manifest names next to the model, see `ort_files.create_session`.
+
+    Raises:
+        UserError: if ONNX Runtime does not take the file or the device.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors
+    if device != "cpu":
+        return ort_cuda.open_session(model, options, files)
+    require_exact_products(options)
+    try:
+        return create_session(model, files, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
+            "onnxruntime 1.30 or newer"
+        ) from None

@@ -1,0 +1,159 @@
+"""ONNX Runtime on an NVIDIA GPU: what it needs to start, and the graphs that would be wrong or slow there, refused.
+
+ONNX Runtime gives a node without a CUDA kernel to the CPU, without a word. IO binding then copies an input to its
+reader's device once, when it is bound: a KV cache that a CPU node reads would stay as it was at that moment, and the
+tokens would be wrong. Read from ONNX Runtime's source; nothing here was run on a GPU. A graph's own arithmetic on
+lengths stays on the CPU by ONNX Runtime's design, and may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import platform
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .onnx_nodes import cache_nodes
+
+if TYPE_CHECKING:
+    from ...bundle.manifest import Bundle, Engine
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+ORT_DEVICES = ("cpu", "cuda")  # where an engine of ONNX Runtime runs
+# Precisions that CUDA has kernels for, by dialect: its GroupQueryAttention takes no fp32, which int8 and int4 graphs
+# have too, and it has no DynamicQuantizeMatMul; the dialect plain keeps its KV cache on the host. Of other dialects
+# `check_placement` decides.
+CUDA_PRECISIONS: dict[str, tuple[str, ...]] = {"ort": ("fp16",), "plain": ()}
+ATTENTION = {"GroupQueryAttention", "Attention"}
+PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
+EXPORT = "export one: python -m export.onnx --precision fp16, or use --device cpu"
+DRIVER = "NVIDIA's driver 580 or newer"  # of CUDA 13, which onnxruntime-gpu is built for from 1.30 on
+ARM_GPUS = "SM89, SM90, SM120 or SM121"  # code in onnxruntime-gpu 1.31.1's aarch64 wheel; a Jetson is SM87 or SM110
+OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded to 10 bits
+QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and its default
+
+
+def choose_engine(bundle: Bundle, name: str | None, device: str) -> Engine:
+    """Returns the engine of a bundle that is loaded by that name for that device. Raises UserError if there is none."""
+    if device not in ORT_DEVICES:
+        raise UserError(f"device is {device!r}; expected {' or '.join(ORT_DEVICES)}")
+    found = bundle.matching(name)
+    return select_engine(bundle, found) if device == "cuda" and found[0].build is None else found[0]
+
+
+def select_engine(bundle: Bundle, engines: Iterable[Engine]) -> Engine:
+    """Returns the first engine that CUDA has kernels for. Raises UserError if there is none."""
+    engines = tuple(engines)
+    for engine in engines:
+        if engine.precision in CUDA_PRECISIONS.get(engine.dialect, (engine.precision,)):
+            return engine
+    names = ", ".join(f"{e.name} ({e.dialect}, {e.precision})" for e in engines)
+    raise UserError(f"CUDA has no kernels for {names} of {bundle.path}; --device cuda wants an fp16 engine: {EXPORT}")
+
+
+def install_line() -> str:
+    """Returns how to get an ONNX Runtime with CUDA on this machine."""
+    line = (
+        "pip uninstall onnxruntime, then pip install 'blockstep[gpu]', which is onnxruntime-gpu[cuda,cudnn] and needs "
+        f"{DRIVER}; or use --device cpu"
+    )
+    if platform.machine().lower() not in ("aarch64", "arm64"):
+        return line
+    return (
+        "onnxruntime-gpu has no wheel with a Jetson's kernels: use TensorRT there, python -m export.trt and --engine "
+        f"trt; on another aarch64 machine ({ARM_GPUS}) {line}"
+    )
+
+
+def check_available() -> None:
+    """Raises UserError if the onnxruntime that is installed has no CUDA. Loads nothing of CUDA."""
+    from .no_telemetry import ort
+
+    if CUDA not in ort.get_available_providers():
+        raise UserError(f"onnxruntime {ort.__version__} runs on the CPU alone; for --device cuda: {install_line()}")
+
+
+def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
+    """Opens a session on the GPU, TF32 off.
+
+    Args:
+        files: what the manifest names next to the model, see `ort_files.create_session`.
+
+    Raises:
+        UserError: CUDA cannot be used here, or the graph would be wrong or slow on it (see `check_placement`).
+    """
+    from .no_telemetry import ort
+    from .ort_files import create_session
+
+    check_available()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    missing = preload()
+    ort.set_default_logger_severity(QUIET)  # it tells on stderr, in colors, what is refused below in one line
+    try:
+        # The fallback would print to stdout, and load the graph once more, on the CPU.
+        session = create_session(model, files, options, providers=[(CUDA, OPTIONS), CPU], enable_fallback=0)
+        reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
+    except Exception as error:  # its errors share no class of their own
+        reason = " ".join(str(error).split())[:300]
+    finally:
+        ort.set_default_logger_severity(USUAL)
+    if reason:
+        raise UserError(
+            f"onnxruntime {ort.__version__} cannot run {model} on CUDA ({reason}); it needs {DRIVER}, and the "
+            "libraries that pip install 'onnxruntime-gpu[cuda,cudnn]' brings; or use --device cpu"
+        )
+    check_placement(assignments(session), cache_nodes(model))
+    return session
+
+
+def preload() -> str:
+    """Loads CUDA's and cuDNN's libraries from NVIDIA's packages; returns the first that cannot be loaded, "" if none.
+
+    ONNX Runtime's own library finds them nowhere else than on the system's search path.
+    """
+    from .no_telemetry import ort
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # stdout is the command's answer
+        ort.preload_dlls()
+    return printed.getvalue().partition("\n")[0][:200]
+
+
+def assignments(session: Any) -> list[tuple[str, str, str]]:
+    """Returns provider, name and operator of every node, of a session that recorded them."""
+    found = session.get_provider_graph_assignment_info()
+    return [(part.ep_name, node.name, node.op_type) for part in found for node in part.get_nodes()]
+
+
+def check_placement(assigned: Iterable[tuple[str, str, str]], cached: Mapping[str, str]) -> None:
+    """Refuses a graph that ONNX Runtime would run on CUDA in part only.
+
+    Args:
+        assigned: provider, name and operator of every node, as the session reports them.
+        cached: operators, by name, of the nodes that read or write the KV cache.
+
+    Raises:
+        UserError: One of `cached` is not on CUDA, so that tokens would be wrong (a node whose name an optimization
+            took is known by its operator); or an attention or a product of weights is not, which would be slower than
+            the CPU alone.
+    """
+    assigned = list(assigned)
+    wrong = set()
+    for name, operator in cached.items():
+        own = {provider for provider, own_name, _ in assigned if own_name == name}
+        if (own or {provider for provider, _, kind in assigned if kind == operator}) != {CUDA}:
+            wrong.add(operator)
+    if wrong:
+        raise UserError(
+            f"onnxruntime would run {', '.join(sorted(wrong))}, which reads or writes the KV cache, on the CPU and not "
+            f"on CUDA, so tokens would be wrong; --device cuda wants a graph whose KV cache is float16: {EXPORT}"
+        )
+    elsewhere = {operator for provider, _, operator in assigned if provider != CUDA}
+    if slow := elsewhere & (ATTENTION | PRODUCTS):
+        raise UserError(
+            f"onnxruntime has no CUDA kernel for this graph's {', '.join(sorted(slow))}, which would run on the CPU; "
+            f"--device cuda wants an fp16 graph: {EXPORT}"
+        )

@@ -1,0 +1,1 @@
+"""TensorRT, standard and for RTX, on one NVIDIA GPU."""

@@ -1,0 +1,77 @@
+"""Which TensorRT engines may be loaded here: made for this GPU and library, undamaged, from a trusted source."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...bundle import trust_records
+from ...bundle.manifest import Build, Engine, regular
+from ...errors import UserError
+from .cuda import Gpu
+
+TARGET = re.compile(r"sm(\d+)(\+?)")
+
+
+def covers(target: str, capability: int) -> bool:
+    """Whether an engine for `sm86,sm89` or `sm80+` was built for a GPU of that compute capability."""
+    for part in target.split(","):
+        found = TARGET.fullmatch(part)
+        if found and (int(found[1]) == capability or (found[2] and int(found[1]) <= capability)):
+            return True
+    return False
+
+
+def loads(build: Build, version: str) -> bool:
+    """Whether the flavour's library of that version loads what was built."""
+    if build.version_compatible:
+        return version_numbers(version) >= version_numbers(build.version)
+    return version == build.version
+
+
+def version_numbers(version: str) -> list[int]:
+    """The numbers of a version, to compare by."""
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
+    """Why an engine does not run on this GPU with its flavour's library of that version; None where it does."""
+    if not covers(engine.target, gpu.capability):
+        return f"was built for {engine.target}, here is a GPU of sm{gpu.capability} ({gpu.name})"
+    if build.device is not None and build.device != gpu.name:
+        return f"was built for {build.device}, here is {gpu.name}"
+    if not loads(build, version):
+        return f"was built by version {build.version} of its library, here is {version}"
+    return None
+
+
+def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
+    """The engines that differ from `first` in their capacity alone, it included, by capacity."""
+
+    def kind(engine: Engine) -> tuple[object, ...]:
+        build = engine.build
+        own = (build.flavor, build.version, build.device, build.batch, build.dtype) if build else ()
+        return (engine.dialect, engine.precision, engine.target, engine.gate, *own)
+
+    alike = [engine for engine in engines if kind(engine) == kind(first)]
+    return sorted(alike, key=lambda engine: engine.build.capacity if engine.build else 0)
+
+
+def content(folder: Path, engine: Engine, trust: bool) -> bytes:
+    """An engine's file, which is native code, read once: what was hashed is what is loaded.
+
+    Raises UserError where it is not what the manifest names, or where neither this machine built it nor `trust` is set.
+    """
+    expected = engine.files[engine.model]
+    if not trust and not trust_records.was_built(expected):
+        raise UserError(
+            f"{engine.name} was not built on this machine, and an engine is native code: build it here with python -m "
+            f"export.trt --bundle {folder}, or give --trust-engine if you trust whoever made it"
+        )
+    file = regular(folder / engine.model)
+    found = file.read_bytes()
+    if hashlib.sha256(found).hexdigest() != expected:
+        raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy the bundle or build again")
+    return found

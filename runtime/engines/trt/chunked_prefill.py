@@ -1,0 +1,72 @@
+"""Forwards that are wider than an engine takes at once, cut where nothing before the cut looks behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...backend import Bools, Forward
+from ...contract import Contract
+from ...errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a forward. own [batch, n]: which of the asked rows lie in it; `forward.rows` of the others are 0."""
+
+    forward: Forward
+    own: Bools
+
+
+def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
+    """The parts, in order, none wider than `widest`; run one after the other they are that forward, exactly in fp32.
+
+    Raises UserError where that cannot be: tokens that see each other, as those of a prompt that is one span, are one
+    piece.
+    """
+    start = 0
+    for end in cuts(forward, widest):
+        own = (forward.rows >= start) & (forward.rows < end)
+        part = Forward(
+            forward.input_ids[:, start:end],
+            forward.past_length + start,
+            forward.visible[:, start:end],
+            np.where(own, forward.rows - start, 0),
+            forward.top,
+        )
+        yield Piece(part, own)
+        start = end
+
+
+def cuts(forward: Forward, widest: int) -> list[int]:
+    """Where the pieces end, each as far as it may be."""
+    width = forward.input_ids.shape[1]
+    if width <= widest:
+        return [width]
+    reach = (forward.visible - forward.past_length[:, None]).max(axis=0)  # [width], in tokens of this forward
+    may_end = np.flatnonzero(np.maximum.accumulate(reach) <= np.arange(1, width + 1)) + 1
+    ends = [0]
+    while ends[-1] < width:
+        here = may_end[(may_end > ends[-1]) & (may_end <= ends[-1] + widest)]
+        if not len(here):
+            raise UserError(
+                f"{width} tokens see each other, but this engine takes {widest} at once; shorten the prompt, or build "
+                "the engine with a larger --max-prompt"
+            )
+        ends.append(int(here[-1]))
+    return ends[1:]
+
+
+def check_bounds(forward: Forward, contract: Contract, batch: int, capacity: int) -> None:
+    """Raises ValueError for what would read or write out of bounds, which engines do not notice. A bug of ours."""
+    width, past = forward.input_ids.shape[1], forward.past_length
+    if forward.input_ids.shape[0] != batch or past.min() < 0 or past.max() + width > capacity:
+        shape = list(forward.input_ids.shape)
+        raise ValueError(f"{shape} tokens behind {past.tolist()} in a cache of {batch} x {capacity} positions")
+    least = width if contract.attention == "full" else 1
+    if forward.visible.min() < least or (forward.visible.max(axis=1) > past + width).any():
+        raise ValueError(f"visible is outside [{least}, {past.max() + width}]")
+    if forward.rows.min() < 0 or forward.rows.max() >= width:
+        raise ValueError(f"rows are outside [0, {width})")

@@ -1,0 +1,255 @@
+"""A TensorRT engine on a GPU, standard or for RTX: loaded, checked, and given all it needs once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ...backend import Floats, Forward, Ints, Proposal
+from ...contract import TOP, Contract, cache_names
+from ...errors import DeviceError, UserError
+from .cuda import Cuda
+from .kv_cache import DeviceCache
+from .profile import Lane, Widths, choose_profile
+
+LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavour to module
+INSTALL = {
+    "tensorrt": "pip install 'blockstep[trt]', for CUDA 13 and NVIDIA's driver 580 or newer; for CUDA 12 tensorrt-cu12",
+    "rtx": "pip install 'blockstep[rtx]'",
+}
+TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # names in the library's DataType
+OPEN = -1  # a dimension that a forward decides
+
+
+def load_library(flavor: str) -> Any:
+    """The TensorRT module of a flavour. Raises UserError where it is not installed or cannot be loaded."""
+    name = LIBRARIES[flavor]
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+        raise UserError(f"{name} cannot be imported ({error}); {INSTALL[flavor]}") from None
+
+
+class TrtEngine:
+    """An engine of static batch and capacity. A forward is of the whole batch; `reset` forgets what came before.
+
+    content: the engine's file, of a source that is trusted, since loading it runs native code. contract: with the
+    engine's own capacity, batch, dtype and cache. graphs: whether forwards of fixed width are replays of CUDA graphs.
+    Raises UserError where the engine cannot be loaded or is not the graph of that contract, DeviceError where a call
+    fails; what was allocated until then is given back.
+    """
+
+    def __init__(self, content: bytes, contract: Contract, cuda: Cuda, library: Any, graphs: bool = True) -> None:
+        self.contract, self._cuda = contract, cuda
+        self._written: tuple[Ints, int, int] | None = None  # of the last forward: past [batch], its tokens, run with
+        self._messages: list[str] = []
+        self._runtime = library.Runtime(_logger(library, self._messages))
+        self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise UserError(
+                f"{library.__name__} {library.__version__} cannot load the engine ({self._said()}); build it again "
+                "here: python -m export.trt"
+            )
+        check_graph(self._engine, library, contract)
+        self.profiles = list(_widths(self._engine))
+        with ExitStack() as stack:
+            self._stream = cuda.stream()
+            stack.callback(cuda.destroy_stream, self._stream)
+            self.cache = DeviceCache(cuda, self._stream, contract, self.widest, stack)
+            self._lanes = self._prepare(library, stack)
+            try:
+                self._warm(graphs, stack)
+            except BaseException:
+                self._drain()
+                raise
+            self._stack = stack.pop_all()
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the widest forward."""
+        return max(profile.most for profile in self.profiles)
+
+    @property
+    def replays(self) -> bool:
+        """Whether all forwards of a fixed width are replays of CUDA graphs."""
+        return all(lane.replays for lane in self._lanes if lane.widths.fixed)
+
+    def reset(self) -> None:
+        """Zeroes the cache."""
+        self._written = None
+        self.cache.zero()
+
+    def forward(self, forward: Forward) -> Proposal:
+        """Runs one forward no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
+        width, full = forward.input_ids.shape[1], self.contract.attention == "full"
+        room = self.contract.capacity - int(forward.past_length.max())
+        profile, padded = choose_profile(self.profiles, width, room, padding=not full)
+        self._settle(forward.past_length)
+        lane = self._lanes[profile.index]
+        if not profile.fixed:
+            for name in ("input_ids",) if full else ("input_ids", "visible"):
+                self._shape(lane.context, name, (self.contract.batch, padded))
+        lane.feed(forward, padded, self.contract.pad_id)
+        self._run(lane)
+        self._written = (forward.past_length.copy(), width, padded)
+        return lane.fetch(forward.rows.shape[1], forward.top)
+
+    def read_cache(self) -> Floats:
+        """The cache as `DeviceCache.read` gives it, with what the last forward wrote behind its past."""
+        if self._written is not None:
+            self._settle(self._written[0] + self._written[1])
+        return self.cache.read()
+
+    def close(self) -> None:
+        """Gives everything back; the engine cannot be used any more."""
+        self._drain()
+        try:
+            self._stack.close()
+        finally:
+            self._lanes, self._engine, self._runtime = [], None, None  # in this order: each points into the next
+
+    def _drain(self) -> None:
+        """Waits for what is under way, which uses the memory that is given back next."""
+        with suppress(DeviceError):  # it was told before, or the next call tells it
+            self._cuda.synchronize(self._stream)
+
+    def _settle(self, past: Ints) -> None:
+        """Moves what the host has counted in since the last forward from a `delta` engine's outputs to the cache.
+
+        A step's keys and values need no move: the next step overwrites them. So a commit costs copies, a step none.
+        """
+        if not self.cache.news or self._written is None:
+            return
+        before, width, padded = self._written
+        for row, (start, now) in enumerate(zip(before.tolist(), past.tolist(), strict=True)):
+            if columns := min(max(now - start, 0), width):
+                self.cache.append(row, start, columns, padded)
+
+    def _prepare(self, library: Any, stack: ExitStack) -> list[Lane]:
+        """A context for each profile, everything bound; they run one after the other, so they share their scratch."""
+        size = max(self._engine.device_memory_size_v2, 1)
+        scratch = self._cuda.allocate(size)
+        stack.callback(self._cuda.free, scratch)
+        lanes = []
+        for profile in self.profiles:
+            context = self._engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is None:
+                raise DeviceError(f"create_execution_context failed: {self._said()}")
+            context.set_device_memory(scratch, size)
+            lane = Lane(self._cuda, self._stream, context, profile, self.contract.batch, self.contract.top_k, stack)
+            self._must(context.set_optimization_profile_async(profile.index, int(self._stream)), "a profile")
+            self._bind(lane)
+            lanes.append(lane)
+        self._cuda.synchronize(self._stream)
+        return lanes
+
+    def _bind(self, lane: Lane) -> None:
+        """Gives every tensor its address for good; a cache in place has one address on both sides."""
+        context = lane.context
+        addresses = {**lane.inputs.addresses, **lane.outputs.addresses}
+        for i, part in enumerate(self.cache.parts):
+            past, present = cache_names(i)
+            addresses[past], addresses[present] = part, self.cache.news[i] if self.cache.news else part
+        for name, (mode, _, shape) in tensors(self.contract).items():
+            self._must(context.set_tensor_address(name, addresses[name]), f"the address of {name}")
+            if mode == "INPUT" and OPEN in tuple(self._engine.get_tensor_shape(name)):
+                size = lane.widths.rows if name == "rows" else lane.widths.most
+                self._shape(context, name, tuple(size if n == OPEN else n for n in shape))
+
+    def _shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
+        self._must(context.set_input_shape(name, shape), f"the shape {list(shape)} of {name}")
+
+    def _warm(self, graphs: bool, stack: ExitStack) -> None:
+        """Runs every profile once, so that libraries have loaded and allocated what they want, and captures graphs."""
+        for lane in self._lanes:
+            batch, width = self.contract.batch, lane.widths.most
+            ids = np.full((batch, width), self.contract.pad_id, np.int64)
+            zeros = np.zeros(batch, np.int64)
+            lane.feed(Forward(ids, zeros, np.ones_like(ids), zeros[:, None]), width, self.contract.pad_id)
+            self._run(lane)
+            if graphs and lane.widths.fixed:
+                lane.capture(stack)
+                self._run(lane)
+
+    def _run(self, lane: Lane) -> None:
+        try:
+            lane.run()
+        except DeviceError as error:
+            raise DeviceError(f"{error}; TensorRT said: {self._said()}") from None
+
+    def _must(self, taken: bool, what: str) -> None:
+        if not taken:
+            raise DeviceError(f"TensorRT does not take {what}: {self._said()}")
+
+    def _said(self) -> str:
+        """What the library complained of since the last time, in one line."""
+        said, self._messages[:] = " ".join(" ".join(self._messages).split()), []
+        return said[:300] or "it gave no reason"
+
+
+def check_graph(engine: Any, library: Any, contract: Contract) -> None:
+    """Raises UserError where an engine's inputs and outputs are not those of the contract."""
+    wanted = tensors(contract)
+    found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    wrong = sorted(wanted.keys() ^ set(found))
+    for name in sorted(wanted.keys() & set(found)):
+        mode, dtype, shape = wanted[name]
+        own = tuple(engine.get_tensor_shape(name))
+        fits = len(own) == len(shape) and all(a in (OPEN, b) or b == OPEN for a, b in zip(own, shape, strict=True))
+        same = engine.get_tensor_mode(name) == getattr(library.TensorIOMode, mode)
+        if not (fits and same and engine.get_tensor_dtype(name) == getattr(library.DataType, TYPES[dtype])):
+            wrong.append(name)
+    alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
+    if contract.cache == "in_place" and not wrong and alias is not None:
+        wrong += [present for past, present in map(cache_names, range(2 * contract.layers)) if alias(present) != past]
+    if wrong:
+        raise UserError(
+            f"the engine is not that of its manifest: {wrong[0]} differs; build it again: python -m export.trt"
+        )
+
+
+def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """Every input and output of a contract's engine: mode, type and shape, OPEN where a forward decides."""
+    c = contract
+    table: dict[str, tuple[str, str, tuple[int, ...]]] = {
+        "input_ids": ("INPUT", "int64", (c.batch, OPEN)),
+        "rows": ("INPUT", "int64", (c.batch, OPEN)),
+        "token": ("OUTPUT", "int64", (c.batch, OPEN)),
+        "confidence": ("OUTPUT", "float32", (c.batch, OPEN)),
+        "entropy": ("OUTPUT", "float32", (c.batch, OPEN)),
+    }
+    for name, dtype in zip(TOP, ("int64", "float32"), strict=True) if c.top_k else ():
+        table[name] = ("OUTPUT", dtype, (c.batch, OPEN, c.top_k))
+    if c.attention == "full":
+        return table
+    table["past_length"] = ("INPUT", "int64", (c.batch,))
+    table["visible"] = ("INPUT", "int64", (c.batch, OPEN))
+    length = OPEN if c.cache == "delta" else c.capacity
+    for past, present in map(cache_names, range(2 * c.layers)):
+        table[past] = ("INPUT", c.dtype, (c.batch, c.kv_heads, c.capacity, c.head_dim))
+        table[present] = ("OUTPUT", c.dtype, (c.batch, c.kv_heads, length, c.head_dim))
+    return table
+
+
+def _widths(engine: Any) -> Iterator[Widths]:
+    for index in range(engine.num_optimization_profiles):
+        least, _, most = (tuple(shape)[1] for shape in engine.get_tensor_profile_shape("input_ids", index))
+        rows = tuple(engine.get_tensor_profile_shape("rows", index)[2])[1]
+        yield Widths(index, least, most, rows)
+
+
+def _logger(library: Any, messages: list[str]) -> Any:
+    """A logger of the library that keeps what it complains of, for errors of one line; otherwise it prints lines."""
+    severities = (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR)
+
+    def log(self: Any, severity: Any, message: str) -> None:
+        if severity in severities:
+            messages.append(message)
+
+    kind = type("Listener", (library.ILogger,), {"log": log, "__init__": lambda self: library.ILogger.__init__(self)})
+    return kind()

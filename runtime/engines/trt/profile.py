@@ -1,0 +1,151 @@
+"""One optimisation profile of a TensorRT engine made ready: its context, its buffers bound once, its CUDA graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backend import Forward, Proposal
+from ...contract import REDUCED, TOP
+from ...errors import DeviceError, UserError
+from .cuda import Cuda, Handle
+
+ALIGNED = 256  # bytes; what cudaMalloc gives and TensorRT wants of every address
+BUCKET = 64  # tokens; widths of an open profile are padded to multiples, so that few shapes occur
+
+BufferSpec = tuple[type[np.generic], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """What a profile takes: from `least` to `most` tokens a forward, and `rows` asked rows of each sequence."""
+
+    index: int
+    least: int
+    most: int
+    rows: int
+
+    @property
+    def fixed(self) -> bool:
+        return self.least == self.most
+
+
+def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: bool) -> tuple[Widths, int]:
+    """The profile for a forward of `width` tokens, and the width it is run with: the narrowest, a fixed one first.
+
+    room: positions that are left in the cache; padding: whether tokens may be added, which nobody sees. Raises
+    UserError where no profile takes that width.
+    """
+    options = []
+    for profile in profiles:
+        padded = width
+        if padding:
+            padded = max(profile.least, min(-(-width // BUCKET) * BUCKET, profile.most, room))
+        if width <= padded <= room and profile.least <= padded <= profile.most:
+            options.append((padded, not profile.fixed, profile.index, profile))
+    if not options:
+        raise UserError(f"no profile of this engine takes {width} tokens with room for {room}; build the engine again")
+    padded, _, _, profile = min(options, key=lambda option: option[:3])
+    return profile, padded
+
+
+class Crossing:
+    """Arrays that are copied between host and device together: pinned memory and its counterpart on the device.
+
+    specs: type and largest shape of each. addresses: where they lie on the device.
+    """
+
+    def __init__(self, cuda: Cuda, specs: Mapping[str, BufferSpec], stack: ExitStack) -> None:
+        sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (dtype, shape) in specs.items()}
+        ends = np.cumsum([-(-size // ALIGNED) * ALIGNED for size in sizes.values()]).tolist()
+        offsets = dict(zip(sizes, [0, *ends], strict=False))
+        self.host = cuda.pin(ends[-1])
+        stack.callback(cuda.unpin, self.host)
+        self.device = cuda.allocate(ends[-1])
+        stack.callback(cuda.free, self.device)
+        self.addresses = {name: self.device + offset for name, offset in offsets.items()}
+        self._flat = {
+            name: self.host[offsets[name] : offsets[name] + sizes[name]].view(specs[name][0]) for name in specs
+        }
+
+    def array(self, name: str, *shape: int) -> NDArray[Any]:
+        """An array as the host sees it, in a shape that is no larger than its largest."""
+        return self._flat[name][: math.prod(shape)].reshape(shape)
+
+
+class Lane:
+    """A profile ready to run. `feed` writes a forward, `run` does it, `fetch` reads what came of it.
+
+    context: one of the engine's, to which the profile and everything but these small arrays was given already; top_k:
+    how many top tokens it computes at every run, asked for or not.
+    """
+
+    def __init__(
+        self, cuda: Cuda, stream: Handle, context: Any, widths: Widths, batch: int, top_k: int, stack: ExitStack
+    ) -> None:
+        self._cuda, self._stream, self.context = cuda, stream, context
+        self.widths, self.batch = widths, batch
+        wide, asked = (batch, widths.most), (batch, widths.rows)
+        inputs: dict[str, BufferSpec] = {
+            "input_ids": (np.int64, wide), "past_length": (np.int64, (batch,)), "visible": (np.int64, wide),
+            "rows": (np.int64, asked),
+        }  # fmt: skip
+        outputs: dict[str, BufferSpec] = {
+            "token": (np.int64, asked),
+            "confidence": (np.float32, asked),
+            "entropy": (np.float32, asked),
+        }
+        if top_k:
+            outputs |= {"top_token": (np.int64, (*asked, top_k)), "top_logprob": (np.float32, (*asked, top_k))}
+        self._shapes = {name: shape for name, (_, shape) in outputs.items()}
+        self.inputs, self.outputs = Crossing(cuda, inputs, stack), Crossing(cuda, outputs, stack)
+        self._graph: Handle | None = None
+
+    @property
+    def replays(self) -> bool:
+        """Whether its forwards are replays of a CUDA graph."""
+        return self._graph is not None
+
+    def feed(self, forward: Forward, width: int, pad_id: int) -> None:
+        """Writes a forward of the whole batch, padded to `width` tokens that see one position and that nobody sees."""
+        own, asked = forward.input_ids.shape[1], forward.rows.shape[1]
+        if asked > self.widths.rows:
+            raise ValueError(f"{asked} rows asked of a profile for {self.widths.rows}")
+        for name, given, rest in (("input_ids", forward.input_ids, pad_id), ("visible", forward.visible, 1)):
+            array = self.inputs.array(name, self.batch, width)
+            array[:, :own], array[:, own:] = given, rest
+        self.inputs.array("past_length", self.batch)[:] = forward.past_length
+        rows = self.inputs.array("rows", self.batch, self.widths.rows)
+        rows[:, :asked], rows[:, asked:] = forward.rows, 0
+
+    def run(self) -> None:
+        """Copies in, computes, copies out, and waits for it."""
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._cuda.launch(self._graph, self._stream)
+        self._cuda.synchronize(self._stream)
+
+    def fetch(self, asked: int, top: bool = False) -> Proposal:
+        """What the last run proposed for the first `asked` rows, the top tokens too where wanted. [batch, asked]"""
+        names = (*REDUCED, *(TOP if top else ()))
+        return Proposal(*(self.outputs.array(name, *self._shapes[name])[:, :asked].copy() for name in names))
+
+    def capture(self, stack: ExitStack) -> None:
+        """Keeps its forward as a CUDA graph, where the engine can; it has to have run once."""
+        capturable = getattr(self.context, "is_stream_capturable", None)  # TensorRT for RTX alone may say no
+        if capturable is None or capturable(int(self._stream)):
+            self._graph = self._cuda.capture(self._stream, self._enqueue)
+            stack.callback(self._cuda.destroy_graph, self._graph)
+
+    def _enqueue(self) -> None:
+        self._cuda.to_device(self.inputs.device, self.inputs.host, self._stream)
+        if not self.context.execute_async_v3(int(self._stream)):
+            raise DeviceError("execute_async_v3 failed: TensorRT did not take the forward")
+        self._cuda.to_host(self.outputs.host, self.outputs.device, self._stream)

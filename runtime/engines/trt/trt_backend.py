@@ -1,0 +1,184 @@
+"""The TensorRT backend: the engines of a bundle that run here, the smallest that holds a request, on one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backend import Floats, Forward, Proposal
+from ...bundle.manifest import Build, Bundle, Engine
+from ...contract import Contract
+from ...errors import UserError
+from .admission import content, siblings, why_not
+from .chunked_prefill import check_bounds, pieces
+from .cuda import Cuda, Gpu, load_cuda
+from .engine import TrtEngine, load_library
+
+NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+LibraryLoader = Callable[[str], Any]
+
+
+class TrtBackend:
+    """Engines that differ in capacity alone behind the backend protocol; see `runtime.backend`.
+
+    engines: by capacity; the first is loaded at once, a larger one when a request needs it, and stays. A batch of up to
+    the engine's is decoded; its other rows idle. One thread at a time. Raises UserError where an engine is not trusted,
+    damaged or not the graph of the contract, DeviceError where a call of CUDA or TensorRT fails. `close` gives the
+    GPU's memory back.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engines: Sequence[Engine], cuda: Cuda, library: Any, gpu: Gpu, *, trust: bool = False,
+        graphs: bool = True,
+    ) -> None:  # fmt: skip
+        self.engines = tuple(engines)
+        self._bundle, self._cuda, self._library = bundle, cuda, library
+        self._trust, self._graphs = trust, graphs
+        self._loaded: dict[str, TrtEngine] = {}
+        self._slots = np.arange(0)
+        self.last_logits: Floats | None = None  # an engine never hands them out
+        flavor = built(self.engines[0]).flavor
+        self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
+        self._contract = self._shared()
+        self._active = self._load(self.engines[0])
+
+    @property
+    def contract(self) -> Contract:
+        return self._contract
+
+    @property
+    def name(self) -> str:
+        return self._name + ("" if self._active.replays else ", without CUDA graphs")
+
+    @property
+    def cache(self) -> Floats:
+        """A copy of the cache, for whoever compares. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        return self._active.read_cache()[:, self._slots]
+
+    def open(self, batch: int, capacity: int) -> None:
+        if batch > self._contract.batch:
+            raise UserError(
+                f"{batch} sequences were given at once; this engine runs {self._contract.batch}, decode them in turn"
+            )
+        if not 1 <= capacity <= self._contract.capacity:
+            raise ValueError(f"capacity {capacity} is outside [1, {self._contract.capacity}] of the contract")
+        needed = capacity + slack(self._contract)
+        full = self._contract.attention == "full"
+        self._active = self._load(next(e for e in self.engines if reach(built(e), full) >= needed))
+        self._active.reset()
+        self._slots = np.arange(batch)
+
+    def forward(self, forward: Forward) -> Proposal:
+        engine = self._active
+        check_bounds(forward, self._contract, len(self._slots), engine.contract.capacity)
+        whole: list[NDArray[Any]] = []  # in the order of a proposal's fields
+        for piece in pieces(forward, engine.widest):
+            out = engine.forward(self._whole_batch(piece.forward)).parts()
+            whole = whole or [np.zeros((len(self._slots), *new.shape[1:]), new.dtype) for new in out]
+            for kept, new in zip(whole, out, strict=True):
+                kept[piece.own] = new[self._slots][piece.own]
+        return Proposal(*whole)
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        self._slots = self._slots[rows]
+
+    def close(self) -> None:
+        """Gives the GPU's memory back; the backend cannot be used any more."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
+
+    def _load(self, engine: Engine) -> TrtEngine:
+        if engine.name not in self._loaded:
+            contract = engine_contract(self._bundle.contract, engine)
+            file = content(self._bundle.path, engine, self._trust)
+            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs)
+            self._loaded[engine.name] = loaded
+            if tuple((p.least, p.most) for p in loaded.profiles) != built(engine).profiles:
+                self.close()
+                raise UserError(f"{engine.name} has other profiles than its manifest says; build it again")
+        return self._loaded[engine.name]
+
+    def _shared(self) -> Contract:
+        """The contract that requests are checked against: the largest engine's, as far as its profiles reach."""
+        contract, build = engine_contract(self._bundle.contract, self.engines[-1]), built(self.engines[-1])
+        widest = max(most for _, most in build.profiles)
+        if contract.attention == "full":
+            return replace(contract, capacity=reach(build, full=True))
+        capacity = contract.capacity - slack(contract)
+        limited = contract.alignment == "prompt" and widest < capacity
+        return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
+
+    def _whole_batch(self, forward: Forward) -> Forward:
+        """The forward with the engine's other rows in it: one padding token each, seen by itself, read by nobody."""
+        batch, slots = self._contract.batch, self._slots
+        if batch == 1:
+            return forward
+        ids = np.full((batch, forward.input_ids.shape[1]), self._contract.pad_id, np.int64)
+        past, visible = np.zeros(batch, np.int64), np.ones_like(ids)
+        rows = np.zeros((batch, forward.rows.shape[1]), np.int64)
+        ids[slots], past[slots], visible[slots] = forward.input_ids, forward.past_length, forward.visible
+        rows[slots] = forward.rows
+        return Forward(ids, past, visible, rows, forward.top)
+
+
+def slack(contract: Contract) -> int:
+    """Positions that a ragged batch may pad behind a row's own end: a committed block and a canvas of another row."""
+    return 2 * contract.block if contract.batch > 1 else 0
+
+
+def reach(build: Build, full: bool) -> int:
+    """Positions that a request may have: the cache's, or without a cache those of the widest forward."""
+    return min(build.capacity, max(most for _, most in build.profiles)) if full else build.capacity
+
+
+def built(engine: Engine) -> Build:
+    if engine.build is None:
+        raise ValueError(f"{engine.name} is no TensorRT engine")
+    return engine.build
+
+
+def engine_contract(contract: Contract, engine: Engine) -> Contract:
+    """A bundle's contract with what is one engine's own."""
+    build = built(engine)
+    cache = "none" if contract.attention == "full" else "delta" if engine.dialect == "plain" else "in_place"
+    return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
+
+
+def open_engines(
+    bundle: Bundle, engines: Sequence[Engine], *, trust: bool = False, graphs: bool = True, cuda: Cuda | None = None,
+    library: LibraryLoader = load_library,
+) -> TrtBackend:  # fmt: skip
+    """The first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
+
+    trust: load engines that were built elsewhere; cuda, library: what to call, the installed packages by default.
+    Raises UserError, with what to do, where there is no driver, GPU or library, or none of the engines is for them.
+    """
+    cuda = cuda or load_cuda()
+    gpu = cuda.gpu()
+    if gpu is None:
+        raise UserError(f"the engine is built; running it needs an NVIDIA driver; {otherwise(bundle)}")
+    reasons = []
+    for engine in engines:
+        build = built(engine)
+        try:
+            module = library(build.flavor)
+        except UserError as error:
+            reasons.append(f"{engine.name} needs {NAMES[build.flavor]} {build.version}: {error}")
+            continue
+        reason = why_not(engine, build, gpu, module.__version__)
+        if reason is None:
+            return TrtBackend(bundle, siblings(engines, engine), cuda, module, gpu, trust=trust, graphs=graphs)
+        reasons.append(f"{engine.name} {reason}")
+    here = f"build one here: python -m export.trt --bundle {bundle.path}"
+    raise UserError(f"{reasons[0]}; {here}, or {otherwise(bundle)}")
+
+
+def otherwise(bundle: Bundle) -> str:
+    """What runs without a GPU."""
+    if any(engine.dialect == "ort" for engine in bundle.engines):
+        return "--engine ort runs here"
+    return "python -m export.onnx makes an engine that runs here"

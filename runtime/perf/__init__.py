@@ -1,0 +1,1 @@
+"""What decoding costs: measured on this machine, and counted for others."""

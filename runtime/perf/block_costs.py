@@ -1,0 +1,109 @@
+"""What decoding costs a device: autoregressive, in blocks, or the whole answer at once; CDLM's analysis of systems.
+
+arXiv 2511.19269: an autoregressive step does one token's work for a read of all weights, a full-diffusion step that of
+the whole sequence, a block's step something between, which a device may have for the same read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .data_sheets import Device
+from .op_counts import ModelShape, Pass
+
+TRAINED = (4, 8, 16, 32, 64)  # blocks that models of the field are trained with
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: of a shape in a precision, behind `past` tokens, for these batches and blocks.
+
+    answer: positions that a full-diffusion forward has behind the prompt of `past`; accepted: tokens that a diffusion
+    forward finalises a sequence, commits counted, as `tokens_per_forward` of an answer.
+    """
+
+    shape: ModelShape
+    precision: str
+    past: int
+    answer: int
+    batches: tuple[int, ...]
+    blocks: tuple[int, ...]
+    accepted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way to decode: its forward of one sequence, and the tokens that it finalises."""
+
+    name: str
+    one: Pass
+    tokens: float
+
+    def forward(self, batch: int) -> Pass:
+        """The forward of so many sequences."""
+        return Pass(batch, self.one.width, self.one.past, self.one.rows, self.one.cached)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingCost:
+    """A mode at a batch on a device. operations, bytes: of a forward; intensity: operations a byte.
+
+    bound: memory or compute; cost: its milliseconds over those of an autoregressive forward, so the tokens a forward
+    from which on it is faster.
+    """
+
+    mode: str
+    batch: int
+    operations: float
+    bytes: float
+    intensity: float
+    bound: str
+    ms: float
+    cost: float
+    tokens_per_second: float
+
+
+def modes(question: Question) -> list[Mode]:
+    """Autoregressive, each block, and full diffusion over prompt and answer at once."""
+    q = question
+    blocks = [Mode(f"block of {size}", Pass(1, size, q.past, size), min(q.accepted, size)) for size in q.blocks]
+    whole = q.past + q.answer
+    full = Mode(f"full, {whole} positions", Pass(1, whole, 0, q.answer, False), min(q.accepted, q.answer))
+    return [Mode("autoregressive", Pass(1, 1, q.past, 1), 1.0), *blocks, full]
+
+
+def points(device: Device, question: Question) -> Iterator[DecodingCost]:
+    """Every mode at every batch, a mode's batches one after the other."""
+    q = question
+    for mode in modes(q):
+        for batch in q.batches:
+            load = device.work(q.shape, q.precision, mode.forward(batch))
+            ms, compute = device.ms(load, q.precision), device.compute_ms(load, q.precision)
+            bound = "compute" if compute > device.memory_ms(load) else "memory"
+            single = device.ms(device.work(q.shape, q.precision, Pass(batch, 1, q.past, 1)), q.precision)
+            done, moved = load.linear + load.attention, load.weights + load.cache
+            speed = 1000 * batch * mode.tokens / ms
+            yield DecodingCost(mode.name, batch, done, moved, load.intensity, bound, ms, ms / single, speed)
+
+
+def to_train(widest: int) -> int:
+    """The block to train where memory sets a step's time up to that width: the largest usual one that is free there."""
+    return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
+
+
+def analyzed(device: Device, question: Question) -> dict[str, Any]:
+    """All that is said of a device, as plain values; the block to train is for the first batch."""
+    q = question
+    widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}
+    return {
+        "name": device.name,
+        "source": device.source,
+        "gb_per_second": device.bandwidth,
+        "tera_operations_per_second": device.rates[q.precision],
+        "ridge": device.ridge(q.precision),
+        "widest_memory_bound_block": [{"batch": batch, "block": block} for batch, block in widest.items()],
+        "block_to_train": to_train(widest[q.batches[0]]),
+        "points": [asdict(point) for point in points(device, q)],
+    }

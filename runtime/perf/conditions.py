@@ -1,0 +1,58 @@
+"""Describes what measured figures depend on: the processor, the libraries, the model."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..engines.ort.threads import physical_cores
+from ..model import Model
+
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+
+
+def describe_conditions(
+    model: Model, prompts: str, threshold: float | None, repeat: int, warmup: int
+) -> dict[str, Any]:
+    """Returns what the figures depend on. prompts: the prompt, or which prompts; threshold: None for the gate's own."""
+    contract = model.contract
+    return {
+        "processor": processor_name(),
+        "cores": physical_cores(),
+        "logical_cores": os.cpu_count(),
+        "threads": getattr(model.backend, "threads", None),  # of the processor; a TensorRT engine has none
+        "engine": model.engine,
+        "backend": model.backend.name,
+        "precision": model.precision,
+        "block": contract.block,
+        "capacity": contract.capacity,
+        "threshold": model.gate.threshold if threshold is None else threshold,
+        "prompt": prompts,
+        "repeat": repeat,
+        "warmup": warmup,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := installed_version(name))},
+        },
+    }
+
+
+def processor_name() -> str:
+    """Returns the processor's name as the system reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def installed_version(package: str) -> str | None:
+    """Returns a package's version, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

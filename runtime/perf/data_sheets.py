@@ -1,0 +1,110 @@
+"""How fast devices are by their vendors' data sheets: memory bandwidth, and dense tensor operations a second.
+
+Vendors advertise operations with structured sparsity, which needs weights that no model here has: figures are dense.
+Where a sheet names the sparse one alone, dense is half of it. Jetson's are of the GPU, without the DLA that the
+advertised sums contain, in the module's fastest power mode. A product of fp16 adds up in fp32, as engines do it, at
+which GeForce cards run half as fast as their headline. int4 and nvfp4 weights are multiplied as fp16 after unpacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .op_counts import PRECISIONS, ForwardWork, ModelShape, Pass, work
+
+MOST = 1 << 16  # tokens, where looking for the widest block ends
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """bandwidth: GB (1e9 bytes) a second; rates: 1e12 operations a second by the precision of the weights.
+
+    wide: the precision of attention and cache under quantised weights. source: where the figures are from.
+    """
+
+    name: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    wide: str
+    source: str
+
+    def number(self, precision: str) -> int:
+        """Bytes of a number that is not stored as a matrix, cache included."""
+        return PRECISIONS[precision].number or PRECISIONS[self.wide].number or 4
+
+    def ridge(self, precision: str) -> float:
+        """Operations a byte from which on operations, and no longer memory, set the time."""
+        return 1000 * self.rates[precision] / self.bandwidth
+
+    def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
+        """What the forward takes here."""
+        return work(shape, PRECISIONS[precision], self.number(precision), forward)
+
+    def memory_ms(self, load: ForwardWork) -> float:
+        """Milliseconds that moving its bytes takes."""
+        return (load.weights + load.cache) / self.bandwidth / 1e6
+
+    def compute_ms(self, load: ForwardWork, precision: str) -> float:
+        """Milliseconds that its operations take; attention runs in fp16 or fp32 whatever the weights are."""
+        mixing = precision if PRECISIONS[precision].number else self.wide
+        return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
+
+    def ms(self, load: ForwardWork, precision: str) -> float:
+        """The least milliseconds of a forward, if moving and computing overlap wholly."""
+        return max(self.memory_ms(load), self.compute_ms(load, precision))
+
+    def widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
+        """The most tokens a block may have while memory sets the time of its step; 0 where one is too many."""
+        low, high = 0, MOST
+        while low < high:
+            block = (low + high + 1) // 2
+            load = self.work(shape, precision, Pass(batch, block, past, block))
+            if self.compute_ms(load, precision) <= self.memory_ms(load):
+                low = block
+            else:
+                high = block - 1
+        return low
+
+
+def gpu(name: str, bandwidth: float, fp16: float, int8: float, source: str) -> Device:
+    """A device of TensorRT's: what is not quantised is fp16."""
+    return Device(name, bandwidth, {"fp16": fp16, "int8": int8, "int4": fp16}, "fp16", source)
+
+
+DEVICES = {
+    "orin-nano": gpu(
+        "Jetson Orin Nano 8GB", 102, 17, 33, "NVIDIA, Jetson Orin Nano Super: 67 TOPS sparse, 33 dense, 17 FP16 TFLOPS"
+    ),
+    "orin-nx": gpu(
+        "Jetson Orin NX 16GB", 102.4, 19.2, 38.4,
+        "NVIDIA, Jetson Orin NX Series data sheet, MAXN SUPER: 32 tensor cores at 1173 MHz, 256 FP16 FMA a clock each",
+    ),
+    "agx-orin": gpu(
+        "Jetson AGX Orin 64GB", 204.8, 42.5, 85,
+        "NVIDIA, Jetson AGX Orin Series technical brief: GPU 170 sparse INT8 TOPS; FP16 half of INT8",
+    ),
+    "thor": gpu(
+        "Jetson AGX Thor", 273, 258, 517,
+        "NVIDIA, Jetson Thor: 2070 sparse FP4 TFLOPS; dense half, FP8 and INT8 half of FP4, FP16 half of FP8",
+    ),
+    "rtx-4090": gpu(
+        "GeForce RTX 4090", 1008, 165.2, 660.6, "NVIDIA, Ada GPU architecture: FP16 with FP32 accumulate, INT8, dense"
+    ),
+    "rtx-5090": gpu(
+        "GeForce RTX 5090", 1792, 209.5, 838, "NVIDIA, RTX Blackwell GPU architecture: as of the RTX 4090"
+    ),
+    "h200": gpu(
+        "H200 SXM", 4800, 989.5, 1979, "NVIDIA, H200 data sheet: 1,979 FP16 and 3,958 INT8 sparse, half of it dense"
+    ),
+}  # fmt: skip
+
+
+def choose_devices(words: str) -> list[str]:
+    """The keys of a comma-separated list, each of DEVICES or `local`. Raises UserError for another."""
+    found = [word.strip() for word in words.split(",")]
+    known = (*DEVICES, "local")
+    if wrong := [word for word in found if word not in known]:
+        raise UserError(f"--devices has {wrong[0]!r}; expected some of {', '.join(known)}")
+    return list(dict.fromkeys(found))

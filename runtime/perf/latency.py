@@ -1,0 +1,181 @@
+"""What is measured of an engine: milliseconds of each kind of forward, and whole answers with the host's own time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Backend, Forward, Ints, Proposal
+from ..contract import Contract
+from ..decoding import loop
+from ..decoding.positions import committed_prompt, prompt_visible
+from ..model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The middle of some measurements, and where a tenth of them lies below and above."""
+
+    p10: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one kind of forward. past: committed tokens before it; width: its tokens; rows: those asked."""
+
+    forward: str
+    past: int
+    width: int
+    rows: int
+    ms: Spread
+
+
+class TimedBackend:
+    """A backend that keeps the time spent in another one, in seconds."""
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+        self.forward_seconds = self.open_seconds = 0.0
+
+    @property
+    def contract(self) -> Contract:
+        return self._inner.contract
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    def open(self, batch: int, capacity: int) -> None:
+        started = time.perf_counter()
+        self._inner.open(batch, capacity)
+        self.open_seconds += time.perf_counter() - started
+
+    def forward(self, forward: Forward) -> Proposal:
+        started = time.perf_counter()
+        proposal = self._inner.forward(forward)
+        self.forward_seconds += time.perf_counter() - started
+        return proposal
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        self._inner.keep(rows)
+
+
+def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
+    """Latencies of the forwards that decoding is made of, at the start, half and end of the room."""
+    contract = backend.contract
+    kinds: list[tuple[str, Forward]] = []
+    if contract.attention == "full":
+        kinds += [("step", whole(contract, prompt)) for prompt in places(contract.capacity - contract.canvas, 1)]
+    else:
+        pasts = places(contract.capacity - 2 * contract.block, contract.block)
+        for name, make in (("step", canvas), ("step, half open", half), ("commit", commit), ("fused step", fused)):
+            kinds += [(name, make(contract, past)) for past in pasts]
+        kinds += [("prefill", prefill(contract, length)) for length in prefill_lengths(contract)]
+    for name, forward in kinds:
+        past, width = int(forward.past_length[0]), forward.input_ids.shape[1]
+        if past + width <= contract.capacity:
+            backend.open(1, past + width)
+            seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
+            yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
+
+
+def time_answers(model: Model, requests: Sequence[loop.Request], count: int, threshold: float | None) -> dict[str, Any]:
+    """Spreads over `count` whole answers, the requests in turn, after one that is not counted."""
+    rows = []
+    for request in islice(cycle(requests), count + 1):
+        backend = TimedBackend(model.backend)
+        result = loop.generate(backend, request, threshold=threshold, gate=model.gate)
+        host = result.seconds - backend.forward_seconds - backend.open_seconds
+        tokens = len(result.token_ids)
+        rows.append(
+            {
+                "tokens": tokens,
+                "tokens_per_step": tokens / result.steps,
+                "tokens_per_forward": result.tokens_per_forward,
+                "tokens_per_second": tokens / result.seconds,
+                "seconds": result.seconds,
+                "host_ms_per_forward": 1000 * host / result.forwards,
+                "open_ms": 1000 * backend.open_seconds,
+            }
+        )
+    return {name: asdict(percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
+
+
+def canvas(contract: Contract, past: int) -> Forward:
+    """A step over one canvas, all of it open, behind `past` committed tokens; with `shift` these predict its first."""
+    return _step(contract, past, contract.block - contract.shift)
+
+
+def half(contract: Contract, past: int) -> Forward:
+    """The same with half of it open, the later one."""
+    return _step(contract, past, contract.block // 2)
+
+
+def _step(contract: Contract, past: int, n: int) -> Forward:
+    block = contract.block
+    rows = np.arange(block - max(1, n), block) - contract.shift  # with blocks of one there is no such step
+    return _forward(contract, past, np.full(block, past + block), np.maximum(rows, 0))
+
+
+def commit(contract: Contract, past: int) -> Forward:
+    """A finished block alone, of which the last row is asked."""
+    visible = np.full(contract.block, past + contract.block)
+    return _forward(contract, past, visible, np.array([contract.block - 1]))
+
+
+def fused(contract: Contract, past: int) -> Forward:
+    """A finished block and the next canvas in one."""
+    block = contract.block
+    visible = past + block * np.repeat([1, 2], block)
+    return _forward(contract, past, visible, block + np.arange(block) - contract.shift)
+
+
+def prefill(contract: Contract, length: int) -> Forward:
+    """A prompt's committed tokens, of which the last row is asked."""
+    return _forward(contract, 0, prompt_visible(contract, length), np.array([length - 1]))
+
+
+def whole(contract: Contract, prompt: int) -> Forward:
+    """A step of a model without a cache: prompt and canvas, whose first block is asked."""
+    width = prompt + contract.canvas
+    return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
+
+
+def _forward(contract: Contract, past: int, visible: Ints, rows: Ints) -> Forward:
+    ids = np.full((1, len(visible)), contract.mask_id, np.int64)  # which tokens they are does not change the time
+    return Forward(ids, np.array([past], np.int64), visible[None].astype(np.int64), rows[None].astype(np.int64))
+
+
+def places(room: int, multiple: int) -> list[int]:
+    """The start, half and end of the room, as multiples of something and each once."""
+    least = 0 if multiple > 1 else 1  # a model without a cache has its prompt there, which is never empty
+    return sorted({max(least, part // multiple * multiple) for part in (0, room // 2, room)})
+
+
+def prefill_lengths(contract: Contract) -> list[int]:
+    """A block, a quarter, half and the whole of the room before one block, as this model prefills them."""
+    room = min(contract.capacity - contract.block, contract.max_prompt or contract.capacity)
+    lengths = {committed_prompt(contract, length) for length in (contract.block, room // 4, room // 2, room)}
+    return sorted(length for length in lengths if length > 0)
+
+
+def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.float64]:
+    """Seconds of each of `repeat` calls, after `warmup` that are not counted. [repeat]"""
+    seconds = []
+    for _ in range(warmup + repeat):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return np.array(seconds[warmup:])
+
+
+def percentiles(values: NDArray[Any]) -> Spread:
+    return Spread(*(float(value) for value in np.quantile(values, (0.1, 0.5, 0.9))))

@@ -1,0 +1,132 @@
+"""How fast this machine's processor reads memory and multiplies matrices, measured.
+
+Memory is read by numpy, a thread a core, over a buffer far larger than the caches; products are single operators in
+ONNX Runtime, whose kernels the engines use. Both take the best of several tries: a roof is what the machine can do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.ort.product_model import INT8, INT32, UINT8, product_model
+from ..engines.ort.threads import physical_cores
+from ..errors import UserError
+from .data_sheets import Device
+
+SLICE = 1 << 16  # bytes that a thread's part of a buffer is a multiple of
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+UNKNOWN_CACHE = 64 << 20  # bytes, where the system does not tell
+TRIES = 5
+SECONDS = 0.1  # of reading in one try, at least
+ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products
+# ONNX's numbers of the types that a product takes and gives, and numpy's names of those that it takes.
+PRODUCTS = {
+    "fp32": ("MatMul", 1, 1, 1, np.float32, np.float32),
+    "fp16": ("MatMul", 10, 10, 10, np.float16, np.float16),
+    "int8": ("MatMulInteger", UINT8, INT8, INT32, np.uint8, np.int8),
+}
+
+
+def measure_processor(name: str, threads: int | None = None) -> Device:
+    """This machine as a device: bandwidth from memory, a rate a precision. threads: by default the physical cores.
+
+    int4 weights count as int8, as which ONNX Runtime multiplies them. Raises UserError without onnxruntime.
+    """
+    threads = threads or physical_cores()
+    rates = {precision: product_rate(precision, threads) / 1e12 for precision in PRODUCTS}
+    size = far_beyond_caches()
+    source = f"measured: {threads} threads, {size / 1e9:.2f} GB read, products of {ROWS} x {INNER} x {COLUMNS}"
+    return Device(name, bandwidth(size, threads), rates | {"int4": rates["int8"]}, "fp32", source)
+
+
+def bandwidth(size: int, threads: int | None = None) -> float:
+    """GB (1e9 bytes) a second that are read when a buffer of so many bytes is read again and again by all threads."""
+    threads = threads or physical_cores()
+    part = max(SLICE, size // threads // SLICE * SLICE)
+    parts = [np.ones(part // 8, np.int64) for _ in range(threads)]  # written, since unwritten pages are all one page
+    times = 1
+    with ThreadPoolExecutor(threads) as pool:
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            list(pool.map(read, parts, [times] * threads))
+            return time.perf_counter() - started
+
+        while seconds() < SECONDS:
+            times *= 2
+        return times * part * threads / min(seconds() for _ in range(TRIES)) / 1e9
+
+
+def read(part: NDArray[np.int64], times: int) -> None:
+    """Reads a buffer so many times; numpy lets other threads run meanwhile."""
+    for _ in range(times):
+        np.bitwise_or.reduce(part)
+
+
+def far_beyond_caches() -> int:
+    """Bytes: four times the last cache, as far as a quarter of the free memory allows."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 1 << 32
+    return min(4 * last_cache(), free // 4)
+
+
+def last_cache() -> int:
+    """Bytes of the largest cache that the system tells of. A virtual machine may be told its host's."""
+    sizes = [size for path in CACHES.glob("index*/size") if (size := kilobytes(path))]
+    return 1024 * max(sizes, default=UNKNOWN_CACHE // 1024)
+
+
+def kilobytes(path: Path) -> int:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return 0
+    return int(text[:-1]) * {"K": 1, "M": 1024}.get(text[-1:], 0) if text[:-1].isdigit() else 0
+
+
+def product_rate(precision: str, threads: int) -> float:
+    """Operations a second of one large product in ONNX Runtime, the best of several. Raises UserError without it."""
+    run = product(precision, threads)
+    run()
+    best = min(seconds_of(run) for _ in range(TRIES))
+    return 2 * ROWS * INNER * COLUMNS / best
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def product(precision: str, threads: int) -> Callable[[], Any]:
+    """Multiplies a constant matrix [ROWS, INNER] with a weight [INNER, COLUMNS] of the model, when called."""
+    try:
+        from ..engines.ort.no_telemetry import ort
+    except ImportError:
+        raise UserError(
+            "measuring this machine needs onnxruntime, which is not installed; install 'blockstep[cpu]', or leave "
+            "local out of --devices"
+        ) from None
+    from ..engines.ort.saturation import require_exact_products
+
+    operator, left_type, right_type, out_type, taken, weight = PRODUCTS[precision]
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 100, (ROWS, INNER)).astype(taken)
+    right = rng.integers(-100, 100, (INNER, COLUMNS)).astype(weight)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    require_exact_products(options)  # as the engines have it, so that the roof is one that they can reach
+    model = product_model(operator, left_type, right_type, out_type, right)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"left": left})[0]

@@ -1,0 +1,178 @@
+"""What a forward of a model costs at the least, counted from its shape: operations, and bytes that have to be moved.
+
+Counted is what no implementation avoids, so that the time it takes is a lower bound. An operation is a multiplication
+or an addition. With L layers of hidden size d, h heads and k key heads of size e, inner size f, vocabulary V, and a
+forward of `width` tokens for each of `batch` sequences behind `past` tokens, `rows` of them predicted:
+
+    weights of a layer   d (h + 2k) e  +  h e d  +  3 d f         queries, keys and values; output; gated MLP
+    products with them   2 · tokens · weights; behind the last layer's attention, and in the head, for `rows` alone
+    attention            4 · width · (past + width) · h e · L     scores and mixed values, no causal half saved
+    weights moved        each once a forward, whatever the batch; of an untied embedding the rows looked up
+    cache moved          2 k e L numbers a position: those of past + width read, those of width written
+
+Norms, rotation, softmax and what runs between operators are left out: thousands of operations a token where products
+take millions, and numbers that fit into caches. After CDLM's analysis (arXiv 2511.19269).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    tied: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+    @property
+    def packed(self) -> int:
+        """Weights of a layer's queries, keys and values."""
+        return self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def behind(self) -> int:
+        """Weights of a layer behind its attention."""
+        return self.heads * self.head_dim * self.hidden + 3 * self.hidden * self.ffn
+
+    @property
+    def head(self) -> int:
+        """Weights of the head."""
+        return self.hidden * self.vocab
+
+    @property
+    def vectors(self) -> int:
+        """Numbers of norms and biases."""
+        layer = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
+        layer += (self.heads + 2 * self.kv_heads) * self.head_dim * self.qkv_bias
+        return self.layers * layer + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All numbers of the model."""
+        tables = self.head * (1 if self.tied else 2)
+        return self.layers * (self.packed + self.behind) + tables + self.vectors
+
+    @property
+    def cached(self) -> int:
+        """Numbers of a position's keys and values in all layers."""
+        return 2 * self.kv_heads * self.head_dim * self.layers
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How matrices are stored.
+
+    bits: of a weight; block: inputs that share an fp32 scale, 0 where there is one an output and None where there is
+    none. number: bytes of what is no matrix, cache included, None where the device decides that.
+    """
+
+    bits: int
+    block: int | None
+    number: int | None
+
+    def stored(self, inputs: int, outputs: int) -> float:
+        """Bytes of a matrix."""
+        scales = 0 if self.block is None else outputs * math.ceil(inputs / (self.block or inputs))
+        return inputs * outputs * self.bits / 8 + 4 * scales
+
+
+PRECISIONS = {
+    "fp32": Precision(32, None, 4),
+    "fp16": Precision(16, None, 2),
+    "int8": Precision(8, 0, None),
+    "int4": Precision(4, 32, None),
+}
+
+SHAPES = {
+    "qwen3-0.6b": ModelShape(1024, 28, 16, 8, 128, 3072, 151936, qk_norm=True),
+    "sdar-1.7b": ModelShape(2048, 28, 16, 8, 128, 6144, 151936, qk_norm=True),
+    "dream-7b": ModelShape(3584, 28, 28, 4, 128, 18944, 152064, tied=False, qkv_bias=True),
+    "llada-8b": ModelShape(4096, 32, 32, 32, 128, 12288, 126464, tied=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardWork:
+    """What a forward takes. linear, attention: operations; weights, cache: bytes."""
+
+    linear: float
+    attention: float
+    weights: float
+    cache: float
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return (self.linear + self.attention) / (self.weights + self.cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward: sequences, new tokens of each, tokens before them in the cache, rows of each that are predicted.
+
+    cached: whether keys and values are kept; a model with full attention keeps none.
+    """
+
+    batch: int
+    width: int
+    past: int
+    rows: int
+    cached: bool = True
+
+
+def work(shape: ModelShape, precision: Precision, number: int, forward: Pass) -> ForwardWork:
+    """What the forward takes. number: bytes of what is not stored as a matrix, cache included."""
+    tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
+    linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
+    linear += 2 * rows * (shape.behind + shape.head)
+    seen = forward.past + forward.width
+    attention = 4 * tokens * seen * shape.heads * shape.head_dim * shape.layers
+    positions = forward.batch * (seen + forward.width) if forward.cached else 0
+    return ForwardWork(linear, attention, weight_bytes(shape, precision, tokens), positions * shape.cached * number)
+
+
+def weight_bytes(shape: ModelShape, precision: Precision, tokens: int) -> float:
+    """Bytes of the weights that a forward of so many tokens reads; norms and biases are fp32."""
+    mixed, stored = shape.heads * shape.head_dim, precision.stored
+    layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
+    layer += 2 * stored(shape.hidden, shape.ffn) + stored(shape.ffn, shape.hidden)
+    looked_up = 0 if shape.tied else min(tokens, shape.vocab) * shape.hidden * precision.bits / 8
+    return shape.layers * layer + stored(shape.hidden, shape.vocab) + looked_up + 4 * shape.vectors
+
+
+def shape_of(values: Any, whose: str) -> ModelShape:
+    """A shape from plain values. Raises UserError naming what is wrong with them."""
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{whose} says nothing of the model's shape; export it again, or name one with --model or --shape"
+        )
+    known = {field.name: field for field in fields(ModelShape)}
+    needed = [name for name, field in known.items() if field.default is field.default_factory]
+    if wrong := [*sorted(values.keys() - known.keys()), *(name for name in needed if name not in values)]:
+        raise UserError(f"{wrong[0]} of {whose} is unknown or missing; expected {', '.join(known)}")
+    for name, value in values.items():
+        kind = bool if known[name].type == "bool" else int
+        if type(value) is not kind or value < (kind is int):
+            raise UserError(f"{name} of {whose} is {value!r}; expected a {'truth value' if kind is bool else 'count'}")
+    return ModelShape(**values)
+
+
+def parse_shape(text: str) -> dict[str, int | bool]:
+    """Parses the values of name=value pairs."""
+    words = {"true": True, "false": False}
+    pairs = [pair.strip().partition("=")[::2] for pair in text.split(",")]
+    return {name: words[value] if value in words else int(value) for name, value in pairs}

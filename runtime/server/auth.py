@@ -1,0 +1,75 @@
+"""Who is let in: the host names a page may call this server by, API keys; and the count of who came."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .http_errors import Refusal, refused
+
+PATHS = frozenset(
+    ("/", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/healthz", "/readyz", "/metrics")
+)
+LEFT = 499  # the client was gone before it was answered; no client ever reads it
+
+
+def host_name(host: str) -> str:
+    """The name in a `Host` header, or in a URL's part after //: lower case, without a port and a final dot."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return f"[{host.lower()}]"  # an IPv6 address by itself
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+class Door:
+    """ASGI middleware. hosts: names that `Host` may hold, any where None: another site's page could otherwise point its
+    own name at a loopback address and read answers. keys: of which /v1/ wants one, where there are any."""
+
+    def __init__(
+        self, app: ASGIApp, hosts: Sequence[str] | None, keys: Sequence[str], count: Callable[[str, int], None]
+    ) -> None:
+        self._app, self._count = app, count
+        self._hosts = None if hosts is None else frozenset(map(host_name, hosts))
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = LEFT
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = self._refusal(Headers(scope=scope), scope["path"])
+            await (self._app if refusal is None else refused(refusal))(scope, receive, counted)
+        except Exception:
+            status = 500  # which the server answers with, outside of here
+            raise
+        finally:
+            self._count(scope["path"] if scope["path"] in PATHS else "other", status)
+
+    def _refusal(self, headers: Headers, path: str) -> Refusal | None:
+        if self._hosts is not None and host_name(headers.get("host", "")) not in self._hosts:
+            return Refusal(
+                403, "this server does not go by that name; call it by localhost, or start it with --allow-host"
+            )
+        if not self._keys or not path.startswith("/v1/"):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode("utf-8", "replace")
+        # Every key is compared, so that the time tells nothing of them.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        if scheme.lower() == "bearer" and any(matches):
+            return None
+        asked = {"www-authenticate": "Bearer"}
+        return Refusal(
+            401, "no API key that is known here; send Authorization: Bearer KEY", None, "invalid_api_key", asked
+        )

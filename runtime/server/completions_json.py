@@ -1,0 +1,139 @@
+"""Answers in the JSON of OpenAI's API: whole ones, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from ..text.tokenizer import BROKEN
+from .events import End, Event, Failure, Finished, ShownBlock, Token
+from .http_errors import Refusal
+from .request import ServerRequest
+
+REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is no JSON number
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What all parts of one reply have in common. cached: whether its committed tokens were kept in a cache."""
+
+    ask: ServerRequest
+    model: str
+    cached: bool
+    last: ClassVar[bytes] = b"data: [DONE]\n\n"  # of a stream
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, finished: Sequence[Finished], end: End) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        text = "".join(block.text for block in finished)
+        scores = self._logprobs([token for block in finished for token in block.tokens], len(text))
+        choice: dict[str, Any] = {"index": 0, "logprobs": scores, "finish_reason": REASONS[end.finish]}
+        if self.ask.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        return {
+            **self._head(False),
+            "choices": [choice],
+            "usage": self._usage(end),
+            "blockstep": own_fields(self.ask, self.cached, end),
+        }
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        """What a stream says of an event."""
+        if isinstance(event, ShownBlock):
+            return [self.canvas(event)]
+        if isinstance(event, Finished):
+            return self.block(event)
+        if isinstance(event, Failure):
+            return [Refusal(500, event.message, code="failed").body]
+        return self.closing(event)
+
+    def opening(self) -> list[dict[str, Any]]:
+        """What a stream begins with."""
+        return [self._chunk({"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
+
+    def block(self, block: Finished) -> list[dict[str, Any]]:
+        """A finished block, where it has something to say."""
+        if not (block.text or block.tokens):
+            return []
+        scores = self._logprobs(block.tokens, None)
+        chunk = self._chunk({"content": block.text} if self.ask.chat else block.text, scores, None)
+        if self.ask.canvas:
+            tokens = [_cell(t.completes, t.confidence, t.step) for t in block.tokens]
+            chunk["canvas"] = {"block": block.block, "done": True, "cells": tokens, **counts(block)}
+        return [chunk]
+
+    def canvas(self, canvas: ShownBlock) -> dict[str, Any]:
+        """The block in work: a chunk without choices, which OpenAI's clients pass over."""
+        cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
+        drawn = {"block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
+        return {**self._head(True), "choices": [], "canvas": drawn}
+
+    def closing(self, end: End) -> list[dict[str, Any]]:
+        """The reason of the end, and the usage where it is asked for."""
+        last = self._chunk({} if self.ask.chat else "", None, REASONS[end.finish])
+        last["blockstep"] = own_fields(self.ask, self.cached, end)
+        if not self.ask.usage:
+            return [last]
+        return [last, {**self._head(True), "choices": [], "usage": self._usage(end)}]
+
+    def _head(self, streamed: bool) -> dict[str, Any]:
+        kind = ("chat.completion" + ".chunk" * streamed) if self.ask.chat else "text_completion"
+        start = "chatcmpl-" if self.ask.chat else "cmpl-"
+        return {"id": start + self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _chunk(self, content: dict[str, str] | str, scores: Any, reason: str | None) -> dict[str, Any]:
+        name = "delta" if self.ask.chat else "text"
+        choice = {"index": 0, name: content, "logprobs": scores, "finish_reason": reason}
+        return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
+
+    def _usage(self, end: End) -> dict[str, int]:
+        prompt, tokens = len(self.ask.prompt), end.counts.tokens
+        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+    def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
+        """length: characters of the text, where a stop string may have cut it; tokens behind it are left out."""
+        if not self.ask.logprobs:
+            return None
+        tokens = [token for token in tokens if length is None or token.offset < length]
+        logs = [math.log(max(token.confidence, LEAST)) for token in tokens]
+        if self.ask.chat:
+            entries = [_entry(token, log) for token, log in zip(tokens, logs, strict=True)]
+            best: list[list[Any]] = [[dict(entry)] if self.ask.best else [] for entry in entries]
+            return {"content": [{**e, "top_logprobs": b} for e, b in zip(entries, best, strict=True)], "refusal": None}
+        texts = [token.text for token in tokens]
+        top = [{text: log} for text, log in zip(texts, logs, strict=True)] if self.ask.best else None
+        offsets = [token.offset for token in tokens]
+        return {"tokens": texts, "token_logprobs": logs, "top_logprobs": top, "text_offset": offsets}
+
+
+def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
+    """What OpenAI's API has no field for."""
+    done = end.counts
+    low, high = end.thresholds or (None, None)
+    return {
+        "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
+        "one_a_step": done.one_a_step, "cached": cached, "threshold": low, "highest_threshold": high,
+        "seed": ask.seed,
+    }  # fmt: skip
+
+
+def counts(event: ShownBlock | Finished) -> dict[str, int]:
+    """How far an answer is, for whoever watches it."""
+    return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
+
+
+def _entry(token: Token, log: float) -> dict[str, Any]:
+    whole = BROKEN not in token.text  # a part of a character has no text of its own, and bytes are not at hand
+    return {"token": token.text, "logprob": log, "bytes": list(token.text.encode()) if whole else None}
+
+
+def _cell(text: str, confidence: float | None, step: int | None) -> dict[str, Any]:
+    return {"text": text, "confidence": confidence if confidence is None else round(confidence, 4), "step": step}

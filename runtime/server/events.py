@@ -1,0 +1,190 @@
+"""One request decoded into events: finished blocks, the canvas where it is asked for, the end with its counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..decoding.batch import Step
+from ..decoding.loop import Threshold
+from ..model import Block, Model, blocks
+from ..text.terminal import end_of_canvas, tokens_text
+from .request import ServerRequest
+from .stop_strings import Stops
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An answer's token: its own text, the text that it completes, which begins at `offset` characters, the
+    confidence and the number of the forward (from 1) that fixed it."""
+
+    token: int
+    text: str
+    completes: str
+    offset: int
+    confidence: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """A place of the canvas as drawn: its text, and the confidence and forward that fixed it, None while it is open."""
+
+    text: str
+    confidence: float | None
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits."""
+
+    tokens: int
+    steps: int
+    forwards: int
+
+    @property
+    def one_a_step(self) -> int:
+        """Forwards that as many tokens would take with one a step; separate commits come on top, whatever the steps."""
+        return self.tokens + self.forwards - self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class ShownBlock:
+    """The block in work after a step; its cells are provisional until the block is finished."""
+
+    block: int
+    cells: tuple[ShownToken, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A block that stays as it is. text: what may be given out; tokens: empty where nobody asked for them."""
+
+    block: int
+    text: str
+    tokens: tuple[Token, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """finish: eos | length | stop | cancelled. thresholds: the lowest and the highest that a step was run with."""
+
+    finish: str
+    counts: Counts
+    thresholds: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The answer could not be finished."""
+
+    message: str
+
+
+Event = ShownBlock | Finished | End | Failure
+Deliver = Callable[[Event], None]
+
+
+def answer(
+    model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
+) -> None:
+    """Decodes one request and hands its events out, an End last. It stops after the step at which `wanted` is false.
+
+    Raises what `Model.steps` raises.
+    """
+    seen: list[float] = []
+    steps = model.steps(
+        ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen),
+        temperature=ask.temperature, seed=ask.seed,
+    )  # fmt: skip
+    work, finish = PendingAnswer(model, ask, deliver), "cancelled"
+    try:
+        for block in blocks(work.watched(steps, wanted), model.tokenizer):
+            work.finish(block)
+            if work.stops.hit:
+                finish = "stop"
+                break
+            if block.result is not None:
+                finish = block.result.finish
+    finally:
+        steps.close()
+    deliver(End(finish, work.counts(work.before), (min(seen), max(seen)) if seen else None))
+
+
+class PendingAnswer:
+    """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events."""
+
+    def __init__(self, model: Model, ask: ServerRequest, deliver: Deliver) -> None:
+        self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
+        self.stops, self.before = Stops(ask.stop), 0  # tokens in finished blocks
+        self._spelling, self._offset = model.tokenizer.stream(), 0
+        self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
+        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward, from 1
+        self._ran = self._block = self._given = 0
+
+    def watched(self, steps: Generator[Step, None, None], wanted: Callable[[], bool]) -> Iterator[Step]:
+        """The same steps, each noted and drawn before it is passed on, as long as the answer is wanted."""
+        for step in steps:
+            self._ran += step.slot >= 0  # else what the step before left known decided it
+            self._block, self._given = step.block, step.given
+            self._confidence = step.confidence
+            self._fixed[step.accepted] = max(1, self.counts(0).forwards)
+            if not wanted():
+                return
+            if self._ask.canvas and step.result is None and step.open.any():
+                self._deliver(self._canvas(step))
+            yield step
+
+    def finish(self, block: Block) -> None:
+        """Gives out what a finished block settles."""
+        tokens = tuple(self._spelled(block)) if self._ask.logprobs or self._ask.canvas else ()
+        self.before += len(block.token_ids)
+        text = self.stops.push(block.text)
+        if block.result is not None and not self.stops.hit:
+            text += self.stops.finish()
+        self._deliver(Finished(block.index, text, tokens, self.counts(self.before)))
+
+    def counts(self, tokens: int) -> Counts:
+        """With so many tokens fixed. Only blocks of one commit in forwards of their own, see `decode.steps`."""
+        separate = self._contract.block == 1 and self._contract.attention != "full"
+        return Counts(tokens, self._ran, self._ran + (self._block if separate else 0))
+
+    def _spelled(self, block: Block) -> Iterator[Token]:
+        """The block's tokens, with what each completes; the end token, which has no text, is left out."""
+        ended = block.result is not None and block.result.finish == "eos"
+        ids = block.token_ids[:-1] if ended else block.token_ids
+        for place, token in enumerate(ids, self._given):
+            completes = self._spelling.push([token])
+            if block.result is not None and place == self._given + len(ids) - 1:
+                completes += self._spelling.finish()
+            own, sure = self._tokenizer.decode([token]), float(self._confidence[place])
+            yield Token(token, own, completes, self._offset, sure, int(self._fixed[place]))
+            self._offset += len(completes)
+
+    def _canvas(self, step: Step) -> ShownBlock:
+        last = end_of_canvas(step, self._contract.eos_ids, self.before)
+        cells = []
+        for text, places in tokens_text(self._tokenizer, [], step, last):
+            fixed = not step.open[places].any()
+            sure = float(self._confidence[places].min()) if fixed else None
+            cells.append(ShownToken(text, sure, int(self._fixed[places].max()) if fixed else None))
+        out = self.before + int((~step.open[step.given : last]).sum())
+        return ShownBlock(step.block, tuple(cells), self.counts(out))
+
+
+def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
+    """The same threshold, noting each value that is read; None for a gate without one."""
+    if model.gate.rule == "count":
+        return threshold
+    given = model.gate.threshold if threshold is None else threshold
+
+    def read() -> float:
+        seen.append(given() if callable(given) else given)
+        return seen[-1]
+
+    return read

@@ -1,0 +1,59 @@
+"""What /metrics tells: requests, the queue, time to the first block, tokens a forward, the threshold in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from .events import End
+from .worker_pool import Workers
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+
+
+class Counters:
+    """The metrics of one server. threshold: reads the one in force; None where the gate has none."""
+
+    def __init__(self, workers: Workers, threshold: Callable[[], float] | None) -> None:
+        self._registry = own = CollectorRegistry()
+        self._requests = Counter(
+            "blockstep_requests", "Requests by path and HTTP status; 499: the client left", ["path", "status"],
+            registry=own,
+        )  # fmt: skip
+        self._first = Histogram(
+            "blockstep_first_block_seconds", "From a request's arrival to its first finished block", buckets=SECONDS,
+            registry=own,
+        )  # fmt: skip
+        self._whole = Histogram(
+            "blockstep_answer_seconds", "From a request's arrival to its end", buckets=SECONDS, registry=own
+        )
+        self._ratio = Histogram(
+            "blockstep_tokens_per_forward", "Tokens over forwards, an answer each", buckets=RATIOS, registry=own
+        )
+        self._tokens = Counter("blockstep_tokens", "Tokens of finished answers", registry=own)
+        self._forwards = Counter("blockstep_forwards", "Forwards of finished answers, prefills apart", registry=own)
+        waiting = Gauge("blockstep_queue_waiting", "Requests that wait for a worker", registry=own)
+        waiting.set_function(lambda: workers.waiting)
+        running = Gauge("blockstep_queue_running", "Requests that are being answered", registry=own)
+        running.set_function(lambda: workers.running)
+        if threshold is not None:
+            Gauge("blockstep_threshold", "Threshold in force", registry=own).set_function(threshold)
+
+    def request(self, path: str, status: int) -> None:
+        self._requests.labels(path, str(status)).inc()
+
+    def first_block(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def answered(self, end: End, seconds: float) -> None:
+        self._whole.observe(seconds)
+        self._tokens.inc(end.counts.tokens)
+        self._forwards.inc(end.counts.forwards)
+        self._ratio.observe(end.counts.tokens / max(1, end.counts.forwards))
+
+    def page(self) -> tuple[bytes, str]:
+        """The metrics as text, and its media type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

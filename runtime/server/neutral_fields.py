@@ -1,0 +1,85 @@
+"""Fields that clients send although they ask for nothing here, each with the values that change no answer.
+
+The fields are those of OpenAI's API reference, of vLLM's request models (vllm/entrypoints/openai) and of llama.cpp's
+tools/server/README.md. A field that is missing here, or has another value, would change the answer: it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .http_errors import Refusal
+
+ANY = "any value"  # the field changes no answer, whatever it holds
+PLAIN = {"type": "text"}
+
+OPENAI: dict[str, Any] = {
+    "n": [1], "best_of": [1], "top_p": [1], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}, []],
+    "echo": [False], "suffix": [""], "response_format": [PLAIN], "modalities": [["text"]],
+    "verbosity": ["medium"], "service_tier": ["auto", "default", "flex", "scale", "priority"], "prediction": ANY,
+    "tools": [[]], "functions": [[]], "tool_choice": ["none", "auto"], "function_call": ["none", "auto"],
+    "parallel_tool_calls": ANY, "max_tool_calls": ANY,
+    "store": ANY, "metadata": ANY, "user": ANY, "safety_identifier": ANY,
+    "prompt_cache_key": ANY, "prompt_cache_options": ANY, "prompt_cache_retention": ANY,
+    "text": [{"format": PLAIN, "verbosity": "medium"}, {"format": PLAIN}, {"verbosity": "medium"}, {}],
+    "reasoning": [{}], "background": [False], "include": [[]], "truncation": ["disabled"], "top_logprobs": [0],
+    "context_management": [[]],
+}  # fmt: skip
+VLLM: dict[str, Any] = {
+    "use_beam_search": [False], "length_penalty": ANY, "top_k": [-1, 0], "min_p": [0], "repetition_penalty": [1],
+    "stop_token_ids": [[]], "include_stop_str_in_output": [False], "ignore_eos": [False], "min_tokens": [0],
+    "skip_special_tokens": [True], "spaces_between_special_tokens": ANY, "truncation_side": ANY, "bad_words": [[]],
+    "add_generation_prompt": [True], "continue_final_message": [False], "add_special_tokens": [False],
+    "documents": [[]], "media_io_kwargs": [{}], "mm_processor_kwargs": [{}], "vllm_xargs": [{}], "priority": [0],
+    "include_reasoning": [True], "thinking_token_budget": [-1], "watermarking": [False], "stream_interval": [1],
+    "return_tokens_as_token_ids": [False], "return_token_ids": [False], "return_token_offsets": [False],
+    "return_prompt_text": [False], "cache_salt": ANY, "session_id": ANY, "request_id": ANY,
+}  # fmt: skip
+# Parameters of a sampler are of no effect while the sampler itself is off: its switch is refused if it is on.
+LLAMA_CPP: dict[str, Any] = {
+    "cache_prompt": ANY, "n_cache_reuse": ANY, "id_slot": ANY, "n_keep": ANY, "n_discard": ANY, "n_cmpl": [1],
+    "n_predict": [-1], "n_indent": [0], "n_probs": [0], "min_keep": [0], "post_sampling_probs": ANY,
+    "t_max_predict_ms": [0],
+    "typical_p": [1], "typ_p": [1], "tfs_z": [1], "top_n_sigma": [-1, 0], "dynatemp_range": [0],
+    "dynatemp_exponent": ANY, "repeat_penalty": [1], "repeat_last_n": ANY, "penalize_nl": ANY,
+    "xtc_probability": [0], "xtc_threshold": ANY, "mirostat": [0], "mirostat_tau": ANY, "mirostat_eta": ANY,
+    "dry_multiplier": [0], "dry_base": ANY, "dry_allowed_length": ANY, "dry_penalty_last_n": ANY,
+    "dry_sequence_breakers": ANY, "grammar": [""], "lora": [[]], "response_fields": [[]], "return_tokens": [False],
+    "timings_per_token": [False], "return_progress": [False], "reasoning_format": ["none"], "sse_ping_interval": [-1],
+}  # fmt: skip
+NEUTRAL: dict[str, Any] = OPENAI | VLLM | LLAMA_CPP
+# At a temperature of 0 the argmax is taken, which these leave as it is.
+SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "typ_p", "tfs_z", "top_n_sigma", "dynatemp_range", "min_keep")
+
+NO_REASONING: dict[str, Any] = {"reasoning_effort": "none", "reasoning": {"effort": "none"}}
+REASONING = ("thinking", "reasoning")  # a template that names one of them may think unless it is told not to
+ADVICE = {"previous_response_id": "no answer is kept, so send the whole conversation as input"}
+
+
+def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: str) -> None:
+    """Raises Refusal naming the first field that is neither known nor without effect, given the chat template."""
+    greedy = "temperature" in fields and same(fields["temperature"], 0)
+    for name, value in fields.items():
+        values, bare = NEUTRAL.get(name, []), without_nulls(value)
+        if name in known or values == ANY or any(same(bare, one) for one in values):
+            continue
+        if greedy and name in SAMPLING and type(value) in (int, float):
+            continue
+        if bare == NO_REASONING.get(name) and not any(word in template for word in REASONING):
+            continue
+        takes = f"; it may be {' or '.join(map(json.dumps, values))}, which changes nothing" if values else ""
+        advice = ADVICE.get(name, "leave it out")
+        shown = name[:80]
+        raise Refusal(400, f"{shown} is not supported here{takes}; {advice}", shown, "unsupported_field")
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without its fields that are null; other JSON values as they are."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; in Python alone True equals 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

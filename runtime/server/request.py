@@ -1,0 +1,235 @@
+"""What a request's JSON asks for, checked field by field before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import Ints
+from ..decoding.loop import Request
+from ..decoding.positions import check_ids, check_room
+from ..decoding.sampling import check_sampling
+from ..errors import UserError
+from ..model import Model, token_ids
+from ..text.chat_template import check_arguments
+from .conversation import read_input, read_messages
+from .http_errors import Refusal, json_type, quote_value
+from .neutral_fields import check_neutral
+
+STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One of the APIs. prompt: its field for the prompt; limits: those that limit new tokens; fields: all others."""
+
+    prompt: str
+    limits: tuple[str, ...]
+    fields: frozenset[str]
+
+
+OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold"))
+SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
+COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
+CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs", "chat_template_kwargs"})
+RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself.
+
+    seed: what its tokens are drawn with, None at a temperature of 0.
+    """
+
+    prompt: Ints
+    max_tokens: int
+    chat: bool
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    usage: bool = False
+    canvas: bool = False
+    logprobs: bool = False
+    best: bool = False
+    threshold: float | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+def read_server_request(model: Model, name: str, most: int | None, api: Api, body: Any) -> ServerRequest:
+    """The request that a decoded JSON body makes of `model`, served as `name`, with at most `most` new tokens.
+
+    Raises Refusal naming the field that is wrong or not supported.
+    """
+    if not isinstance(body, dict):
+        raise Refusal(400, f"the body is {json_type(body)}; expected a JSON object")
+    fields = {key: value for key, value in body.items() if value is not None}
+    check_neutral(fields, api.fields.union((api.prompt, *api.limits)), model.tokenizer.chat_template or "")
+    if fields.get("model") not in (None, "", name):
+        raise unknown_model(fields["model"], name)
+    chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
+    request = _request(model, api, fields, most)
+    temperature = request.temperature
+    logprobs, best = _logprobs(fields, chat, temperature > 0)
+    tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
+    return ServerRequest(
+        request.prompt, tokens, chat, _stops(fields), stream, _usage(fields, stream), _canvas(fields, stream),
+        logprobs, best, _threshold(model, fields), temperature, request.seed,
+    )  # fmt: skip
+
+
+def unknown_model(asked: Any, name: str) -> Refusal:
+    """For a model that is not the one served as `name`."""
+    return Refusal(404, f"model {quote_value(asked)} is not served here; expected {name}", "model", "model_not_found")
+
+
+def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
+    """Temperature and seed, where this engine can have them; at a temperature of 0 a seed changes nothing."""
+    temperature, seed = _number(fields, "temperature", 0.0), _whole(fields, "seed")
+    for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
+        try:
+            check_sampling(model.contract, *asked)
+        except UserError as error:
+            raise Refusal(400, str(error), name, "unsupported_value") from None
+    return temperature, seed
+
+
+def _request(model: Model, api: Api, fields: Mapping[str, Any], most: int | None) -> Request:
+    """The prompt with its room and sampling. What does not fit is blamed on the prompt unless fewer tokens would."""
+    temperature, seed = _sampling(model, fields)
+    limit, wanted = _room(fields, api.limits, most)
+    with _blame(api.prompt):
+        prompt = token_ids(_prompt(model, api, fields))
+        check_ids(model.contract, prompt)
+        check_room(model.contract, len(prompt), 1)
+    with _blame(limit):
+        return model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
+
+
+@contextmanager
+def _blame(field: str) -> Iterator[None]:
+    """Names the field of the request that a UserError is about."""
+    try:
+        yield
+    except UserError as error:
+        raise Refusal(400, f"{field}: {' '.join(str(error).split())}", field) from None
+
+
+def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
+    """The field that limits the new tokens, and its value: None if there is none, or it is llama.cpp's -1."""
+    fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
+    given = [*fields] or [limits[0]]
+    numbers = [_whole(fields, name) for name in given]
+    name, wanted = given[0], numbers[0]
+    if wanted != numbers[-1]:
+        raise Refusal(400, f"both {' and '.join(given)} are given; send one", given[-1])
+    if wanted is not None and wanted < 1:
+        raise Refusal(400, f"{name} is {wanted}; expected at least 1", name)
+    if wanted is not None and most is not None and wanted > most:
+        raise Refusal(400, f"{name} is {wanted}; this server gives at most {most}", name)
+    return name, wanted
+
+
+def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[int]:
+    prompt, tokenizer = fields.get(api.prompt), model.tokenizer
+    if api is RESPONSES:
+        conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
+        return tokenizer.encode_messages(conversation)
+    if api is CHAT:
+        with _blame("chat_template_kwargs"):
+            arguments = check_arguments(fields.get("chat_template_kwargs", {}))
+        return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template), arguments)
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # a batch of one
+    if isinstance(prompt, str) and prompt:
+        return tokenizer.encode(prompt)
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        if len(prompt) > model.contract.capacity:  # an array of them would be made for nothing
+            check_room(model.contract, len(prompt), 1)
+        return prompt
+    raise Refusal(400, "prompt has to be one text or one list of token ids, and not empty", "prompt")
+
+
+def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = fields.get("stop", [])
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or len(stops) > STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise Refusal(400, f"stop has to be a text, or a list of at most {STOPS}, none of them empty", "stop")
+    return tuple(stops)
+
+
+def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
+    """Whether log probabilities are wanted, and whether the best token too, which is the token itself unless drawn."""
+    if not chat:
+        top = None if fields.get("logprobs") is False else _whole(fields, "logprobs")
+        _at_most_one("logprobs", top, drawn)
+        return top is not None, top == 1
+    wanted, top = _flag(fields, "logprobs"), _whole(fields, "top_logprobs")
+    _at_most_one("top_logprobs", top, drawn)
+    if top and not wanted:
+        raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
+    return wanted, top == 1
+
+
+def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
+    if drawn and value:
+        raise Refusal(400, f"{name} is {value}; at a temperature the drawn token alone is told, so expected 0", name)
+    if value not in (None, 0, 1):
+        raise Refusal(400, f"{name} is {value}; the best token alone is told, so expected 0 or 1", name)
+
+
+def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
+    options = fields.get("stream_options", {})
+    if not isinstance(options, dict):
+        raise Refusal(400, f"stream_options is {json_type(options)}; expected an object", "stream_options")
+    for key, value in options.items():  # obfuscation pads chunks against eavesdroppers, and changes no text
+        if key not in ("include_usage", "include_obfuscation") and value not in (None, False):
+            raise Refusal(400, f"stream_options.{key} is not supported here; leave it out", "stream_options")
+    wanted = _flag({k: v for k, v in options.items() if v is not None}, "include_usage")
+    if wanted and not stream:
+        raise Refusal(400, "stream_options needs stream to be true", "stream_options")
+    return wanted
+
+
+def _canvas(fields: Mapping[str, Any], stream: bool) -> bool:
+    canvas = _flag(fields, "stream_canvas")
+    if canvas and not stream:
+        raise Refusal(400, "stream_canvas needs stream to be true", "stream_canvas")
+    return canvas
+
+
+def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
+    if "threshold" not in fields:
+        return None
+    try:
+        return model.gate.check_threshold(_number(fields, "threshold", 0.0), model.contract.vocab)
+    except UserError as error:
+        raise Refusal(400, str(error), "threshold") from None
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise Refusal(400, f"{name} is {json_type(value)}; expected true or false", name)
+    return value
+
+
+def _whole(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number, and some clients write 16.0
+        return int(value)
+    if value is not None and type(value) is not int:
+        raise Refusal(400, f"{name} is {json_type(value)}; expected a whole number", name)
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+    value = fields.get(name, default)
+    if type(value) not in (int, float):
+        raise Refusal(400, f"{name} is {json_type(value)}; expected a number", name)
+    try:
+        return float(value)
+    except OverflowError:
+        raise Refusal(400, f"{name} is beyond all numbers that a computer counts with", name) from None

@@ -1,0 +1,110 @@
+"""Answers in the JSON of OpenAI's /v1/responses: whole ones, and the events of a stream. Nothing is kept."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from .completions_json import own_fields
+from .events import End, Event, Failure, Finished, ShownBlock
+from .request import ServerRequest
+
+FIXED: dict[str, Any] = {
+    "background": False, "max_tool_calls": None, "parallel_tool_calls": True, "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None}, "service_tier": "default", "store": False,
+    "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
+}  # fmt: skip
+
+PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written into events many times over
+
+
+class ResponsesReply:
+    """One response. The text of a stream and the number of its next event are kept until it ends."""
+
+    last = b""  # of a stream: its last event says that it is over
+
+    def __init__(self, ask: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
+        self._ask, self._cached = ask, cached
+        repeated = {name: body.get(name) for name in ("instructions", "max_output_tokens")}
+        self._item = f"msg_{secrets.token_hex(12)}"
+        self._place = {"item_id": self._item, "output_index": 0, "content_index": 0}
+        self._head = {
+            "id": f"resp_{secrets.token_hex(12)}", "object": "response", "created_at": int(time.time()),
+            "model": model, "temperature": ask.temperature, "metadata": _metadata(body.get("metadata")),
+            **repeated, **FIXED,
+        }  # fmt: skip
+        self._text, self._numbers = "", count()
+
+    def whole(self, finished: Sequence[Finished], end: End) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        self._text = "".join(block.text for block in finished)
+        return self._ended(end)
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The events that a stream begins with."""
+        begun = self._response("in_progress", [])
+        return [
+            self._event("response.created", response=begun),
+            self._event("response.in_progress", response=begun),
+            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", [])),
+            self._event("response.content_part.added", **self._place, part=_part("")),
+        ]
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        """What a stream says of an event; there is no form for a block in work."""
+        if isinstance(event, Finished):
+            self._text += event.text
+            delta = {"delta": event.text, "logprobs": []}
+            return [self._event("response.output_text.delta", **self._place, **delta)] if event.text else []
+        if isinstance(event, Failure):
+            error = {"code": "server_error", "message": event.message}
+            return [self._event("response.failed", response=self._response("failed", [], error=error))]
+        return [] if isinstance(event, ShownBlock) else self._closing(event)
+
+    def _closing(self, end: End) -> list[dict[str, Any]]:
+        response = self._ended(end)
+        part, item = _part(self._text), response["output"][0]
+        return [
+            self._event("response.output_text.done", **self._place, text=self._text, logprobs=[]),
+            self._event("response.content_part.done", **self._place, part=part),
+            self._event("response.output_item.done", output_index=0, item=item),
+            self._event(f"response.{response['status']}", response=response),
+        ]
+
+    def _ended(self, end: End) -> dict[str, Any]:
+        prompt, tokens = len(self._ask.prompt), end.counts.tokens
+        usage = {
+            "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": tokens, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + tokens,
+        }  # fmt: skip
+        cut = end.finish == "length"
+        status = "incomplete" if cut else "completed"
+        details = {"reason": "max_output_tokens"} if cut else None
+        output = [self._message(status, [_part(self._text)])]
+        own = own_fields(self._ask, self._cached, end)
+        return self._response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
+
+    def _response(self, status: str, output: list[Any], **changes: Any) -> dict[str, Any]:
+        empty = {"error": None, "incomplete_details": None, "usage": None}
+        return {**self._head, "status": status, "output": output, **empty, **changes}
+
+    def _message(self, status: str, content: list[Any]) -> dict[str, Any]:
+        return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": kind, "sequence_number": next(self._numbers), **fields}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _metadata(given: Any) -> dict[str, str]:
+    """The request's, if they are as OpenAI's reference has them: an object of 16 texts at most, and short ones."""
+    if not isinstance(given, dict) or len(given) > PAIRS:
+        return {}
+    pairs = given.items()
+    return given if all(isinstance(v, str) and len(k) <= KEY and len(v) <= VALUE for k, v in pairs) else {}

@@ -1,0 +1,244 @@
+"""Chat templates, rendered as transformers renders them (`utils/chat_template_utils.py`, 5.23), in jinja2's sandbox.
+
+A template is a program, and may be a stranger's. It reads the messages and its own arguments, such as Qwen3's
+`enable_thinking`. Default arguments are the template's first lines, so that they go wherever its text goes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from ..errors import UserError
+
+JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
+# What the renderer gives a template itself, and what apply_chat_template and vLLM take under these names.
+RESERVED = (
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
+)  # fmt: skip
+LARGEST = 64 << 10  # bytes of arguments as JSON, which fit into a bundle's template beside its text
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first or second
+USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
+TRIED = ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Hello."}, USER])
+
+Message = Mapping[str, Any]  # `role`, `content` and whatever else the template reads
+Arguments = Mapping[str, Any]  # JSON values by name
+
+
+def render(template: str, messages: Sequence[Message], arguments: Arguments | None = None) -> str:
+    """A template over a conversation, with the assistant's turn opened.
+
+    Raises UserError if jinja2 is missing or the template fails.
+    """
+    _check_jinja("go without it (--raw)")
+    try:
+        return _render(template, messages, arguments or {})
+    except Exception as error:  # a template is a program, and may fail in any way that one can
+        raise UserError(
+            f"the bundle's chat template fails ({_line(error)}); mend it, or go without it (--raw)"
+        ) from None
+
+
+def check(template: str) -> None:
+    """Raises UserError if no conversation can be rendered: some templates refuse one, say without a system message."""
+    _check_jinja("take it out of the checkpoint")
+    reasons = []
+    for messages in TRIED:
+        try:
+            _render(template, messages, {})
+            return
+        except Exception as error:
+            reasons.append(_line(error))
+    raise UserError(
+        f"the checkpoint's chat template cannot be rendered ({reasons[0]}), which transformers refuses too; mend "
+        "chat_template.jinja or chat_template in tokenizer_config.json, or take it out"
+    )
+
+
+def check_arguments(arguments: Any) -> dict[str, Any]:
+    """The arguments, which have to be JSON values by names that a template can read. Raises UserError otherwise."""
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f'the template arguments are {type(arguments).__name__}; expected an object: {{"enable_thinking": false}}'
+        )
+    for name in arguments:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"template argument {name!r} is not a variable's name; expected one, as enable_thinking")
+        if name in RESERVED:
+            raise UserError(f"template argument {name} is given by the renderer itself; leave it out")
+    try:
+        size = len(json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the template arguments are not JSON values ({error}); expected text, numbers ...") from None
+    if size > LARGEST:
+        raise UserError(f"the template arguments have {size} bytes as JSON; expected at most {LARGEST}")
+    return arguments
+
+
+def with_arguments(template: str | None, arguments: Arguments) -> str:
+    """The template with these default arguments.
+
+    Raises UserError for one that `check_arguments` refuses, or that the template does not read.
+    """
+    if template is None:
+        raise UserError("there is no chat template to give arguments to; leave --template-args out")
+    for name in check_arguments(arguments):
+        if not reads(template, name):
+            raise UserError(f"the chat template does not read {name}; check the spelling, or leave it out")
+    return with_defaults(template, arguments)
+
+
+def with_defaults(template: str, arguments: Arguments) -> str:
+    """The template with default arguments: overruled by those of a call, and overruling older defaults."""
+    # The newline after a block is trimmed, so the template's own first line still begins a line.
+    lines = "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
+        for name, value in arguments.items()
+    )
+    return lines + template
+
+
+def reads(template: str, name: str) -> bool:
+    """Whether a template mentions a variable."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+
+
+def _render(template: str, messages: Sequence[Message], arguments: Arguments) -> str:
+    given = {**_plain(arguments), "tools": None, "documents": None, "add_generation_prompt": True}
+    return str(_compile(template).render({**given, "messages": [_message(message) for message in messages]}))
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A copy, its empty keys left out: templates print `none`, and some read reasoning under another name."""
+    found = {key: _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((found[key] for key in REASONING if key in found), None)
+    return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """A copy in JSON's types, since the sandbox does not know which methods of other objects do harm."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    for kind in (str, int, float):  # an enum's or numpy's own are subclasses of these
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return kind(value) if kind is not str else str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError(f"a message or argument holds {type(value).__name__}; expected JSON values")
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as jinja2 writes it: as JSON, but for null."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__  # it may quote a stranger's message
+
+
+def _check_jinja(way_out: str) -> None:
+    """Raises UserError without jinja2, or with one that has ways out of its sandbox."""
+    try:
+        import jinja2  # noqa: F401
+
+        old = [int(part) for part in re.findall(r"\d+", version("jinja2"))] < JINJA
+    except ImportError:
+        old = True
+    if old:
+        needed = ".".join(map(str, JINJA))
+        raise UserError(
+            f"there is a chat template, which needs jinja2 {needed} or newer; pip install 'jinja2>={needed}', or "
+            f"{way_out}"
+        )
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
+    )
+    environment.globals |= _globals()
+    environment.filters["tojson"] = _to_json
+    return environment.from_string(template)
+
+
+def _generation() -> Any:
+    """`{% generation %} ... {% endgeneration %}`, by which trainers find the assistant's turns: its body."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # A call block, not its body alone: what is set inside is not seen outside, as in transformers.
+            return nodes.CallBlock(self.call_method("text"), [], [], body).set_lineno(line)
+
+        def text(self, caller: Any) -> Any:
+            return caller()
+
+    return Generation
+
+
+def _globals() -> dict[str, Any]:
+    """What transformers adds to jinja2's own names, and puts in place of two: their methods reach too far."""
+    from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    class Values(Namespace):
+        def __init__(*own: Any, **values: Any) -> None:  # so that a value may be called self
+            self, *rest = own
+            given = dict(*rest, **values)
+            for name in given:
+                _refuse(name)
+            Namespace.__init__(self, given)
+
+        def __setitem__(self, name: Any, value: Any) -> None:
+            _refuse(name)
+            super().__setitem__(name, value)
+
+    def _refuse(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"{name!r} begins with an underscore, which a namespace's values may not")
+
+    return {"raise_exception": raise_exception, "strftime_now": _now, "dict": _Dict(), "namespace": Values}
+
+
+def _now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+class _Dict:
+    """`dict` of a template: of its methods the harmless one."""
+
+    def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*values, **named)
+
+    def fromkeys(self, *values: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*values)
+
+
+def _to_json(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The filter; jinja2's own escapes HTML."""
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,207 @@
+"""The terminal's view of an answer: its blocks as they unmask, redrawn in place, or one line a step in a pipe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TextIO
+
+import numpy as np
+
+from ..contract import Contract
+from ..decoding.batch import Step
+from ..decoding.request_state import Result
+from .tokenizer import BROKEN, Tokenizer
+
+MASK = "░"
+UNREADABLE = "·"  # part of a character, or a control character, which must not reach the terminal
+NEWLINE = "⏎"
+DIM, GREEN, YELLOW, RED, BOLD = "2", "32", "33", "31", "1;"
+
+StyledCharacter = tuple[str, str]  # a character and its style, the numbers of an ANSI SGR sequence
+
+
+class View(Protocol):
+    """Something that draws steps."""
+
+    def draw(self, step: Step) -> None: ...
+
+
+class Lines:
+    """A line of plain text for each step."""
+
+    def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
+        self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
+        self._steps = 0
+        self._before = 0  # tokens of the answer that lie in finished blocks
+
+    def draw(self, step: Step) -> None:
+        self._steps += 1
+        drawn = tokens_text(self._tokenizer, [], step, end_of_canvas(step, self._eos_ids, self._before))
+        text = "".join(text for text, _ in drawn).replace("\n", NEWLINE)
+        accepted = int(step.accepted.sum())
+        print(f"step {self._steps}  block {step.block + 1}  |{text}|  +{accepted} tokens", file=self._out, flush=True)
+        if not step.open.any():
+            self._before += len(step.open) - step.given
+
+
+class Screen:
+    """The answer so far, redrawn at each step; colours tell the confidence with which a token was accepted."""
+
+    def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
+        self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
+        self._line: list[StyledCharacter] = []  # the line that the canvas begins on
+        self._drawn = 1  # lines from there to the cursor
+        self._before = 0  # tokens of the answer that lie in finished blocks
+        self._head: list[int] = []  # tokens of a character that the block before left unfinished
+
+    def draw(self, step: Step) -> None:
+        size = shutil.get_terminal_size()
+        finished = step.result is not None or not step.open.any()
+        # A full line would leave the cursor between two lines, hence a column less.
+        lines = wrap(self._line + self._canvas(step), max(1, size.columns - 1))
+        if not finished:
+            shown = lines[-max(1, size.lines - 1) :]  # the cursor cannot go above the screen's first line
+        else:
+            shown, self._line = lines, lines[-1]
+        up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
+        self._out.write(f"{up}\r\x1b[J" + "\n".join(map(styled, shown)) + "\n" * (step.result is not None))
+        self._out.flush()
+        self._drawn = 1 if finished else len(shown)
+
+    def _canvas(self, step: Step) -> list[StyledCharacter]:
+        last, head, cells = end_of_canvas(step, self._eos_ids, self._before), self._head, []
+        if step.result is None and not step.open.any():
+            tokens = head + step.tokens[step.given :].tolist()
+            self._head = unfinished(self._tokenizer, tokens)  # drawn with the next block
+            self._before += len(step.open) - step.given
+            last -= len(self._head)
+            if last < step.given:
+                return []
+        for text, places in tokens_text(self._tokenizer, head, step, last):
+            cells += [(char, self._style(step, places)) for char in text]
+        return cells
+
+    def _style(self, step: Step, places: list[int]) -> str:
+        if step.open[places].any():
+            return DIM
+        fresh = BOLD if step.accepted[places].any() and step.result is None else ""
+        return fresh + color(float(step.confidence[places].min(initial=1)))
+
+
+def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> View:
+    """What suits `out`: a redrawn screen on a terminal that can, lines otherwise (NO_COLOR asks for them too)."""
+    able = out.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
+    return (Screen if able else Lines)(tokenizer, contract, out)
+
+
+def watched(steps: Iterable[Step], view: View) -> Iterator[Step]:
+    """The same steps, each drawn before it is passed on."""
+    for step in steps:
+        view.draw(step)
+        yield step
+
+
+def summary(result: Result) -> str:
+    """One line: forwards, tokens a forward, seconds, the forwards that one token a step would take, a seed if there is
+    one, and whether there was no cache."""
+    tokens = len(result.token_ids)
+    single = tokens + result.forwards - result.steps  # separate commits come on top, whatever the steps
+    further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no cache")
+    return (
+        f"{tokens} tokens in {result.forwards} forwards, {result.tokens_per_forward:.2f} a forward, "
+        f"in {result.seconds:.2f} s (prefill {result.prefill_seconds:.2f} s); "
+        f"one token a step takes at least {single} forwards{further}"
+    )
+
+
+def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
+    """Where the canvas's text ends: at the answer's end, before a settled end token, else at its width.
+
+    before: tokens of the answer in earlier blocks.
+    """
+    if step.result is not None:
+        return step.given + len(step.result.token_ids) - before - (step.result.finish == "eos")
+    settled = int(step.open.argmax()) if step.open.any() else len(step.open)
+    ends = np.isin(step.tokens[step.given : settled], eos_ids).nonzero()[0]
+    return step.given + int(ends[0]) if len(ends) else len(step.open)
+
+
+def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
+    """The canvas up to `last` as (text, positions); neighbours that are parts of characters are read together.
+
+    head: the tokens of a character that the block before left unfinished; they have no positions.
+    """
+    parts, places = list(head), []
+    for place in range(step.given, last):
+        token = int(step.tokens[place])
+        text = MASK if step.open[place] else tokenizer.decode([token])
+        if BROKEN in text:
+            parts.append(token)
+            places.append(place)
+            continue
+        if parts:
+            yield printable(tokenizer.decode(parts)), places
+            parts, places = [], []
+        yield printable(text), [place]
+    if parts:
+        yield printable(tokenizer.decode(parts)), places
+
+
+def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """The last tokens that are parts of characters, where the very last character is not whole."""
+    start = len(tokens)
+    while start and BROKEN in tokenizer.decode([tokens[start - 1]]):
+        start -= 1
+    return tokens[start:] if tokenizer.decode(tokens[start:]).endswith(BROKEN) else []
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey instead of show; newlines stay, other white space becomes spaces."""
+    return "".join(_printable(char) for char in text)
+
+
+def _printable(char: str) -> str:
+    if char in "\n\u200d" or (char.isprintable() and char != BROKEN):  # U+200D joins emoji
+        return char
+    return " " if char.isspace() else UNREADABLE
+
+
+def color(confidence: float) -> str:
+    """Green from 0.9 up, yellow from 0.6, red below."""
+    return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
+
+
+def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacter]]:
+    """Lines of at most `columns` columns; at least one, perhaps empty."""
+    lines: list[list[StyledCharacter]] = [[]]
+    used = 0
+    for char, style in cells:
+        width = columns_of(char)
+        if char == "\n" or used + width > columns:
+            lines.append([])
+            used = 0
+        if char != "\n":
+            lines[-1].append((char, style))
+            used += width
+    return lines
+
+
+def columns_of(char: str) -> int:
+    """How many columns a character takes: 0 for combining ones, 2 for wide ones."""
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def styled(line: list[StyledCharacter]) -> str:
+    """A line with its styles as ANSI sequences."""
+    text, current = "", ""
+    for char, style in line:
+        if style != current:
+            text += f"\x1b[0m\x1b[{style}m"
+            current = style
+        text += char
+    return text + "\x1b[0m" * bool(current)

@@ -1,0 +1,181 @@
+"""Text to token ids and back: the bundle's tokenizer, conversations in its chat template, decoding piece by piece."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Engine
+
+from ..backend import Ints
+from ..errors import UserError
+from .chat_template import Arguments, Message, render
+
+LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
+BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
+
+Messages = Sequence[Message]  # `content` of each is text
+
+
+class Tokenizer:
+    """A `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
+
+    __slots__ = ("_plain", "_special", "_special_texts", "chat_template")
+
+    def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
+        """source: the file, or as str its content. Raises UserError where that is no tokenizer."""
+        self.chat_template = chat_template
+        self._plain = read_engine(source)
+        self._plain.encode_special_tokens = True
+        # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
+        self._special = read_engine(source) if chat_template is not None else None
+        added = self._plain.get_added_tokens_decoder().values()
+        self._special_texts = tuple(token.content for token in added if token.special)
+
+    def encode(self, text: str) -> Ints:
+        """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
+        return np.array(self._encode(self._plain, [text])[0], np.int64)
+
+    def encode_chat(self, text: str) -> Ints:
+        """Token ids of a user's message in the chat template, int64 [length]; the plain ids without a template.
+
+        Raises UserError where jinja2 is missing or the template fails.
+        """
+        return self.encode_messages([{"role": "user", "content": text}])
+
+    def encode_messages(self, messages: Messages, arguments: Arguments | None = None) -> Ints:
+        """Token ids of a conversation in the chat template, int64 [length]; without one, of a lone user message.
+
+        arguments: of the template, instead of its defaults. Raises UserError if there is more to say and no template,
+        if jinja2 is missing, the template fails, or anything but a message's content holds special tokens.
+        """
+        texts = [message["content"] for message in messages]
+        if self.chat_template is None or self._special is None:
+            if len(messages) != 1 or messages[0]["role"] != "user":
+                raise UserError("this bundle has no chat template to write a conversation in; send one user message")
+            return self.encode(texts[0])
+        _refuse_special(self._special_texts, messages, arguments)
+        if not self._holds_special_tokens(texts):
+            return np.array(self._encode(self._special, [render(self.chat_template, messages, arguments)])[0], np.int64)
+        mark, digits = secrets.token_hex(16), len(f"{len(texts):x}")
+        # Only what is around these stand-ins may be special. One pattern finds all of them in a single pass.
+        places = {f"{mark}{i:0{digits}x}": text for i, text in enumerate(texts)}
+        stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
+        around = re.split(f"({mark}[0-9a-f]{{{digits}}})", render(self.chat_template, stand_ins, arguments))
+        if not places.keys() <= set(around):
+            raise UserError(
+                "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
+                "the template's own; leave them out"
+            )
+        own = self._encode_once(self._special, (part for part in around if part not in places))
+        given = self._encode_once(self._plain, texts)
+        ids = chain.from_iterable(given[places[part]] if part in places else own[part] for part in around)
+        return np.fromiter(ids, np.int64)
+
+    def _holds_special_tokens(self, texts: Sequence[str]) -> bool:
+        """Whether a user's texts hold what a template writes as special tokens."""
+        whole = "\0".join(texts)
+        return any(content in whole for content in self._special_texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        with library("the tokenizer fails on token ids"):
+            return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def stream(self) -> TextStream:
+        """A decoder for ids that come bit by bit."""
+        return TextStream(self)
+
+    def _encode_once(self, engine: Engine, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Token ids by text, each computed once however often it stands there."""
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self._encode(engine, different), strict=True))
+
+    @staticmethod
+    def _encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. Of the library's calls, those for batches alone let other threads run meanwhile."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
+                ) from None
+        with library("the tokenizer fails on this text"):
+            return [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class TextStream:
+    """Turns ids into text as they come and never gives out part of a character.
+
+    The pieces together are the text of all ids, for tokenizers whose tokens are bytes (byte-level BPE). Only the ids
+    since the last clean end are decoded anew, and those of one push before: some decoders treat a text's start apart.
+    """
+
+    __slots__ = ("_before", "_given", "_held", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the ids of the last push that ended cleanly
+        self._held: list[int] = []  # the ids since
+        self._given = 0  # characters of their common text that are out
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these ids complete; "" while a character is unfinished."""
+        self._held += [int(token) for token in ids]
+        text = self._tokenizer.decode(self._before + self._held)
+        settled = text.rstrip(BROKEN)
+        piece, self._given = settled[self._given :], max(self._given, len(settled))
+        if self._held and settled == text:
+            self._before, self._held = self._held, []
+            self._given = len(self._tokenizer.decode(self._before))
+        return piece
+
+    def finish(self) -> str:
+        """What was held back and will not be completed any more, broken characters included."""
+        piece = self._tokenizer.decode(self._before + self._held)[self._given :]
+        self._before, self._held, self._given = [], [], 0
+        return piece
+
+
+def _refuse_special(special: Iterable[str], messages: Messages, arguments: Arguments | None) -> None:
+    """Raises UserError for a special token beside the messages' content, where it would pass for the template's own."""
+    beside = [arguments or {}, *({k: v for k, v in message.items() if k != "content"} for message in messages)]
+    try:
+        whole = json.dumps(beside, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the messages or template arguments are not JSON values ({error}); expected those") from None
+    if found := next((text for text in special if json.dumps(text, ensure_ascii=False)[1:-1] in whole), None):
+        raise UserError(f"a role, a field of a message or a template argument holds {found}; leave it out")
+
+
+def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:
+    """A tokenizer of the library, from a file or, as str, from its content.
+
+    Raises UserError where that is none; told and advice: what it says then.
+    """
+    told = told or f"{'the text' if isinstance(source, str) else source} is no tokenizer"
+    if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
+        raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
+    with library(told, advice):
+        engine = Engine.from_str(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
+        engine.no_truncation()  # which would drop the end of a prompt without a word
+        engine.no_padding()
+        return engine
+
+
+@contextmanager
+def library(what: str, advice: str = "export it again") -> Iterator[None]:
+    """Whatever tokenizers fails with, told as a UserError: its errors share no class, and a panic is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from None

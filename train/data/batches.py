@@ -1,0 +1,143 @@
+"""Batches of tokenized problems that depend on nothing but a seed and a step, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from runtime.errors import UserError
+from train.tasks import Problem, Task
+
+from . import prompts
+
+CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+SURVEY = 2000  # training problems that lengths are measured on
+STRIDE = 32  # widths are multiples of it: a compiled model sees few shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a prompt and of its answer, the end token included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where the answer begins, ends."""
+
+    ids: Tensor
+    start: Tensor
+    length: Tensor
+
+
+def encode(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, ask: prompts.Encode | None = None
+) -> list[Example]:
+    """Examples of (prompt, answer) texts. The two are encoded apart, as at inference; prompts by `ask` where given."""
+    plain = prompts.plain(tokenizer)
+    asked, answers = (ask or plain)([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
+    return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
+
+
+def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
+    """One batch of examples, as wide as its longest, rounded up to STRIDE."""
+    longest = max(len(example.prompt) + len(example.answer) for example in examples)
+    ids = torch.full((len(examples), -(-longest // STRIDE) * STRIDE), pad_id)
+    for row, example in enumerate(examples):
+        tokens = torch.tensor(example.prompt + example.answer)
+        ids[row, : len(tokens)] = tokens
+    start = torch.tensor([len(example.prompt) for example in examples])
+    length = torch.tensor([len(example.prompt) + len(example.answer) for example in examples])
+    return PaddedBatch(ids, start, length)
+
+
+def survey(
+    tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
+) -> list[Example]:
+    """Training examples to measure lengths on: those of `different`."""
+    return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, ask)
+
+
+def different(tasks: Sequence[Task]) -> list[Problem]:
+    """All different training problems of up to SURVEY lines, of more that many sampled ones."""
+    drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
+    return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
+
+
+def canvas_for(examples: Sequence[Example], block: int) -> int:
+    """Tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
+    lengths = [len(example.answer) for example in examples]
+    return -(-int(np.quantile(lengths, 0.99, method="inverted_cdf")) // block) * block
+
+
+class Stream:
+    """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
+
+    def __init__(
+        self, tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, batch: int, seed: int, longest: int,
+        answer: int, ask: prompts.Encode | None = None,
+    ) -> None:  # fmt: skip
+        """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out.
+
+        ask: encodes the prompts, as they stand by default.
+        """
+        self.tasks, self.tokenizer, self.end_id, self.ask = tasks, tokenizer, end_id, ask
+        self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
+        self._chunk: tuple[int, list[list[Example]]] | None = None
+
+    def examples(self, step: int) -> list[Example]:
+        """The `batch` examples of a training step, all of about one length."""
+        chunk, place = divmod(step, CHUNK)
+        if self._chunk is None or self._chunk[0] != chunk:
+            self._chunk = (chunk, self._draw(chunk))
+        return self._chunk[1][place]
+
+    def _draw(self, chunk: int) -> list[list[Example]]:
+        seed, share = self.seed * 1_000_003 + chunk, CHUNK * self.batch // len(self.tasks) + 1
+        drawn: list[Example] = []
+        for task in self.tasks:
+            pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
+            drawn += encode(self.tokenizer, pairs, self.end_id, self.ask)
+        fitting = [example for example in drawn if self._fits(example)]
+        if not fitting:
+            raise UserError(
+                f"no training answer has at most {self.answer} tokens, and {self.longest} with its prompt; "
+                "raise --canvas or --context"
+            )
+        rng = random.Random(seed)
+        rng.shuffle(fitting)
+        wanted = CHUNK * self.batch
+        while len(fitting) < wanted:  # what was too long is made up for by repeating others
+            fitting += fitting[: wanted - len(fitting)]
+        ordered = sorted(islice(fitting, wanted), key=lambda e: len(e.prompt) + len(e.answer))
+        batches = [ordered[i : i + self.batch] for i in range(0, wanted, self.batch)]
+        rng.shuffle(batches)
+        return batches
+
+    def _fits(self, example: Example) -> bool:
+        whole = len(example.prompt) + len(example.answer)
+        return bool(example.prompt) and len(example.answer) <= self.answer and whole <= self.longest
+
+    def tell_left_out(self) -> None:
+        """Says on stderr how many training examples are too long to learn from, or have no prompt, if some do."""
+        problems = different(self.tasks)
+        found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.ask)
+        gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
+        if 0 < len(gone) < len(found):  # if all are, the first batch is refused
+            lines = [problem.line for problem in gone if problem.line]
+            print(
+                f"{len(gone)} of {len(found)} training examples ({100 * len(gone) / len(found):.1f} %) are left out: "
+                f"an answer has more than {self.answer} tokens, or more than {self.longest} with its prompt, or the "
+                f"prompt has none{': ' * bool(lines)}{prompts.name_lines(lines) if lines else ''}",
+                file=sys.stderr,
+            )

@@ -1,0 +1,36 @@
+"""A byte-level BPE tokenizer for the sample tasks, in which every digit is a token and no token spans two words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from train.huggingface.token_merging import QWEN2_SPLIT
+
+PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
+SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+    """A tokenizer of at most `vocab` tokens, 256 bytes and the three special ones included, learnt from `texts`.
+
+    Special tokens are never recognised inside a text: `encode` is called with `encode_special_tokens` set.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[AddedToken(text, special=True) for text in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
+    return tokenizer

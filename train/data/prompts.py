@@ -1,0 +1,72 @@
+"""Prompts as token ids, in the checkpoint's chat template where it has one, as the runtime gives them to a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer as Engine
+
+from runtime.contract import Contract
+from runtime.decoding.positions import check_room
+from runtime.errors import UserError
+from runtime.text.tokenizer import Tokenizer
+from train import distributed
+from train.checkpoint import Checkpoint
+
+SHOWN = 10  # lines that a warning names
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+def of_checkpoint(saved: Checkpoint, raw: bool) -> Encode:
+    """Encodes prompts for this model; raw leaves its chat template out.
+
+    Encoding raises UserError where the template fails or jinja2 is missing.
+    """
+    if raw or saved.chat_template is None:
+        return plain(saved.read_tokenizer())
+    return in_chat(Tokenizer(saved.tokenizer, saved.chat_template))
+
+
+def plain(tokenizer: Engine) -> Encode:
+    """Encodes texts as they stand."""
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def in_chat(tokenizer: Tokenizer) -> Encode:
+    """Encodes each text as a user's message in the chat template, as it stands where there is none."""
+    return lambda texts: [tokenizer.encode_chat(text).tolist() for text in texts]
+
+
+def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Contract, least: int = 1) -> list[int]:
+    """Returns the places of the prompts that have tokens and leave room for an answer of at least `least` tokens.
+
+    The others are counted on stderr, before any work on the rest. Raises UserError if all of them are left out.
+
+    Args:
+        lines: where each prompt is in its file, see `Problem`; may be empty.
+    """
+    kept, reasons = list[int](), dict[int, str]()
+    for place, ids in enumerate(encoded):
+        try:
+            check_room(contract, len(ids), least)
+            kept.append(place)
+        except UserError as error:
+            reasons[place] = str(error)
+    if reasons and not kept:
+        count = f"{len(encoded)} of {len(encoded)} prompts leave no room in a capacity of {contract.capacity}"
+        raise UserError(f"{count}: {next(iter(reasons.values()))}")
+    if reasons and distributed.rank() == 0:
+        known = any(lines)
+        named = name_lines([lines[place] if known else place + 1 for place in reasons], "line" if known else "problem")
+        first = next(iter(reasons.values()))
+        print(f"{len(reasons)} of {len(encoded)} prompts are left out, {named}: {first}", file=sys.stderr)
+    return kept
+
+
+def name_lines(lines: Sequence[int], what: str = "line") -> str:
+    """Names lines of a file, not all of many: `lines 3, 7 and 12 more`."""
+    numbers = sorted(set(lines))
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return f"{what}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:SHOWN]))}{more}"

@@ -1,0 +1,293 @@
+"""Several processes that train as one: torchrun's variables, and what each process has of model, batch and sums.
+
+Alone, without torchrun, every function gives back what it was given, and nothing of torch.distributed is started.
+Models are sharded by FSDP2's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277). Gradients are added up, not averaged:
+each process computes its own part of one loss, so the parts may be of different numbers of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from runtime.cli import FAILED, MISTAKE
+from runtime.cli import run as run_command
+from runtime.errors import DeviceError, UserError
+
+from .torch_backend import limit_threads
+from .transformer.network import Transformer
+
+PATIENCE = 5.0  # seconds that the first process has to tell a mistake that all of them found
+LONGEST = timedelta(days=1)  # that one may wait for the others: of a collection, for a whole shard of answers
+Rows = TypeVar("Rows", Tensor, Sequence[Any])
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def run(command: Callable[[], int]) -> int:
+    """The exit code of a command, as `runtime.cli.run` gives it; of several processes the first alone speaks.
+
+    Another one is heard where the first has not ended all of them by then: torchrun does, when one of them ends.
+    """
+    limit_threads()
+    if _asked("RANK") == 0:
+        return run_command(lambda: _as_device_error(command))
+    said = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            code = run_command(lambda: _as_device_error(command))
+    except Exception:
+        time.sleep(PATIENCE)
+        raise
+    if code in (FAILED, MISTAKE):
+        time.sleep(PATIENCE)
+        print(f"process {_asked('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """The group of all of torchrun's processes, where there are several: NCCL on GPUs, one for each, otherwise gloo.
+
+    Raises UserError where there is no such device.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device is cuda, but PyTorch finds no GPU here; leave it out, or install a CUDA build")
+        local, there = _asked("LOCAL_RANK"), torch.cuda.device_count()
+        if local >= there:
+            raise UserError(f"there are {there} GPUs for at least {local + 1} processes; give --nproc-per-node {there}")
+        torch.cuda.set_device(local)
+    if _asked("WORLD_SIZE", 1) == 1:
+        yield
+        return
+    if device == "cuda":
+        dist.init_process_group("nccl", timeout=LONGEST, device_id=torch.device("cuda", _asked("LOCAL_RANK")))
+    else:
+        dist.init_process_group("gloo", timeout=LONGEST)
+    yield  # after an error there is no leaving in order: the others are in the middle of something
+    dist.barrier()  # none takes the group away while another is still in it
+    dist.destroy_process_group()
+
+
+def check(batch: int, compiled: bool) -> None:
+    """Raises UserError for options that several processes cannot have."""
+    if size() > 1 and batch % size():
+        raise UserError(f"--batch is {batch} for {size()} processes; expected a multiple of their number")
+    if size() > 1 and compiled:
+        raise UserError(f"--compile was given for {size()} processes; sharded models are not compiled: leave it out")
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises UserError where the processes have not the same plain values, as of files on different machines."""
+    if size() == 1:
+        return
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
+    ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
+    if (total(ours) != ours * size()).any().item():
+        told = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
+        raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
+
+
+def place(model: Transformer, device: str) -> Transformer:
+    """The model on its device in place, its parameters sharded by their rows over all processes, layer by layer.
+
+    Embedding and head stay whole from a forward until the next backward, since `Model.logits` is called in between.
+    """
+    if size() > 1:
+        return _sharded(model, device)
+    if device != "cpu":
+        model.to(device)
+        model.register_forward_pre_hook(_moved, with_kwargs=True)
+    return model
+
+
+def place_frozen(model: Transformer, device: str) -> Transformer:
+    """The same for a model that never learns; its embedding and head are whole from now on."""
+    placed: Any = place(model, device)
+    if size() > 1:
+        with torch.no_grad():
+            placed(torch.zeros((1, 1), dtype=torch.int64), torch.ones((1, 1), dtype=torch.int64))
+    return model
+
+
+def mine(rows: Rows) -> Rows:
+    """Of a whole batch's rows those of this process: every n-th of n processes, so that lengths are alike."""
+    return rows[rank() :: size()]
+
+
+def part(mean: Tensor, weight: Tensor | int) -> Tensor:
+    """Of a mean over this process's weights, its part of the mean over all processes' weights."""
+    if size() == 1:
+        return mean
+    here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
+    return mean * (here / total(here).clamp_min(1e-6))
+
+
+def mean(flags: Tensor) -> float:
+    """This process's part of the share of all processes' flags that are set; not a number where there are none."""
+    if size() == 1:
+        return flags.float().mean().item()
+    return (flags.sum() / total(torch.tensor(float(flags.numel())))).item()
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over all processes, without gradients."""
+    if size() == 1:
+        return value.detach()
+    added = value.detach().to(_where(), copy=True)
+    dist.all_reduce(added)
+    return added.to(value.device)
+
+
+def add_up(parts: Mapping[str, float]) -> dict[str, float]:
+    """Figures of which each process has a part."""
+    if size() == 1:
+        return dict(parts)
+    added = total(torch.tensor(list(parts.values()), dtype=torch.float64))
+    return dict(zip(parts, added.tolist(), strict=True))
+
+
+def own(parameter: nn.Parameter) -> nn.Parameter:
+    """What this process has of a parameter: itself, or where it is sharded a plain one over the same memory."""
+    return nn.Parameter(_local(parameter)) if size() > 1 else parameter
+
+
+def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
+    """Gives what `own` made of sharded parameters their gradients, which are summed over the processes by then."""
+    if size() == 1:
+        return
+    for name, parameter in learned.items():
+        # FSDP may have moved a shard when it padded it, at the first forward.
+        owned[name].data = _local(parameter)
+        owned[name].grad = None if parameter.grad is None else _local(parameter.grad)
+        parameter.grad = None
+
+
+def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
+    """Scales all gradients to a norm of at most `most`; returns the norm before, of the whole model."""
+    if size() == 1:
+        return nn.utils.clip_grad_norm_(owned, most)
+    norm = nn.utils.get_total_norm([each.grad for each in owned if each.grad is not None])
+    norm = total(norm.square()).sqrt()
+    nn.utils.clip_grads_with_norm_(owned, most, norm)
+    return norm
+
+
+def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of tensors that are sharded as `learned` is, whole ones in the first process's memory; nothing in the others'."""
+    if size() == 1:
+        return {name: tensor.cpu() for name, tensor in owned.items()}
+    from torch.distributed.tensor import DTensor
+
+    found = {}
+    for name, parameter in learned.items():
+        sharded: Any = parameter
+        part = DTensor.from_local(
+            owned[name], sharded.device_mesh, sharded.placements, shape=parameter.shape, stride=parameter.stride()
+        )
+        tensor = part.full_tensor()
+        if rank() == 0:
+            found[name] = tensor.cpu()
+    return found
+
+
+def rows_of(length: int) -> slice:
+    """Which of a sharded parameter's rows this process has, as torch.chunk divides them."""
+    each = -(-length // size())
+    return slice(min(rank() * each, length), min((rank() + 1) * each, length))
+
+
+def on_first(act: Callable[[], object]) -> None:
+    """Does something in the first process, while the others wait. Raises in all of them where it cannot be done."""
+    agreed(act if rank() == 0 else lambda: None)
+
+
+def agreed(act: Callable[[], object]) -> None:
+    """Does something in every process. Raises in all of them where one of them has a mistake to tell."""
+    error = None
+    try:
+        act()
+    except UserError as raised:
+        error = raised
+    failed = total(torch.tensor(float(error is not None))) if size() > 1 else None
+    if error is not None:
+        raise error
+    if failed is not None and failed.item():
+        raise UserError("another process cannot go on; see what it says")
+
+
+def _sharded(model: Transformer, device: str) -> Transformer:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(device, (size(),))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    return model
+
+
+def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a forward on the device of its weights."""
+    device = next(model.parameters()).device
+
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return tuple(map(move, args)), {name: move(value) for name, value in named.items()}
+
+
+def _local(tensor: Any) -> Tensor:
+    found: Tensor = tensor.to_local().detach()
+    return found
+
+
+def _where() -> str:
+    """The device that the group sums on."""
+    return "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _asked(name: str, otherwise: int = 0) -> int:
+    """What torchrun says of this process, where it started it."""
+    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return int(os.environ.get(name, otherwise)) if started else otherwise
+
+
+def _as_device_error(command: Callable[[], int]) -> int:
+    """The command's code; a group that another process has left is told in one line."""
+    try:
+        return command()
+    except RuntimeError as error:
+        if _together() and ("gloo" in str(error) or isinstance(error, dist.DistError)):
+            reason = str(error).splitlines()[0]
+            raise DeviceError(f"another process has ended ({reason}); run the command again to go on") from None
+        raise

@@ -1,0 +1,1 @@
+"""Held-out problems generated, graded and compared with their uncertainty."""

@@ -1,0 +1,84 @@
+"""What a calibrated model is held to: how a teacher, or the bundle's fp32 engine, answers problems."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import UserError
+from train import tasks
+
+from . import evaluated_model, evaluation_run
+
+SPLIT = "valid"  # of problems that no report names
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineReport:
+    """What the teacher did on the problems that a report of train.evaluate names."""
+
+    task: tasks.Task
+    problems: list[tasks.Problem]
+    right: list[bool]
+    forwards: list[int]
+
+
+def read_report(path: Path, data: Path | None) -> BaselineReport:
+    """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
+    values = evaluation_run.read_evaluation(path)
+    outcome, left_out = values["per_problem"], set(values["left_out"])
+    right, forwards = [bool(each) for each in outcome["right"]], outcome["forwards"]
+    name, split, seed = values["task"], values["split"], values["seed"]
+    if split.startswith("test") or split == "all":
+        raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
+    task = tasks.from_file(data) if data else tasks.choose_tasks(name)[0]
+    drawn = task.problems(split, len(right) + len(left_out), seed)
+    problems = [problem for place, problem in enumerate(drawn) if place not in left_out]
+    if task.name != name or len(problems) != len(right):
+        raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
+    return BaselineReport(task, problems, right, forwards)
+
+
+def unquantized(args: argparse.Namespace) -> str:
+    """The engine that another of its bundle is held to without a report. Raises UserError where there is none."""
+    if args.bundle is None:
+        raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
+    from runtime.bundle.store import read  # numpy alone, but only bundles need it
+
+    made = read(args.bundle)
+    chosen = made.engine(args.engine)
+    plain = [each.name for each in made.matching() if each.precision == "fp32" and each.name != chosen.name]
+    if not plain:
+        raise UserError(
+            f"{args.bundle} has no fp32 engine to hold {chosen.name} to; give --teacher-report, or export fp32 into it"
+        )
+    return plain[0]
+
+
+def measure_baseline(args: argparse.Namespace, engine: str) -> list[BaselineReport]:
+    """What that engine of the bundle, by its own gate, does on `--count` validation problems of each task."""
+    if args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least 1")
+    chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
+    subject = evaluated_model.open_evaluated_model(argparse.Namespace(**{**vars(args), "engine": engine}))
+    reports = []
+    for task in chosen:
+        problems = list(task.problems(SPLIT, args.count, args.seed))
+        if not problems:
+            raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
+        problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]
+        found = evaluation_run.evaluate(
+            subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
+        )
+        reports.append(BaselineReport(task, problems, found.right, [result.forwards for result in found.results]))
+    return reports
+
+
+def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
+    """The report of those problems alone whose prompts leave that model room for an answer."""
+    kept = evaluation_run.fitting_problems(subject, report.problems)
+    problems, right, forwards = (
+        [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
+    )
+    return BaselineReport(report.task, problems, right, forwards)

@@ -1,0 +1,111 @@
+"""Opens the model that is evaluated: a checkpoint in PyTorch or a bundle's engine, as options name it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from runtime.backend import Backend
+from runtime.contract import GateSpec, parse_gate
+from runtime.errors import UserError
+from runtime.text.tokenizer import read_engine
+from train import checkpoint, open_checkpoint
+from train.cli_options import add_directory_options, add_raw_option, overrides_of
+from train.data import prompts
+from train.huggingface.families import Overrides
+from train.torch_backend import TorchBackend, contract_of, limit_threads
+
+GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
+OWN = ("--attention",)  # here it is for every checkpoint
+BATCH = 64  # answers at once in PyTorch
+IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name != "template_args"))  # not for an engine
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """A model to evaluate: its backend, how prompts are encoded for it, its own gate, how many answers run at once.
+
+    engine: its name in the bundle, `torch` for a checkpoint.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    ask: prompts.Encode
+    gate: GateSpec
+    batch: int
+    engine: str
+
+
+def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
+    """Returns a checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask."""
+    if attention is not None:
+        saved = replace(saved, decoding=replace(saved.decoding, attention=attention))
+    return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
+
+
+def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
+    """Opens the model that `add_model_options` let name. Raises UserError for options that are the other kind's."""
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads is {args.threads}; expected at least 1")
+    if args.ckpt:
+        if args.engine is not None:
+            raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
+        limit_threads(args.threads)
+        saved, batch = (
+            open_checkpoint.load(args.ckpt, overrides_of(args, OWN)),
+            BATCH if args.batch is None else args.batch,
+        )
+        backend = torch_backend(saved, batch, args.attention, bool(args.bf16))
+        ask = prompts.of_checkpoint(saved, args.raw)
+        return EvaluatedModel(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")
+    if given := [name for name in IN_TORCH if getattr(args, name) is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
+    from runtime.bundle.store import read  # an engine is loaded only if one is asked for
+    from runtime.open_bundle import load
+
+    model = load(args.bundle, engine=args.engine, threads=args.threads, template_args=args.template_args)
+    tokenizer = read_engine(read(args.bundle).tokenizer)
+    tokenizer.encode_special_tokens = True
+    ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
+    return EvaluatedModel(model.backend, tokenizer, ask, model.gate, 1, model.engine)
+
+
+def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
+    """Returns the model's gate with what the command line changes in it."""
+    changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name, None)) is not None}
+    if "metric" in changes and "comparator" not in changes:
+        changes["comparator"] = "<=" if changes["metric"] == "entropy" else ">="
+    return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    """Adds what says which model answers, and how it is run."""
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
+    source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
+    p.add_argument("--engine", help="engine of the bundle (default its first)")
+    p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
+    p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
+    p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores within the "
+        "CPU quota)")  # fmt: skip
+    p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the "
+        "processor has it, not exact (default off)")  # fmt: skip
+    add_raw_option(p)
+    add_directory_options(p, OWN)
+
+
+def add_gate_options(p: argparse.ArgumentParser) -> None:
+    """Adds what changes the model's gate, its threshold apart."""
+    p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
+    p.add_argument("--metric", help="gate: confidence or entropy")
+    p.add_argument("--comparator", help="gate: >= > <= <")
+    p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
+    p.add_argument("--max", type=int, help="gate: most positions accepted a step")
+    p.add_argument(
+        "--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"
+    )
+    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last")

@@ -1,0 +1,121 @@
+"""Generates answers to problems and grades them: accuracy, forward passes, lengths, seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from runtime.backend import Backend
+from runtime.bundle import strict_json
+from runtime.contract import Contract, GateSpec
+from runtime.decoding.loop import Request, generate_batch
+from runtime.decoding.positions import check_room, room_for_answer
+from runtime.decoding.request_state import Result
+from runtime.errors import UserError
+from train import tasks
+from train.data import prompts
+
+from .evaluated_model import BATCH, EvaluatedModel
+from .intervals import proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one model did on one list of problems, in their order."""
+
+    texts: list[str]
+    right: list[bool]
+    results: list[Result]
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the problems; lengths in tokens, end token included."""
+        accuracy = proportion(self.right)
+        lengths = [len(result.token_ids) for result in self.results]
+        forwards = [result.forwards for result in self.results]
+        return {
+            "problems": len(self.right),
+            "accuracy": round(accuracy.mean, 5),
+            "accuracy_95": [round(accuracy.low, 5), round(accuracy.high, 5)],
+            "forwards": round(float(np.mean(forwards)), 3),
+            "steps": round(float(np.mean([result.steps for result in self.results])), 3),
+            "commits": round(float(np.mean([result.commits for result in self.results])), 3),
+            "tokens_per_forward": round(sum(lengths) / max(1, sum(forwards)), 3),
+            "length": round(float(np.mean(lengths)), 2),
+            "length_p95": int(np.quantile(lengths, 0.95, method="inverted_cdf")),
+            "unfinished": sum(result.finish != "eos" for result in self.results),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def evaluate(
+    backend: Backend, tokenizer: Tokenizer, task: tasks.Task, problems: Sequence[tasks.Problem], *,
+    gate: GateSpec | None = None, threshold: float | None = None, fused: bool = True, batch: int = BATCH,
+    ask: prompts.Encode | None = None,
+) -> Evaluation:  # fmt: skip
+    """Decodes and grades `problems`, `batch` at a time, those of about one length together.
+
+    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default. Raises UserError
+    for a prompt that leaves no room for an answer, before any work.
+    """
+    requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+    results: dict[int, Result] = {}
+    started = time.perf_counter()
+    with tqdm(total=len(order), unit="answer", desc=task.name, mininterval=2) as bar:
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
+            part = [requests[i] for i in chosen]
+            done = generate_batch(backend, part, gate=gate, threshold=threshold, fused=fused)
+            results.update(zip(chosen, done, strict=True))
+            bar.update(len(chosen))
+    seconds = time.perf_counter() - started
+    ordered = [results[i] for i in range(len(requests))]
+    texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
+    return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
+
+
+def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
+    """Returns the places of problems whose prompts leave the model room for an answer; stderr names the others."""
+    encoded = subject.ask([problem.prompt for problem in problems])
+    return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
+
+
+def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
+    """Makes a request for each prompt with the canvas, or as much of it as there is room for."""
+    found = []
+    for number, ids in enumerate(asked, start=1):
+        wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
+        try:
+            check_room(contract, len(ids), wanted)
+        except UserError as error:
+            raise UserError(f"problem {number} of {len(asked)}: {error}") from None
+        found.append(Request(np.array(ids, np.int64), wanted))
+    return found
+
+
+def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
+    """Returns the answer as text, without its end token."""
+    ids = result.token_ids[:-1] if result.token_ids[-1] in eos_ids else result.token_ids
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Reads what `train.evaluate --out` wrote, its outcomes whole. Raises UserError for anything else."""
+    try:
+        values = strict_json.read(path)
+        outcome, texts = values["per_problem"], [values["task"], values["split"]]
+        right, forwards, left_out = outcome["right"], outcome["forwards"], outcome.get("left_out", [])
+        plain = all(type(each) is int for each in (values["seed"], *right, *forwards, *left_out))
+        if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
+            raise ValueError("its outcomes are not whole")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no report of train.evaluate --out ({error}); give one that it wrote") from None
+    return {"model": str(path), **values, "problems": len(right), "left_out": left_out}

@@ -1,0 +1,59 @@
+"""How much a model's predictions depend on how much of an answer is masked: CD4LM's trajectory invariance.
+
+Source: arXiv 2601.02236, which asks a student to say of a position what it would say later, with more around it known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from runtime.contract import Contract
+from train import losses
+from train.data.batches import Example
+from train.masking import noise, predictions
+from train.transformer.network import Transformer
+
+RATIOS = (0.25, 0.5, 0.75, 1.0)
+
+
+@torch.no_grad()
+def divergences(
+    model: Transformer, contract: Contract, examples: Sequence[Example], seed: int, *,
+    ratios: Sequence[float] = RATIOS, batch: int = 64,
+) -> list[float]:  # fmt: skip
+    """Mean KL(prediction at the first ratio || prediction at each ratio) in nats, the first 0, a number a ratio.
+
+    Over the positions of known answers that are masked at the first ratio and so, masks being nested, at all of them;
+    `batch` examples at a time. A `block_causal` model sees earlier blocks clean at every ratio, a `full` one masks in
+    all of them, so that only models of one attention compare.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total, count = [0.0] * len(ratios), 0
+    for first in range(0, len(examples), batch):
+        apart = _apart(model, contract, examples[first : first + batch], generator, ratios)
+        total = [so_far + each.sum().item() for so_far, each in zip(total, apart, strict=True)]
+        count += len(apart[0])
+    return [each / max(1, count) for each in total]
+
+
+def _apart(
+    model: Transformer,
+    contract: Contract,
+    examples: Sequence[Example],
+    generator: torch.Generator,
+    ratios: Sequence[float],
+) -> list[Tensor]:
+    """That KL at each asked position of these examples; [n] a ratio."""
+    laid = noise.lay_out(examples, contract.block, 0, contract.pad_id, generator)
+    place = torch.arange(laid.ids.shape[1])
+    answers = laid.inside() & (place < laid.answer_end[:, None])  # what lies behind an end is guessed at any ratio
+    drawn = torch.rand(laid.ids.shape, generator=generator)  # below a ratio: masked at it; [batch, width]
+    asked = answers & (drawn < ratios[0])
+    said = []
+    for ratio in ratios:
+        hidden = predictions.hidden_at(model, laid, laid.inside() & (drawn < ratio), asked, contract)
+        said.append(predictions.log_probs(model, hidden, contract))
+    return [losses.forward_kl(said[0], each) for each in said]

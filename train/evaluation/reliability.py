@@ -1,0 +1,89 @@
+"""How far a model's confidence is the share of its tokens that are right: reliability and its expected error.
+
+A model is asked as a step asks it: earlier blocks of a known answer clean, a share of one block masked. Source: Guo et
+al. 2017 (arXiv 1706.04599), equal bins.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from runtime.backend import Backend, Bools, Floats, Forward
+from runtime.decoding.positions import committed_prompt, room_for_answer
+from train.data.batches import Example
+from train.masking.trajectory_states import block_visible
+
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Tokens whose confidence lies in (low, high]: how many, their mean confidence, and the share that is right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    right: float
+
+
+def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
+    """The bins that hold a token, in order. confidence, right [n]."""
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # [n]
+    found = []
+    for i in np.unique(place):
+        here = place == i
+        mean, share = float(confidence[here].mean()), float(right[here].mean())
+        found.append(Bin(float(i) / bins, float(i + 1) / bins, int(here.sum()), mean, share))
+    return found
+
+
+def expected_error(bins: Sequence[Bin]) -> float:
+    """The mean distance of confidence and accuracy over all tokens; 0 without any."""
+    count = sum(each.count for each in bins)
+    return sum(each.count * abs(each.confidence - each.right) for each in bins) / max(1, count)
+
+
+def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Floats, Bools]:
+    """Confidence and verdict [n] of the model's tokens for masked positions of known answers, a block of each answer.
+
+    What fits neither canvas nor room is left out.
+    """
+    rng, contract = random.Random(seed), backend.contract
+    confidence, right = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
+    for example in examples:
+        prompt = len(example.prompt)
+        if len(example.answer) <= min(contract.canvas, room_for_answer(contract, prompt)):
+            sure, verdict = _asked(backend, example, rng)
+            confidence.append(sure)
+            right.append(verdict)
+    return np.concatenate(confidence), np.concatenate(right)
+
+
+def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
+    """One forward over everything up to a drawn block, in which each answer token is masked at a drawn ratio."""
+    contract, block, prompt = backend.contract, backend.contract.block, len(example.prompt)
+    full = contract.attention == "full"
+    known = np.array(example.prompt + example.answer, np.int64)
+    start = prompt if full else committed_prompt(contract, prompt)
+    low = start + rng.randrange(-(-(len(known) - start) // block)) * block
+    places, ratio = np.arange(low, low + block), rng.random()
+    masked = (places >= prompt) & np.array([rng.random() < ratio for _ in range(block)])
+    if not masked[places < len(known)].any():
+        masked = places >= prompt  # a step has an open position
+    ids = np.full(prompt + contract.canvas if full else low + block, contract.mask_id, np.int64)
+    ids[:low] = known[:low]
+    filled = np.append(known, np.full(block, contract.pad_id))[low : low + block]
+    ids[low : low + block] = np.where(masked, contract.mask_id, filled)
+    width = len(ids)
+    visible = torch.full((width,), width) if full else block_visible(contract, prompt, width - prompt)
+    rows = np.maximum(places - contract.shift, 0)
+    backend.open(1, width)
+    said = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible.numpy()[None], rows[None]))
+    graded = masked & (places < len(known))
+    return said.confidence[0][graded], said.token[0][graded] == known[places[graded]]

@@ -1,0 +1,1 @@
+"""Hugging Face directories and PEFT adapters, read from data alone and written."""

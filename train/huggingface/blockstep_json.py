@@ -1,0 +1,59 @@
+"""`blockstep.json` in a directory that train.distill wrote: how the model is decoded, and which files were written.
+
+A family's config.json says how its teacher is decoded, and has no key for a student's mask, block and gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from runtime.text.chat_template import check_arguments
+from train.checkpoint import Decoding
+from train.storage.checked_fields import check_fields
+
+from .tokenizer_files import read_json
+
+FILE, FORMAT = "blockstep.json", 1
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFile:
+    """family: whose config keys and tensor names the directory has; files: the names of all that was written;
+    template_args: of its chat template, that it was trained with."""
+
+    family: str
+    decoding: Decoding
+    files: tuple[str, ...]
+    template_args: dict[str, Any]
+
+
+def read(folder: Path) -> StudentFile | None:
+    """What a directory says of itself, None where it has no such file. Raises UserError for a damaged one."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {values.get('format')!r}; this version reads formats up to {FORMAT}; install the "
+            "version that wrote it, or train it again: python -m train.distill"
+        )
+    family, decoding, files = (values.get(name) for name in ("family", "decoding", "files"))
+    if not isinstance(family, str) or not isinstance(decoding, dict) or not isinstance(files, list):
+        raise UserError(f"{path} lacks a family, a decoding or the files; write it anew with train.distill")
+    arguments = check_arguments(values.get("template_args", {}))
+    return StudentFile(family, Decoding(**check_fields(path, decoding, Decoding)), tuple(map(str, files)), arguments)
+
+
+def write(folder: Path, family: str, decoding: Decoding, template_args: Mapping[str, Any]) -> None:
+    """Says how the model of a directory is decoded; written last, when its other files are there."""
+    files = sorted([FILE, *(file.name for file in folder.iterdir())])
+    values = {"format": FORMAT, "family": family, "decoding": asdict(decoding), "files": files}
+    if template_args:
+        values["template_args"] = dict(template_args)
+    (folder / FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -1,0 +1,290 @@
+"""Reads a published Hugging Face directory as a checkpoint, from data alone: no code in it is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle.store import sha256
+from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.errors import UserError
+from runtime.text.chat_template import reads, with_defaults
+from train.checkpoint import Checkpoint, Decoding
+from train.storage.checked_fields import LARGEST_FLOAT, MOST_IDS
+from train.transformer.network import ModelConfig
+from train.transformer.rope import parse_scaling
+
+from . import blockstep_json, peft_merge
+from .blockstep_json import StudentFile
+from .families import Family, Overrides, find_family
+from .tokenizer_files import Text, read_json, read_text
+from .weights import read_weights
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+UNSET = -1  # a pad_token_id that is none
+CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
+TEXTS = (
+    CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja", peft_merge.CONFIG, blockstep_json.FILE,
+)  # fmt: skip
+
+
+def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
+    """The checkpoint in a Hugging Face directory; its weights stay in their dtype until they are built.
+
+    Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
+    """
+    settings = read_settings(folder, overrides)
+    if (folder / peft_merge.CONFIG).is_file() and overrides.adapter is None:
+        raise UserError(
+            f"{folder} has an adapter next to its weights, which transformers loads too; give --adapter {folder} to "
+            f"merge it, or remove {peft_merge.CONFIG}"
+        )
+    shape, stored = model_config(settings), stored_student(folder, overrides)
+    text = read_text(folder, shape.vocab)
+    decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)
+    _check(decoding, settings, shape.vocab)
+    weights = read_weights(folder, shape, settings.family.renames)
+    if overrides.adapter is not None:
+        weights = peft_merge.merge(weights, overrides.adapter, settings.family.renames)
+    template = text.chat_template
+    if template is not None:
+        arguments = template_args(folder, replace(overrides, template_args=None))
+        template = with_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
+    return Checkpoint(shape, decoding, weights, text.tokenizer, template)
+
+
+def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
+    """A directory's config.json with its family: --family, else what train.distill noted, else by its model_type."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {folder}: it has no {CONFIG}; give a whole Hugging Face directory, or a .pt file that "
+            "train.* wrote"
+        )
+    values, noted = read_json(path), blockstep_json.read(folder)
+    name = overrides.family or (noted.family if noted else None)
+    return NormalizedConfig(path, values, find_family(values, name, path))
+
+
+def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
+    """Arguments of a directory's chat template: its family's, over them what train.distill noted, then those given."""
+    stored = stored_student(folder, overrides)
+    own = read_settings(folder, overrides).family.template_args
+    return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
+
+
+def stored_student(folder: Path, overrides: Overrides) -> StudentFile | None:
+    """What train.distill noted of its student, the adapter before its base; --family overrules both."""
+    places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
+    noted = [found for place in places if (found := blockstep_json.read(place)) is not None]
+    return noted[0] if noted else None
+
+
+def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
+    """A sha256 over names and sha256 of the files that are read: configs, tokenizer, template, all safetensors."""
+    digest = hashlib.sha256()
+    for place in (folder, *([adapter_folder] if adapter_folder else [])):
+        files = [place / name for name in TEXTS] + sorted(place.glob("*.safetensors*"))
+        for file in files:
+            if file.is_file():
+                digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizedConfig:
+    """config.json under Qwen's names, whatever its family calls them."""
+
+    path: Path
+    values: dict[str, Any]
+    family: Family
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value; the default where it is absent or null."""
+        for key in self.family.keys.get(name, (name,)):
+            if self.values.get(key) is not None:
+                return self.values[key]
+        return default
+
+    def integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
+        """A whole number from 1 to `most`. Raises UserError for anything else."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(
+                f"{self.path} has {value!r} as {self._name(name)}; expected a whole number from 1 to {most}"
+            )
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false, the latter where it is absent. Raises UserError for anything else."""
+        value = self.get(name, False)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.path} has {value!r} as {self._name(name)}; expected true or false")
+        return value
+
+    def number(self, name: str, value: Any) -> float:
+        """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_FLOAT:
+            raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0, up to {LARGEST_FLOAT:g}")
+        return float(value)
+
+    def _name(self, name: str) -> str:
+        return self.family.keys.get(name, (name,))[0]
+
+
+def model_config(settings: NormalizedConfig) -> ModelConfig:
+    """The model's shape. Raises UserError for a config that this model cannot be."""
+    _refuse_others(settings)
+    family, get = settings.family, settings.get
+    heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
+    kv_heads = settings.integer("num_key_value_heads", heads)
+    head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
+    if heads % kv_heads or head_dim % 2:
+        raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
+    rope = rope_of(settings)
+    found = [value for value in (rope.pop("rope_theta", None), settings.values.get("rope_theta")) if value is not None]
+    if any(value != found[0] for value in found):
+        raise UserError(f"{settings.path} has rope_theta {found[1]!r} and {found[0]!r}; remove the one that is wrong")
+    theta = settings.number("rope_theta", found[0] if found else None)
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
+    qkv_bias = settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias
+    return ModelConfig(
+        settings.integer("vocab_size"), width, settings.integer("num_hidden_layers", most=1024), heads, kv_heads,
+        head_dim, settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
+        family.qk_norm, qkv_bias, settings.flag("tie_word_embeddings"), parse_scaling(rope),
+    )  # fmt: skip
+
+
+def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
+    """What config.json says of rotary angles in an object: their scaling, and in transformers 5 their base too.
+
+    Raises UserError for anything else, and for two objects that differ.
+    """
+    found = {name: settings.get(name) for name in ("rope_scaling", "rope_parameters") if settings.get(name)}
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{settings.path} has {value!r} as {name}; expected an object")
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        raise UserError(f"{settings.path} has a rope_scaling and other rope_parameters; remove the one that is wrong")
+    return dict(values[0]) if values else {}
+
+
+def _refuse_others(settings: NormalizedConfig) -> None:
+    """Raises UserError where config.json says what this model has no way to be."""
+    for key, allowed in settings.family.fixed.items():
+        if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
+            raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
+    for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
+        if settings.values.get(key):
+            raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
+    kinds = settings.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
+
+
+def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, vocab: int) -> Decoding:
+    """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
+    family, context = settings.family, settings.integer("max_position_embeddings")
+    block = _above_0("--block", overrides.block) or block_of(settings)
+    canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
+    gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, vocab)
+    if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
+        del gate["sub_block"]
+    ends = overrides.eos_ids or end_ids(settings, text)
+    pad = settings.get("pad_token_id", UNSET)
+    if pad == UNSET:
+        pad = text.ids.get(text.special.get("pad_token", ""), ends[0])
+    how = (family.alignment, family.attention, family.shift)
+    return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
+
+
+def block_of(settings: NormalizedConfig) -> int:
+    """The config's block size, else its family's. Raises UserError for a family that comes in several."""
+    family = settings.family
+    if family.block_key is not None and settings.get(family.block_key) is not None:
+        return settings.integer(family.block_key)
+    if family.block is None:
+        raise UserError(f"{settings.path} has no {family.block_key}, and {family.name} comes in several; give --block")
+    return family.block
+
+
+def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
+    """A decoding with what the command line says instead."""
+    names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
+    given = {name: value for name in names if (value := getattr(overrides, name)) is not None}
+    return replace(stored, **given, gate={**stored.gate, **(overrides.gate or {})})
+
+
+def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
+    """Raises UserError for values that do not fit together or the model."""
+    block, canvas, context, mask = decoding.block, decoding.canvas, decoding.context, decoding.mask_id
+    if block < 1 or canvas < 1 or canvas % block or canvas >= context:
+        raise UserError(
+            f"canvas {canvas} with blocks of {block} and a context of {context}; expected whole blocks and room for a "
+            "prompt: give --canvas and --block"
+        )
+    attention, alignment = decoding.attention, decoding.alignment
+    if attention not in ATTENTIONS or alignment not in ALIGNMENTS:
+        raise UserError(f"attention {attention}, alignment {alignment}; expected one of {ATTENTIONS} and {ALIGNMENTS}")
+    if not 0 <= mask < vocab:
+        raise UserError(f"the mask token's id is {mask}; expected one below the vocabulary of {vocab}, give --mask-id")
+    for name, token in (("pad_token_id", decoding.pad_id), *(("eos_token_id", end) for end in decoding.eos_ids)):
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab or token == mask:
+            advice = "give --eos-ids" if name == "eos_token_id" else "remove it there, and the end token pads"
+            raise UserError(
+                f"{settings.path} has {token!r} as {name}; expected an id below {vocab}, not the mask {mask}: {advice}"
+            )
+
+
+def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
+    """The mask token's id: as given, else the config's, the tokenizer's, the family's. Raises UserError otherwise."""
+    family = settings.family
+    token = text.special.get("mask_token", family.mask)
+    found = given if given is not None else settings.get("mask_token_id", text.ids.get(token))
+    if found is None:
+        raise UserError(
+            f"{settings.path.parent} has a tokenizer without the mask token {token!r} and a config.json without "
+            "mask_token_id; give --mask-id"
+        )
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < vocab:
+        raise UserError(
+            f"the mask token's id is {found!r}; expected one below the vocabulary of {vocab}, give --mask-id"
+        )
+    if given is None and found not in text.ids.values():
+        raise UserError(
+            f"{settings.path} has mask_token_id {found}, but its tokenizer is without the mask token; give "
+            "--mask-id if that is meant"
+        )
+    if given is None and "mask_token" in text.special and text.ids.get(token, found) != found:
+        raise UserError(
+            f"{settings.path} has mask_token_id {found}, but its tokenizer's mask_token {token!r} is "
+            f"{text.ids[token]}; give --mask-id"
+        )
+    return found
+
+
+def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
+    """The ids that end an answer: the family's tokens, else the tokenizer's, else the configs'. UserError for none."""
+    named = [text.ids[token] for token in settings.family.ends if token in text.ids]
+    if not named and text.special.get("eos_token") in text.ids:
+        named = [text.ids[text.special["eos_token"]]]
+    if not named:
+        generation = settings.path.with_name(GENERATION)
+        written = [settings.values, read_json(generation) if generation.is_file() else {}]
+        for value in (values.get("eos_token_id") for values in written):
+            named += value if isinstance(value, list) else [value] if value is not None else []
+    if not named or len(named) > MOST_IDS:
+        what = f"more than {MOST_IDS} end tokens" if named else "no end token"
+        raise UserError(f"{settings.path.parent} names {what}; add eos_token_id to config.json")
+    return tuple(token for i, token in enumerate(named) if token not in named[:i])
+
+
+def _above_0(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise UserError(f"{option} is {value}; expected at least 1")
+    return value

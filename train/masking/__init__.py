@@ -1,0 +1,1 @@
+"""The noise of masked diffusion, and the states that a model is trained on."""

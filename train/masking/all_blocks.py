@@ -1,0 +1,115 @@
+"""All blocks of an answer trained in one forward: a clean copy of the sequence beside a noisy copy of the canvas.
+
+Each noisy block sees the clean tokens before it and itself, which is what it meets when it is decoded. Source: the
+vectorised training of BD3LM (Arriola et al. 2025, arXiv 2503.09573).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.contract import Contract
+from train import distributed, losses
+from train.data.batches import Stream
+from train.transformer.network import Transformer
+
+from . import noise as masking
+from .noise import AnswerBlocks
+from .trajectory_states import block_visible
+
+FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Inputs of one forward of width = clean width + noisy width, and where its predictions are.
+
+    ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: what
+    is to be predicted; rows int64 [batch, noisy]: which of the width's rows predict each noisy position.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    masked: Tensor
+    rows: Tensor
+
+
+def denoising_loss(
+    model: Transformer, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, early: float,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once.
+
+    early: see `noise`.
+    """
+    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
+    masked = noise(laid, laid.widest(), contract.block, early, generator)
+    laid, masked = laid.mine(), distributed.mine(masked)
+    both = copies(laid, contract, masked)
+    hidden = predicting(run, both)[both.masked]  # [n, hidden]
+    positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
+    target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
+    weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
+    return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
+
+
+def noise(canvas: AnswerBlocks, noisy: int, block: int, early: float, generator: torch.Generator) -> Tensor:
+    """What is masked of each canvas, bool [batch, noisy]: every block at a ratio 1 - u ** early of its own, u uniform.
+
+    early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
+    In every second row the ratio is of single positions, in the others of the block's end, as in `masking.block_mask`.
+    """
+    rows, place = len(canvas.ids), torch.arange(noisy)
+    drawn = 1 - torch.rand((rows, -(-noisy // block)), generator=generator) ** early  # [batch, blocks]
+    ratio = drawn.repeat_interleave(block, dim=1)[:, :noisy]
+    scattered = torch.rand((rows, noisy), generator=generator) < ratio
+    behind = masking.tail(place, block, ratio)
+    chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
+    return chosen & (place < (canvas.length - canvas.start)[:, None])
+
+
+def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
+    """The hidden state that predicts each noisy position, [batch, noisy, hidden]."""
+    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    return hidden.gather(1, both.rows.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
+    """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
+
+    masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
+    """
+    block, clean, noisy = contract.block, canvas.ids.shape[1], masked.shape[1]
+    place = torch.arange(noisy)
+    positions = canvas.start[:, None] + place  # [batch, noisy]
+    source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
+    ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
+    before = canvas.start[:, None] + place // block * block  # clean tokens that a noisy block sees, [batch, noisy]
+    seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean, block)), dim=1)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
+    rows = clean + place.expand_as(positions)
+    if contract.shift:  # a block's first token is predicted by the committed row before it
+        rows = torch.where(place % block == 0, positions - 1, rows - 1)
+    everywhere = torch.cat((torch.arange(clean).expand(len(ids), clean), positions), dim=1)
+    return Copies(ids, everywhere, mask, masked, rows)
+
+
+def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
+    """Which keys the clean copy's queries see: bool [batch, clean, clean + noisy]."""
+    rows, clean = canvas.ids.shape
+    visible = torch.ones(rows, clean, dtype=torch.int64)
+    for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
+        visible[row, :length] = block_visible(contract, start, length - start)
+    return torch.arange(clean + noisy) < visible[:, :, None]
+
+
+def _noisy_rows(before: Tensor, clean: int, block: int) -> Tensor:
+    """Which keys the noisy copy's queries see: bool [batch, noisy, clean + noisy]."""
+    place = torch.arange(before.shape[1])
+    same = (place // block)[:, None] == place // block  # [noisy, noisy]
+    committed = torch.arange(clean) < before[:, :, None]  # [batch, noisy, clean]
+    return torch.cat((committed, same.expand(len(before), -1, -1)), dim=2)

@@ -1,0 +1,130 @@
+"""The noise of masked diffusion: an answer laid on its canvas, and which of its positions are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train import distributed
+from train.data.batches import Example, pad
+
+EARLY = 2  # leans drawn ratios towards wholly masked blocks, where a few-step student decides most
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBlocks:
+    """Prompts with their answers filled up to whole blocks.
+
+    ids int64 [batch, width]; start, answer_end, length int64 [batch]: where the answer begins, where it ends (end token
+    included), and where the canvas ends.
+    """
+
+    ids: Tensor
+    start: Tensor
+    answer_end: Tensor
+    length: Tensor
+
+    def offsets(self) -> Tensor:
+        """Each position's place on its canvas, negative in the prompt. int64 [batch, width]."""
+        return torch.arange(self.ids.shape[1]) - self.start[:, None]
+
+    def inside(self) -> Tensor:
+        """True on the canvas. bool [batch, width]."""
+        return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
+
+    def mine(self) -> AnswerBlocks:
+        """This process's rows, of the same width; see `parallel.mine`."""
+        return AnswerBlocks(*(distributed.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
+
+    def rows(self, chosen: Tensor) -> AnswerBlocks:
+        """The chosen rows alone, of the same width. chosen bool [batch]."""
+        return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
+
+    def widest(self) -> int:
+        """Positions of the longest canvas."""
+        return int((self.length - self.start).max())
+
+
+def lay_out(
+    examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator
+) -> AnswerBlocks:
+    """Fills answers with `pad_id` to the blocks they need and, in every second batch, to `canvas` tokens at least.
+
+    All of a batch alike, so that the batches without a whole canvas are short.
+    """
+    least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
+    filled = []
+    for example in examples:
+        size = max(-(-len(example.answer) // block) * block, least)
+        filled.append(Example(example.prompt, example.answer + (pad_id,) * (size - len(example.answer))))
+    batch = pad(filled, pad_id)
+    end = batch.start + torch.tensor([len(example.answer) for example in examples])
+    return AnswerBlocks(batch.ids, batch.start, end, batch.length)
+
+
+def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
+    """A ratio drawn for each row, then each of its positions masked with that probability (LLaDA, arXiv 2502.09992)."""
+    rows, width = canvas.ids.shape
+    ratio = torch.rand((rows, 1), generator=generator)
+    return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
+
+
+def block_mask(canvas: AnswerBlocks, block: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole.
+
+    Returns what is masked and what of it lies in the drawn block, bool [batch, width] each: a step decides on that
+    block alone. In every second row the ratio is of single positions, in the others of the block's end: from left to
+    right is the order in which most answers settle.
+    """
+    rows, width = canvas.ids.shape
+    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
+    current = (torch.rand(rows, generator=generator) * blocks).long()[:, None]
+    ratio = torch.rand((rows, 1), generator=generator)
+    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
+    scattered = torch.rand((rows, width), generator=generator) < ratio
+    behind = tail(canvas.offsets(), block, ratio)
+    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
+    decided = (here == current) & drawn & canvas.inside()
+    return decided | ((here > current) & canvas.inside()), decided
+
+
+def ends(canvas: AnswerBlocks, unit: int | None, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of the units of each canvas, and of those the end that is masked: what decoding from left to right meets.
+
+    unit: positions of a block; None: a canvas is one. Returns the drawn units and their masked ends, bool
+    [batch, width] each. An end is 1 - u ** EARLY of its unit, u uniform.
+    """
+    size = canvas.length[:, None] - canvas.start[:, None] if unit is None else torch.tensor([[unit]])
+    here = torch.div(canvas.offsets(), size, rounding_mode="floor").clamp_min(0)
+    shape = (len(here), int(here.max()) + 1)  # [batch, units]
+    drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
+    ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
+    return drawn, drawn & tail(canvas.offsets(), size, ratio)
+
+
+def spread(rows: int, share: float) -> Tensor:
+    """That share of the rows, as evenly among them as can be. bool [rows]."""
+    count = torch.floor(torch.arange(rows + 1) * share)
+    return count[1:] > count[:-1]
+
+
+def tail(places: Tensor, size: int | Tensor, ratio: Tensor) -> Tensor:
+    """True on the last `ratio` of each unit of `size` positions, rounded up to whole ones. bool, shaped as places."""
+    return places % size >= ((1 - ratio) * size).floor()
+
+
+def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
+    """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
+    filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
+    return masked.float() * torch.where(filler, padding, 1.0)
+
+
+def predicting(masked: Tensor, shift: bool) -> Tensor:
+    """The rows that predict the masked positions: themselves, or with `shift` the row before each. bool [batch, width]
+
+    Selecting with it keeps the order of selecting with `masked`. Position 0 is never masked: it belongs to the prompt.
+    """
+    return torch.cat((masked[:, 1:], torch.zeros_like(masked[:, :1])), dim=1) if shift else masked

@@ -1,0 +1,45 @@
+"""What a model says of an answer's positions, under the mask that it is decoded with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runtime.contract import Contract
+from train import losses
+from train.transformer.network import Transformer
+
+from . import all_blocks, noise
+from .noise import AnswerBlocks
+
+
+def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: Tensor, contract: Contract) -> Tensor:
+    """The hidden states [n, hidden] that predict the `asked` positions, in row-major order.
+
+    masked, asked bool [batch, width]: what is masked of the canvases, and which of their positions are to be predicted.
+    A `full` model sees the whole noisy answer. Of a `block_causal` one each block sees the answer before it clean, as
+    it does when it is decoded, so that all blocks are asked in one forward.
+    """
+    if contract.attention == "full":
+        ids = laid.ids.masked_fill(masked, contract.mask_id)
+        hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
+        return hidden[noise.predicting(asked, contract.shift)]
+    both = all_blocks.copies(laid, contract, on_canvas(laid, masked))
+    return all_blocks.predicting(run, both)[on_canvas(laid, asked)]
+
+
+def on_canvas(laid: AnswerBlocks, flags: Tensor) -> Tensor:
+    """Flags of whole rows, bool [batch, width], as flags of the canvases alone, bool [batch, noisy]."""
+    places = laid.start[:, None] + torch.arange(laid.widest())  # [batch, noisy]
+    found = flags.gather(1, places.clamp_max(flags.shape[1] - 1))
+    return found & (places < laid.length[:, None])
+
+
+def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
+    """fp32 scores [n, vocab] of hidden states [n, hidden], the mask token barred, ids without a token cut."""
+    return losses.barred(model.logits(hidden)[..., : contract.vocab], contract.mask_id)
+
+
+def log_probs(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
+    """fp32 log-probabilities [n, vocab] of the same."""
+    return torch.log_softmax(scores(model, hidden, contract), dim=-1)

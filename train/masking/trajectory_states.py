@@ -1,0 +1,97 @@
+"""Training states for distillation: a drawn moment of a trajectory and a later one, as the student sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.contract import Contract
+from runtime.decoding.positions import committed_prompt, prompt_visible
+from train import distributed
+from train.data.batches import STRIDE
+from train.data.trajectories import NEVER_ACCEPTED, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """A batch of states y and y* of the same trajectories, each cut behind the drawn block (or the one after it).
+
+    earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible int64 [batch, width];
+    unmasked bool [batch, width]: finalised between y and y*; masked bool [batch, width]: still masked in y*;
+    hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
+    """
+
+    earlier: Tensor
+    later: Tensor
+    visible: Tensor
+    unmasked: Tensor
+    masked: Tensor
+    hidden: Tensor
+
+
+def block_visible(contract: Contract, prompt: int, canvas: int) -> Tensor:
+    """What a prompt's and `canvas` answer tokens see under the block-causal mask. int64 [prompt + canvas]"""
+    start, block = committed_prompt(contract, prompt), contract.block
+    behind = start + (torch.arange(prompt + canvas - start) // block + 1) * block
+    return torch.cat((torch.from_numpy(prompt_visible(contract, start)), behind))
+
+
+def draw_states(
+    trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator
+) -> States:
+    """One state pair of each trajectory: a block uniformly, y early in it more often than late.
+
+    Of several processes each has those of its own rows, see `parallel.mine`.
+
+    target `completed`: y* is the block finished, and one more block, still masked, is where consistency is asked.
+    target `partial`: y* is a drawn moment between y and the block's end.
+    """
+    chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
+    own = zip(distributed.mine(trajectories), distributed.mine(chances), strict=True)
+    drawn = [_one(trajectory, contract, target, chance) for trajectory, chance in own]
+    longest = max(len(earlier) for earlier, *_ in drawn)
+    width = -(-longest // STRIDE) * STRIDE
+    shape = (len(drawn), width)
+    ids = torch.full(shape, contract.pad_id)
+    later, visible = ids.clone(), torch.ones(shape, dtype=torch.int64)
+    unmasked, masked = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    hidden = []
+    for row, (tokens, later_tokens, sees, new, still, states) in enumerate(drawn):
+        for full, part in ((ids, tokens), (later, later_tokens), (visible, sees), (unmasked, new), (masked, still)):
+            full[row, : len(part)] = part
+        hidden.append(states)
+    return States(ids, later, visible, unmasked, masked, torch.cat(hidden))
+
+
+def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
+    block, prompt = contract.block, torch.tensor(t.prompt)
+    finalized = t.order != NEVER_ACCEPTED
+    blocks = int(finalized.nonzero().max()) // block + 1
+    current = int(chance[0] * blocks)
+    end = (current + 1) * block
+    reach = min(end + block, len(t.tokens)) if target == "completed" else end
+    inside = torch.zeros(reach, dtype=torch.bool)
+    inside[current * block : end] = True
+    moments = t.order[:reach][inside & finalized[:reach]].sort().values  # the steps taken in this block
+    first = int(chance[1] ** 2 * len(moments))
+    last = len(moments) if target == "completed" else first + 1 + int(chance[2] * (len(moments) - first))
+    start_order = int(moments[first])
+    end_order = int(moments[last]) if last < len(moments) else None
+    order = t.order[:reach]
+    behind = torch.arange(reach) >= end
+    open_now = (inside & ((order >= start_order) | (order == NEVER_ACCEPTED))) | behind
+    open_later = behind if end_order is None else inside & ((order >= end_order) | (order == NEVER_ACCEPTED))
+    new = open_now & ~open_later & finalized[:reach]
+    tokens, masks = t.tokens[:reach], contract.mask_id
+    clean = torch.zeros(len(prompt), dtype=torch.bool)
+    return (
+        torch.cat((prompt, tokens.masked_fill(open_now, masks))),
+        torch.cat((prompt, tokens.masked_fill(open_later, masks))),
+        block_visible(contract, len(prompt), reach),
+        torch.cat((clean, new)),
+        torch.cat((clean, open_later)),
+        t.hidden[:reach][new].float(),  # autocast on a CPU cannot join fp16
+    )

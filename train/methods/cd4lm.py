@@ -1,0 +1,116 @@
+"""CD4LM's DSCD (arXiv 2601.02236): the student on a noisy answer agrees with the frozen teacher on a less noisy one.
+
+L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
+the student's masked positions, of which the teacher's are a subset. Ratios, floors and schedule are those of the
+authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss, and
+taken of the canvas, the filler behind a short answer's end included, where theirs are of the answer alone. Ours is that
+the student has some blocks, or as a `full` one some answers, masked from a drawn place to their end: decoding meets
+little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+from train import distributed, losses
+from train.cli_options import parse_numbers
+from train.masking import noise, predictions
+from train.masking.all_blocks import FILLER
+from train.masking.noise import AnswerBlocks
+from train.trainer.training_loop import Loss
+
+from .setup import Lesson
+
+STUDENT = (0.4, 0.9)  # of an answer's positions, masked for the student
+TEACHER = (0.3, 0.7)  # of that share, for the teacher
+LEAST, MOST = 0.1, 0.6  # bounds of the teacher's share
+HELD = 0.1  # of the updates, before the share of the KL begins to move
+GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The share of the KL term, the rest being the cross-entropy's: at the start of training and at its end."""
+
+    first: float
+    last: float
+
+    def at(self, step: int, steps: int) -> float:
+        """The first share for a tenth of the updates, then a cosine to the last."""
+        gone = min(1.0, max(0.0, (step / max(1, steps) - HELD) / (1 - HELD)))
+        return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * gone))
+
+
+def shares_of(text: str) -> Shares:
+    """The two numbers of --shares. Raises UserError for anything else."""
+    found = parse_numbers(text, "--shares")
+    if len(found) != 2 or max(found) > 1:
+        raise UserError(f"--shares is {text}; expected two numbers from 0 to 1, as in 0.9,0.5")
+    return Shares(*found)
+
+
+def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
+    """How many of `size` positions are masked for the student and for the teacher.
+
+    chance: two numbers, uniform on [0, 1). Few positions have counts of their own, so that something is left to see.
+    """
+    if size <= 10:
+        return min(size, 2), 1
+    student = STUDENT[0] + (STUDENT[1] - STUDENT[0]) * chance[0]
+    teacher = student * (TEACHER[0] + (TEACHER[1] - TEACHER[0]) * chance[1])
+    teacher = min(MOST, max(LEAST, teacher))
+    if size < 20:
+        student = min(student, 0.5)
+    masked = max(int(size * student), 2, math.ceil(0.1 * size))
+    return masked, min(int(size * teacher), masked)
+
+
+def nested_masks(
+    canvas: AnswerBlocks, unit: int | None, ordered: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the student has masked of each canvas, and of that what the teacher has. bool [batch, width] each.
+
+    ordered: the share of units that the student has masked at their end alone, see `masking.ends`.
+    """
+    sizes = (canvas.length - canvas.start).tolist()
+    chances = torch.rand((len(sizes), 2), generator=generator).tolist()
+    counts = torch.tensor([masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
+    drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
+    place = drawn.argsort(dim=1).argsort(dim=1)  # of each position in a random order, canvases first; [batch, width]
+    chosen, behind = noise.ends(canvas, unit, ordered, generator)
+    student = torch.where(chosen, behind, place < counts[:, :1])
+    return student, student & (place < counts[:, 1:])
+
+
+def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
+    """Both terms on `stream.batch` fresh examples a step. What lies behind an answer's end weighs FILLER.
+
+    ordered: see `nested_masks`.
+    """
+    model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
+    unit = contract.block if contract.attention == "block_causal" else None  # what one mask is drawn for
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        examples = lesson.stream.examples(step)
+        laid = noise.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
+        masked, less = nested_masks(laid, unit, ordered, generator)
+        laid, masked, less = laid.mine(), distributed.mine(masked), distributed.mine(less)
+        weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]
+        with teacher.speaking() as frozen:
+            hidden = predictions.hidden_at(frozen, laid, less, masked, teacher.contract)
+            taught = predictions.scores(frozen, hidden, contract)
+        said = predictions.scores(model, predictions.hidden_at(lesson.run, laid, masked, masked, contract), contract)
+        agreed = losses.tempered_distillation(taught, said, temperature, weight)
+        rebuilt = losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
+        share = shares.at(step, lesson.steps)
+        total = share * agreed + (1 - share) * rebuilt
+        return total, {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.size()}
+
+    return loss_of

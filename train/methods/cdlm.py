@@ -1,0 +1,71 @@
+"""CDLM (arXiv 2511.19269): a block-causal student learns from the states of a teacher's trajectories.
+
+With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) where tokens were finalised between the
+two, KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper
+leaves y and y* open: here y is early in a block more often than late, and y* is drawn, or the block completed. The
+ground truth's noise is ours too (`blocks.noise`, filler behind an answer's end weighing less), and so is a weight
+of 1 for it, the authors' being 0.01 and 0.1: LOG.md has what a small student gives under 0.01.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+from train import losses
+from train.cli_options import parse_numbers
+from train.masking import all_blocks, noise, predictions, trajectory_states
+from train.trainer.training_loop import Loss
+
+from .setup import Lesson
+
+GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Shares of distillation, consistency, denoising. The authors': Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
+
+    distillation: float
+    consistency: float
+    denoising: float
+
+
+def weights_of(text: str) -> LossWeights:
+    """The three numbers of --weights. Raises UserError for anything else."""
+    shares = parse_numbers(text, "--weights")
+    if len(shares) != len(fields(LossWeights)):
+        raise UserError(f"--weights is {text}; expected three numbers, as in 1,0.5,1")
+    return LossWeights(*shares)
+
+
+def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
+    """The three terms on `stream.batch` trajectories and as many fresh examples a step.
+
+    target: which later state is y*, see `states.draw`.
+    """
+    model, contract, teacher = lesson.model, lesson.contract, lesson.teacher().model
+    rows_of = partial(noise.predicting, shift=contract.shift)
+    said = partial(predictions.log_probs, contract=contract)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
+        drawn = trajectory_states.draw_states([lesson.found[i] for i in chosen], contract, target, generator)
+        with torch.no_grad():
+            ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
+            # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
+            taught = said(teacher, drawn.hidden.to(ahead.device, torch.float32))
+        torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would go on with
+        hidden = lesson.run(drawn.earlier, drawn.visible)
+        distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
+        steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))
+        denoised = all_blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, noise.EARLY, generator)
+        total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
+        return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
+
+    return loss_of

@@ -1,0 +1,87 @@
+"""dParallel (arXiv 2509.26488): certainty-forcing distillation on the teacher's own answers.
+
+L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
+H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
+(czg1225/dParallel). Ours is that the blocks of some answers are masked from a drawn place to their end, with no other
+half: decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from train import distributed, losses
+from train.data.batches import Example
+from train.data.trajectories import Trajectory
+from train.masking import noise, predictions
+from train.masking.all_blocks import FILLER
+from train.masking.noise import AnswerBlocks
+from train.trainer.training_loop import Loss
+
+from .setup import Lesson
+
+GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
+
+
+def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Example]:
+    """What the teacher answered, each to its end token, or whole where it has none."""
+    examples = []
+    for trajectory in found:
+        ids = trajectory.tokens.tolist()
+        end = next((i + 1 for i, token in enumerate(ids) if token in eos_ids), len(ids))
+        examples.append(Example(trajectory.prompt, tuple(ids[:end])))
+    return examples
+
+
+def halves(
+    canvas: AnswerBlocks, block: int, attention: str, ordered: float, generator: torch.Generator
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
+
+    ordered: the share of rows with their blocks' ends, see `masking.ends`, in the first half and nothing in the second.
+    `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
+    the same task for each of them, and nothing behind, which it does not see.
+    """
+    inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
+    coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
+    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, block, 1, generator)[1]
+    first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
+    if attention == "block_causal":
+        return (first, second), torch.zeros_like(inside)
+    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
+    current = (torch.rand(len(blocks), generator=generator) * blocks).long()[:, None]
+    return (first & (here == current), second & (here == current)), inside & (here > current)
+
+
+def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
+    """Both terms and their complements on `stream.batch` trajectories a step; certainty: the w of the entropies.
+    ordered: see `halves`.
+
+    What lies behind an answer's end weighs FILLER.
+    """
+    contract, taught = lesson.contract, answers(lesson.found, lesson.contract.eos_ids)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
+        laid = noise.lay_out(
+            [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
+        )  # fmt: skip
+        both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
+        laid, behind = laid.mine(), distributed.mine(behind)
+        wrong, doubt = torch.zeros(()), torch.zeros(())
+        for half in map(distributed.mine, both):
+            asked = half.any(dim=1)
+            asked[0] |= not asked.any()  # each of several processes runs as many forwards
+            rows, half, later = laid.rows(asked), half[asked], behind[asked]
+            hidden = predictions.hidden_at(lesson.run, rows, half | later, half, contract)
+            said, target = predictions.scores(lesson.model, hidden, contract), rows.ids[half]
+            weight = noise.weights(rows, half, FILLER)[half]
+            wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
+            doubt = doubt + losses.uncertainty(said, target, weight)
+        return wrong + certainty * doubt, {"wrong": wrong.item(), "doubt": doubt.item()}
+
+    return loss_of

@@ -1,0 +1,121 @@
+"""The distillation methods side by side: what each is called, which options it alone has, and how its loss is made."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from train.trainer.training_loop import Loss
+
+from . import cd4lm, cdlm, dparallel
+from .setup import Lesson
+
+BOTH = ("block_causal", "full")
+TARGETS = ("completed", "partial")
+DEFAULTS: dict[str, Any] = {
+    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0,
+    "ordered": 0.7, "trajectories": None, "only_right": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to distil.
+
+    options: names of those options that not every method has; from_examples: whether ground truth is learnt from;
+    attentions: of its students; gate: its students' first one, with the authors' threshold or near it; plan: checks the
+    options' values and says how the loss is made of a lesson.
+    """
+
+    options: tuple[str, ...]
+    from_examples: bool
+    attentions: tuple[str, ...]
+    gate: Mapping[str, Any]
+    plan: Callable[[Mapping[str, Any]], Callable[[Lesson], Loss]]
+
+    @property
+    def from_trajectories(self) -> bool:
+        return "trajectories" in self.options
+
+
+def _cdlm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+    return partial(cdlm.loss, weights=cdlm.weights_of(values["weights"]), target=values["target"])
+
+
+def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+    if not 0 < values["temperature"] < math.inf:
+        raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
+    shares = cd4lm.shares_of(values["shares"])
+    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, ordered=_ordered(values))
+
+
+def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+    if not 0 <= values["certainty"] < math.inf:
+        raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
+    return partial(dparallel.loss, certainty=values["certainty"], ordered=_ordered(values))
+
+
+def _ordered(values: Mapping[str, Any]) -> float:
+    share: float = values["ordered"]
+    if not 0 <= share <= 1:
+        raise UserError(f"--ordered is {share:g}; expected a share from 0 to 1")
+    return share
+
+
+METHODS = {
+    "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, BOTH, cd4lm.GATE, _cd4lm),
+    "dparallel": Method(
+        ("certainty", "ordered", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel
+    ),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --method, --attention, and the options that not every method has, in groups of their own."""
+    add = parser.add_argument
+    add("--method", choices=METHODS, default="cdlm", help="(default cdlm)")
+    add("--attention", choices=BOTH, default="block_causal", help="the student's: full (of cd4lm and dparallel) has "
+        "no cache (default block_causal)")  # fmt: skip
+    add = parser.add_argument_group("cdlm and dparallel").add_argument
+    add("--trajectories", type=Path, nargs="+", metavar="DIR", help="folders written by train.collect with this "
+        "teacher (needed)")  # fmt: skip
+    add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
+    add = parser.add_argument_group("cdlm").add_argument
+    add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA "
+        "1,0.5,0.1)")  # fmt: skip
+    add("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)")
+    add = parser.add_argument_group("cd4lm").add_argument
+    add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
+    add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
+    add = parser.add_argument_group("cd4lm and dparallel").add_argument
+    add("--ordered", type=float, metavar="SHARE", help="of the blocks (of a full cd4lm student, and "
+        "for dparallel, the answers) masked from a drawn place to their end, as decoding meets them; the authors have "
+        "none, 0 (default 0.7)")  # fmt: skip
+    add = parser.add_argument_group("dparallel").add_argument
+    add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
+
+
+def choose_method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
+    """The method and the values of its own options. Raises UserError for an option or mask that is another method's."""
+    method = METHODS[args.method]
+    for name in DEFAULTS:
+        if getattr(args, name) is not None and name not in method.options:
+            owners = " or ".join(each for each, other in METHODS.items() if name in other.options)
+            raise UserError(
+                f"--{name.replace('_', '-')} was given with --method {args.method}; it is of {owners}: leave it out"
+            )
+    if args.attention not in method.attentions:
+        raise UserError(
+            f"--method {args.method} makes {method.attentions[0]} students; got --attention {args.attention}"
+        )
+    if method.from_trajectories and args.trajectories is None:
+        raise UserError(f"--method {args.method} needs --trajectories; write some with python -m train.collect")
+    given = {name: getattr(args, name) for name in method.options}
+    return method, {name: DEFAULTS[name] if value is None else value for name, value in given.items()}

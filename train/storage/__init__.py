@@ -1,0 +1,1 @@
+"""Checkpoints on disk, read without running code from them."""

@@ -1,0 +1,218 @@
+"""What a stopped training run is gone on with: one file of a single process, or a manifest of several ones' shards.
+
+`<out>.resume` is what torch.save writes, read as weights only, or where several processes trained a line of JSON that
+stands for `<out>.resume.shards/STEP-RANK-of-N.safetensors`, each with its process's rows of every tensor. The manifest
+is replaced in one rename when all shards are whole, and the older shards go after it. Any number of processes reads
+either. Nothing in it is code: torch.distributed.checkpoint would do, but for its metadata, which is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from runtime import files
+from runtime.errors import UserError
+from train import distributed
+from train.storage.output_files import replace_file
+from train.storage.student_pt import write_state
+
+from .run_fingerprint import changed_options
+
+FORMAT = 1
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of which each process has its rows
+BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is learnt, by name: the parameters (each process's rows of them), their averages, and AdamW's state."""
+
+    learned: Mapping[str, nn.Parameter]
+    average: Mapping[str, Tensor]
+    optimizer: torch.optim.AdamW
+
+    def places(self) -> dict[str, int]:
+        """By which number the optimizer's state knows each parameter."""
+        order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
+        return {name: order.index(id(each)) for name, each in self.learned.items()}
+
+
+def path_of(out: Path) -> Path:
+    """Where the run that makes `out` is kept while it is not done."""
+    out = files.named(out)
+    return out.with_name(out.name + ".resume")
+
+
+def forget(out: Path) -> None:
+    """Removes what a stopped run would have been resumed from, once `out` is written."""
+    path = path_of(out)
+    path.unlink(missing_ok=True)
+    shutil.rmtree(_folder(path), ignore_errors=True)
+    files.sweep(path)
+
+
+def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
+    """Writes the run of all processes after `step` updates; the older one stays whole until then. Raises UserError."""
+    if distributed.size() > 1:
+        return _save_shards(path, identity, step, run)
+    state = {
+        "identity": identity,
+        "step": step,
+        "model": {name: parameter.detach() for name, parameter in run.learned.items()},
+        "optimizer": run.optimizer.state_dict(),
+        "average": dict(run.average),
+    }
+    write_state(state, path)
+    shutil.rmtree(_folder(path), ignore_errors=True)  # what several processes had written before
+
+
+def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
+    """Restores a stopped run; returns the step to go on with, 0 where there is none.
+
+    sizes: of the whole parameters. Raises UserError for a run of another identity: starting afresh in silence would
+    cost what it had learnt.
+    """
+    if not path.exists():
+        return 0
+    try:
+        if _is_manifest(path):
+            manifest = _read_manifest(path)
+            _check(path, manifest["identity"], identity)
+            _take_shards(path, manifest["step"], manifest["processes"], run, sizes)
+            return int(manifest["step"])
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=distributed.size() > 1)
+        _check(path, state["identity"], identity)
+        _take(state, run)
+        return int(state["step"])
+    except UserError:
+        raise
+    except BROKEN as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no stopped run to go on with ({reason}); delete it to start afresh") from None
+
+
+def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    if other := changed_options(there, identity):
+        raise UserError(
+            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
+            "or delete it to start afresh"
+        )
+
+
+def _take(state: Mapping[str, Any], run: Run) -> None:
+    """Restores from what a single process wrote; of each tensor this process's rows."""
+    optimizer = state["optimizer"]
+    if distributed.size() > 1:
+        optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
+    run.optimizer.load_state_dict(optimizer)
+    with torch.no_grad():
+        for name, parameter in run.learned.items():
+            parameter.copy_(_own_rows(state["model"][name]))
+            run.average[name].copy_(_own_rows(state["average"][name]))
+
+
+def _own_rows(tensor: Tensor) -> Tensor:
+    return tensor[distributed.rows_of(len(tensor))] if distributed.size() > 1 else tensor
+
+
+def _own_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {kind: _own_rows(each) if kind in MOMENTS else each for kind, each in state.items()}
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(path.name + ".shards")
+
+
+def _shard(path: Path, step: int, rank: int, processes: int) -> Path:
+    return _folder(path) / f"{step}-{rank}-of-{processes}.safetensors"
+
+
+def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
+    tensors = dict[str, Tensor]()
+    for name, parameter in run.learned.items():
+        tensors |= {f"model {name}": parameter.detach(), f"average {name}": run.average[name]}
+        state = run.optimizer.state.get(parameter, {})
+        tensors |= {f"{kind} {name}": each for kind, each in state.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    processes = distributed.size()
+    shard = _shard(path, step, distributed.rank(), processes)
+    distributed.agreed(lambda: replace_file(shard, lambda temporary: save_file(stored, temporary)))
+    values = {"format": FORMAT, "step": step, "processes": processes, "identity": identity}
+
+    def switch() -> None:
+        replace_file(path, lambda temporary: temporary.write_text(json.dumps(values) + "\n", encoding="utf-8"))
+        named = {_shard(path, step, rank, processes).name for rank in range(processes)}
+        for older in _folder(path).iterdir():
+            if older.name not in named:
+                older.unlink() if older.is_file() else shutil.rmtree(older, ignore_errors=True)
+
+    distributed.on_first(switch)
+
+
+def _is_manifest(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == b"{"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values["format"] != FORMAT or not isinstance(values["identity"], dict):
+        raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
+    if not all(type(values[name]) is int and values[name] > 0 for name in ("step", "processes")):
+        raise ValueError("step and processes are no numbers")
+    return values
+
+
+def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping[str, torch.Size]) -> None:
+    """Restores this process's rows from the shards of any number of processes."""
+    with _opened([_shard(path, step, rank, processes) for rank in range(processes)]) as shards:
+        known = set(shards[0].keys())
+
+        def own(kind: str, name: str) -> Tensor:
+            length = sizes[name][0]
+            return _rows(shards, f"{kind} {name}", distributed.rows_of(length), length)
+
+        optimizer, places = run.optimizer.state_dict(), run.places()
+        optimizer["state"] = {
+            places[name]: {"step": shards[0].get_tensor(f"step {name}"), **{kind: own(kind, name) for kind in MOMENTS}}
+            for name in run.learned
+            if f"step {name}" in known
+        }
+        run.optimizer.load_state_dict(optimizer)
+        with torch.no_grad():
+            for name, parameter in run.learned.items():
+                parameter.copy_(own("model", name))
+                run.average[name].copy_(own("average", name))
+
+
+@contextmanager
+def _opened(paths: list[Path]) -> Iterator[list[Any]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+
+
+def _rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
+    """Some of the `length` rows of a tensor; they lie in the shards in their order. Raises ValueError for others."""
+    stored = [shard.get_slice(key) for shard in shards]
+    found, first = [], 0
+    for part in stored:
+        there = part.get_shape()[0]
+        start, stop = max(wanted.start - first, 0), min(wanted.stop - first, there)
+        if start < stop:
+            found.append(part[start:stop])
+        first += there
+    if first != length:
+        raise ValueError(f"{key} has {first} rows, expected {length}")
+    return torch.cat(found) if found else torch.empty(0, *stored[0].get_shape()[1:])

@@ -1,0 +1,38 @@
+"""What a stopped run and the one that goes on with it must have in common: all options, and files by their content."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.open_checkpoint import fingerprint
+
+WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device"})  # on what is learnt
+SHOWN = 20  # characters of a value in a refusal: of a hash the beginning does
+
+
+def of_options(args: argparse.Namespace) -> dict[str, Any]:
+    """All options that have an effect on what is learnt, as plain values by name.
+
+    A path is named by the sha256 of its file, or over the weights, trajectories and configs of its folder: what stands
+    elsewhere but is the same makes no difference, what changed in its place does. Raises OSError where it is gone.
+    """
+    return {name: _plain(value) for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two identities differ in, in words, by name."""
+    told = []
+    for name in sorted(before.keys() | now.keys()):
+        there, here = (str(side[name])[:SHOWN] if name in side else "not known" for side in (before, now))
+        if name not in before or name not in now or before[name] != now[name]:
+            told.append(f"{name} ({there} there, {here} here)")
+    return told
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return fingerprint(value)
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,182 @@
+"""The training loop that all `train.*` commands share: AdamW, warm-up and cosine, clipping, EMA, checkpoints, logs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from runtime.errors import NumericalError, UserError
+from train import distributed
+from train.storage.output_files import replace_file
+
+from . import resume
+
+LOG_EVERY = 50  # updates
+ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how fast to learn. `seed` and the step number determine every batch and every mask."""
+
+    steps: int
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.998
+    floor: float = 0.02  # of the learning rate, at the end of the cosine
+    bf16: bool = True
+    save_every: int = 500
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        progress = min(1.0, max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup)))
+        fall = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * rise * fall
+
+
+# Of a step: this process's part of the loss, and of each figure; what all processes have adds up.
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process alone;
+    figures: the last logged.
+
+    seconds: since it was started, or last resumed.
+    """
+
+    weights: dict[str, Tensor]
+    steps: int
+    seconds: float
+    figures: dict[str, float]
+
+    def report(self, out: Path) -> dict[str, Any]:
+        """What --json prints; a figure that is no number, as a share of nothing, is null."""
+        figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
+        return {"out": str(out), "steps": self.steps, "seconds": round(self.seconds, 1), **figures}
+
+
+def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
+    """Trains in place those parameters of `model` that require gradients.
+
+    `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
+    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
+    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `resume.forget` when the weights are
+    safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError
+    where nothing can be written or the stopped run is another one.
+    """
+    started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
+    owned = {name: distributed.own(p) for name, p in learned.items()}
+    average = {name: p.detach().clone() for name, p in owned.items()}
+    run, identity = resume.Run(owned, average, _adamw(owned, recipe)), _known(identity, recipe)
+    distributed.check_same(identity)
+    left = resume.path_of(out)
+    first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
+    log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
+    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
+    for step in bar:
+        loss, norm, figures = _update(learned, run, loss_of, recipe, step)
+        _check_numbers(step, loss, norm)
+        with torch.no_grad():
+            decay = min(recipe.ema, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.values()), list(owned.values()), 1 - decay)
+        if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
+            shown = {"loss": loss, **distributed.add_up(figures)}
+            log.add({"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+        if last or (step + 1) % recipe.save_every == 0:
+            _check_weights(step, owned.values())
+            if not last:
+                resume.save(left, identity, step + 1, run)
+    return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, shown)
+
+
+def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must have in common; how often it is saved makes no difference to what is learnt."""
+    return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
+
+
+def _adamw(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """Weight decay on matrices alone."""
+    matrices = [p for p in learned.values() if p.dim() >= 2]
+    others = [p for p in learned.values() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _update(
+    learned: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
+) -> tuple[float, float, dict[str, float]]:
+    """One optimiser step; the loss, the gradient's norm before clipping, and this process's part of the figures."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = recipe.rate(step)
+    with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
+        loss, figures = loss_of(step)
+    loss.backward()
+    distributed.take_gradients(learned, run.learned)
+    norm = distributed.clip(list(run.learned.values()), recipe.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return distributed.total(loss).item(), norm.item(), figures
+
+
+def _check_numbers(step: int, loss: float, norm: float) -> None:
+    for what, value in (("loss", loss), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            raise NumericalError(f"the {what} is {value} at update {step + 1}; lower --learning-rate")
+
+
+def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
+    """An update from a finite gradient may still be too long, which the next loss would show: after a save."""
+    wrong = [weight.isfinite().logical_not().any() for weight in weights]
+    if distributed.total(torch.stack(wrong).any().float()):
+        raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")
+
+
+class _Log:
+    """JSON lines with the seconds since the run was started, by the first process; a resumed run drops what it will
+    log again."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        self.path, self.started = path, time.perf_counter()
+        if distributed.rank() == 0:
+            kept = "".join(_logged(path, first))
+            replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+
+    def add(self, entry: dict[str, float]) -> None:
+        if distributed.rank():
+            return
+        seconds = round(time.perf_counter() - self.started, 1)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
+
+
+def _logged(path: Path, first: int) -> list[str]:
+    """A log's lines up to the update that a run goes on from, but for one that a full disk cut off.
+
+    Raises UserError where it cannot be read.
+    """
+    if not first or not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
+    return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]

@@ -1,0 +1,1 @@
+"""The model: a compact transformer with prefix masks."""
