@@ -21,12 +21,13 @@ FLAVOR ?= rtx
 # wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
-.PHONY: help demo try test test-all test-clients test-oldest reliability coverage bom study bench gpu-report clean
+.PHONY: help demo try test test-all test-clients smoke test-oldest reliability coverage bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind qemu-user-static)"
+	@echo "make smoke  one test per real client, server and host; needs what test-all and test-clients need"
 	@echo "make test-clients   a real server, and clients from PyPI and npm in .clients: openai, LiteLLM, lm-eval (Debian: apt install npm)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
@@ -109,9 +110,16 @@ test-oldest: .oldest/.installed
 test-clients: $(VENV)/.testing .clients/.installed
 	$(BIN)/python -m pytest -m client
 
-test-all: test test-clients
+# What other programs that the tests start are made of, apart from the clients.
+$(VENV)/.hosting: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser,ray,triton]'
+	@touch $@
+
+test-all: test test-clients $(VENV)/.hosting
 	$(BIN)/python -m pytest -m "browser or native or long"
+
+smoke: $(VENV)/.hosting .clients/.installed
+	$(BIN)/python -m pytest -m smoke
 
 reliability: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'

@@ -48,6 +48,7 @@ def soak(
     return json.loads(done.stdout)
 
 
+@pytest.mark.smoke
 def test_the_c_host_prints_pythons_answer_from_any_folder(built: Path, student: Model, tmp_path: Path) -> None:
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("raise SystemExit('not ours')\n")
@@ -59,6 +60,7 @@ def test_the_c_host_prints_pythons_answer_from_any_folder(built: Path, student: 
     assert done.stderr == ""
 
 
+@pytest.mark.smoke
 def test_the_cpp_host_answers_at_its_thresholds(built: Path, student: Model) -> None:
     done = run(built / "hostpp", BUNDLE, PROMPTS[1], cwd="/")
     lines = [f"blocks of {student.contract.block}, its own threshold {student.gate.threshold}"]
@@ -140,6 +142,7 @@ def asked(place: Path, prompt: str | bytes) -> tuple[str, str]:
     return text, rest
 
 
+@pytest.mark.smoke
 def test_four_clients_of_the_service_get_pythons_answers(built: Path, student: Model, tmp_path: Path) -> None:
     prompts = [*PROMPTS, "Sum 2 and 5."] * 4
     with service(built, tmp_path, "4") as place:

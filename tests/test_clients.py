@@ -88,6 +88,7 @@ def needs(path: Path) -> None:
         pytest.skip(f"{path.relative_to(ROOT)} is not there; make test-clients installs it")
 
 
+@pytest.mark.smoke
 @pytest.mark.client
 def test_openai_for_python_gets_the_model_s_answer(student: Served, model: Model, sent: Sent) -> None:
     expected, messages = model.generate(PROMPTS[0]).text, [{"role": "user", "content": PROMPTS[0]}]
@@ -106,6 +107,7 @@ def test_openai_for_python_gets_the_model_s_answer(student: Served, model: Model
     assert known(sent) and len(sent) == 6
 
 
+@pytest.mark.smoke
 @pytest.mark.client
 def test_openai_for_node_gets_the_model_s_answer(student: Served, model: Model, sent: Sent, tmp_path: Path) -> None:
     needs(OWN / "node_modules" / "openai")
@@ -116,6 +118,7 @@ def test_openai_for_node_gets_the_model_s_answer(student: Served, model: Model, 
     assert known(sent) and len(sent) == 7
 
 
+@pytest.mark.smoke
 @pytest.mark.client
 def test_litellm_gets_the_model_s_answer(student: Served, model: Model, sent: Sent, tmp_path: Path) -> None:
     needs(OWN / "bin" / "litellm")
@@ -135,6 +138,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder, float(evaluate.assess(evaluate.parser().parse_args(own))["accuracy"])
 
 
+@pytest.mark.smoke
 @pytest.mark.client
 @pytest.mark.parametrize(
     ("kind", "path", "options"),

@@ -63,6 +63,7 @@ def answered(page: Any, prompt: str) -> str:
     return str(page.locator("#answer").text_content())
 
 
+@pytest.mark.smoke
 @pytest.mark.browser
 def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, model: Model) -> None:
     page, wrong = opened(browser, student)

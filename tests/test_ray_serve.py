@@ -137,6 +137,7 @@ def outside(processes: Sequence[psutil.Process]) -> tuple[list[str], list[str]]:
     return listening, connected
 
 
+@pytest.mark.smoke
 @pytest.mark.long
 def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'blockstep[ray]'")

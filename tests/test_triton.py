@@ -252,6 +252,7 @@ def tritons_schema() -> Any:
     return schema
 
 
+@pytest.mark.smoke
 @pytest.mark.long
 def test_the_config_is_what_tritons_own_schema_reads(written: Path, module: ModuleType) -> None:
     from google.protobuf import json_format, text_format
