@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pages import PAGES, ROOT, WALKED, blocks, missing_lines, read, slug
 
-from runtime.command_line import COMMANDS
+from runtime.subcommands import COMMANDS
 
 RUN = {
     "README.md": 1, "samples/README.md": 0, "docs/bundle-format.md": 1, "docs/checkpoints.md": 0, "docs/concepts.md": 2,

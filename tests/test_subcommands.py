@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from runtime import command_line
-from runtime.command_line import COMMANDS, main
+from runtime import subcommands
+from runtime.subcommands import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_each_module_with_a_main_is_a_sub_command() -> None:
-    paths = [path for folder in command_line.OWN for path in (ROOT / folder).glob("*.py")]
+    paths = [path for folder in subcommands.OWN for path in (ROOT / folder).glob("*.py")]
     found = {f"{path.parent.name}.{path.stem}" for path in paths if "\ndef main(argv" in path.read_text()}
-    assert found - {"runtime.command_line"} == {module for module, _ in COMMANDS.values()}
+    assert found - {"runtime.subcommands"} == {module for module, _ in COMMANDS.values()}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -64,7 +64,7 @@ def test_a_project_with_modules_of_the_same_names_is_left_alone(name: str, tmp_p
     script += f"spec = importlib.util.spec_from_file_location('blockstep', {str(ROOT / 'runtime' / '__init__.py')!r})\n"
     script += "sys.modules['blockstep'] = package = importlib.util.module_from_spec(spec)\n"
     script += "spec.loader.exec_module(package)\n"
-    script += "from blockstep.command_line import main\nsys.argv[0] = 'blockstep'\nsys.exit(main())\n"
+    script += "from blockstep.subcommands import main\nsys.argv[0] = 'blockstep'\nsys.exit(main())\n"
     line = [sys.executable, "-c", script, *name.split(), "--help"]
     done = subprocess.run(
         line, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, check=False
@@ -78,7 +78,7 @@ def test_a_library_that_is_missing_is_named(
     monkeypatch.setitem(COMMANDS, "train collect", ("train.lacking", ""))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(
-        command_line, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name=name and "torch"))
+        subcommands, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name=name and "torch"))
     )
     assert main(["train", "collect"]) == 2
     assert capsys.readouterr().err == (
