@@ -82,7 +82,7 @@ def test_a_gate_that_cannot_be_written_leaves_the_manifest(tmp_path: Path) -> No
 
 COMMAND = """
 import sys
-from runtime.command import run
+from runtime.cli import run
 def command():
     {does}
     return 0

@@ -100,7 +100,7 @@ def test_json_is_read_as_the_standard_library_reads_it() -> None:
 def test_other_threads_may_run_between_two_fractions_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(intake, "_float", lambda digits: calls.append(digits) or float(digits))
-    assert intake.parse(b"[1e-400, 2.5, 7, NaN]")[:3] == [0.0, 2.5, 7] and calls == ["1e-400", "2.5"]
+    assert intake.parse_body(b"[1e-400, 2.5, 7, NaN]")[:3] == [0.0, 2.5, 7] and calls == ["1e-400", "2.5"]
 
 
 def test_a_body_of_more_lists_than_any_request_has_is_refused_before_it_is_parsed(

@@ -148,9 +148,9 @@ GROWTH = """
 import resource, sys
 from pathlib import Path
 import onnx_ir as ir
-from export.store import store
-from export.weights import attach
-from train.published_weights import Weights, read_header
+from export.graph.graph_writer import write_graph
+from export.graph.lazy_weights import attach
+from train.huggingface.weights import DirectoryWeights, read_header
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -162,9 +162,9 @@ values = [ir.val(names[name], ir.DataType.FLOAT, shapes[name]) for name in there
 nodes = [ir.node("Identity", [value]) for value in values]
 graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, initializers=values, opset_imports={"": 23})
 model = ir.Model(graph, ir_version=10)
-attach(model, list(names.values()), Weights({name: stored.read for name, stored in there.items()}, {}))
+attach(model, list(names.values()), DirectoryWeights({name: stored.read for name, stored in there.items()}, {}))
 before = peak()
-store(model, Path(sys.argv[2]), "ort-fp32")
+write_graph(model, Path(sys.argv[2]), "ort-fp32")
 print(peak() - before)
 """
 

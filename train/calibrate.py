@@ -56,7 +56,7 @@ def sweep_thresholds(
     points = []
     for threshold in thresholds:
         by_task = {}
-        for report in baseline:
+        for report in reports:
             found = evaluation_run.evaluate(
                 subject.backend, subject.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
                 batch=subject.batch, ask=subject.ask,
@@ -88,7 +88,7 @@ def reliability_of(
 ) -> dict[str, list[reliability.Bin]]:
     """Bins of confidence on the problems' known answers, by task."""
     bins = {}
-    for report in baseline:
+    for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
         examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.ask)
         bins[report.task.name] = reliability.reliability(*reliability.probe(subject.backend, examples, seed))
