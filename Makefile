@@ -21,13 +21,14 @@ FLAVOR ?= rtx
 # wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
-.PHONY: help demo try test test-all test-clients smoke test-oldest reliability coverage bom study bench gpu-report clean
+.PHONY: help demo try quick test test-all test-clients smoke test-oldest reliability coverage bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
+	@echo "make quick  the tests of the runtime and its server alone, half a minute; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind qemu-user-static)"
-	@echo "make smoke  one test per real client, server and host; needs what test-all and test-clients need"
+	@echo "make smoke  one test per real client, server, host and emulated CPU; needs what test-all and test-clients need"
 	@echo "make test-clients   a real server, and clients from PyPI and npm in .clients: openai, LiteLLM, lm-eval (Debian: apt install npm)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
@@ -78,6 +79,16 @@ test: $(VENV)/.testing
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "$(FAST)"
 
+# Into the environment that `make test` uses, which gets the rest when that is first run.
+$(VENV)/.quick: pyproject.toml constraints.txt
+	@$(check_python)
+	@$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,serve,quick]'
+	@touch $@
+
+quick: $(VENV)/.quick
+	PYTHONPATH=tests/support $(BIN)/python -m pytest -p quick -r fE -n logical --dist loadfile -m "$(FAST) and not process"
+
 # The libraries at their lower bounds, the tools that test them as pinned. A torch that is there is used as it is, alone.
 .oldest/.installed: pyproject.toml constraints.txt tests/oldest.py
 	@$(check_python)
@@ -115,6 +126,7 @@ $(VENV)/.hosting: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[browser,ray,triton]'
 	@touch $@
 
+test-all: export BLOCKSTEP_FULL = 1
 test-all: test test-clients $(VENV)/.hosting
 	$(BIN)/python -m pytest -m "browser or native or long"
 

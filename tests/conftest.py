@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import settings
 
 MUTANT_SECONDS = 12  # of computing, a test; the longest takes 4
@@ -17,7 +17,16 @@ settings.register_profile("blockstep", deadline=None, print_blob=True)
 
 def pytest_configure() -> None:
     settings.load_profile("blockstep")
-    torch.set_num_threads(1)  # the models are so small that a second thread only waits
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Sets up what the collected tests have imported; what needs no torch is to stay without it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # the models are so small that a second thread only waits
+    if "export.graph.step_graph" in sys.modules:
+        from support.traced import share_traces
+
+        share_traces(session.config.rootpath / ".pytest_cache" / "traces")
 
 
 @pytest.fixture(autouse=True, scope="session")

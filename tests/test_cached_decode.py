@@ -66,7 +66,7 @@ def test_cached_decoding_equals_recomputing_everything() -> None:
     print(f"BLOCKSTEP_SEED={seed}")  # shown with any failure, one that is no assert too
     rng = random.Random(seed)
     excused, runs, several, forced, ends = [], 0, 0, 0, set()
-    kinds = itertools.product(ALIGNMENTS, (False, True), ATTENTIONS, (False, True), LENGTHS * 2)
+    kinds = itertools.product(ALIGNMENTS, (False, True), ATTENTIONS, (False, True), LENGTHS * (1 + tiny.FULL))
     for alignment, shift, attention, fused, length in kinds:
         contract = tiny.contract(alignment=alignment, shift=shift, attention=attention)
         model, prompt = tiny.model(rng.randrange(2**31)), tiny.prompt(rng, length)

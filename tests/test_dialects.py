@@ -80,7 +80,7 @@ def exact(request: pytest.FixtureRequest, graphs: Graphs) -> Exported:
     return graphs(request.param, "fp32")
 
 
-@pytest.fixture(params=["trt", "plain"])
+@pytest.fixture(params=["trt", pytest.param("plain", marks=pytest.mark.long)])
 def half(request: pytest.FixtureRequest, graphs: Graphs) -> Exported:
     return graphs(request.param, "fp16")
 
@@ -104,7 +104,7 @@ def test_answers_are_those_of_pytorch_in_every_combination(exact: Exported) -> N
     assert excused <= answers // 50, f"BLOCKSTEP_SEED={exact.seed}: {excused} of {answers} excused"
 
 
-@pytest.mark.parametrize("dialect", ["trt", "plain"])
+@pytest.mark.parametrize("dialect", ["plain", pytest.param("trt", marks=pytest.mark.long)])
 def test_a_model_without_a_cache_answers_alike(dialect: str, tmp_path: Path) -> None:
     exported = export(tmp_path, dialect, attention="full")
     requests = [request for request in prompts(exported.seed, 1) if set(request.prompt.tolist()) != {tiny.MASK}]
@@ -146,18 +146,22 @@ def test_what_lies_behind_the_past_changes_nothing(exact: Exported) -> None:
         np.testing.assert_array_equal(ours.entropy, theirs.entropy)
 
 
-@pytest.mark.parametrize("dialect", ["trt", "plain"])
-def test_a_cache_is_of_the_length_and_type_that_the_graph_has(dialect: str, graphs: Graphs) -> None:
-    for precision, dtype in (("fp32", np.float32), ("fp16", np.float16)):
-        _, candidate = graphs(dialect, precision).pair()
-        candidate.open(1, 8)
-        assert candidate.cache.shape == (4, 1, 2, CAPACITY, 8) and candidate.cache.dtype == dtype
-        candidate.forward(plan(np.random.default_rng(0))[0])
-        assert candidate.cache[..., :13, :].any() and not candidate.cache[..., 13:, :].any()
-    _, longer = graphs(dialect, "fp32").pair(capacity=64)
+@pytest.mark.parametrize(
+    ("dialect", "precision"),
+    [("trt", "fp32"), ("trt", "fp16"), ("plain", "fp32"), pytest.param("plain", "fp16", marks=pytest.mark.long)],
+)
+def test_a_cache_is_of_the_length_and_type_that_the_graph_has(dialect: str, precision: str, graphs: Graphs) -> None:
+    _, candidate = graphs(dialect, precision).pair()
+    candidate.open(1, 8)
+    assert candidate.cache.shape == (4, 1, 2, CAPACITY, 8)
+    assert candidate.cache.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
+    candidate.forward(plan(np.random.default_rng(0))[0])
+    assert candidate.cache[..., :13, :].any() and not candidate.cache[..., 13:, :].any()
+    _, longer = graphs(dialect, precision).pair(capacity=64)
     assert longer.contract.capacity == CAPACITY
 
 
+@pytest.mark.long
 def test_rows_of_a_batch_are_what_each_is_alone(tmp_path: Path) -> None:
     exported = export(tmp_path, "trt", batch=None)
     reference, _ = exported.pair()

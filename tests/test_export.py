@@ -194,6 +194,7 @@ def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp
     assert generate(OrtBackend(made.path / made.engine().model, contract), request).token_ids == ours
 
 
+@pytest.mark.long
 def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An embedding padded by 8 rows, as published ones are, whose padding the head likes best."""
     source = student()
@@ -245,6 +246,7 @@ def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.Captur
     assert told["max"]["forwards"] > 3 and told["max"]["tokens"] == 0
 
 
+@pytest.mark.long
 def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_path: Path) -> None:
     sure = tiny.certain(SEED, token=7, lead=3.0)
     contract = exported_contract(sure, None)

@@ -29,10 +29,12 @@ def test_scores_at_the_edges_are_decided_as_compared_or_stop() -> None:
     assert found and all(outcome.startswith("stopped by NumericalError") for outcome in found)
 
 
+@pytest.mark.long
 def test_long_runs_stay_as_they_began() -> None:
     assert [count for _, count, _ in long_runs.run(0.001).rows] == [20, 20, 1]
 
 
+@pytest.mark.long
 def test_a_leak_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         long_runs.run(0.001, leak=1 << 17)

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
     assert backend.forwards == [] and backend.opened == []
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", ["block_causal", pytest.param("full", marks=pytest.mark.long)])
 def test_an_exported_student_infills_as_in_pytorch(
     attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

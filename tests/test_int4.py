@@ -112,7 +112,7 @@ def test_a_row_does_not_depend_on_its_neighbors() -> None:
     np.testing.assert_allclose(whole[4], operator.run(None, {"x": x[4:5]})[0][0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_inner_layers_are_in_int4_the_rest_in_int8_and_a_tied_table_is_stored_once(tied: bool, tmp_path: Path) -> None:
     shape = ModelConfig(tiny.VOCAB, 32, 4, 4, 2, 16, 64, tied=tied)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))

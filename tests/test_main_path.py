@@ -161,7 +161,7 @@ def test_right_is_what_the_data_says(school: School) -> None:
     assert any(t.right for t in found)
 
 
-@pytest.fixture(scope="module", params=["partial", "completed"])
+@pytest.fixture(scope="module", params=["partial", pytest.param("completed", marks=pytest.mark.long)])
 def student(request: pytest.FixtureRequest, school: School, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp(request.param) / "student.pt"
     words = f"--method cdlm --target {request.param} --teacher {school.teacher} --trajectories {school.trajectories}"

@@ -26,6 +26,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.smoke
 @pytest.mark.long
 @pytest.mark.parametrize("cpu", ["haswell", "nehalem", "aarch64"])
 def test_every_precision_is_right_on_an_emulated_cpu(cpu: str, sample: Path) -> None:

@@ -186,8 +186,9 @@ def test_the_margin_is_the_largest_by_which_pytorch_preferred_another_token(
 @pytest.mark.parametrize(
     ("dialect", "precision", "attention"),
     [
-        ("ort", "fp32", "block_causal"), ("ort", "fp16", "block_causal"), ("ort", "int8", "block_causal"),
-        ("ort", "fp32", "full"), ("trt", "fp32", "block_causal"),
+        ("ort", "fp32", "block_causal"), ("ort", "int8", "block_causal"), ("ort", "fp32", "full"),
+        pytest.param("ort", "fp16", "block_causal", marks=pytest.mark.long),
+        pytest.param("trt", "fp32", "block_causal", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
@@ -219,6 +220,7 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
     assert sorted(tmp_path.iterdir()) == sorted([model, data])  # nothing was written beside them
 
 
+@pytest.mark.long
 def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)

@@ -61,7 +61,14 @@ class Made:
         return self.engine.contract
 
 
-@pytest.fixture(scope="module", params=FAMILY_NAMES)
+# One per kind of shape and rule; the others take a trace each, of an architecture that one of these has.
+BRIEF = ("dparallel-dream", "llada", "sdar")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in BRIEF else pytest.param(name, marks=pytest.mark.long) for name in FAMILY_NAMES],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     family, seed = request.param, tiny.fresh_seed()
     folder = tmp_path_factory.mktemp(family)

@@ -43,7 +43,12 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("name", foreign.FOREIGN)
+BRIEF = ("llada", "sdar")  # without a cache, and over one
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in BRIEF else pytest.param(name, marks=pytest.mark.long) for name in foreign.FOREIGN]
+)
 def test_an_exported_directory_answers_as_the_stock_class(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +141,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
 
 
-@pytest.fixture(scope="module", params=["dream", "llada"])
+@pytest.fixture(scope="module", params=["dream", pytest.param("llada", marks=pytest.mark.long)])
 def school(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a published teacher that has a chat template, own data, and its trajectories."""
     folder = tmp_path_factory.mktemp(request.param)

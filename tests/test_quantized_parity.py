@@ -39,7 +39,14 @@ SHAPE = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True
 Made = tuple[Checkpoint, Contract, Path, str, OrtFormats]
 
 
-@pytest.fixture(scope="module", params=[(p, a) for p in ORT_FORMATS for a in ("block_causal", "full")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("int8", "block_causal"), ("int4", "block_causal"),
+        *(pytest.param((precision, "full"), marks=pytest.mark.long) for precision in ORT_FORMATS),
+    ],
+    ids="-".join,
+)  # fmt: skip
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A model, its contract, its quantised graph in a folder of its own, the precision and its formats."""
     precision, attention = request.param

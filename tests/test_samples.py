@@ -12,6 +12,8 @@ from native import BUNDLE, PROMPTS, ROOT, needs_tools, run
 
 from runtime import load
 
+pytestmark = pytest.mark.process
+
 SAMPLES = ROOT / "samples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 

@@ -19,6 +19,8 @@ from speaking import every_other, speaker
 from runtime.serve import main
 from runtime.server.sockets import is_local
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 BUNDLE = str(ROOT / "samples" / "student.bundle")
 PROMPT = (ROOT / "samples" / "prompt_math.txt").read_text(encoding="utf-8").rstrip()

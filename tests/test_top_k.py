@@ -34,7 +34,11 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
 SEED, K = 5, 6
-KINDS = list(itertools.product(("ort", "trt", "plain"), ("block_causal", "full")))
+PAIRWISE = [("ort", "full"), ("trt", "block_causal"), ("plain", "full")]
+KINDS = [
+    pytest.param(kind, id="-".join(kind), marks=() if kind in PAIRWISE else pytest.mark.long)
+    for kind in itertools.product(("ort", "trt", "plain"), ("block_causal", "full"))
+]
 Made = tuple[Checkpoint, Contract, Path]
 
 
@@ -49,7 +53,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made(tmp_path_factory.mktemp("graph"), "ort", "block_causal")
 
 
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """With the logits as one more output."""
     return made(tmp_path_factory.mktemp("kind"), *request.param, logits=True)

@@ -114,6 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_does_and_refuse_what_they_cannot(folder: Path, tmp_path: Path) -> None:
     good = line("causal", folder, tmp_path / "two.pt")
     full = line("causal", folder, tmp_path / "full-disk" / "two.pt")

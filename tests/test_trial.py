@@ -20,6 +20,8 @@ from runtime.bundle.store import read
 from runtime.errors import UserError
 from runtime.open_bundle import load
 
+pytestmark = pytest.mark.process
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -16,6 +16,7 @@ from trt_bundle import BLOCK, fake_backend
 from runtime.backend import Forward
 from runtime.decoding.loop import Request, generate, generate_batch
 from runtime.decoding.request_state import Result
+from runtime.engines.trt.profile import Widths, choose
 from runtime.errors import UserError
 from runtime.perf.latency import canvas, commit, fused, time_forwards
 from train.torch_backend import TorchBackend
@@ -31,6 +32,22 @@ def told(result: Result) -> tuple[Any, ...]:
 def ask(length: int, wanted: int, seed: int = 0) -> Request:
     """A prompt without mask tokens: of these alone, every position would be as good as every other."""
     return Request(np.random.default_rng(seed + length).integers(tiny.MASK + 1, tiny.VOCAB, length), wanted)
+
+
+@pytest.mark.parametrize(
+    ("width", "room", "padding", "profile", "padded"),
+    [
+        (4, 300, True, 0, 4), (3, 300, True, 0, 4), (5, 300, True, 1, 64), (70, 300, True, 1, 100),
+        (110, 300, True, 2, 128), (5, 30, True, 1, 30), (90, 95, True, 1, 95), (5, 300, False, 1, 5),
+    ],
+)  # fmt: skip
+def test_a_forward_is_padded_as_far_as_its_profile_and_the_kv_cache_reach(
+    width: int, room: int, padding: bool, profile: int, padded: int
+) -> None:
+    profiles = [Widths(0, 4, 4, 4), Widths(1, 1, 100, 4), Widths(2, 101, 300, 4)]
+    assert choose(profiles, width, room, padding) == (profiles[profile], padded)
+    with pytest.raises(UserError, match="no profile of this engine takes 301 tokens"):
+        choose(profiles, 301, 400, padding)
 
 
 @pytest.mark.parametrize("fused_commits", [True, False])

@@ -184,7 +184,8 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
     assert made.network.batch == 2 and not made.decomposed
 
 
-@pytest.mark.parametrize("dialect", ["trt", pytest.param("plain", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
     source = student()
     contract = exported_contract(source, 64, top_k=32)

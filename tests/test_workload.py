@@ -86,7 +86,7 @@ def lazily_held(model: ir.Model) -> list[ir.LazyTensor]:
     return [tensor for tensor in held if isinstance(tensor, ir.LazyTensor)]
 
 
-@pytest.mark.parametrize(("seed", "tied"), [(4, True), (7, False)])
+@pytest.mark.parametrize(("seed", "tied"), [(4, True), (5, False)])
 def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int, tied: bool) -> None:
     checkpoint = tiny.checkpoint(seed)
     shape = shape_of_model(checkpoint.model)

@@ -6,18 +6,19 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, parse_contract
-from train.checkpoint import Checkpoint, Decoding
-from train.data.bpe import train_tokenizer
-from train.transformer.network import ModelConfig, Transformer, initialize
 
+if TYPE_CHECKING:  # what needs torch imports it itself: tests of the runtime alone run without
+    from train.checkpoint import Checkpoint
+    from train.transformer.network import ModelConfig, Transformer
+
+FULL = "BLOCKSTEP_FULL" in os.environ  # the full product of parameters, as `make test-all` sets it
 PAD, END, MASK, VOCAB, BLOCK = 0, 1, 2, 24, 4
 
 CONTRACT: dict[str, Any] = {
@@ -34,14 +35,26 @@ def contract(**changes: Any) -> Contract:
 
 
 def shape(seed: int) -> ModelConfig:
-    """A shape that fits `CONTRACT`; its options vary with the seed."""
+    """A shape that fits `CONTRACT`; its options vary with the seed.
+
+    Each option is on and off, in two combinations: a graph of another shape is traced anew. All
+    eight come with FULL.
+    """
+    from train.transformer.network import ModelConfig
+
     rng = random.Random(seed)
     qk_norm, qkv_bias, tied = (rng.random() < 0.5 for _ in range(3))
+    if not FULL:
+        qkv_bias, tied = not qk_norm, qk_norm
     return ModelConfig(VOCAB, 32, 2, 4, 2, 8, 48, qk_norm=qk_norm, qkv_bias=qkv_bias, tied=tied)
 
 
 def model(seed: int) -> Transformer:
     """A random model with weights so large that its tokens and confidences vary, biases and norms included."""
+    import torch
+
+    from train.transformer.network import Transformer, initialize
+
     made = initialize(Transformer(shape(seed)), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -55,6 +68,9 @@ def model(seed: int) -> Transformer:
 
 def checkpoint(seed: int = 0, **decoding: Any) -> Checkpoint:
     """A whole tiny checkpoint, with a tokenizer of bytes alone."""
+    from train.checkpoint import Checkpoint, Decoding
+    from train.data.bpe import train_tokenizer
+
     chosen = {
         name: CONTRACT[name] for name in ("alignment", "attention", "shift", "block", "canvas", "mask_id", "pad_id")
     }

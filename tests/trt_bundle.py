@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tiny
 from fake_cuda import FakeCuda
@@ -15,7 +15,9 @@ from runtime.bundle.store import Build, Bundle, Engine, content_name, sha256, wr
 from runtime.contract import Contract
 from runtime.engines.trt.cuda import Cuda
 from runtime.engines.trt.trt_backend import TrtBackend, open_engines
-from train.transformer.network import Transformer
+
+if TYPE_CHECKING:
+    from train.transformer.network import Transformer
 
 BLOCK = tiny.BLOCK
 PROFILES = ((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), (1, 16))

@@ -13,7 +13,6 @@ import pytest
 LISTED = (
     ("test_gpu.py", "", "no machine that runs this has an NVIDIA GPU; make gpu-report runs it"),
     ("test_rivals.py", "gguf is not installed", "llama.cpp takes 20 minutes to build; make bench runs it"),
-    ("test_rivals.py", "llama_cpp is not installed", "the same"),
     ("test_rivals.py", "llama-cpp-python is not installed", "the same"),
     ("test_trial.py", "the stack's limit cannot be raised here", "a container may bound what root may raise"),
     ("test_faults.py", "this system lets no process be watched", "a container may forbid ptrace"),

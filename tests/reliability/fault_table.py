@@ -1,0 +1,304 @@
+"""The faults that planted_faults.py plants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An edit: `old`, which occurs in `file` once, becomes `new`.
+
+    tests: names, without `test_` and `.py`, of test files; one of them has to notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+FAULTS = (
+    # decoding
+    Fault(
+        "the gate's threshold is exclusive",
+        "runtime/decoding/gate.py",
+        '">=": operator.ge',
+        '">=": operator.gt',
+        "gate",
+    ),
+    Fault(
+        "the end-token guard is ignored",
+        "runtime/decoding/gate.py",
+        "free = eligible if held is None else eligible & ~held",
+        "free = eligible",
+        "gate",
+    ),
+    Fault(
+        "the factor rule counts one too many",
+        "runtime/decoding/gate.py",
+        "np.where((n + 1) * (1 - best)",
+        "np.where(n * (1 - best)",
+        "gate",
+    ),
+    Fault(
+        "a request's own threshold is that of its neighbor",
+        "runtime/decoding/batch.py",
+        "[limits[s.threshold] for s in chosen]",
+        "[limits[chosen[0].threshold] for _ in chosen]",
+        "slots decode",
+    ),
+    Fault(
+        "a kept prefix ends inside a block",
+        "runtime/decoding/positions.py",
+        "return short + (most - short) // block * block if most >= short else 0",
+        "return most if most >= short else 0",
+        "session",
+    ),
+    Fault(
+        "next-token-shifted rows are read one too far",
+        "runtime/decoding/request_state.py",
+        "return Inputs(self.canvas, self.visible, self.past, asked - contract.shift, asked) if len(asked) else None",
+        "return Inputs(self.canvas, self.visible, self.past, asked, asked) if len(asked) else None",
+        "cached_decode decode",
+    ),
+    Fault(
+        "the end token is cut off the answer",
+        "runtime/decoding/request_state.py",
+        "fresh[: ends[0] + 1]",
+        "fresh[: ends[0]]",
+        "decode",
+    ),
+    Fault(
+        "a prompt of prompt alignment is causal by block",
+        "runtime/decoding/positions.py",
+        'if contract.alignment == "prompt":\n        return np.full(length, length, np.int64)',
+        'if contract.alignment == "":\n        return np.full(length, length, np.int64)',
+        "cached_decode decode session blocks states",
+    ),
+    Fault(
+        "sampling forgets the step",
+        "runtime/decoding/sampling.py",
+        "counter=[start, step, 0, 0]",
+        "counter=[start, 0, 0, 0]",
+        "sample sampled_decode",
+    ),
+    Fault(
+        "a chunk of a prefill keeps the old offset",
+        "runtime/engines/trt/chunked_prefill.py",
+        "forward.past_length + start",
+        "forward.past_length",
+        "pieces",
+    ),
+    # text
+    Fault(
+        "half a character is given out",
+        "runtime/text/tokenizer.py",
+        "settled = text.rstrip(BROKEN)",
+        "settled = text",
+        "text",
+    ),
+    Fault(
+        "a user's text may hold special tokens",
+        "runtime/text/tokenizer.py",
+        "self._plain.encode_special_tokens = True",
+        "self._plain.encode_special_tokens = False",
+        "text chat_template",
+    ),
+    Fault(
+        "template arguments overrule nothing",
+        "runtime/text/chat_template.py",
+        "given = {**_plain(arguments), ",
+        "given = {",
+        "chat_template",
+    ),
+    # bundle
+    Fault(
+        "the hash of a bundle's file is not checked",
+        "runtime/bundle/store.py",
+        "and _readable_sha256(file) != expected:",
+        "and not _readable_sha256(file):",
+        "bundle",
+    ),
+    Fault(
+        "an engine of another contract joins a bundle",
+        "runtime/bundle/store.py",
+        "if stay and old.contract != contract:",
+        "if stay and False:",
+        "bundle export",
+    ),
+    Fault(
+        "a key that stands twice in a manifest passes",
+        "runtime/bundle/strict_json.py",
+        "if len(values) != len(pairs):",
+        "if len(values) > len(pairs):",
+        "bundle any_manifest reliability",
+    ),
+    # server
+    Fault(
+        "a stop string stays in the text",
+        "runtime/server/stop_strings.py",
+        "self._held[: end - max(complete)]",
+        "self._held[:end]",
+        "serve serve_fields",
+    ),
+    Fault(
+        "no API key is needed",
+        "runtime/server/auth.py",
+        'if scheme.lower() == "bearer" and any(matches):',
+        'if scheme.lower() == "bearer":',
+        "serve_command serve serve_load",
+    ),
+    Fault(
+        "any name may be in the Host header",
+        "runtime/server/auth.py",
+        "if self._hosts is not None and host_name",
+        "if self._hosts is None and host_name",
+        "serve serve_command hostile_requests",
+    ),
+    Fault(
+        "the queue has no end",
+        "runtime/server/worker_pool.py",
+        "if len(self._jobs) + self._running >= self.room + len(self._threads):",
+        "if False:",
+        "serve_load serve",
+    ),
+    Fault(
+        "the request's threshold is not passed on",
+        "runtime/server/worker_pool.py",
+        "self._threshold if job.ask.threshold is None else job.ask.threshold",
+        "self._threshold",
+        "serve serve_load",
+    ),
+    # TensorRT
+    Fault(
+        "an engine from a stranger is loaded",
+        "runtime/engines/trt/admission.py",
+        "if not trust and not memory.was_built(expected):",
+        "if False:",
+        "trt_admission",
+    ),
+    Fault(
+        "an engine for a later GPU is loaded",
+        "runtime/engines/trt/admission.py",
+        "int(found[1]) <= capability",
+        "int(found[1]) >= capability",
+        "trt_admission",
+    ),
+    Fault(
+        "the widest profile is one block short",
+        "export/trt_engines/builder.py",
+        "widest = min(capacity, (max_prompt or capacity) + block)",
+        "widest = min(capacity, max_prompt or capacity)",
+        "trt_export trt_networks trt_backend",
+    ),
+    Fault(
+        "padding takes no heed of the room in the KV cache",
+        "runtime/engines/trt/profile.py",
+        "* BUCKET, profile.most, room))",
+        "* BUCKET, profile.most))",
+        "trt_backend",
+    ),
+    Fault(
+        "new keys of a delta engine are kept one short",
+        "runtime/engines/trt/engine.py",
+        "if columns := min(max(now - start, 0), width):",
+        "if columns := min(max(now - start - 1, 0), width):",
+        "trt_backend",
+    ),
+    Fault(
+        "every engine is called up to date",
+        "export/trt_engines/plan.py",
+        "if old.get(name) != new.get(name)]",
+        "if False]",
+        "trt_export trt_commands",
+    ),
+    # export
+    Fault(
+        "the mask token may be proposed",
+        "export/graph/step_graph.py",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER",
+        "barred[checkpoint.missing_ids()] = NEVER",
+        "step_graph export top_k",
+    ),
+    Fault(
+        "ids that are no token may be proposed",
+        "export/graph/step_graph.py",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER",
+        "barred[checkpoint.decoding.mask_id] = NEVER",
+        "export",
+    ),
+    Fault(
+        "the entropy lacks the best token's term",
+        "export/graph/step_graph.py",
+        ".sum(-1, keepdim=True) - confidence.log()",
+        ".sum(-1, keepdim=True)",
+        "step_graph",
+    ),
+    Fault(
+        "int8 scales span 255 steps",
+        "export/quantization/ort_int8.py",
+        "LARGEST = 127",
+        "LARGEST = 255",
+        "quantized_parity quantized_graphs",
+    ),
+    Fault(
+        "int4 packs the second value first",
+        "export/quantization/ort_int4.py",
+        "first, second = values[..., 0::2], values[..., 1::2]",
+        "second, first = values[..., 0::2], values[..., 1::2]",
+        "int4 quantized_graphs",
+    ),
+    Fault(
+        "a NaN passes for a small difference",
+        "export/proof/compare.py",
+        "return float(np.max([before, ",
+        "return float(np.nanmax([before, ",
+        "parity",
+    ),
+    # train
+    Fault(
+        "a noisy block sees its own clean tokens",
+        "train/masking/all_blocks.py",
+        "before = canvas.start[:, None] + place // block * block",
+        "before = canvas.start[:, None] + (place // block + 1) * block",
+        "blocks",
+    ),
+    Fault(
+        "the temperature's square is dropped",
+        "train/losses.py",
+        "return temperature**2 * _weighted",
+        "return _weighted",
+        "losses methods",
+    ),
+    Fault(
+        "certainty is forced of wrong answers too",
+        "train/losses.py",
+        "right = student.argmax(-1) == target.to(student.device)",
+        "right = student.argmax(-1) >= 0",
+        "losses methods",
+    ),
+    Fault("the consistency term is dropped", "train/methods/cdlm.py", " + weights.consistency * steady", "", "methods"),
+    Fault(
+        "a copied layer is not silent",
+        "train/trainer/deepen.py",
+        "if silent else tensor",
+        "if not silent else tensor",
+        "growth",
+    ),
+    Fault(
+        "calibration takes the point of most forwards",
+        "train/calibrate.py",
+        "return min(within, key=lambda p: p.forwards, default=None)",
+        "return max(within, key=lambda p: p.forwards, default=None)",
+        "calibrate",
+    ),
+    Fault(
+        "an adapter's tensor that nobody knows is passed over",
+        "train/huggingface/weights.py",
+        "if name not in expected:",
+        "if name not in expected and False:",
+        "published published_refusals",
+    ),
+)
