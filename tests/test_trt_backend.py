@@ -16,7 +16,7 @@ from trt_bundle import BLOCK, fake_backend
 from runtime.backend import Forward
 from runtime.decoding.loop import Request, generate, generate_batch
 from runtime.decoding.request_state import Result
-from runtime.engines.trt.profile import Widths, choose
+from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
 from runtime.perf.latency import canvas, commit, fused, time_forwards
 from train.torch_backend import TorchBackend
@@ -45,9 +45,9 @@ def test_a_forward_is_padded_as_far_as_its_profile_and_the_kv_cache_reach(
     width: int, room: int, padding: bool, profile: int, padded: int
 ) -> None:
     profiles = [Widths(0, 4, 4, 4), Widths(1, 1, 100, 4), Widths(2, 101, 300, 4)]
-    assert choose(profiles, width, room, padding) == (profiles[profile], padded)
+    assert choose_profile(profiles, width, room, padding) == (profiles[profile], padded)
     with pytest.raises(UserError, match="no profile of this engine takes 301 tokens"):
-        choose(profiles, 301, 400, padding)
+        choose_profile(profiles, 301, 400, padding)
 
 
 @pytest.mark.parametrize("fused_commits", [True, False])
