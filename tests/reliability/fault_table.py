@@ -175,7 +175,7 @@ FAULTS = (
     Fault(
         "an engine from a stranger is loaded",
         "runtime/engines/trt/admission.py",
-        "if not trust and not memory.was_built(expected):",
+        "if not trust and not trust_records.was_built(expected):",
         "if False:",
         "trt_admission",
     ),
