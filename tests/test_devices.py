@@ -26,12 +26,12 @@ SHORT = "--steps 3 --save-every 2 --batch 2 --no-bf16 --learning-rate 1e-2"
 LINES = {
     "causal": "train.teacher --objective causal {short} {shape}",
     "masked": "train.teacher {short} {shape}",
-    "cdlm": "train.distill --teacher {folder}/teacher.pt {learnt} --next-token 0.1 {short}",
+    "cdlm": "train.distill --teacher {folder}/teacher.pt {learned} --next-token 0.1 {short}",
     "cd4lm": "train.distill --method cd4lm --attention full --teacher {folder}/teacher.pt {short}",
-    "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learnt} {short}",
-    "dparallel-full": "train.distill --method dparallel --attention full --teacher {folder}/teacher.pt {learnt} "
+    "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learned} {short}",
+    "dparallel-full": "train.distill --method dparallel --attention full --teacher {folder}/teacher.pt {learned} "
     "{short}",
-    "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learnt} --lora-rank 2 {short}",
+    "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learned} --lora-rank 2 {short}",
     "cd4lm-lora": "train.distill --method cd4lm --teacher {folder}/teacher.pt --lora-rank 2 {short}",
     "collect": "train.collect --ckpt {folder}/teacher.pt {collected}",
     "collect-cached": "train.collect --ckpt {folder}/cached.pt {collected}",

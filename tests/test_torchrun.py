@@ -27,11 +27,11 @@ NEAR = 1e-4
 RUNS = {
     "causal": "train.teacher --objective causal {short} {shape}",
     "masked": "train.teacher --init {folder}/teacher.pt {short} {shape}",
-    "cdlm": "train.distill --teacher {folder}/teacher.pt {learnt} --next-token 0.1 {short}",
+    "cdlm": "train.distill --teacher {folder}/teacher.pt {learned} --next-token 0.1 {short}",
     "cd4lm": "train.distill --method cd4lm --attention full --teacher {folder}/teacher.pt --student {folder}/small.pt "
     "{short}",
-    "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learnt} {short}",
-    "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learnt} --lora-rank 3 {short}",
+    "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learned} {short}",
+    "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learned} --lora-rank 3 {short}",
     "cd4lm-lora": "train.distill --method cd4lm --teacher {folder}/teacher.pt --lora-rank 3 {short}",
 }
 
