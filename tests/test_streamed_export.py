@@ -268,7 +268,8 @@ def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) ->
     assert [each.ok for each in found] == [True] * 3 and "layer by layer, 2 of them" in found[1].detail
 
 
-@pytest.mark.parametrize("dialect", ["plain", pytest.param("trt", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     ir.save(trace(source, 40, dialect=dialect), tmp_path / "graph.onnx")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-HEAVY = frozenset(("torch", "train", "export", "transformers", "peft", "onnx_ir", "onnxscript"))
+HEAVY = frozenset(("torch", "train", "export", "transformers", "peft", "onnx_ir", "onnxscript", "safetensors"))
 
 
 class Barrier:
