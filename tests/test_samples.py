@@ -68,3 +68,21 @@ def test_distilling_ones_own_data_and_exporting_what_came_of_it(tmp_path: Path) 
     printed = output("sh", ROOT / command[1], *command[2:])
     assert (tmp_path / "student.bundle" / "manifest.json").exists()
     assert "#### " in printed.splitlines()[-1]
+
+
+def test_nothing_next_to_a_sample_stands_in_for_a_library() -> None:
+    """A script's own folder is the first place that is searched: torch took `samples/triton/` for Triton's compiler."""
+    libraries = {
+        "torch",
+        "triton",
+        "onnx",
+        "onnxruntime",
+        "numpy",
+        "tensorrt",
+        "transformers",
+        "tokenizers",
+        "peft",
+        "ray",
+    }
+    folders = [SAMPLES, *(path for path in SAMPLES.iterdir() if path.is_dir())]
+    assert [path for folder in folders for path in folder.iterdir() if path.stem in libraries] == []
