@@ -147,6 +147,7 @@ def test_tensors_that_the_config_does_not_target_are_refused(
     [
         ("target_modules", None), ("target_modules", {"q_proj": 1}), ("target_modules", 5), ("target_modules", [1]),
         ("exclude_modules", 5), ("exclude_modules", [["q_proj"]]),
+        ("target_modules", ".*q_proj"), ("target_modules", "all-linear"), ("exclude_modules", ".*down_proj"),
     ],
 )  # fmt: skip
 def test_modules_that_peft_reads_otherwise_are_refused(name: str, value: Any, base: Path, tmp_path: Path) -> None:

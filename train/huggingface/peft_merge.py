@@ -85,7 +85,7 @@ def _find_target(
 
 
 def _selects(config: Mapping[str, Any], module: str) -> bool:
-    """Tells whether PEFT loads this module's tensors; a regular expression, which may be hostile, is not run."""
+    """Tells whether PEFT loads this module's tensors, by lists of names."""
 
     def matches(names: Any) -> bool:
         return any(module == name or module.endswith(f".{name}") for name in names)
@@ -93,9 +93,9 @@ def _selects(config: Mapping[str, Any], module: str) -> bool:
     targets, excluded, layers = (
         config.get(key) for key in ("target_modules", "exclude_modules", "layers_to_transform")
     )
-    if isinstance(excluded, list) and matches(excluded):
+    if matches(excluded or []):
         return False
-    if not isinstance(targets, list) or module in targets:
+    if module in targets:
         return True
     layer = re.match(r".*?\.[^.]*\.(\d+)\.", module)
     chosen = layers if isinstance(layers, list) else [layers]
@@ -151,9 +151,12 @@ def _read_config(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def _check_names(path: Path, name: str, value: Any) -> None:
-    """Raises UserError for what PEFT reads otherwise: without targets it takes modules from a table of its own."""
-    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
-        raise UserError(f"{path} has {name} {reprlib.repr(value)}; expected a list of module names, or a pattern")
+    """Raises UserError for what PEFT reads otherwise: without targets it takes modules from a table of its own.
+
+    A pattern decides which tensors PEFT loads; a stranger's is not run, so what it selects is not known.
+    """
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise UserError(f"{path} has {name} {reprlib.repr(value)}; expected a list of module names: {MERGE}")
 
 
 def _check_value(path: Path, name: str, value: Any) -> None:
