@@ -142,7 +142,7 @@ reliability: $(VENV)/.testing
 coverage: $(VENV)/.testing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[reliability]'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser and not client" --ignore tests/test_capi_hosts.py
+	$(BIN)/coverage run -m pytest -n logical --dist loadfile -m "not browser and not client" --ignore tests/test_c_hosts.py
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --omit "*/runtime/engines/trt/cuda.py" --skip-covered
 	$(BIN)/coverage report --include "*/runtime/engines/trt/cuda.py"

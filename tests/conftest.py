@@ -24,7 +24,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # the models are so small that a second thread only waits
     if "export.graph.step_graph" in sys.modules:
-        from support.traced import share_traces
+        from traced import share_traces
 
         share_traces(session.config.rootpath / ".pytest_cache" / "traces")
 

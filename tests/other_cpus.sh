@@ -13,7 +13,7 @@ Runs the sample student in fp32, fp16, int8 and int4 under emulated CPUs and com
   aarch64   Cortex-A76, as in a Raspberry Pi 5: numpy, tokenizers, onnxruntime and runtime/ alone
   (default: all three)
 
-  --sample DIR  sample that tests/forced_steps.py wrote to DIR (default: write it anew)
+  --sample DIR  sample that tests/support/forced_steps.py wrote to DIR (default: write it anew)
   --suite       also run the suite's quantized tests on the x86-64 CPUs (half an hour each)
 
 Environment:
@@ -45,12 +45,12 @@ main() {
   export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$PWD" XDG_CACHE_HOME="$work/cache"
   if [ -z "$sample" ]; then
     sample=$work/sample
-    "$PYTHON" tests/forced_steps.py "$sample"
+    "$PYTHON" tests/support/forced_steps.py "$sample"
   fi
   failed=0
   for cpu in ${cpus:-haswell nehalem aarch64}; do
     "install_$cpu"
-    "$folder/$cpu/bin/python" tests/emulated.py "$cpu" "$sample" || failed=1
+    "$folder/$cpu/bin/python" tests/support/emulated.py "$cpu" "$sample" || failed=1
     if [ "$suite" ] && [ "$cpu" != aarch64 ]; then run_suite "$cpu" || failed=1; fi
   done
   exit $failed
@@ -146,8 +146,8 @@ write_environment() { # folder, python's version, its real file, line of the .pt
 }
 
 run_suite() { # name of the CPU
-  "$folder/$1/bin/python" -m pytest -p no:cacheprovider --durations=5 tests/test_saturation.py tests/test_int4.py \
-    tests/test_quantized_graphs.py tests/test_quantized_parity.py
+  "$folder/$1/bin/python" -m pytest -p no:cacheprovider --durations=5 tests/test_ort_saturation.py \
+    tests/test_quantization_ort_int4.py tests/test_quantization_trt.py tests/test_proof_quantized.py
 }
 
 main "$@"

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu"
 BUNDLE = FOLDER / "student.bundle"
 CKPT = str(ROOT / "samples" / "student.pt")
+GPU_TESTS = "tests/test_engines_gpu.py"
 PACKAGES = (
     "torch",
     "onnxruntime",
@@ -88,7 +89,7 @@ def sections() -> list[Part]:
         Part("ONNX export, fp32", *run("export.onnx", *made)),
         Part("ONNX export, fp16", *run("export.onnx", *made, "--precision", "fp16")),
         Part("TensorRT build", *run("export.trt", *made), optional=True),
-        Part("GPU tests", *run("pytest", "tests/test_gpu.py", "-m", "gpu", "-rA", "-s", "-p", "no:cacheprovider")),
+        Part("GPU tests", *run("pytest", GPU_TESTS, "-m", "gpu", "-rA", "-s", "-p", "no:cacheprovider")),
         Part("bench, ONNX Runtime on the CPU, fp32", *run(*bench, "ort-fp32")),
         Part("bench, ONNX Runtime on the GPU, fp16", *run(*bench, "ort-fp16", "--device", "cuda"), optional=True),
         Part("bench, TensorRT", *run(*bench, "trt"), optional=True),

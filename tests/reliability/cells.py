@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PATHS = (HERE.parent.parent, HERE.parent, HERE)  # where modules are imported from
+PATHS = (HERE.parents[1], HERE.parent / "support", HERE)  # where modules are imported from
 SECONDS = 10  # of computing, an attempt
 SWOLLEN = 1 << 30  # bytes of memory that an attempt may not add
 LONGEST = 1600  # characters of a message

@@ -40,7 +40,7 @@ def guided(name: str, count: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for i, seed in enumerate(seeds(name)):
             Path(folder, f"seed{i}").write_bytes(seed)
-        path = os.pathsep.join([str(HERE.parent.parent), str(HERE.parent), str(HERE)])
+        path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)])
         line = [sys.executable, str(HERE / "guided.py"), name, f"-runs={count}", *LIMITS, folder]
         done = subprocess.run(
             line, capture_output=True, text=True, errors="replace", cwd=folder, env={**os.environ, "PYTHONPATH": path},

@@ -24,16 +24,20 @@ from section import Section
 TITLE = "Mutation testing"
 ROOT = Path(__file__).parents[2]
 DECODING = (
-    "decode", "cached_decode", "answers", "slots", "session", "open_rows", "infill", "sampled_decode", "any_scores",
+    "decoding_loop", "decoding_cached", "runtime_model", "decoding_batch", "decoding_prefix_cache",
+    "decoding_logits_rows", "decoding_infill", "decoding_sampled", "decoding_any_scores",
 )  # fmt: skip
 MODULES = {
-    "gate": ("gate", "any_scores", "decode"),
-    "layout": ("layout", "infill", "session", "decode", "answers", "slots"),
-    "sequence": DECODING,
-    "batch": DECODING,
-    "decode": DECODING,
-    "contract": ("contract", "gate", "decode", "any_manifest", "any_scores"),
-}
+    "decoding/gate": ("decoding_gate", "decoding_any_scores", "decoding_loop"),
+    "decoding/positions": (
+        "decoding_positions", "decoding_infill", "decoding_prefix_cache", "decoding_loop", "runtime_model",
+        "decoding_batch",
+    ),
+    "decoding/request_state": DECODING,
+    "decoding/batch": DECODING,
+    "decoding/loop": DECODING,
+    "contract": ("runtime_contract", "decoding_gate", "decoding_loop", "bundle_any_manifest", "decoding_any_scores"),
+}  # fmt: skip
 NEEDED = ("runtime", "train", "export", "samples", "tests", "pyproject.toml", "README.md")
 NOTICED = {1, 3, -9, -11, 24, -24, 36, 152, 255}  # mutmut's codes: a test failed, a crash, out of time
 GOAL = 85  # per cent

@@ -11,12 +11,12 @@ import pytest
 
 # A part of the test's id, a part of the reason pytest gives, and why no machine of ours runs it.
 LISTED = (
-    ("test_gpu.py", "", "no machine that runs this has an NVIDIA GPU; make gpu-report runs it"),
-    ("test_rivals.py", "gguf is not installed", "llama.cpp takes 20 minutes to build; make bench runs it"),
-    ("test_rivals.py", "llama-cpp-python is not installed", "the same"),
-    ("test_trial.py", "the stack's limit cannot be raised here", "a container may bound what root may raise"),
-    ("test_faults.py", "this system lets no process be watched", "a container may forbid ptrace"),
-    ("test_reliability.py", "this system lets no process be watched", "the same"),
+    ("test_engines_gpu.py", "", "no machine that runs this has an NVIDIA GPU; make gpu-report runs it"),
+    ("test_samples_contenders.py", "gguf is not installed", "llama.cpp takes 20 minutes to build; make bench runs it"),
+    ("test_samples_contenders.py", "llama-cpp-python is not installed", "the same"),
+    ("test_runtime_load_check.py", "the stack's limit cannot be raised here", "a container may bound what root raises"),
+    ("test_reliability_faults.py", "this system lets no process be watched", "a container may forbid ptrace"),
+    ("test_reliability_sections.py", "this system lets no process be watched", "the same"),
 )
 
 

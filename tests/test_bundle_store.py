@@ -139,10 +139,10 @@ def test_a_failed_write_leaves_the_older_bundle_or_nothing(tmp_path: Path) -> No
 
 WRITER = """
 import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = {paths!r}
 from pathlib import Path
 import runtime.bundle as bundle
-import test_bundle
+import test_bundle_store
 left = int(sys.argv[2])
 replace = os.replace
 def replace_or_die(source, target):
@@ -152,7 +152,7 @@ def replace_or_die(source, target):
     left -= 1
     replace(source, target)
 os.replace = replace_or_die
-test_bundle.store(Path(sys.argv[1]), content=b"newer", tokenizer="[]")
+test_bundle_store.store(Path(sys.argv[1]), content=b"newer", tokenizer="[]")
 """
 
 
@@ -161,7 +161,7 @@ def test_a_killed_writer_leaves_the_older_bundle_and_the_next_one_its_rest(renam
     path, root = tmp_path / "a.bundle", Path(__file__).parent.parent
     store(path)
     before = {name: (path / name).read_bytes() for name in names(path)}
-    script = WRITER.format(root=str(root), tests=str(root / "tests"))
+    script = WRITER.format(paths=[str(root / path) for path in (".", "tests", "tests/support")])
     done = subprocess.run([sys.executable, "-c", script, str(path), str(renames)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert before.items() <= {name: (path / name).read_bytes() for name in names(path)}.items()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from serving import Served, served, until
 from speaking import speaker
-from test_serve_load import paced
+from test_server_load import paced
 
 from runtime.server import handler, intake, stop_strings
 from runtime.server.http_errors import Refusal

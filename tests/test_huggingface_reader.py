@@ -15,7 +15,7 @@ import tiny
 import torch
 from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock
 from slow_decode import distributions, slow_decode
-from test_cached_decode import Noisy
+from test_decoding_cached import Noisy
 
 from runtime.contract import Contract, GateSpec
 from runtime.decoding.loop import Request, steps

@@ -1,6 +1,6 @@
 """What torchrun starts in tests: train commands one after the other, each update logged, one process perhaps killed.
 
-python tests/ranks.py '["train.teacher --out a.pt", ...]'    with KILL=RANK:STEP in the environment, or without
+python tests/support/ranks.py '["train.teacher --out a.pt", ...]'    with KILL=RANK:STEP in the environment, or without
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from train import collect, distributed
 from train.trainer import resume, training_loop

@@ -17,7 +17,7 @@ from train.data.trajectories import read_shards
 from train.storage import student_pt
 
 NEAR = 1e-5  # products are summed in another order where an operator is made of others
-FAR = Path(__file__).parent / "far.py"
+FAR = Path(__file__).parent / "support" / "far.py"
 
 SHAPE = (
     "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8 --context 48"

@@ -24,7 +24,7 @@ from runtime.server.sockets import listen, url_of
 from runtime.server.wire import make_server
 from runtime.server.worker_pool import Workers
 
-SAMPLES = Path(__file__).parent.parent / "samples"
+SAMPLES = Path(__file__).parents[2] / "samples"
 PROMPTS = [(SAMPLES / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_step_graph import random_weights
+from test_graph_step import random_weights
 
 from export.bundle_contract import exported_contract
 from export.graph.ort_graph import write_ort_graph

@@ -16,7 +16,7 @@ from cffi import FFI
 from runtime.capi import SOURCES, declarations, found_compiler, python_flags
 from runtime.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUNDLE = str(ROOT / "samples" / "student.bundle")
 PROMPTS = [(ROOT / "samples" / f"prompt_{n}.txt").read_text(encoding="utf-8").rstrip() for n in ("math", "code")]
 
@@ -37,11 +37,11 @@ def needs_tools() -> None:
 
 
 def build_all(folder: Path) -> Path:
-    """The library, the samples' hosts and tests/soak.c in a folder."""
+    """The library, the samples' hosts and tests/support/soak.c in a folder."""
     words = ["make", "-C", ROOT / "samples" / "c", f"PYTHON={sys.executable}", f"BUILD={folder}", "CFLAGS=-O1 -g -Wall"]
     made = run(*words, env={**os.environ, "MAKEFLAGS": ""})
     assert made.returncode == 0 and "warning" not in made.stderr, made.stdout + made.stderr
-    soak = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", ROOT / "tests" / "soak.c"]
+    soak = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", Path(__file__).parent / "soak.c"]
     made = run(*found_compiler(), *soak, "-o", folder / "soak", "-pthread", "-ldl")
     assert made.returncode == 0, made.stderr
     return folder

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from slow_decode import distributions
 from speaking import BYTES, speaking_bundle
-from test_export import student
+from test_export_onnx import student
 from tiny import BLOCK, END, MASK, Scripted, proposal
 
 from export import onnx as export

@@ -1,7 +1,7 @@
-"""Writes what tests/emulated.py needs: the sample in every precision, forward passes, PyTorch's keys and values.
+"""Writes what emulated.py needs: the sample in every precision, forward passes, PyTorch's keys and values.
 
-python tests/forced_steps.py DIR. The references are PyTorch's own arithmetic of each precision, which no CPU's int8
-kernels reach: right on every machine.
+python tests/support/forced_steps.py DIR. The references are PyTorch's own arithmetic of each precision, which no CPU's
+int8 kernels reach: right on every machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
-SAMPLES = Path(__file__).parent.parent / "samples"
+SAMPLES = Path(__file__).parents[2] / "samples"
 PROMPTS = ("math", "code")
 PRECISIONS = ("fp16", "int8", "int4")  # besides the sample's own fp32
 

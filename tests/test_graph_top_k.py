@@ -13,8 +13,8 @@ import onnx
 import pytest
 import tiny
 import torch
-from test_parity import Damaged, looked_at
-from test_step_graph import forwards
+from test_graph_step import forwards
+from test_proof_parity import Damaged, looked_at
 
 from export.bundle_contract import exported_contract
 from export.graph.graph_writer import write_graph

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 from numpy.typing import NDArray
-from test_cached_decode import middling
-from test_step_graph import LENGTHS, pair
+from test_decoding_cached import middling
+from test_graph_step import LENGTHS, pair
 from tiny import BLOCK, Scripted, canvases
 
 from runtime.backend import Backend, Forward, Proposal

@@ -40,7 +40,7 @@ def soak(
     built: Path, prompts: list[list[int]], threads: int, requests: int, *, leak: int = 0, bundle: str | Path = BUNDLE,
     under: tuple[str, ...] = (),
 ) -> Any:  # fmt: skip
-    """What tests/soak.c reports: answers that differ, bytes grown, each prompt's answer. under: a command before it."""
+    """What soak.c reports: answers that differ, bytes grown, each prompt's answer. under: a command before it."""
     words = [*under, built / "soak", built / "libblockstep.so", bundle, str(threads), str(requests), str(leak)]
     lines = "".join(" ".join(map(str, ids)) + "\n" for ids in prompts)
     done = run(*words, input=lines, cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -1,6 +1,6 @@
 """What several processes wrote to go on from is read by any number of them, and refused where it is damaged.
 
-Processes are played here one after the other; tests/test_torchrun.py has real ones.
+Processes are played here one after the other; tests/test_train_torchrun.py has real ones.
 """
 
 from __future__ import annotations

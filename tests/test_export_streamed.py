@@ -21,8 +21,8 @@ from foreign import BLOCK, CANVAS
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_export import student
-from test_step_graph import random_weights
+from test_export_onnx import student
+from test_graph_step import random_weights
 from torch import Tensor
 
 from export import onnx as command

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_export import student
+from test_export_onnx import student
 
 from export.proof import held_out
 from runtime.errors import UserError

@@ -12,8 +12,8 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_export import student
-from test_step_graph import random_weights
+from test_export_onnx import student
+from test_graph_step import random_weights
 
 from export import onnx as command
 from export import verify

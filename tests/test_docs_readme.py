@@ -1,4 +1,4 @@
-"""What README and pages tell a reader to type, to open or to look at exists. test_docs.py runs the commands."""
+"""What README and pages tell a reader to type, to open or to look at exists. test_docs_commands.py runs them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from runtime.engines.ort.ort_backend import OrtBackend
 BOUND = 1e-3  # relative, of a layer's mean norm; right products keep within 3e-4, saturating ones are 5e-3 off or more
 REPORT = """
 from pathlib import Path
-from tests.emulated import describe_cpu
+from tests.support.emulated import describe_cpu
 Path({file!r}).write_text(json.dumps(describe_cpu()), encoding="utf-8")
 """
 

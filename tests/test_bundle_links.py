@@ -13,7 +13,7 @@ import foreign
 import onnx
 import pytest
 import torch
-from test_export import student
+from test_export_onnx import student
 
 from export import onnx as onnx_export
 from export import verify

@@ -1,4 +1,4 @@
-"""The numbered samples run as they stand, and are short. `4_serve.py` is run by test_serve_command.py."""
+"""The numbered samples run as they stand, and are short. `4_serve.py` is run by test_server_command.py."""
 
 from __future__ import annotations
 

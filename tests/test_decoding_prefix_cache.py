@@ -13,8 +13,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from speaking import byte_tokenizer, saved, speaker, speaking_bundle
-from test_slots import Bounded, told
-from test_step_graph import pair
+from test_decoding_batch import Bounded, told
+from test_graph_step import pair
 from tiny import BLOCK, MASK
 
 from runtime import load

@@ -1,6 +1,6 @@
 """A device that is none: its tensors lie in this memory, but mixed with others they are refused as a GPU's would be.
 
-python tests/far.py '["train.teacher --out a.pt", ...]'    runs the commands with that device
+python tests/support/far.py '["train.teacher --out a.pt", ...]'    runs the commands with that device
 """
 
 from __future__ import annotations
@@ -105,5 +105,5 @@ def main(lines: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     sys.exit(main(json.loads(sys.argv[1])))

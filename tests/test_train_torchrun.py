@@ -18,7 +18,7 @@ from train import collect, distill, open_checkpoint, teacher
 from train.data.batches import Example, Stream
 from train.trainer import resume, training_loop
 
-RANKS = Path(__file__).parent / "ranks.py"
+RANKS = Path(__file__).parent / "support" / "ranks.py"
 SHAPE = (
     "--width 16 --layers 2 --heads 2 --kv-heads 1 --head-dim 8 --ffn 20 --vocab 270 --block 4 --canvas 12 --context 64"
 )
@@ -60,14 +60,14 @@ def together(
 ) -> subprocess.CompletedProcess[str]:
     """Runs commands in several processes, of which one may be killed: RANK:STEP.
 
-    script: by tests/ranks.py, which logs every update; otherwise a single command as users start it.
+    script: by tests/support/ranks.py, which logs every update; otherwise a single command as users start it.
     """
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     start += [str(RANKS), json.dumps(commands)] if script else ["-m", *commands[0].split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"KILL": kill} if kill else {})
     begun = subprocess.Popen(
         start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=RANKS.parent.parent,
+        cwd=RANKS.parents[2],
     )  # fmt: skip
     try:
         out, err = begun.communicate(timeout=120)
