@@ -16,7 +16,7 @@ from train import open_checkpoint
 from train.cli_options import add_directory_options, add_top_k_option, overrides_of
 from train.torch_backend import limit_threads
 
-from .bundle_contract import CAPACITY, check_template, default_out, exported_contract
+from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
 from .graph.ort_graph import WEIGHT_DTYPES, write_ort_graph
 from .proof.compare import Check
 from .proof.prove import WHOLE, prove

@@ -13,8 +13,8 @@ from runtime.errors import UserError
 from train.cli_options import add_directory_options, add_top_k_option
 
 from .trt_engines.from_bundle import from_bundle
+from .trt_engines.gpu_support import LEAST_CAPABILITY, check_library, find_library
 from .trt_engines.report import BuildReport
-from .trt_engines.targets import LEAST_CAPABILITY, check_library, find_library
 
 TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
 

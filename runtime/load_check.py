@@ -193,8 +193,8 @@ def _run(backend: Any) -> None:
     """One forward over one token."""
     import numpy as np
 
+    from .decoding.block_layout import room_for_answer
     from .decoding.loop import Request, steps
-    from .decoding.positions import room_for_answer
 
     contract = backend.contract
     special = {contract.mask_id, contract.pad_id, *contract.eos_ids}

@@ -14,8 +14,8 @@ from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
 from .decoding import loop
 from .decoding.batch import Step
+from .decoding.block_layout import check_room, check_suffix, room_before_suffix, room_for_answer
 from .decoding.loop import Request, Threshold
-from .decoding.positions import check_room, check_suffix, room_before_suffix, room_for_answer
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
 from .decoding.sampling import check_sampling, sampler

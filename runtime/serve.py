@@ -49,7 +49,7 @@ def serve(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
 
         from .server.app import make_app
-        from .server.wire import make_server
+        from .server.connection_limits import make_server
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve]'") from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")

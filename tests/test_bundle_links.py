@@ -17,7 +17,7 @@ from test_export_onnx import student
 
 from export import onnx as onnx_export
 from export import verify
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from runtime.bundle import store, trust_records
 from runtime.contract import GateSpec

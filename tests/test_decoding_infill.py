@@ -21,8 +21,8 @@ from export.proof.compare import compare
 from runtime import generate as command
 from runtime import load
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
+from runtime.decoding.block_layout import room_before_suffix
 from runtime.decoding.loop import Request, generate, generate_batch, steps
-from runtime.decoding.positions import room_before_suffix
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from train.storage.student_pt import save

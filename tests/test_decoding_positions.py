@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from runtime.decoding.positions import (  # fmt: skip
+from runtime.decoding.block_layout import (  # fmt: skip
     blocks_for,
     check_ids,
     check_room,

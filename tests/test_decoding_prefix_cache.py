@@ -20,8 +20,8 @@ from tiny import BLOCK, MASK
 from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
+from runtime.decoding.block_layout import committed_prompt, prompt_visible, reusable
 from runtime.decoding.loop import Request, generate
-from runtime.decoding.positions import committed_prompt, prompt_visible, reusable
 from runtime.decoding.prefix_cache import Session
 from runtime.decoding.request_state import Result
 from runtime.errors import NumericalError, UserError

@@ -17,9 +17,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from export import bundle_contract, verify
+from export import contract_from_checkpoint, verify
 from export import onnx as command
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof import held_out
 from export.proof.compare import Distance, Parity, worst
@@ -334,4 +334,4 @@ def test_a_bundle_is_written_where_a_user_looks(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "linked").symlink_to(f"{HUB}/0a1b")
     monkeypatch.chdir(tmp_path)
-    assert str(bundle_contract.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())
+    assert str(contract_from_checkpoint.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())

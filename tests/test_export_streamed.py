@@ -26,7 +26,7 @@ from test_graph_step import random_weights
 from torch import Tensor
 
 from export import onnx as command
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.by_layer import by_layer

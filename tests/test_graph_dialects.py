@@ -19,7 +19,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph import step_graph
 from export.graph.dialect_standard import PLAIN, rms_norm
 from export.proof.compare import TIE, SideBySide, compare

@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.dialect_ort import LARGE, likeliest
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare

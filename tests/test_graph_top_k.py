@@ -16,7 +16,7 @@ import torch
 from test_graph_step import forwards
 from test_proof_parity import Damaged, looked_at
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.graph_writer import write_graph
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace

@@ -14,7 +14,7 @@ import torch
 from foreign import BLOCK, CANVAS, Stock
 from slow_decode import Rule, slow_decode
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from runtime.backend import Forward
 from runtime.contract import Contract

@@ -19,7 +19,7 @@ import tiny
 import torch
 from onnx import TensorProto, helper
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph import step_graph
 from runtime import bench, generate, load
 from runtime.bundle.manifest import Engine, read

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.compare import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative

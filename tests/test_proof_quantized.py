@@ -17,7 +17,7 @@ from test_graph_step import random_weights
 
 from export import onnx as command
 from export import verify
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare

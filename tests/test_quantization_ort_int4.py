@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_graph_step import random_weights
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.quantization.ort_int4 import BLOCK, Int4Linear, dequantize, in_pairs, quantize
 from runtime.engines.ort.no_telemetry import ort

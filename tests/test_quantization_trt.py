@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.proof.held_out import held_out_requests
 from export.quantization.trt_formats import TRT_FORMATS, TrtFormat
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from runtime.backend import Forward
-from runtime.decoding.positions import check_room, prompt_visible
+from runtime.decoding.block_layout import check_room, prompt_visible
 from runtime.engines.trt.chunked_prefill import cuts, pieces
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError

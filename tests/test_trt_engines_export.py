@@ -23,14 +23,14 @@ from trt_student import LIBRARY, plan, student
 from export import trt as command
 from export import verify
 from export.proof import compare
-from export.trt_engines import add_to_bundle, targets
+from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, missing
 from export.trt_engines.from_bundle import graphs
 from export.trt_engines.from_checkpoint import beside
+from export.trt_engines.gpu_support import TrtLibrary, libraries
 from export.trt_engines.plan import Asked, Plan
 from export.trt_engines.report import BuildReport
-from export.trt_engines.targets import TrtLibrary, libraries
 from runtime import generate as run
 from runtime.bundle import trust_records
 from runtime.bundle.store import Engine, read, sha256
@@ -298,7 +298,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(made)
     if "tensorrt" in options:
-        monkeypatch.setattr(targets, "find_spec", lambda name: None)
+        monkeypatch.setattr(gpu_support, "find_spec", lambda name: None)
     before = sorted(made.iterdir())
     assert command.main(options) == 2
     out, err = capsys.readouterr()
@@ -329,16 +329,16 @@ def test_the_commands_for_a_jetson_are_understood() -> None:
 
 
 def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(targets, "find_spec", lambda name: None)
-    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
-    assert targets.install_line("rtx") == "pip install 'blockstep[rtx]'"
-    line = targets.install_line("tensorrt")
+    monkeypatch.setattr(gpu_support, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_support.platform, "machine", lambda: "x86_64")
+    assert gpu_support.install_line("rtx") == "pip install 'blockstep[rtx]'"
+    line = gpu_support.install_line("tensorrt")
     assert line.startswith("pip install 'blockstep[trt]'") and "driver 580" in line and "tensorrt-cu12" in line
-    monkeypatch.setattr(targets, "JETSON", tmp_path)
-    assert targets.install_line("tensorrt").startswith("on a Jetson: sudo apt-get install python3-libnvinfer, then")
+    monkeypatch.setattr(gpu_support, "JETSON", tmp_path)
+    assert gpu_support.install_line("tensorrt").startswith("on a Jetson: sudo apt-get install python3-libnvinfer, then")
 
 
 def test_the_dialect_is_what_the_installed_tensorrt_takes() -> None:
     versions = {"10.3.0": "plain", "10.13.3.9": "plain", "10.15.1": "trt", "11.0": "trt"}
     assert {version: TrtLibrary("tensorrt", version, ()).dialects()[0] for version in versions} == versions
-    assert targets.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)
+    assert gpu_support.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)

@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 
 from trt_student import graph, plan, student
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.quantization.trt_qdq import products, quantize_for_trt
@@ -29,10 +29,10 @@ from export.trt_engines.builder import (
     parse_network,
     profiles_for,
 )
+from export.trt_engines.gpu_support import libraries
 from export.trt_engines.graphs import GraphRecipe, Graphs
 from export.trt_engines.parsed_network import kind, layers, without_unit_scales
 from export.trt_engines.plan import check_network
-from export.trt_engines.targets import libraries
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 from train.open_checkpoint import load

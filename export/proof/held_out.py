@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.contract import Contract
+from runtime.decoding.block_layout import room_for_answer
 from runtime.decoding.loop import Request
-from runtime.decoding.positions import room_for_answer
 from runtime.errors import UserError
 from train import tasks
 from train.data import prompts

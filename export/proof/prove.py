@@ -12,8 +12,8 @@ import onnx
 
 from export.quantization.ort_formats import OrtFormats
 from runtime.contract import Contract
+from runtime.decoding.block_layout import room_for_answer
 from runtime.decoding.loop import Request
-from runtime.decoding.positions import room_for_answer
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes

@@ -15,8 +15,8 @@ from typing import Any
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 
+from .gpu_support import libraries
 from .parsed_network import Network, inspect, without_unit_scales
-from .targets import libraries
 
 NEEDS_DECOMPOSING = "dedicated kernel"  # what TensorRT says of an attention that it has no fused kernel for
 Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, one pair a profile

@@ -14,9 +14,9 @@ from runtime.errors import UserError
 
 from .add_to_bundle import TargetBundle, add, missing
 from .builder import parse_network
+from .gpu_support import TrtLibrary
 from .plan import Asked, Plan, planned
 from .report import BuildReport
-from .targets import TrtLibrary
 
 
 def from_bundle(args: argparse.Namespace, library: TrtLibrary, report: BuildReport) -> Path:

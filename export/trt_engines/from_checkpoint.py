@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.bundle_contract import check_template, default_out, exported_contract
+from export.contract_from_checkpoint import check_template, default_out, exported_contract
 from export.provenance import EXPORTER, provenance
 from export.staging import report_write_errors, working_folder
 from runtime.bundle.store import Bundle, Engine, check_place
@@ -19,10 +19,10 @@ from train.cli_options import overrides_of
 from train.torch_backend import limit_threads
 
 from .add_to_bundle import TargetBundle, add, missing
+from .gpu_support import TrtLibrary
 from .graphs import GraphRecipe, Graphs
 from .plan import Asked, Plan, planned
 from .report import BuildReport
-from .targets import TrtLibrary
 
 PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 

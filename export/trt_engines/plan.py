@@ -13,8 +13,8 @@ from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import UserError
 
 from .builder import BuilderSettings, Profiles, profiles_for
+from .gpu_support import TrtLibrary, check_precision, choose_targets
 from .parsed_network import Network
-from .targets import TrtLibrary, check_precision, choose_targets
 
 AMPERE = 80  # the least compute capability of engines that are not bound to one
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ..backend import Backend, Ints
 from ..contract import Contract, GateSpec
 from .batch import Batch, Step
+from .block_layout import check_ids, check_room, check_suffix, positions_for
 from .gate import Gate
-from .positions import check_ids, check_room, check_suffix, positions_for
 from .request_state import NOTHING, Progress, Result
 from .sampling import check_sampling, sampler
 

@@ -9,8 +9,8 @@ import numpy as np
 from ..backend import Backend, Ints
 from ..contract import GateSpec
 from .batch import Batch, Step
+from .block_layout import check_reuse, reusable
 from .loop import Beginning, Request, Threshold
-from .positions import check_reuse, reusable
 from .request_state import NOTHING, Progress
 
 

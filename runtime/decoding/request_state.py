@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .positions import committed_prompt, prompt_visible
+from .block_layout import committed_prompt, prompt_visible
 from .sampling import Sampler
 
 NOTHING = np.zeros(0, np.int64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..backend import Backend, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding import loop
-from ..decoding.positions import committed_prompt, prompt_visible
+from ..decoding.block_layout import committed_prompt, prompt_visible
 from ..model import Model
 
 

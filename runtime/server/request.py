@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Ints
+from ..decoding.block_layout import check_ids, check_room
 from ..decoding.loop import Request
-from ..decoding.positions import check_ids, check_room
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model, token_ids

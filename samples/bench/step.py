@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from export import bundle_contract
+from export import contract_from_checkpoint
 from export.graph import ort_graph
 from runtime.perf.data_sheets import Device
 from runtime.perf.op_counts import PRECISIONS, ModelShape, Pass
@@ -72,7 +72,7 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
 def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
     """This project in every precision that export.onnx writes."""
     source = standin(plan.shape)
-    contract = bundle_contract.exported_contract(source, LONG)
+    contract = contract_from_checkpoint.exported_contract(source, LONG)
     for precision in ort_graph.WEIGHT_DTYPES:
         name = f"blockstep {precision}"
         if plan.wants(name):

@@ -51,7 +51,7 @@ FAULTS = (
     ),
     Fault(
         "a kept prefix ends inside a block",
-        "runtime/decoding/positions.py",
+        "runtime/decoding/block_layout.py",
         "return short + (most - short) // block * block if most >= short else 0",
         "return most if most >= short else 0",
         "decoding_prefix_cache",
@@ -72,7 +72,7 @@ FAULTS = (
     ),
     Fault(
         "a prompt of prompt alignment is causal by block",
-        "runtime/decoding/positions.py",
+        "runtime/decoding/block_layout.py",
         'if contract.alignment == "prompt":\n        return np.full(length, length, np.int64)',
         'if contract.alignment == "":\n        return np.full(length, length, np.int64)',
         "decoding_cached decoding_loop decoding_prefix_cache masking_all_blocks masking_trajectory_states",

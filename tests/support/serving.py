@@ -18,10 +18,10 @@ from openai import OpenAI
 from runtime.backend import Forward, Proposal
 from runtime.model import Model
 from runtime.server.app import make_app
+from runtime.server.connection_limits import make_server
 from runtime.server.metrics import Counters
 from runtime.server.service import Service
 from runtime.server.sockets import listen, url_of
-from runtime.server.wire import make_server
 from runtime.server.worker_pool import Workers
 
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -8,11 +8,11 @@ from typing import Any
 
 import tiny
 
-from export.bundle_contract import exported_contract
+from export.contract_from_checkpoint import exported_contract
 from export.trt_engines.builder import BuilderSettings
+from export.trt_engines.gpu_support import TrtLibrary
 from export.trt_engines.graphs import GraphRecipe, Graphs
 from export.trt_engines.plan import Asked, Plan
-from export.trt_engines.targets import TrtLibrary
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
 from train.transformer.network import ModelConfig, Transformer, initialize

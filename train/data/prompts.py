@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer as Engine
 
 from runtime.contract import Contract
-from runtime.decoding.positions import check_room
+from runtime.decoding.block_layout import check_room
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train import distributed

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from runtime.backend import Backend
 from runtime.bundle import strict_json
 from runtime.contract import Contract, GateSpec
+from runtime.decoding.block_layout import check_room, room_for_answer
 from runtime.decoding.loop import Request, generate_batch
-from runtime.decoding.positions import check_room, room_for_answer
 from runtime.decoding.request_state import Result
 from runtime.errors import UserError
 from train import tasks

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from runtime.backend import Backend, Bools, Floats, Forward
-from runtime.decoding.positions import committed_prompt, room_for_answer
+from runtime.decoding.block_layout import committed_prompt, room_for_answer
 from train.data.batches import Example
 from train.masking.trajectory_states import block_visible
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.positions import committed_prompt, prompt_visible
+from runtime.decoding.block_layout import committed_prompt, prompt_visible
 from train import distributed
 from train.data.batches import STRIDE
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory

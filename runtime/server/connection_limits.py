@@ -1,4 +1,4 @@
-"""How a server reads from its sockets: a little of each in turn, so that no client's bytes hold up the others'."""
+"""Limits what a server reads from each connection: a little in turn, so that no client's bytes hold up the others'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where blocks lie: the prompt's split into committed tokens and canvas, and what each committed token sees."""
+"""Says where blocks start: how a prompt splits into committed tokens and canvas, and what each committed token sees."""
 
 from __future__ import annotations
 

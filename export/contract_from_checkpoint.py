@@ -1,4 +1,4 @@
-"""Takes from a checkpoint what its bundle needs: the contract, a chat template that renders, a place."""
+"""Makes the contract of a bundle from a checkpoint, and checks what else an export takes from it: template, path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.contract import Contract
-from runtime.decoding.positions import room_for_answer
+from runtime.decoding.block_layout import room_for_answer
 from runtime.errors import UserError
 from runtime.files import in_cache, name_of, named
 from runtime.text import chat_template

@@ -1,4 +1,4 @@
-"""What is there to build with and for: the TensorRT installed, the GPUs it builds for, the precisions those can run."""
+"""Says which GPUs can run which precision, which of them the installed TensorRT builds for, and how to install one."""
 
 from __future__ import annotations
 
