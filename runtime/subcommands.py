@@ -39,19 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Runs a command with the rest of the words. Raises UserError if there is no such command."""
-    if not words or words[0] in ("-h", "--help"):
-        print(help_text())
-        return DONE
-    if words[0] == "--version":
+    """Runs a command with the rest of the words, or lists a group's. Raises UserError if there is no such command."""
+    if words[:1] == ["--version"]:
         print(f"blockstep {installed_version()}")
         return DONE
     for count in (1, 2):
         if (name := " ".join(words[:count])) in COMMANDS:
             return int(import_command(COMMANDS[name][0]).main(list(words[count:])))
-    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
+    rest = words[1:] if group else words
+    if not rest or rest[0] in ("-h", "--help"):
+        print(help_text(group))
+        return DONE
+    names = ", ".join(name for name in COMMANDS if name.startswith(group))
     given = " ".join(words[:2] if group else words[:1])
-    raise UserError(f"{given!r} is not a command; expected one of {', '.join(group or COMMANDS)}; see blockstep --help")
+    raise UserError(f"{given!r} is not a command; expected one of {names}; see blockstep --help")
 
 
 def import_command(module: str) -> ModuleType:
@@ -76,11 +78,12 @@ def import_command(module: str) -> ModuleType:
         ) from None
 
 
-def help_text() -> str:
-    """Returns the list of commands."""
+def help_text(group: str = "") -> str:
+    """Returns the list of all commands, or of a group's, such as `train`."""
     width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items()]
-    head = ["usage: blockstep COMMAND [options]", "", "Distil, export and run block-diffusion language models.", ""]
+    lines = [f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items() if name.startswith(group)]
+    usage = f"usage: blockstep {group} COMMAND [options]".replace("  ", " ")
+    head = [usage, "", "Distil, export and run block-diffusion language models.", ""]
     return "\n".join([*head, *lines, "", "blockstep COMMAND --help lists a command's options and their defaults."])
 
 

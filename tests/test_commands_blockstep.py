@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +40,22 @@ def test_without_a_command_all_of_them_are_listed(capsys: pytest.CaptureFixture[
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("blockstep ")
 
 
+@pytest.mark.parametrize("group", ["train", "export"])
+@pytest.mark.parametrize("option", [[], ["-h"], ["--help"]])
+def test_a_group_alone_lists_its_commands(group: str, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group, *option]) == 0
+    listed = capsys.readouterr().out
+    assert listed.startswith(f"usage: blockstep {group} COMMAND [options]\n")
+    lines = [line.strip() for line in listed.splitlines() if line.startswith("  ")]
+    expected = [(name, what) for name, (_, what) in COMMANDS.items() if name.split()[0] == group]
+    assert [re.split(" {2,}", line) for line in lines] == [list(pair) for pair in expected]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["student.bundle", "a prompt"], "'student.bundle' is not a command; expected one of generate, serve"),
-        (["train"], "'train' is not a command; expected one of train teacher"),
+        (["train", "distil"], "'train distil' is not a command; expected one of train teacher, train collect"),
         (["export", "onxx", "--ckpt"], "'export onxx' is not a command; expected one of export onnx"),
         (["--ckpt"], "'--ckpt' is not a command"),
     ],
