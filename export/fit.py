@@ -84,8 +84,13 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)")
     p.add_argument("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)")
     p.add_argument("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)")
-    p.add_argument("--system-gb", type=float, default=SYSTEM, metavar="GB",
-                   help=f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})")  # fmt: skip
+    p.add_argument(
+        "--system-gb",
+        type=float,
+        default=SYSTEM,
+        metavar="GB",
+        help=f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})",
+    )
     p.add_argument("--json", action="store_true", help="prints one JSON object, sizes in bytes")
     args = p.parse_args(argv)
     for name in ("capacity", "batch"):

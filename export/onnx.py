@@ -24,6 +24,21 @@ from .provenance import provenance
 from .quantization.ort_formats import formats_of
 from .staging import report_write_errors, working_folder
 
+HELP = {  # of the options whose text is longer than their line
+    "out": (
+        "the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache its name in the current "
+        "folder)"
+    ),
+    "precision": (
+        "fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; int4: "
+        "the same, but weights of all layers but the first and last in 5.1 bits, scales included (default fp32)"
+    ),
+    "parity": (
+        "what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest (default "
+        f"auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)"
+    ),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
@@ -33,15 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog=program("export.onnx"), description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
     p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
-    p.add_argument("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with "
-        ".bundle, of one in a cache its name in the current folder)")  # fmt: skip
-    p.add_argument("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32",
-        help="fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; "
-        "int4: the same, but weights of all layers but the first and last in 5.1 bits, scales included "
-        "(default fp32)")  # fmt: skip
-    p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto",
-        help="what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest "
-        f"(default auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)")  # fmt: skip
+    p.add_argument("--out", type=Path, help=HELP["out"])
+    p.add_argument("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32", help=HELP["precision"])
+    p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"])
     p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
     add_top_k_option(p)
     p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")

@@ -32,6 +32,14 @@ def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str
 def shape_of_model(model: ModelConfig) -> ModelShape:
     """Returns the sizes and counts that decide what a forward pass costs."""
     return ModelShape(
-        model.width, model.layers, model.heads, model.kv_heads, model.head_dim, model.ffn, model.vocab, model.tied,
-        model.qk_norm, model.qkv_bias,
-    )  # fmt: skip
+        model.width,
+        model.layers,
+        model.heads,
+        model.kv_heads,
+        model.head_dim,
+        model.ffn,
+        model.vocab,
+        model.tied,
+        model.qk_norm,
+        model.qkv_bias,
+    )

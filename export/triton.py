@@ -26,10 +26,17 @@ from .staging import check_disk_space, report_write_errors, working_folder
 
 MODEL = Path(__file__).with_name("triton_model.py")
 INPUTS = {  # each may be left out
-    "text_input": ("TYPE_STRING", 1), "input_ids": ("TYPE_INT64", -1), "max_tokens": ("TYPE_INT32", 1),
-    "threshold": ("TYPE_FP64", 1), "stream": ("TYPE_BOOL", 1),
-}  # fmt: skip
+    "text_input": ("TYPE_STRING", 1),
+    "input_ids": ("TYPE_INT64", -1),
+    "max_tokens": ("TYPE_INT32", 1),
+    "threshold": ("TYPE_FP64", 1),
+    "stream": ("TYPE_BOOL", 1),
+}
 OUTPUTS = {"text_output": ("TYPE_STRING", 1), "finish_reason": ("TYPE_STRING", 1)}
+HELP = {  # of the options whose text is longer than their line
+    "out": "the model repository; other models in it stay (default: models)",
+    "workers": "requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog=program("export.triton"),
+    p = Parser(
+        prog=program("export.triton"),
         description="Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither "
-        "torch nor Triton.")  # fmt: skip
+        "torch nor Triton.",
+    )
     add = p.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
-    add("--out", type=Path, default=Path("models"), metavar="REPOSITORY",
-        help="the model repository; other models in it stay (default: models)")  # fmt: skip
+    add("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"])
     add("--name", help="the model's name in it (default: the bundle's name)")
     add("--replace", action="store_true", help="replace a model of that name (default: it is refused)")
-    add("--workers", type=positive, metavar="N",
-        help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
+    add("--workers", type=positive, metavar="N", help=HELP["workers"])
     add("--json", action="store_true", help="print one JSON object; everything else goes to stderr")
     add_engine_options(p)
     return p.parse_args(argv)
@@ -107,9 +114,13 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
 def parameters(args: argparse.Namespace) -> dict[str, str]:
     """What `triton_model.py` loads the bundle with; options that were not given are left out."""
     given = {
-        "engine": args.engine, "device": args.device, "threads": args.threads, "verify": args.verify,
-        "trust_engine": str(args.trust_engine).lower(), "workers": args.workers,
-    }  # fmt: skip
+        "engine": args.engine,
+        "device": args.device,
+        "threads": args.threads,
+        "verify": args.verify,
+        "trust_engine": str(args.trust_engine).lower(),
+        "workers": args.workers,
+    }
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
@@ -122,11 +133,15 @@ def config(name: str, values: Mapping[str, str]) -> str:
     outputs = [_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]
     told = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
     lines = [
-        f'name: "{name}"', 'backend: "python"', "max_batch_size: 0", "model_transaction_policy { decoupled: true }",
-        *inputs, *outputs,
+        f'name: "{name}"',
+        'backend: "python"',
+        "max_batch_size: 0",
+        "model_transaction_policy { decoupled: true }",
+        *inputs,
+        *outputs,
         "instance_group { count: 1 kind: KIND_MODEL }  # another instance is another process with the weights again",
         *told,
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -41,9 +41,13 @@ class TritonPythonModel:
         told = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
         threads, workers = (int(told[name]) if name in told else None for name in ("threads", "workers"))
         model = load(
-            Path(__file__).parent / "bundle", engine=told.get("engine"), threads=threads, verify=told["verify"],
-            device=told["device"], trust_engine=told["trust_engine"] == "true",
-        )  # fmt: skip
+            Path(__file__).parent / "bundle",
+            engine=told.get("engine"),
+            threads=threads,
+            verify=told["verify"],
+            device=told["device"],
+            trust_engine=told["trust_engine"] == "true",
+        )
         models = worker_models(model, workers)
         self._idle: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for each in models:
@@ -102,8 +106,10 @@ def read_request(request: Any) -> TritonRequest:
     max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
-        None if max_tokens is None else int(max_tokens), None if threshold is None else float(threshold), bool(stream),
-    )  # fmt: skip
+        None if max_tokens is None else int(max_tokens),
+        None if threshold is None else float(threshold),
+        bool(stream),
+    )
 
 
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:

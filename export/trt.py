@@ -17,6 +17,37 @@ from .trt_engines.gpu_support import LEAST_CAPABILITY, check_library, find_libra
 from .trt_engines.report import BuildReport
 
 TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
+HELP = {  # of the options whose text is longer than their line
+    "bundle": (
+        "instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor the "
+        "checkpoint"
+    ),
+    "out": (
+        "the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache its name in the current "
+        "folder)"
+    ),
+    "precision": (
+        "fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, with "
+        "fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
+        "there and run here)"
+    ),
+    "dialect": (
+        "operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones (default "
+        "auto: trt where what is installed takes it)"
+    ),
+    "capacity": (
+        "most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default 1024 "
+        "or the context)"
+    ),
+    "graph-only": "write the ONNX graph alone, for --bundle on another machine; needs no TensorRT",
+    "flavor": (
+        "tensorrt: builds on the GPU that the engine is for; rtx: TensorRT for RTX, builds without a GPU (default "
+        "auto: what is installed, the former first)"
+    ),
+    "compute-capability": "rtx: GPUs to build for, such as 86 89 120 (default: all it knows that run the precision)",
+    "optimization-level": "tensorrt: 0 builds soonest, 5 searches longest (default: the library's, 3)",
+    "hardware-compatibility": "tensorrt: all GPUs from Ampere (SM80) on run the engine, more slowly",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog=program("export.trt"),
+    p = Parser(
+        prog=program("export.trt"),
         description="Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
-        "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay.")  # fmt: skip
+        "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay.",
+    )
     add_what(p)
     add_builder(p.add_argument_group("the builder"))
     add_directory_options(p)
@@ -39,43 +72,27 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_what(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory")
-    add("--bundle", type=Path, metavar="DIR",
-        help="instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor "
-        "the checkpoint")  # fmt: skip
-    add("--out", type=Path, help="the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache "
-        "its name in the current folder)")  # fmt: skip
-    add("--precision", choices=tuple(LEAST_CAPABILITY),
-        help="fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, "
-        "with fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
-        "there and run here)")  # fmt: skip
-    add("--dialect", choices=("auto", *TRT_DIALECTS), default="auto",
-        help="operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones "
-        "(default auto: trt where what is installed takes it)")  # fmt: skip
-    add("--capacity", type=int, nargs="+", metavar="N",
-        help="most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default "
-        "1024 or the context)")  # fmt: skip
+    add("--bundle", type=Path, metavar="DIR", help=HELP["bundle"])
+    add("--out", type=Path, help=HELP["out"])
+    add("--precision", choices=tuple(LEAST_CAPABILITY), help=HELP["precision"])
+    add("--dialect", choices=("auto", *TRT_DIALECTS), default="auto", help=HELP["dialect"])
+    add("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"])
     add("--batch", type=int, metavar="N", help="sequences of a forward (default 1)")
     add_top_k_option(p)
     add("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)")
     add("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64")
-    add("--graph-only", action="store_true",
-        help="write the ONNX graph alone, for --bundle on another machine; needs no TensorRT")  # fmt: skip
+    add("--graph-only", action="store_true", help=HELP["graph-only"])
     add("--json", action="store_true", help="prints one JSON object; everything else goes to stderr")
 
 
 def add_builder(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto",
-        help="tensorrt: builds on the GPU that the engine is for; rtx: TensorRT for RTX, builds without a GPU (default "
-        "auto: what is installed, the former first)")  # fmt: skip
-    add("--compute-capability", type=int, nargs="+", default=[], metavar="SM",
-        help="rtx: GPUs to build for, such as 86 89 120 (default: all it knows that run the precision)")  # fmt: skip
+    add("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto", help=HELP["flavor"])
+    add("--compute-capability", type=int, nargs="+", default=[], metavar="SM", help=HELP["compute-capability"])
     add("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)")
-    add("--optimization-level", type=int, choices=range(6), metavar="0..5",
-        help="tensorrt: 0 builds soonest, 5 searches longest (default: the library's, 3)")  # fmt: skip
+    add("--optimization-level", type=int, choices=range(6), metavar="0..5", help=HELP["optimization-level"])
     add("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too")
-    add("--hardware-compatibility", action="store_true",
-        help="tensorrt: all GPUs from Ampere (SM80) on run the engine, more slowly")  # fmt: skip
+    add("--hardware-compatibility", action="store_true", help=HELP["hardware-compatibility"])
     add("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to")
 
 

@@ -19,6 +19,20 @@ from .text.chat_template import check_arguments
 
 T = TypeVar("T")
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+HELP = {  # of the options whose text is longer than their line
+    "engine": "an engine of the bundle, or ort or trt: the first such that runs here (default: ort)",
+    "device": "where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)",
+    "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
+    "verify": (
+        "check the files' hashes, and try them in a process of their own, at their first load or always (default: "
+        "first)"
+    ),
+    "trust-engine": "load a TensorRT engine that this machine did not build: native code, which runs as you",
+    "template-args": (
+        "arguments of the chat template, as in '{\"enable_thinking\": false}' (default: those that the bundle "
+        "carries, a family's own or given to its export, which the C library and Triton apply too)"
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,24 +89,16 @@ def print_json(values: Mapping[str, Any]) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that loads a bundle."""
     add = parser.add_argument
-    add("--engine", metavar="NAME",
-        help="an engine of the bundle, or ort or trt: the first such that runs here (default: ort)")  # fmt: skip
-    add("--device", choices=ORT_DEVICES, default="cpu",
-        help="where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="threads of the engine (default: the physical cores within the CPU "
-        "quota; of a small int8 engine 1)")  # fmt: skip
-    add("--verify", choices=("first", "always"), default="first",
-        help="check the files' hashes, and try them in a process of their own, at their first load or always "
-        "(default: first)")  # fmt: skip
-    add("--trust-engine", action="store_true",
-        help="load a TensorRT engine that this machine did not build: native code, which runs as you")  # fmt: skip
+    add("--engine", metavar="NAME", help=HELP["engine"])
+    add("--device", choices=ORT_DEVICES, default="cpu", help=HELP["device"])
+    add("--threads", type=int, metavar="N", help=HELP["threads"])
+    add("--verify", choices=("first", "always"), default="first", help=HELP["verify"])
+    add("--trust-engine", action="store_true", help=HELP["trust-engine"])
 
 
 def add_template_option(parser: argparse.ArgumentParser) -> None:
     """Adds --template-args, of commands that put prompts into a chat template."""
-    parser.add_argument("--template-args", type=json_object, metavar="JSON",
-        help='arguments of the chat template, as in \'{"enable_thinking": false}\' (default: those that the bundle '
-        "carries, a family's own or given to its export, which the C library and Triton apply too)")  # fmt: skip
+    parser.add_argument("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -110,9 +116,14 @@ def json_object(text: str) -> dict[str, Any]:
 def load_model(args: argparse.Namespace) -> Model:
     """The model of a bundle as those options say."""
     return load(
-        args.bundle, engine=args.engine, threads=args.threads, verify=args.verify, device=args.device,
-        trust_engine=args.trust_engine, template_args=getattr(args, "template_args", None),
-    )  # fmt: skip
+        args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        verify=args.verify,
+        device=args.device,
+        trust_engine=args.trust_engine,
+        template_args=getattr(args, "template_args", None),
+    )
 
 
 def _say(error: Exception, code: int) -> int:

@@ -16,6 +16,19 @@ from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import summary, view, watched
 
+HELP = {  # of the options whose text is longer than their line
+    "suffix": (
+        "what follows: answered are the --max-new-tokens positions before it, by default as many as a block holds "
+        "with it (a full model: its canvas)"
+    ),
+    "temperature": (
+        "draws tokens from softmax(log p / T), T above 0 to 5; needs a bundle exported with --top-k (default: 0, the "
+        "best tokens)"
+    ),
+    "seed": "of the draws: with the same one the same answer (default: drawn; --json and --show tell it)",
+    "commit": "whether a finished block's forward is shared with the next canvas (default: fused)",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
@@ -29,9 +42,15 @@ def generate(args: argparse.Namespace) -> int:
     model = load_model(args)
     loaded = time.perf_counter() - started
     steps: Iterator[Step] = model.steps(
-        prompt, max_new_tokens=args.max_new_tokens, threshold=args.threshold, fused=args.commit == "fused",
-        raw=args.raw, suffix=args.suffix, temperature=args.temperature, seed=args.seed,
-    )  # fmt: skip
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        threshold=args.threshold,
+        fused=args.commit == "fused",
+        raw=args.raw,
+        suffix=args.suffix,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
@@ -101,17 +120,11 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end")
     add("--token-ids", metavar="1,2,3", help="token ids in place of a text")
     add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)")
-    add("--suffix", default="", metavar="TEXT",
-        help="what follows: answered are the --max-new-tokens positions before it, by default as many as a block holds "
-        "with it (a full model: its canvas)")  # fmt: skip
+    add("--suffix", default="", metavar="TEXT", help=HELP["suffix"])
     add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
-    add("--temperature", type=float, default=0.0, metavar="T",
-        help="draws tokens from softmax(log p / T), T above 0 to 5; needs a bundle exported with --top-k (default: 0, "
-        "the best tokens)")  # fmt: skip
-    add("--seed", type=int, metavar="N",
-        help="of the draws: with the same one the same answer (default: drawn; --json and --show tell it)")  # fmt: skip
-    add("--commit", choices=("fused", "separate"), default="fused",
-        help="whether a finished block's forward is shared with the next canvas (default: fused)")  # fmt: skip
+    add("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"])
+    add("--seed", type=int, metavar="N", help=HELP["seed"])
+    add("--commit", choices=("fused", "separate"), default="fused", help=HELP["commit"])
     add("--raw", action="store_true", help="leave the bundle's chat template out")
     add("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary")
     add("--json", action="store_true", help="print one JSON object with the counts and the times in seconds")

@@ -67,10 +67,14 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     seconds, package = SECONDS + size // RATE, sys.modules[__package__]
     asked = {
         "path": [entry for entry in sys.path if isinstance(entry, str)],  # imports heed no others
-        "start": package.__file__, "package": list(package.__path__), "bundle": str(bundle.path.absolute()),
-        "engine": engine.name if engine else None, "threads": threads, "seconds": seconds,
+        "start": package.__file__,
+        "package": list(package.__path__),
+        "bundle": str(bundle.path.absolute()),
+        "engine": engine.name if engine else None,
+        "threads": threads,
+        "seconds": seconds,
         "bytes": MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1),
-    }  # fmt: skip
+    }
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:

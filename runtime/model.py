@@ -162,9 +162,15 @@ class Model:
         return replace(own, _session=Session(own.backend, own.gate))
 
     def request(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None, raw: bool = False, suffix: Prompt = "",
-        temperature: float = 0.0, seed: int | None = None,
-    ) -> Request:  # fmt: skip
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        raw: bool = False,
+        suffix: Prompt = "",
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Request:
         """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request.
 
         A seed is drawn where one is needed and none was given.

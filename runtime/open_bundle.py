@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | Path, *, engine: str | None = None, threads: int | None = None, verify: str = "first",
-    device: str = "cpu", trust_engine: bool = False, template_args: Mapping[str, Any] | None = None,
-) -> Model:  # fmt: skip
+    path: str | Path,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    verify: str = "first",
+    device: str = "cpu",
+    trust_engine: bool = False,
+    template_args: Mapping[str, Any] | None = None,
+) -> Model:
     """Opens the model in a bundle's folder, ready to generate.
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the

@@ -25,6 +25,14 @@ from .perf.local_cpu import bandwidth, measure_processor
 from .perf.op_counts import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
 
 WARMUP = 3  # steps before those that are timed
+PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
+HELP = {  # of the options whose text is longer than their line
+    "devices": f"of {', '.join(DEVICES)} and local, this processor (default: all)",
+    "shape": f"a shape in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
+    "precision": "of the weights; steps are measured in the engine's own alone (default: that, or fp16)",
+    "answer": "positions that full diffusion runs behind the prompt, which is --past long (default: 256)",
+    "tokens-per-forward": "that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,10 +114,15 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
         seconds = timed(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
         found = percentiles(1000 * seconds)
         yield {
-            "past": past, "block": contract.block, "gb_per_second": speed, "memory_ms": memory, "compute_ms": compute,
-            "predicted_ms": max(memory, compute), "measured_ms": asdict(found),
+            "past": past,
+            "block": contract.block,
+            "gb_per_second": speed,
+            "memory_ms": memory,
+            "compute_ms": compute,
+            "predicted_ms": max(memory, compute),
+            "measured_ms": asdict(found),
             "measured_over_predicted": found.median / max(memory, compute),
-        }  # fmt: skip
+        }
 
 
 def report(values: dict[str, Any]) -> Iterator[str]:
@@ -166,8 +179,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_questions(parser)
     add = parser.add_argument
-    add("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...",
-        help=f"of {', '.join(DEVICES)} and local, this processor (default: all)")  # fmt: skip
+    add("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...", help=HELP["devices"])
     add("--plot", type=Path, metavar="FILE.png", help="draw the roofs and the first batch's points (needs matplotlib)")
     add("--repeat", type=int, default=20, metavar="N", help="times each step of the bundle (default: 20)")
     add("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations a second")
@@ -177,23 +189,19 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """Options of what is asked: a model, and how it is decoded."""
-    add, pairs = parser.add_argument, "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
+    add = parser.add_argument
     model = parser.add_mutually_exclusive_group()
     model.add_argument("bundle", nargs="?", metavar="BUNDLE", help="whose model it is, and whose steps are measured")
     model.add_argument("--model", choices=tuple(SHAPES), help=f"a published shape (default: {next(iter(SHAPES))})")
-    model.add_argument("--shape", type=expect(parse_shape, pairs), metavar="NAME=N,...",
-        help=f"a shape in numbers, such as {pairs}; also tied, qk_norm, qkv_bias, each true or false")  # fmt: skip
-    add("--precision", choices=tuple(PRECISIONS),
-        help="of the weights; steps are measured in the engine's own alone (default: that, or fp16)")  # fmt: skip
+    model.add_argument("--shape", type=expect(parse_shape, PAIRS), metavar="NAME=N,...", help=HELP["shape"])
+    add("--precision", choices=tuple(PRECISIONS), help=HELP["precision"])
     add("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)")
-    add("--answer", type=int, default=256, metavar="N",
-        help="positions that full diffusion runs behind the prompt, which is --past long (default: 256)")  # fmt: skip
-    add("--batches", type=expect(parse_counts, "counts such as 1,8,64"), default=(1, 8, 64), metavar="N,...",
-        help="sequences at once (default: 1,8,64)")  # fmt: skip
-    add("--blocks", type=expect(parse_counts, "sizes such as 4,16,32"), default=(4, 16, 32), metavar="N,...",
-        help="tokens a block (default: 4,16,32)")  # fmt: skip
-    add("--tokens-per-forward", type=float, default=2.3, metavar="T",
-        help="that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)")  # fmt: skip
+    add("--answer", type=int, default=256, metavar="N", help=HELP["answer"])
+    counts = expect(parse_counts, "counts such as 1,8,64")
+    add("--batches", type=counts, default=(1, 8, 64), metavar="N,...", help="sequences at once (default: 1,8,64)")
+    sizes = expect(parse_counts, "sizes such as 4,16,32")
+    add("--blocks", type=sizes, default=(4, 16, 32), metavar="N,...", help="tokens a block (default: 4,16,32)")
+    add("--tokens-per-forward", type=float, default=2.3, metavar="T", help=HELP["tokens-per-forward"])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 
 SWITCH = 0.0005  # seconds that one thread may keep the others waiting, so that health checks pass busy ones
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+HELP = {  # of the options whose text is longer than their line
+    "allow-host": (
+        "a further name that clients call a loopback address by, as behind a proxy; its port and case are ignored"
+    ),
+    "workers": "requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)",
+    "adaptive-threshold": (
+        "threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the other "
+        "with a full queue (default: the bundle's, always)"
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,9 +93,16 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     workers = Workers(models, args.queue, threshold)
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
-        model, served_name(args), workers, Counters(workers, threshold or own), args.max_tokens, args.max_body << 10,
-        (*LOCAL, args.host, *args.allow_host) if is_local(args.host) else None, keys, args.log_prompts,
-    )  # fmt: skip
+        model,
+        served_name(args),
+        workers,
+        Counters(workers, threshold or own),
+        args.max_tokens,
+        args.max_body << 10,
+        (*LOCAL, args.host, *args.allow_host) if is_local(args.host) else None,
+        keys,
+        args.log_prompts,
+    )
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:
@@ -111,19 +128,14 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
-    add("--allow-host", action="append", type=allowed, default=[], metavar="NAME",
-        help="a further name that clients call a loopback address by, as behind a proxy; its port and case are "
-        "ignored")  # fmt: skip
+    add("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"])
     add("--name", help="what clients call the model (default: the bundle's name)")
-    add("--workers", type=positive, metavar="N",
-        help="requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)")  # fmt: skip
+    add("--workers", type=positive, metavar="N", help=HELP["workers"])
     add("--queue", type=positive, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)")
     add("--max-tokens", type=positive, metavar="N", help="new tokens of a request (default: the room in the cache)")
     add("--max-body", type=positive, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)")
     add("--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)")
-    add("--adaptive-threshold", metavar="LOW:HIGH",
-        help="threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the "
-        "other with a full queue (default: the bundle's, always)")  # fmt: skip
+    add("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"])
     add("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)")
     add("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)")
     add("--json", action="store_true", help="print one JSON object with the URL once it listens")

@@ -33,6 +33,16 @@ GRIDS = {
     "factor": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
 }
 COUNT = 400  # validation problems a task, where no report names them
+HELP = {  # of the options whose text is longer than their line
+    "teacher-report": (
+        "of train.evaluate --out on the validation split, one a task; the same problems are answered again (default, "
+        "with --bundle: what its fp32 engine does is measured, by its own gate)"
+    ),
+    "target": "percentage points below the teacher, or the fp32 engine, at most (default 0.5)",
+    "by": (
+        "what has to be within the target: the difference's mean, or the lower end of its 95 %% interval (default mean)"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +68,23 @@ def sweep_thresholds(
         by_task = {}
         for report in reports:
             found = evaluation_run.evaluate(
-                subject.backend, subject.tokenizer, report.task, report.problems, gate=gate, threshold=threshold,
-                batch=subject.batch, ask=subject.ask,
-            )  # fmt: skip
+                subject.backend,
+                subject.tokenizer,
+                report.task,
+                report.problems,
+                gate=gate,
+                threshold=threshold,
+                batch=subject.batch,
+                ask=subject.ask,
+            )
             apart = paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
             by_task[report.task.name] = {
-                **found.summary(), "difference": apart.mean, "difference_95": [apart.low, apart.high],
+                **found.summary(),
+                "difference": apart.mean,
+                "difference_95": [apart.low, apart.high],
                 "fewer_forwards": sum(report.forwards) / taken,
-            }  # fmt: skip
+            }
         rows = by_task.values()
         forwards = sum(row["forwards"] for row in rows) / len(by_task)
         worst, low = min(row["difference"] for row in rows), min(row["difference_95"][0] for row in rows)
@@ -135,17 +153,24 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
 
 
 def report(
-    args: argparse.Namespace, gate: GateSpec, points: Sequence[ThresholdOutcome], best: ThresholdOutcome | None,
+    args: argparse.Namespace,
+    gate: GateSpec,
+    points: Sequence[ThresholdOutcome],
+    best: ThresholdOutcome | None,
     bins: dict[str, list[reliability.Bin]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What --json prints and --out holds."""
     return {
-        "model": str(args.ckpt or args.bundle), "target": args.target, "by": args.by, "gate": asdict(gate),
-        "chosen": None if best is None else best.threshold, "written": best is not None and args.write,
+        "model": str(args.ckpt or args.bundle),
+        "target": args.target,
+        "by": args.by,
+        "gate": asdict(gate),
+        "chosen": None if best is None else best.threshold,
+        "written": best is not None and args.write,
         "calibration_error": {name: round(reliability.expected_error(each), 5) for name, each in bins.items()},
         "points": [asdict(point) for point in points],
         "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
-    }  # fmt: skip
+    }
 
 
 def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec) -> None:
@@ -162,16 +187,12 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog=program("train.calibrate"), description=(__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
     evaluated_model.add_gate_options(p)
-    p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help="of train.evaluate "
-        "--out on the validation split, one a task; the same problems are answered again (default, with --bundle: what "
-        "its fp32 engine does is measured, by its own gate)")  # fmt: skip
+    p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"])
     p.add_argument("--task", default="math,code", help="sample tasks, without a report (default math,code)")
     p.add_argument("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})")
     p.add_argument("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task")
-    p.add_argument("--target", type=float, default=0.5, help="percentage points below the teacher, or the fp32 "
-        "engine, at most (default 0.5)")  # fmt: skip
-    p.add_argument("--by", choices=("mean", "bound"), default="mean", help="what has to be within the target: the "
-        "difference's mean, or the lower end of its 95 %% interval (default mean)")  # fmt: skip
+    p.add_argument("--target", type=float, default=0.5, help=HELP["target"])
+    p.add_argument("--by", choices=("mean", "bound"), default="mean", help=HELP["by"])
     p.add_argument("--thresholds", help="to try, with commas (default a grid by the gate's metric)")
     p.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate")
     p.add_argument("--seed", type=int, default=0, help="of what is masked for the reliability (default 0)")

@@ -39,6 +39,13 @@ from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
+HELP = {  # of the options whose text is longer than their line
+    "shard": "trajectories a file, of which under torchrun each process collects whole ones (default 256)",
+    "threshold": (
+        "settle all tokens at least this sure in a step: fewer forwards, for dparallel, which needs the answers alone "
+        "(default: one token a step)"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +189,14 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
     overrides = overrides_of(args)
     settings: dict[str, object] = {
         "ckpt_sha256": open_checkpoint.fingerprint(args.ckpt, overrides),
-        "tasks": names, "count": args.count, "temperatures": args.temperatures,
-        "shard": args.shard, "batch": args.batch, "seed": args.seed, "bf16": args.bf16,
-    }  # fmt: skip
+        "tasks": names,
+        "count": args.count,
+        "temperatures": args.temperatures,
+        "shard": args.shard,
+        "batch": args.batch,
+        "seed": args.seed,
+        "bf16": args.bf16,
+    }
     if args.threshold is not None:
         settings["threshold"] = args.threshold
     if args.data:
@@ -227,10 +239,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=at_least_1, default=1500, help="prompts, over all tasks (default 1500)")
     p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
     p.add_argument("--batch", type=at_least_1, default=64, help="answers at once (default 64)")
-    p.add_argument("--shard", type=at_least_1, default=256, help="trajectories a file, of which under torchrun each "
-        "process collects whole ones (default 256)")  # fmt: skip
-    p.add_argument("--threshold", type=float, metavar="P", help="settle all tokens at least this sure in a step: fewer "
-        "forwards, for dparallel, which needs the answers alone (default: one token a step)")  # fmt: skip
+    p.add_argument("--shard", type=at_least_1, default=256, help=HELP["shard"])
+    p.add_argument("--threshold", type=float, metavar="P", help=HELP["threshold"])
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     add_bf16_option(p)
     add_device_option(p)

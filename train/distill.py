@@ -47,6 +47,19 @@ from .trainer.training_loop import Fitted, Loss, Recipe, train_model
 
 OWN = ("--attention",)  # here it is the student's
 SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
+HELP = {  # of the options whose text is longer than their line
+    "teacher": "a .pt file or Hugging Face directory; the student starts from it too",
+    "student": (
+        "where the student starts instead, as one of another size does; with the teacher's vocabulary and blocks"
+    ),
+    "out": (
+        "to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
+        "--lora-rank such a path becomes a PEFT adapter, for --ckpt TEACHER --adapter OUT, and X.pt has it merged"
+    ),
+    "dtype": "of the weights in --out, adapters apart, which are fp32 (default fp32)",
+    "task": "ground truth, for cdlm's denoising term, cd4lm, --next-token (default math,code)",
+    "next-token": "share of the next-token loss beside them, for a teacher with shift (default 0)",
+}
 
 
 def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
@@ -173,28 +186,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = Parser(prog=program("train.distill"), description=(__doc__ or "").splitlines()[0])
     table.add_options(p)
-    p.add_argument("--teacher", type=Path, required=True, help="a .pt file or Hugging Face directory; the student "
-        "starts from it too")  # fmt: skip
-    p.add_argument("--student", type=Path, help="where the student starts instead, as one of another size does; with "
-        "the teacher's vocabulary and blocks")  # fmt: skip
-    p.add_argument(
-        "--out", type=Path, required=True,
-        help="to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
-        "--lora-rank such a path becomes a PEFT adapter, for --ckpt TEACHER --adapter OUT, and X.pt has it merged",
-    )  # fmt: skip
+    p.add_argument("--teacher", type=Path, required=True, help=HELP["teacher"])
+    p.add_argument("--student", type=Path, help=HELP["student"])
+    p.add_argument("--out", type=Path, required=True, help=HELP["out"])
     p.add_argument("--lora-rank", type=int, metavar="R", help="train a low-rank adapter alone (default: all weights)")
     p.add_argument("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)")
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out, adapters apart, which are "
-        "fp32 (default fp32)")  # fmt: skip
-    p.add_argument("--task", default="math,code", help="ground truth, for cdlm's denoising term, cd4lm, --next-token "
-        "(default math,code)")  # fmt: skip
+    p.add_argument("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"])
+    p.add_argument("--task", default="math,code", help=HELP["task"])
     p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument(
-        "--next-token",
-        type=float,
-        default=0.0,
-        help="share of the next-token loss beside them, for a teacher with shift (default 0)",
-    )
+    p.add_argument("--next-token", type=float, default=0.0, help=HELP["next-token"])
     p.add_argument("--steps", type=at_least_1, default=2500, help="updates (default 2500)")
     p.add_argument(
         "--batch", type=at_least_1, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"

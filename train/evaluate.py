@@ -61,9 +61,15 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     if other is not None:
         check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
     found = evaluate(
-        backend, subject.tokenizer, task, problems, gate=gate, fused=args.commit == "fused", batch=subject.batch,
+        backend,
+        subject.tokenizer,
+        task,
+        problems,
+        gate=gate,
+        fused=args.commit == "fused",
+        batch=subject.batch,
         ask=subject.ask,
-    )  # fmt: skip
+    )
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
@@ -119,8 +125,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
     p.add_argument("--task", default="math", help="math or code (default math)")
     p.add_argument("--data", type=Path, help="JSON lines instead of a task")
-    p.add_argument("--split", default="valid", help="train, valid, test or test_templates; of --data also all, each "
-        "line once and in order, as a published test file is graded (default valid)")  # fmt: skip
+    p.add_argument(
+        "--split",
+        default="valid",
+        help="train, valid, test or test_templates; of --data also all, each "
+        "line once and in order, as a published test file is graded (default valid)",
+    )
     p.add_argument("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)")
     p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
     p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")

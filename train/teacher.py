@@ -38,6 +38,21 @@ LAYERS = 6
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
+HELP = {  # of the options whose text is longer than their line
+    "shift": "row i predicts position i + 1, as in the autoregressive model that --init comes from (default on)",
+    "causal-every": (
+        "masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
+        "--no-shift 0)"
+    ),
+    "canvas": (
+        "tokens an answer may have, in whole blocks; training answers with more are left out (default the 99th "
+        "percentile of them, of the task with the longest)"
+    ),
+    "layers": (
+        f"of a new model (default {LAYERS}); more than --init has are added to it so that it computes the same at "
+        "first, as for a larger teacher"
+    ),
+}
 
 
 def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
@@ -199,25 +214,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=at_least_1, default=64, help="examples an update (default 64)")
     p.add_argument("--learning-rate", type=above_0, default=2e-3, help="peak (default 2e-3)")
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument(
-        "--shift",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="row i predicts position i + 1, as in the autoregressive model that --init comes from (default on)",
-    )
-    p.add_argument(
-        "--causal-every",
-        type=int,
-        help="masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
-        "--no-shift 0)",
-    )
+    p.add_argument("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"])
+    p.add_argument("--causal-every", type=int, help=HELP["causal-every"])
     p.add_argument("--block", type=at_least_1, default=16, help="tokens a block (default 16)")
-    p.add_argument("--canvas", type=at_least_1, help="tokens an answer may have, in whole blocks; training answers "
-        "with more are left out (default the 99th percentile of them, of the task with the longest)")  # fmt: skip
+    p.add_argument("--canvas", type=at_least_1, help=HELP["canvas"])
     p.add_argument("--context", type=at_least_1, default=512, help="longest prompt and answer in tokens (default 512)")
     p.add_argument("--vocab", type=at_least_1, default=1280, help="most tokens of a new tokenizer (default 1280)")
-    p.add_argument("--layers", type=at_least_1, help=f"of a new model (default {LAYERS}); more than --init has are "
-        "added to it so that it computes the same at first, as for a larger teacher")  # fmt: skip
+    p.add_argument("--layers", type=at_least_1, help=HELP["layers"])
     for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
         p.add_argument(f"--{name}", type=at_least_1, default=size, help=f"of a new model (default {size})")
     p.add_argument(

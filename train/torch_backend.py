@@ -61,7 +61,7 @@ class StaticCache:
 
     def __init__(
         self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         # Rows at different lengths share a width, so a short need of one may reach two blocks behind its own end.
         shape = (batch, contract.kv_heads, capacity + 2 * contract.block, contract.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]

@@ -41,9 +41,14 @@ class Attend(Protocol[FrameT_contra]):
     """
 
     def __call__(
-        self, config: ModelConfig, frame: FrameT_contra, query: Tensor, key: Tensor | None, value: Tensor | None,
+        self,
+        config: ModelConfig,
+        frame: FrameT_contra,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
         past: Cache | None,
-    ) -> tuple[Tensor, ...]: ...  # fmt: skip
+    ) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,18 +81,26 @@ def group_query_attention(
 def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
     """Heads [batch, width, heads * head_dim] rotated to their positions by `com.microsoft.RotaryEmbedding`."""
     rotated: Tensor = torch.onnx.ops.symbolic(
-        "com.microsoft::RotaryEmbedding", (x, frame.first, frame.cos, frame.sin), {"interleaved": 0},
-        dtype=x.dtype, shape=x.shape, version=1,
-    )  # fmt: skip
+        "com.microsoft::RotaryEmbedding",
+        (x, frame.first, frame.cos, frame.sin),
+        {"interleaved": 0},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
     return rotated
 
 
 def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis, as one operator."""
     normed: Tensor = torch.onnx.ops.symbolic(
-        "RMSNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1},
-        dtype=x.dtype, shape=x.shape, version=OPSET,
-    )  # fmt: skip
+        "RMSNormalization",
+        (x, weight),
+        {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=OPSET,
+    )
     return normed
 
 

@@ -98,17 +98,20 @@ def scatter_attention(
     present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
     keys, values = present or (key, value)
     mixed: Tensor = torch.onnx.ops.symbolic(
-        "Attention", (query, keys, values, frame.mask), {"scale": 1.0},
-        dtype=query.dtype, shape=query.shape, version=24,
-    )  # fmt: skip
+        "Attention", (query, keys, values, frame.mask), {"scale": 1.0}, dtype=query.dtype, shape=query.shape, version=24
+    )
     return (mixed.transpose(1, 2).flatten(2), *present)
 
 
 def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
     written: Tensor = torch.onnx.ops.symbolic(
-        "TensorScatter", (cache, new, frame.past_length), {"axis": -2, "mode": "linear"},
-        dtype=cache.dtype, shape=cache.shape, version=24,
-    )  # fmt: skip
+        "TensorScatter",
+        (cache, new, frame.past_length),
+        {"axis": -2, "mode": "linear"},
+        dtype=cache.dtype,
+        shape=cache.shape,
+        version=24,
+    )
     return written
 
 

@@ -111,9 +111,8 @@ class StepGraph(nn.Module):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype,
-        top_k: int,
-    ) -> None:  # fmt: skip
+        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype, top_k: int
+    ) -> None:
         super().__init__()
         self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
         model, config = skeleton(checkpoint.model), checkpoint.model
@@ -203,9 +202,14 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 
 
 def trace(
-    checkpoint: Checkpoint, capacity: int, logits: bool = False, dialect: str = "ort",
-    dtype: torch.dtype = torch.float32, batch: int | None = 1, top_k: int = 0,
-) -> ir.Model:  # fmt: skip
+    checkpoint: Checkpoint,
+    capacity: int,
+    logits: bool = False,
+    dialect: str = "ort",
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = 1,
+    top_k: int = 0,
+) -> ir.Model:
     """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
 
     Its weights are read from the checkpoint one by one when the model is written. The values between its layers are
@@ -233,15 +237,26 @@ def trace(
 
 
 def translate(
-    graph: StepGraph, opset: int, names: Sequence[str], inputs: Sequence[Tensor], axes: Sequence[dict[int, str]],
+    graph: StepGraph,
+    opset: int,
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    axes: Sequence[dict[int, str]],
     outputs: Sequence[str],
-) -> tuple[ir.Model, tuple[str, ...]]:  # fmt: skip
+) -> tuple[ir.Model, tuple[str, ...]]:
     """The module as an optimised ONNX model without its weights, and the names of those, for `weights.attach`."""
     with quiet():
         program = torch.onnx.export(
-            graph, tuple(inputs), dynamo=True, opset_version=opset, input_names=names, output_names=outputs,
-            dynamic_shapes=(axes[0], tuple(axes[1:])), verbose=False, optimize=False,
-        )  # fmt: skip
+            graph,
+            tuple(inputs),
+            dynamo=True,
+            opset_version=opset,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(axes[0], tuple(axes[1:])),
+            verbose=False,
+            optimize=False,
+        )
         if program is None:
             raise AssertionError("the exporter returned nothing")
         fake = set_aside(program.model)

@@ -192,8 +192,11 @@ def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDAr
     """What the graph's layer makes: its output [1, width, hidden], and new keys and values as `Case` has them."""
     width = case.x.shape[1]
     feeds: dict[str, NDArray[Any]] = {
-        f"hidden.{i}": case.x, "input_ids": np.zeros((1, width), np.int64), "rows": case.rows, **case.cache,
-    }  # fmt: skip
+        f"hidden.{i}": case.x,
+        "input_ids": np.zeros((1, width), np.int64),
+        "rows": case.rows,
+        **case.cache,
+    }
     if case.cache:
         feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
     names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]

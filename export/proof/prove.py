@@ -30,9 +30,13 @@ SEED = 20  # of the prompts that the export is proved with
 
 
 def prove(
-    source: Checkpoint, contract: Contract, model: Path, precision: str = "fp32", parity: str = "auto",
+    source: Checkpoint,
+    contract: Contract,
+    model: Path,
+    precision: str = "fp32",
+    parity: str = "auto",
     formats: OrtFormats | None = None,
-) -> Iterator[Check]:  # fmt: skip
+) -> Iterator[Check]:
     """Yields the checks that an export has to pass before it replaces an older one, in the order they are made.
 
     parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is held against

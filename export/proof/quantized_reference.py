@@ -54,7 +54,7 @@ class QuantizedModel(nn.Module):
 
     def forward(
         self, input_ids: Tensor, visible: Tensor, positions: Tensor, cache: KeyValueStore | None, length: int
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         hidden: Tensor = self.model(input_ids, visible, positions, cache, length)
         return hidden
 
@@ -94,9 +94,14 @@ class QuantizedBackend:
 
 
 def whole_bound(
-    formats: OrtFormats, reference: TorchBackend, source: Checkpoint, contract: Contract, requests: Sequence[Request],
-    gate: GateSpec | None = None, separate: int = SEPARATE,
-) -> float:  # fmt: skip
+    formats: OrtFormats,
+    reference: TorchBackend,
+    source: Checkpoint,
+    contract: Contract,
+    requests: Sequence[Request],
+    gate: GateSpec | None = None,
+    separate: int = SEPARATE,
+) -> float:
     """How far, in nats, an engine's log-probabilities may be from the unquantised `reference` over these requests.
 
     Twice as far as its arithmetic in PyTorch is: by the triangle inequality an engine may then be as far from that

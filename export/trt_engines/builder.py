@@ -106,9 +106,15 @@ def parse_network(model: Path, flavor: str) -> Network:
 
 
 def _build(
-    trt: Any, polygraphy: Any, model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings,
-    progress: ShowProgress | None, decompose: bool,
-) -> tuple[memoryview, Network]:  # fmt: skip
+    trt: Any,
+    polygraphy: Any,
+    model: Path,
+    contract: Contract,
+    profiles: Profiles,
+    settings: BuilderSettings,
+    progress: ShowProgress | None,
+    decompose: bool,
+) -> tuple[memoryview, Network]:
     loaders = polygraphy.backend.trt
     builder, network, parser = loaders.network_from_onnx_path(str(model), strongly_typed=True)
     found = inspect(trt, network)

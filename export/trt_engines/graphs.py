@@ -126,7 +126,11 @@ class Graphs:
         recipe, capacity = self.recipe, self.contract.capacity
         if batch not in self._traced:
             self._traced[batch] = trace(
-                self.source, capacity, dialect=recipe.dialect, dtype=recipe.dtype, batch=batch,
+                self.source,
+                capacity,
+                dialect=recipe.dialect,
+                dtype=recipe.dtype,
+                batch=batch,
                 top_k=self.contract.top_k,
-            )  # fmt: skip
+            )
         return self._traced[batch].clone()

@@ -48,13 +48,24 @@ class Plan:
         """What the manifest says of it. onnx: the graph's file; decomposed: see `trt_build.Built`."""
         settings, graph = self.settings, self.graph
         options = {
-            "workspace": settings.workspace, "optimization": settings.optimization,
-            "hardware_compatible": settings.hardware_compatible, "decomposed": decomposed, "graph": graph.recipe,
-        }  # fmt: skip
+            "workspace": settings.workspace,
+            "optimization": settings.optimization,
+            "hardware_compatible": settings.hardware_compatible,
+            "decomposed": decomposed,
+            "graph": graph.recipe,
+        }
         return Build(
-            self.library.flavor, self.library.version, settings.version_compatible, self.device, self.profiles,
-            graph.capacity, graph.batch, graph.dtype, onnx, options,
-        )  # fmt: skip
+            self.library.flavor,
+            self.library.version,
+            settings.version_compatible,
+            self.device,
+            self.profiles,
+            graph.capacity,
+            graph.batch,
+            graph.dtype,
+            onnx,
+            options,
+        )
 
     def engine(self, name: str, model: str, parity: Mapping[str, Any], build: Build) -> Engine:
         graph = self.graph
@@ -75,9 +86,14 @@ def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library:
     Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
     """
     settings = BuilderSettings(
-        library.flavor, choose_targets(library, asked.precision, args.compute_capability), args.workspace,
-        args.optimization_level, args.version_compatible, args.hardware_compatibility, args.timing_cache,
-    )  # fmt: skip
+        library.flavor,
+        choose_targets(library, asked.precision, args.compute_capability),
+        args.workspace,
+        args.optimization_level,
+        args.version_compatible,
+        args.hardware_compatibility,
+        args.timing_cache,
+    )
     profiles = profiles_for(contract, asked.capacity, args.max_prompt)
     if settings.targets:
         return Plan(asked, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)

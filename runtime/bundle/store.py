@@ -25,8 +25,17 @@ from . import strict_json, trust_records
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
 
 __all__ = [
-    "Build", "Bundle", "Engine", "check_place", "content_name", "read", "set_gate", "sha256", "verify_files", "write",
-]  # fmt: skip
+    "Build",
+    "Bundle",
+    "Engine",
+    "check_place",
+    "content_name",
+    "read",
+    "set_gate",
+    "sha256",
+    "verify_files",
+    "write",
+]
 
 OURS = re.compile(
     r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
@@ -72,9 +81,14 @@ def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapp
 
 
 def write(
-    path: Path, contract: Contract, engine: Engine, artifacts: Sequence[Path], tokenizer: str,
-    chat_template: str | None, provenance: Mapping[str, Any],
-) -> Bundle:  # fmt: skip
+    path: Path,
+    contract: Contract,
+    engine: Engine,
+    artifacts: Sequence[Path],
+    tokenizer: str,
+    chat_template: str | None,
+    provenance: Mapping[str, Any],
+) -> Bundle:
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
 
     artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the

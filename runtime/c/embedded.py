@@ -75,9 +75,12 @@ class HostCalls:
     def generate(self, model: Any, request: Any, temperature: float, seed: Any, out: Any) -> None:
         shared = self._shared(model)
         asked = shared.model.request(
-            self._prompt(request), max_new_tokens=request.max_new_tokens or None, raw=bool(request.raw),
-            temperature=temperature, seed=int(seed[0]) if seed else None,
-        )  # fmt: skip
+            self._prompt(request),
+            max_new_tokens=request.max_new_tokens or None,
+            raw=bool(request.raw),
+            temperature=temperature,
+            seed=int(seed[0]) if seed else None,
+        )
         threshold = float(request.threshold[0]) if request.threshold else None
 
         def wanted() -> bool:
@@ -88,9 +91,12 @@ class HostCalls:
             return self._put(out, [], CANCELLED)
         try:
             steps = lent.steps(
-                asked.prompt, max_new_tokens=asked.max_new_tokens, threshold=threshold, temperature=temperature,
+                asked.prompt,
+                max_new_tokens=asked.max_new_tokens,
+                threshold=threshold,
+                temperature=temperature,
                 seed=asked.seed,
-            )  # fmt: skip
+            )
             done, result = self._run(steps, lent, request, wanted)
         finally:
             shared.give(lent)

@@ -136,9 +136,13 @@ class Batch:
         token, confidence, entropy = (_stack(parts) for parts in proposed)
         limits = {read: read() for read in {s.threshold for s in chosen}}  # one that several share is read once
         accepted = self._rule(
-            token, confidence, entropy, _stack([s.open for s in chosen]),
-            [s.progress for s in chosen], [limits[s.threshold] for s in chosen],
-        )  # fmt: skip
+            token,
+            confidence,
+            entropy,
+            _stack([s.open for s in chosen]),
+            [s.progress for s in chosen],
+            [limits[s.threshold] for s in chosen],
+        )
         return [_step(slot, s, own, inputs.get(slot)) for (slot, s), own in zip(ready.items(), accepted, strict=True)]
 
 

@@ -137,9 +137,16 @@ class Beginning:
         if request.threshold is not None:
             threshold = _reader(request.threshold, self.rule.spec, contract.vocab)
         return Progress(
-            contract, row, request.prompt, request.max_new_tokens, threshold, self._fused, request.suffix, past,
+            contract,
+            row,
+            request.prompt,
+            request.max_new_tokens,
+            threshold,
+            self._fused,
+            request.suffix,
+            past,
             sampler(request.temperature, request.seed),
-        )  # fmt: skip
+        )
 
 
 def _reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:

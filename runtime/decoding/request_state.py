@@ -85,12 +85,20 @@ class Progress:
         "threshold",
         "visible",
         "wanted",
-    )  # fmt: skip
+    )
 
     def __init__(
-        self, contract: Contract, row: int, prompt: Ints, wanted: int, threshold: Callable[[], float],
-        fused: bool = True, suffix: Ints = NOTHING, past: int = 0, sampler: Sampler | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        contract: Contract,
+        row: int,
+        prompt: Ints,
+        wanted: int,
+        threshold: Callable[[], float],
+        fused: bool = True,
+        suffix: Ints = NOTHING,
+        past: int = 0,
+        sampler: Sampler | None = None,
+    ) -> None:
         full, block = contract.attention == "full", contract.block
         start = len(prompt) if full else committed_prompt(contract, len(prompt))
         self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
@@ -215,9 +223,15 @@ class Progress:
         cached = self.contract.attention != "full"
         self.answer += fresh
         self.result = Result(
-            tuple(self.answer), finish, self.steps, self.commits, self.forwards, self.blocks, cached,
+            tuple(self.answer),
+            finish,
+            self.steps,
+            self.commits,
+            self.forwards,
+            self.blocks,
+            cached,
             seed=self.sampler.seed if self.sampler else None,
-        )  # fmt: skip
+        )
 
 
 def nothing_yet(block: int, top_k: int) -> Proposal:

@@ -76,9 +76,15 @@ def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
     for point in listed:
         axes.axvline(point.intensity, color=FAINT, linewidth=6, zorder=0, alpha=0.6)
         axes.text(
-            point.intensity, 1.02, point.mode.replace(", ", "\n"), transform=axes.get_xaxis_transform(), ha="center",
-            va="bottom", fontsize=8.5, color=INK,
-        )  # fmt: skip
+            point.intensity,
+            1.02,
+            point.mode.replace(", ", "\n"),
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=INK,
+        )
 
 
 def _figure() -> Any:

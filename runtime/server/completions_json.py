@@ -119,10 +119,15 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
     done = end.counts
     low, high = end.thresholds or (None, None)
     return {
-        "finish": end.finish, **asdict(done), "tokens_per_forward": done.tokens / max(1, done.forwards),
-        "one_a_step": done.one_a_step, "cached": cached, "threshold": low, "highest_threshold": high,
+        "finish": end.finish,
+        **asdict(done),
+        "tokens_per_forward": done.tokens / max(1, done.forwards),
+        "one_a_step": done.one_a_step,
+        "cached": cached,
+        "threshold": low,
+        "highest_threshold": high,
         "seed": ask.seed,
-    }  # fmt: skip
+    }
 
 
 def counts(event: ShownBlock | Finished) -> dict[str, int]:

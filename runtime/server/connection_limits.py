@@ -25,8 +25,16 @@ class Protocol(H11Protocol):
 def make_server(app: Starlette, drain: int) -> uvicorn.Server:
     """A server of this application. drain: seconds for what has begun once it is told to stop."""
     config = uvicorn.Config(
-        app, http=Protocol, loop="asyncio", ws="none", h11_max_incomplete_event_size=HEAD, log_config=None,
-        access_log=False, timeout_graceful_shutdown=drain, server_header=False, date_header=False,
+        app,
+        http=Protocol,
+        loop="asyncio",
+        ws="none",
+        h11_max_incomplete_event_size=HEAD,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=drain,
+        server_header=False,
+        date_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-    )  # fmt: skip
+    )
     return uvicorn.Server(config)

@@ -99,9 +99,12 @@ def answer(
     """
     seen: list[float] = []
     steps = model.steps(
-        ask.prompt, max_new_tokens=ask.max_tokens, threshold=_noted(model, threshold, seen),
-        temperature=ask.temperature, seed=ask.seed,
-    )  # fmt: skip
+        ask.prompt,
+        max_new_tokens=ask.max_tokens,
+        threshold=_noted(model, threshold, seen),
+        temperature=ask.temperature,
+        seed=ask.seed,
+    )
     work, finish = PendingAnswer(model, ask, deliver), "cancelled"
     try:
         for block in blocks(work.watched(steps, wanted), model.tokenizer):

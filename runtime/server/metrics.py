@@ -20,13 +20,17 @@ class Counters:
     def __init__(self, workers: Workers, threshold: Callable[[], float] | None) -> None:
         self._registry = own = CollectorRegistry()
         self._requests = Counter(
-            "blockstep_requests", "Requests by path and HTTP status; 499: the client left", ["path", "status"],
+            "blockstep_requests",
+            "Requests by path and HTTP status; 499: the client left",
+            ["path", "status"],
             registry=own,
-        )  # fmt: skip
+        )
         self._first = Histogram(
-            "blockstep_first_block_seconds", "From a request's arrival to its first finished block", buckets=SECONDS,
+            "blockstep_first_block_seconds",
+            "From a request's arrival to its first finished block",
+            buckets=SECONDS,
             registry=own,
-        )  # fmt: skip
+        )
         self._whole = Histogram(
             "blockstep_answer_seconds", "From a request's arrival to its end", buckets=SECONDS, registry=own
         )

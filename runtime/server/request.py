@@ -75,9 +75,19 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
     logprobs, best = _logprobs(fields, chat, temperature > 0)
     tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
     return ServerRequest(
-        request.prompt, tokens, chat, _stops(fields), stream, _usage(fields, stream), _canvas(fields, stream),
-        logprobs, best, _threshold(model, fields), temperature, request.seed,
-    )  # fmt: skip
+        request.prompt,
+        tokens,
+        chat,
+        _stops(fields),
+        stream,
+        _usage(fields, stream),
+        _canvas(fields, stream),
+        logprobs,
+        best,
+        _threshold(model, fields),
+        temperature,
+        request.seed,
+    )
 
 
 def unknown_model(asked: Any, name: str) -> Refusal:

@@ -84,9 +84,16 @@ class Stream:
     """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
 
     def __init__(
-        self, tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, batch: int, seed: int, longest: int,
-        answer: int, ask: prompts.Encode | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        tokenizer: Tokenizer,
+        end_id: int,
+        batch: int,
+        seed: int,
+        longest: int,
+        answer: int,
+        ask: prompts.Encode | None = None,
+    ) -> None:
         """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out.
 
         ask: encodes the prompts, as they stand by default.

@@ -90,10 +90,15 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--engine", help="engine of the bundle (default its first)")
     p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
     p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
-    p.add_argument("--threads", type=int, help="of PyTorch or of the engine (default: the physical cores within the "
-        "CPU quota)")  # fmt: skip
-    p.add_argument("--bf16", action="store_true", default=None, help="bf16 autocast in PyTorch: faster where the "
-        "processor has it, not exact (default off)")  # fmt: skip
+    p.add_argument(
+        "--threads", type=int, help="of PyTorch or of the engine (default: the physical cores within the CPU quota)"
+    )
+    p.add_argument(
+        "--bf16",
+        action="store_true",
+        default=None,
+        help="bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
+    )
     add_raw_option(p)
     add_directory_options(p, OWN)
 

@@ -56,10 +56,17 @@ class Evaluation:
 
 
 def evaluate(
-    backend: Backend, tokenizer: Tokenizer, task: tasks.Task, problems: Sequence[tasks.Problem], *,
-    gate: GateSpec | None = None, threshold: float | None = None, fused: bool = True, batch: int = BATCH,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    task: tasks.Task,
+    problems: Sequence[tasks.Problem],
+    *,
+    gate: GateSpec | None = None,
+    threshold: float | None = None,
+    fused: bool = True,
+    batch: int = BATCH,
     ask: prompts.Encode | None = None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Decodes and grades `problems`, `batch` at a time, those of about one length together.
 
     An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default. Raises UserError

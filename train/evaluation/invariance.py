@@ -21,9 +21,14 @@ RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 @torch.no_grad()
 def divergences(
-    model: Transformer, contract: Contract, examples: Sequence[Example], seed: int, *,
-    ratios: Sequence[float] = RATIOS, batch: int = 64,
-) -> list[float]:  # fmt: skip
+    model: Transformer,
+    contract: Contract,
+    examples: Sequence[Example],
+    seed: int,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    batch: int = 64,
+) -> list[float]:
     """Mean KL(prediction at the first ratio || prediction at each ratio) in nats, the first 0, a number a ratio.
 
     Over the positions of known answers that are masked at the first ratio and so, masks being nested, at all of them;

@@ -39,9 +39,14 @@ class Copies:
 
 
 def denoising_loss(
-    model: Transformer, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, early: float,
+    model: Transformer,
+    run: torch.nn.Module,
+    stream: Stream,
+    step: int,
+    contract: Contract,
+    early: float,
     generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once.
 
     early: see `noise`.

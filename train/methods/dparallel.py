@@ -67,9 +67,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
-        laid = noise.lay_out(
-            [taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator
-        )  # fmt: skip
+        laid = noise.lay_out([taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator)
         both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
         laid, behind = laid.mine(), distributed.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())

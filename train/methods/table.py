@@ -19,9 +19,24 @@ from .setup import Lesson
 BOTH = ("block_causal", "full")
 TARGETS = ("completed", "partial")
 DEFAULTS: dict[str, Any] = {
-    "weights": "1,0.5,1", "target": "partial", "temperature": 2.0, "shares": "0.9,0.5", "certainty": 2.0,
-    "ordered": 0.7, "trajectories": None, "only_right": True,
-}  # fmt: skip
+    "weights": "1,0.5,1",
+    "target": "partial",
+    "temperature": 2.0,
+    "shares": "0.9,0.5",
+    "certainty": 2.0,
+    "ordered": 0.7,
+    "trajectories": None,
+    "only_right": True,
+}
+HELP = {  # of the options whose text is longer than their line
+    "attention": "the student's: full (of cd4lm and dparallel) has no cache (default block_causal)",
+    "trajectories": "folders written by train.collect with this teacher (needed)",
+    "weights": "of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA 1,0.5,0.1)",
+    "ordered": (
+        "of the blocks (of a full cd4lm student, and for dparallel, the answers) masked from a drawn place to their "
+        "end, as decoding meets them; the authors have none, 0 (default 0.7)"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +96,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds --method, --attention, and the options that not every method has, in groups of their own."""
     add = parser.add_argument
     add("--method", choices=METHODS, default="cdlm", help="(default cdlm)")
-    add("--attention", choices=BOTH, default="block_causal", help="the student's: full (of cd4lm and dparallel) has "
-        "no cache (default block_causal)")  # fmt: skip
+    add("--attention", choices=BOTH, default="block_causal", help=HELP["attention"])
     add = parser.add_argument_group("cdlm and dparallel").add_argument
-    add("--trajectories", type=Path, nargs="+", metavar="DIR", help="folders written by train.collect with this "
-        "teacher (needed)")  # fmt: skip
+    add("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"])
     add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
     add = parser.add_argument_group("cdlm").add_argument
-    add("--weights", help="of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA "
-        "1,0.5,0.1)")  # fmt: skip
+    add("--weights", help=HELP["weights"])
     add("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)")
     add = parser.add_argument_group("cd4lm").add_argument
     add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
     add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
     add = parser.add_argument_group("cd4lm and dparallel").add_argument
-    add("--ordered", type=float, metavar="SHARE", help="of the blocks (of a full cd4lm student, and "
-        "for dparallel, the answers) masked from a drawn place to their end, as decoding meets them; the authors have "
-        "none, 0 (default 0.7)")  # fmt: skip
+    add("--ordered", type=float, metavar="SHARE", help=HELP["ordered"])
     add = parser.add_argument_group("dparallel").add_argument
     add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
 

@@ -13,9 +13,13 @@ from runtime.errors import UserError
 LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
 MOST_IDS = 64  # end tokens
 KINDS: dict[str, type | tuple[type, ...]] = {
-    "int": int, "float": (int, float), "bool": bool, "str": str,
-    "tuple[int, ...]": (list, tuple), "dict[str, Any]": dict,
-}  # fmt: skip
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "tuple[int, ...]": (list, tuple),
+    "dict[str, Any]": dict,
+}
 
 
 def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:

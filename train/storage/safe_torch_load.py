@@ -89,8 +89,11 @@ def plain_tensors(weights: Any, size: int) -> bool:
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return False
     whole = (
-        isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        and tensor.dtype in FLOATS and tensor.is_contiguous()
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in FLOATS
+        and tensor.is_contiguous()
         for tensor in weights.values()
-    )  # fmt: skip
+    )
     return all(whole) and sum(tensor.nbytes for tensor in weights.values()) <= size

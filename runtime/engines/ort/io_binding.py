@@ -36,9 +36,13 @@ class Binding:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, cache: Sequence[ort.OrtValue], specs: Mapping[str, ArraySpec], kept: int,
+        self,
+        session: ort.InferenceSession,
+        cache: Sequence[ort.OrtValue],
+        specs: Mapping[str, ArraySpec],
+        kept: int,
         device: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._session, self._cache, self._here = session, cache, device == "cpu"
         self.arrays: dict[str, NDArray[Any]] = {}
         self._specs, self._kept = specs, kept

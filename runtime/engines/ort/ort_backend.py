@@ -45,9 +45,13 @@ class OrtBackend:
     """
 
     def __init__(
-        self, model: Path | ort.InferenceSession, contract: Contract, threads: int | None = None, device: str = "cpu",
+        self,
+        model: Path | ort.InferenceSession,
+        contract: Contract,
+        threads: int | None = None,
+        device: str = "cpu",
         files: Collection[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device, files)
         self._contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them

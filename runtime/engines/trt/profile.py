@@ -93,9 +93,11 @@ class Lane:
         self.widths, self.batch = widths, batch
         wide, asked = (batch, widths.most), (batch, widths.rows)
         inputs: dict[str, BufferSpec] = {
-            "input_ids": (np.int64, wide), "past_length": (np.int64, (batch,)), "visible": (np.int64, wide),
+            "input_ids": (np.int64, wide),
+            "past_length": (np.int64, (batch,)),
+            "visible": (np.int64, wide),
             "rows": (np.int64, asked),
-        }  # fmt: skip
+        }
         outputs: dict[str, BufferSpec] = {
             "token": (np.int64, asked),
             "confidence": (np.float32, asked),

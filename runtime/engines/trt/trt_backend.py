@@ -32,9 +32,16 @@ class TrtBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, engines: Sequence[Engine], cuda: Cuda, library: Any, gpu: Gpu, *, trust: bool = False,
+        self,
+        bundle: Bundle,
+        engines: Sequence[Engine],
+        cuda: Cuda,
+        library: Any,
+        gpu: Gpu,
+        *,
+        trust: bool = False,
         graphs: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.engines = tuple(engines)
         self._bundle, self._cuda, self._library = bundle, cuda, library
         self._trust, self._graphs = trust, graphs
@@ -149,9 +156,14 @@ def engine_contract(contract: Contract, engine: Engine) -> Contract:
 
 
 def open_engines(
-    bundle: Bundle, engines: Sequence[Engine], *, trust: bool = False, graphs: bool = True, cuda: Cuda | None = None,
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    *,
+    trust: bool = False,
+    graphs: bool = True,
+    cuda: Cuda | None = None,
     library: LibraryLoader = load_library,
-) -> TrtBackend:  # fmt: skip
+) -> TrtBackend:
     """The first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
 
     trust: load engines that were built elsewhere; cuda, library: what to call, the installed packages by default.
