@@ -11,13 +11,18 @@ from pathlib import Path
 import onnx
 
 from runtime.bundle.store import Bundle, Engine, read
-from runtime.cli import DONE, FAILED, Parser, print_json, program, run
+from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.errors import UserError
 
 MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU
 SYSTEM = 2.0  # GB for the system, the CUDA context and the libraries; an assumption, not a measurement
 BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2}
 MOST = 1 << 20  # positions; no longer caches are looked for
+DESCRIPTION = (
+    "Adds up an engine's weights, cache and activations, and says which Jetson holds them. GB are 1e9 bytes. An "
+    "estimate from shapes; exit 1 where --device is given and too small."
+)
+ASSUMED = f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: fit(options(argv)))
 
 
+OPTIONS = (
+    option("bundle", type=Path, help="the bundle's folder"),
+    option("--device", choices=tuple(MEMORY), help="one device (default: all)"),
+    option("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)"),
+    option("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)"),
+    option("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)"),
+    option("--system-gb", type=float, default=SYSTEM, metavar="GB", help=ASSUMED),
+    option("--json", action="store_true", help="prints one JSON object, sizes in bytes"),
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Adds up an engine's weights, cache and activations, and says which Jetson holds them. "
-    how = "GB are 1e9 bytes. An estimate from shapes; exit 1 where --device is given and too small."
-    p = Parser(prog=program("export.fit"), description=what + how)
-    p.add_argument("bundle", type=Path, help="the bundle's folder")
-    p.add_argument("--device", choices=tuple(MEMORY), help="one device (default: all)")
-    p.add_argument("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)")
-    p.add_argument("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)")
-    p.add_argument("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)")
-    p.add_argument(
-        "--system-gb",
-        type=float,
-        default=SYSTEM,
-        metavar="GB",
-        help=f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})",
-    )
-    p.add_argument("--json", action="store_true", help="prints one JSON object, sizes in bytes")
-    args = p.parse_args(argv)
+    args = command_parser("export.fit", DESCRIPTION, OPTIONS).parse_args(argv)
     for name in ("capacity", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 1")

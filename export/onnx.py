@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from runtime.bundle.store import Engine, check_place, write
-from runtime.cli import DONE, FAILED, Parser, print_json, program, run
+from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from train import open_checkpoint
-from train.cli_options import add_directory_options, add_top_k_option, overrides_of
+from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
@@ -45,16 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: export(options(argv)))
 
 
+OPTIONS = (
+    option("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory"),
+    option("--out", type=Path, help=HELP["out"]),
+    option("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32", help=HELP["precision"]),
+    option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
+    option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
+    TOP_K_OPTION,
+    option("--logits", action="store_true", help="adds the logits as an output, for debugging"),
+    option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog=program("export.onnx"), description="Writes a bundle for ONNX Runtime, checked against PyTorch.")
-    p.add_argument("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory")
-    p.add_argument("--out", type=Path, help=HELP["out"])
-    p.add_argument("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32", help=HELP["precision"])
-    p.add_argument("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"])
-    p.add_argument("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)")
-    add_top_k_option(p)
-    p.add_argument("--logits", action="store_true", help="adds the logits as an output, for debugging")
-    p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
+    p = command_parser("export.onnx", "Writes a bundle for ONNX Runtime, checked against PyTorch.", OPTIONS)
     add_directory_options(p)
     return p.parse_args(argv)
 

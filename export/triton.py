@@ -17,7 +17,7 @@ from pathlib import Path
 from runtime import files
 from runtime.bundle.manifest import MANIFEST, NAME_PATTERN
 from runtime.bundle.store import Bundle, read, verify_files
-from runtime.cli import DONE, Parser, add_engine_options, positive, print_json, program, run, served_name
+from runtime.cli import DONE, ENGINE_OPTIONS, command_parser, option, positive, print_json, run, served_name
 from runtime.engines.ort.ort_cuda import choose_engine
 from runtime.errors import UserError
 from train.storage.swap import swap
@@ -44,29 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: export(options(argv)))
 
 
+OPTIONS = (
+    option("bundle", type=Path, metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"]),
+    option("--name", help="the model's name in it (default: the bundle's name)"),
+    option("--replace", action="store_true", help="replace a model of that name (default: it is refused)"),
+    option("--workers", type=positive, metavar="N", help=HELP["workers"]),
+    option("--json", action="store_true", help="print one JSON object; everything else goes to stderr"),
+    *ENGINE_OPTIONS,
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(
-        prog=program("export.triton"),
-        description="Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither "
-        "torch nor Triton.",
-    )
-    add = p.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
-    add("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"])
-    add("--name", help="the model's name in it (default: the bundle's name)")
-    add("--replace", action="store_true", help="replace a model of that name (default: it is refused)")
-    add("--workers", type=positive, metavar="N", help=HELP["workers"])
-    add("--json", action="store_true", help="print one JSON object; everything else goes to stderr")
-    add_engine_options(p)
-    return p.parse_args(argv)
+    what = "Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither torch nor "
+    return command_parser("export.triton", what + "Triton.", OPTIONS).parse_args(argv)
 
 
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and says where."""
     name = served_name(args)
-    for option, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
+    for flag, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
         if not NAME_PATTERN.fullmatch(value):
-            raise UserError(f"{option} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
+            raise UserError(f"{flag} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
     place, bundle = args.out / name, read(args.bundle)
     choose_engine(bundle, args.engine, args.device)
     replaced = check_model_place(place, args.replace)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.cli import DONE, FAILED, Parser, print_json, program, run
+from runtime.cli import DONE, FAILED, add_options, command_parser, option, print_json, run
 from runtime.errors import UserError
-from train.cli_options import add_directory_options, add_top_k_option
+from train.cli_options import TOP_K_OPTION, add_directory_options
 
 from .trt_engines.from_bundle import from_bundle
 from .trt_engines.gpu_support import LEAST_CAPABILITY, check_library, find_library
@@ -55,45 +55,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: export(options(argv)))
 
 
+OPTIONS = (
+    option("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory"),
+    option("--bundle", type=Path, metavar="DIR", help=HELP["bundle"]),
+    option("--out", type=Path, help=HELP["out"]),
+    option("--precision", choices=tuple(LEAST_CAPABILITY), help=HELP["precision"]),
+    option("--dialect", choices=("auto", *TRT_DIALECTS), default="auto", help=HELP["dialect"]),
+    option("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"]),
+    option("--batch", type=int, metavar="N", help="sequences of a forward (default 1)"),
+    TOP_K_OPTION,
+    option("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)"),
+    option("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64"),
+    option("--graph-only", action="store_true", help=HELP["graph-only"]),
+    option("--json", action="store_true", help="prints one JSON object; everything else goes to stderr"),
+)
+BUILDER_OPTIONS = (
+    option("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto", help=HELP["flavor"]),
+    option("--compute-capability", type=int, nargs="+", default=[], metavar="SM", help=HELP["compute-capability"]),
+    option("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)"),
+    option("--optimization-level", type=int, choices=range(6), metavar="0..5", help=HELP["optimization-level"]),
+    option("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too"),
+    option("--hardware-compatibility", action="store_true", help=HELP["hardware-compatibility"]),
+    option("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to"),
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(
-        prog=program("export.trt"),
-        description="Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
-        "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay.",
-    )
-    add_what(p)
-    add_builder(p.add_argument_group("the builder"))
+    what = "Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
+    how = "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay."
+    p = command_parser("export.trt", what + how, OPTIONS)
+    add_options(p.add_argument_group("the builder"), BUILDER_OPTIONS)
     add_directory_options(p)
     args = p.parse_args(argv)
     check_options(args)
     return args
-
-
-def add_what(p: argparse.ArgumentParser) -> None:
-    add = p.add_argument
-    add("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory")
-    add("--bundle", type=Path, metavar="DIR", help=HELP["bundle"])
-    add("--out", type=Path, help=HELP["out"])
-    add("--precision", choices=tuple(LEAST_CAPABILITY), help=HELP["precision"])
-    add("--dialect", choices=("auto", *TRT_DIALECTS), default="auto", help=HELP["dialect"])
-    add("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"])
-    add("--batch", type=int, metavar="N", help="sequences of a forward (default 1)")
-    add_top_k_option(p)
-    add("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)")
-    add("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64")
-    add("--graph-only", action="store_true", help=HELP["graph-only"])
-    add("--json", action="store_true", help="prints one JSON object; everything else goes to stderr")
-
-
-def add_builder(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto", help=HELP["flavor"])
-    add("--compute-capability", type=int, nargs="+", default=[], metavar="SM", help=HELP["compute-capability"])
-    add("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)")
-    add("--optimization-level", type=int, choices=range(6), metavar="0..5", help=HELP["optimization-level"])
-    add("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too")
-    add("--hardware-compatibility", action="store_true", help=HELP["hardware-compatibility"])
-    add("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to")
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from runtime.bundle.store import Bundle, Engine, read, verify_files
-from runtime.cli import DONE, FAILED, Parser, print_json, program, run
+from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.trt.cuda import load_cuda
 from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
 from train import open_checkpoint
-from train.cli_options import add_directory_options, add_raw_option, overrides_of
+from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
@@ -38,6 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: verify(options(argv)))
 
 
+OPTIONS = (
+    option("bundle", type=Path, help="the bundle's folder"),
+    option("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from"),
+    option("--engine", help="which of its engines (default: the first for ONNX Runtime)"),
+    option("--prompts", type=int, default=200, help="how many held-out prompts (default 200)"),
+    option("--task", default="math,code", help="sample tasks the prompts come from (default math,code)"),
+    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
+    option("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here"),
+    option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
+    RAW_OPTION,
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
     bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
@@ -49,16 +62,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
         "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
     )
-    p = Parser(prog=program("export.verify"), description=what + bounds)
-    p.add_argument("bundle", type=Path, help="the bundle's folder")
-    p.add_argument("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from")
-    p.add_argument("--engine", help="which of its engines (default: the first for ONNX Runtime)")
-    p.add_argument("--prompts", type=int, default=200, help="how many held-out prompts (default 200)")
-    p.add_argument("--task", default="math,code", help="sample tasks the prompts come from (default math,code)")
-    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here")
-    p.add_argument("--json", action="store_true", help="prints one JSON object; the checks go to stderr")
-    add_raw_option(p)
+    p = command_parser("export.verify", what + bounds, OPTIONS)
     add_directory_options(p)
     return p.parse_args(argv)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cli import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
+from .cli import DONE, ENGINE_OPTIONS, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
 from .errors import UserError
 from .perf.conditions import describe_conditions
 from .perf.latency import time_answers, time_forwards
@@ -84,23 +84,26 @@ def _columns(row: dict[str, float]) -> str:
     return "".join(f"{row[name]:>10.3f}" for name in ("p10", "median", "p90"))
 
 
+OPTIONS = (
+    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("--max-new-tokens", type=int, metavar="N", help="tokens an answer at most (default: 256, cut to the room)"),
+    option(
+        "--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)"
+    ),
+    option("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)"),
+    option("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)"),
+    option("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name"),
+    TEMPLATE_OPTION,
+    *ENGINE_OPTIONS,
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=program(f"{__package__}.bench"),
-        description="Times an exported student: its forwards in milliseconds, whole answers in tokens a second.",
-    )
-    add = parser.add_argument
-    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
+    what = "Times an exported student: its forwards in milliseconds, whole answers in tokens a second."
+    parser = command_parser(f"{__package__}.bench", what, OPTIONS)
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help=f"what is answered (default: {PROMPT})")
     prompts.add_argument("--prompts", metavar="FILE.jsonl", help='prompts in turn, one {"prompt": ...} a line')
-    add("--max-new-tokens", type=int, metavar="N", help="tokens an answer at most (default: 256, cut to the room)")
-    add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
-    add("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)")
-    add("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)")
-    add("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name")
-    add_template_option(parser)
-    add_engine_options(parser)
     args = parser.parse_args(argv)
     if args.repeat < 1 or args.warmup < 0:
         raise UserError(f"--repeat is {args.repeat}, --warmup {args.warmup}; expected at least 1 and at least 0")

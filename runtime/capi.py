@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from . import files
-from .cli import DONE, Parser, print_json, program, run
+from .cli import DONE, command_parser, option, print_json, run
 from .errors import UserError
 
 SOURCES = Path(__file__).resolve().parent / "c"
@@ -147,15 +147,16 @@ def found_compiler() -> list[str]:
     return command
 
 
+OPTIONS = (
+    option("--out", type=Path, required=True, metavar="DIR", help="folder for the two files"),
+    option("--json", action="store_true", help="print one JSON object with the paths"),
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=program(f"{__package__}.capi"),
-        description=f"Builds {LIBRARY} and {HEADER}. The library starts this Python inside its host; "
-        "BLOCKSTEP_PYTHON names another environment's executable when it runs.",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the two files")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with the paths")
-    return parser.parse_args(argv)
+    what = f"Builds {LIBRARY} and {HEADER}. The library starts this Python inside its host; "
+    what += "BLOCKSTEP_PYTHON names another environment's executable when it runs."
+    return command_parser(f"{__package__}.capi", what, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -18,6 +18,7 @@ from .open_bundle import load
 from .text.chat_template import check_arguments
 
 T = TypeVar("T")
+Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
     "engine": "an engine of the bundle, or ort or trt: the first such that runs here (default: ort)",
@@ -48,6 +49,24 @@ def program(module: str) -> str:
         return f"python -m {module}"
     folder, _, name = module.rpartition(".")
     return f"blockstep {folder} {name}" if folder in ("train", "export") else f"blockstep {name}"
+
+
+def option(name: str, **settings: Any) -> Option:
+    """Describes an option or an argument as `argparse` wants it told, for a command's table of them."""
+    return name, settings
+
+
+def add_options(container: argparse._ActionsContainer, options: Iterable[Option]) -> None:
+    """Adds the options of a table to a parser or to a group of one."""
+    for name, settings in options:
+        container.add_argument(name, **settings)
+
+
+def command_parser(module: str, description: str, options: Iterable[Option] = ()) -> Parser:
+    """Makes the parser of a command, which is the module of that name."""
+    parser = Parser(prog=program(module), description=description)
+    add_options(parser, options)
+    return parser
 
 
 def run(command: Callable[[], int]) -> int:
@@ -86,21 +105,6 @@ def print_json(values: Mapping[str, Any]) -> None:
     print(json.dumps(values, allow_nan=False))
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that loads a bundle."""
-    add = parser.add_argument
-    add("--engine", metavar="NAME", help=HELP["engine"])
-    add("--device", choices=ORT_DEVICES, default="cpu", help=HELP["device"])
-    add("--threads", type=int, metavar="N", help=HELP["threads"])
-    add("--verify", choices=("first", "always"), default="first", help=HELP["verify"])
-    add("--trust-engine", action="store_true", help=HELP["trust-engine"])
-
-
-def add_template_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --template-args, of commands that put prompts into a chat template."""
-    parser.add_argument("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
-
-
 def json_object(text: str) -> dict[str, Any]:
     """The arguments of a chat template, as argparse wants them checked."""
     try:
@@ -111,6 +115,17 @@ def json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f'{text[:80]!r} is not JSON ({error}); expected an object: {{"enable_thinking": false}}'
         ) from None
+
+
+ENGINE_OPTIONS = (  # of every command that loads a bundle
+    option("--engine", metavar="NAME", help=HELP["engine"]),
+    option("--device", choices=ORT_DEVICES, default="cpu", help=HELP["device"]),
+    option("--threads", type=int, metavar="N", help=HELP["threads"]),
+    option("--verify", choices=("first", "always"), default="first", help=HELP["verify"]),
+    option("--trust-engine", action="store_true", help=HELP["trust-engine"]),
+)
+# Of commands that put prompts into a chat template.
+TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
 
 
 def load_model(args: argparse.Namespace) -> Model:

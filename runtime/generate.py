@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from .cli import DONE, Parser, add_engine_options, add_template_option, load_model, print_json, program, run
+from .cli import DONE, ENGINE_OPTIONS, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
 from .decoding.batch import Step
 from .decoding.request_state import Result
 from .errors import UserError
@@ -110,27 +110,31 @@ def whole_numbers(text: str) -> list[int]:
         raise UserError(f"--token-ids is {text!r}; expected whole numbers with commas, as in 1,2,3") from None
 
 
+OPTIONS = (
+    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option(
+        "prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end"
+    ),
+    option("--token-ids", metavar="1,2,3", help="token ids in place of a text"),
+    option("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)"),
+    option("--suffix", default="", metavar="TEXT", help=HELP["suffix"]),
+    option(
+        "--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)"
+    ),
+    option("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"]),
+    option("--seed", type=int, metavar="N", help=HELP["seed"]),
+    option("--commit", choices=("fused", "separate"), default="fused", help=HELP["commit"]),
+    option("--raw", action="store_true", help="leave the bundle's chat template out"),
+    option("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary"),
+    option("--json", action="store_true", help="print one JSON object with the counts and the times in seconds"),
+    TEMPLATE_OPTION,
+    *ENGINE_OPTIONS,
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=program(f"{__package__}.generate"),
-        description="Answers a prompt with an exported student; the text comes block by block.",
-    )
-    add = parser.add_argument
-    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
-    add("prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end")
-    add("--token-ids", metavar="1,2,3", help="token ids in place of a text")
-    add("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)")
-    add("--suffix", default="", metavar="TEXT", help=HELP["suffix"])
-    add("--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)")
-    add("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"])
-    add("--seed", type=int, metavar="N", help=HELP["seed"])
-    add("--commit", choices=("fused", "separate"), default="fused", help=HELP["commit"])
-    add("--raw", action="store_true", help="leave the bundle's chat template out")
-    add("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary")
-    add("--json", action="store_true", help="print one JSON object with the counts and the times in seconds")
-    add_template_option(parser)
-    add_engine_options(parser)
-    return parser.parse_args(argv)
+    what = "Answers a prompt with an exported student; the text comes block by block."
+    return command_parser(f"{__package__}.generate", what, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

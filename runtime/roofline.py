@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle.manifest import read
-from .cli import DONE, Parser, add_engine_options, expect, load_model, parse_counts, print_json, program, run
+from .cli import DONE, ENGINE_OPTIONS, command_parser, expect, load_model, option, parse_counts, print_json, run
 from .engines.ort.ort_cuda import choose_engine
 from .errors import UserError
 from .model import Model
@@ -26,11 +26,18 @@ from .perf.op_counts import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, wei
 
 WARMUP = 3  # steps before those that are timed
 PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
+COUNTS = expect(parse_counts, "counts such as 1,8,64")
+SIZES = expect(parse_counts, "sizes such as 4,16,32")
+DESCRIPTION = (
+    "What a step costs at the least, on devices by their data sheets and on this one measured, autoregressive, in "
+    "blocks and as full diffusion; which block to train."
+)
 HELP = {  # of the options whose text is longer than their line
     "devices": f"of {', '.join(DEVICES)} and local, this processor (default: all)",
     "shape": f"a shape in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
     "precision": "of the weights; steps are measured in the engine's own alone (default: that, or fp16)",
     "answer": "positions that full diffusion runs behind the prompt, which is --past long (default: 256)",
+    "plot": "draw the roofs and the first batch's points (needs matplotlib)",
     "tokens-per-forward": "that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)",
 }
 
@@ -171,37 +178,28 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
+OPTIONS = (
+    option("--precision", choices=tuple(PRECISIONS), help=HELP["precision"]),
+    option("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)"),
+    option("--answer", type=int, default=256, metavar="N", help=HELP["answer"]),
+    option("--batches", type=COUNTS, default=(1, 8, 64), metavar="N,...", help="sequences at once (default: 1,8,64)"),
+    option("--blocks", type=SIZES, default=(4, 16, 32), metavar="N,...", help="tokens a block (default: 4,16,32)"),
+    option("--tokens-per-forward", type=float, default=2.3, metavar="T", help=HELP["tokens-per-forward"]),
+    option("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...", help=HELP["devices"]),
+    option("--plot", type=Path, metavar="FILE.png", help=HELP["plot"]),
+    option("--repeat", type=int, default=20, metavar="N", help="times each step of the bundle (default: 20)"),
+    option("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations a second"),
+    *ENGINE_OPTIONS,
+)
+
+
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=program(f"{__package__}.roofline"),
-        description="What a step costs at the least, on devices by their data sheets and on this one measured, "
-        "autoregressive, in blocks and as full diffusion; which block to train.",
-    )
-    add_questions(parser)
-    add = parser.add_argument
-    add("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...", help=HELP["devices"])
-    add("--plot", type=Path, metavar="FILE.png", help="draw the roofs and the first batch's points (needs matplotlib)")
-    add("--repeat", type=int, default=20, metavar="N", help="times each step of the bundle (default: 20)")
-    add("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations a second")
-    add_engine_options(parser)
-    return parser.parse_args(argv)
-
-
-def add_questions(parser: argparse.ArgumentParser) -> None:
-    """Options of what is asked: a model, and how it is decoded."""
-    add = parser.add_argument
+    parser = command_parser(f"{__package__}.roofline", DESCRIPTION, OPTIONS)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("bundle", nargs="?", metavar="BUNDLE", help="whose model it is, and whose steps are measured")
     model.add_argument("--model", choices=tuple(SHAPES), help=f"a published shape (default: {next(iter(SHAPES))})")
     model.add_argument("--shape", type=expect(parse_shape, PAIRS), metavar="NAME=N,...", help=HELP["shape"])
-    add("--precision", choices=tuple(PRECISIONS), help=HELP["precision"])
-    add("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)")
-    add("--answer", type=int, default=256, metavar="N", help=HELP["answer"])
-    counts = expect(parse_counts, "counts such as 1,8,64")
-    add("--batches", type=counts, default=(1, 8, 64), metavar="N,...", help="sequences at once (default: 1,8,64)")
-    sizes = expect(parse_counts, "sizes such as 4,16,32")
-    add("--blocks", type=sizes, default=(4, 16, 32), metavar="N,...", help="tokens a block (default: 4,16,32)")
-    add("--tokens-per-forward", type=float, default=2.3, metavar="T", help=HELP["tokens-per-forward"])
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from .cli import (
     DONE,
-    Parser,
-    add_engine_options,
-    add_template_option,
+    ENGINE_OPTIONS,
+    TEMPLATE_OPTION,
+    command_parser,
     load_model,
+    option,
     port,
     positive,
     print_json,
-    program,
     run,
     served_name,
 )
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 SWITCH = 0.0005  # seconds that one thread may keep the others waiting, so that health checks pass busy ones
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+DESCRIPTION = (
+    "Serves an exported student: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models as OpenAI's, a page "
+    "at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun."
+)
 HELP = {  # of the options whose text is longer than their line
     "allow-host": (
         "a further name that clients call a loopback address by, as behind a proxy; its port and case are ignored"
@@ -118,32 +122,6 @@ def api_keys(file: str | None) -> tuple[str, ...]:
     return keys
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=program(f"{__package__}.serve"),
-        description="Serves an exported student: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models "
-        "as OpenAI's, a page at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun.",
-    )
-    add = parser.add_argument
-    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote")
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    add("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)")
-    add("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"])
-    add("--name", help="what clients call the model (default: the bundle's name)")
-    add("--workers", type=positive, metavar="N", help=HELP["workers"])
-    add("--queue", type=positive, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)")
-    add("--max-tokens", type=positive, metavar="N", help="new tokens of a request (default: the room in the cache)")
-    add("--max-body", type=positive, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)")
-    add("--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)")
-    add("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"])
-    add("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)")
-    add("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)")
-    add("--json", action="store_true", help="print one JSON object with the URL once it listens")
-    add_template_option(parser)
-    add_engine_options(parser)
-    return parser.parse_args(argv)
-
-
 def allowed(text: str) -> str:
     """A host name; a URL or a pattern would match no client's `Host` header."""
     if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
@@ -151,6 +129,32 @@ def allowed(text: str) -> str:
             f"{text!r} is not a host name; expected one as in box.example or box.example:80"
         )
     return text
+
+
+OPTIONS = (
+    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"),
+    option("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)"),
+    option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
+    option("--name", help="what clients call the model (default: the bundle's name)"),
+    option("--workers", type=positive, metavar="N", help=HELP["workers"]),
+    option("--queue", type=positive, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)"),
+    option("--max-tokens", type=positive, metavar="N", help="new tokens of a request (default: the room in the cache)"),
+    option("--max-body", type=positive, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)"),
+    option(
+        "--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)"
+    ),
+    option("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"]),
+    option("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)"),
+    option("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)"),
+    option("--json", action="store_true", help="print one JSON object with the URL once it listens"),
+    TEMPLATE_OPTION,
+    *ENGINE_OPTIONS,
+)
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    return command_parser(f"{__package__}.serve", DESCRIPTION, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

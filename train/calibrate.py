@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, Parser, print_json, program
+from runtime.cli import DONE, FAILED, add_options, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -182,23 +182,27 @@ def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate
     set_gate(args.bundle, subject.engine, gate)
 
 
+OPTIONS = (
+    option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
+    option("--task", default="math,code", help="sample tasks, without a report (default math,code)"),
+    option("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})"),
+    option("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task"),
+    option("--target", type=float, default=0.5, help=HELP["target"]),
+    option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
+    option("--thresholds", help="to try, with commas (default a grid by the gate's metric)"),
+    option("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate"),
+    option("--seed", type=int, default=0, help="of what is masked for the reliability (default 0)"),
+    option("--plot", type=Path, metavar="PNG", help="reliability diagram"),
+    option("--out", type=Path, help="JSON report"),
+    option("--json", action="store_true", help="print the report as one JSON object"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog=program("train.calibrate"), description=(__doc__ or "").splitlines()[0])
+    p = command_parser("train.calibrate", (__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
-    evaluated_model.add_gate_options(p)
-    p.add_argument("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"])
-    p.add_argument("--task", default="math,code", help="sample tasks, without a report (default math,code)")
-    p.add_argument("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})")
-    p.add_argument("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task")
-    p.add_argument("--target", type=float, default=0.5, help=HELP["target"])
-    p.add_argument("--by", choices=("mean", "bound"), default="mean", help=HELP["by"])
-    p.add_argument("--thresholds", help="to try, with commas (default a grid by the gate's metric)")
-    p.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate")
-    p.add_argument("--seed", type=int, default=0, help="of what is masked for the reliability (default 0)")
-    p.add_argument("--plot", type=Path, metavar="PNG", help="reliability diagram")
-    p.add_argument("--out", type=Path, help="JSON report")
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_options(p, (*evaluated_model.GATE_OPTIONS, *OPTIONS))
     return p
 
 

@@ -8,38 +8,23 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import add_template_option
+from runtime.cli import TEMPLATE_OPTION, Option, add_options, option
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
 from .huggingface.families import FAMILY_NAMES, Overrides
 
 DEVICE_CHOICES = ("cpu", "cuda")
-
-
-def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Adds them, but for those that the command uses otherwise, and --template-args, of every checkpoint."""
-    add_template_option(parser)
-    group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
-
-    def add(name: str, text: str, **settings: object) -> None:
-        if name not in leave_out:
-            group.add_argument(name, help=text, **settings)  # type: ignore[arg-type]
-
-    add("--family", "how it decodes, where its config.json does not tell", choices=FAMILY_NAMES)
-    add("--block", "tokens a block", type=int)
-    add("--alignment", "where blocks start", choices=ALIGNMENTS)
-    add("--attention", "full: no cache, both directions", choices=ATTENTIONS)
-    add("--mask-id", "id of the mask token", type=int)
-    add("--eos-ids", "ids of the tokens that end an answer, as in 151643,151645", type=parse_token_ids, metavar="IDS")
-    add("--gate", "changes of its gate, as in threshold=0.8,min=2", type=gate_changes, metavar="KEY=VALUE,...")
-    add("--shift", "whether row i predicts position i + 1", action=argparse.BooleanOptionalAction)
-    add(
-        "--canvas",
-        "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
-        type=int,
-    )
-    add("--adapter", "folder of a PEFT LoRA adapter, merged into the weights", type=Path, metavar="DIR")
+HELP = {  # of the options whose text is longer than their line
+    "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
+    "canvas": "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
+    "raw": "leave the checkpoint's chat template out (default: prompts go through it, where there is one)",
+    "top-k": (
+        "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
+        "(default 0: the best alone)"
+    ),
+    "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
+}
 
 
 def at_least_1(text: str) -> int:
@@ -93,29 +78,44 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
     return Overrides(**{name: getattr(args, name) for name in names})
 
 
-def add_raw_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --raw, of commands that give prompts to a model."""
-    text = "leave the checkpoint's chat template out (default: prompts go through it, where there is one)"
-    parser.add_argument("--raw", action="store_true", help=text)
+DIRECTORY_OPTIONS = (
+    option("--family", choices=FAMILY_NAMES, help="how it decodes, where its config.json does not tell"),
+    option("--block", type=int, help="tokens a block"),
+    option("--alignment", choices=ALIGNMENTS, help="where blocks start"),
+    option("--attention", choices=ATTENTIONS, help="full: no cache, both directions"),
+    option("--mask-id", type=int, help="id of the mask token"),
+    option("--eos-ids", type=parse_token_ids, metavar="IDS", help=HELP["eos-ids"]),
+    option("--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"),
+    option("--shift", action=argparse.BooleanOptionalAction, help="whether row i predicts position i + 1"),
+    option("--canvas", type=int, help=HELP["canvas"]),
+    option("--adapter", type=Path, metavar="DIR", help="folder of a PEFT LoRA adapter, merged into the weights"),
+)
+# Of commands that give prompts to a model, write a step graph, and may be run by several processes.
+RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
+TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
+DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
+TRAINING_OPTIONS = (  # of commands that train
+    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
+    option("--seed", type=int, default=0, help="(default 0)"),
+    option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
+    DEVICE_OPTION,
+    option("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster"),
+    option("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object"),
+)
 
 
-def add_top_k_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --top-k, of commands that write a step graph."""
-    text = "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help=text + "(default 0: the best alone)")
+def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Adds them, but for those that the command uses otherwise, and --template-args, of every checkpoint."""
+    add_options(parser, [TEMPLATE_OPTION])
+    group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
+    add_options(group, [(name, settings) for name, settings in DIRECTORY_OPTIONS if name not in leave_out])
 
 
-def add_bf16_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --bf16, of commands that run forwards by the thousand."""
+def bf16_option() -> Option:
+    """--bf16, of commands that run forwards by the thousand; its default depends on the processor."""
     faster = bf16_is_faster()
     text = f"bf16 autocast (default where this processor multiplies bf16 itself, here {'on' if faster else 'off'})"
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=faster, help=text)
-
-
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --device, of commands that several processes may run."""
-    text = "where it runs; under torchrun each process has a GPU of its own (default cpu)"
-    parser.add_argument("--device", choices=DEVICE_CHOICES, default="cpu", help=text)
+    return option("--bf16", action=argparse.BooleanOptionalAction, default=faster, help=text)
 
 
 def bf16_is_faster() -> bool:

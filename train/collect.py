@@ -18,18 +18,18 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.cli import DONE, Parser, print_json, program
+from runtime.cli import DONE, command_parser, option, print_json
 from runtime.contract import Contract, GateSpec
 from runtime.decoding.loop import Request, steps
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
 from .cli_options import (
-    add_bf16_option,
-    add_device_option,
+    DEVICE_OPTION,
+    RAW_OPTION,
     add_directory_options,
-    add_raw_option,
     at_least_1,
+    bf16_option,
     overrides_of,
     parse_numbers,
 )
@@ -229,23 +229,26 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+OPTIONS = (
+    option("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory"),
+    option("--out", type=Path, required=True, help="folder of shards; re-running continues"),
+    option("--task", default="math,code", help="tasks, comma-separated (default math,code)"),
+    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
+    option("--count", type=at_least_1, default=1500, help="prompts, over all tasks (default 1500)"),
+    option("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)"),
+    option("--batch", type=at_least_1, default=64, help="answers at once (default 64)"),
+    option("--shard", type=at_least_1, default=256, help=HELP["shard"]),
+    option("--threshold", type=float, metavar="P", help=HELP["threshold"]),
+    option("--seed", type=int, default=0, help="(default 0)"),
+    DEVICE_OPTION,
+    option("--json", action="store_true", help="print the counts as one JSON object"),
+    RAW_OPTION,
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog=program("train.collect"), description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory")
-    p.add_argument("--out", type=Path, required=True, help="folder of shards; re-running continues")
-    p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
-    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--count", type=at_least_1, default=1500, help="prompts, over all tasks (default 1500)")
-    p.add_argument("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)")
-    p.add_argument("--batch", type=at_least_1, default=64, help="answers at once (default 64)")
-    p.add_argument("--shard", type=at_least_1, default=256, help=HELP["shard"])
-    p.add_argument("--threshold", type=float, metavar="P", help=HELP["threshold"])
-    p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    add_bf16_option(p)
-    add_device_option(p)
-    p.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    add_raw_option(p)
+    p = command_parser("train.collect", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
     add_directory_options(p)
     return p
 

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from runtime import files
-from runtime.cli import DONE, Parser, print_json, program
+from runtime.cli import command_parser, option
 from runtime.errors import UserError
 
 from . import distributed, open_checkpoint, tasks
 from .checkpoint import Checkpoint
 from .cli_options import (
+    RAW_OPTION,
+    TRAINING_OPTIONS,
     above_0,
-    add_bf16_option,
-    add_device_option,
     add_directory_options,
-    add_raw_option,
     at_least_1,
+    bf16_option,
     overrides_of,
 )
 from .data import prompts, trajectories
@@ -43,7 +43,7 @@ from .methods.next_token import next_token_loss
 from .methods.setup import Lesson, Teacher
 from .torch_backend import contract_of
 from .trainer import resume, run_fingerprint
-from .trainer.training_loop import Fitted, Loss, Recipe, train_model
+from .trainer.training_loop import Fitted, Loss, Recipe, run_training, train_model
 
 OWN = ("--attention",)  # here it is the student's
 SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
@@ -182,51 +182,37 @@ def identity_of(args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, A
     return run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **own}))
 
 
+OPTIONS = (
+    *table.METHOD_OPTIONS,
+    option("--teacher", type=Path, required=True, help=HELP["teacher"]),
+    option("--student", type=Path, help=HELP["student"]),
+    option("--out", type=Path, required=True, help=HELP["out"]),
+    option("--lora-rank", type=int, metavar="R", help="train a low-rank adapter alone (default: all weights)"),
+    option("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)"),
+    option("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"]),
+    option("--task", default="math,code", help=HELP["task"]),
+    option("--next-token", type=float, default=0.0, help=HELP["next-token"]),
+    option("--steps", type=at_least_1, default=2500, help="updates (default 2500)"),
+    option(
+        "--batch", type=at_least_1, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
+    ),
+    option("--learning-rate", type=above_0, default=1e-3, help="peak (default 1e-3)"),
+    *TRAINING_OPTIONS,
+    RAW_OPTION,
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog=program("train.distill"), description=(__doc__ or "").splitlines()[0])
-    table.add_options(p)
-    p.add_argument("--teacher", type=Path, required=True, help=HELP["teacher"])
-    p.add_argument("--student", type=Path, help=HELP["student"])
-    p.add_argument("--out", type=Path, required=True, help=HELP["out"])
-    p.add_argument("--lora-rank", type=int, metavar="R", help="train a low-rank adapter alone (default: all weights)")
-    p.add_argument("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)")
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"])
-    p.add_argument("--task", default="math,code", help=HELP["task"])
-    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--next-token", type=float, default=0.0, help=HELP["next-token"])
-    p.add_argument("--steps", type=at_least_1, default=2500, help="updates (default 2500)")
-    p.add_argument(
-        "--batch", type=at_least_1, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
-    )
-    p.add_argument("--learning-rate", type=above_0, default=1e-3, help="peak (default 1e-3)")
-    p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument(
-        "--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"
-    )
-    add_bf16_option(p)
-    add_device_option(p)
-    p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
-    p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
-    add_raw_option(p)
+    p = command_parser("train.distill", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
+    table.add_own_options(p)
     add_directory_options(p, OWN)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: command(parser().parse_args(argv)))
-
-
-def command(args: argparse.Namespace) -> int:
-    """Distils and says what was written."""
-    with distributed.joined(args.device):
-        fitted = distill(args)
-    if args.json:
-        print_json(fitted.report(args.out))
-    else:
-        print(f"wrote {args.out}")
-    return DONE
+    return distributed.run(lambda: run_training(distill, parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

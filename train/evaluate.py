@@ -13,17 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, Parser, print_json, program
+from runtime.cli import DONE, add_options, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
-from .evaluation.evaluated_model import add_gate_options, add_model_options, chosen_gate, open_evaluated_model
+from .evaluation.evaluated_model import GATE_OPTIONS, add_model_options, chosen_gate, open_evaluated_model
 from .evaluation.evaluation_run import Evaluation, evaluate, fitting_problems, read_evaluation
 from .evaluation.intervals import paired_difference
 from .storage.output_files import check_file, replace_file
 
 COUNT = 500
+SPLIT_HELP = (
+    "train, valid, test or test_templates; of --data also all, each line once and in order, as a published test file "
+    "is graded (default valid)"
+)
 
 
 def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
@@ -117,27 +121,26 @@ def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> 
     }
 
 
+OPTIONS = (
+    option("--threshold", type=float, help="gate: probability, nats or factor"),
+    option("--task", default="math", help="math or code (default math)"),
+    option("--data", type=Path, help="JSON lines instead of a task"),
+    option("--split", default="valid", help=SPLIT_HELP),
+    option("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)"),
+    option("--seed", type=int, default=0, help="of the problems drawn (default 0)"),
+    option("--commit", choices=("fused", "separate"), default="fused", help="(default fused)"),
+    option("--out", type=Path, help="JSON report with every problem's outcome"),
+    option("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs"),
+    option("--wrong", action="store_true", help="print wrong answers to stderr"),
+    option("--json", action="store_true", help="print the report as one JSON object"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog=program("train.evaluate"), description=(__doc__ or "").splitlines()[0])
+    p = command_parser("train.evaluate", (__doc__ or "").splitlines()[0])
     add_model_options(p)
-    add_gate_options(p)
-    p.add_argument("--threshold", type=float, help="gate: probability, nats or factor")
-    p.add_argument("--task", default="math", help="math or code (default math)")
-    p.add_argument("--data", type=Path, help="JSON lines instead of a task")
-    p.add_argument(
-        "--split",
-        default="valid",
-        help="train, valid, test or test_templates; of --data also all, each "
-        "line once and in order, as a published test file is graded (default valid)",
-    )
-    p.add_argument("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)")
-    p.add_argument("--seed", type=int, default=0, help="of the problems drawn (default 0)")
-    p.add_argument("--commit", choices=("fused", "separate"), default="fused", help="(default fused)")
-    p.add_argument("--out", type=Path, help="JSON report with every problem's outcome")
-    p.add_argument("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs")
-    p.add_argument("--wrong", action="store_true", help="print wrong answers to stderr")
-    p.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    add_options(p, (*GATE_OPTIONS, *OPTIONS))
     return p
 
 

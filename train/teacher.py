@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.cli import DONE, Parser, print_json, program
+from runtime.cli import command_parser, option
 from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
-from .cli_options import above_0, add_bf16_option, add_device_option, at_least_1
+from .cli_options import TRAINING_OPTIONS, above_0, at_least_1, bf16_option
 from .data import bpe
 from .data.batches import Stream, canvas_for, survey
 from .destination import DTYPES
@@ -30,7 +30,7 @@ from .methods.next_token import next_token_loss
 from .storage import output_files, student_pt
 from .torch_backend import contract_of
 from .trainer import deepen, resume, run_fingerprint
-from .trainer.training_loop import Fitted, Loss, Recipe, train_model
+from .trainer.training_loop import Fitted, Loss, Recipe, run_training, train_model
 from .transformer.network import ModelConfig, Transformer, initialize
 
 CAUSAL_EVERY = 2  # updates
@@ -202,52 +202,38 @@ def train(args: argparse.Namespace) -> Fitted:
     return fitted
 
 
+OPTIONS = (
+    option("--out", type=Path, required=True, help="checkpoint to write"),
+    option("--objective", choices=("causal", "masked"), default="masked", help="(default masked)"),
+    option("--init", type=Path, help="checkpoint whose weights and tokenizer to start from"),
+    option("--task", default="math,code", help="tasks, comma-separated (default math,code)"),
+    option("--steps", type=at_least_1, default=10000, help="updates (default 10000)"),
+    option("--batch", type=at_least_1, default=64, help="examples an update (default 64)"),
+    option("--learning-rate", type=above_0, default=2e-3, help="peak (default 2e-3)"),
+    option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
+    option("--causal-every", type=int, help=HELP["causal-every"]),
+    option("--block", type=at_least_1, default=16, help="tokens a block (default 16)"),
+    option("--canvas", type=at_least_1, help=HELP["canvas"]),
+    option("--context", type=at_least_1, default=512, help="longest prompt and answer in tokens (default 512)"),
+    option("--vocab", type=at_least_1, default=1280, help="most tokens of a new tokenizer (default 1280)"),
+    option("--layers", type=at_least_1, help=HELP["layers"]),
+    *(
+        option(f"--{name}", type=at_least_1, default=size, help=f"of a new model (default {size})")
+        for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512))
+    ),
+    option("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)"),
+    *TRAINING_OPTIONS,
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = Parser(prog=program("train.teacher"), description=__doc__.splitlines()[0] if __doc__ else "")
-    p.add_argument("--out", type=Path, required=True, help="checkpoint to write")
-    p.add_argument("--objective", choices=("causal", "masked"), default="masked", help="(default masked)")
-    p.add_argument("--init", type=Path, help="checkpoint whose weights and tokenizer to start from")
-    p.add_argument("--task", default="math,code", help="tasks, comma-separated (default math,code)")
-    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--steps", type=at_least_1, default=10000, help="updates (default 10000)")
-    p.add_argument("--batch", type=at_least_1, default=64, help="examples an update (default 64)")
-    p.add_argument("--learning-rate", type=above_0, default=2e-3, help="peak (default 2e-3)")
-    p.add_argument("--seed", type=int, default=0, help="(default 0)")
-    p.add_argument("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"])
-    p.add_argument("--causal-every", type=int, help=HELP["causal-every"])
-    p.add_argument("--block", type=at_least_1, default=16, help="tokens a block (default 16)")
-    p.add_argument("--canvas", type=at_least_1, help=HELP["canvas"])
-    p.add_argument("--context", type=at_least_1, default=512, help="longest prompt and answer in tokens (default 512)")
-    p.add_argument("--vocab", type=at_least_1, default=1280, help="most tokens of a new tokenizer (default 1280)")
-    p.add_argument("--layers", type=at_least_1, help=HELP["layers"])
-    for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512)):
-        p.add_argument(f"--{name}", type=at_least_1, default=size, help=f"of a new model (default {size})")
-    p.add_argument(
-        "--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"
-    )
-    add_bf16_option(p)
-    add_device_option(p)
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)")
-    p.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster")
-    p.add_argument("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object")
-    return p
+    return command_parser("train.teacher", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: command(parser().parse_args(argv)))
-
-
-def command(args: argparse.Namespace) -> int:
-    """Trains and says what was written."""
-    with distributed.joined(args.device):
-        fitted = train(args)
-    if args.json:
-        print_json(fitted.report(args.out))
-    else:
-        print(f"wrote {args.out}")
-    return DONE
+    return distributed.run(lambda: run_training(train, parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

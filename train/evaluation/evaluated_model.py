@@ -9,11 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from runtime.backend import Backend
+from runtime.cli import add_options, option
 from runtime.contract import GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 from train import checkpoint, open_checkpoint
-from train.cli_options import add_directory_options, add_raw_option, overrides_of
+from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, contract_of, limit_threads
@@ -21,6 +22,10 @@ from train.torch_backend import TorchBackend, contract_of, limit_threads
 GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
 OWN = ("--attention",)  # here it is for every checkpoint
 BATCH = 64  # answers at once in PyTorch
+HELP = {  # of the options whose text is longer than their line
+    "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
+    "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
+}
 IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name != "template_args"))  # not for an engine
 
 
@@ -82,35 +87,29 @@ def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
     return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
 
 
+GATE_OPTIONS = (  # that change the model's gate, its threshold apart
+    option("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)"),
+    option("--metric", help="gate: confidence or entropy"),
+    option("--comparator", help="gate: >= > <= <"),
+    option("--min", type=int, help="gate: fewest positions accepted a step"),
+    option("--max", type=int, help="gate: most positions accepted a step"),
+    option("--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"),
+    option("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last"),
+)
+MODEL_OPTIONS = (
+    option("--engine", help="engine of the bundle (default its first)"),
+    option("--attention", choices=("block_causal", "full"), help="run the weights under another mask"),
+    option("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})"),
+    option("--threads", type=int, help=HELP["threads"]),
+    option("--bf16", action="store_true", default=None, help=HELP["bf16"]),
+    RAW_OPTION,
+)
+
+
 def add_model_options(p: argparse.ArgumentParser) -> None:
     """Adds what says which model answers, and how it is run."""
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
     source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
-    p.add_argument("--engine", help="engine of the bundle (default its first)")
-    p.add_argument("--attention", choices=("block_causal", "full"), help="run the weights under another mask")
-    p.add_argument("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})")
-    p.add_argument(
-        "--threads", type=int, help="of PyTorch or of the engine (default: the physical cores within the CPU quota)"
-    )
-    p.add_argument(
-        "--bf16",
-        action="store_true",
-        default=None,
-        help="bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
-    )
-    add_raw_option(p)
+    add_options(p, MODEL_OPTIONS)
     add_directory_options(p, OWN)
-
-
-def add_gate_options(p: argparse.ArgumentParser) -> None:
-    """Adds what changes the model's gate, its threshold apart."""
-    p.add_argument("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)")
-    p.add_argument("--metric", help="gate: confidence or entropy")
-    p.add_argument("--comparator", help="gate: >= > <= <")
-    p.add_argument("--min", type=int, help="gate: fewest positions accepted a step")
-    p.add_argument("--max", type=int, help="gate: most positions accepted a step")
-    p.add_argument(
-        "--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"
-    )
-    p.add_argument("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last")

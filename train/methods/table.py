@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runtime.cli import add_options, option
 from runtime.errors import UserError
 from train.trainer.training_loop import Loss
 
@@ -32,6 +33,8 @@ HELP = {  # of the options whose text is longer than their line
     "attention": "the student's: full (of cd4lm and dparallel) has no cache (default block_causal)",
     "trajectories": "folders written by train.collect with this teacher (needed)",
     "weights": "of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA 1,0.5,0.1)",
+    "shares": "of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)",
+    "certainty": "weight of the entropy terms (default 2; for Dream 1)",
     "ordered": (
         "of the blocks (of a full cd4lm student, and for dparallel, the answers) masked from a drawn place to their "
         "end, as decoding meets them; the authors have none, 0 (default 0.7)"
@@ -92,24 +95,32 @@ METHODS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --method, --attention, and the options that not every method has, in groups of their own."""
-    add = parser.add_argument
-    add("--method", choices=METHODS, default="cdlm", help="(default cdlm)")
-    add("--attention", choices=BOTH, default="block_causal", help=HELP["attention"])
-    add = parser.add_argument_group("cdlm and dparallel").add_argument
-    add("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"])
-    add("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)")
-    add = parser.add_argument_group("cdlm").add_argument
-    add("--weights", help=HELP["weights"])
-    add("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)")
-    add = parser.add_argument_group("cd4lm").add_argument
-    add("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)")
-    add("--shares", help="of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)")
-    add = parser.add_argument_group("cd4lm and dparallel").add_argument
-    add("--ordered", type=float, metavar="SHARE", help=HELP["ordered"])
-    add = parser.add_argument_group("dparallel").add_argument
-    add("--certainty", type=float, metavar="W", help="weight of the entropy terms (default 2; for Dream 1)")
+METHOD_OPTIONS = (
+    option("--method", choices=METHODS, default="cdlm", help="(default cdlm)"),
+    option("--attention", choices=BOTH, default="block_causal", help=HELP["attention"]),
+)
+OWN_OPTIONS = {  # by the methods that have them
+    "cdlm and dparallel": (
+        option("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"]),
+        option("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)"),
+    ),
+    "cdlm": (
+        option("--weights", help=HELP["weights"]),
+        option("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)"),
+    ),
+    "cd4lm": (
+        option("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)"),
+        option("--shares", help=HELP["shares"]),
+    ),
+    "cd4lm and dparallel": (option("--ordered", type=float, metavar="SHARE", help=HELP["ordered"]),),
+    "dparallel": (option("--certainty", type=float, metavar="W", help=HELP["certainty"]),),
+}
+
+
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that not every method has, in groups of their own."""
+    for methods, options in OWN_OPTIONS.items():
+        add_options(parser.add_argument_group(methods), options)
 
 
 def choose_method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:

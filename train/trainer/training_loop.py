@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from runtime.cli import DONE, print_json
 from runtime.errors import NumericalError, UserError
 from train import distributed
 from train.storage.output_files import replace_file
@@ -68,6 +70,17 @@ class Fitted:
         """What --json prints; a figure that is no number, as a share of nothing, is null."""
         figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
         return {"out": str(out), "steps": self.steps, "seconds": round(self.seconds, 1), **figures}
+
+
+def run_training(train: Callable[[argparse.Namespace], Fitted], args: argparse.Namespace) -> int:
+    """Runs a training command as one of torchrun's processes, and says what was written."""
+    with distributed.joined(args.device):
+        fitted = train(args)
+    if args.json:
+        print_json(fitted.report(args.out))
+    else:
+        print(f"wrote {args.out}")
+    return DONE
 
 
 def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
