@@ -81,18 +81,20 @@ def words_of(split: str, split_word: Split) -> tuple[str, ...]:
     return tuple(word for word in dictionary() if split_word(word) == split)
 
 
-def problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
+def problems(
+    split: str, count: int, seed: int, split_word: Split = split_by_stem, longest: int = LONGEST
+) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do, in sentences of up to LONGEST words, short ones more often; `valid` and
+    `train` repeats words and writes them as people do, in sentences of up to `longest` words, short ones more often; `valid` and
     `test` hold each word once, in lower case; `valid_sentences` and `test_sentences` have LONGEST of these words per
-    prompt. Raises UserError for an unknown split.
+    prompt. longest: words of a training sentence at most. Raises UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")
     if split == "train":
-        return (written_prompt(rng, words_of(split, split_word)) for _ in range(count))
+        return (written_prompt(rng, words_of(split, split_word), longest) for _ in range(count))
     words = words_of(split.removesuffix("_sentences"), split_word)
     shuffled = rng.sample(words, len(words))
     size = LONGEST if split.endswith("_sentences") else 1
@@ -106,9 +108,9 @@ def problem_of(words: Sequence[str], prompt: str) -> Problem:
     return Problem(prompt, answer, "word" if len(words) == 1 else "sentence")
 
 
-def written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
+def written_prompt(rng: random.Random, words: Sequence[str], longest: int) -> Problem:
     """Returns a training problem: a word or a sentence of random words, with capitals, commas, stops and spaces."""
-    size = int((LONGEST + 1) ** rng.random())  # log-uniform: with long sentences alone a model is slow to align
+    size = int((longest + 1) ** rng.random())  # log-uniform: with long sentences alone a model is slow to align
     chosen = [rng.choice(words) for _ in range(size)]
     style = rng.random()
     written = [word.upper() for word in chosen] if style < 0.04 else list(chosen)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 from train.huggingface.token_merging import QWEN2_SPLIT
@@ -37,10 +38,13 @@ def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Prob
     return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
-def _pronounce(name: str, split_word: pronunciation.Split) -> Task:
+def _pronounce(name: str, **options: Any) -> Task:
     return Task(
-        name, partial(pronunciation.problems, split_word=split_word), each_alone(pronunciation.grade),
-        pronunciation.error_rates, pronunciation.SPLIT,
+        name,
+        partial(pronunciation.problems, **options),
+        each_alone(pronunciation.grade),
+        pronunciation.error_rates,
+        pronunciation.SPLIT,
     )
 
 
@@ -49,8 +53,9 @@ _grade_math = each_alone(word_problems.grade)
 TASKS = {
     "math": Task("math", word_problems.problems, _grade_math),
     "code": Task("code", functions.problems, functions.grade_many),
-    "pronounce": _pronounce("pronounce", pronunciation.split_by_stem),
-    "pronounce_by_word": _pronounce("pronounce_by_word", split_of),  # as published splits are, inflections on both sides
+    "pronounce": _pronounce("pronounce"),
+    "pronounce_words": _pronounce("pronounce_words", longest=1),  # no sentences in training
+    "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as published splits are
 }
 
 
