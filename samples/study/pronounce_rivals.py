@@ -2,7 +2,7 @@
 
     python -m samples.study.pronounce_rivals --out samples/results/pronounce_rivals.json
     python -m samples.study.pronounce_rivals --out FILE --only g2p-en --python .rivals/bin/python
-    python -m samples.study.pronounce_rivals --out FILE --ours student=samples/pronounce.bundle
+    python -m samples.study.pronounce_rivals --out FILE --ours samples/pronounce.bundle
 
 Each runs alone on one core in a process of its own, by `rival_worker.py` in the Python that it is installed in. What is
 not installed is left out with its reason. A row stays in the file until it is measured again, so that a few rivals at a
@@ -15,10 +15,8 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.bundle import store
 from runtime.cli import DONE, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
+from runtime.perf.conditions import processor_name
 from train import tasks
 from train.evaluation.evaluation_run import measure_task
 from train.storage.output_files import check_file, replace_file
@@ -77,7 +77,7 @@ RIVALS = {
         ipa=True,
         stress=False,
     ),
-    "gruut": Rival("pip install gruut", "a lexicon in IPA made of CMUdict's words", ipa=True),
+    "gruut": Rival("pip install gruut", "its own lexicon in IPA, which the model learned from", ipa=True),
     "espeak-ng": Rival(
         "apt install espeak-ng", "rules and a lexicon, written by hand and not from our split", ipa=True, calls=50
     ),
@@ -94,9 +94,9 @@ def sentences() -> list[tasks.Problem]:
     return list(tasks.choose_tasks("pronounce")[0].problems("test_sentences", sys.maxsize, SEED))
 
 
-def run_worker(python: Path, name: str, lines: Sequence[str], calls: int, model: Path | None = None) -> dict[str, Any]:
+def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) -> dict[str, Any]:
     """Returns the worker's report. Raises UserError with the reason if the rival did not run."""
-    command = [str(python), str(WORKER), name, "--calls", str(calls), *(["--model", str(model)] if model else [])]
+    command = [str(python), str(WORKER), name, *map(str, options)]
     try:
         done = subprocess.run(
             command, input="".join(f"{line}\n" for line in lines), capture_output=True, text=True,
@@ -106,13 +106,18 @@ def run_worker(python: Path, name: str, lines: Sequence[str], calls: int, model:
         raise UserError(f"--python {python} does not start ({error}); give the Python that the rivals are in") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        raise UserError(last if done.returncode != NOT_INSTALLED else f"{last}; {RIVALS[name].install}")
+        raise UserError(f"{last}; {install_command(name)}" if done.returncode == NOT_INSTALLED else last)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
+def install_command(name: str) -> str:
+    """Returns what installs a rival, or ours."""
+    return RIVALS[name].install if name in RIVALS else "pip install '.[cpu]'"
+
+
 def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
-    """Returns a model of the train split, trained unless it is there for these very lines, and the seconds that took.
+    """Returns a model of the train split, trained unless it is there for these very lines, and its CPU seconds.
 
     Raises UserError if the package is not installed or its training fails.
     """
@@ -123,14 +128,15 @@ def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
     if not seconds.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         listed.write_text(lexicon, encoding="utf-8")
-        print(f"phonetisaurus trains on {len(words):,} words; with one core some 20 minutes", file=sys.stderr)
-        started = time.perf_counter()
+        print(f"phonetisaurus trains on {len(words):,} words; some 3 minutes of one core", file=sys.stderr)
+        started = os.times()
         command = [str(python), "-m", "phonetisaurus", "train", "--model", str(model), str(listed)]
         with Path(f"{stem}.log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ONE_THREAD}).returncode
         if code or not model.is_file():
             raise UserError(f"its training ended with code {code}, see {stem}.log; {RIVALS['phonetisaurus'].install}")
-        seconds.write_text(f"{time.perf_counter() - started:.0f}\n", encoding="utf-8")
+        spent = sum(os.times()[2:4]) - sum(started[2:4])  # of programs that have ended
+        seconds.write_text(f"{spent:.0f}\n", encoding="utf-8")
     return model, float(seconds.read_text(encoding="utf-8"))
 
 
@@ -138,7 +144,14 @@ def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.
     """Returns a rival's row. Raises UserError with the reason if it did not run."""
     rival = RIVALS[name]
     model, seconds = train_phonetisaurus(python, work) if rival.trains else (None, None)
-    found = run_worker(python, name, [problem.prompt for problem in problems], rival.calls, model)
+    found = run_worker(
+        python,
+        name,
+        [problem.prompt for problem in problems],
+        "--calls",
+        rival.calls,
+        *(["--model", model] if model else []),
+    )
     texts = found.pop("answers")
     if rival.ipa:
         texts = [" ".join(arpabet(text)) for text in texts]
@@ -148,15 +161,16 @@ def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.
     }  # fmt: skip
 
 
-def measure_ours(title: str, bundle: Path, python: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
-    """Returns a bundle's row, the words one by one and then in sentences. Raises UserError if it did not run."""
-    found = run_worker(python, "blockstep", [problem.prompt for problem in problems], 0, bundle)
+def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
+    """Returns the row of a bundle's engine: words one by one, then sentences. Raises UserError if it did not run."""
+    options = ("--model", bundle, "--engine", engine)
+    found = run_worker(python, "blockstep", [problem.prompt for problem in problems], *options)
     row = {
-        "name": title, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
+        "name": engine, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
         **rates(problems, found.pop("answers")), **found,
     }  # fmt: skip
     asked = sentences()
-    spoken = run_worker(python, "blockstep", [problem.prompt for problem in asked], 0, bundle)
+    spoken = run_worker(python, "blockstep", [problem.prompt for problem in asked], *options)
     row["sentences"] = {
         **rates(asked, spoken["answers"], each=False), "forwards": spoken["forwards"],
         "per_second": spoken["words_per_second"], "problems": len(asked),
@@ -171,11 +185,8 @@ def rates(problems: Sequence[tasks.Problem], texts: Sequence[str], each: bool = 
 
 
 def conditions() -> dict[str, Any]:
-    """Returns the machine: one core of it is used."""
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {"cpu": (models or [platform.processor()])[0], "load": round(os.getloadavg()[0], 2)}
+    """Returns what timings depend on: one core of this processor, and what else it had to do."""
+    return {"cpu": processor_name(), "load": round(os.getloadavg()[0], 2)}
 
 
 def earlier(path: Path, words: str) -> dict[str, Any]:
@@ -184,7 +195,9 @@ def earlier(path: Path, words: str) -> dict[str, Any]:
         return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = before["words"] == words and all(isinstance(before[name], dict) for name in ("rows", "left_out"))
+        same, parts = before["words"] == words, (before["rows"], before["left_out"])
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("rows and left_out are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no report of this command ({error}); delete it, or give another --out") from None
     if not same:
@@ -197,12 +210,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_file(args.out)
     problems = drawn()
     report = earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
-    bundles = dict(named(each) for each in args.ours)
-    chosen = args.only or ([] if bundles else list(RIVALS))
-    for name in tqdm([*chosen, *bundles], unit="rival", disable=None):
+    engines = [engine.name for engine in store.read(args.ours).engines] if args.ours else []
+    chosen = args.only or ([] if engines else list(RIVALS))
+    for name in tqdm([*chosen, *engines], unit="rival", disable=None):
         try:
-            if name in bundles:
-                row = measure_ours(name, bundles[name], args.python, problems)
+            if name in engines:
+                row = measure_ours(args.ours, name, args.python, problems)
             else:
                 row = measure_rival(name, args.python, args.work, problems)
         except UserError as error:
@@ -211,23 +224,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         else:
             report["left_out"].pop(name, None)
             report["rows"][name] = {**row, "conditions": conditions()}
-        text = json.dumps(report) + "\n"
+        text = json.dumps(report, separators=(",", ":")) + "\n"
         replace_file(args.out, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     return report
-
-
-def named(text: str) -> tuple[str, Path]:
-    """Splits TITLE=PATH. Raises UserError for anything else."""
-    title, equals, path = text.partition("=")
-    if not (title and equals and path):
-        raise UserError(f"got {text!r}; expected TITLE=PATH, as student=samples/pronounce.bundle")
-    return title, Path(path)
 
 
 OPTIONS = (
     option("--out", type=Path, required=True, help="JSON file; rows that it has already stay in it"),
     option("--only", action="append", choices=RIVALS, default=[], help="a rival to measure, repeatable (default all)"),
-    option("--ours", action="append", metavar="TITLE=BUNDLE", default=[], help="a bundle of ours, repeatable"),
+    option("--ours", type=Path, metavar="BUNDLE", help="a bundle of ours, whose engines are measured (no rivals then)"),
     option(
         "--python", type=Path, default=Path(sys.executable), help="Python that they are installed in (default this)"
     ),
@@ -251,7 +256,7 @@ def command(args: argparse.Namespace) -> int:
         return DONE
     for name, row in rows.items():
         error = f"{100 * row['word_error_without_stress']:.1f} % of words wrong without stress"
-        print(f"{name:20} {error}, {row['words_per_second']:.0f} words per second, {row['peak_mb']:.0f} MB")
+        print(f"{name:20} {error}, {row['words_per_second']:.3g} words per second, {row['peak_mb']:.0f} MB")
     return DONE
 
 

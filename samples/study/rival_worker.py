@@ -1,6 +1,6 @@
 """Runs one rival of the pronunciation table, with the standard library and the rival's own package alone.
 
-    PYTHON samples/study/rival_worker.py NAME [--model FILE] [--calls N] < words > report.json
+    PYTHON samples/study/rival_worker.py NAME [--model FILE] [--engine NAME] [--calls N] < words > report.json
 
 `samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
 report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from typing import Any
 
 POLL = 0.002  # seconds between two looks at the memory of a program
+WEIGHTS = "weights apart"  # what is loaded and no package brings
 DEBIAN = ("espeak-ng", "libespeak-ng1", "espeak-ng-data")
 
 
@@ -90,10 +91,10 @@ def peak_mb(process: int | str = "self") -> float:
     return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
-def blockstep(model: Path | None) -> Rival:
-    """Loads a bundle of ours with one thread of its engine."""
+def blockstep(model: Path | None, engine: str | None = None) -> Rival:
+    """Loads an engine of a bundle of ours, with one thread."""
     assert model is not None
-    loaded = import_module("blockstep").load(model, threads=1)
+    loaded = import_module("blockstep").load(model, engine=engine, threads=1)
     forwards: list[int] = []
 
     def predict(words: Sequence[str]) -> list[str]:
@@ -101,9 +102,10 @@ def blockstep(model: Path | None) -> Rival:
         forwards.extend(answer.forwards for answer in answers)
         return [answer.text for answer in answers]
 
-    bundle = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
-    parts = {**installed("blockstep", "onnxruntime"), "the bundle": ("", bundle)}
-    return Rival(predict, parts, forwards=forwards)
+    manifest = json.loads((model / "manifest.json").read_text())
+    files = next(each["files"] for each in manifest["engines"] if each["name"] == loaded.engine)
+    size = sum((model / file).stat().st_size for file in [*files, manifest["tokenizer"]["file"], "manifest.json"])
+    return Rival(predict, {**installed("blockstep", "onnxruntime"), WEIGHTS: ("", size)}, forwards=forwards)
 
 
 def g2p_en(model: Path | None) -> Rival:
@@ -132,7 +134,7 @@ def phonetisaurus(model: Path | None) -> Rival:
         return [found.get(word, "") for word in words]
 
     assert model is not None
-    parts = {**installed("phonetisaurus"), "the trained model": ("", model.stat().st_size)}
+    parts = {**installed("phonetisaurus"), WEIGHTS: ("", model.stat().st_size)}
     return Rival(predict, parts, batch=True, program=True)
 
 
@@ -170,7 +172,9 @@ def espeak_ng(model: Path | None) -> Rival:
     return Rival(predict, parts, batch=True, program=True)
 
 
-RIVALS = {each.__name__.replace("_", "-"): each for each in (blockstep, g2p_en, phonetisaurus, g2p2, gruut, espeak_ng)}
+RIVALS: dict[str, Callable[[Path | None], Rival]] = {
+    each.__name__.replace("_", "-"): each for each in (blockstep, g2p_en, phonetisaurus, g2p2, gruut, espeak_ng)
+}
 
 
 def installed(*names: str) -> dict[str, tuple[str, int]]:
@@ -198,10 +202,10 @@ def size_of(part: Distribution) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def report(name: str, words: Sequence[str], model: Path | None, calls: int) -> dict[str, Any]:
+def report(name: str, words: Sequence[str], model: Path | None, calls: int, engine: str | None) -> dict[str, Any]:
     """Loads a rival and asks it for all words; if it takes them at once, then for the first `calls` one by one too."""
     started = time.perf_counter()
-    rival = RIVALS[name](model)
+    rival = RIVALS[name](model) if engine is None else blockstep(model, engine)
     loaded = time.perf_counter()
     answers = rival.predict(words)
     seconds, forwards = time.perf_counter() - loaded, sum(rival.forwards)
@@ -234,11 +238,12 @@ def main() -> int:
     p.add_argument("name", choices=RIVALS)
     p.add_argument("--model", type=Path, help="file that the rival loads")
     p.add_argument("--calls", type=int, default=200, help="words that are asked one by one (default 200)")
+    p.add_argument("--engine", help="of a bundle of ours")
     args = p.parse_args()
     words = sys.stdin.read().splitlines()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     try:
-        found = report(args.name, words, args.model, args.calls)
+        found = report(args.name, words, args.model, args.calls, args.engine)
     except (ImportError, PackageNotFoundError) as error:
         print(f"not installed: {error}", file=sys.stderr)
         return 3
