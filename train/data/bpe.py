@@ -15,7 +15,8 @@ SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
 def train_tokenizer(texts: Iterable[str], vocab: int, split: str = QWEN2_SPLIT) -> Tokenizer:
     """A tokenizer of at most `vocab` tokens, 256 bytes and the three special ones included, learnt from `texts`.
 
-    split: regular expression; no token spans two of its matches. Special tokens are never recognised inside a text: `encode` is called with `encode_special_tokens` set.
+    split: regular expression; no token spans two of its matches. Special tokens are never recognised inside a text:
+    `encode` is called with `encode_special_tokens` set.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

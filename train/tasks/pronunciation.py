@@ -86,9 +86,9 @@ def problems(
 ) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do, in sentences of up to `longest` words, short ones more often; `valid` and
-    `test` hold each word once, in lower case; `valid_sentences` and `test_sentences` have LONGEST of these words per
-    prompt. longest: words of a training sentence at most. Raises UserError for an unknown split.
+    `train` repeats words and writes them as people do, in sentences of up to `longest` words, short ones more often;
+    `valid` and `test` hold each word once, in lower case; `valid_sentences` and `test_sentences` have LONGEST of these
+    words per prompt. longest: words of a training sentence at most. Raises UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
