@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 from . import tasks
 from .evaluation.evaluated_model import GATE_OPTIONS, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation.evaluation_run import Evaluation, evaluate, fitting_problems, read_evaluation
+from .evaluation.evaluation_run import Evaluation, evaluate, fitting_problems, measure_task, read_evaluation
 from .evaluation.intervals import paired_difference
 from .storage.output_files import check_file, replace_file
 
@@ -74,16 +74,18 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         batch=subject.batch,
         ask=subject.ask,
     )
+    figures, wrong = measure_task(task, problems, found.texts)
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
         "forwards": [result.forwards for result in found.results],
         "length": [len(result.token_ids) for result in found.results],
+        **wrong,
         **({"left_out": left_out} if left_out else {}),
     }
     source = str(args.ckpt or args.bundle)
     settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
     settings |= {**asked, "bf16": bool(args.bf16)}
-    report = {**settings, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary()}
+    report = {**settings, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary(), **figures}
     if other is not None:
         report["against"] = compared(other, per_problem)
     if args.out:

@@ -23,7 +23,7 @@ from train import tasks
 from train.data import prompts
 
 from .evaluated_model import BATCH, EvaluatedModel
-from .intervals import proportion
+from .intervals import proportion, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,22 @@ def evaluate(
     ordered = [results[i] for i in range(len(requests))]
     texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
+
+
+def measure_task(
+    task: tasks.Task, problems: Sequence[tasks.Problem], texts: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Returns the task's own figures, and by word error rate which problems have such an error, 1 or 0.
+
+    Each word error rate comes with its 95 % interval, words taken as independent.
+    """
+    figures: dict[str, Any] = dict(task.measure(problems, texts))
+    rates = [name for name in figures if name.startswith("word_error")]
+    each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if rates]
+    for name in rates:
+        interval = wilson(min(1.0, figures[name]), int(figures["words"]))
+        figures[f"{name}_95"] = [round(interval.low, 5), round(interval.high, 5)]
+    return figures, {name: [int(one[name] > 0) for one in each] for name in rates}
 
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:

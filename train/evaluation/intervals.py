@@ -20,7 +20,12 @@ class Interval:
 
 def proportion(right: Sequence[bool]) -> Interval:
     """Share of right answers with Wilson's score interval (Wilson 1927), which stays inside [0, 1]."""
-    n, share, z2 = len(right), sum(right) / len(right), NORMAL_95**2
+    return wilson(sum(right) / len(right), len(right))
+
+
+def wilson(share: float, n: int) -> Interval:
+    """Wilson's score interval of a share of n."""
+    z2 = NORMAL_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return Interval(share, center - half, center + half)

@@ -58,6 +58,16 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
     _save(axes, path)
 
 
+def points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
+    """Draws a point (x, y) per name, x on a log scale, y from 0 on. Raises UserError as `plot_reliability` does."""
+    axes = _axes(across, up)
+    for (name, (x, y)), marker in zip(named.items(), itertools.cycle("os^Dv")):
+        axes.plot([x], [y], marker=marker, linestyle="", label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.1 * max((y for _, y in named.values()), default=1))
+    _save(axes, path)
+
+
 def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
     """A bar of each name in each group, with its value over it. Raises UserError as `plot_reliability` does."""
     axes = _axes("", up)

@@ -152,7 +152,7 @@ def grade(problem: Problem, text: str) -> bool:
 
 
 def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
-    """Returns word and phoneme error rates, with stress and without, over all words of all problems.
+    """Returns word and phoneme error rates, with stress and without, over all words of all problems, and their number.
 
     The phoneme error rate is the edit distance to the nearest listed pronunciation over that one's length. A word
     without an answer counts as wrong, with all its phonemes deleted; words too many are wrong words too.
@@ -170,7 +170,7 @@ def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, 
                 distance, size = min((edit_distance(phonemes, right), len(right)) for right in listed(word, stress))
                 wrong, edits, length = wrong + (distance > 0), edits + distance, length + size
         rates |= {f"word_error{name}": round(wrong / words, 5), f"phoneme_error{name}": round(edits / length, 5)}
-    return rates
+    return rates | {"words": words}
 
 
 def edit_distance(given: Sequence[str], right: Sequence[str]) -> int:

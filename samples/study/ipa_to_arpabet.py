@@ -1,0 +1,60 @@
+"""Turns the IPA of other programs into ARPAbet, so that they can be measured on the CMU Pronouncing Dictionary at all.
+
+SOUNDS is what CMU Sphinx publishes for the dictionary's phonemes (cmusphinx.github.io/wiki/cmubet), in the spellings
+of IPA that are in use. NARROW has sounds that the dictionary does not tell apart, each as the phoneme that it writes:
+first flap, glottal stop and reduced vowels after ARPAbet's further symbols (Wikipedia, "ARPABET": DX, Q, AX, IX), then
+British vowels and what is left. Inventories differ, so these error rates stand apart from those of programs that
+answer in ARPAbet.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+SOUNDS = {
+    "ɑ": "AA", "æ": "AE", "ʌ": "AH", "ə": "AH", "ɔ": "AO", "aʊ": "AW", "ɑʊ": "AW", "aɪ": "AY", "ɑɪ": "AY", "b": "B",
+    "tʃ": "CH", "ʧ": "CH", "d": "D", "ð": "DH", "ɛ": "EH", "ɜɹ": "ER", "ɝ": "ER", "ɚ": "ER", "eɪ": "EY", "f": "F",
+    "ɡ": "G", "g": "G", "h": "HH", "ɪ": "IH", "i": "IY", "dʒ": "JH", "ʤ": "JH", "k": "K", "l": "L", "m": "M", "n": "N",
+    "ŋ": "NG", "oʊ": "OW", "ɔɪ": "OY", "p": "P", "ɹ": "R", "r": "R", "s": "S", "ʃ": "SH", "t": "T", "θ": "TH",
+    "ʊ": "UH", "u": "UW", "v": "V", "w": "W", "j": "Y", "z": "Z", "ʒ": "ZH",
+}  # fmt: skip
+NARROW = {
+    "ɾ": "T", "ʔ": "T", "ɐ": "AH", "ᵻ": "IH", "ɚɹ": "ER", "ɝɹ": "ER", "ɜ": "ER",
+    "ɒ": "AA", "əʊ": "OW", "a": "AA", "e": "EH", "o": "AO", "ɫ": "L", "ʍ": "W", "x": "K",
+}  # fmt: skip
+TABLE = SOUNDS | NARROW
+LONGEST = max(map(len, TABLE))
+VOWELS = {"AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"}
+STRESS = {"ˈ": "1", "ˌ": "2"}
+SYLLABIC = "\u0329"  # the mark under a consonant that is a syllable
+UNKNOWN = "?"  # a sound that is in neither table counts as a wrong phoneme
+
+
+def arpabet(text: str) -> tuple[str, ...]:
+    """Returns the ARPAbet phonemes of an IPA transcription, a stress mark going to the next vowel."""
+    kept = "".join(each for each in with_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
+    found, mark, place = [], "0", 0
+    while place < len(kept):
+        if kept[place] in STRESS:
+            mark = STRESS[kept[place]]
+            place += 1
+            continue
+        size = next((size for size in range(LONGEST, 0, -1) if kept[place : place + size] in TABLE), 1)
+        phoneme = TABLE.get(kept[place : place + size], UNKNOWN)
+        if phoneme in VOWELS:
+            phoneme, mark = phoneme + mark, "0"
+        found.append(phoneme)
+        place += size
+    return tuple(found)
+
+
+def with_schwa(text: str) -> str:
+    """Returns the text with a schwa before each syllabic consonant, as the dictionary writes them (`button`: AH0 N)."""
+    for place in reversed([i for i, each in enumerate(text) if each == SYLLABIC and i]):
+        text = f"{text[: place - 1]}ə{text[place - 1 : place]}{text[place + 1 :]}"
+    return text
+
+
+def is_mark(character: str) -> bool:
+    """Returns whether a character is no sound: a length mark, a tie, a diacritic, a joiner or a space."""
+    return unicodedata.category(character) in {"Lm", "Mn", "Cf", "Zs", "Sk", "So"}

@@ -1,0 +1,264 @@
+"""Measures other programs that pronounce English words, and bundles of ours, on the held-out words of task `pronounce`.
+
+    python -m samples.study.pronounce_rivals --out samples/results/pronounce_rivals.json
+    python -m samples.study.pronounce_rivals --out FILE --only g2p-en --python .rivals/bin/python
+    python -m samples.study.pronounce_rivals --out FILE --ours samples/pronounce.bundle
+
+Each runs alone on one core in a process of its own, by `rival_worker.py` in the Python that it is installed in. What is
+not installed is left out with its reason. A row stays in the file until it is measured again, so that a few rivals at a
+time will do. `samples.study.pronounce_table` makes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from runtime.bundle import store
+from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import run as run_command
+from runtime.errors import UserError
+from runtime.perf.conditions import processor_name
+from train import tasks
+from train.evaluation.evaluation_run import measure_task
+from train.storage.output_files import check_file, replace_file
+from train.tasks.pronunciation import dictionary, split_by_stem, words_of
+
+from .ipa_to_arpabet import arpabet
+
+WORKER = Path(__file__).with_name("rival_worker.py")
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+NOT_INSTALLED = 3
+SEED = 0  # the order of the problems, as `blockstep train evaluate` has it by default
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A program of others.
+
+    Attributes:
+        install: the command that installs it.
+        data: what it was trained on, and whether that has the test words.
+        ipa: whether it answers in IPA, which a mapping turns into ARPAbet: it is not ranked then.
+        stress: whether its answers have stress.
+        calls: words that are asked one by one if it takes many at once too, few if each starts a program.
+        trains: whether it is trained here, on our train split.
+    """
+
+    install: str
+    data: str
+    ipa: bool = False
+    stress: bool = True
+    calls: int = 200
+    trains: bool = False
+
+
+RIVALS = {
+    "g2p-en": Rival(
+        "pip install g2p-en",
+        "CMUdict itself: all of NLTK's copy but 128 words (`train.py` of Kyubyong/g2p), so nearly all test words",
+    ),
+    "phonetisaurus": Rival(
+        "pip install phonetisaurus", "our train split alone, by the package's own command", calls=10, trains=True
+    ),
+    "g2p2": Rival(
+        "pip install g2p2 g2p2-group-germanic",
+        "WikiPron, epitran and language models' data (its README); its share of the test words is unknown",
+        ipa=True,
+        stress=False,
+    ),
+    "gruut": Rival("pip install gruut", "its own lexicon in IPA, which the model learned from", ipa=True),
+    "espeak-ng": Rival(
+        "apt install espeak-ng", "rules and a lexicon, written by hand and not from our split", ipa=True, calls=50
+    ),
+}
+
+
+def drawn() -> list[tasks.Problem]:
+    """Returns every held-out word once."""
+    return list(tasks.choose_tasks("pronounce")[0].problems("test", sys.maxsize, SEED))
+
+
+def sentences() -> list[tasks.Problem]:
+    """Returns the held-out words in sentences of 20."""
+    return list(tasks.choose_tasks("pronounce")[0].problems("test_sentences", sys.maxsize, SEED))
+
+
+def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) -> dict[str, Any]:
+    """Returns the worker's report. Raises UserError with the reason if the rival did not run."""
+    command = [str(python), str(WORKER), name, *map(str, options)]
+    try:
+        done = subprocess.run(
+            command, input="".join(f"{line}\n" for line in lines), capture_output=True, text=True,
+            env={**os.environ, **ONE_THREAD},
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"--python {python} does not start ({error}); give the Python that the rivals are in") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+        raise UserError(f"{last}; {install_command(name)}" if done.returncode == NOT_INSTALLED else last)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def install_command(name: str) -> str:
+    """Returns what installs a rival, or ours."""
+    return RIVALS[name].install if name in RIVALS else "pip install '.[cpu]'"
+
+
+def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
+    """Returns a model of the train split, trained unless it is there for these very lines, and its CPU seconds.
+
+    Raises UserError if the package is not installed or its training fails.
+    """
+    words = words_of("train", split_by_stem)
+    lexicon = "".join(f"{word} {phonemes}\n" for word in words for phonemes in dictionary()[word])
+    stem = folder / f"phonetisaurus-{hashlib.sha256(lexicon.encode()).hexdigest()[:8]}"
+    model, listed, seconds = (stem.with_suffix(suffix) for suffix in (".fst", ".dict", ".seconds"))
+    if not seconds.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        listed.write_text(lexicon, encoding="utf-8")
+        print(f"phonetisaurus trains on {len(words):,} words; some 3 minutes of one core", file=sys.stderr)
+        started = os.times()
+        command = [str(python), "-m", "phonetisaurus", "train", "--model", str(model), str(listed)]
+        with Path(f"{stem}.log").open("w") as log:
+            code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ONE_THREAD}).returncode
+        if code or not model.is_file():
+            raise UserError(f"its training ended with code {code}, see {stem}.log; {RIVALS['phonetisaurus'].install}")
+        spent = sum(os.times()[2:4]) - sum(started[2:4])  # of programs that have ended
+        seconds.write_text(f"{spent:.0f}\n", encoding="utf-8")
+    return model, float(seconds.read_text(encoding="utf-8"))
+
+
+def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
+    """Returns a rival's row. Raises UserError with the reason if it did not run."""
+    rival = RIVALS[name]
+    model, seconds = train_phonetisaurus(python, work) if rival.trains else (None, None)
+    found = run_worker(
+        python,
+        name,
+        [problem.prompt for problem in problems],
+        "--calls",
+        rival.calls,
+        *(["--model", model] if model else []),
+    )
+    texts = found.pop("answers")
+    if rival.ipa:
+        texts = [" ".join(arpabet(text)) for text in texts]
+    return {
+        "name": name, "ours": False, "ranked": not rival.ipa, "stress": rival.stress, "data": rival.data,
+        "train_seconds": seconds, **rates(problems, texts), **found,
+    }  # fmt: skip
+
+
+def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
+    """Returns the row of a bundle's engine: words one by one, then sentences. Raises UserError if it did not run."""
+    options = ("--model", bundle, "--engine", engine)
+    found = run_worker(python, "blockstep", [problem.prompt for problem in problems], *options)
+    row = {
+        "name": engine, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
+        **rates(problems, found.pop("answers")), **found,
+    }  # fmt: skip
+    asked = sentences()
+    spoken = run_worker(python, "blockstep", [problem.prompt for problem in asked], *options)
+    row["sentences"] = {
+        **rates(asked, spoken["answers"], each=False), "forwards": spoken["forwards"],
+        "per_second": spoken["words_per_second"], "problems": len(asked),
+    }  # fmt: skip
+    return row
+
+
+def rates(problems: Sequence[tasks.Problem], texts: Sequence[str], each: bool = True) -> dict[str, Any]:
+    """Returns error rates with intervals, and which words are wrong, in the order of the problems."""
+    figures, wrong = measure_task(tasks.choose_tasks("pronounce")[0], problems, texts)
+    return {**figures, **({"per_problem": wrong} if each else {})}
+
+
+def conditions() -> dict[str, Any]:
+    """Returns what timings depend on: one core of this processor, and what else it had to do."""
+    return {"cpu": processor_name(), "load": round(os.getloadavg()[0], 2)}
+
+
+def earlier(path: Path, words: str) -> dict[str, Any]:
+    """Returns what a file has already. Raises UserError if it is of other words or no such file."""
+    if not path.exists():
+        return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same, parts = before["words"] == words, (before["rows"], before["left_out"])
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("rows and left_out are not objects")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of this command ({error}); delete it, or give another --out") from None
+    if not same:
+        raise UserError(f"{path} is of other words; delete it, or give another --out")
+    return before
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures what was asked for, writes each row as it comes, and returns the report."""
+    check_file(args.out)
+    problems = drawn()
+    report = earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
+    engines = [engine.name for engine in store.read(args.ours).engines] if args.ours else []
+    chosen = args.only or ([] if engines else list(RIVALS))
+    for name in tqdm([*chosen, *engines], unit="rival", disable=None):
+        try:
+            if name in engines:
+                row = measure_ours(args.ours, name, args.python, problems)
+            else:
+                row = measure_rival(name, args.python, args.work, problems)
+        except UserError as error:
+            report["left_out"][name] = str(error)
+            print(f"{name} is left out: {error}", file=sys.stderr)
+        else:
+            report["left_out"].pop(name, None)
+            report["rows"][name] = {**row, "conditions": conditions()}
+        text = json.dumps(report, separators=(",", ":")) + "\n"
+        replace_file(args.out, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+    return report
+
+
+OPTIONS = (
+    option("--out", type=Path, required=True, help="JSON file; rows that it has already stay in it"),
+    option("--only", action="append", choices=RIVALS, default=[], help="a rival to measure, repeatable (default all)"),
+    option("--ours", type=Path, metavar="BUNDLE", help="a bundle of ours, whose engines are measured (no rivals then)"),
+    option(
+        "--python", type=Path, default=Path(sys.executable), help="Python that they are installed in (default this)"
+    ),
+    option("--work", type=Path, default=Path("runs/rivals"), help="folder of what is trained (default runs/rivals)"),
+    option("--json", action="store_true", help="print the rows as one JSON object"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    p = command_parser("samples.study.pronounce_rivals", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: command(p.parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measures and prints a line per row."""
+    report = run(args)
+    rows = {name: {k: v for k, v in row.items() if k != "per_problem"} for name, row in report["rows"].items()}
+    if args.json:
+        print_json({**report, "rows": rows})
+        return DONE
+    for name, row in rows.items():
+        error = f"{100 * row['word_error_without_stress']:.1f} % of words wrong without stress"
+        print(f"{name:20} {error}, {row['words_per_second']:.3g} words per second, {row['peak_mb']:.0f} MB")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""The pronunciation table: the recipe's models next to other programs, as samples/results/pronounce.md, .json and .png.
+
+    python -m samples.study.pronounce_table runs/pronounce --rivals samples/results/pronounce_rivals.json
+
+The folder has what `blockstep train evaluate --out` wrote, a report per model and split as samples/recipe.sh names
+them; the rivals' file is of `samples.study.pronounce_rivals`, which also measures time, memory and size of our engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import run as run_command
+from runtime.errors import UserError
+from train.evaluation import plots
+from train.evaluation.intervals import paired_difference
+from train.storage.output_files import replace_file
+
+from .recipe_table import read_reports
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+MAIN = "word_error_without_stress"  # what published figures have
+RATES = (MAIN, "word_error", "phoneme_error_without_stress", "phoneme_error")
+SAME_DATA = "phonetisaurus"  # the rival that was trained on our train split, which differences are taken to
+SENTENCE = 20  # words
+OLD, NEW = "the CMUdict of PRONALSYL 2007", "the newest CMUdict of 2018, without stress"
+SOURCE = "README of cmusphinx/g2p-seq2seq"
+PUBLISHED = (
+    ("joint n-gram model (Phonetisaurus)", "24.4", OLD, SOURCE),
+    ("transformer, 2 layers of 256", "20.2", OLD, SOURCE),
+    ("joint n-gram model (Phonetisaurus)", "33.9", NEW, SOURCE),
+    ("transformer, 2 layers of 256", "about 31", NEW, SOURCE),
+)
+WORDS = ("", "trained on", "made from", "data", "source")  # heads of columns of text
+ERROR_HEADS = ("words wrong, %", "with stress", "phonemes wrong, %", "with stress")
+COST_HEADS = (
+    "", "forward passes per word", "per sentence", "ms per word", "in a batch", "ms per sentence", "MB of memory",
+    "MB of weights", "MB installed",
+)  # fmt: skip
+INTRO = """# English pronunciation, next to other programs
+
+{:,} held-out words of the CMU Pronouncing Dictionary (task `pronounce`, split `test`: no word of their stems is in the
+train split). Every listed pronunciation counts as right; 95 % intervals in parentheses. Made by
+`python -m samples.study.pronounce_table`; every figure is in `pronounce.json`.
+"""
+IPA = """
+## Programs that answer in IPA
+
+Their phonemes are turned into ARPAbet (`samples/study/ipa_to_arpabet.py`). They tell other sounds apart than the
+dictionary does, so that a difference is not always a mistake, and they are not ranked.
+"""
+COSTS = """
+## Forward passes, time, memory, disk
+
+One core, one word per call unless said. \\*: every call starts the program. Memory is the most that the process held;
+an install is the packages and all that they need, without Python. A sentence has {} words.
+"""
+LOADS = """
+{}; the load average was {} to {} when these were measured, and times are right only if it was near 1."""
+
+
+Row = dict[str, Any]
+
+
+def model_row(name: str, report: Mapping[str, Any], sentence: Mapping[str, Any] | None) -> Row:
+    """Returns the row of an evaluation report. Raises UserError if it is not of the task."""
+    if MAIN not in report:
+        raise UserError(f"the report of {name} has no {MAIN}; evaluate the task pronounce again, with this version")
+    row: Row = {"name": name, "ours": True, "ranked": True, "stress": True, "data": "our train split"}
+    row |= {key: report[key] for rate in RATES for key in (rate, f"{rate}_95") if key in report}
+    row |= {"words": report["words"], "forwards": report["forwards"], "per_problem": report["per_problem"]}
+    if sentence:
+        row["sentence_forwards"] = sentence["forwards"]
+        row["sentence_word_error_without_stress"] = sentence[MAIN]
+    path = Path(report["model"])
+    if path.is_file():
+        row["weights_bytes"] = path.stat().st_size
+    return row
+
+
+def cost(row: Mapping[str, Any]) -> Row:
+    """Returns what a row of the rivals' file says of time, memory and disk; words in a batch if it takes them so."""
+    sizes = {name: part["bytes"] for name, part in row["packages"].items()}
+    found: Row = {
+        "ms_per_word": 1000 / row["words_per_second"], "peak_mb": row["peak_mb"],
+        "installed_bytes": sum(sizes.values()), "conditions": row["conditions"],
+    }  # fmt: skip
+    if "weights apart" in sizes:
+        found["weights_bytes"] = sizes["weights apart"]
+    if row["words_per_second_batch"]:
+        found["ms_per_word_batch"] = 1000 / row["words_per_second_batch"]
+    if row["ours"]:
+        found["ms_per_sentence"] = 1000 / row["sentences"]["per_second"]
+        found["sentence_forwards"] = row["sentences"]["forwards"]
+    return found
+
+
+def rows_of(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of our models, in the order in which they were evaluated, and those of the rivals after them."""
+    reports = read_reports(runs)
+    spoken = reports.get("test_sentences", {})
+    rows = [model_row(name, report, spoken.get(name)) for name, report in reports.get("test", {}).items()]
+    here = {row["name"]: row for row in rows}
+    for name, measured in rivals["rows"].items():
+        if name not in here:
+            here[name] = {key: value for key, value in measured.items() if key not in ("packages", "sentences")}
+            rows.append(here[name])
+        here[name] |= cost(measured)
+    same = rivals["rows"].get(SAME_DATA)
+    for row in rows:
+        row["wrong"] = row.pop("per_problem")[MAIN]
+        if same and row["ranked"] and row["name"] != SAME_DATA:
+            row["to_same_data"] = difference(row, same)
+    for row in rows:
+        del row["wrong"]
+    return rows
+
+
+def difference(row: Row, same: Row) -> list[float]:
+    """Returns how many more words are wrong than in the other row, as a share, with its 95 % interval.
+
+    Raises UserError if the two are not of the same words.
+    """
+    theirs = same["per_problem"][MAIN]
+    if len(row["wrong"]) != len(theirs):
+        raise UserError(
+            f"{row['name']} is of {len(row['wrong'])} words, {SAME_DATA} of {len(theirs)}; evaluate with --count 10000"
+        )
+    found = paired_difference(row["wrong"], theirs)
+    return [round(value, 5) for value in (found.mean, found.low, found.high)]
+
+
+def text(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
+    """The page's lines."""
+    in_order = sorted(rows, key=lambda row: row[MAIN])
+    yield INTRO.format(rows[0]["words"])
+    heads = ("", *ERROR_HEADS, f"to {SAME_DATA}", "trained on")
+    yield from table(heads, [accuracy(row) for row in in_order if row["ranked"]])
+    if apart := [other(row) for row in in_order if not row["ranked"]]:
+        yield IPA
+        yield from table(("", *ERROR_HEADS, "made from"), apart)
+    yield COSTS.format(SENTENCE)
+    yield from table(COST_HEADS, [costs(row) for row in rows])
+    if loads := [row["conditions"]["load"] for row in rows if "conditions" in row]:
+        cpu = next(row["conditions"]["cpu"] for row in rows if "conditions" in row)
+        yield LOADS.format(cpu, min(loads), max(loads))
+    yield "\n## Published, on other splits\n"
+    yield from table(("", "words wrong, %", "data", "source"), PUBLISHED)
+    for name, reason in rivals["left_out"].items():
+        yield f"\n{name} was left out: {reason}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table, columns of text left, of figures right."""
+    yield f"| {' | '.join(heads)} |"
+    yield "".join("|---" if head in WORDS else "|---:" for head in heads) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def accuracy(row: Row) -> list[str]:
+    """The cells of a ranked row; ours in bold type."""
+    name = f"**{row['name']}**" if row["ours"] else row["name"]
+    apart = row.get("to_same_data")
+    found = f"{100 * apart[0]:+.1f} ({100 * apart[1]:+.1f} to {100 * apart[2]:+.1f})" if apart else ""
+    return [name, *errors(row), found, origin(row)]
+
+
+def other(row: Row) -> list[str]:
+    """The cells of a row that is not ranked."""
+    return [row["name"], *errors(row), origin(row)]
+
+
+def errors(row: Row) -> Iterator[str]:
+    """The error rates in percent, those with stress only if the answers have it."""
+    for rate in RATES:
+        if not row["stress"] and not rate.endswith("without_stress"):
+            yield "–"
+            continue
+        low, high = row.get(f"{rate}_95", (None, None))
+        yield f"{100 * row[rate]:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None else "")
+
+
+def origin(row: Row) -> str:
+    """What a row was trained on, and how many of the test words its own lexicon has."""
+    known = f"; its lexicon has {row['known']:,} of these words" if row.get("known") else ""
+    trained = f"; {row['train_seconds'] / 60:.0f} minutes of one core" if row.get("train_seconds") else ""
+    return row["data"] + known + trained
+
+
+def costs(row: Row) -> list[str]:
+    """The cells of forward passes, time, memory and sizes, empty if not measured."""
+    name = row["name"] + (" \\*" if row.get("program_per_call") else "")
+    one, batch, sentence = (row.get(key) for key in ("ms_per_word", "ms_per_word_batch", "ms_per_sentence"))
+    sentence = sentence or (SENTENCE * min(one, batch or one) if one else None)
+    figures = [
+        (row.get("forwards"), 1, ".2f"), (row.get("sentence_forwards"), 1, ".1f"), (one, 1, ",.2f"), (batch, 1, ".2f"),
+        (sentence, 1, ".1f"), (row.get("peak_mb"), 1, ",.0f"), (row.get("weights_bytes"), 1e-6, ".1f"),
+        (row.get("installed_bytes"), 1e-6, ",.0f"),
+    ]  # fmt: skip
+    return [name, *(format(value * unit, digits) if value else "" for value, unit, digits in figures)]
+
+
+def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Returns milliseconds per word and percent of words wrong, in a batch if every call would start a program."""
+    found = {}
+    for row in rows:
+        if row["ranked"] and "ms_per_word" in row:
+            batch = row.get("program_per_call")
+            name = f"{row['name']}, in a batch" if batch else row["name"]
+            found[name] = (row["ms_per_word_batch" if batch else "ms_per_word"], 100 * row[MAIN])
+    return found
+
+
+def read_rivals(path: Path) -> dict[str, Any]:
+    """Reads the rivals' file. Raises UserError if it is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["rows"], dict) or not isinstance(found["left_out"], dict):
+            raise ValueError("rows and left_out are not objects")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of samples.study.pronounce_rivals ({error}); make it first") from None
+    return found
+
+
+def command(args: argparse.Namespace) -> int:
+    """Writes the page, its figures as JSON, and the plot."""
+    rivals = read_rivals(args.rivals)
+    rows = rows_of(args.runs, rivals)
+    page = "\n".join(text(rows, rivals)) + "\n"
+    values = json.dumps({"rows": rows, "left_out": rivals["left_out"]}, indent=1) + "\n"
+    for name, content in (("pronounce.md", page), ("pronounce.json", values)):
+        replace_file(args.out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))
+    plots.points(
+        args.out / "pronounce.png", plotted(rows), "milliseconds per word, one core", "words wrong without stress, %"
+    )
+    if args.json:
+        print_json({"rows": rows})
+    else:
+        print(page)
+    return DONE
+
+
+OPTIONS = (
+    option("runs", type=Path, help="folder that samples/recipe.sh wrote"),
+    option("--rivals", type=Path, default=RESULTS / "pronounce_rivals.json", help="what pronounce_rivals wrote"),
+    option("--out", type=Path, default=RESULTS, help="folder (default samples/results)"),
+    option("--json", action="store_true", help="print the rows as one JSON object"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    p = command_parser("samples.study.pronounce_table", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: command(p.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Runs one rival of the pronunciation table, with the standard library and the rival's own package alone.
+
+    PYTHON samples/study/rival_worker.py NAME [--model FILE] [--engine NAME] [--calls N] < words > report.json
+
+`samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
+report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
+is measured by the same lines of code: `blockstep`, whose lines may be whole sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+POLL = 0.002  # seconds between two looks at the memory of a program
+WEIGHTS = "weights apart"  # what is loaded and no package brings
+DEBIAN = ("espeak-ng", "libespeak-ng1", "espeak-ng-data")
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A rival that is ready.
+
+    Attributes:
+        predict: takes words; returns an answer for each, as the rival writes it.
+        packages: versions and bytes on disk of what a minimal install needs, by name.
+        batch: whether one call takes many words.
+        program: whether a call starts a program, whose memory counts instead of this process's.
+        known: how many of the words the package's own lexicon has, None if it has none to look into.
+        forwards: forward passes of each answer so far, where a rival counts them.
+    """
+
+    predict: Callable[[Sequence[str]], list[str]]
+    packages: dict[str, tuple[str, int]]
+    batch: bool = False
+    program: bool = False
+    known: Callable[[Sequence[str]], int] | None = None
+    forwards: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Programs:
+    """Runs programs and remembers the most memory, in MB, that one of them held."""
+
+    peak_mb: float = 0.0
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def run(self, command: Sequence[str], text: str = "") -> list[str]:
+        """Returns the lines that a command prints. Raises RuntimeError if it fails."""
+        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as printed:
+            given.write(text)
+            given.seek(0)
+            process = subprocess.Popen(
+                command, stdin=given, stdout=printed, stderr=subprocess.DEVNULL, env=self.environment
+            )
+            while process.poll() is None:
+                # not getrusage: its maximum begins with what this process held when it started the program
+                self.peak_mb = max(self.peak_mb, peak_mb(process.pid))
+                time.sleep(POLL)
+            if process.returncode:
+                raise RuntimeError(f"{command[0]} ended with code {process.returncode}")
+            printed.seek(0)
+            return printed.read().splitlines()
+
+
+PROGRAMS = Programs()
+
+
+def peak_mb(process: int | str = "self") -> float:
+    """Returns the most memory a process held since its program began, in MB (1e6 bytes); 0 if it has ended."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return 0.0
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+
+def blockstep(model: Path | None, engine: str | None = None) -> Rival:
+    """Loads an engine of a bundle of ours, with one thread."""
+    assert model is not None
+    loaded = import_module("blockstep").load(model, engine=engine, threads=1)
+    forwards: list[int] = []
+
+    def predict(words: Sequence[str]) -> list[str]:
+        answers = [loaded.generate(word) for word in words]
+        forwards.extend(answer.forwards for answer in answers)
+        return [answer.text for answer in answers]
+
+    manifest = json.loads((model / "manifest.json").read_text())
+    files = next(each["files"] for each in manifest["engines"] if each["name"] == loaded.engine)
+    size = sum((model / file).stat().st_size for file in [*files, manifest["tokenizer"]["file"], "manifest.json"])
+    return Rival(predict, {**installed("blockstep", "onnxruntime"), WEIGHTS: ("", size)}, forwards=forwards)
+
+
+def g2p_en(model: Path | None) -> Rival:
+    """Loads the network of g2p-en. Its constructor gets an empty dictionary, whose data would have to be downloaded."""
+    nltk = import_module("nltk")
+    nltk.download = lambda *names, **options: False
+    nltk.data.find = lambda *names, **options: None
+    import_module("nltk.corpus").cmudict = SimpleNamespace(dict=dict)  # type: ignore[attr-defined]
+    network = import_module("g2p_en").G2p()
+    return Rival(lambda words: [" ".join(network.predict(word)) for word in words], installed("g2p-en"))
+
+
+def phonetisaurus(model: Path | None) -> Rival:
+    """Starts the decoder of Phonetisaurus on a model that was trained here, as the package's `predict` does."""
+    PROGRAMS.environment = import_module("phonetisaurus").guess_environment()
+    command = shutil.which("phonetisaurus-g2pfst", path=PROGRAMS.environment["PATH"])
+    settings = ["--nbest=1", "--beam=10000", "--thresh=99", "--accumulate=false", "--pmass=0.0", "--nlog_probs=true"]
+
+    def predict(words: Sequence[str]) -> list[str]:
+        with tempfile.NamedTemporaryFile("w") as listed:
+            listed.write("".join(f"{word}\n" for word in words))
+            listed.flush()
+            lines = PROGRAMS.run([str(command), f"--model={model}", *settings, f"--wordlist={listed.name}"])
+        # a line has the word, its score and its phonemes; a word that it cannot align has no line
+        found = {word: phonemes for word, _, phonemes in (line.split("\t") for line in lines if line.count("\t") == 2)}
+        return [found.get(word, "") for word in words]
+
+    assert model is not None
+    parts = {**installed("phonetisaurus"), WEIGHTS: ("", model.stat().st_size)}
+    return Rival(predict, parts, batch=True, program=True)
+
+
+def g2p2(model: Path | None) -> Rival:
+    """Loads the English model of g2p2 out of its package of Germanic languages."""
+    packed = distribution("g2p2-group-germanic").locate_file("g2p2_group_germanic/en.g2p.xz")
+    network = import_module("g2p2").Model.from_bytes(lzma.decompress(Path(str(packed)).read_bytes()))
+    return Rival(network.phonemize_many, installed("g2p2", "g2p2-group-germanic"), batch=True)
+
+
+def gruut(model: Path | None) -> Rival:
+    """Loads the conditional random field of gruut's English data; gruut's lexicon is not looked up."""
+    folder = Path(str(distribution("gruut-lang-en").locate_file("gruut_lang_en")))
+    tag = import_module("gruut.g2p").GraphemesToPhonemes(folder / "g2p" / "model.crf")
+
+    def known(words: Sequence[str]) -> int:
+        lexicon = sqlite3.connect(f"file:{folder}/lexicon.db?mode=ro", uri=True)
+        return len({*words} & {word for (word,) in lexicon.execute("SELECT word FROM word_phonemes")})
+
+    return Rival(lambda words: [" ".join(tag(word)) for word in words], installed("gruut"), known=known)
+
+
+def espeak_ng(model: Path | None) -> Rival:
+    """Starts espeak-ng, which has rules and a lexicon, once per call; it reads a word per line."""
+    if not (command := shutil.which("espeak-ng")):
+        raise ModuleNotFoundError("no program espeak-ng")
+    listed = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Installed-Size}\n", *DEBIAN], capture_output=True, text=True
+    ).stdout.split("\n")
+    parts = {name: (version, 1024 * int(size)) for name, version, size in (line.split() for line in listed if line)}
+
+    def predict(words: Sequence[str]) -> list[str]:
+        return PROGRAMS.run([command, "-q", "-v", "en-us", "--ipa"], "".join(f"{word}\n" for word in words))
+
+    return Rival(predict, parts, batch=True, program=True)
+
+
+RIVALS: dict[str, Callable[[Path | None], Rival]] = {
+    each.__name__.replace("_", "-"): each for each in (blockstep, g2p_en, phonetisaurus, g2p2, gruut, espeak_ng)
+}
+
+
+def installed(*names: str) -> dict[str, tuple[str, int]]:
+    """Returns version and bytes on disk of distributions and all that they need, by name."""
+    found: dict[str, tuple[str, int]] = {}
+    left = [*names]
+    while left:
+        name = re.sub(r"[-_.]+", "-", left.pop()).lower()
+        if name in found:
+            continue
+        try:
+            part = distribution(name)
+        except PackageNotFoundError:
+            if name in names:
+                raise
+            continue  # needed on other systems or by other Pythons
+        found[name] = (part.version, size_of(part))
+        left += [re.split(r"[^\w.-]", wanted)[0] for wanted in part.requires or () if "extra ==" not in wanted]
+    return found
+
+
+def size_of(part: Distribution) -> int:
+    """Returns the bytes of a distribution's files, compiled ones included."""
+    paths = [Path(str(file.locate())) for file in part.files or ()]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def report(name: str, words: Sequence[str], model: Path | None, calls: int, engine: str | None) -> dict[str, Any]:
+    """Loads a rival and asks it for all words; if it takes them at once, then for the first `calls` one by one too."""
+    started = time.perf_counter()
+    rival = RIVALS[name](model) if engine is None else blockstep(model, engine)
+    loaded = time.perf_counter()
+    answers = rival.predict(words)
+    seconds, forwards = time.perf_counter() - loaded, sum(rival.forwards)
+    per_second = len(words) / seconds
+    batched = per_second if rival.batch else None
+    if rival.batch:
+        asked = time.perf_counter()
+        for word in words[:calls]:
+            rival.predict([word])
+        per_second = calls / (time.perf_counter() - asked)
+    if len(answers) != len(words):
+        raise RuntimeError(f"{name} answered {len(answers)} times to {len(words)} words")
+    return {
+        "answers": answers,
+        "load_seconds": loaded - started,
+        "words_per_second": per_second,
+        "words_per_second_batch": batched,
+        "program_per_call": rival.program,
+        "peak_mb": PROGRAMS.peak_mb if rival.program else peak_mb(),
+        "packages": {part: {"version": version, "bytes": size} for part, (version, size) in rival.packages.items()},
+        "forwards": forwards / len(words) if forwards else None,
+        "known": rival.known(words) if rival.known else None,
+        "python": sys.version.split()[0],
+    }
+
+
+def main() -> int:
+    """Prints the report; a rival that is not installed ends in one line and code 3."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("name", choices=RIVALS)
+    p.add_argument("--model", type=Path, help="file that the rival loads")
+    p.add_argument("--calls", type=int, default=200, help="words that are asked one by one (default 200)")
+    p.add_argument("--engine", help="of a bundle of ours")
+    args = p.parse_args()
+    words = sys.stdin.read().splitlines()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    try:
+        found = report(args.name, words, args.model, args.calls, args.engine)
+    except (ImportError, PackageNotFoundError) as error:
+        print(f"not installed: {error}", file=sys.stderr)
+        return 3
+    json.dump(found, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

