@@ -262,8 +262,7 @@ def between(log_probs: Tensor, logits: Floats) -> Floats:
     """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
     theirs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
     ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
-    apart: Floats = torch.where(ignored, 0.0, theirs - log_probs).numpy()
-    return apart
+    return torch.where(ignored, 0.0, theirs - log_probs).numpy()
 
 
 def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
@@ -274,8 +273,7 @@ def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
     ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
     ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
-    apart: Floats = torch.where(ignored, 0.0, given - ours).numpy()
-    return apart
+    return torch.where(ignored, 0.0, given - ours).numpy()
 
 
 def relative(ours: Tensor, theirs: Floats) -> Floats:

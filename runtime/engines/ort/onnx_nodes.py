@@ -26,13 +26,10 @@ def cache_nodes(model: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, graph in fields(whole):
         if number == MODEL_GRAPH:
-            found |= {name: operator for name, operator, values in nodes(graph) if touches(values)}
+            for name, operator, values in nodes(graph):
+                if any(value.startswith(KV_CACHE) for value in values):
+                    found[name] = operator
     return found
-
-
-def touches(values: list[str]) -> bool:
-    """Whether one of a node's inputs and outputs is a part of the KV cache."""
-    return any(value.startswith(KV_CACHE) for value in values)
 
 
 def nodes(graph: memoryview) -> Iterator[tuple[str, str, list[str]]]:
