@@ -11,7 +11,7 @@ from runtime.errors import UserError
 from . import functions, jsonl, word_problems
 from .problem import Problem
 
-__all__ = ["Problem", "Task", "from_file", "named"]
+__all__ = ["Problem", "Task", "choose_tasks", "from_file"]
 
 
 @dataclass(frozen=True, slots=True)
