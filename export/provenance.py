@@ -20,26 +20,25 @@ EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
     """Records where a bundle came from, and its model's shape, which `runtime.roofline` counts by."""
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
-    found = {
+    return {
         "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
         "exporter": EXPORTER,
-        "versions": versions,
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
+        "shape": asdict(shape_of_model(model)),
     }
-    return {**found, "shape": asdict(shape_of_model(model))}
 
 
 def shape_of_model(model: ModelConfig) -> ModelShape:
     """Returns the sizes and counts that decide what a forward pass costs."""
     return ModelShape(
-        model.width,
-        model.layers,
-        model.heads,
-        model.kv_heads,
-        model.head_dim,
-        model.ffn,
-        model.vocab,
-        model.tied,
-        model.qk_norm,
-        model.qkv_bias,
+        hidden=model.width,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn=model.ffn,
+        vocab=model.vocab,
+        tied=model.tied,
+        qk_norm=model.qk_norm,
+        qkv_bias=model.qkv_bias,
     )

@@ -29,8 +29,9 @@ def bench(args: argparse.Namespace) -> int:
     model = load_model(args)
     requests = [model.request(text, max_new_tokens=args.max_new_tokens) for text in texts]
     prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
-    found = describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
-    values: dict[str, Any] = {"conditions": found}
+    values: dict[str, Any] = {
+        "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
+    }
     print("timing forwards ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)

@@ -15,6 +15,7 @@ ALIGNMENTS = ("prompt", "absolute", "end")
 ATTENTIONS = ("block_causal", "full")
 CACHES = ("in_place", "delta", "none")
 RULES = ("threshold", "factor", "count")
+METRICS = ("confidence", "entropy")
 COMPARATORS = (">=", ">", "<=", "<")
 REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
 TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
@@ -110,9 +111,8 @@ def parse_gate(values: Any) -> GateSpec:
     """A gate from plain values. Raises UserError naming the field that is wrong."""
     values = _known(GateSpec, values, "gate")
     gate = GateSpec(**values)
-    _one_of("gate.rule", gate.rule, RULES)
-    _one_of("gate.metric", gate.metric, ("confidence", "entropy"))
-    _one_of("gate.comparator", gate.comparator, COMPARATORS)
+    for name, allowed in {"rule": RULES, "metric": METRICS, "comparator": COMPARATORS}.items():
+        _one_of(f"gate.{name}", getattr(gate, name), allowed)
     _number("gate.threshold", gate.threshold, 0)
     _integer("gate.min", gate.min, 1)
     _number("gate.eos_guard", gate.eos_guard, 0)
@@ -136,9 +136,8 @@ def parse_contract(values: Any) -> Contract:
     if not isinstance(values["eos_ids"], list | tuple):
         raise UserError(f"contract.eos_ids is {values['eos_ids']!r}; expected a list of token ids")
     contract = Contract(**{**values, "eos_ids": tuple(values["eos_ids"]), "gate": parse_gate(values["gate"])})
-    _one_of("contract.alignment", contract.alignment, ALIGNMENTS)
-    _one_of("contract.attention", contract.attention, ATTENTIONS)
-    _one_of("contract.cache", contract.cache, CACHES)
+    for name, allowed in {"alignment": ALIGNMENTS, "attention": ATTENTIONS, "cache": CACHES}.items():
+        _one_of(f"contract.{name}", getattr(contract, name), allowed)
     if not isinstance(contract.shift, bool):
         raise UserError(f"contract.shift is {contract.shift!r}; expected true or false")
     for name, most in FIELD_LIMITS.items():

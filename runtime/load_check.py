@@ -64,17 +64,9 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     names = [*bundle.texts, *(engine.files if engine else ())]
     size = sum((bundle.path / name).stat().st_size for name in names)
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
-    seconds, package = SECONDS + size // RATE, sys.modules[__package__]
-    asked = {
-        "path": [entry for entry in sys.path if isinstance(entry, str)],  # imports heed no others
-        "start": package.__file__,
-        "package": list(package.__path__),
-        "bundle": str(bundle.path.absolute()),
-        "engine": engine.name if engine else None,
-        "threads": threads,
-        "seconds": seconds,
-        "bytes": MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1),
-    }
+    seconds, memory = SECONDS + size // RATE, MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1)
+    asked = {**child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
+    asked |= {"threads": threads, "seconds": seconds, "bytes": memory}
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:
@@ -90,6 +82,13 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
         stacklevel=2,
     )
     return False
+
+
+def child_paths() -> dict[str, Any]:
+    """Says where a child finds this package, and what it imports."""
+    package = sys.modules[__package__]
+    found = [entry for entry in sys.path if isinstance(entry, str)]  # imports heed no others
+    return {"path": found, "start": package.__file__, "package": list(package.__path__)}
 
 
 def judge(what: str, outcome: Outcome, seconds: int) -> None:

@@ -101,11 +101,11 @@ def service(args: argparse.Namespace, model: Model) -> Service:
         served_name(args),
         workers,
         Counters(workers, threshold or own),
-        args.max_tokens,
-        args.max_body << 10,
-        (*LOCAL, args.host, *args.allow_host) if is_local(args.host) else None,
-        keys,
-        args.log_prompts,
+        most=args.max_tokens,
+        body=args.max_body << 10,
+        hosts=(*LOCAL, args.host, *args.allow_host) if is_local(args.host) else None,
+        keys=keys,
+        log_prompts=args.log_prompts,
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
 from .cli import DONE, run
 from .errors import UserError
+from .perf.conditions import installed_version
 
 OWN = ("runtime", "train", "export")  # folders; the first may be installed under another name
 COMMANDS = {
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(words: Sequence[str]) -> int:
     """Runs a command with the rest of the words, or lists a group's. Raises UserError if there is no such command."""
     if words[:1] == ["--version"]:
-        print(f"blockstep {installed_version()}")
+        print(f"blockstep {installed_version('blockstep') or '(not installed)'}")
         return DONE
     for count in (1, 2):
         if (name := " ".join(words[:count])) in COMMANDS:
@@ -85,10 +85,3 @@ def help_text(group: str = "") -> str:
     usage = f"usage: blockstep {group} COMMAND [options]".replace("  ", " ")
     head = [usage, "", "Distil, export and run block-diffusion language models.", ""]
     return "\n".join([*head, *lines, "", "blockstep COMMAND --help lists a command's options and their defaults."])
-
-
-def installed_version() -> str:
-    try:
-        return version("blockstep")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -15,7 +15,6 @@ from pupils import LINES, teacher_of
 from slow_decode import distributions
 
 from train.data.batches import Example
-from train.evaluation import invariance
 from train.storage import student_pt
 from train.transformer.network import Transformer
 
@@ -178,21 +177,21 @@ def test_a_row_holds_by_the_lower_bound_of_its_difference(study: ModuleType) -> 
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
-def test_divergences_are_those_of_nested_masks(attention: str) -> None:
+def test_divergences_are_those_of_nested_masks(study: ModuleType, attention: str) -> None:
     """One block: every ratio recomputed position by position from the definition."""
     contract, model = tiny.contract(attention=attention), tiny.model(3)
     example = Example((5, 6, 7), (8, 9, 10, 11))
-    found = invariance.divergences(model, contract, [example], 4)
+    found = study.invariance.divergences(model, contract, [example], 4)
     generator = torch.Generator().manual_seed(4)
     torch.rand(1, generator=generator)  # the layout's coin
     drawn = torch.rand((1, 32), generator=generator)[0, 3:7].tolist()
     said = []
-    for ratio in invariance.RATIOS:
+    for ratio in study.invariance.RATIOS:
         ids = [5, 6, 7] + [
             tiny.MASK if chance < ratio else token for chance, token in zip(drawn, (8, 9, 10, 11), strict=True)
         ]
         said.append(distributions(model, contract, ids, 3)[3:].clamp_min(1e-300))
-    asked = [i for i, chance in enumerate(drawn) if chance < invariance.RATIOS[0]]
+    asked = [i for i, chance in enumerate(drawn) if chance < study.invariance.RATIOS[0]]
     expected = [
         float(np.mean([(said[0][i] * (said[0][i].log() - each[i].log())).sum().item() for i in asked] or [0.0]))
         for each in said
@@ -200,13 +199,13 @@ def test_divergences_are_those_of_nested_masks(attention: str) -> None:
     assert found == pytest.approx(expected, abs=1e-4) and asked and found[0] == 0 and max(found) > 0
 
 
-def test_a_model_that_ignores_the_answer_does_not_diverge() -> None:
+def test_a_model_that_ignores_the_answer_does_not_diverge(study: ModuleType) -> None:
     model: Transformer = tiny.model(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("o_proj.weight"):
                 parameter.zero_()  # positions see themselves alone, and the asked ones are masks at every ratio
     examples = [Example((5, 6), tuple(range(3, 11)))] * 4
-    assert invariance.divergences(model, tiny.contract(attention="full"), examples, 0) == pytest.approx(
+    assert study.invariance.divergences(model, tiny.contract(attention="full"), examples, 0) == pytest.approx(
         [0.0] * 4, abs=1e-6
     )

@@ -67,16 +67,7 @@ def sweep_thresholds(
     for threshold in thresholds:
         by_task = {}
         for report in reports:
-            found = evaluation_run.evaluate(
-                subject.backend,
-                subject.tokenizer,
-                report.task,
-                report.problems,
-                gate=gate,
-                threshold=threshold,
-                batch=subject.batch,
-                ask=subject.ask,
-            )
+            found = evaluation_run.evaluate_model(subject, report.task, report.problems, gate, threshold=threshold)
             apart = paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
             by_task[report.task.name] = {

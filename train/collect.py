@@ -180,8 +180,11 @@ def answered(
 ) -> list[Trajectory]:
     """Trajectories of prompts in their order, `batch` decoded at a time."""
     contract, asked = backend.contract, [np.array(ids, np.int64) for ids in encoded]
-    parts = [asked[first : first + batch] for first in range(0, len(asked), batch)]
-    return [found for part in parts for found in collect(backend, part, contract.canvas, contract.pad_id, gate)]
+    return [
+        found
+        for first in range(0, len(asked), batch)
+        for found in collect(backend, asked[first : first + batch], contract.canvas, contract.pad_id, gate)
+    ]
 
 
 def collection_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def distill(args: argparse.Namespace) -> Fitted:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = with_next_token(loss_of, kept, args.next_token)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity_of(args, values))
+    # With the values of the method's own options: a default is no other than the same value given by name.
+    identity = run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **values}))
+    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity)
     distributed.on_first(lambda: output.write(student, fitted.weights))
     distributed.on_first(lambda: resume.forget(args.out))
     return fitted
@@ -172,14 +174,6 @@ def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
     bounds = (longest, decoding.canvas, ask)
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
-
-
-def identity_of(args: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stopped run must have had in common to be gone on with.
-
-    own: the values of the method's own options, so that a default makes no difference to the same value given by name.
-    """
-    return run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **own}))
 
 
 OPTIONS = (

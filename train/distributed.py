@@ -263,8 +263,7 @@ def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tu
 
 
 def _local(tensor: Any) -> Tensor:
-    found: Tensor = tensor.to_local().detach()
-    return found
+    return tensor.to_local().detach()
 
 
 def _where() -> str:

@@ -10,16 +10,18 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runtime.backend import Backend
 from runtime.cli import DONE, add_options, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
 from .evaluation.evaluated_model import GATE_OPTIONS, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation.evaluation_run import Evaluation, evaluate, fitting_problems, measure_task, read_evaluation
+from .evaluation.evaluation_run import Evaluation, evaluate_model, fitting_problems, measure_task, read_evaluation
 from .evaluation.intervals import paired_difference
 from .storage.output_files import check_file, replace_file
 
@@ -57,23 +59,14 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     other = read_evaluation(args.against) if args.against else None
     task, problems = drawn(args)
     subject = open_evaluated_model(args)
-    backend, gate = subject.backend, chosen_gate(args, subject.gate)
+    gate = chosen_gate(args, subject.gate)
     kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
     asked = {"task": task.name, "split": args.split, "seed": args.seed}
     if other is not None:
         check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
-    found = evaluate(
-        backend,
-        subject.tokenizer,
-        task,
-        problems,
-        gate=gate,
-        fused=args.commit == "fused",
-        batch=subject.batch,
-        ask=subject.ask,
-    )
+    found = evaluate_model(subject, task, problems, gate, fused=args.commit == "fused")
     figures, wrong = measure_task(task, problems, found.texts)
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
@@ -82,10 +75,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         **wrong,
         **({"left_out": left_out} if left_out else {}),
     }
-    source = str(args.ckpt or args.bundle)
-    settings = {"model": source, "engine": backend.name, "attention": backend.contract.attention, "commit": args.commit}
-    settings |= {**asked, "bf16": bool(args.bf16)}
-    report = {**settings, "gate": {name: getattr(gate, name) for name in gate.__slots__}, **found.summary(), **figures}
+    report = {**settings_of(args, subject.backend, asked), "gate": asdict(gate), **found.summary(), **figures}
     if other is not None:
         report["against"] = compared(other, per_problem)
     if args.out:
@@ -94,6 +84,12 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     if args.wrong:
         show_wrong(problems, found)
     return report
+
+
+def settings_of(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was evaluated, and how. asked: task, split and seed of the problems."""
+    model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
+    return {**model, "commit": args.commit, **asked, "bf16": bool(args.bf16)}
 
 
 def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:

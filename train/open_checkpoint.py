@@ -21,14 +21,11 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     Raises UserError, in one line, for anything that is not one.
     """
     if path.is_dir():
-        return _with_template_args(reader.load_directory(path, overrides or Overrides()), overrides)
-    if path.is_file():  # what is missing is refused as missing
-        _refuse(overrides, path)
-    return _with_template_args(student_pt.read(path), overrides)
-
-
-def _with_template_args(saved: Checkpoint, overrides: Overrides | None) -> Checkpoint:
-    """Returns it with the arguments that were given as the chat template's defaults."""
+        saved = reader.load_directory(path, overrides or Overrides())
+    else:
+        if path.is_file():  # what is missing is refused as missing
+            _refuse(overrides, path)
+        saved = student_pt.read(path)
     if overrides is None or not overrides.template_args:
         return saved
     return replace(saved, chat_template=with_arguments(saved.chat_template, overrides.template_args))

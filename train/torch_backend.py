@@ -116,7 +116,7 @@ class TorchBackend:
         bf16: bool = False,
         barred: Sequence[int] = (),
     ) -> None:
-        self.model, self._contract, self.bf16 = model.eval(), contract, bf16
+        self.model, self.contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
         self.device = next(model.parameters()).device
         if self.device.type == "meta":  # a model of shapes alone, whose logits come from elsewhere
@@ -127,14 +127,10 @@ class TorchBackend:
         self.hidden: Tensor | None = None
         self.log_probs: Tensor | None = None
 
-    @property
-    def contract(self) -> Contract:
-        return self._contract
-
     def open(self, batch: int, capacity: int) -> None:
-        full = self._contract.attention == "full"
+        full = self.contract.attention == "full"
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.cache = None if full else StaticCache(self._contract, batch, capacity, dtype, self.device)
+        self.cache = None if full else StaticCache(self.contract, batch, capacity, dtype, self.device)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         if self.cache is not None:
@@ -153,7 +149,7 @@ class TorchBackend:
             hidden = self.model(ids, visible, positions, self.cache, length)
             rows = torch.from_numpy(forward.rows).to(self.device)[..., None].expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, rows)  # [batch, n, hidden]
-            logits = self.model.logits(hidden).float()[..., : self._contract.vocab]
+            logits = self.model.logits(hidden).float()[..., : self.contract.vocab]
         if self.keep_hidden:
             self.hidden = hidden.float().cpu()
         return self.propose(logits, forward.top)
@@ -174,6 +170,6 @@ class TorchBackend:
         else:
             confidence, token = probs.max(dim=-1)
         self.log_probs = log_probs
-        best = log_probs.topk(self._contract.top_k) if top else None  # [batch, n, K]
+        best = log_probs.topk(self.contract.top_k) if top else None  # [batch, n, K]
         most = () if best is None else (best.indices, best.values)
         return Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy, *most)))

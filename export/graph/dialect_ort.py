@@ -80,7 +80,7 @@ def group_query_attention(
 
 def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
     """Heads [batch, width, heads * head_dim] rotated to their positions by `com.microsoft.RotaryEmbedding`."""
-    rotated: Tensor = torch.onnx.ops.symbolic(
+    return torch.onnx.ops.symbolic(
         "com.microsoft::RotaryEmbedding",
         (x, frame.first, frame.cos, frame.sin),
         {"interleaved": 0},
@@ -88,12 +88,11 @@ def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
         shape=x.shape,
         version=1,
     )
-    return rotated
 
 
 def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis, as one operator."""
-    normed: Tensor = torch.onnx.ops.symbolic(
+    return torch.onnx.ops.symbolic(
         "RMSNormalization",
         (x, weight),
         {"axis": -1, "epsilon": eps, "stash_type": 1},
@@ -101,7 +100,6 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         shape=x.shape,
         version=OPSET,
     )
-    return normed
 
 
 def likeliest(logits: Tensor) -> Tensor:

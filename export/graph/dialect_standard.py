@@ -104,7 +104,7 @@ def scatter_attention(
 
 
 def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
-    written: Tensor = torch.onnx.ops.symbolic(
+    return torch.onnx.ops.symbolic(
         "TensorScatter",
         (cache, new, frame.past_length),
         {"axis": -2, "mode": "linear"},
@@ -112,7 +112,6 @@ def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
         shape=cache.shape,
         version=24,
     )
-    return written
 
 
 def written_out_attention(

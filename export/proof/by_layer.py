@@ -179,16 +179,19 @@ def layer(
 ) -> list[Gap]:
     """How far a layer's output is apart, and with a cache its new keys and values."""
     case = drawn(source, contract, parts, i)
-    made = [each.astype(np.float32) for each in run_layer(contract, parts, i, case)]
+    made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
     exact = reference(source, contract, i, case)
     near = reference(source, contract, i, case, formats) if formats else exact
     units = [exact[0] - case.x, *exact[1:]]
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
-    return [gap_of(*each, precision) for each in zip(made, near, exact, units, strict=True)]
+    return [
+        Gap(distance(ours, theirs, unit), max(LAYER_BOUNDS[precision], distance(theirs, best, unit)))
+        for ours, theirs, best, unit in zip(made, near, exact, units, strict=True)
+    ]
 
 
-def run_layer(contract: Contract, parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
+def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
     """What the graph's layer makes: its output [1, width, hidden], and new keys and values as `Case` has them."""
     width = case.x.shape[1]
     feeds: dict[str, NDArray[Any]] = {
@@ -278,11 +281,6 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
     state = {name: weights[prefix + name].float() for name in module.state_dict()}
     module.load_state_dict(state, assign=True)
     return module.eval()
-
-
-def gap_of(made: Floats, near: Floats, exact: Floats, unit: Floats, precision: str) -> Gap:
-    """How far `made` is from `near`, and that from `exact`, three of one shape, in units of `unit`'s rms."""
-    return Gap(distance(made, near, unit), max(LAYER_BOUNDS[precision], distance(near, exact, unit)))
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:

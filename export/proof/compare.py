@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
-from runtime.contract import Contract, GateSpec
+from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
 from runtime.decoding.loop import Request, steps
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -165,12 +165,9 @@ class SideBySide:
 
     def __init__(self, reference: TorchBackend, candidate: Candidate, twin: OrtBackend | None = None) -> None:
         self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
+        self.contract = candidate.contract
         self.recent: list[Floats] = []  # since the last step: the gap of the two best tokens [n] in each forward
-        self.gap: Floats = np.ones(candidate.contract.block, np.float32)  # the same of each position's latest one
-
-    @property
-    def contract(self) -> Contract:
-        return self.candidate.contract
+        self.gap: Floats = np.ones(self.contract.block, np.float32)  # the same of each position's latest one
 
     def open(self, batch: int, capacity: int) -> None:
         for backend in self._all():
@@ -262,8 +259,7 @@ def between(log_probs: Tensor, logits: Floats) -> Floats:
     """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
     theirs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
     ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
-    apart: Floats = torch.where(ignored, 0.0, theirs - log_probs).numpy()
-    return apart
+    return torch.where(ignored, 0.0, theirs - log_probs).numpy()
 
 
 def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
@@ -274,8 +270,7 @@ def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
     ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
     ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
-    apart: Floats = torch.where(ignored, 0.0, given - ours).numpy()
-    return apart
+    return torch.where(ignored, 0.0, given - ours).numpy()
 
 
 def relative(ours: Tensor, theirs: Floats) -> Floats:
@@ -291,9 +286,14 @@ def worst(before: float, *deltas: NDArray[Any]) -> float:
 
 
 def compare(
-    reference: TorchBackend, candidate: Candidate, requests: Sequence[Request], *, gate: GateSpec | None = None,
-    separate: int = SEPARATE, twin: OrtBackend | None = None,
-) -> Iterator[Parity]:  # fmt: skip
+    reference: TorchBackend,
+    candidate: Candidate,
+    requests: Sequence[Request],
+    *,
+    gate: GateSpec | None = None,
+    separate: int = SEPARATE,
+    twin: OrtBackend | None = None,
+) -> Iterator[Parity]:
     """Answers the requests on both and yields the whole comparison so far after each.
 
     Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit

@@ -21,12 +21,9 @@ def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Prob
     """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
-    try:
-        chosen = (tasks.from_file(data),) if data else tasks.choose_tasks(names)
-        shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
-        return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from None
+    chosen = (tasks.from_file(data),) if data else tasks.choose_tasks(names)
+    shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
+    return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
 
 
 def held_out_requests(

@@ -80,8 +80,7 @@ class QuantizedBackend:
         if kept is None:
             return np.zeros(0, np.float32)
         parts = [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
-        stacked: Floats = torch.stack(parts).numpy()
-        return stacked
+        return torch.stack(parts).numpy()
 
     def open(self, batch: int, capacity: int) -> None:
         self._inner.open(batch, capacity)

@@ -77,8 +77,7 @@ def apart(packed: Bytes, count: int) -> Bytes:
 def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArray[np.float32]:
     """The weights fp32 [out, blocks * BLOCK] that quantised ones stand for."""
     steps = apart(values, BLOCK).astype(np.float32) - apart(zero, scale.shape[1])[..., None]
-    restored: NDArray[np.float32] = (steps * scale[..., None]).reshape(len(scale), -1)
-    return restored
+    return (steps * scale[..., None]).reshape(len(scale), -1)
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:

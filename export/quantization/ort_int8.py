@@ -47,8 +47,7 @@ def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
 
 def dequantize(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """The weights fp32 [rows, columns] that quantised ones stand for."""
-    restored: NDArray[np.float32] = values * (scale[:, None] if axis == 0 else scale)
-    return restored
+    return values * (scale[:, None] if axis == 0 else scale)
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:

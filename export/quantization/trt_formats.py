@@ -40,8 +40,7 @@ class StoredWeight:
             product = self.values.astype(np.float32) * np.repeat(wide, self.block, axis=0)
             return product.astype(np.float16)
         scale = np.repeat(self.scale, self.block, axis=0) if self.block else self.scale
-        dense: NDArray[np.float16] = (self.values.astype(np.float32) * scale.astype(np.float32)).astype(np.float16)
-        return dense
+        return (self.values.astype(np.float32) * scale.astype(np.float32)).astype(np.float16)
 
 
 @dataclass(frozen=True, slots=True)

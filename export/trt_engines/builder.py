@@ -79,19 +79,17 @@ def build_engine(
     """
     trt, polygraphy = libraries(settings.flavor)
     with overheard() as said, native_output():
-        try:
-            content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, False)
-            return Built(content, network, False)
-        except polygraphy.exception.PolygraphyException as error:
-            reason = error_text(said, error)
-        if NEEDS_DECOMPOSING not in reason:
-            raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
-        said.clear()
-        try:
-            content, network = _build(trt, polygraphy, model, contract, profiles, settings, progress, True)
-        except polygraphy.exception.PolygraphyException as error:
-            raise DeviceError(f"TensorRT does not build {model.name}: {error_text(said, error)}") from None
-        return Built(content, network, True)
+        decompose = False
+        while True:
+            try:
+                made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
+                return Built(*made, decompose)
+            except polygraphy.exception.PolygraphyException as error:
+                reason = error_text(said, error)
+            if decompose or NEEDS_DECOMPOSING not in reason:
+                raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
+            said.clear()
+            decompose = True
 
 
 def parse_network(model: Path, flavor: str) -> Network:

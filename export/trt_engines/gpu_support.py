@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runtime.engines.trt.engine import INSTALL
+from runtime.engines.trt.engine import INSTALL, LIBRARIES
 from runtime.errors import UserError
 
-MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # a flavour's module
 LEAST_CAPABILITY = {
     "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
 }  # the compute capability from which a precision runs  # fmt: skip
@@ -42,10 +41,10 @@ def find_library(flavor: str) -> TrtLibrary:
 
     Raises UserError with the line that installs it where there is none.
     """
-    wanted = tuple(MODULES) if flavor == "auto" else (flavor,)
-    found = [each for each in wanted if find_spec(MODULES[each]) is not None]
+    wanted = tuple(LIBRARIES) if flavor == "auto" else (flavor,)
+    found = [each for each in wanted if find_spec(LIBRARIES[each]) is not None]
     if not found:
-        names = " or ".join(MODULES[each] for each in wanted)
+        names = " or ".join(LIBRARIES[each] for each in wanted)
         raise UserError(f"no TensorRT is installed here ({names}); {install_line(wanted[-1])}")
     trt, _ = libraries(found[0])
     return TrtLibrary(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
@@ -67,7 +66,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
         import polygraphy.config
         import polygraphy.exception
     except (ImportError, OSError) as error:  # OSError: a shared library that it needs
-        raise UserError(f"{MODULES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
+        raise UserError(f"{LIBRARIES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
     if rtx != getattr(polygraphy.config, "USE_TENSORRT_RTX", False):
         raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
     return trt, polygraphy

@@ -18,7 +18,6 @@ from export.quantization.activation_ranges import measure, watch
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from runtime.bundle.store import sha256
 from runtime.contract import Contract
-from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.data.prompts import of_checkpoint
 from train.tasks import jsonl
@@ -80,10 +79,7 @@ class Graphs:
         """
         if self.recipe.data is None:
             return None
-        try:
-            problems = jsonl.read(self.recipe.data)[:PROMPTS]
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        problems = jsonl.read(self.recipe.data)[:PROMPTS]
         texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
         requests = held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)

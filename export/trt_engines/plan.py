@@ -55,16 +55,16 @@ class Plan:
             "graph": graph.recipe,
         }
         return Build(
-            self.library.flavor,
-            self.library.version,
-            settings.version_compatible,
-            self.device,
-            self.profiles,
-            graph.capacity,
-            graph.batch,
-            graph.dtype,
-            onnx,
-            options,
+            flavor=self.library.flavor,
+            version=self.library.version,
+            version_compatible=settings.version_compatible,
+            device=self.device,
+            profiles=self.profiles,
+            capacity=graph.capacity,
+            batch=graph.batch,
+            dtype=graph.dtype,
+            onnx=onnx,
+            options=options,
         )
 
     def engine(self, name: str, model: str, parity: Mapping[str, Any], build: Build) -> Engine:
@@ -86,13 +86,13 @@ def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library:
     Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
     """
     settings = BuilderSettings(
-        library.flavor,
-        choose_targets(library, asked.precision, args.compute_capability),
-        args.workspace,
-        args.optimization_level,
-        args.version_compatible,
-        args.hardware_compatibility,
-        args.timing_cache,
+        flavor=library.flavor,
+        targets=choose_targets(library, asked.precision, args.compute_capability),
+        workspace=args.workspace,
+        optimization=args.optimization_level,
+        version_compatible=args.version_compatible,
+        hardware_compatible=args.hardware_compatibility,
+        timing_cache=args.timing_cache,
     )
     profiles = profiles_for(contract, asked.capacity, args.max_prompt)
     if settings.targets:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Ints, Shareable
+from ..backend import Ints
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..errors import DeviceError, NumericalError, UserError
-from ..model import Block, Model, blocks
+from ..model import Block, Model, blocks, worker_models
 from ..open_bundle import load
 
 POLL = 0.02  # seconds between two looks at the cancel flag of a request that waits for its turn
@@ -64,10 +64,9 @@ class HostCalls:
             device=self._text(options.device, "device") or "cpu",
             trust_engine=bool(options.trust_engine),
         )
-        at_once = options.at_once or (2 if isinstance(model.backend, Shareable) else 1)
-        if at_once < 1:
-            raise UserError(f"at_once is {at_once}; expected at least 1, or 0 for the default")
-        shared = ModelPool([model, *(model.share() for _ in range(at_once - 1))], self._contract(model))
+        if options.at_once < 0:
+            raise UserError(f"at_once is {options.at_once}; expected at least 1, or 0 for the default")
+        shared = ModelPool(worker_models(model, options.at_once), self._contract(model))
         number = next(self._numbers)
         self._models[number] = shared
         out[0] = self._ffi.cast("blockstep_model *", number)

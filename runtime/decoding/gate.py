@@ -70,8 +70,7 @@ class Gate:
         return accepted & eligible
 
     def _held_back(self, token: Ints, progress: Floats) -> Bools:
-        held: Bools = np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
-        return held
+        return np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
 
 
 def first_sub_block(masked: Bools, size: int) -> Bools:
@@ -84,8 +83,7 @@ def first_sub_block(masked: Bools, size: int) -> Bools:
 def ranks(score: Floats, eligible: Bools, held: Bools) -> Ints:
     """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
     order = np.lexsort((-score, held, ~eligible), axis=-1)  # stable, so ties keep the lowest position first
-    rank: Ints = order.argsort(axis=-1)
-    return rank
+    return order.argsort(axis=-1)
 
 
 def factor_count(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:

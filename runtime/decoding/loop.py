@@ -140,12 +140,12 @@ class Beginning:
             contract,
             row,
             request.prompt,
-            request.max_new_tokens,
-            threshold,
-            self._fused,
-            request.suffix,
-            past,
-            sampler(request.temperature, request.seed),
+            wanted=request.max_new_tokens,
+            threshold=threshold,
+            fused=self._fused,
+            suffix=request.suffix,
+            past=past,
+            sampler=sampler(request.temperature, request.seed),
         )
 
 

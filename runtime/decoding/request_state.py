@@ -220,16 +220,15 @@ class Progress:
         self._begin_block(NOTHING)
 
     def _end(self, fresh: list[int], finish: str) -> None:
-        cached = self.contract.attention != "full"
         self.answer += fresh
         self.result = Result(
-            tuple(self.answer),
-            finish,
-            self.steps,
-            self.commits,
-            self.forwards,
-            self.blocks,
-            cached,
+            token_ids=tuple(self.answer),
+            finish=finish,
+            steps=self.steps,
+            commits=self.commits,
+            forwards=self.forwards,
+            blocks=self.blocks,
+            cached=self.contract.attention != "full",
             seed=self.sampler.seed if self.sampler else None,
         )
 

@@ -42,16 +42,8 @@ class TimedBackend:
     """A backend that keeps the time spent in another one, in seconds."""
 
     def __init__(self, inner: Backend) -> None:
-        self._inner = inner
+        self._inner, self.contract, self.name = inner, inner.contract, inner.name
         self.forward_seconds = self.open_seconds = 0.0
-
-    @property
-    def contract(self) -> Contract:
-        return self._inner.contract
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
 
     def open(self, batch: int, capacity: int) -> None:
         started = time.perf_counter()

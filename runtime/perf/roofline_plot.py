@@ -28,7 +28,7 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
 
     Raises UserError where matplotlib is missing or the file cannot be written.
     """
-    figure = _figure()
+    figure = new_figure("--plot", SIZE, DOTS)
     axes = figure.add_subplot()
     q, batch = question, question.batches[0]
     placed = [(device, [p for p in points(device, q) if p.batch == batch]) for device in devices]
@@ -38,7 +38,8 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     for (device, each), color in zip(placed, colors, strict=True):
         _roof(axes, device, q.precision, left, right, color)
         for point, marker in zip(each, MARKERS, strict=False):
-            axes.plot(point.intensity, _reached(point), marker, color=color, markersize=7, markeredgecolor="white")
+            reached = point.operations / point.ms / 1e9  # 1e12 operations a second at the least time of the forward
+            axes.plot(point.intensity, reached, marker, color=color, markersize=7, markeredgecolor="white")
     _name_devices(axes, devices, q.precision, right, colors)
     _name_modes(axes, placed[0][1])
     axes.set(xscale="log", yscale="log", xlim=(left, right))
@@ -48,11 +49,6 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     axes.grid(color=FAINT, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
-
-
-def _reached(point: DecodingCost) -> float:
-    """1e12 operations a second at the least time of the forward."""
-    return point.operations / point.ms / 1e9
 
 
 def _roof(axes: Any, device: Device, precision: str, left: float, right: float, color: str) -> None:
@@ -87,13 +83,16 @@ def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
         )
 
 
-def _figure() -> Any:
+def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
+    """An empty figure; size in inches, dots an inch. Raises UserError without matplotlib; what: names who needs it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("--plot needs the package matplotlib, which is not installed; pip install matplotlib") from None
-    figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
+        raise UserError(
+            f"{what} needs the package matplotlib, which is not installed; pip install matplotlib"
+        ) from None
+    figure = Figure(figsize=size, dpi=dots, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

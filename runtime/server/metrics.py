@@ -39,12 +39,14 @@ class Counters:
         )
         self._tokens = Counter("blockstep_tokens", "Tokens of finished answers", registry=own)
         self._forwards = Counter("blockstep_forwards", "Forwards of finished answers, prefills apart", registry=own)
-        waiting = Gauge("blockstep_queue_waiting", "Requests that wait for a worker", registry=own)
-        waiting.set_function(lambda: workers.waiting)
-        running = Gauge("blockstep_queue_running", "Requests that are being answered", registry=own)
-        running.set_function(lambda: workers.running)
-        if threshold is not None:
-            Gauge("blockstep_threshold", "Threshold in force", registry=own).set_function(threshold)
+        gauges: list[tuple[str, str, Callable[[], float] | None]] = [
+            ("blockstep_queue_waiting", "Requests that wait for a worker", lambda: workers.waiting),
+            ("blockstep_queue_running", "Requests that are being answered", lambda: workers.running),
+            ("blockstep_threshold", "Threshold in force", threshold),
+        ]
+        for name, what, read in gauges:
+            if read is not None:
+                Gauge(name, what, registry=own).set_function(read)
 
     def request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()

@@ -71,22 +71,21 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
         raise unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
     request = _request(model, api, fields, most)
-    temperature = request.temperature
-    logprobs, best = _logprobs(fields, chat, temperature > 0)
+    logprobs, best = _logprobs(fields, chat, request.temperature > 0)
     tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
     return ServerRequest(
-        request.prompt,
-        tokens,
-        chat,
-        _stops(fields),
-        stream,
-        _usage(fields, stream),
-        _canvas(fields, stream),
-        logprobs,
-        best,
-        _threshold(model, fields),
-        temperature,
-        request.seed,
+        prompt=request.prompt,
+        max_tokens=tokens,
+        chat=chat,
+        stop=_stops(fields),
+        stream=stream,
+        usage=_usage(fields, stream),
+        canvas=_canvas(fields, stream),
+        logprobs=logprobs,
+        best=best,
+        threshold=_threshold(model, fields),
+        temperature=request.temperature,
+        seed=request.seed,
     )
 
 

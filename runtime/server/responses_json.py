@@ -32,10 +32,15 @@ class ResponsesReply:
         self._item = f"msg_{secrets.token_hex(12)}"
         self._place = {"item_id": self._item, "output_index": 0, "content_index": 0}
         self._head = {
-            "id": f"resp_{secrets.token_hex(12)}", "object": "response", "created_at": int(time.time()),
-            "model": model, "temperature": ask.temperature, "metadata": _metadata(body.get("metadata")),
-            **repeated, **FIXED,
-        }  # fmt: skip
+            "id": f"resp_{secrets.token_hex(12)}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            "temperature": ask.temperature,
+            "metadata": _metadata(body.get("metadata")),
+            **repeated,
+            **FIXED,
+        }
         self._text, self._numbers = "", count()
 
     def whole(self, finished: Sequence[Finished], end: End) -> dict[str, Any]:
@@ -77,9 +82,12 @@ class ResponsesReply:
     def _ended(self, end: End) -> dict[str, Any]:
         prompt, tokens = len(self._ask.prompt), end.counts.tokens
         usage = {
-            "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": tokens, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + tokens,
-        }  # fmt: skip
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + tokens,
+        }
         cut = end.finish == "length"
         status = "incomplete" if cut else "completed"
         details = {"reason": "max_output_tokens"} if cut else None

@@ -41,7 +41,7 @@ class Workers:
         self.room, self._threshold = room, threshold
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closed, self._running = False, 0
+        self._closed, self.running = False, 0  # whether no more come, and how many are being answered
         self.broken = False  # a device has failed, which lasts
         self._mean = 0.0  # seconds an answer takes, of the latest ones
         self._threads = [threading.Thread(target=self._work, args=(model,), daemon=True) for model in models]
@@ -51,10 +51,6 @@ class Workers:
     @property
     def waiting(self) -> int:
         return len(self._jobs)
-
-    @property
-    def running(self) -> int:
-        return self._running
 
     def submit(self, job: Job) -> None:
         """Queues a request. Raises what `check_room` raises."""
@@ -67,7 +63,7 @@ class Workers:
         """Raises Refusal 429 if too many requests wait, 503 after `close`."""
         if self._closed:
             raise Refusal(503, "the server is going down; ask another one", code="draining")
-        if len(self._jobs) + self._running >= self.room + len(self._threads):
+        if len(self._jobs) + self.running >= self.room + len(self._threads):
             raise self._full()
 
     def withdraw(self, job: Job) -> None:
@@ -99,7 +95,7 @@ class Workers:
             started = time.perf_counter()
             self._answer(model, job)
             with self._changed:
-                self._running -= 1
+                self.running -= 1
                 took = time.perf_counter() - started
                 self._mean = took if not self._mean else 0.9 * self._mean + 0.1 * took
 
@@ -108,7 +104,7 @@ class Workers:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             if not self._jobs:
                 return None
-            self._running += 1
+            self.running += 1
             return self._jobs.popleft()
 
     def _answer(self, model: Model, job: Job) -> None:

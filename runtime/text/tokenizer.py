@@ -61,7 +61,8 @@ class Tokenizer:
                 raise UserError("this bundle has no chat template to write a conversation in; send one user message")
             return self.encode(texts[0])
         _refuse_special(self._special_texts, messages, arguments)
-        if not self._holds_special_tokens(texts):
+        whole = "\0".join(texts)
+        if not any(content in whole for content in self._special_texts):
             return np.array(self._encode(self._special, [render(self.chat_template, messages, arguments)])[0], np.int64)
         mark, digits = secrets.token_hex(16), len(f"{len(texts):x}")
         # Only what is around these stand-ins may be special. One pattern finds all of them in a single pass.
@@ -77,11 +78,6 @@ class Tokenizer:
         given = self._encode_once(self._plain, texts)
         ids = chain.from_iterable(given[places[part]] if part in places else own[part] for part in around)
         return np.fromiter(ids, np.int64)
-
-    def _holds_special_tokens(self, texts: Sequence[str]) -> bool:
-        """Whether a user's texts hold what a template writes as special tokens."""
-        whole = "\0".join(texts)
-        return any(content in whole for content in self._special_texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens have none."""

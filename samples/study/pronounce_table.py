@@ -18,10 +18,10 @@ from typing import Any
 from runtime.cli import DONE, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
-from train.evaluation import plots
 from train.evaluation.intervals import paired_difference
 from train.storage.output_files import replace_file
 
+from . import study_figures
 from .recipe_table import read_reports
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -237,7 +237,7 @@ def command(args: argparse.Namespace) -> int:
     values = json.dumps({"rows": rows, "left_out": rivals["left_out"]}, indent=1) + "\n"
     for name, content in (("pronounce.md", page), ("pronounce.json", values)):
         replace_file(args.out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))
-    plots.points(
+    study_figures.points(
         args.out / "pronounce.png", plotted(rows), "milliseconds per word, one core", "words wrong without stress, %"
     )
     if args.json:

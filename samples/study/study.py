@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import invariance
 import study_page
 from study_page import Study
 
@@ -31,7 +32,7 @@ from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
 from train.data import prompts
 from train.data.batches import Example, encode
-from train.evaluation import evaluated_model, evaluation_run, invariance, reliability
+from train.evaluation import evaluated_model, evaluation_run, reliability
 from train.storage.output_files import replace_file
 from train.torch_backend import TorchBackend, contract_of
 

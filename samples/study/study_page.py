@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import study_figures
+from invariance import RATIOS
+
 from train.evaluation import plots
 from train.evaluation.intervals import paired_difference
-from train.evaluation.invariance import RATIOS
 from train.evaluation.reliability import Bin
 
 SLACK = 0.005  # how far below the teacher a threshold may be, where it is chosen
@@ -161,9 +163,9 @@ def draw(study: Study, folder: Path) -> None:
         curves = {}
         for title, each in rows.items():
             curves[title] = [(line.cells[i].forwards, 100 * line.cells[i].accuracy) for line in each]
-        plots.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
+        study_figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
     taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study) if line.title in rows}
-    plots.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
+    study_figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
     bins = {
         f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]
         for row in models(study)

@@ -54,14 +54,13 @@ def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Co
             kept.append(place)
         except UserError as error:
             reasons[place] = str(error)
+    first, count = next(iter(reasons.values()), ""), len(encoded)
     if reasons and not kept:
-        count = f"{len(encoded)} of {len(encoded)} prompts leave no room in a capacity of {contract.capacity}"
-        raise UserError(f"{count}: {next(iter(reasons.values()))}")
+        raise UserError(f"{count} of {count} prompts leave no room in a capacity of {contract.capacity}: {first}")
     if reasons and distributed.rank() == 0:
         known = any(lines)
         named = name_lines([lines[place] if known else place + 1 for place in reasons], "line" if known else "problem")
-        first = next(iter(reasons.values()))
-        print(f"{len(reasons)} of {len(encoded)} prompts are left out, {named}: {first}", file=sys.stderr)
+        print(f"{len(reasons)} of {count} prompts are left out, {named}: {first}", file=sys.stderr)
     return kept
 
 

@@ -66,8 +66,7 @@ def read_shards(folder: Path) -> list[Trajectory]:
     found = []
     for path in paths:
         try:
-            shard = load_file(path)
-            found += _unpack(shard)
+            found += _unpack(load_file(path))
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not a shard of trajectories ({error}); delete it and collect again") from None
     return found

@@ -68,9 +68,7 @@ def measure_baseline(args: argparse.Namespace, engine: str) -> list[BaselineRepo
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
         problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]
-        found = evaluation_run.evaluate(
-            subject.backend, subject.tokenizer, task, problems, gate=subject.gate, batch=subject.batch, ask=subject.ask
-        )
+        found = evaluation_run.evaluate_model(subject, task, problems, subject.gate)
         reports.append(BaselineReport(task, problems, found.right, [result.forwards for result in found.results]))
     return reports
 

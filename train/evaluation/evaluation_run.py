@@ -89,6 +89,14 @@ def evaluate(
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
 
 
+def evaluate_model(
+    subject: EvaluatedModel, task: tasks.Task, problems: Sequence[tasks.Problem], gate: GateSpec, **options: Any
+) -> Evaluation:
+    """Evaluates an opened model by this gate; options: `threshold` and `fused`, as of `evaluate`."""
+    own: dict[str, Any] = {"batch": subject.batch, "ask": subject.ask}
+    return evaluate(subject.backend, subject.tokenizer, task, problems, gate=gate, **own, **options)
+
+
 def measure_task(
     task: tasks.Task, problems: Sequence[tasks.Problem], texts: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[int]]]:

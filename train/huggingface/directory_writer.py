@@ -77,13 +77,24 @@ def plain_config(student: Checkpoint, family: str) -> dict[str, Any]:
     """config.json of a stock transformers model of the student's shape."""
     shape, decoding = student.model, student.decoding
     return {
-        "architectures": [CLASSES[family]], "model_type": family, "vocab_size": shape.vocab,
-        "hidden_size": shape.width, "intermediate_size": shape.ffn, "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
-        "hidden_act": "silu", "max_position_embeddings": decoding.context, "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta, "rope_scaling": shape.rope_scaling or None, "tie_word_embeddings": shape.tied,
-        "eos_token_id": list(decoding.eos_ids), "pad_token_id": decoding.pad_id,
-    }  # fmt: skip
+        "architectures": [CLASSES[family]],
+        "model_type": family,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": decoding.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": shape.rope_scaling or None,
+        "tie_word_embeddings": shape.tied,
+        "eos_token_id": list(decoding.eos_ids),
+        "pad_token_id": decoding.pad_id,
+    }
 
 
 def write_text(folder: Path, student: Checkpoint) -> None:

@@ -127,10 +127,17 @@ def write(folder: Path, pairs: Pairs, alpha: float, names: Mapping[str, str], te
     rank = len(next(iter(pairs.values()))["A"])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = {
-        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": str(teacher), "inference_mode": True,
-        "r": rank, "lora_alpha": int(alpha) if alpha.is_integer() else alpha, "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": False, "target_modules": targets,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": str(teacher),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": targets,
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 

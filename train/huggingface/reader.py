@@ -151,12 +151,21 @@ def model_config(settings: NormalizedConfig) -> ModelConfig:
     theta = settings.number("rope_theta", found[0] if found else None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
-    qkv_bias = settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias
     return ModelConfig(
-        settings.integer("vocab_size"), width, settings.integer("num_hidden_layers", most=1024), heads, kv_heads,
-        head_dim, settings.integer("intermediate_size"), theta, settings.number("rms_norm_eps", get("rms_norm_eps")),
-        family.qk_norm, qkv_bias, settings.flag("tie_word_embeddings"), parse_scaling(rope),
-    )  # fmt: skip
+        vocab=settings.integer("vocab_size"),
+        width=width,
+        layers=settings.integer("num_hidden_layers", most=1024),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=settings.integer("intermediate_size"),
+        rope_theta=theta,
+        norm_eps=settings.number("rms_norm_eps", get("rms_norm_eps")),
+        qk_norm=family.qk_norm,
+        qkv_bias=settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias,
+        tied=settings.flag("tie_word_embeddings"),
+        rope_scaling=parse_scaling(rope),
+    )
 
 
 def rope_of(settings: NormalizedConfig) -> dict[str, Any]:

@@ -42,8 +42,7 @@ class StoredTensor:
     def read(self) -> Tensor:
         """Its values in their own dtype; they lie in the file, which stays mapped while they live and no longer."""
         with _opened(self.file) as handle:
-            tensor: Tensor = handle.get_tensor(self.name)
-            return tensor
+            return handle.get_tensor(self.name)
 
 
 @dataclass(frozen=True, slots=True)

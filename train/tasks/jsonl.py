@@ -25,9 +25,11 @@ OTHERS = {  # by how their bytes begin
     b"PK\x03\x04": ("a zip archive", "unzip it"), b"PAR1": ("a Parquet file", "pandas' to_json(lines=True)"),
 }  # fmt: skip
 LAYOUTS: tuple[dict[str, type], ...] = (
-    {"prompt": str, "answer": str}, {"question": str, "answer": str}, {"text": str, "code": str, "test_list": list},
+    {"prompt": str, "answer": str},
+    {"question": str, "answer": str},
+    {"text": str, "code": str, "test_list": list},
     {"prompt": str, "code": str, "test_list": list},
-)  # fmt: skip
+)
 EXAMPLE = '{"prompt": "2 + 3?", "answer": "5"}'
 SHOWN = 60  # characters of a wrong value
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
@@ -92,8 +94,10 @@ def _problem(record: dict[str, object]) -> Problem:
         case {"question": str(question), "answer": str(answer)}:
             return Problem(question.rstrip(), answer, "gsm8k")
         case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
-            "prompt": str(text), "code": str(code), "test_list": list(tests)
-        }:  # fmt: skip
+            "prompt": str(text),
+            "code": str(code),
+            "test_list": list(tests),
+        }:
             code_before = record.get("test_setup_code") or ""
             if not isinstance(code_before, str):
                 raise ValueError(f"test_setup_code is {_shown(code_before)}; expected a string, in quotes")

@@ -56,18 +56,22 @@ def dictionary() -> Pronunciations:
 
 
 def stem(word: str) -> str:
-    """Returns a word without its possessive and its -s, -ed, -ing, so that `walk` and `walking` have one stem.
+    """Returns a word without its possessive and without -s, -ed, -ing and -e, as often as one is left.
 
-    Crude on purpose: too short a stem only puts more words on one side of the split.
+    So `walk` and `walking` have one stem, and so have `speed` and `speeding`. Crude on purpose: too short a stem only
+    puts more words on one side of the split.
     """
     shorter = re.sub(r"'s?$", "", word).strip("'")
-    for suffix in ENDINGS:
-        if shorter.endswith(suffix) and len(shorter) - len(suffix) >= LEAST_STEM:
-            shorter = shorter.removesuffix(suffix)
-            break
+    while ending := next((each for each in ENDINGS if has_ending(shorter, each)), ""):
+        shorter = shorter.removesuffix(ending)
     if len(shorter) > LEAST_STEM and shorter[-1] == shorter[-2]:
         shorter = shorter[:-1]
     return re.sub(r"y$", "i", shorter)
+
+
+def has_ending(word: str, ending: str) -> bool:
+    """Returns whether a word has this ending, with a stem of LEAST_STEM letters before it."""
+    return word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM
 
 
 def split_by_stem(word: str) -> str:

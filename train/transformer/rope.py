@@ -42,8 +42,7 @@ def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns: Tensor = scaling[SPAN] * inverse / (2 * math.pi)  # full ones over the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the plain frequency
-    stretched: Tensor = inverse * (kept + (1 - kept) / scaling["factor"])
-    return stretched
+    return inverse * (kept + (1 - kept) / scaling["factor"])
 
 
 def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Tensor:
@@ -54,8 +53,7 @@ def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, An
     high = min(math.ceil(place(scaling.get("beta_slow", 1))), head_dim - 1)
     span = high - low or 0.001  # as the reference does where both fall together
     stretched = ((torch.arange(len(inverse), dtype=torch.float64) - low) / span).clamp(0, 1)
-    mixed: Tensor = inverse * (1 - stretched + stretched / scaling["factor"])
-    return mixed
+    return inverse * (1 - stretched + stretched / scaling["factor"])
 
 
 def parse_scaling(values: Any) -> dict[str, Any]:

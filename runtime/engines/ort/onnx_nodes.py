@@ -23,16 +23,9 @@ def cache_nodes(model: Path) -> dict[str, str]:
     """Returns the operators, by node name, of the nodes that read or write the KV cache, those of subgraphs too."""
     with model.open("rb") as handle:
         whole = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-    found: dict[str, str] = {}
-    for number, graph in fields(whole):
-        if number == MODEL_GRAPH:
-            found |= {name: operator for name, operator, values in nodes(graph) if touches(values)}
-    return found
-
-
-def touches(values: list[str]) -> bool:
-    """Whether one of a node's inputs and outputs is a part of the KV cache."""
-    return any(value.startswith(KV_CACHE) for value in values)
+    graphs = (content for number, content in fields(whole) if number == MODEL_GRAPH)
+    every = (node for graph in graphs for node in nodes(graph))
+    return {name: operator for name, operator, values in every if any(v.startswith(KV_CACHE) for v in values)}
 
 
 def nodes(graph: memoryview) -> Iterator[tuple[str, str, list[str]]]:

@@ -53,7 +53,7 @@ class OrtBackend:
         files: Collection[str] = (),
     ) -> None:
         self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device, files)
-        self._contract, self.capacity, self.device = contract, 0, device
+        self.contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
         self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
@@ -62,7 +62,7 @@ class OrtBackend:
         self.threads: int = self.session.get_session_options().intra_op_num_threads
         self._form = cache_form(self.session)
         if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
-            self._contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
+            self.contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
         if self._form.delta and device != "cpu":
             raise UserError("a graph of the dialect plain keeps its cache on the host; run it without --device cuda")
         self._check_graph()
@@ -71,28 +71,24 @@ class OrtBackend:
     def name(self) -> str:
         return "onnxruntime" if self.device == "cpu" else f"onnxruntime on {self.device}"
 
-    @property
-    def contract(self) -> Contract:
-        return self._contract
-
     def share(self) -> OrtBackend:
         """Another backend with a cache of its own over the same session, for another thread."""
-        return OrtBackend(self.session, self._contract, device=self.device)
+        return OrtBackend(self.session, self.contract, device=self.device)
 
     def open(self, batch: int, capacity: int) -> None:
         if batch != 1:
             raise UserError(f"{batch} sequences were given at once; this engine runs one, decode them in turn")
-        if not 1 <= capacity <= self._contract.capacity:
-            raise ValueError(f"capacity {capacity} is outside [1, {self._contract.capacity}] of the contract")
+        if not 1 <= capacity <= self.contract.capacity:
+            raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         if capacity > self.capacity:
-            self._allocate(bucket(capacity, self._contract.capacity))
+            self._allocate(bucket(capacity, self.contract.capacity))
         else:
             self._zero()
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
         width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length[0])
-        top_k = self._contract.top_k if forward.top else 0
+        top_k = self.contract.top_k if forward.top else 0
         binding = self._bound(top_k)
         arrays = binding.resize(width, n)
         arrays["input_ids"][:] = forward.input_ids
@@ -115,7 +111,7 @@ class OrtBackend:
 
     def _may_be(self, ids: list[int]) -> bool:
         """Whether these are tokens that a model of this contract may propose."""
-        return min(ids) >= 0 and max(ids) < self._contract.vocab and self._contract.mask_id not in ids
+        return min(ids) >= 0 and max(ids) < self.contract.vocab and self.contract.mask_id not in ids
 
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:
@@ -147,7 +143,7 @@ class OrtBackend:
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
     def _allocate(self, capacity: int) -> None:
-        c, cached = self._contract, self._contract.attention != "full"
+        c, cached = self.contract, self.contract.attention != "full"
         capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
         try:
@@ -162,8 +158,8 @@ class OrtBackend:
     def _bound(self, top_k: int) -> Binding:
         """The arrays over this cache: those of greedy requests, and those of sampled ones where there are any."""
         if top_k not in self._bindings:
-            small = specs(self._contract, self._form.dtype if self._form.delta else None, top_k)
-            self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self._contract.block, self.device)
+            small = specs(self.contract, self._form.dtype if self._form.delta else None, top_k)
+            self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self.contract.block, self.device)
         return self._bindings[top_k]
 
     def _check(self, forward: Forward) -> None:
@@ -171,7 +167,7 @@ class OrtBackend:
         width, past = forward.input_ids.shape[1], int(forward.past_length[0])
         if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
             raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
-        least = width if self._contract.attention == "full" else 1
+        least = width if self.contract.attention == "full" else 1
         visible, rows = forward.visible[0].tolist(), forward.rows[0].tolist()  # so few are faster looked at in Python
         if min(visible) < least or max(visible) > past + width:
             raise ValueError(f"visible is outside [{least}, {past + width}]")
@@ -180,7 +176,7 @@ class OrtBackend:
 
     def _check_graph(self) -> None:
         """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
-        c, parts = self._contract, range(2 * self._contract.layers if self._contract.attention != "full" else 0)
+        c, parts = self.contract, range(2 * self.contract.layers if self.contract.attention != "full" else 0)
         kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
         plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
         wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: (INTS, ()) for name in plain}

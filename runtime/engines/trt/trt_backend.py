@@ -50,12 +50,8 @@ class TrtBackend:
         self.last_logits: Floats | None = None  # an engine never hands them out
         flavor = built(self.engines[0]).flavor
         self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
-        self._contract = self._shared()
+        self.contract = self._shared()
         self._active = self._load(self.engines[0])
-
-    @property
-    def contract(self) -> Contract:
-        return self._contract
 
     @property
     def name(self) -> str:
@@ -67,21 +63,21 @@ class TrtBackend:
         return self._active.read_cache()[:, self._slots]
 
     def open(self, batch: int, capacity: int) -> None:
-        if batch > self._contract.batch:
+        if batch > self.contract.batch:
             raise UserError(
-                f"{batch} sequences were given at once; this engine runs {self._contract.batch}, decode them in turn"
+                f"{batch} sequences were given at once; this engine runs {self.contract.batch}, decode them in turn"
             )
-        if not 1 <= capacity <= self._contract.capacity:
-            raise ValueError(f"capacity {capacity} is outside [1, {self._contract.capacity}] of the contract")
-        needed = capacity + slack(self._contract)
-        full = self._contract.attention == "full"
+        if not 1 <= capacity <= self.contract.capacity:
+            raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
+        needed = capacity + slack(self.contract)
+        full = self.contract.attention == "full"
         self._active = self._load(next(e for e in self.engines if reach(built(e), full) >= needed))
         self._active.reset()
         self._slots = np.arange(batch)
 
     def forward(self, forward: Forward) -> Proposal:
         engine = self._active
-        check_bounds(forward, self._contract, len(self._slots), engine.contract.capacity)
+        check_bounds(forward, self.contract, len(self._slots), engine.contract.capacity)
         whole: list[NDArray[Any]] = []  # in the order of a proposal's fields
         for piece in pieces(forward, engine.widest):
             out = engine.forward(self._whole_batch(piece.forward)).parts()
@@ -121,10 +117,10 @@ class TrtBackend:
 
     def _whole_batch(self, forward: Forward) -> Forward:
         """The forward with the engine's other rows in it: one padding token each, seen by itself, read by nobody."""
-        batch, slots = self._contract.batch, self._slots
+        batch, slots = self.contract.batch, self._slots
         if batch == 1:
             return forward
-        ids = np.full((batch, forward.input_ids.shape[1]), self._contract.pad_id, np.int64)
+        ids = np.full((batch, forward.input_ids.shape[1]), self.contract.pad_id, np.int64)
         past, visible = np.zeros(batch, np.int64), np.ones_like(ids)
         rows = np.zeros((batch, forward.rows.shape[1]), np.int64)
         ids[slots], past[slots], visible[slots] = forward.input_ids, forward.past_length, forward.visible

@@ -1,0 +1,60 @@
+"""The study's own figures: accuracy over forwards as curves, and forwards an answer as bars."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from train.evaluation import plots
+
+NEAREST = 0.5  # points from 100 % below which a curve's scale no longer grows
+ACROSS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
+UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
+
+Curve = Sequence[tuple[float, float]]
+
+
+def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
+    """Lines through points (x, y), each with its name; x on a log scale, y percent, on one of the distance to 100.
+
+    Raises UserError as `plots.plot_reliability` does.
+    """
+    axes = plots.new_axes(across, up)
+    for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
+        axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
+    axes.set_xscale("log")
+    # between 95 and 100 % lies what matters, and one row that collapsed would press it together
+    end = 100 + NEAREST
+    axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(end - y, 0.01)), lambda v: end - np.exp(-v)))
+    lowest = min((y for points in named.values() for _, y in points), default=0)
+    axes.set_ylim(end - 1.2 * (end - lowest), end - 0.3)
+    for axis, ticks in ((axes.xaxis, ACROSS), (axes.yaxis, UP)):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+        axis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    plots.save(axes, path)
+
+
+def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
+    """A bar of each name in each group, with its value over it. Raises UserError as `plots.plot_reliability` does."""
+    axes = plots.new_axes("", up)
+    width = 0.8 / max(1, len(named))
+    for i, (name, values) in enumerate(named.items()):
+        places = [group + i * width for group in range(len(groups))]
+        axes.bar_label(axes.bar(places, values, width, label=name), fmt="%.3g", fontsize="x-small")
+    axes.set_xticks([group + 0.4 - width / 2 for group in range(len(groups))], groups)
+    plots.save(axes, path)
+
+
+def points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
+    """A point (x, y) per name, x on a log scale, y from 0 on. Raises UserError as `plots.plot_reliability` does."""
+    axes = plots.new_axes(across, up)
+    for (name, (x, y)), marker in zip(named.items(), itertools.cycle("os^Dv")):
+        axes.plot([x], [y], marker=marker, linestyle="", label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.1 * max((y for _, y in named.values()), default=1))
+    plots.save(axes, path)
