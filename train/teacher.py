@@ -119,7 +119,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
             saved = deepen.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
-    learned = bpe.train_tokenizer(texts, args.vocab)
+    learned = bpe.train_tokenizer(texts, args.vocab, chosen[0].split)
     shape = ModelConfig(
         learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )

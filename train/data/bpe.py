@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer for the sample tasks, in which every digit is a token and no token spans two words."""
+"""A byte-level BPE tokenizer for the sample tasks, in which no token spans two units of the task's split."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
 SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
 
 
-def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab: int, split: str = QWEN2_SPLIT) -> Tokenizer:
     """A tokenizer of at most `vocab` tokens, 256 bytes and the three special ones included, learnt from `texts`.
 
-    Special tokens are never recognised inside a text: `encode` is called with `encode_special_tokens` set.
+    split: regular expression; no token spans two of its matches. Special tokens are never recognised inside a text: `encode` is called with `encode_special_tokens` set.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

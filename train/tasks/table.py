@@ -1,0 +1,73 @@
+"""The table of tasks: the sample tasks, and users' own data read as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from runtime.errors import UserError
+from train.huggingface.token_merging import QWEN2_SPLIT
+
+from . import functions, jsonl, pronunciation, word_problems
+from .problem import Problem, split_of
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A source of problems and their grading.
+
+    Attributes:
+        problems: called with split, count, seed; yields problems.
+        grade_many: called with problems and texts; returns which texts are right.
+        measure: called with problems and texts; returns more figures, by name, for a report.
+        split: regular expression of the tokenizer's units: no token spans two of its matches.
+    """
+
+    name: str
+    problems: Callable[[str, int, int], Iterator[Problem]]
+    grade_many: Callable[[Sequence[Problem], Sequence[str]], list[bool]]
+    measure: Callable[[Sequence[Problem], Sequence[str]], Mapping[str, float]] = lambda problems, texts: {}
+    split: str = QWEN2_SPLIT
+
+
+def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
+    """Returns the grading of many texts, each by itself."""
+    return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def _pronounce(name: str, split_word: pronunciation.Split) -> Task:
+    return Task(
+        name, partial(pronunciation.problems, split_word=split_word), each_alone(pronunciation.grade),
+        pronunciation.error_rates, pronunciation.SPLIT,
+    )
+
+
+_grade_math = each_alone(word_problems.grade)
+
+TASKS = {
+    "math": Task("math", word_problems.problems, _grade_math),
+    "code": Task("code", functions.problems, functions.grade_many),
+    "pronounce": _pronounce("pronounce", pronunciation.split_by_stem),
+    "pronounce_by_word": _pronounce("pronounce_by_word", split_of),  # as published splits are, inflections on both sides
+}
+
+
+def choose_tasks(names: str) -> tuple[Task, ...]:
+    """The tasks of a comma-separated list such as `math,code`. Raises UserError for an unknown name."""
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in TASKS:
+            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}, or give --data FILE.jsonl")
+    return tuple(TASKS[name] for name in wanted)
+
+
+def from_file(path: Path) -> Task:
+    """One's own data as a task; see `jsonl.read` for the layouts. Raises UserError naming the line that is wrong."""
+    lines = jsonl.read(path)
+
+    def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
+        return jsonl.grade_many(problems, texts, _grade_math, functions.grade_many)
+
+    return Task(path.stem, lambda split, count, seed: jsonl.draw_problems(lines, split, count, seed), grade_many)
