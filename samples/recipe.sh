@@ -16,16 +16,19 @@ RUNS=${RUNS:-runs/$TASK}
 # stage NAME, expected minutes on two cores with AMX or AVX-512 BF16, and with AVX2 alone, COMMAND.
 # n A B: A, or B in a smoke run.
 recipe() {
+  # Tokens of prompt and answer; of pronounce room for 20 long words.
+  local size=(--context 512)
+  if [ "$TASK" = pronounce ]; then size=(--context 448 --canvas 176); fi
   local training=(--task "$TASK" --dtype bf16 --save-every 250)
   if [ -z "${SMOKE:-}" ]; then training+=(--compile); fi
 
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it.
   stage baseline 25 80 blockstep train teacher --objective causal "${training[@]}" \
-    --steps "$(n 4000 2)" --batch "$(n 64 4)" --context 448 --out "$RUNS/baseline.pt"
+    --steps "$(n 4000 2)" --batch "$(n 64 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
   stage teacher 30 90 blockstep train teacher --objective masked "${training[@]}" --init "$RUNS/baseline.pt" \
-    --steps "$(n 2500 2)" --batch "$(n 32 4)" --learning-rate 1e-3 --seed 1 --context 448 --out "$RUNS/teacher.pt"
+    --steps "$(n 2500 2)" --batch "$(n 32 4)" --learning-rate 1e-3 --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
   stage trajectories 10 30 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
