@@ -26,8 +26,8 @@ from .storage.output_files import check_file, replace_file
 COUNT = 500
 GROUPS_SHOWN = 12
 SPLIT_HELP = (
-    "train, valid, test or another of the task's, as test_templates or valid_surface (docs/distil.md); of --data also "
-    "all, each line once and in order, as a published test file is graded (default valid)"
+    "train, valid, test or another split of the task, such as test_surface (docs/distil.md); of --data also all, each "
+    "line once and in order, as a published test file is graded (default valid)"
 )
 
 

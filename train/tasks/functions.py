@@ -96,7 +96,7 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     if split == "train":
         return surface.rewrite_some(drafts, CHANGES, changing)
     if split != plain:
-        return surface.rewrite_each(drafts, CHANGES, changing)
+        return surface.rewrite_each(drafts, CHANGES, changing, plain)
     return (draft.problem for draft in drafts)
 
 
@@ -194,22 +194,25 @@ def _fill(value: Any, values: Mapping[str, Any]) -> Any:
 CHANGES = ("name", "order", "no_example", *surface.CHANGES)
 
 
-def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, held_out: bool) -> Problem:
-    """Returns the problem with changes. Its tests now hold the example, which may not end the prompt any more."""
+def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
+    """Returns the problem with changes. Its tests now hold the example, which may not end the prompt any more.
+
+    Problems of several splits can have one instruction; without its example it is a prompt of one split alone.
+    """
     _, _, example = problem.prompt.partition("\n")
     if "name" in changes:
-        drawn = _rename(drawn, rng, held_out)
+        drawn = _rename(drawn, rng, split)
     text = surface.rewrite_text(drawn.instruction, changes, rng, surface.PROSE)
-    if "no_example" not in changes:
+    if "no_example" not in changes or split_of_sample(drawn.instruction) != split:
         text = f"{example}\n{text}" if "order" in changes else f"{text}\n{example}"
     prompt = surface.rewrite_text(text, changes, rng, surface.EDGES)
     return replace(problem, prompt=prompt, answer=drawn.answer, tests=(*problem.tests, example))
 
 
-def _rename(drawn: Drawn, rng: random.Random, held_out: bool) -> Drawn:
+def _rename(drawn: Drawn, rng: random.Random, split: str) -> Drawn:
     """Gives the arguments other names, in the answer too; the function keeps its own, which tests call."""
     kinds = [KINDS.get(kind, kind) for kind in drawn.family.kinds.split()]
-    pool = HELD_OUT_ARGUMENTS if held_out else OTHER_ARGUMENTS
+    pool = OTHER_ARGUMENTS if split == "train" else HELD_OUT_ARGUMENTS
     chosen: list[str] = []
     for kind in kinds:
         chosen.append(rng.choice([name for name in pool[kind] if name not in chosen]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .problem import Problem, split_of_sample
@@ -36,12 +36,12 @@ Change = Callable[[str, random.Random], str]
 class Draft:
     """A problem, and how to write it anew.
 
-    rewrite: called with names of changes, a source of randomness and whether names are the held-out ones; changes that
-    the problem does not allow do nothing.
+    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`: all but the
+    first use held-out names. Changes that the problem does not allow do nothing.
     """
 
     problem: Problem
-    rewrite: Callable[[Collection[str], random.Random, bool], Problem]
+    rewrite: Callable[[Collection[str], random.Random, str], Problem]
 
 
 def spell_number(number: int, hyphen: str = "-") -> str:
@@ -112,20 +112,20 @@ def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table:
     return text
 
 
-def rewrite_each(drafts: Iterator[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
-    """Yields every problem with one change that it allows, named by `group`, and held-out names.
+def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random, split: str) -> Iterator[Problem]:
+    """Yields every problem of a split with one change that it allows, named by `group`.
 
     Of the changes that a prompt allows it gets the rarest one so far, as not every prompt allows all of them.
     """
     made: Counter[str] = Counter()
     for draft in drafts:
         order = sorted(rng.sample(changes, len(changes)), key=made.__getitem__)
-        change, problem = rewrite_once(draft, order, rng, held_out=True)
+        change, problem = rewrite_once(draft, order, rng, split)
         made[change] += 1
         yield replace(problem, group=change)
 
 
-def rewrite_some(drafts: Iterator[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
+def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
     """Yields every problem, SHARE of them with one or two changes.
 
     A rewritten prompt whose own hash is of another split is left as it was, so that no rewriting whatever makes a
@@ -134,17 +134,17 @@ def rewrite_some(drafts: Iterator[Draft], changes: Sequence[str], rng: random.Ra
     for draft in drafts:
         problem = draft.problem
         if rng.random() < SHARE:
-            change, other = rewrite_once(draft, rng.sample(changes, len(changes)), rng, held_out=False)
+            change, other = rewrite_once(draft, rng.sample(changes, len(changes)), rng, "train")
             if rng.random() < SECOND:
-                other = draft.rewrite((change, rng.choice(HARD)), rng, False)
+                other = draft.rewrite((change, rng.choice(HARD)), rng, "train")
             problem = other if split_of_sample(other.prompt) == "train" else problem
         yield problem
 
 
-def rewrite_once(draft: Draft, changes: Sequence[str], rng: random.Random, *, held_out: bool) -> tuple[str, Problem]:
+def rewrite_once(draft: Draft, changes: Sequence[str], rng: random.Random, split: str) -> tuple[str, Problem]:
     """Returns the first of the changes that the prompt allows, and the problem with it."""
     for change in changes:
-        problem = draft.rewrite((change,), rng, held_out)
+        problem = draft.rewrite((change,), rng, split)
         if problem.prompt != draft.problem.prompt:
             return change, problem
     raise AssertionError("spaces can be added to any prompt")

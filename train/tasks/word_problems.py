@@ -163,20 +163,20 @@ def tell(story: Story) -> Problem:
     return Problem(prompt, story.template.answer.format_map(story.fields), story.template.name)
 
 
-def rename(story: Story, rng: random.Random, held_out: bool) -> Story:
+def rename(story: Story, rng: random.Random, split: str) -> Story:
     """Gives both people other names, from a pool that no template has, and in the answer too."""
-    pool = first_names.HELD_OUT if held_out else first_names.TRAINING
+    pool = first_names.TRAINING if split == "train" else first_names.HELD_OUT
     name = rng.choice(pool[str(story.fields["he"])])
     pal = rng.choice([other for other in pool[str(story.fields["pal_he"])] if other != name])
     return replace(story, fields={**story.fields, "name": name, "pal": pal})
 
 
-def reorder(story: Story, rng: random.Random, held_out: bool) -> Story:
+def reorder(story: Story, rng: random.Random, split: str) -> Story:
     """Tells the story in another order, if its template has one."""
     return replace(story, story=ORDERS.get(story.template.name, story.story))
 
 
-def refer(story: Story, rng: random.Random, held_out: bool) -> Story:
+def refer(story: Story, rng: random.Random, split: str) -> Story:
     """Asks by the pronoun instead of the name if nobody else can be meant, or by the name instead of the pronoun."""
     if "{he}" in story.ask:
         return replace(story, ask=story.ask.replace("{he}", "{name}"))
@@ -185,17 +185,17 @@ def refer(story: Story, rng: random.Random, held_out: bool) -> Story:
     return replace(story, ask=ask)
 
 
-STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, bool], Story]] = {
+STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, str], Story]] = {
     "name": rename, "order": reorder, "pronoun": refer
 }  # fmt: skip
 CHANGES = (*STORY_CHANGES, *surface.CHANGES)
 
 
-def rewrite(story: Story, changes: Collection[str], rng: random.Random, held_out: bool) -> Problem:
+def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
     """Returns the problem with changes to its story and then to its prompt's text."""
     for name, change in STORY_CHANGES.items():
         if name in changes:
-            story = change(story, rng, held_out)
+            story = change(story, rng, split)
     problem = tell(story)
     prompt = surface.rewrite_text(problem.prompt, changes, rng, {**surface.PROSE, **surface.EDGES})
     return replace(problem, prompt=prompt)
@@ -216,7 +216,7 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     if split == "train":
         return surface.rewrite_some(drafts, CHANGES, changing)
     if split != plain:
-        return surface.rewrite_each(drafts, CHANGES, changing)
+        return surface.rewrite_each(drafts, CHANGES, changing, plain)
     return (draft.problem for draft in drafts)
 
 
