@@ -21,14 +21,22 @@ from runtime.errors import UserError
 
 from . import tasks
 from .evaluation.evaluated_model import GATE_OPTIONS, add_model_options, chosen_gate, open_evaluated_model
-from .evaluation.evaluation_run import Evaluation, evaluate_model, fitting_problems, measure_task, read_evaluation
+from .evaluation.evaluation_run import (
+    Evaluation,
+    by_group,
+    evaluate_model,
+    fitting_problems,
+    measure_task,
+    read_evaluation,
+)
 from .evaluation.intervals import paired_difference
 from .storage.output_files import check_file, replace_file
 
 COUNT = 500
+GROUPS_SHOWN = 12
 SPLIT_HELP = (
-    "train, valid, test or test_templates; of --data also all, each line once and in order, as a published test file "
-    "is graded (default valid)"
+    "train, valid, test or another split of the task, such as test_surface (docs/distil.md); of --data also all, each "
+    "line once and in order, as a published test file is graded (default valid)"
 )
 
 
@@ -76,6 +84,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         **({"left_out": left_out} if left_out else {}),
     }
     report = {**settings_of(args, subject.backend, asked), "gate": asdict(gate), **found.summary(), **figures}
+    report["by_group"] = by_group(problems, found.right)
     if other is not None:
         report["against"] = compared(other, per_problem)
     if args.out:
@@ -99,11 +108,18 @@ def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
             print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
 
 
+def worst_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """The worst groups of a report, in one line."""
+    shown = [f"{name} {each['right']} of {each['problems']}" for name, each in list(groups.items())[:GROUPS_SHOWN]]
+    return ", ".join([*shown, *["…"] * (len(groups) > GROUPS_SHOWN)])
+
+
 def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], left_out: list[int]) -> None:
-    """Raises UserError if a report is of other problems than this run."""
+    """Raises UserError if a report is of other problems than this run; `valid_surface` has those of `valid`."""
     theirs, ours = [other[name] for name in where], list(where.values())
-    if theirs != ours or other["left_out"] != left_out:
-        what = f"{theirs}, this run is of {ours}" if theirs != ours else "other lines were left out"
+    plain = [[str(value).removesuffix("_surface") for value in values] for values in (theirs, ours)]
+    if plain[0] != plain[1] or other["left_out"] != left_out:
+        what = f"{theirs}, this run is of {ours}" if plain[0] != plain[1] else "other lines were left out"
         raise UserError(f"--against {path} is of other problems: {what}; evaluate both alike")
 
 
@@ -154,7 +170,7 @@ def command(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         for name, value in report.items():
-            print(f"{name:20} {value}")
+            print(f"{name:20} {worst_groups(value) if name == 'by_group' else value}")
     return DONE
 
 

@@ -113,6 +113,19 @@ def measure_task(
     return figures, {name: [int(one[name] > 0) for one in each] for name in rates}
 
 
+def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    """Returns the accuracy of each group of problems with its 95 % interval, the worst first."""
+    verdicts: dict[str, list[bool]] = {}
+    for problem, verdict in zip(problems, right, strict=True):
+        verdicts.setdefault(problem.group, []).append(verdict)
+    found = {}
+    for group, graded in sorted(verdicts.items(), key=lambda item: (sum(item[1]) / len(item[1]), item[0])):
+        share = proportion(graded)
+        bounds = [round(share.low, 5), round(share.high, 5)]
+        found[group] = {"problems": len(graded), "right": sum(graded), "accuracy_95": bounds}
+    return found
+
+
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
     """Returns the places of problems whose prompts leave the model room for an answer; stderr names the others."""
     encoded = subject.ask([problem.prompt for problem in problems])

@@ -1,21 +1,27 @@
-"""Small Python functions to write from an instruction and an example, generated from a seed, and their grading."""
+"""Small Python functions to write from an instruction and an example, generated from a seed, and their grading.
+
+`train` has prompts written as people type them too; `valid_surface` and `test_surface` are `valid` and `test` with one
+such change per prompt.
+"""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from runtime.errors import UserError
 
-from . import sandbox
+from . import sandbox, surface
+from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS
 from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
 from .problem import Problem, split_of_sample
 
-SPLITS = ("train", "valid", "test", "test_templates")
+SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_surface")
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
 PROMPT_TOKENS = 70
 # A name that says nothing of the task, drawn now and then, makes the model read the sentence.
@@ -55,23 +61,18 @@ WORDS = tuple(
     ]
 )
 TURNED = ("level", "noon", "abba", "stats", "radar")
-ARGUMENTS = {
-    "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
-    "int": (("n", "x", "number", "value"), ("m", "y", "other")),
-    "str": (("text", "s", "string", "line"), ("other",)),
-    "words": (("words", "names", "parts", "strings"), ("others",)),
-    "dict": (("table", "prices", "counts", "ages"), ("others",)),
-    "word": (("name",), ("key", "name", "entry")),
-    "pairs": (("pairs", "points", "rows", "data"), ("others",)),
-}
-ALIASES = {"some": "ints", "nat": "int", "few": "int", "long": "int", "turn": "str"}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A family with everything drawn but the inputs; `near` and `letter` are what good inputs lie close to."""
+    """A family with everything sampled but the inputs; `near` and `letter` are what good inputs lie close to.
+
+    `values` are the names of its arguments and what its texts are filled with.
+    """
 
     family: FunctionFamily
+    values: Mapping[str, Any]
+    opening: str
     name: str
     instruction: str
     answer: str
@@ -84,11 +85,19 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yield `count` problems of one of SPLITS, the same ones for the same arguments.
 
     The problems of `train` carry no tests and may repeat; those of the other splits carry 5 to 8 tests and do not.
+    A `_surface` split has the problems of `valid` or `test` of that seed, one change each, which `group` names.
     Raises UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    return _generate(split, count, random.Random(f"{split}-{seed}"))
+    plain = split.removesuffix("_surface")
+    drafts = _generate(plain, count, random.Random(f"{plain}-{seed}"))
+    changing = random.Random(f"surface-{split}-{seed}")
+    if split == "train":
+        return surface.rewrite_some(drafts, CHANGES, changing)
+    if split != plain:
+        return surface.rewrite_each(drafts, CHANGES, changing, plain)
+    return (draft.problem for draft in drafts)
 
 
 def grade(problem: Problem, text: str) -> bool:
@@ -111,7 +120,7 @@ def _example(prompt: str) -> tuple[str, ...]:
     return (last,) if last.startswith("assert ") else ()
 
 
-def _generate(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
+def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Draft]:
     families = HELD_OUT if split == "test_templates" else TRAINING + tuple(f for f in TRAINING if "\n" in f.body)
     seen: set[str] = set()
     made = 0
@@ -126,7 +135,8 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
             if not tests:
                 continue
         made += 1
-        yield Problem(prompt, drawn.answer, drawn.family.group, tests)
+        problem = Problem(prompt, drawn.answer, drawn.family.group, tests)
+        yield surface.Draft(problem, partial(_rewrite, drawn, problem))
 
 
 def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn, str]:
@@ -141,7 +151,7 @@ def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn
 
 
 def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
-    kinds = [ALIASES.get(kind, kind) for kind in family.kinds.split()]
+    kinds = [KINDS.get(kind, kind) for kind in family.kinds.split()]
     names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
     values: dict[str, Any] = dict(zip("ab", names, strict=False))
     values.update((key, rng.choice(pool)) for key, pool in family.draws.items())
@@ -149,22 +159,66 @@ def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
     name = rng.choice(family.names.split("|")).format(**values)
     if rng.random() < PLAIN_SHARE:
         name = rng.choice(PLAIN_NAMES)
-    head = f"{name}({', '.join(names)})"
-    # A drawn text may itself mention an argument or a constant, hence the second pass over the parts drawn.
-    values = {key: _fill(value, values) for key, value in values.items()}
-    body = family.body.format(**values).replace("\n", "\n    ")
-    answer = f"def {head}:\n    {body}"
+    answer = _answer(family, name, values)
     space: dict[str, Any] = {}
     exec(answer, space)
     opening = rng.choice(("Write a function", "Write a Python function"))
-    instruction = f"{opening} {head} that {family.text.format(**values)}."
-    return Drawn(family, name, instruction, answer, space[name], near, values.get("x", ""))
+    instruction = _instruction(family, opening, name, values)
+    return Drawn(family, values, opening, name, instruction, answer, space[name], near, values.get("x", ""))
 
 
-def _fill(value: Any, values: dict[str, Any]) -> Any:
+def _head(name: str, values: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(values[key] for key in 'ab' if key in values)})"
+
+
+def _instruction(family: FunctionFamily, opening: str, name: str, values: Mapping[str, Any]) -> str:
+    return f"{opening} {_head(name, values)} that {family.text.format(**_filled(values))}."
+
+
+def _answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str:
+    body = family.body.format(**_filled(values)).replace("\n", "\n    ")
+    return f"def {_head(name, values)}:\n    {body}"
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills the parts that themselves mention an argument or a constant."""
+    return {key: _fill(value, values) for key, value in values.items()}
+
+
+def _fill(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(part.format(**values) if isinstance(part, str) and "{" in part else part for part in value)
     return value
+
+
+CHANGES = ("name", "order", "no_example", *surface.CHANGES)
+
+
+def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
+    """Returns the problem with changes. Its tests now hold the example, which may not end the prompt any more.
+
+    Problems of several splits can have one instruction; without its example it is a prompt of one split alone.
+    """
+    _, _, example = problem.prompt.partition("\n")
+    if "name" in changes:
+        drawn = _rename(drawn, rng, split)
+    text = surface.rewrite_text(drawn.instruction, changes, rng, surface.PROSE)
+    if "no_example" not in changes or split_of_sample(drawn.instruction) != split:
+        text = f"{example}\n{text}" if "order" in changes else f"{text}\n{example}"
+    prompt = surface.rewrite_text(text, changes, rng, surface.EDGES)
+    return replace(problem, prompt=prompt, answer=drawn.answer, tests=(*problem.tests, example))
+
+
+def _rename(drawn: Drawn, rng: random.Random, split: str) -> Drawn:
+    """Gives the arguments other names, in the answer too; the function keeps its own, which tests call."""
+    kinds = [KINDS.get(kind, kind) for kind in drawn.family.kinds.split()]
+    pool = OTHER_ARGUMENTS if split == "train" else HELD_OUT_ARGUMENTS
+    chosen: list[str] = []
+    for kind in kinds:
+        chosen.append(rng.choice([name for name in pool[kind] if name not in chosen]))
+    values = {**drawn.values, **dict(zip("ab", chosen, strict=False))}
+    instruction = _instruction(drawn.family, drawn.opening, drawn.name, values)
+    return replace(drawn, instruction=instruction, answer=_answer(drawn.family, drawn.name, values))
 
 
 def _assertion(drawn: Drawn, inputs: tuple[Any, ...]) -> str:

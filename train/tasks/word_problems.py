@@ -1,20 +1,34 @@
-"""Word problems of two to five dependent steps, drawn from templates by a seed, and their grading."""
+"""Word problems of one to five dependent steps, sampled from templates by a seed, and their grading.
+
+`valid` and `test` have two to five steps and are written as the templates say. `train` also has problems of one step,
+and prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one such change
+per prompt, `valid_simple` and `test_simple` the problems of one step that are not in `train`.
+"""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.errors import UserError
 
+from . import first_names, surface
 from .problem import Problem, split_of_sample
+from .word_orders import ORDERS
 from .word_templates import NAMES, THREE_STEPS, TWO_STEPS, Template
 from .word_templates_held_out import HELD_OUT_TEMPLATES
 from .word_templates_long import FIVE_STEPS, FOUR_STEPS
+from .word_templates_simple import SIMPLE_TEMPLATES
 
-SPLITS = ("train", "valid", "test", "test_templates")
+SPLITS = (
+    "train", "valid", "test", "test_templates", "valid_surface", "test_surface", "valid_simple", "test_simple",
+)  # fmt: skip
+SIMPLE_SHARE = 0.12  # of the training problems have one step
+HIM = {"he": "him", "she": "her"}
+HIS = {"he": "his", "she": "her"}
 LOWEST_RESULT = 2  # from two on, every noun in the texts is rightly plural
 HIGHEST_RESULT = 99
 FACTORS = range(2, 10)
@@ -40,9 +54,20 @@ class Compiled:
     inputs: tuple[tuple[str, int, int], ...]
     steps: tuple[Calculation, ...]
     constants: dict[str, int]
-    questions: tuple[str, ...]
+    story: str
+    asks: tuple[str, ...]
     answer: str
     pools: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A problem before its texts are filled in: `fields` are the numbers, names and nouns by name."""
+
+    template: Compiled
+    story: str
+    ask: str
+    fields: Mapping[str, int | str]
 
 
 def parse_steps(text: str) -> tuple[Calculation, ...]:
@@ -81,7 +106,7 @@ def calculate(left: int, op: str, right: int) -> int | None:
 
 
 def compile_template(template: Template) -> Compiled:
-    """Parse a template's steps and join its story to each of its closing questions."""
+    """Parse a template's steps, and make its equations fields of the answer."""
     steps = parse_steps(template.steps)
     operands = {operand for step in steps for operand in (step.left, step.right)}
     return Compiled(
@@ -89,7 +114,8 @@ def compile_template(template: Template) -> Compiled:
         inputs=tuple((name, low, high - low + 1) for name, (low, high) in template.inputs.items()),
         steps=steps,
         constants={operand: int(operand) for operand in operands if operand.isdigit()},
-        questions=tuple(f"{template.story} {ask}" for ask in template.asks),
+        story=template.story,
+        asks=template.asks,
         answer=re.sub(r"\[(\w+)\]", r"{eq_\1}", template.answer) + f"\n#### {{{steps[-1].result}}}",
         pools=tuple(template.pools.items()),
     )
@@ -97,6 +123,8 @@ def compile_template(template: Template) -> Compiled:
 
 TRAINING = tuple(compile_template(template) for template in TWO_STEPS + THREE_STEPS + FOUR_STEPS + FIVE_STEPS)
 HELD_OUT = tuple(compile_template(template) for template in HELD_OUT_TEMPLATES)
+SIMPLE = tuple(compile_template(template) for template in SIMPLE_TEMPLATES)
+TEMPLATES = {"templates": HELD_OUT, "simple": SIMPLE}  # by the second part of a split's name, else TRAINING
 
 
 def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
@@ -115,45 +143,99 @@ def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
             return values
 
 
-def draw_problem(template: Compiled, rng: random.Random) -> Problem:
-    """One problem of a template: numbers, names, nouns and the closing question drawn from `rng`."""
+def draw_story(template: Compiled, rng: random.Random) -> Story:
+    """Samples numbers, names, nouns and the closing question of a template."""
     values = draw_numbers(template, rng)
     fields: dict[str, int | str] = {**values}
     for step in template.steps:
         equation = f"{values[step.left]}{step.op}{values[step.right]}={values[step.result]}"
         fields[f"eq_{step.result}"] = equation
-    (name, he), (pal, _) = rng.sample(NAMES, 2)
-    fields.update(name=name, pal=pal, he=he, He=he.capitalize(), his="his" if he == "he" else "her")
+    (name, he), (pal, pal_he) = rng.sample(NAMES, 2)
+    fields.update(name=name, pal=pal, he=he, He=he.capitalize(), his=HIS[he], him=HIM[he], pal_he=pal_he)
     for pool, words in template.pools:
         fields[pool] = rng.choice(words)
-    question = rng.choice(template.questions)
-    return Problem(question.format_map(fields), template.answer.format_map(fields), template.name)
+    return Story(template, template.story, rng.choice(template.asks), fields)
+
+
+def tell(story: Story) -> Problem:
+    """Returns the problem with its texts filled in."""
+    prompt = f"{story.story} {story.ask}".format_map(story.fields)
+    return Problem(prompt, story.template.answer.format_map(story.fields), story.template.name)
+
+
+def rename(story: Story, rng: random.Random, split: str) -> Story:
+    """Gives both people other names, from a pool that no template has, and in the answer too."""
+    pool = first_names.TRAINING if split == "train" else first_names.HELD_OUT
+    name = rng.choice(pool[str(story.fields["he"])])
+    pal = rng.choice([other for other in pool[str(story.fields["pal_he"])] if other != name])
+    return replace(story, fields={**story.fields, "name": name, "pal": pal})
+
+
+def reorder(story: Story, rng: random.Random, split: str) -> Story:
+    """Tells the story in another order, if its template has one."""
+    return replace(story, story=ORDERS.get(story.template.name, story.story))
+
+
+def refer(story: Story, rng: random.Random, split: str) -> Story:
+    """Asks by the pronoun instead of the name if nobody else can be meant, or by the name instead of the pronoun."""
+    if "{he}" in story.ask:
+        return replace(story, ask=story.ask.replace("{he}", "{name}"))
+    clear = "{name}" in story.story and ("{pal}" not in story.story or story.fields["he"] != story.fields["pal_he"])
+    ask = re.sub(r"\b(does|can|must) \{name\}", r"\1 {he}", story.ask) if clear else story.ask
+    return replace(story, ask=ask)
+
+
+STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, str], Story]] = {
+    "name": rename, "order": reorder, "pronoun": refer
+}  # fmt: skip
+CHANGES = (*STORY_CHANGES, *surface.CHANGES)
+
+
+def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
+    """Returns the problem with changes to its story and then to its prompt's text."""
+    for name, change in STORY_CHANGES.items():
+        if name in changes:
+            story = change(story, rng, split)
+    problem = tell(story)
+    prompt = surface.rewrite_text(problem.prompt, changes, rng, {**surface.PROSE, **surface.EDGES})
+    return replace(problem, prompt=prompt)
 
 
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yield `count` problems of a split; the same arguments always give the same problems.
+    """Yields `count` problems of a split; the same arguments always give the same problems.
 
-    Within one call only the train split may repeat a prompt. `test_templates` draws from templates that
-    no other split uses. Raises UserError for an unknown split, or where a split runs out of new prompts.
+    Within one call only the train split may repeat a prompt. `test_templates` has templates that no other split uses;
+    a `_surface` split has the problems of `valid` or `test` of that seed, one change each, which `group` names. Raises
+    UserError for an unknown split, or if a split runs out of new prompts.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return _draw_all(split, count, random.Random(f"{split}-{seed}"))
+    plain = split.removesuffix("_surface")
+    drafts = _draw_all(plain, count, random.Random(f"{plain}-{seed}"), random.Random(f"simple-{seed}"))
+    changing = random.Random(f"surface-{split}-{seed}")
+    if split == "train":
+        return surface.rewrite_some(drafts, CHANGES, changing)
+    if split != plain:
+        return surface.rewrite_each(drafts, CHANGES, changing, plain)
+    return (draft.problem for draft in drafts)
 
 
-def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[Problem]:
-    templates = HELD_OUT if split == "test_templates" else TRAINING
+def _draw_all(split: str, count: int, rng: random.Random, simple: random.Random) -> Iterator[surface.Draft]:
+    base, _, kind = split.partition("_")
     seen: set[str] = set()
     for _ in range(count):
+        one_step = split == "train" and simple.random() < SIMPLE_SHARE
+        templates = SIMPLE if one_step else TEMPLATES.get(kind, TRAINING)
         for _ in range(MAX_FRUITLESS_DRAWS):
-            problem = draw_problem(rng.choice(templates), rng)
-            if problem.prompt not in seen and split in ("test_templates", split_of_sample(problem.prompt)):
+            story = draw_story(rng.choice(templates), rng)
+            problem = tell(story)
+            if problem.prompt not in seen and (kind == "templates" or split_of_sample(problem.prompt) == base):
                 break
         else:
-            raise UserError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; ask for fewer")
+            raise UserError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; request fewer")
         if split != "train":
             seen.add(problem.prompt)
-        yield problem
+        yield surface.Draft(problem, partial(rewrite, story))
 
 
 def final_number(text: str) -> int | None:

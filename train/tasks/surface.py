@@ -1,0 +1,150 @@
+"""Writes prompts as people type them: other spaces, case, stops, numbers as words. The right answer stays.
+
+A task adds changes of its own, as another name or sentences in another order, and hands over `Draft`s.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .problem import Problem, split_of_sample
+
+SHARE = 0.33  # of the training prompts are rewritten; one in ten of these stays as it was, see `rewrite_some`
+SECOND = 0.5  # share of the rewritten training prompts in which one of HARD is changed too
+HARD = ("name", "numbers", "order")  # what has many forms, so that a model needs many examples of it
+
+SMALL = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen
+"""
+LARGE = "twenty thirty forty fifty sixty seventy eighty ninety"
+ONES, TENS = tuple(SMALL.split()), tuple(LARGE.split())
+HYPHEN = 0.8  # share of the numbers from 21 on that are written with it
+# A number of a sentence: no part of a name such as keep_3, of a decimal number or of -1.
+NUMBER = re.compile(r"(?<![\w'.,-])\d{1,2}(?![\w']|[.,]\d)")
+SENTENCE_START = re.compile(r"(?:^|[.?!]\s+)$")
+VERBATIM = re.compile(r"('[^']*'|\b(?:None|True|False)\b)")  # what code means as it is written
+
+Change = Callable[[str, random.Random], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A problem, and how to write it anew.
+
+    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`: all but the
+    first use held-out names. Changes that the problem does not allow do nothing.
+    """
+
+    problem: Problem
+    rewrite: Callable[[Collection[str], random.Random, str], Problem]
+
+
+def spell_number(number: int, hyphen: str = "-") -> str:
+    """Returns a number from 0 to 99 as English words."""
+    if number < len(ONES):
+        return ONES[number]
+    tens, ones = divmod(number, 10)
+    return TENS[tens - 2] + (hyphen + ONES[ones] if ones else "")
+
+
+def spell_numbers(text: str, rng: random.Random) -> str:
+    """Writes all numbers of a text as words, or some of them; one that starts a sentence gets a capital."""
+    places = [found.start() for found in NUMBER.finditer(text)]
+    if len(places) > 1 and rng.random() < 0.5:
+        places = rng.sample(places, rng.randrange(1, len(places)))
+    hyphen = "-" if rng.random() < HYPHEN else " "
+
+    def spell(found: re.Match[str]) -> str:
+        if found.start() not in places:
+            return found[0]
+        words = spell_number(int(found[0]), hyphen)
+        return words.capitalize() if SENTENCE_START.search(text[: found.start()]) else words
+
+    return NUMBER.sub(spell, text)
+
+
+def double_spaces(text: str, rng: random.Random) -> str:
+    """Doubles some of the spaces between words, at least one."""
+    words = text.split(" ")
+    doubled = {*rng.sample(range(1, len(words)), rng.randint(1, max(1, len(words) // 4)))} if len(words) > 1 else {}
+    return words[0] + "".join(("  " if place in doubled else " ") + words[place] for place in range(1, len(words)))
+
+
+def lower_case(text: str, rng: random.Random) -> str:
+    """Writes everything in lower case but what code means as it is written."""
+    return "".join(part if place % 2 else part.lower() for place, part in enumerate(VERBATIM.split(text)))
+
+
+def upper_word(text: str, rng: random.Random) -> str:
+    """Writes the first word in upper case."""
+    first, space, rest = text.partition(" ")
+    return first.upper() + space + rest
+
+
+# Of the sentences, in the order in which they are made: a case is set after the words.
+PROSE: Mapping[str, Change] = {
+    "numbers": spell_numbers,
+    "no_stop": lambda text, rng: re.sub(r"[.?!]+$", "", text),
+    "lower_case": lower_case,
+    "first_lower": lambda text, rng: text[:1].lower() + text[1:],
+    "first_upper": upper_word,
+    "double_spaces": double_spaces,
+}
+# Of the whole prompt.
+EDGES: Mapping[str, Change] = {
+    "space_before": lambda text, rng: " " * rng.randint(1, 2) + text,
+    "space_after": lambda text, rng: text + " " * rng.randint(1, 3),
+    "newline": lambda text, rng: text + "\n" * rng.randint(1, 2),
+}
+CHANGES = (*PROSE, *EDGES)
+
+
+def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table: Mapping[str, Change]) -> str:
+    """Makes those of the changes to a text that are in the table."""
+    for name, change in table.items():
+        if name in changes:
+            text = change(text, rng)
+    return text
+
+
+def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random, split: str) -> Iterator[Problem]:
+    """Yields every problem of a split with one change that it allows, named by `group`.
+
+    Of the changes that a prompt allows it gets the rarest one so far, as not every prompt allows all of them.
+    """
+    made: Counter[str] = Counter()
+    for draft in drafts:
+        order = sorted(rng.sample(changes, len(changes)), key=made.__getitem__)
+        change, problem = rewrite_once(draft, order, rng, split)
+        made[change] += 1
+        yield replace(problem, group=change)
+
+
+def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
+    """Yields every problem, SHARE of them with one or two changes.
+
+    A rewritten prompt whose own hash is of another split is left as it was, so that no rewriting whatever makes a
+    prompt of `valid` or `test`.
+    """
+    for draft in drafts:
+        problem = draft.problem
+        if rng.random() < SHARE:
+            change, other = rewrite_once(draft, rng.sample(changes, len(changes)), rng, "train")
+            if rng.random() < SECOND:
+                other = draft.rewrite((change, rng.choice(HARD)), rng, "train")
+            problem = other if split_of_sample(other.prompt) == "train" else problem
+        yield problem
+
+
+def rewrite_once(draft: Draft, changes: Sequence[str], rng: random.Random, split: str) -> tuple[str, Problem]:
+    """Returns the first of the changes that the prompt allows, and the problem with it."""
+    for change in changes:
+        problem = draft.rewrite((change,), rng, split)
+        if problem.prompt != draft.problem.prompt:
+            return change, problem
+    raise AssertionError("spaces can be added to any prompt")
