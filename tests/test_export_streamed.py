@@ -227,7 +227,7 @@ def test_fewer_bits_stay_within_their_bound_of_pytorch(precision: str, bound: fl
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contract, list[Path]]:
     """A model with a head of its own, written with its weights in a file of their own."""
-    shape = ModelConfig(tiny.VOCAB, 32, 3, 4, 2, 16, 48, qk_norm=True, qkv_bias=True, tied=False)
+    shape = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
     contract = exported_contract(source, None)
     return source, contract, write_ort_graph(source, contract, "fp32", False, tmp_path_factory.mktemp("apart"), 1000)

@@ -16,6 +16,7 @@ from slow_decode import Rule, slow_decode
 
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
+from export.proof.instrumented import twin_of
 from runtime.backend import Forward
 from runtime.contract import Contract
 from runtime.decoding.loop import Request, steps
@@ -48,13 +49,17 @@ AUTHORS = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A family's exported graph beside the stock model it is of, which the seed drew; sharp: how large its head is."""
+    """A family's exported graph next to the stock model it is of, which the seed drew; sharp: how large its head is.
+
+    instrumented: the same graph with its logits as an output.
+    """
 
     family: str
     seed: int
     sharp: float
     stock: Any
     engine: OrtBackend
+    instrumented: OrtBackend
 
     @property
     def contract(self) -> Contract:
@@ -80,8 +85,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source = load(folder, Overrides(family=family, block=BLOCK, canvas=CANVAS, gate=gate))
     contract = exported_contract(source, None)
     (folder / "graph").mkdir()
-    graph, *_ = write_ort_graph(source, contract, "fp32", True, folder / "graph")
-    return Made(family, seed, sharp, stock, OrtBackend(graph, contract, threads=1))
+    graph, *_ = write_ort_graph(source, contract, "fp32", False, folder / "graph")
+    engine = OrtBackend(graph, contract, threads=1)
+    return Made(family, seed, sharp, stock, engine, twin_of(graph, engine))
 
 
 def test_every_family_has_its_authors_rule() -> None:
@@ -105,12 +111,12 @@ def test_a_forward_of_the_graph_is_that_of_the_stock_class(made: Made) -> None:
     theirs = theirs[..., kept] / made.sharp
     assert theirs.std() > 0.5
     for cuts in [[0, WIDTH]] if full else [[0, WIDTH], [0, SPLIT, WIDTH]]:
-        made.engine.open(1, WIDTH)
+        made.instrumented.open(1, WIDTH)
         for first, last in itertools.pairwise(cuts):
             rows = np.arange(last - first)[None]
-            made.engine.forward(Forward(ids[:, first:last], np.array([first]), visible[:, first:last], rows))
-            assert made.engine.last_logits is not None
-            ours = made.engine.last_logits[..., kept] / made.sharp
+            made.instrumented.forward(Forward(ids[:, first:last], np.array([first]), visible[:, first:last], rows))
+            assert made.instrumented.last_logits is not None
+            ours = made.instrumented.last_logits[..., kept] / made.sharp
             assert np.abs(ours - theirs[:, first:last]).max() <= 1e-5, (made.family, made.seed, cuts)
 
 

@@ -43,7 +43,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return values
 
 
-BRIEF = ("llada", "sdar")  # without a cache, and over one
+BRIEF = ("llada", "bd3lm-qwen3")  # without a cache, and over one
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_exported_directory_answers_as_the_stock_class(
 def test_a_bundle_is_verified_with_prompts_in_its_chat_template(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign.write(tmp_path / "model", "sdar", template="x" * 56 + TEMPLATE)  # as long as the whole capacity
+    foreign.write(tmp_path / "model", "bd3lm-qwen3", template="x" * 56 + TEMPLATE)  # as long as the whole capacity
     assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES]) == 0
     words = [str(tmp_path / "model.bundle"), "--ckpt", str(tmp_path / "model"), "--prompts", "2"]
     words += ["--data", str(lines(tmp_path))]
