@@ -23,6 +23,14 @@ HELP = {  # of the options whose text is longer than their line
         "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
         "(default 0: the best alone)"
     ),
+    "tensorboard": (
+        "folder for TensorBoard's curves: loss, its parts, learning rate, gradient norm, tokens per second (default: "
+        "none; needs pip install tensorboard)"
+    ),
+    "json": (
+        "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
+        "padding not counted) and last losses as one JSON object"
+    ),
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }
 
@@ -100,7 +108,8 @@ TRAINING_OPTIONS = (  # of commands that train
     option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
     DEVICE_OPTION,
     option("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster"),
-    option("--json", action="store_true", help="print out, steps, seconds and last losses as one JSON object"),
+    option("--tensorboard", type=Path, metavar="DIR", help=HELP["tensorboard"]),
+    option("--json", action="store_true", help=HELP["json"]),
 )
 
 
@@ -112,19 +121,27 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
 
 
 def bf16_option() -> Option:
-    """--bf16, of commands that run forwards by the thousand; its default depends on the processor."""
-    faster = bf16_is_faster()
-    text = f"bf16 autocast (default where this processor multiplies bf16 itself, here {'on' if faster else 'off'})"
-    return option("--bf16", action=argparse.BooleanOptionalAction, default=faster, help=text)
+    """--bf16, of commands that run forwards by the thousand; its default, `settle_bf16`, depends on the device."""
+    here = "on" if bf16_is_faster("cpu") else "off"
+    text = f"bf16 autocast (default where the processor or GPU multiplies bf16 itself, on this processor {here})"
+    return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 
-def bf16_is_faster() -> bool:
-    """Whether this processor has instructions for products of bf16 that PyTorch uses: AVX-512 BF16 or AMX.
+def settle_bf16(args: argparse.Namespace) -> None:
+    """Gives --bf16 its default, once --device is known to be there."""
+    if args.bf16 is None:
+        args.bf16 = bf16_is_faster(args.device)
+
+
+def bf16_is_faster(device: str) -> bool:
+    """Whether the device has instructions for products of bf16 that PyTorch uses; of a CPU AVX-512 BF16 or AMX.
 
     Elsewhere bf16 is emulated in fp32. ARM's are not counted: not measured here.
     """
     import torch  # commands that build from a bundle share these options and have none
 
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
     found = ask()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

@@ -32,6 +32,7 @@ from .cli_options import (
     bf16_option,
     overrides_of,
     parse_numbers,
+    settle_bf16,
 )
 from .data import prompts
 from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
@@ -264,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(args: argparse.Namespace) -> int:
     """Collects and says how many."""
     with distributed.joined(args.device):
+        settle_bf16(args)
         report = gather(args)
     if args.json:
         print_json(report)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runtime import files
@@ -43,7 +42,8 @@ from .methods.next_token import next_token_loss
 from .methods.setup import Lesson, Teacher
 from .torch_backend import contract_of
 from .trainer import resume, run_fingerprint
-from .trainer.training_loop import Fitted, Loss, Recipe, run_training, train_model
+from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
+from .transformer.compiled import CompiledForward
 
 OWN = ("--attention",)  # here it is the student's
 SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
@@ -62,13 +62,17 @@ HELP = {  # of the options whose text is longer than their line
 }
 
 
-def with_next_token(loss: Loss, kept: Loss, share: float) -> Loss:
-    """A loss and, `share` times, the next-token loss: without it a small student forgets arithmetic (LOG.md)."""
+def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
+    """A loss and, `share` times, the next-token loss: without it a small student forgets arithmetic (LOG.md).
+
+    same: whether both are of the same examples, whose tokens count once.
+    """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         total, figures = loss(step)
         beside, more = kept(step)
-        return total + share * beside, {**figures, **more}
+        seen = figures[TOKENS] + (0 if same else more[TOKENS])
+        return total + share * beside, {**figures, **more, TOKENS: seen}
 
     return loss_of
 
@@ -96,11 +100,11 @@ def distill(args: argparse.Namespace) -> Fitted:
     loss_of = plan(lesson)
     if args.next_token > 0:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
-        loss_of = with_next_token(loss_of, kept, args.next_token)
+        loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     # With the values of the method's own options: a default is no other than the same value given by name.
     identity = run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **values}))
-    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity)
+    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.on_first(lambda: output.write(student, fitted.weights))
     distributed.on_first(lambda: resume.forget(args.out))
     return fitted
@@ -118,7 +122,7 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
         own = low_rank is not None and args.student is None
         return Teacher(model if own else distributed.place_frozen(saved.build(), args.device), contract_of(saved), own)
 
-    forward: torch.nn.Module = torch.compile(model) if args.compile else model  # type: ignore[assignment]
+    forward = CompiledForward(model) if args.compile else model
     return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
 
 

@@ -26,6 +26,7 @@ from runtime.cli import FAILED, MISTAKE
 from runtime.cli import run as run_command
 from runtime.errors import DeviceError, UserError
 
+from .device import send
 from .torch_backend import limit_threads
 from .transformer.network import Transformer
 
@@ -257,7 +258,7 @@ def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tu
     device = next(model.parameters()).device
 
     def move(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
+        return send(value, device) if isinstance(value, Tensor) else value
 
     return tuple(map(move, args)), {name: move(value) for name, value in named.items()}
 
@@ -282,9 +283,12 @@ def _asked(name: str, otherwise: int = 0) -> int:
 
 
 def _as_device_error(command: Callable[[], int]) -> int:
-    """The command's code; a group that another process has left is told in one line."""
+    """The command's code; a GPU whose memory is full and a group that another process has left are told in one line."""
     try:
         return command()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise DeviceError(f"the GPU's memory is full ({reason}); lower --batch, or give the run more GPUs") from None
     except RuntimeError as error:
         if _together() and ("gloo" in str(error) or isinstance(error, dist.DistError)):
             reason = str(error).splitlines()[0]

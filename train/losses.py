@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import distributed
+from .device import send
 
 
 def forward_kl(target: Tensor, student: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     student [n, vocab]: log-probabilities; target int64 [n]; weight [n].
     """
-    return _weighted(F.nll_loss(student, target.to(student.device), reduction="none"), weight)
+    return _weighted(F.nll_loss(student, send(target, student.device), reduction="none"), weight)
 
 
 def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
@@ -58,9 +59,9 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
     student [n, vocab]: scores; target int64 [n]; weight [n]. 0 where no position is right: a wrong answer must not
     grow certain.
     """
-    right = student.argmax(-1) == target.to(student.device)
+    right = student.argmax(-1) == send(target, student.device)
     log_probs = torch.log_softmax(student[right] / temperature, dim=-1)
-    return _weighted(-(log_probs.exp() * log_probs).sum(-1), weight.to(student.device)[right])
+    return _weighted(-(log_probs.exp() * log_probs).sum(-1), send(weight, student.device)[right])
 
 
 def _mean(losses: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def _mean(losses: Tensor) -> Tensor:
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
-    weight = weight.to(losses.device)
+    weight = send(weight, losses.device)
     return distributed.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
@@ -76,7 +77,7 @@ def barred(logits: Tensor, mask_id: int) -> Tensor:
     """fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
     # Finite: -inf times a probability of 0 is NaN in a KL and in an entropy.
     bar = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
-    return logits.float() + bar.to(logits.device)
+    return logits.float() + send(bar, logits.device)
 
 
 def log_probs(logits: Tensor, mask_id: int) -> Tensor:

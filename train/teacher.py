@@ -23,14 +23,16 @@ from runtime.errors import UserError
 from . import checkpoint, distributed, open_checkpoint, tasks
 from .cli_options import TRAINING_OPTIONS, above_0, at_least_1, bf16_option
 from .data import bpe
-from .data.batches import Stream, canvas_for, survey
+from .data.batches import Stream, canvas_for, count_tokens, survey
 from .destination import DTYPES
+from .device import select, send
 from .masking import all_blocks, noise
 from .methods.next_token import next_token_loss
 from .storage import output_files, student_pt
 from .torch_backend import contract_of
 from .trainer import deepen, resume, run_fingerprint
-from .trainer.training_loop import Fitted, Loss, Recipe, run_training, train_model
+from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
+from .transformer.compiled import CompiledForward
 from .transformer.network import ModelConfig, Transformer, initialize
 
 CAUSAL_EVERY = 2  # updates
@@ -61,7 +63,8 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, de
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        laid = noise.lay_out(stream.examples(step), block, decoding.canvas, decoding.pad_id, generator)
+        examples = stream.examples(step)
+        laid = noise.lay_out(examples, block, decoding.canvas, decoding.pad_id, generator)
         uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
         everywhere = noise.uniform_mask(laid, generator)
         masked, decided = noise.block_mask(laid, block, generator)
@@ -69,13 +72,13 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, de
         laid, masked, decided = laid.mine(), distributed.mine(masked), distributed.mine(decided)
         hidden = forward(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
         weight = noise.weights(laid, decided, padding=all_blocks.FILLER)[decided]
-        logits = model.logits(hidden[noise.predicting(decided, decoding.shift)]).float()
-        target, weight = laid.ids[decided].to(logits.device), weight.to(logits.device)
+        logits = model.logits(select(hidden, noise.predicting(decided, decoding.shift))).float()
+        target, weight = send(laid.ids[decided], logits.device), send(weight, logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
         right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
         # a small batch may draw no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
-        return distributed.part(mean, weight.sum()), {"masked": right}
+        return distributed.part(mean, weight.sum()), {"masked": right, TOKENS: count_tokens(distributed.mine(examples))}
 
     return loss_of
 
@@ -188,14 +191,15 @@ def train(args: argparse.Namespace) -> Fitted:
     every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
     start = start_of(args, chosen)
     decoding, model = start.decoding, distributed.place(start.build().train(), args.device)
-    forward = torch.compile(model) if args.compile else model
+    forward = CompiledForward(model) if args.compile else model
     longest = args.context - decoding.canvas if args.objective == "masked" else args.context
     bounds = (longest, decoding.canvas)
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
     stream.tell_left_out()
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     known = {**run_fingerprint.of_options(args), "canvas": decoding.canvas, "causal_every": every}
-    fitted = train_model(model, loss_of(args, start, model, forward, stream), recipe, args.out, known)
+    loss = loss_of(args, start, model, forward, stream)
+    fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)
     made = replace(start, weights=fitted.weights)
     distributed.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
     distributed.on_first(lambda: resume.forget(args.out))

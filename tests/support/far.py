@@ -83,7 +83,7 @@ def main(lines: list[str]) -> int:
     from train import cli_options, collect, distill, teacher
 
     mains = {"train.teacher": teacher.main, "train.distill": distill.main, "train.collect": collect.main}
-    cli_options.DEVICE_CHOICES = ("cpu", NAME)
+    cli_options.DEVICE_OPTION[1]["choices"] = ("cpu", NAME)
     torch.Generator = Here  # type: ignore[misc]
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment, misc]
     failed = 0

@@ -49,6 +49,11 @@ def encode(
     return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
 
 
+def count_tokens(examples: Sequence[Example]) -> int:
+    """Counts the tokens of prompts and answers."""
+    return sum(len(example.prompt) + len(example.answer) for example in examples)
+
+
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
     """One batch of examples, as wide as its longest, rounded up to STRIDE."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)

@@ -38,6 +38,10 @@ class Trajectory:
     hidden: Tensor
     right: bool
 
+    def length(self) -> int:
+        """Returns the tokens of prompt and answer."""
+        return len(self.prompt) + int((self.order != NEVER_ACCEPTED).sum())
+
 
 def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
     """One safetensors file; written beside and renamed, so that a shard that exists is whole.

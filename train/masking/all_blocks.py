@@ -14,6 +14,7 @@ from torch import Tensor
 from runtime.contract import Contract
 from train import distributed, losses
 from train.data.batches import Stream
+from train.device import select, send
 from train.transformer.network import Transformer
 
 from . import noise as masking
@@ -55,7 +56,7 @@ def denoising_loss(
     masked = noise(laid, laid.widest(), contract.block, early, generator)
     laid, masked = laid.mine(), distributed.mine(masked)
     both = copies(laid, contract, masked)
-    hidden = predicting(run, both)[both.masked]  # [n, hidden]
+    hidden = select(predicting(run, both), both.masked)  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
     target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
     weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
@@ -80,7 +81,7 @@ def noise(canvas: AnswerBlocks, noisy: int, block: int, early: float, generator:
 def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
     """The hidden state that predicts each noisy position, [batch, noisy, hidden]."""
     hidden = run(both.ids, mask=both.mask, positions=both.positions)
-    return hidden.gather(1, both.rows.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, send(both.rows, hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from runtime.contract import Contract
 from train import losses
+from train.device import select
 from train.transformer.network import Transformer
 
 from . import all_blocks, noise
@@ -23,9 +24,9 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
     if contract.attention == "full":
         ids = laid.ids.masked_fill(masked, contract.mask_id)
         hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
-        return hidden[noise.predicting(asked, contract.shift)]
+        return select(hidden, noise.predicting(asked, contract.shift))
     both = all_blocks.copies(laid, contract, on_canvas(laid, masked))
-    return all_blocks.predicting(run, both)[on_canvas(laid, asked)]
+    return select(all_blocks.predicting(run, both), on_canvas(laid, asked))
 
 
 def on_canvas(laid: AnswerBlocks, flags: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ from torch import Tensor
 from runtime.errors import UserError
 from train import distributed, losses
 from train.cli_options import parse_numbers
+from train.data.batches import count_tokens
 from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
-from train.trainer.training_loop import Loss
+from train.trainer.training_loop import TOKENS, Loss
 
 from .setup import Lesson
 
@@ -111,6 +112,7 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
         rebuilt = losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
         share = shares.at(step, lesson.steps)
         total = share * agreed + (1 - share) * rebuilt
-        return total, {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.size()}
+        figures = {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.size()}
+        return total, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
 
     return loss_of

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UserError
-from train import losses
+from train import distributed, losses
 from train.cli_options import parse_numbers
+from train.data.batches import count_tokens
+from train.data.trajectories import Trajectory
+from train.device import select, send
 from train.masking import all_blocks, noise, predictions, trajectory_states
-from train.trainer.training_loop import Loss
+from train.trainer.training_loop import TOKENS, Loss
 
 from .setup import Lesson
 
@@ -55,17 +58,20 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
-        drawn = trajectory_states.draw_states([lesson.found[i] for i in chosen], contract, target, generator)
+        found = [lesson.found[i] for i in chosen]
+        drawn = trajectory_states.draw_states(found, contract, target, generator)
         with torch.no_grad():
-            ahead = said(model, lesson.run(drawn.later, drawn.visible)[rows_of(drawn.masked)])
+            ahead = said(model, select(lesson.run(drawn.later, drawn.visible), rows_of(drawn.masked)))
             # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
-            taught = said(teacher, drawn.hidden.to(ahead.device, torch.float32))
+            taught = said(teacher, send(drawn.hidden, ahead.device).float())
         torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would go on with
         hidden = lesson.run(drawn.earlier, drawn.visible)
-        distilled = losses.distillation(taught, said(model, hidden[rows_of(drawn.unmasked)]))
-        steady = losses.consistency(ahead, said(model, hidden[rows_of(drawn.masked)]))
+        distilled = losses.distillation(taught, said(model, select(hidden, rows_of(drawn.unmasked))))
+        steady = losses.consistency(ahead, said(model, select(hidden, rows_of(drawn.masked))))
         denoised = all_blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, noise.EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
-        return total, {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
+        figures = {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
+        seen = sum(map(Trajectory.length, distributed.mine(found)))
+        return total, {**figures, TOKENS: seen + count_tokens(distributed.mine(lesson.stream.examples(step)))}
 
     return loss_of

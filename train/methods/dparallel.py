@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from train import distributed, losses
-from train.data.batches import Example
+from train.data.batches import Example, count_tokens
 from train.data.trajectories import Trajectory
 from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
-from train.trainer.training_loop import Loss
+from train.trainer.training_loop import TOKENS, Loss
 
 from .setup import Lesson
 
@@ -67,7 +67,8 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
-        laid = noise.lay_out([taught[i] for i in chosen], contract.block, lesson.least(), contract.pad_id, generator)
+        examples = [taught[i] for i in chosen]
+        laid = noise.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
         both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
         laid, behind = laid.mine(), distributed.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
@@ -80,6 +81,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
             weight = noise.weights(rows, half, FILLER)[half]
             wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
             doubt = doubt + losses.uncertainty(said, target, weight)
-        return wrong + certainty * doubt, {"wrong": wrong.item(), "doubt": doubt.item()}
+        figures = {"wrong": wrong.item(), "doubt": doubt.item()}
+        return wrong + certainty * doubt, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
 
     return loss_of

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train import distributed
-from train.data.batches import Stream, pad
-from train.trainer.training_loop import Loss
+from train.data.batches import Stream, count_tokens, pad
+from train.device import select, send
+from train.trainer.training_loop import TOKENS, Loss
 from train.transformer.network import Transformer
 
 
@@ -16,14 +17,15 @@ def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pa
     """Next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = pad(distributed.mine(stream.examples(step)), pad_id)
+        examples = distributed.mine(stream.examples(step))
+        batch = pad(examples, pad_id)
         width = batch.ids.shape[1]
         hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))
         places = torch.arange(width - 1)
         wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
-        logits = model.logits(hidden[:, :-1][wanted]).float()
-        target = batch.ids[:, 1:][wanted].to(logits.device)
+        logits = model.logits(select(hidden[:, :-1], wanted)).float()
+        target = send(batch.ids[:, 1:][wanted], logits.device)
         loss = distributed.part(F.cross_entropy(logits, target), len(target))
-        return loss, {"next": distributed.mean(logits.argmax(-1) == target)}
+        return loss, {"next": distributed.mean(logits.argmax(-1) == target), TOKENS: count_tokens(examples)}
 
     return loss_of

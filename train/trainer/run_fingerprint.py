@@ -9,7 +9,7 @@ from typing import Any
 
 from train.open_checkpoint import fingerprint
 
-WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device"})  # on what is learnt
+WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})  # on what is learnt
 SHOWN = 20  # characters of a value in a refusal: of a hash the beginning does
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,14 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.cli import DONE, print_json
-from runtime.errors import NumericalError, UserError
+from runtime.errors import NumericalError
 from train import distributed
-from train.storage.output_files import replace_file
+from train.cli_options import settle_bf16
 
-from . import resume
+from . import progress, resume
 
 LOG_EVERY = 50  # updates
-ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
+TOKENS = "tokens"  # the figure that is added up to tokens per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,8 @@ class Recipe:
         return self.learning_rate * rise * fall
 
 
-# Of a step: this process's part of the loss, and of each figure; what all processes have adds up.
+# Of a step: this process's part of the loss, and of each figure; what all processes have adds up. The figure `tokens`
+# counts those of the prompts and answers that are learnt from, each once however often the model sees it, no padding.
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
@@ -58,23 +57,28 @@ class Fitted:
     """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process alone;
     figures: the last logged.
 
-    seconds: since it was started, or last resumed.
+    seconds, tokens_per_second: since it was started, or last resumed.
     """
 
     weights: dict[str, Tensor]
     steps: int
     seconds: float
+    tokens_per_second: float
     figures: dict[str, float]
 
     def report(self, out: Path) -> dict[str, Any]:
         """What --json prints; a figure that is no number, as a share of nothing, is null."""
         figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
-        return {"out": str(out), "steps": self.steps, "seconds": round(self.seconds, 1), **figures}
+        spent = {"seconds": round(self.seconds, 1), "tokens_per_second": self.tokens_per_second}
+        return {"out": str(out), "steps": self.steps, **spent, **figures}
 
 
 def run_training(train: Callable[[argparse.Namespace], Fitted], args: argparse.Namespace) -> int:
     """Runs a training command as one of torchrun's processes, and says what was written."""
     with distributed.joined(args.device):
+        settle_bf16(args)
+        if args.tensorboard is not None:
+            progress.board_class()  # not installed, it is told before hours of training
         fitted = train(args)
     if args.json:
         print_json(fitted.report(args.out))
@@ -83,14 +87,21 @@ def run_training(train: Callable[[argparse.Namespace], Fitted], args: argparse.N
     return DONE
 
 
-def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, identity: dict[str, Any]) -> Fitted:
+def train_model(
+    model: nn.Module,
+    loss_of: Loss,
+    recipe: Recipe,
+    out: Path,
+    identity: dict[str, Any],
+    tensorboard: Path | None = None,
+) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
     `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
     from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
-    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl`. Call `resume.forget` when the weights are
-    safe. Raises NumericalError where loss, gradient or weights are no numbers, before any of it is saved, and UserError
-    where nothing can be written or the stopped run is another one.
+    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl` and the folder `tensorboard`. Call
+    `resume.forget` when the weights are safe. Raises NumericalError where loss, gradient or weights are no numbers,
+    before any of it is saved, and UserError where nothing can be written or the stopped run is another one.
     """
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.own(p) for name, p in learned.items()}
@@ -99,23 +110,26 @@ def train_model(model: nn.Module, loss_of: Loss, recipe: Recipe, out: Path, iden
     distributed.check_same(identity)
     left = resume.path_of(out)
     first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
-    log, shown = _Log(out.with_name(out.name + ".log.jsonl"), first), dict[str, float]()
+    log, shown = progress.Log(out.with_name(out.name + ".log.jsonl"), tensorboard, first), dict[str, float]()
+    pace = progress.Pace()
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, unit="step", mininterval=5)
     for step in bar:
         loss, norm, figures = _update(learned, run, loss_of, recipe, step)
-        _check_numbers(step, loss, norm)
-        with torch.no_grad():
-            decay = min(recipe.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.values()), list(owned.values()), 1 - decay)
+        summed = distributed.add_up({"loss": loss, TOKENS: figures.pop(TOKENS, 0)})
+        pace.count(summed[TOKENS])
+        _check_numbers(step, summed["loss"], norm)
+        _follow(average, owned, min(recipe.ema, (step + 1) / (step + 10)))
         if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
-            shown = {"loss": loss, **distributed.add_up(figures)}
-            log.add({"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown})
-            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+            shown = {"loss": summed["loss"], **distributed.add_up(figures)}
+            entry = {"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown}
+            log.add({**entry, **pace.report(recipe.steps - step - 1)})
+        bar.set_postfix(progress.postfix(shown, pace), refresh=last)
         if last or (step + 1) % recipe.save_every == 0:
             _check_weights(step, owned.values())
             if not last:
                 resume.save(left, identity, step + 1, run)
-    return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, shown)
+    log.close()
+    return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown)
 
 
 def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -134,7 +148,7 @@ def _adamw(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.A
 def _update(
     learned: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimiser step; the loss, the gradient's norm before clipping, and this process's part of the figures."""
+    """One optimiser step; this process's part of the loss and of the figures, the gradient's norm before clipping."""
     for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate(step)
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
@@ -144,7 +158,13 @@ def _update(
     norm = distributed.clip(list(run.learned.values()), recipe.clip)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return distributed.total(loss).item(), norm.item(), figures
+    return loss.item(), norm.item(), figures
+
+
+def _follow(average: Mapping[str, Tensor], learned: Mapping[str, Tensor], decay: float) -> None:
+    """Moves the averages towards the weights."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.values()), list(learned.values()), 1 - decay)
 
 
 def _check_numbers(step: int, loss: float, norm: float) -> None:
@@ -158,38 +178,3 @@ def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
     wrong = [weight.isfinite().logical_not().any() for weight in weights]
     if distributed.total(torch.stack(wrong).any().float()):
         raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")
-
-
-class _Log:
-    """JSON lines with the seconds since the run was started, by the first process; a resumed run drops what it will
-    log again."""
-
-    def __init__(self, path: Path, first: int) -> None:
-        self.path, self.started = path, time.perf_counter()
-        if distributed.rank() == 0:
-            kept = "".join(_logged(path, first))
-            replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
-
-    def add(self, entry: dict[str, float]) -> None:
-        if distributed.rank():
-            return
-        seconds = round(time.perf_counter() - self.started, 1)
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
-
-
-def _logged(path: Path, first: int) -> list[str]:
-    """A log's lines up to the update that a run goes on from, but for one that a full disk cut off.
-
-    Raises UserError where it cannot be read.
-    """
-    if not first or not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
-    return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]

@@ -65,10 +65,6 @@ def rotary_tables(
     return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
 
 
-# torch.compile would fuse the powers and angles, which are fp64, into every layer's rotation and its gradient
-_tables = torch.compiler.disable(rotary_tables)
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns a head's halves against each other. x [batch, heads, width, head_dim], tables [batch, 1, width, half]."""
     low, high = x.float().chunk(2, dim=-1)
@@ -78,7 +74,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention with the heads of a group sharing their keys; query [batch, heads, width, head_dim].
 
-    For training: on a CPU the backward of the fused kernel alone takes half of a step.
+    For training on a CPU, where the backward of the fused kernel alone takes half of a step.
     """
     batch, heads, width, head_dim = query.shape
     query = query.reshape(batch, key.shape[1], -1, head_dim)
@@ -88,7 +84,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by torch's fused kernel, which is faster without gradients."""
+    """The same by torch's fused kernel: faster without gradients, and on a GPU, where it never stores the weights."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -122,7 +118,8 @@ class Attention(nn.Module):
         key = rotate(key.transpose(1, 2), cos, sin)  # [batch, kv_heads, width, head_dim]
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
-        attend = written_out_attention if torch.is_grad_enabled() else fused_attention
+        written_out = torch.is_grad_enabled() and x.device.type == "cpu"
+        attend = written_out_attention if written_out else fused_attention
         mixed = attend(query, key, value, mask)  # [batch, heads, width, head_dim]
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, width, -1))
 
@@ -182,16 +179,25 @@ class Transformer(nn.Module):
         (new alone without a cache) each query sees, at least 1; positions int64 [batch, width], 0.. when not given;
         mask fp32 [batch, 1, width, length], additive, instead of `visible` where that is not a prefix (training).
         """
-        batch, width = input_ids.shape
-        if positions is None:
-            positions = torch.arange(width, device=input_ids.device).expand(batch, width)
+        cos, sin = self.position_tables(input_ids, positions)
         if mask is None:
             if visible is None:
                 raise ValueError("neither visible nor mask was given")
-            mask = prefix_mask(visible, length or width)
-        x = self.embed_tokens(input_ids)
+            mask = prefix_mask(visible, length or input_ids.shape[1])
+        return self.run_layers(input_ids, cos, sin, mask, cache)
+
+    def position_tables(self, input_ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns cosines and sines of all tokens' angles, each fp32 [batch, 1, width, head_dim / 2]."""
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         c = self.config
-        cos, sin = _tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
+        return rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
+
+    def run_layers(
+        self, input_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None = None
+    ) -> Tensor:
+        """Returns hidden states [batch, width, hidden] under an additive mask."""
+        x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         return self.norm(x)

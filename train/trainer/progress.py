@@ -1,0 +1,117 @@
+"""What a training run reports as it goes: its pace, `<out>.log.jsonl`, and TensorBoard's curves."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from train import distributed
+from train.storage.output_files import replace_file
+
+WINDOW = 50  # updates that a pace is measured over
+ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
+TAGS = {"norm": "gradient_norm", "rate": "learning_rate"}  # what TensorBoard calls what the log has shorter names for
+LEFT_OUT = ("step", "seconds", "seconds_left")  # of a log's entry, which TensorBoard has itself
+
+
+class Pace:
+    """Tokens per second over the last WINDOW updates, and how long the others will take at that pace."""
+
+    def __init__(self) -> None:
+        self._marks = deque([(time.perf_counter(), 0.0)], maxlen=WINDOW + 1)  # seconds, tokens since the start
+        self._started = self._marks[0][0]
+
+    def count(self, tokens: float) -> None:
+        """Notes the end of an update, and the tokens that all processes saw in it."""
+        self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
+
+    def tokens_per_second(self) -> float:
+        """Returns the pace of the last WINDOW updates."""
+        (began, before), (now, seen) = self._marks[0], self._marks[-1]
+        return round((seen - before) / max(now - began, 1e-9), 1)
+
+    def report(self, left: int) -> dict[str, float]:
+        """Returns the pace as the log has it, with the seconds that the `left` further updates take at it."""
+        each = (self._marks[-1][0] - self._marks[0][0]) / max(len(self._marks) - 1, 1)
+        return {"tokens_per_second": self.tokens_per_second(), "seconds_left": round(left * each, 1)}
+
+    def mean(self) -> float:
+        """Returns the tokens per second since the start."""
+        now, seen = self._marks[-1]
+        return round(seen / max(now - self._started, 1e-9), 1)
+
+
+def postfix(figures: Mapping[str, float], pace: Pace) -> dict[str, str]:
+    """Returns what the progress bar shows next to the time left."""
+    shown = {name: f"{value:.3f}" for name, value in figures.items()}
+    return {**shown, "tokens/s": f"{pace.tokens_per_second():.0f}"}
+
+
+class Log:
+    """JSON lines and TensorBoard's curves, by the first process; a resumed run drops what it will log again.
+
+    A line has the seconds since the run was started, or last resumed.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None, first: int) -> None:
+        """first: the update that the run goes on from. tensorboard: the folder of its curves."""
+        self.path, self.started = path, time.perf_counter()
+        self.board: Any = None
+        if distributed.rank():
+            return
+        kept = "".join(_logged(path, first))
+        replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        if tensorboard is not None:
+            self.board = board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
+
+    def add(self, entry: dict[str, float]) -> None:
+        """Logs the figures of an update, of which `step` is the number. Raises UserError where it cannot."""
+        if distributed.rank():
+            return
+        seconds = round(time.perf_counter() - self.started, 1)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
+        if self.board is not None:
+            for name, value in entry.items():
+                if name not in LEFT_OUT:
+                    self.board.add_scalar(TAGS.get(name, name), value, int(entry["step"]))
+            self.board.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()
+
+
+def board_class() -> Any:
+    """Returns torch's writer of TensorBoard's files. Raises UserError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"--tensorboard needs the package tensorboard, which cannot be imported ({error}); pip install tensorboard"
+        ) from None
+    return SummaryWriter
+
+
+def _logged(path: Path, first: int) -> list[str]:
+    """A log's lines up to the update that a run goes on from, but for one that a full disk cut off.
+
+    Raises UserError where it cannot be read.
+    """
+    if not first or not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
+    return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]

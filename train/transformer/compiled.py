@@ -1,0 +1,49 @@
+"""The forward pass of training by torch.compile, with few graphs: what it takes is brought into few forms first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from train.device import send
+
+from .network import Transformer, prefix_mask
+
+
+class CompiledForward(nn.Module):
+    """Calls a model's layers compiled; `forward` is that of `Transformer` without a KV cache.
+
+    One graph serves all widths: each batch has a width of its own, and is marked dynamic before the first graph is
+    made. Further graphs are of a prefix mask and of a mask that is given, with gradients and without. The rotary tables
+    are made outside: fused into every layer's rotation and its gradient, their fp64 angles take a third of an update.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+        self._masked = torch.compile(model.run_layers)
+        self._visible = torch.compile(self._run_visible)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [batch, width, hidden]; see `Transformer.forward`."""
+        device = self.model.embed_tokens.weight.device
+        ids = send(input_ids, device).contiguous()
+        cos, sin = self.model.position_tables(ids, None if positions is None else send(positions, device))
+        run = self._visible if mask is None else self._masked
+        limits = visible if mask is None else mask
+        if limits is None:
+            raise ValueError("neither visible nor mask was given")
+        limits = send(limits, device).contiguous()  # an expanded one has strides of its own, and so a graph
+        for tensor, places in ((ids, (1,)), (cos, (2,)), (sin, (2,)), (limits, (1,) if mask is None else (2, 3))):
+            torch._dynamo.mark_dynamic(tensor, places)
+        hidden: Tensor = run(ids, cos, sin, limits)
+        return hidden
+
+    def _run_visible(self, ids: Tensor, cos: Tensor, sin: Tensor, visible: Tensor) -> Tensor:
+        return self.model.run_layers(ids, cos, sin, prefix_mask(visible, ids.shape[1]))
