@@ -12,6 +12,7 @@ import torch
 from speaking import speaking_bundle
 
 from train import calibrate, collect, distill, evaluate, open_checkpoint, teacher
+from train.cli_options import settle_bf16
 from train.storage import student_pt
 from train.tasks.problem import split_of
 
@@ -79,6 +80,7 @@ def test_a_training_run_tells_what_it_did(tmp_path: Path, capsys: pytest.Capture
     assert len(told) == 1 and values["out"] == str(out) and values["steps"] == 2
     logged = json.loads((tmp_path / "new" / "rival.pt.log.jsonl").read_text().splitlines()[-1])
     assert all(values[name] == logged[name] for name in ("loss", "next")) and values["seconds"] >= 0
+    assert values["tokens_per_second"] > 0 and logged["tokens_per_second"] > 0 and logged["seconds_left"] == 0
     assert out.is_file() and not (tmp_path / "new" / "rival.pt.resume").exists()
 
 
@@ -131,9 +133,11 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
     for found in ({"avx512_bf16": True}, {"amx_bf16": True, "avx2": True}, {"avx2": True, "amx_bf16": False}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         faster = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-        assert teacher.parser().parse_args(words).bf16 == faster
-        assert teacher.parser().parse_args([*words, "--bf16"]).bf16
-        assert f"here {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
+        for more, expected in (([], faster), (["--bf16"], True), (["--no-bf16"], False)):
+            args = teacher.parser().parse_args([*words, *more])
+            settle_bf16(args)
+            assert args.bf16 == expected
+        assert f"on this processor {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
-from train import collect, distill, open_checkpoint, teacher
+from train import cli_options, collect, device, distill, distributed, open_checkpoint, teacher
 from train.data.trajectories import read_shards
 from train.storage import student_pt
 
@@ -87,3 +88,59 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line(
     assert teacher.main(["--device", "cuda", "--out", str(tmp_path / "a.pt")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --device is cuda, but PyTorch finds no GPU here") and err.count("\n") == 1
+
+
+def test_what_goes_to_a_gpu_is_pinned_first_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    class Host:
+        """A host's tensor, as far as it is asked."""
+
+        device = torch.device("cpu")
+
+        def pin_memory(self) -> Host:
+            told.append("pin")
+            return self
+
+        def to(self, device: torch.device, non_blocking: bool) -> str:
+            told.append((device.type, non_blocking))
+            return "there"
+
+    there: object = device.send(Host(), torch.device("cuda"))  # type: ignore[arg-type]
+    assert there == "there" and told == ["pin", ("cuda", True)]
+    device.send(Host(), torch.device("cpu"))  # type: ignore[arg-type]
+    assert told[2:] == [("cpu", False)]
+    same = torch.ones(2)
+    assert device.send(same, torch.device("cpu")) is same
+
+
+def test_rows_that_a_mask_selects_are_those_of_indexing_and_so_is_their_gradient() -> None:
+    generator = torch.Generator().manual_seed(tiny.fresh_seed())
+    mask = torch.rand((3, 5), generator=generator) < 0.5
+    grads = []
+    for select in (device.select, lambda rows, mask: rows[mask]):
+        rows = torch.arange(30.0).view(3, 5, 2).requires_grad_()
+        found = select(rows, mask)
+        assert torch.equal(found, rows[mask])
+        (found.square().sum()).backward()
+        grads.append(rows.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_is_the_default_on_a_gpu_that_multiplies_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: there and not including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not there})
+    for words, expected in (([], there), (["--bf16"], True), (["--no-bf16"], False)):
+        args = teacher.parser().parse_args(["--device", "cuda", "--out", "a.pt", *words])
+        cli_options.settle_bf16(args)
+        assert args.bf16 == expected
+
+
+def test_a_gpu_whose_memory_is_full_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")
+
+    assert distributed.run(full) == 1
+    said = "error: the GPU's memory is full (CUDA out of memory); lower --batch, or give the run more GPUs\n"
+    assert capsys.readouterr().err == said

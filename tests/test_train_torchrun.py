@@ -80,7 +80,8 @@ def together(
 def curve(out: Path) -> list[dict[str, float]]:
     """Every update's loss, norm and figures."""
     lines = out.with_name(out.name + ".log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(each).items() if k != "seconds"} for each in lines]
+    clock = {"seconds", "seconds_left", "tokens_per_second"}
+    return [{k: v for k, v in json.loads(each).items() if k not in clock} for each in lines]
 
 
 def assert_near(one: Path, other: Path) -> None:

@@ -27,6 +27,7 @@ from runtime.cli import run as run_command
 from runtime.errors import DeviceError, UserError
 
 from .device import send
+from .host_memory import bound_kernel_caches
 from .torch_backend import limit_threads
 from .transformer.network import Transformer
 
@@ -51,6 +52,7 @@ def run(command: Callable[[], int]) -> int:
     Another one is heard where the first has not ended all of them by then: torchrun does, when one of them ends.
     """
     limit_threads()
+    bound_kernel_caches()
     if _asked("RANK") == 0:
         return run_command(lambda: _as_device_error(command))
     said = io.StringIO()

@@ -96,9 +96,9 @@ def board_class() -> Any:
     """Returns torch's writer of TensorBoard's files. Raises UserError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+    except ImportError:
         raise UserError(
-            f"--tensorboard needs the package tensorboard, which cannot be imported ({error}); pip install tensorboard"
+            "--tensorboard needs the package tensorboard, which is not installed; pip install tensorboard"
         ) from None
     return SummaryWriter
 
