@@ -13,9 +13,10 @@ from .network import Transformer, prefix_mask
 class CompiledForward(nn.Module):
     """Calls a model's layers compiled; `forward` is that of `Transformer` without a KV cache.
 
-    One graph serves all widths: each batch has a width of its own, and is marked dynamic before the first graph is
-    made. Further graphs are of a prefix mask and of a mask that is given, with gradients and without. The rotary tables
-    are made outside: fused into every layer's rotation and its gradient, their fp64 angles take a third of an update.
+    Each batch has a width of its own, so the width is dynamic from the first graph on. There are graphs of a prefix
+    mask and of a mask that is given, with gradients and without; on a CPU inductor makes each anew at the first width
+    on the other side of 128. The rotary tables are made outside: fused into every layer's rotation and its gradient,
+    their fp64 angles take a third of an update.
     """
 
     def __init__(self, model: Transformer) -> None:
