@@ -275,7 +275,7 @@ FAULTS = (
     Fault(
         "certainty is forced of wrong answers too",
         "train/losses.py",
-        "right = student.argmax(-1) == target.to(student.device)",
+        "right = student.argmax(-1) == send(target, student.device)",
         "right = student.argmax(-1) >= 0",
         "train_losses methods_distillation",
     ),
