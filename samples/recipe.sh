@@ -27,35 +27,35 @@ recipe() {
 
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it. Of
   # pronounce it first learns single words: which letters a sentence has come to is slow to learn together with them.
+  # Six key-value heads find a word's letters sooner than one does.
   local init=()
   if [ "$TASK" = pronounce ]; then
-    stage words 12 45 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
-      --steps "$(n 4000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
+    stage words 15 50 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
+      --heads 6 --kv-heads 6 --head-dim 32 --steps "$(n 5000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
     init=(--init "$RUNS/words.pt" --learning-rate 1e-3)
   fi
-  stage baseline 12 45 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \
-    --steps "$(n "$([ "$TASK" = pronounce ] && echo 1500 || echo 4000)" 2)" --batch "$(n 64 4)" "${size[@]}" \
-    --out "$RUNS/baseline.pt"
+  stage baseline 18 60 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \
+    --steps "$(n 4000 2)" --batch "$(n 64 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
-  stage teacher 30 90 blockstep train teacher --objective masked "${training[@]}" --init "$RUNS/baseline.pt" \
+  stage teacher 15 45 blockstep train teacher --objective masked "${training[@]}" --init "$RUNS/baseline.pt" \
     --steps "$(n 2500 2)" --batch "$(n 32 4)" --learning-rate 1e-3 --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
-  stage trajectories 10 30 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
-    --count "$(n 1500 4)" --shard "$(n 128 4)" --out "$RUNS/trajectories"
+  stage trajectories 8 25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
+    --count "$(n 1000 4)" --shard "$(n 128 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
-  stage answers 10 30 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
-    --threshold 0.98 --count "$(n 6000 4)" --shard "$(n 256 4)" --seed 1 --out "$RUNS/answers"
+  stage answers 8 25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
+    --threshold 0.98 --count "$(n 3000 4)" --shard "$(n 256 4)" --seed 1 --out "$RUNS/answers"
 
   # One student per method, all block-causal, all from the teacher's weights, with a share of the next-token loss.
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
-  stage cdlm 12 40 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
+  stage cdlm 10 30 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" --steps "$(n 800 2)" --batch "$(n 32 2)" --out "$RUNS/cdlm.pt"
-  stage cd4lm 10 35 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
+  stage cd4lm 8 25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     --steps "$(n 800 2)" --batch "$(n 32 2)" --out "$RUNS/cd4lm.pt"
-  stage dparallel 10 35 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
+  stage dparallel 8 25 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
     --trajectories "$RUNS/answers" "${right[@]}" --steps "$(n 800 2)" --batch "$(n 32 2)" --out "$RUNS/dparallel.pt"
 
   # Each student's threshold: the fewest forward passes at which it is not below its teacher, on validation problems.
