@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from blockstep import DeviceError, Model, NumericalError, UserError, load
+from blockstep import Block, DecodeOptions, DeviceError, Model, NumericalError, UserError, load
 from blockstep.decoding.batch import Step
-from blockstep.model import Block, Prompt, blocks, worker_models
+from blockstep.decoding.options import Prompt
+from blockstep.model import blocks, worker_models
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """What a request's tensors ask for; None is the model's own choice."""
+    """What a request's tensors ask for."""
 
     prompt: Prompt
-    max_tokens: int | None
-    threshold: float | None
+    options: DecodeOptions
     stream: bool
 
 
@@ -106,15 +106,17 @@ def read_request(request: Any) -> TritonRequest:
     max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
-        None if max_tokens is None else int(max_tokens),
-        None if threshold is None else float(threshold),
+        DecodeOptions(
+            max_new_tokens=None if max_tokens is None else int(max_tokens),
+            threshold=None if threshold is None else float(threshold),
+        ),
         bool(stream),
     )
 
 
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
     """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
-    steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=ask.threshold)
+    steps = model.steps(ask.prompt, ask.options)
 
     def watched() -> Iterator[Step]:
         for step in steps:

@@ -78,8 +78,9 @@ def last_result(stream: Iterable[Block], silent: bool) -> Result:
 
 def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:
     """What --json prints."""
-    more = {"tokens_per_forward": answer.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
-    return {**asdict(answer), **more}
+    result = answer.result
+    more = {"tokens_per_forward": result.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
+    return {"text": answer.text, **asdict(result), **more}
 
 
 def read_prompt(args: argparse.Namespace) -> str | list[int]:

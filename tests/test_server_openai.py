@@ -43,7 +43,7 @@ def test_whole_and_streamed_completions_are_what_generate_says(client: OpenAI, m
     expected = model.generate(prompt, raw=True)
     whole = client.completions.create(model="student", prompt=prompt)
     assert whole.choices[0].text == expected.text and whole.choices[0].finish_reason == "stop"
-    assert whole.usage is not None and whole.usage.completion_tokens == len(expected.token_ids)
+    assert whole.usage is not None and whole.usage.completion_tokens == len(expected.result.token_ids)
     assert whole.usage.prompt_tokens == len(model.request(prompt, raw=True).prompt)
     options: Any = {"model": "student", "prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.completions.create(**options))
@@ -79,20 +79,20 @@ def test_counts_and_thresholds_come_along(client: OpenAI, model: Model) -> None:
         own: Any = got.model_extra["blockstep"]  # type: ignore[index]
         assert got.choices[0].text == expected.text
         assert (own["steps"], own["forwards"], own["tokens"]) == (
-            expected.steps,
-            expected.forwards,
-            len(expected.token_ids),
+            expected.result.steps,
+            expected.result.forwards,
+            len(expected.result.token_ids),
         )
         used = model.gate.threshold if threshold is None else threshold
         assert (own["threshold"], own["highest_threshold"]) == (used, used)
-        assert own["one_a_step"] == len(expected.token_ids) and own["cached"] is expected.cached is True
+        assert own["one_a_step"] == len(expected.result.token_ids) and own["cached"] is expected.result.cached is True
 
 
 def test_token_ids_make_a_prompt_too(client: OpenAI, model: Model) -> None:
     ids = model.tokenizer.encode(PROMPTS[1]).tolist()
     got = client.completions.create(model="student", prompt=ids, max_tokens=5)
     expected = model.generate(ids, max_new_tokens=5)
-    assert got.choices[0].text == expected.text and got.choices[0].finish_reason == expected.finish == "length"
+    assert got.choices[0].text == expected.text and got.choices[0].finish_reason == expected.result.finish == "length"
 
 
 def test_log_probabilities_are_the_confidences(client: OpenAI, model: Model) -> None:
@@ -131,7 +131,7 @@ def test_a_canvas_streams_where_it_is_asked_for(client: OpenAI, model: Model) ->
     assert "".join(cell["text"] for canvas in done for cell in canvas["cells"]) == expected.text
     assert [canvas["forwards"] for canvas in drawn] == sorted(canvas["forwards"] for canvas in drawn)
     steps = [canvas["steps"] for canvas in drawn]
-    assert steps == sorted(steps) and steps[-1] == expected.steps == chunks[-1].blockstep["steps"]
+    assert steps == sorted(steps) and steps[-1] == expected.result.steps == chunks[-1].blockstep["steps"]
     for canvas in drawn:
         assert all((cell["confidence"] is None) == (cell["step"] is None) for cell in canvas["cells"])
         assert all(cell["step"] is None or cell["step"] <= canvas["steps"] for cell in canvas["cells"])
@@ -150,7 +150,7 @@ def test_a_stop_string_ends_the_text_before_it(client: OpenAI, model: Model, sto
     pieces = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
     assert "".join(pieces) == expected
     own: Any = whole.model_extra["blockstep"]  # type: ignore[index]
-    assert own["forwards"] <= full.forwards and (own["finish"] == "stop") == bool(found)
+    assert own["forwards"] <= full.result.forwards and (own["finish"] == "stop") == bool(found)
 
 
 @pytest.mark.parametrize("strings", [["ab"], ["aab", "b"], ["abab", "ba"], ["aaa"], ["x"], []])
@@ -222,7 +222,11 @@ def test_answers_at_a_temperature_are_what_generate_says(sampling: Served, drawi
             whole = client.completions.create(prompt="hi", **options)
             assert whole.choices[0].text == expected.text
             own: Any = whole.model_extra["blockstep"]  # type: ignore[index]
-            assert (own["seed"], own["tokens"], own["steps"]) == (seed, len(expected.token_ids), expected.steps)
+            assert (own["seed"], own["tokens"], own["steps"]) == (
+                seed,
+                len(expected.result.token_ids),
+                expected.result.steps,
+            )
             chunks = list(client.completions.create(prompt="hi", stream=True, **options))
             assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
             chat = client.chat.completions.create(messages=messages, **options)
@@ -247,7 +251,10 @@ def test_a_seed_that_the_server_drew_gives_the_answer_again(sampling: Served) ->
 def test_an_answer_of_a_full_model_says_that_no_cache_was_used(sampling: Served, drawing: Model) -> None:
     with sampling.client() as client:
         own: Any = client.completions.create(model="student", prompt="hi").model_extra
-    assert drawing.contract.attention == "full" and own["blockstep"]["cached"] is drawing.generate("hi").cached is False
+    assert (
+        drawing.contract.attention == "full"
+        and own["blockstep"]["cached"] is drawing.generate("hi").result.cached is False
+    )
 
 
 def test_log_probabilities_at_a_temperature_are_those_of_the_drawn_tokens(sampling: Served, drawing: Model) -> None:

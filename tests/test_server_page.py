@@ -69,13 +69,13 @@ def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, mode
     page, wrong = opened(browser, student)
     expected = model.generate(PROMPT)
     assert answered(page, PROMPT) == expected.text
-    assert page.locator("#forwards").text_content() == str(expected.forwards)
-    assert page.locator("#tokens").text_content() == str(len(expected.token_ids))
-    assert page.locator("#single").text_content() == str(len(expected.token_ids))
+    assert page.locator("#forwards").text_content() == str(expected.result.forwards)
+    assert page.locator("#tokens").text_content() == str(len(expected.result.token_ids))
+    assert page.locator("#single").text_content() == str(len(expected.result.token_ids))
     page.locator("#threshold").fill("0.5")
     faster = model.generate(PROMPT, threshold=0.5)
     assert answered(page, PROMPT) == faster.text
-    assert page.locator("#forwards").text_content() == str(faster.forwards) != str(expected.forwards)
+    assert page.locator("#forwards").text_content() == str(faster.result.forwards) != str(expected.result.forwards)
     assert wrong == []
     page.close()
 

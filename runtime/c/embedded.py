@@ -77,10 +77,10 @@ class HostCalls:
             self._prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
+            threshold=float(request.threshold[0]) if request.threshold else None,
             temperature=temperature,
             seed=int(seed[0]) if seed else None,
         )
-        threshold = float(request.threshold[0]) if request.threshold else None
 
         def wanted() -> bool:
             return not self._lib.raised(request.cancel)
@@ -89,14 +89,7 @@ class HostCalls:
         if lent is None:
             return self._put(out, [], CANCELLED)
         try:
-            steps = lent.steps(
-                asked.prompt,
-                max_new_tokens=asked.max_new_tokens,
-                threshold=threshold,
-                temperature=temperature,
-                seed=asked.seed,
-            )
-            done, result = self._run(steps, lent, request, wanted)
+            done, result = self._run(lent.steps(asked.prompt, asked.options), lent, request, wanted)
         finally:
             shared.give(lent)
         return self._put(out, done, result)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.loop import Request
+from ..decoding.options import DecodeOptions, Request, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
-from ..model import Model, token_ids
+from ..model import Model
 from ..text.chat_template import check_arguments
 from .conversation import read_input, read_messages
 from .http_errors import Refusal, json_type, quote_value
@@ -39,13 +39,10 @@ RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself.
-
-    seed: what its tokens are drawn with, None at a temperature of 0.
-    """
+    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself."""
 
     prompt: Ints
-    max_tokens: int
+    options: DecodeOptions
     chat: bool
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -53,9 +50,6 @@ class ServerRequest:
     canvas: bool = False
     logprobs: bool = False
     best: bool = False
-    threshold: float | None = None
-    temperature: float = 0.0
-    seed: int | None = None
 
 
 def read_server_request(model: Model, name: str, most: int | None, api: Api, body: Any) -> ServerRequest:
@@ -71,11 +65,12 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
         raise unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
     request = _request(model, api, fields, most)
-    logprobs, best = _logprobs(fields, chat, request.temperature > 0)
-    tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
+    logprobs, best = _logprobs(fields, chat, request.options.temperature > 0)
+    tokens = new_tokens(model.contract, request.prompt, request.options)
+    limited = tokens if most is None else min(most, tokens)
     return ServerRequest(
         prompt=request.prompt,
-        max_tokens=tokens,
+        options=replace(request.options, max_new_tokens=limited, threshold=_threshold(model, fields)),
         chat=chat,
         stop=_stops(fields),
         stream=stream,
@@ -83,9 +78,6 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
         canvas=_canvas(fields, stream),
         logprobs=logprobs,
         best=best,
-        threshold=_threshold(model, fields),
-        temperature=request.temperature,
-        seed=request.seed,
     )
 
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..decoding.loop import Threshold
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Model
 from .events import Counts, Deliver, End, Failure, answer
@@ -108,9 +107,9 @@ class Workers:
             return self._jobs.popleft()
 
     def _answer(self, model: Model, job: Job) -> None:
-        threshold: Threshold | None = self._threshold if job.ask.threshold is None else job.ask.threshold
+        own = job.ask.options.threshold
         try:
-            answer(model, job.ask, threshold, lambda: job.wanted, job.deliver)
+            answer(model, job.ask, self._threshold if own is None else own, lambda: job.wanted, job.deliver)
         except (UserError, NumericalError, DeviceError) as error:
             LOG.error("an answer failed: %s", error)
             self.broken = self.broken or isinstance(error, DeviceError)
