@@ -7,7 +7,6 @@ triton-inference-server/python_backend documents.
 from __future__ import annotations
 
 import json
-import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 from blockstep import Block, DecodeOptions, DeviceError, Model, NumericalError, UserError, load
 from blockstep.decoding.batch import Step
 from blockstep.decoding.options import Prompt
-from blockstep.model import blocks, worker_models
+from blockstep.model import ModelPool, blocks
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -48,11 +47,8 @@ class TritonPythonModel:
             device=told["device"],
             trust_engine=told["trust_engine"] == "true",
         )
-        models = worker_models(model, workers)
-        self._idle: queue.SimpleQueue[Model] = queue.SimpleQueue()
-        for each in models:
-            self._idle.put(each)
-        self._threads = ThreadPoolExecutor(len(models))
+        self._pool = ModelPool(model, workers)
+        self._threads = ThreadPoolExecutor(len(self._pool.models))
 
     def execute(self, requests: list[Any]) -> None:
         """Hands each request to an idle worker. While there is none it waits, so that Triton's own queue fills."""
@@ -63,7 +59,7 @@ class TritonPythonModel:
             except UserError as error:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            self._threads.submit(self._answer, self._idle.get(), ask, sender)
+            self._threads.submit(self._answer, self._pool.take(), ask, sender)
 
     def finalize(self) -> None:
         """Waits for the answers that were begun."""
@@ -80,7 +76,7 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"an answer failed: {error!r}")
             _fail(sender, "the answer failed inside the server; its log says why", pb_utils.TritonError.INTERNAL)
         finally:
-            self._idle.put(model)
+            self._pool.give(model)
 
 
 def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:

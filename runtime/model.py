@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
@@ -19,6 +19,8 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
+
+POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,34 @@ def collect_answer(stream: Iterable[Block]) -> Answer:
     return Answer("".join(pieces), result)
 
 
-def worker_models(model: Model, workers: int | None) -> list[Model]:
-    """Returns one model per worker over the same weights; by default two, or one if the engine cannot be shared."""
-    count = workers or (2 if isinstance(model.backend, Shareable) else 1)
-    return [model, *(model.share() for _ in range(count - 1))]
+class ModelPool:
+    """Models over one copy of the weights, each lent to one request at a time: `take` one, `give` it back.
+
+    workers: how many there are; by default two, or one if the engine cannot be shared. Raises UserError for more of an
+    engine that cannot.
+    """
+
+    def __init__(self, model: Model, workers: int | None = None) -> None:
+        count = workers or (2 if isinstance(model.backend, Shareable) else 1)
+        self.models = (model, *(model.share() for _ in range(count - 1)))
+        self._idle, self._returned = list(self.models), threading.Condition()
+
+    def take(self) -> Model:
+        """Returns a model that is free, at once or after a wait."""
+        with self._returned:
+            self._returned.wait_for(lambda: self._idle)
+            return self._idle.pop()
+
+    def take_while(self, wanted: Callable[[], bool]) -> Model | None:
+        """Returns a model that is free; None once the request is not wanted any more, which is looked up every POLL."""
+        with self._returned:
+            while wanted():
+                if self._returned.wait_for(lambda: self._idle, POLL):
+                    return self._idle.pop()
+        return None
+
+    def give(self, model: Model) -> None:
+        """Takes back a model that was lent."""
+        with self._returned:
+            self._idle.append(model)
+            self._returned.notify()

@@ -26,7 +26,7 @@ from .cli import (
     served_name,
 )
 from .errors import UserError
-from .model import worker_models
+from .model import ModelPool
 from .server.sockets import is_local, listen, url_of
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.service import Service
     from .server.worker_pool import Workers
 
-    keys, models = api_keys(args.api_key_file), worker_models(model, args.workers)
+    keys, pool = api_keys(args.api_key_file), ModelPool(model, args.workers)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
     if args.adaptive_threshold is not None:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
-    workers = Workers(models, args.queue, threshold)
+    workers = Workers(pool, args.queue, threshold)
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
         model,

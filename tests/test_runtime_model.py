@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,7 +16,7 @@ from runtime.contract import GateSpec
 from runtime.decoding.loop import generate as decode_whole
 from runtime.decoding.options import DecodeOptions, OptionKeywords, Request
 from runtime.errors import NumericalError, UserError
-from runtime.model import Model
+from runtime.model import Model, ModelPool
 from runtime.text.tokenizer import BROKEN, Tokenizer
 from train.torch_backend import TorchBackend, contract_of
 
@@ -152,6 +153,18 @@ def test_mistakes_are_refused_before_any_forward(
         model.generate(prompt, **options)
     assert "\n" not in str(caught.value)
     assert model.backend.forwards == []  # type: ignore[attr-defined]
+
+
+def test_a_pool_lends_a_model_to_one_request_at_a_time(tmp_path: Path) -> None:
+    pool, looks = ModelPool(speaker(tmp_path, PROMPT, ANSWER)), iter([True, True, False])
+    lent = pool.take()
+    assert pool.models == (lent,) and pool.take_while(lambda: next(looks)) is None and next(looks, None) is None
+    returning = threading.Timer(0.05, pool.give, (lent,))
+    returning.start()
+    assert pool.take() is lent
+    pool.give(lent)
+    assert pool.take_while(lambda: False) is None and pool.take_while(lambda: True) is lent
+    returning.join()
 
 
 def test_scores_that_are_no_numbers_end_the_answer_and_free_the_model(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from serving import PROMPTS, Served, served
 from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
-from runtime.model import worker_models
 from runtime.server.stop_strings import Stops
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +27,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served(worker_models(model, 3)[1:]) as server:
+    with served(model.share(), workers=2) as server:
         yield server
 
 
@@ -184,7 +183,7 @@ def test_a_field_that_is_wrong_or_not_supported_is_named(student: Served) -> Non
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of an engine without top tokens."""
-    with served([speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")]) as server:
+    with served(speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")) as server:
         yield server
 
 
@@ -208,7 +207,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def sampling(drawing: Model) -> Iterator[Served]:
-    with served(worker_models(drawing, 3)[1:]) as server:
+    with served(drawing.share(), workers=2) as server:
         yield server
 
 
@@ -344,7 +343,7 @@ def test_metrics_count_what_happened(student: Served) -> None:
 
 
 def test_limits_of_tokens_keys_and_hosts(model: Model) -> None:
-    with served([model.share()], most=8, keys=("one", "two"), hosts=("127.0.0.1",)) as server:
+    with served(model.share(), most=8, keys=("one", "two"), hosts=("127.0.0.1",)) as server:
         with server.client(key="two") as client:
             got = client.completions.create(model="student", prompt=PROMPTS[0])
             assert got.choices[0].text == model.generate(PROMPTS[0], raw=True, max_new_tokens=8).text
@@ -360,7 +359,7 @@ def test_limits_of_tokens_keys_and_hosts(model: Model) -> None:
 
 def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -> None:
     said = "a€b😀ç, ok"
-    with served([speaker(tmp_path, "hi", said, every_other)]) as server, server.client() as client:
+    with served(speaker(tmp_path, "hi", said, every_other)) as server, server.client() as client:
         stream = client.completions.create(
             model="student", prompt="hi", stream=True, extra_body={"stream_canvas": True}
         )
@@ -377,7 +376,7 @@ def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -
 
 def test_a_chat_gives_the_template_arguments_of_its_own(tmp_path: Path) -> None:
     template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}{{ said }}"
-    with served([speaker(tmp_path, "hi", "a", template=template)]) as server:
+    with served(speaker(tmp_path, "hi", "a", template=template)) as server:
 
         def chat(**fields: Any) -> httpx.Response:
             messages = [{"role": "user", "content": "hi"}]
