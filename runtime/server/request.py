@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
+from ..checked_fields import FLAG, Expected
 from ..decoding.block_layout import check_ids, check_room
 from ..decoding.options import DecodeOptions, Request, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
@@ -18,6 +19,10 @@ from .conversation import read_input, read_messages
 from .http_errors import Refusal, json_type, quote_value
 from .neutral_fields import check_neutral
 
+NUMBER = Expected("a number", lambda value: type(value) in (int, float))
+WHOLE = Expected(  # JSON has one kind of number, and some clients write 16.0
+    "a whole number", lambda value: value is None or type(value) is int or (type(value) is float and value.is_integer())
+)
 STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
 
 
@@ -210,27 +215,24 @@ def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
         raise Refusal(400, str(error), "threshold") from None
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise Refusal(400, f"{name} is {json_type(value)}; expected true or false", name)
+def _read(fields: Mapping[str, Any], name: str, expected: Expected, default: Any) -> Any:
+    value = fields.get(name, default)
+    if not expected.holds(value):
+        raise Refusal(400, f"{name} is {json_type(value)}; expected {expected.text}", name)
     return value
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    return bool(_read(fields, name, FLAG, False))
 
 
 def _whole(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number, and some clients write 16.0
-        return int(value)
-    if value is not None and type(value) is not int:
-        raise Refusal(400, f"{name} is {json_type(value)}; expected a whole number", name)
-    return value
+    value = _read(fields, name, WHOLE, None)
+    return None if value is None else int(value)
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
-    value = fields.get(name, default)
-    if type(value) not in (int, float):
-        raise Refusal(400, f"{name} is {json_type(value)}; expected a number", name)
     try:
-        return float(value)
+        return float(_read(fields, name, NUMBER, default))
     except OverflowError:
         raise Refusal(400, f"{name} is beyond all numbers that a computer counts with", name) from None
