@@ -62,7 +62,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and says where."""
-    name = served_name(args)
+    name = served_name(args.bundle, args.name)
     for flag, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
         if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{flag} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")

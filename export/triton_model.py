@@ -7,7 +7,6 @@ triton-inference-server/python_backend documents.
 from __future__ import annotations
 
 import json
-import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,20 +15,20 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from blockstep import DeviceError, Model, NumericalError, UserError, load
+from blockstep import Block, DecodeOptions, DeviceError, Model, NumericalError, UserError, load
 from blockstep.decoding.batch import Step
-from blockstep.model import Block, Prompt, blocks, worker_models
+from blockstep.decoding.options import Prompt
+from blockstep.model import ModelPool, blocks
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """What a request's tensors ask for; None is the model's own choice."""
+    """What a request's tensors ask for."""
 
     prompt: Prompt
-    max_tokens: int | None
-    threshold: float | None
+    options: DecodeOptions
     stream: bool
 
 
@@ -48,11 +47,8 @@ class TritonPythonModel:
             device=told["device"],
             trust_engine=told["trust_engine"] == "true",
         )
-        models = worker_models(model, workers)
-        self._idle: queue.SimpleQueue[Model] = queue.SimpleQueue()
-        for each in models:
-            self._idle.put(each)
-        self._threads = ThreadPoolExecutor(len(models))
+        self._pool = ModelPool(model, workers)
+        self._threads = ThreadPoolExecutor(len(self._pool.models))
 
     def execute(self, requests: list[Any]) -> None:
         """Hands each request to an idle worker. While there is none it waits, so that Triton's own queue fills."""
@@ -63,7 +59,7 @@ class TritonPythonModel:
             except UserError as error:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            self._threads.submit(self._answer, self._idle.get(), ask, sender)
+            self._threads.submit(self._answer, self._pool.take(), ask, sender)
 
     def finalize(self) -> None:
         """Waits for the answers that were begun."""
@@ -80,7 +76,7 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"an answer failed: {error!r}")
             _fail(sender, "the answer failed inside the server; its log says why", pb_utils.TritonError.INTERNAL)
         finally:
-            self._idle.put(model)
+            self._pool.give(model)
 
 
 def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
@@ -106,15 +102,17 @@ def read_request(request: Any) -> TritonRequest:
     max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
-        None if max_tokens is None else int(max_tokens),
-        None if threshold is None else float(threshold),
+        DecodeOptions(
+            max_new_tokens=None if max_tokens is None else int(max_tokens),
+            threshold=None if threshold is None else float(threshold),
+        ),
         bool(stream),
     )
 
 
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
     """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
-    steps = model.steps(ask.prompt, max_new_tokens=ask.max_tokens, threshold=ask.threshold)
+    steps = model.steps(ask.prompt, ask.options)
 
     def watched() -> Iterator[Step]:
         for step in steps:

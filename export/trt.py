@@ -8,15 +8,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.cli import DONE, FAILED, add_options, command_parser, option, print_json, run
+from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, print_json, run
 from runtime.errors import UserError
-from train.cli_options import TOP_K_OPTION, add_directory_options
+from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
 
+from .trt_engines.builder import BuilderSettings
 from .trt_engines.from_bundle import from_bundle
 from .trt_engines.gpu_support import LEAST_CAPABILITY, check_library, find_library
 from .trt_engines.report import BuildReport
 
 TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
+STANDARD = (
+    "optimization_level",
+    "version_compatible",
+    "hardware_compatibility",
+    "timing_cache",
+)  # not of the one for RTX
 HELP = {  # of the options whose text is longer than their line
     "bundle": (
         "instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor the "
@@ -114,19 +121,27 @@ def export(args: argparse.Namespace) -> int:
     """Builds what is missing or different and adds it to the bundle."""
     started, report = time.perf_counter(), BuildReport(sys.stderr if args.json else sys.stdout)
     library = None if args.graph_only else find_library(args.flavor)
+    settings = settings_of(args)
     if library is not None:
-        check_library(library, args)
+        check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in STANDARD})
     if library is not None and args.bundle is not None:
-        path = from_bundle(args, library, report)
+        path = from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
     else:
-        from .trt_engines.from_checkpoint import from_checkpoint  # which needs torch
+        from .trt_engines.from_checkpoint import GraphOptions, from_checkpoint  # which needs torch
 
-        path = from_checkpoint(args, library, report)
+        path = from_checkpoint(
+            dataclass_of(GraphOptions, args, overrides=overrides_of(args)), settings, library, report
+        )
     report.say(what_next(args, path) if report.ok else f"what failed was not added to {path}")
     if args.json:
         told = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
     return DONE if report.ok else FAILED
+
+
+def settings_of(args: argparse.Namespace) -> BuilderSettings:
+    """Returns what the options say of the build; its targets are those asked for."""
+    return dataclass_of(BuilderSettings, args, targets=tuple(args.compute_capability))
 
 
 def what_next(args: argparse.Namespace, path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cli import DONE, ENGINE_OPTIONS, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
+from .decoding.options import DecodeOptions
 from .errors import UserError
 from .perf.conditions import describe_conditions
 from .perf.latency import time_answers, time_forwards
@@ -27,7 +28,8 @@ def bench(args: argparse.Namespace) -> int:
     """Loads the bundle, measures, prints."""
     texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
     model = load_model(args)
-    requests = [model.request(text, max_new_tokens=args.max_new_tokens) for text in texts]
+    asked = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold)
+    requests = [model.request(text, asked) for text in texts]
     prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
     values: dict[str, Any] = {
         "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
@@ -36,7 +38,7 @@ def bench(args: argparse.Namespace) -> int:
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
     count = max(args.repeat, len(requests))
-    values["answers"] = {"count": count, **time_answers(model, requests, count, args.threshold)}
+    values["answers"] = {"count": count, **time_answers(model, requests, count)}
     if args.json:
         print_json(values)
     else:

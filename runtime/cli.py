@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -128,6 +129,15 @@ ENGINE_OPTIONS = (  # of every command that loads a bundle
 TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
 
 
+def dataclass_of(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -> T:
+    """Returns a command's options as a dataclass, which has fields of their names; own: fields that are none of them.
+
+    Parsed options stay in the command's module: what it calls in other folders takes a dataclass or plain values.
+    """
+    names = [field.name for field in fields(kind) if field.name not in own]  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name) for name in names}, **own)
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """The model of a bundle as those options say."""
     return load(
@@ -159,9 +169,9 @@ def _silence(stream: TextIO) -> None:
         os.close(silence)
 
 
-def served_name(args: argparse.Namespace) -> str:
-    """Returns what clients call the model: --name, or the bundle's name."""
-    return str(args.name or files.name_of(files.real_path(Path(args.bundle))).removesuffix(".bundle"))
+def served_name(bundle: str | Path, name: str | None) -> str:
+    """Returns what clients call the model: the name that was given, or the bundle's."""
+    return name or files.name_of(files.real_path(Path(bundle))).removesuffix(".bundle")
 
 
 def port(text: str) -> int:

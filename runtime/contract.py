@@ -6,9 +6,10 @@ What differs between model families is data here and never an `if family ==` els
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
+from .checked_fields import NUMBER_LIMIT, Expected, number, one_of, optional, parse_fields, whole
 from .errors import UserError
 
 ALIGNMENTS = ("prompt", "absolute", "end")
@@ -24,7 +25,12 @@ FIELD_LIMITS = {
     "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
     "head_dim": 1 << 12, "batch": 1 << 12,
 }  # fmt: skip
-NUMBER_LIMIT = 1 << 24  # of any other number
+TOKEN = whole(0)
+
+
+def size(name: str) -> Expected:
+    """Returns what the field of that name may hold: a whole number from 1 to its limit."""
+    return whole(1, FIELD_LIMITS.get(name, NUMBER_LIMIT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +43,14 @@ class GateSpec:
     the share of the answer before which end tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv 2601.02236).
     """
 
-    rule: str = "threshold"
-    metric: str = "confidence"
-    comparator: str = ">="
-    threshold: float = 0.9
-    min: int = 1
-    max: int | None = None
-    sub_block: int | None = None
-    eos_guard: float = 0.0
+    rule: Annotated[str, one_of(RULES)] = "threshold"
+    metric: Annotated[str, one_of(METRICS)] = "confidence"
+    comparator: Annotated[str, one_of(COMPARATORS)] = ">="
+    threshold: Annotated[float, number(0)] = 0.9
+    min: Annotated[int, whole(1)] = 1
+    max: Annotated[int | None, optional(whole(1))] = None
+    sub_block: Annotated[int | None, optional(whole(1))] = None
+    eos_guard: Annotated[float, number(0, 1, "a share of the answer, from 0 to 1")] = 0.0
 
     def check_threshold(self, threshold: float, vocab: int) -> float:
         """The threshold, if it lies in the metric's range; raises UserError otherwise."""
@@ -73,25 +79,25 @@ class Contract:
     likely tokens an engine gives with each row where they are asked for; 0: the best alone.
     """
 
-    alignment: str
-    attention: str
+    alignment: Annotated[str, one_of(ALIGNMENTS)]
+    attention: Annotated[str, one_of(ATTENTIONS)]
     shift: bool
-    cache: str
-    block: int
-    canvas: int
-    capacity: int
-    mask_id: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    vocab: int
-    layers: int
-    kv_heads: int
-    head_dim: int
+    cache: Annotated[str, one_of(CACHES)]
+    block: Annotated[int, size("block")]
+    canvas: Annotated[int, size("canvas")]
+    capacity: Annotated[int, size("capacity")]
+    mask_id: Annotated[int, TOKEN]
+    eos_ids: Annotated[tuple[int, ...], Expected("a list of token ids", lambda ids: isinstance(ids, list | tuple))]
+    pad_id: Annotated[int, TOKEN]
+    vocab: Annotated[int, size("vocab")]
+    layers: Annotated[int, size("layers")]
+    kv_heads: Annotated[int, size("kv_heads")]
+    head_dim: Annotated[int, size("head_dim")]
     dtype: str
     gate: GateSpec
-    top_k: int = 0
-    batch: int = 1
-    max_prompt: int | None = None
+    top_k: Annotated[int, whole(0)] = 0
+    batch: Annotated[int, size("batch")] = 1
+    max_prompt: Annotated[int | None, optional(whole(1))] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -109,18 +115,7 @@ def cache_names(part: int) -> tuple[str, str]:
 
 def parse_gate(values: Any) -> GateSpec:
     """A gate from plain values. Raises UserError naming the field that is wrong."""
-    values = _known(GateSpec, values, "gate")
-    gate = GateSpec(**values)
-    for name, allowed in {"rule": RULES, "metric": METRICS, "comparator": COMPARATORS}.items():
-        _one_of(f"gate.{name}", getattr(gate, name), allowed)
-    _number("gate.threshold", gate.threshold, 0)
-    _integer("gate.min", gate.min, 1)
-    _number("gate.eos_guard", gate.eos_guard, 0)
-    if gate.eos_guard > 1:
-        raise UserError(f"gate.eos_guard is {gate.eos_guard}; expected a share of the answer, from 0 to 1")
-    for name in ("max", "sub_block"):
-        if getattr(gate, name) is not None:
-            _integer(f"gate.{name}", getattr(gate, name), 1)
+    gate = parse_fields(GateSpec, values, "gate")
     if gate.max is not None and gate.max < gate.min:
         raise UserError(f"gate.max is {gate.max}, below gate.min {gate.min}; expected min <= max")
     if gate.rule == "factor" and gate.metric != "confidence":
@@ -132,21 +127,9 @@ def parse_gate(values: Any) -> GateSpec:
 
 def parse_contract(values: Any) -> Contract:
     """A contract from plain values, as a manifest holds them. Raises UserError naming the field that is wrong."""
-    values = _known(Contract, values, "contract")
-    if not isinstance(values["eos_ids"], list | tuple):
-        raise UserError(f"contract.eos_ids is {values['eos_ids']!r}; expected a list of token ids")
-    contract = Contract(**{**values, "eos_ids": tuple(values["eos_ids"]), "gate": parse_gate(values["gate"])})
-    for name, allowed in {"alignment": ALIGNMENTS, "attention": ATTENTIONS, "cache": CACHES}.items():
-        _one_of(f"contract.{name}", getattr(contract, name), allowed)
-    if not isinstance(contract.shift, bool):
-        raise UserError(f"contract.shift is {contract.shift!r}; expected true or false")
-    for name, most in FIELD_LIMITS.items():
-        _integer(f"contract.{name}", getattr(contract, name), 1, most)
-    _integer("contract.top_k", contract.top_k, 0)
+    contract = parse_fields(Contract, values, "contract", eos_ids=tuple, gate=parse_gate)
     if contract.top_k >= contract.vocab:
         raise UserError(f"contract.top_k is {contract.top_k}, not below the vocabulary of {contract.vocab}")
-    if contract.max_prompt is not None:
-        _integer("contract.max_prompt", contract.max_prompt, 1)
     _check_tokens(contract)
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")
@@ -160,37 +143,11 @@ def parse_contract(values: Any) -> Contract:
 def _check_tokens(contract: Contract) -> None:
     named = [("mask_id", contract.mask_id), ("pad_id", contract.pad_id), *(("eos_ids", e) for e in contract.eos_ids)]
     for name, token in named:
-        _integer(f"contract.{name}", token, 0)
+        if not TOKEN.holds(token):
+            raise UserError(f"contract.{name} is {token!r}; expected {TOKEN.text}")
         if token >= contract.vocab:
             raise UserError(f"contract.{name} is {token}, not below the vocabulary of {contract.vocab}")
     if not contract.eos_ids:
         raise UserError("contract.eos_ids is empty; expected at least one end token")
     if contract.mask_id in contract.eos_ids:
         raise UserError(f"contract.mask_id {contract.mask_id} is an end token too; expected different ids")
-
-
-def _known(kind: type, values: Any, name: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"{name} is {type(values).__name__}; expected an object")
-    known = {field.name: field for field in fields(kind)}
-    if unknown := sorted(values.keys() - known.keys()):
-        raise UserError(f"{name} has unknown fields {', '.join(unknown)}; it was written by another version")
-    needed = {n for n, f in known.items() if f.default is f.default_factory}  # both are the MISSING marker
-    if missing := sorted(needed - values.keys()):
-        raise UserError(f"{name} lacks {', '.join(missing)}; export the bundle again")
-    return dict(values)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
-
-
-def _integer(name: str, value: Any, least: int, most: int = NUMBER_LIMIT) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
-
-
-def _number(name: str, value: Any, least: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= NUMBER_LIMIT:
-        raise UserError(f"{name} is {value!r}; expected a number from {least:g} to {NUMBER_LIMIT}")

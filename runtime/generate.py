@@ -9,9 +9,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from .cli import DONE, ENGINE_OPTIONS, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
+from .cli import (
+    DONE,
+    ENGINE_OPTIONS,
+    TEMPLATE_OPTION,
+    command_parser,
+    dataclass_of,
+    load_model,
+    option,
+    print_json,
+    run,
+)
 from .decoding.batch import Step
-from .decoding.request_state import Result
+from .decoding.options import DecodeOptions
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import summary, view, watched
@@ -41,16 +51,8 @@ def generate(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     model = load_model(args)
     loaded = time.perf_counter() - started
-    steps: Iterator[Step] = model.steps(
-        prompt,
-        max_new_tokens=args.max_new_tokens,
-        threshold=args.threshold,
-        fused=args.commit == "fused",
-        raw=args.raw,
-        suffix=args.suffix,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
+    asked = dataclass_of(DecodeOptions, args, fused=args.commit == "fused")
+    steps: Iterator[Step] = model.steps(prompt, asked)
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
@@ -58,28 +60,25 @@ def generate(args: argparse.Namespace) -> int:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
     # On a terminal the drawing is the answer already; printed again it would stand there twice.
-    result = last_result(stream, silent=args.show and sys.stderr.isatty() and sys.stdout.isatty())
+    drawn = args.show and sys.stderr.isatty() and sys.stdout.isatty()
+    answer = collect_answer(stream if drawn else printed(stream))
     if args.show:
-        print(summary(result), file=sys.stderr)
+        print(summary(answer.result), file=sys.stderr)
     return DONE
 
 
-def last_result(stream: Iterable[Block], silent: bool) -> Result:
-    """Prints the blocks' text as they come, unless `silent`; the result that the last one holds."""
-    result = None
+def printed(stream: Iterable[Block]) -> Iterator[Block]:
+    """The same blocks, the text of each printed as it comes."""
     for block in stream:
-        result = block.result
-        if not silent:
-            print(block.text, end="" if result is None else "\n", flush=True)
-    if result is None:
-        raise ValueError("the stream ended before its last block")
-    return result
+        print(block.text, end="" if block.result is None else "\n", flush=True)
+        yield block
 
 
 def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:
     """What --json prints."""
-    more = {"tokens_per_forward": answer.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
-    return {**asdict(answer), **more}
+    result = answer.result
+    more = {"tokens_per_forward": result.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
+    return {"text": answer.text, **asdict(result), **more}
 
 
 def read_prompt(args: argparse.Namespace) -> str | list[int]:

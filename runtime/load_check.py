@@ -197,7 +197,8 @@ def _run(backend: Any) -> None:
     import numpy as np
 
     from .decoding.block_layout import room_for_answer
-    from .decoding.loop import Request, steps
+    from .decoding.loop import steps
+    from .decoding.options import DecodeOptions, Request
 
     contract = backend.contract
     special = {contract.mask_id, contract.pad_id, *contract.eos_ids}
@@ -205,6 +206,6 @@ def _run(backend: Any) -> None:
     if not room_for_answer(contract, 1):
         return
     try:
-        next(steps(backend, [Request(np.array([token]), 1)]))
+        next(steps(backend, [Request(np.array([token]), DecodeOptions(1))]))
     except NumericalError:  # told when it is asked for an answer
         return

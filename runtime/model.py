@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Unpack
 
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
 from .decoding import loop
 from .decoding.batch import Step
-from .decoding.block_layout import check_room, check_suffix, room_before_suffix, room_for_answer
-from .decoding.loop import Request, Threshold
+from .decoding.options import DEFAULTS, DecodeOptions, OptionKeywords, Prompt, Request, settle, token_ids
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
-from .decoding.sampling import check_sampling, sampler
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
 
-NEW_TOKENS = 256  # asked for where nothing else is said, cut to the room that the prompt leaves
-
-Prompt = str | Sequence[int] | Ints
+POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +38,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: its text, without the end token, and the fields of `runtime.decoding.request_state.Result`."""
+    """A whole answer: its text, without the end token, and the result, with token ids, counts and times."""
 
     text: str
-    token_ids: tuple[int, ...]
-    finish: str
-    steps: int
-    commits: int
-    forwards: int
-    blocks: int
-    cached: bool
-    seconds: float
-    prefill_seconds: float
-    seed: int | None
-
-    @property
-    def tokens_per_forward(self) -> float:
-        return len(self.token_ids) / max(1, self.forwards)
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """An engine with its tokenizer and gate. It answers one request at a time, since the engine has one cache.
 
-    The options of all three levels: `prompt`, text or token ids; `max_new_tokens`, 256 cut to the room by default;
-    `threshold`, a value or a function read at every step, the gate's own by default; `fused`, whether a block's commit
-    shares a forward with the next canvas; `raw`, whether text goes without the bundle's chat template; `suffix`, text
-    or ids behind exactly `max_new_tokens` positions, by default as many as the block has room for: the answer is what
-    stands before it, to an end token; as text it is encoded alone and without a chat template; `temperature`, 0 for
-    the best tokens, above it to 5 for drawn ones, of a bundle exported with top tokens; `seed`, an int64 with which
-    the same draws are made again, itself drawn by default and then told in the result. Each raises UserError before
-    any work where the request does not fit, and NumericalError for scores that are not numbers.
+    All three levels take a prompt, text or token ids, and the options of `runtime.decoding.options.DecodeOptions`, as
+    keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both, of which the keywords count. Each raises
+    UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
     """
 
     backend: Backend
@@ -91,58 +67,20 @@ class Model:
         return self.backend.contract
 
     def steps(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        threshold: Threshold | None = None,
-        fused: bool = True,
-        raw: bool = False,
-        suffix: Prompt = "",
-        temperature: float = 0.0,
-        seed: int | None = None,
+        self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Generator[Step, None, None]:
         """What each forward does to the canvas; the last step has the result. To leave early, close it."""
-        request = self.request(
-            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
-        )
-        return self._steps(request, threshold, fused)
+        return self._steps(self.request(prompt, options, **keywords))
 
     def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        threshold: Threshold | None = None,
-        fused: bool = True,
-        raw: bool = False,
-        suffix: Prompt = "",
-        temperature: float = 0.0,
-        seed: int | None = None,
+        self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Iterator[Block]:
         """Blocks as they become final; their texts together are the answer's."""
-        request = self.request(
-            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
-        )
-        return blocks(self._steps(request, threshold, fused), self.tokenizer)
+        return blocks(self.steps(prompt, options, **keywords), self.tokenizer)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        threshold: Threshold | None = None,
-        fused: bool = True,
-        raw: bool = False,
-        suffix: Prompt = "",
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Answer:
+    def generate(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Answer:
         """The whole answer."""
-        request = self.request(
-            prompt, max_new_tokens=max_new_tokens, raw=raw, suffix=suffix, temperature=temperature, seed=seed
-        )
-        return collect_answer(blocks(self._steps(request, threshold, fused), self.tokenizer))
+        return collect_answer(self.stream(prompt, options, **keywords))
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
@@ -161,32 +99,16 @@ class Model:
         own = self.share()
         return replace(own, _session=Session(own.backend, own.gate))
 
-    def request(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        raw: bool = False,
-        suffix: Prompt = "",
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Request:
-        """The prompt as ids int64 [length] and the tokens wanted. Raises UserError where they make no request.
+    def request(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Request:
+        """The prompt as ids int64 [length], and its options settled. Raises UserError where they make no request.
 
         A seed is drawn where one is needed and none was given.
         """
-        ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
-        behind = self.tokenizer.encode(suffix) if isinstance(suffix, str) else token_ids(suffix)
-        if max_new_tokens is None:
-            room = room_for_answer(self.contract, len(ids))
-            room = min(room, room_before_suffix(self.contract, len(ids), len(behind))) if len(behind) else room
-            max_new_tokens = max(1, min(NEW_TOKENS, room))
-        check_room(self.contract, len(ids), max_new_tokens)
-        check_suffix(self.contract, len(ids), max_new_tokens, behind)
-        check_sampling(self.contract, temperature, seed)
-        drawing = sampler(temperature, seed)
-        seed = None if drawing is None else drawing.seed
-        return Request(ids, max_new_tokens, suffix=behind, temperature=temperature, seed=seed)
+        options = replace(options, **keywords)
+        ids = self._encode(prompt, options.raw) if isinstance(prompt, str) else token_ids(prompt)
+        if isinstance(options.suffix, str):
+            options = replace(options, suffix=self.tokenizer.encode(options.suffix))
+        return Request(ids, settle(self.contract, ids, options))
 
     def _encode(self, text: str, raw: bool) -> Ints:
         if not text:  # a chat template would make tokens of nothing
@@ -200,27 +122,19 @@ class Model:
                 "this model was loaded before the process forked; load it in the child, or start that by spawn"
             )
 
-    def _steps(self, request: Request, threshold: Threshold | None, fused: bool) -> Generator[Step, None, None]:
+    def _steps(self, request: Request) -> Generator[Step, None, None]:
         self._check_process()
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
         try:
             if self._session is None:
-                made = loop.steps(self.backend, [request], threshold=threshold, gate=self.gate, fused=fused)
+                made = loop.steps(self.backend, [request], gate=self.gate)
             else:
-                made = self._session.steps(request, threshold=threshold, fused=fused)
+                made = self._session.steps(request)
             for done in made:
                 yield from done
         finally:
             self._busy.release()
-
-
-def token_ids(prompt: Sequence[int] | Ints) -> Ints:
-    """Ids as int64 [length]. Raises UserError where they are not a row of whole numbers."""
-    ids = np.asarray(prompt if len(prompt) else np.zeros(0, np.int64))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UserError(f"the prompt is an array {list(ids.shape)} of {ids.dtype}; expected text or a row of token ids")
-    return ids.astype(np.int64)
 
 
 def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
@@ -245,10 +159,37 @@ def collect_answer(stream: Iterable[Block]) -> Answer:
         result = block.result
     if result is None:
         raise ValueError("the stream ended before its last block")
-    return Answer(text="".join(pieces), **asdict(result))
+    return Answer("".join(pieces), result)
 
 
-def worker_models(model: Model, workers: int | None) -> list[Model]:
-    """Returns one model per worker over the same weights; by default two, or one if the engine cannot be shared."""
-    count = workers or (2 if isinstance(model.backend, Shareable) else 1)
-    return [model, *(model.share() for _ in range(count - 1))]
+class ModelPool:
+    """Models over one copy of the weights, each lent to one request at a time: `take` one, `give` it back.
+
+    workers: how many there are; by default two, or one if the engine cannot be shared. Raises UserError for more of an
+    engine that cannot.
+    """
+
+    def __init__(self, model: Model, workers: int | None = None) -> None:
+        count = workers or (2 if isinstance(model.backend, Shareable) else 1)
+        self.models = (model, *(model.share() for _ in range(count - 1)))
+        self._idle, self._returned = list(self.models), threading.Condition()
+
+    def take(self) -> Model:
+        """Returns a model that is free, at once or after a wait."""
+        with self._returned:
+            self._returned.wait_for(lambda: self._idle)
+            return self._idle.pop()
+
+    def take_while(self, wanted: Callable[[], bool]) -> Model | None:
+        """Returns a model that is free; None once the request is not wanted any more, which is looked up every POLL."""
+        with self._returned:
+            while wanted():
+                if self._returned.wait_for(lambda: self._idle, POLL):
+                    return self._idle.pop()
+        return None
+
+    def give(self, model: Model) -> None:
+        """Takes back a model that was lent."""
+        with self._returned:
+            self._idle.append(model)
+            self._returned.notify()

@@ -26,7 +26,7 @@ from .cli import (
     served_name,
 )
 from .errors import UserError
-from .model import worker_models
+from .model import ModelPool
 from .server.sockets import is_local, listen, url_of
 
 if TYPE_CHECKING:
@@ -69,15 +69,21 @@ def serve(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(args.host, args.port) as place:
-        app = make_app(service(args, load_model(args)))
-        url = url_of(place)
+        served, url = service(args, load_model(args)), url_of(place)
+        app = make_app(served)
         if args.json:
-            print_json({"url": url, "model": served_name(args)})
+            print_json({"url": url, "model": served.name})
             sys.stdout.flush()
-        print(f"serving {served_name(args)} at {url}", file=sys.stderr, flush=True)
+        print(f"serving {served.name} at {url}", file=sys.stderr, flush=True)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
         make_server(app, args.drain).run(sockets=[place])
     return DONE
+
+
+def open_service(argv: Sequence[str]) -> Service:
+    """Returns what the command of these options would serve, for servers of another kind."""
+    args = options(argv)
+    return service(args, load_model(args))
 
 
 def service(args: argparse.Namespace, model: Model) -> Service:
@@ -87,18 +93,18 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.service import Service
     from .server.worker_pool import Workers
 
-    keys, models = api_keys(args.api_key_file), worker_models(model, args.workers)
+    keys, pool = api_keys(args.api_key_file), ModelPool(model, args.workers)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
     if args.adaptive_threshold is not None:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
-    workers = Workers(models, args.queue, threshold)
+    workers = Workers(pool, args.queue, threshold)
     own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
     return Service(
         model,
-        served_name(args),
+        served_name(args.bundle, args.name),
         workers,
         Counters(workers, threshold or own),
         most=args.max_tokens,

@@ -14,11 +14,12 @@ def main() -> None:
     prompt = (SAMPLES / "prompt_math.txt").read_text(encoding="utf-8").rstrip()
     answer = model.generate(prompt)
     print(answer.text)
-    print(f"-- {len(answer.token_ids)} tokens in {answer.forwards} forwards, {answer.seconds:.3f} s, {answer.finish}")
+    result = answer.result
+    print(f"-- {len(result.token_ids)} tokens in {result.forwards} forwards, {result.seconds:.3f} s, {result.finish}")
     ids = model.tokenizer.encode(prompt)  # int64 [length]; ids may be given in place of a text
-    assert model.generate(ids).token_ids == answer.token_ids
+    assert model.generate(ids).result.token_ids == result.token_ids
     for threshold in (1.0, 0.5):  # surer and slower, or the other way
-        print(f"-- threshold {threshold}: {model.generate(prompt, threshold=threshold).forwards} forwards")
+        print(f"-- threshold {threshold}: {model.generate(prompt, threshold=threshold).result.forwards} forwards")
 
 
 if __name__ == "__main__":

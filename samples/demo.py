@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Answer, load
+from runtime import load
 from runtime.contract import GateSpec
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from train import open_checkpoint
 from train.evaluation.evaluated_model import torch_backend
@@ -40,7 +41,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
-    requests = [Request(prompt, backend.contract.canvas) for prompt in ids]
+    requests = [Request(prompt, DecodeOptions(backend.contract.canvas)) for prompt in ids]
     generate(backend, requests[0], gate=ONE_A_STEP)  # a first run is slower, as the engine's is
     results = [generate(backend, request, gate=ONE_A_STEP) for request in requests]
     texts = []
@@ -50,7 +51,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     return texts, results
 
 
-def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result | Answer]]]) -> None:
+def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
     """Parity; forwards, tokens a forward and seconds over all prompts, and the first row against the last."""
     apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
     print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
@@ -82,7 +83,8 @@ def main() -> None:
     answers = [model.generate(prompt) for prompt in prompts]
     texts, slow = teacher_answers(prompts)
     print("\n== the same prompts by its teacher, one token a step")
-    table(json.loads(verified), [("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", answers)])
+    fast = [answer.result for answer in answers]
+    table(json.loads(verified), [("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", fast)])
     same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
     print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
 

@@ -16,7 +16,8 @@ from trt_bundle import plan_of
 
 from runtime.bundle import trust_records
 from runtime.bundle.store import read
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.trt.cuda import Cuda
 from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
@@ -38,7 +39,7 @@ def expected(prompt: str) -> tuple[int, ...]:
 def test_a_bundle_answers_as_it_did(name: str) -> None:
     model = load(GOLDEN / name, verify="always")
     for prompt in PROMPTS:
-        assert model.generate(prompt, raw=True, max_new_tokens=16).token_ids == expected(prompt)
+        assert model.generate(prompt, raw=True, max_new_tokens=16).result.token_ids == expected(prompt)
 
 
 @pytest.mark.parametrize("name", ["student.pt", "student-without-rope-scaling.pt", "directory"])
@@ -47,7 +48,7 @@ def test_a_checkpoint_answers_as_it_did(name: str) -> None:
     backend, words = TorchBackend(made.build(), contract_of(made)), made.read_tokenizer()
     for prompt in PROMPTS:
         ids = np.array(words.encode(prompt, add_special_tokens=False).ids)
-        assert generate(backend, Request(ids, 16)).token_ids == expected(prompt)
+        assert generate(backend, Request(ids, DecodeOptions(16))).token_ids == expected(prompt)
 
 
 def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
@@ -62,7 +63,10 @@ def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
     backend = open_engines(bundle, [engine], cuda=Cuda(cuda), library=lambda _: fake)
     ids = np.array(student.read_tokenizer().encode(PROMPTS[0], add_special_tokens=False).ids)
     reference = TorchBackend(student.build(), contract_of(student))
-    answers = [generate(each, Request(ids, 8), gate=bundle.contract.gate).token_ids for each in (backend, reference)]
+    answers = [
+        generate(each, Request(ids, DecodeOptions(8)), gate=bundle.contract.gate).token_ids
+        for each in (backend, reference)
+    ]
     assert answers[0] == answers[1]
 
 

@@ -56,7 +56,9 @@ def test_the_c_host_prints_pythons_answer_from_any_folder(built: Path, student: 
     done = run(built / "host", BUNDLE, PROMPTS[0], cwd=tmp_path, env=bare)
     answer = student.generate(PROMPTS[0])
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{answer.text}\n-- {len(answer.token_ids)} tokens in {answer.forwards} forwards\n"
+    assert (
+        done.stdout == f"{answer.text}\n-- {len(answer.result.token_ids)} tokens in {answer.result.forwards} forwards\n"
+    )
     assert done.stderr == ""
 
 
@@ -66,7 +68,7 @@ def test_the_cpp_host_answers_at_its_thresholds(built: Path, student: Model) -> 
     lines = [f"blocks of {student.contract.block}, its own threshold {student.gate.threshold}"]
     for threshold in (1.0, 0.9, 0.5):
         answer = student.generate(PROMPTS[1], threshold=threshold)
-        lines += [f"-- {threshold:g}: {answer.forwards} forwards", answer.text]
+        lines += [f"-- {threshold:g}: {answer.result.forwards} forwards", answer.text]
     assert (done.returncode, done.stdout) == (0, "\n".join(lines) + "\n"), done.stderr
 
 
@@ -81,7 +83,9 @@ def test_hosts_end_a_mistake_in_one_line(built: Path, tmp_path: Path) -> None:
 def test_four_threads_get_pythons_tokens(built: Path, student: Model) -> None:
     prompts = [student.tokenizer.encode(text).tolist() for text in (*PROMPTS, "How many?", "def f(x):", "Sum 2 and 5.")]
     report = soak(built, prompts, threads=4, requests=80)
-    assert report["answers"] == [list(student.generate(ids).token_ids) for ids in prompts] and report["differ"] == 0
+    assert (
+        report["answers"] == [list(student.generate(ids).result.token_ids) for ids in prompts] and report["differ"] == 0
+    )
 
 
 def test_a_thousand_requests_leave_nothing_behind(built: Path, student: Model) -> None:
@@ -155,7 +159,7 @@ def test_four_clients_of_the_service_get_pythons_answers(built: Path, student: M
         assert asked(place, b"caf\xe9") == ("", "error: prompt is not UTF-8 at byte 3; give UTF-8 text\n")
     for prompt, (text, ids) in zip(prompts, replies, strict=True):
         answer = student.generate(prompt)
-        assert (text, ids) == (answer.text, " ".join(map(str, answer.token_ids)) + "\n")
+        assert (text, ids) == (answer.text, " ".join(map(str, answer.result.token_ids)) + "\n")
 
 
 def test_the_environment_is_another_one_where_the_variable_says_so(built: Path, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_an_answer_is_pythons(
     prompt: str, threshold: float | None, opened: Opened, loaded: Any, student: Model
 ) -> None:
     given = {} if threshold is None else {"threshold": threshold}
-    wanted = asdict(student.generate(prompt, max_new_tokens=60, **given))
+    answer = student.generate(prompt, max_new_tokens=60, **given)
+    wanted = {"text": answer.text, **asdict(answer.result)}
     ids = student.tokenizer.encode(prompt).tolist()
     for form in ({"prompt": prompt.encode()}, {"token_ids": ids}):
         got = opened.ask(loaded, max_new_tokens=60, **form, **given)

@@ -97,11 +97,13 @@ def test_a_models_three_levels_draw_the_same(sampling: str) -> None:
     answer = model.generate(PROMPT, **options)
     assert "".join(block.text for block in model.stream(PROMPT, **options)) == answer.text
     last = list(model.steps(PROMPT, **options))[-1].result
-    assert last is not None and (last.token_ids, last.seed) == (answer.token_ids, -3) and answer.seed == -3
+    assert (
+        last is not None and (last.token_ids, last.seed) == (answer.result.token_ids, -3) and answer.result.seed == -3
+    )
     assert model.share().generate(PROMPT, **options).text == answer.text
     assert model.generate(PROMPT, temperature=2.0, seed=-4).text != answer.text
     request = model.request(PROMPT, temperature=2.0)
-    assert request.seed is not None and model.request(PROMPT, seed=5).seed is None
+    assert request.options.seed is not None and model.request(PROMPT, seed=5).options.seed is None
 
 
 def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from export import onnx as export
 from runtime import generate
-from runtime.decoding.loop import Request, steps
+from runtime.decoding.loop import steps
+from runtime.decoding.options import DecodeOptions, Request
 from train import collect, distill, evaluate, losses, open_checkpoint, tasks, teacher
 from train.checkpoint import Checkpoint, Decoding
 from train.data.bpe import train_tokenizer
@@ -128,7 +129,7 @@ def greedy(school: School) -> list[Trajectory]:
 def test_the_order_of_a_trajectory_rebuilds_every_canvas_that_the_decoder_had(school: School) -> None:
     saved, backend = backend_of(school.teacher)
     found = greedy(school)[:8]
-    requests = [Request(np.array(t.prompt), 12) for t in found]
+    requests = [Request(np.array(t.prompt), DecodeOptions(12)) for t in found]
     taken, block = [0] * len(found), backend.contract.block
     for done in steps(backend, requests, gate=collect.ONE_A_STEP):
         for step in done:
@@ -205,7 +206,9 @@ def test_student_bundle_answer_and_evaluation_are_one(
     answer = json.loads(capsys.readouterr().out)
     saved, backend = backend_of(student)
     ids = np.array(saved.read_tokenizer().encode(prompt).ids)
-    expected = [step.result for done in steps(backend, [Request(ids, 12)]) for step in done if step.result]
+    expected = [
+        step.result for done in steps(backend, [Request(ids, DecodeOptions(12))]) for step in done if step.result
+    ]
     assert tuple(answer["token_ids"]) == expected[0].token_ids and answer["forwards"] == expected[0].forwards
 
 

@@ -13,7 +13,8 @@ from tiny import BLOCK, END, MASK, VOCAB, Scripted, arbitrary
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decoding.loop import Request, generate_batch, steps
+from runtime.decoding.loop import generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from train.torch_backend import TorchBackend
 
 
@@ -49,7 +50,7 @@ def test_whatever_the_scores_blocks_end_in_time(
     seed: int,
 ) -> None:
     backend = Scripted(tiny.contract(gate=gate, alignment=alignment, shift=shift, attention=attention), arbitrary(seed))
-    requests = [Request(np.full(length, MASK), wanted) for length, wanted in sizes]
+    requests = [Request(np.full(length, MASK), DecodeOptions(wanted)) for length, wanted in sizes]
     taken: dict[tuple[int, int], int] = {}
     results = {}
     for done in steps(backend, requests, fused=fused):
@@ -85,7 +86,7 @@ def test_whatever_the_logits_no_mask_is_emitted(
     gate: dict[str, Any], alignment: str, shift: bool, attention: str, fused: bool, lead: float, levels: int, seed: int
 ) -> None:
     contract = tiny.contract(gate=gate, alignment=alignment, shift=shift, attention=attention)
-    requests = [Request(np.full(length, MASK), 9) for length in (1, 6)]
+    requests = [Request(np.full(length, MASK), DecodeOptions(9)) for length in (1, 6)]
     for result in generate_batch(Scripted(contract, mask_first(seed, lead, levels)), requests, fused=fused):
         assert MASK not in result.token_ids
 

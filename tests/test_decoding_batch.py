@@ -22,7 +22,8 @@ from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
-from runtime.decoding.loop import Request, answers, generate, generate_batch, steps
+from runtime.decoding.loop import answers, generate, generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.trt.chunked_prefill import check_bounds
 from runtime.errors import UserError
@@ -36,7 +37,7 @@ def told(result: Result) -> tuple[Any, ...]:
 
 
 def requests(rng: random.Random, most: int = 3 * BLOCK) -> list[Request]:
-    return [Request(tiny.prompt(rng, length), rng.randrange(1, most + 1)) for length in LENGTHS]
+    return [Request(tiny.prompt(rng, length), DecodeOptions(rng.randrange(1, most + 1))) for length in LENGTHS]
 
 
 class Bounded:
@@ -103,7 +104,7 @@ def test_a_place_is_filled_at_the_step_after_its_answer() -> None:
         return proposal(*zip(*lines, strict=True))
 
     backend = Scripted(tiny.contract(), script)
-    asked = [Request(np.array([first, 7]), BLOCK) for first in (5, 6, 5, 5)]
+    asked = [Request(np.array([first, 7]), DecodeOptions(BLOCK)) for first in (5, 6, 5, 5)]
     seen = [[(step.row, step.slot) for step in done] for done in steps(backend, asked, slots=2)]
     assert seen[:3] == [[(0, 0), (1, 1)], [(2, 0), (1, 1)], [(3, 0), (1, 1)]]
     assert backend.opened == [(2, 2 + BLOCK)]
@@ -115,7 +116,7 @@ def test_a_request_is_taken_from_the_stream_when_the_one_before_it_has_its_place
     def stream() -> Iterator[Request]:
         for number in range(5):
             taken.append(number)
-            yield Request(np.array([5]), BLOCK)
+            yield Request(np.array([5]), DecodeOptions(BLOCK))
 
     backend = Scripted(tiny.contract(), canvases(*[([9] * BLOCK, [0.9] * BLOCK)] * 5))
     found = answers(backend, stream(), 1)
@@ -127,8 +128,8 @@ def test_a_request_is_taken_from_the_stream_when_the_one_before_it_has_its_place
 def test_a_wide_prompt_waits_until_there_is_room_beside_the_others() -> None:
     """Its forward is as wide for all: behind a sequence that is far on, its padding would lie outside the cache."""
     contract, model, rng = tiny.contract(capacity=32), tiny.model(1), random.Random(1)
-    asked = [Request(tiny.prompt(rng, 8), 24, threshold=1.0), Request(tiny.prompt(rng, 2), 1),
-             Request(tiny.prompt(rng, 20), 4)]  # fmt: skip
+    sizes = ((8, DecodeOptions(24, threshold=1.0)), (2, DecodeOptions(1)), (20, DecodeOptions(4)))
+    asked = [Request(tiny.prompt(rng, length), options) for length, options in sizes]
     inner = Bounded(TorchBackend(model, contract))
     alone = [generate(TorchBackend(model, contract), request).token_ids for request in asked]
     assert [result.token_ids for result in answers(inner, asked, 2)] == alone
@@ -138,19 +139,21 @@ def test_a_wide_prompt_waits_until_there_is_room_beside_the_others() -> None:
 
 def test_a_request_that_does_not_fit_ends_the_stream_where_it_stands() -> None:
     backend = TorchBackend(tiny.model(3), tiny.contract())
-    stream = answers(backend, [Request(np.array([5]), 4), Request(np.array([], np.int64), 4)], 1)
+    stream = answers(
+        backend, [Request(np.array([5]), DecodeOptions(4)), Request(np.array([], np.int64), DecodeOptions(4))], 1
+    )
     with pytest.raises(UserError, match="the prompt is empty"):
         list(stream)
     assert list(answers(backend, [], 1)) == []
     with pytest.raises(UserError, match="slots is 0; expected at least 1"):
         next(answers(backend, [], 0))
     with pytest.raises(UserError, match="slots is 0"):
-        generate_batch(backend, [Request(np.array([5]), 4)], slots=0)
+        generate_batch(backend, [Request(np.array([5]), DecodeOptions(4))], slots=0)
 
 
 def test_seconds_count_from_when_a_request_has_its_place() -> None:
     backend = TorchBackend(tiny.model(3), tiny.contract())
-    asked = [Request(np.array([5, 6]), 3 * BLOCK)] * 4
+    asked = [Request(np.array([5, 6]), DecodeOptions(3 * BLOCK))] * 4
     found = generate_batch(backend, asked, threshold=1.0, slots=1)
     whole = sum(result.seconds for result in found)
     assert all(0 < result.seconds < 0.6 * whole for result in found)
@@ -174,7 +177,7 @@ def test_places_that_stay_free_are_given_up_from_a_quarter_of_them_on() -> None:
         batches.append(len(forward.input_ids))
         return proposal(*zip(*[short if 5 in ids else long for ids in forward.input_ids], strict=True))
 
-    asked = [Request(np.array([first, 7]), BLOCK) for first in (6, 6, 6, 5, 5)]
+    asked = [Request(np.array([first, 7]), DecodeOptions(BLOCK)) for first in (6, 6, 6, 5, 5)]
     assert len(list(answers(Scripted(tiny.contract(), script), asked, 4))) == 5
     assert batches == [4, 4, 3, 3]  # not while somebody waits
 
@@ -193,6 +196,6 @@ def test_a_requests_threshold_is_checked_against_the_vocabulary() -> None:
     gate = GateSpec(metric="entropy", comparator="<=", threshold=0.1)
     backend = TorchBackend(tiny.model(8), tiny.contract(gate=asdict(gate)))
     most = math.log(backend.contract.vocab)
-    assert generate(backend, Request(np.array([5]), 4, threshold=most)).token_ids
+    assert generate(backend, Request(np.array([5]), DecodeOptions(4, threshold=most))).token_ids
     with pytest.raises(UserError, match="threshold"):
-        generate(backend, Request(np.array([5]), 4, threshold=most + 1))
+        generate(backend, Request(np.array([5]), DecodeOptions(4, threshold=most + 1)))

@@ -16,7 +16,8 @@ from tiny import BLOCK, END, MASK, VOCAB
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
-from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import NumericalError
 from train.torch_backend import TorchBackend
 
@@ -74,7 +75,10 @@ def test_cached_decoding_equals_recomputing_everything() -> None:
         case = f"seed {seed}, run {runs}: {alignment}, shift {shift}, {attention}, fused {fused}, prompt {length}"
         answer, finish, moments = slow_decode(model, contract, prompt.tolist(), wanted, threshold)
         backend = Noisy(TorchBackend(model, contract), rng.randrange(2**31))
-        got = [step for [step] in steps(backend, [Request(prompt, wanted)], threshold=threshold, fused=fused)]
+        got = [
+            step
+            for [step] in steps(backend, [Request(prompt, DecodeOptions(wanted))], threshold=threshold, fused=fused)
+        ]
         runs += 1
         assert backend.worst <= CLOSE, case
         trace = [(tuple(step.tokens), tuple(step.open)) for step in got]
@@ -104,7 +108,8 @@ def test_rows_of_a_ragged_batch_equal_their_solo_runs(alignment: str, shift: boo
     contract = tiny.contract(alignment=alignment, shift=shift, attention=attention)
     rng, model = random.Random(5), tiny.model(11)
     requests = [
-        Request(tiny.prompt(rng, length), wanted) for length, wanted in zip(LENGTHS, (12, 2, 9, 6, 11), strict=True)
+        Request(tiny.prompt(rng, length), DecodeOptions(wanted))
+        for length, wanted in zip(LENGTHS, (12, 2, 9, 6, 11), strict=True)
     ]
     backend, options = TorchBackend(model, contract), {"threshold": 0.4, "fused": fused}
     together = generate_batch(backend, requests, **options)
@@ -127,13 +132,13 @@ def test_blocks_of_one_with_shift_are_plain_greedy_decoding(alignment: str) -> N
             logits = model.logits(hidden[0, -1])
             logits[MASK] = float("-inf")
             ids.append(int(logits.argmax()))
-    result = generate(TorchBackend(model, contract), Request(prompt, 12))
+    result = generate(TorchBackend(model, contract), Request(prompt, DecodeOptions(12)))
     assert list(result.token_ids) == ids[5:], f"seed {seed}"
     assert (result.steps, result.commits, result.forwards) == (0, len(ids) - 6, len(ids) - 6), f"seed {seed}"
 
 
 def test_a_model_with_damaged_weights_stops_decoding_and_leaves_nothing_to_the_next_request() -> None:
-    contract, model, request = tiny.contract(), tiny.model(3), Request(np.array([5, 6]), 8)
+    contract, model, request = tiny.contract(), tiny.model(3), Request(np.array([5, 6]), DecodeOptions(8))
     backend = TorchBackend(model, contract)
     sound = generate(backend, request).token_ids
     weight = model.layers[0].mlp.down_proj.weight
@@ -150,7 +155,7 @@ def test_a_model_with_damaged_weights_stops_decoding_and_leaves_nothing_to_the_n
 def test_a_cache_full_of_nan_behind_what_is_visible_changes_nothing(fused: bool, alignment: str) -> None:
     """In a ragged batch, where the shorter rows' attention runs over what lies behind their ends."""
     contract, model, rng = tiny.contract(alignment=alignment), tiny.model(3), random.Random(1)
-    requests = [Request(tiny.prompt(rng, length), 12) for length in (5, 1, 14)]
+    requests = [Request(tiny.prompt(rng, length), DecodeOptions(12)) for length in (5, 1, 14)]
     clean = [generate(TorchBackend(model, contract), request, fused=fused) for request in requests]
     backend = Noisy(TorchBackend(model, contract), 0, float("nan"))
     dirty = generate_batch(backend, requests, fused=fused)

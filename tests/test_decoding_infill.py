@@ -22,7 +22,8 @@ from runtime import generate as command
 from runtime import load
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
 from runtime.decoding.block_layout import room_before_suffix
-from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from train.storage.student_pt import save
@@ -79,7 +80,7 @@ def test_infilling_equals_recomputing_everything(alignment: str, shift: bool, at
         if closest < 1e-5:
             continue
         for fused in (True, False):
-            request = Request(prompt, gap, threshold=threshold, suffix=suffix)
+            request = Request(prompt, DecodeOptions(gap, threshold=threshold, suffix=suffix))
             result = generate(TorchBackend(model, contract), request, fused=fused)
             assert list(result.token_ids) == expected, f"seed {seed}"
             # a candidate may decide the last open position without a forward, where the slow way needs a step
@@ -94,7 +95,9 @@ def test_what_follows_changes_what_is_written_before_it(attention: str) -> None:
     rng, answers = random.Random(0), set()
     backend = TorchBackend(tiny.model(0), tiny.contract(attention=attention, block=8, canvas=8))
     for _ in range(10):
-        answers.add(generate(backend, Request(np.array([5, 6, 7]), 4, suffix=tiny.prompt(rng, 3))).token_ids)
+        answers.add(
+            generate(backend, Request(np.array([5, 6, 7]), DecodeOptions(4, suffix=tiny.prompt(rng, 3)))).token_ids
+        )
     assert len(answers) > 1
 
 
@@ -102,8 +105,8 @@ def test_rows_of_a_ragged_batch_equal_their_solo_runs() -> None:
     seed = tiny.fresh_seed()
     rng, model = random.Random(seed), tiny.model(seed)
     contract = tiny.contract(attention="full", block=4, canvas=12)
-    requests = [Request(tiny.prompt(rng, n), 5, 0.4, suffix=tiny.prompt(rng, n)) for n in (1, 3, 7)]
-    requests.append(Request(tiny.prompt(rng, 4), 9, 0.4))
+    requests = [Request(tiny.prompt(rng, n), DecodeOptions(5, 0.4, suffix=tiny.prompt(rng, n))) for n in (1, 3, 7)]
+    requests.append(Request(tiny.prompt(rng, 4), DecodeOptions(9, 0.4)))
     together = generate_batch(TorchBackend(model, contract), requests)
     alone = [generate(TorchBackend(model, contract), request) for request in requests]
     assert [r.token_ids for r in together] == [r.token_ids for r in alone], f"seed {seed}"
@@ -111,7 +114,9 @@ def test_rows_of_a_ragged_batch_equal_their_solo_runs() -> None:
 
 def test_positions_behind_the_suffix_are_masks_that_no_step_fills() -> None:
     backend = Scripted(tiny.contract(block=8, canvas=8), lambda forward: proposal([[9] * 8], [[0.3, 0.2] + [0.99] * 6]))
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), 2, suffix=np.array([7, END, MASK]))])]
+    seen = [
+        step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(2, suffix=np.array([7, END, MASK])))])
+    ]
     assert [step.tokens.tolist() for step in seen] == [
         [9, MASK, 7, END, MASK, MASK, MASK, MASK], [9, 9, 7, END, MASK, MASK, MASK, MASK],
     ]  # fmt: skip
@@ -123,7 +128,7 @@ def test_positions_behind_the_suffix_are_masks_that_no_step_fills() -> None:
 def test_an_end_token_ends_what_stands_before_the_suffix() -> None:
     line = [[9, END, 9, 9]], [[0.9, 0.9, 0.1, 0.1]]
     backend = Scripted(tiny.contract(canvas=BLOCK), lambda forward: proposal(*line))
-    result = generate(backend, Request(np.array([5]), 3, suffix=np.array([7])))
+    result = generate(backend, Request(np.array([5]), DecodeOptions(3, suffix=np.array([7]))))
     assert (result.token_ids, result.finish, result.forwards) == ((9, END), "eos", 1)
 
 
@@ -132,7 +137,7 @@ def test_the_share_that_is_out_does_not_count_the_suffix() -> None:
     line = [[END] + [9] * 7], [[0.9, 0.8] + [0.1] * 6]
     backend = Scripted(tiny.contract(block=8, canvas=8), lambda forward: proposal(*line))
     gate, suffix = GateSpec(threshold=0.5, eos_guard=0.5), np.array([7] * 4)
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), 4, suffix=suffix)], gate=gate)]
+    seen = [step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(4, suffix=suffix))], gate=gate)]
     assert [np.flatnonzero(step.accepted).tolist() for step in seen] == [[1], [2], [0]]
 
 
@@ -150,7 +155,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
     contract: dict[str, Any], prompt: int, tokens: int, suffix: list[int], said: str
 ) -> None:
     backend = Scripted(tiny.contract(**contract), lambda forward: proposal([[9] * 4], [[0.9] * 4]))
-    request = Request(np.full(prompt, 5), tokens, suffix=np.array(suffix))
+    request = Request(np.full(prompt, 5), DecodeOptions(tokens, suffix=np.array(suffix)))
     with pytest.raises(UserError, match=said):
         generate(backend, request)
     assert backend.forwards == [] and backend.opened == []
@@ -166,7 +171,7 @@ def test_an_exported_student_infills_as_in_pytorch(
     model, rng = load(tmp_path / "student.bundle"), random.Random(3)
     suffixes = [tiny.prompt(rng, n) for n in (1, 2, 3, 1, 2)]
     requests = [
-        Request(tiny.prompt(rng, n), 1 if len(s) == 3 else 2, suffix=s)
+        Request(tiny.prompt(rng, n), DecodeOptions(1 if len(s) == 3 else 2, suffix=s))
         for n, s in zip((1, 3, 4, 5, 14), suffixes, strict=True)
     ]
     assert isinstance(model.backend, OrtBackend)
@@ -180,20 +185,23 @@ def test_an_exported_student_infills_as_in_pytorch(
     gap = BLOCK - 1 if attention == "block_causal" else 8 - 1
     encoded = saved.read_tokenizer().encode
     ids, behind = np.array(encoded("a b").ids), np.array(encoded("b").ids)
-    expected = generate(TorchBackend(saved.build(), contract_of(saved)), Request(ids, gap, suffix=behind))
+    expected = generate(
+        TorchBackend(saved.build(), contract_of(saved)), Request(ids, DecodeOptions(gap, suffix=behind))
+    )
     assert tuple(told["token_ids"]) == expected.token_ids and len(behind) == 1
 
 
 def test_the_python_api_takes_a_suffix_as_text_or_ids_and_shows_the_same(tmp_path: Path) -> None:
     model = load(speaking_bundle(tmp_path, "ab", "cdef"))
     answer = model.generate("ab", max_new_tokens=3, suffix="xyz")
-    assert (answer.text, answer.finish) == ("cde", "length")
+    assert (answer.text, answer.result.finish) == ("cde", "length")
     assert (
-        model.generate("ab", max_new_tokens=3, suffix=[BYTES + byte for byte in b"xyz"]).token_ids == answer.token_ids
+        model.generate("ab", max_new_tokens=3, suffix=[BYTES + byte for byte in b"xyz"]).result.token_ids
+        == answer.result.token_ids
     )
     assert "".join(block.text for block in model.stream("ab", max_new_tokens=3, suffix="xyz")) == "cde"
     [first, *_] = model.steps("ab", max_new_tokens=3, suffix="x")
     assert first.tokens.tolist() == [BYTES + byte for byte in b"cdex"]
-    assert model.request("ab", suffix="x").max_new_tokens == 40 - 1  # of a full model the whole canvas
+    assert model.request("ab", suffix="x").options.max_new_tokens == 40 - 1  # of a full model the whole canvas
     with pytest.raises(UserError, match="ask for at most 38"):
         model.generate("ab", max_new_tokens=39, suffix="xy")

@@ -18,7 +18,8 @@ from tiny import BLOCK, Scripted, canvases
 
 from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from train.collect import ONE_A_STEP, collect, gate_of
 from train.data.trajectories import NEVER_ACCEPTED
 from train.losses import log_probs
@@ -61,7 +62,7 @@ def test_open_rows_give_the_answers_of_every_row(alignment: str, shift: bool, at
     reference, engine = pair(source, tmp_path)
     fewer = 0
     for length, fused in itertools.product(LENGTHS, (False, True)):
-        request = Request(tiny.prompt(rng, length), 10)
+        request = Request(tiny.prompt(rng, length), DecodeOptions(10))
         threshold = middling(reference.model, reference.contract, request.prompt.tolist())
         for backend in (reference, engine):
             slow = EveryRow(backend)
@@ -78,7 +79,7 @@ def test_open_rows_of_a_ragged_batch_give_the_answers_of_every_row(attention: st
     rng, model = random.Random(seed), tiny.model(seed)
     for alignment, shift in itertools.product(ALIGNMENTS, (False, True)):
         backend = TorchBackend(model, tiny.contract(alignment=alignment, shift=shift, attention=attention))
-        requests = [Request(tiny.prompt(rng, length), rng.randrange(3, 13)) for length in LENGTHS]
+        requests = [Request(tiny.prompt(rng, length), DecodeOptions(rng.randrange(3, 13))) for length in LENGTHS]
         answers = [[r.token_ids for r in generate_batch(each, requests)] for each in (backend, EveryRow(backend))]
         assert answers[0] == answers[1], f"BLOCKSTEP_SEED={seed}"
 
@@ -101,13 +102,13 @@ LINES = (
 )
 def test_a_forward_asks_for_the_open_positions_of_its_canvas(fused: bool, shift: bool, rows: list[list[int]]) -> None:
     backend = Scripted(tiny.contract(shift=shift), canvases(*LINES))
-    list(steps(backend, [Request(np.array([5, 6, 7]), 2 * BLOCK)], fused=fused))
+    list(steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))], fused=fused))
     assert [forward.rows[0].tolist() for forward in backend.forwards] == rows
 
 
 def test_a_step_tells_what_it_asked_and_how_sure_each_position_last_was() -> None:
     backend = Scripted(tiny.contract(), canvases(*LINES))
-    first, second, *_ = (step for [step] in steps(backend, [Request(np.array([5, 6, 7]), 2 * BLOCK)]))
+    first, second, *_ = (step for [step] in steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))]))
     assert first.asked.tolist() == [0, 1, 2, 3] and second.asked.tolist() == [1, 3]
     assert first.confidence.tolist() == np.float32([0.9, 0.1, 0.9, 0.1]).tolist()
     assert second.confidence.tolist() == np.float32([0.9, 0.8, 0.9, 0.7]).tolist()
@@ -120,7 +121,7 @@ def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool, 
     backend = TorchBackend(model, contract, keep_hidden=True)
     asked, gate = [tiny.prompt(rng, length) for length in LENGTHS], gate_of(threshold)
     found = collect(backend, asked, 3 * BLOCK, tiny.PAD, gate)
-    requests = [Request(prompt, 3 * BLOCK) for prompt in asked]
+    requests = [Request(prompt, DecodeOptions(3 * BLOCK)) for prompt in asked]
     alone, one_a_step = ([generate(backend, each, gate=g) for each in requests] for g in (gate, ONE_A_STEP))
     for each, result in zip(found, alone, strict=True):
         assert each.tokens[: len(result.token_ids)].tolist() == list(result.token_ids)

@@ -21,7 +21,8 @@ from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
 from runtime.decoding.block_layout import committed_prompt, prompt_visible, reusable
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.prefix_cache import Session
 from runtime.decoding.request_state import Result
 from runtime.errors import NumericalError, UserError
@@ -69,7 +70,7 @@ def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result,
     session, text = Session(counted), tiny.prompt(rng, 3 * BLOCK + 1)
     first, found = text, []
     for turn in range(6):
-        request = Request(text, 2 * BLOCK + 3, threshold=0.5)
+        request = Request(text, DecodeOptions(2 * BLOCK + 3, threshold=0.5))
         counted.widths.clear()
         *_, [last] = session.steps(request, fused=fused)
         kept = sum(width for _, width in counted.widths)
@@ -111,7 +112,7 @@ def test_a_model_that_cannot_keep_a_prefix_is_refused(contract: dict[str, str], 
 def test_an_answer_that_is_left_keeps_what_was_committed_and_one_that_fails_nothing() -> None:
     contract, model = tiny.contract(alignment="absolute"), tiny.model(2)
     backend = Bounded(TorchBackend(model, contract))
-    session, request = Session(backend), Request(np.arange(3, 3 + 3 * BLOCK), 3 * BLOCK, threshold=1.0)
+    session, request = Session(backend), Request(np.arange(3, 3 + 3 * BLOCK), DecodeOptions(3 * BLOCK, threshold=1.0))
     expected = generate(TorchBackend(model, contract), request).token_ids
     running = session.steps(request)
     next(running)
@@ -124,7 +125,7 @@ def test_an_answer_that_is_left_keeps_what_was_committed_and_one_that_fails_noth
     sound = weight.clone()
     weight[0, 0] = float("nan")
     with pytest.raises(NumericalError):
-        list(session.steps(Request(np.array([9, 9]), 4)))
+        list(session.steps(Request(np.array([9, 9]), DecodeOptions(4))))
     weight.copy_(sound)
     backend.widths.clear()
     *_, [last] = session.steps(request)
@@ -138,11 +139,11 @@ def test_sessions_of_a_model_have_caches_of_their_own(tmp_path: Path) -> None:
     model = Model(engine, tokenizer, engine.contract.gate, "ort-fp32", "fp32")
     one, other, ids = model.session(), model.session(), list(range(3, 12))
     for turn in range(3):
-        expected = model.generate(ids, max_new_tokens=6).token_ids
-        assert one.generate(ids, max_new_tokens=6).token_ids == expected
+        expected = model.generate(ids, max_new_tokens=6).result.token_ids
+        assert one.generate(ids, max_new_tokens=6).result.token_ids == expected
         assert (
-            other.generate(ids[turn:], max_new_tokens=6).token_ids
-            == model.generate(ids[turn:], max_new_tokens=6).token_ids
+            other.generate(ids[turn:], max_new_tokens=6).result.token_ids
+            == model.generate(ids[turn:], max_new_tokens=6).result.token_ids
         )
         ids += [*expected, 5, 6]
     with pytest.raises(UserError, match="without a cache"):

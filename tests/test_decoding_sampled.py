@@ -16,7 +16,8 @@ from tiny import BLOCK, VOCAB, Scripted, proposal
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decoding.loop import Request, generate, generate_batch, steps
+from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.decoding.sampling import uniforms
 from runtime.errors import NumericalError, UserError
@@ -35,7 +36,10 @@ def kinds(alignment: str, shift: bool, attention: str, **changes: Any) -> dict[s
 def requests(seed: int, temperatures: tuple[float, ...] = (0.8, 2.0, 0.0, 1.0, 0.5)) -> list[Request]:
     rng = random.Random(seed)
     return [
-        Request(tiny.prompt(rng, length), wanted, temperature=temperature, seed=rng.randrange(-(2**63), 2**63))
+        Request(
+            tiny.prompt(rng, length),
+            DecodeOptions(wanted, temperature=temperature, seed=rng.randrange(-(2**63), 2**63)),
+        )
         for length, wanted, temperature in zip(LENGTHS, (12, 2, 9, 6, 11), temperatures, strict=True)
     ]
 
@@ -44,10 +48,10 @@ def picked(request: Request) -> Any:
     """How the slow decode chooses: from the best TOP tokens, by powers of their probabilities, with one number."""
 
     def pick(probabilities: torch.Tensor, position: int, step: int) -> int:
-        assert request.seed is not None
+        assert request.options.seed is not None
         best = probabilities.topk(TOP)
-        weights = best.values ** (1 / request.temperature)
-        sought = float(uniforms(request.seed, position, 1, step)[0]) * float(weights.sum())
+        weights = best.values ** (1 / request.options.temperature)
+        sought = float(uniforms(request.options.seed, position, 1, step)[0]) * float(weights.sum())
         return int(best.indices[int((weights.cumsum(0) <= sought).sum())])
 
     return pick
@@ -60,13 +64,13 @@ def test_answers_are_those_of_the_definition(alignment: str, shift: bool, attent
         model = tiny.model(seed)
         for request in requests(seed, (0.8, 2.0, 0.3, 1.0, 5.0)):
             answer, finish, moments = slow_decode(
-                model, contract, request.prompt.tolist(), request.max_new_tokens, 0.4, pick=picked(request)
+                model, contract, request.prompt.tolist(), request.options.max_new_tokens, 0.4, pick=picked(request)
             )
             got = [s for [s] in steps(TorchBackend(model, contract), [request], threshold=0.4, fused=fused)]
             assert [(tuple(s.tokens), tuple(s.open)) for s in got] == [(m.tokens, m.open) for m in moments]
             result = got[-1].result
             assert result is not None and (list(result.token_ids), result.finish) == (answer, finish)
-            plain = Request(request.prompt, request.max_new_tokens)
+            plain = Request(request.prompt, DecodeOptions(request.options.max_new_tokens))
             greedy += generate(TorchBackend(model, contract), plain, threshold=0.4).token_ids == result.token_ids
     assert greedy < 8, "the draws change hardly anything"
 
@@ -86,7 +90,9 @@ def test_a_batch_is_its_solo_runs_and_fused_is_separate(alignment: str, shift: b
             assert same(row, alone)
         for request, alone in zip(asked, solo, strict=True):
             assert same(generate(backend, request, threshold=0.4, fused=fused), alone)
-    assert [each.seed for each in solo] == [request.seed if request.temperature else None for request in asked]
+    assert [each.seed for each in solo] == [
+        request.options.seed if request.options.temperature else None for request in asked
+    ]
 
 
 def test_a_greedy_request_is_what_it_was_beside_sampled_ones_and_with_top_tokens() -> None:
@@ -94,7 +100,7 @@ def test_a_greedy_request_is_what_it_was_beside_sampled_ones_and_with_top_tokens
         model, asked = tiny.model(4), requests(6)
         without = TorchBackend(model, tiny.contract(shift=shift))
         together = generate_batch(TorchBackend(model, tiny.contract(shift=shift, top_k=TOP)), asked, fused=fused)
-        alone = generate(without, Request(asked[2].prompt, asked[2].max_new_tokens), fused=fused)
+        alone = generate(without, Request(asked[2].prompt, DecodeOptions(asked[2].options.max_new_tokens)), fused=fused)
         assert same(together[2], alone) and together[2].seed is None
 
 
@@ -104,7 +110,7 @@ def test_seeds_decide_and_nothing_else() -> None:
 
     def answers(seeds: Iterator[int | None] | range) -> list[Result]:
         backend = TorchBackend(model, contract)
-        return [generate(backend, Request(prompt, 12, temperature=2.0, seed=seed)) for seed in seeds]
+        return [generate(backend, Request(prompt, DecodeOptions(12, temperature=2.0, seed=seed))) for seed in seeds]
 
     first, again = answers(range(12)), answers(range(12))
     assert [each.token_ids for each in first] == [each.token_ids for each in again]
@@ -119,8 +125,8 @@ def test_a_temperature_near_0_gives_the_greedy_answer() -> None:
     contract = tiny.contract(top_k=TOP)
     for seed, length in enumerate(LENGTHS):
         backend, prompt = TorchBackend(tiny.model(seed), contract), tiny.prompt(random.Random(seed), length)
-        cold = generate(backend, Request(prompt, 12, temperature=1e-6, seed=seed))
-        assert cold.token_ids == generate(backend, Request(prompt, 12)).token_ids
+        cold = generate(backend, Request(prompt, DecodeOptions(12, temperature=1e-6, seed=seed)))
+        assert cold.token_ids == generate(backend, Request(prompt, DecodeOptions(12))).token_ids
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
@@ -129,7 +135,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     backend = Scripted(tiny.contract(top_k=3, block=8, canvas=8), with_top(likely))
     counts = np.zeros(VOCAB)
     for seed in range(1000):
-        tokens = generate(backend, Request(np.array([5]), 8, temperature=0.5, seed=seed), threshold=0.0).token_ids
+        tokens = generate(
+            backend, Request(np.array([5]), DecodeOptions(8, temperature=0.5, seed=seed)), threshold=0.0
+        ).token_ids
         counts += np.bincount(tokens, minlength=VOCAB)
     expected = 8000 * np.array([0.36, 0.09, 0.01]) / 0.46
     assert (np.abs(counts[[10, 11, 12]] - expected) < 4 * np.sqrt(expected)).all() and counts.sum() == 8000
@@ -151,16 +159,16 @@ def with_top(log_prob: np.ndarray) -> tiny.Script:
 
 def test_top_tokens_are_asked_for_where_a_request_is_sampled_and_only_there() -> None:
     backend = Scripted(tiny.contract(top_k=3), with_top(np.log(np.array([0.6, 0.3, 0.1], np.float32))))
-    generate(backend, Request(np.array([5]), 8))
+    generate(backend, Request(np.array([5]), DecodeOptions(8)))
     greedy = len(backend.forwards)
-    generate(backend, Request(np.array([5]), 8, temperature=1.0, seed=1))
+    generate(backend, Request(np.array([5]), DecodeOptions(8, temperature=1.0, seed=1)))
     asked = [forward.top for forward in backend.forwards]
     assert not any(asked[:greedy]) and all(asked[greedy:]) and len(asked) > greedy > 0
 
 
 def test_a_draw_of_low_confidence_is_made_again_at_the_next_step() -> None:
     backend = Scripted(tiny.contract(top_k=3), with_top(np.log(np.array([0.6, 0.3, 0.1], np.float32))))
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), 4, temperature=1.0, seed=3)])]
+    seen = [step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(4, temperature=1.0, seed=3))])]
     assert len(seen) > 1  # 0.5 is the threshold: what was drawn with 0.3 or 0.1 stays open
     for step in seen:
         assert (step.confidence[step.accepted] >= 0.5).all() or step.accepted.sum() == 1
@@ -179,14 +187,14 @@ def test_what_cannot_be_sampled_is_refused_before_any_work(
 ) -> None:
     backend = Scripted(tiny.contract(**changes), lambda forward: proposal([[3] * 4], [[0.9] * 4]))
     with pytest.raises(UserError, match=said):
-        generate(backend, Request(np.array([5]), 4, **request_))
+        generate(backend, Request(np.array([5]), DecodeOptions(4, **request_)))
     assert not backend.opened and not backend.forwards
 
 
 def test_top_tokens_that_are_no_numbers_stop_decoding() -> None:
     backend = Scripted(tiny.contract(top_k=2), with_top(np.array([np.nan, np.nan], np.float32)))
     with pytest.raises(NumericalError, match="not finite"):
-        generate(backend, Request(np.array([5]), 4, temperature=1.0))
+        generate(backend, Request(np.array([5]), DecodeOptions(4, temperature=1.0)))
 
 
 def test_the_host_draws_as_the_pytorch_backend_does_over_the_whole_vocabulary() -> None:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from runtime import load
 from runtime.backend import Forward
 from runtime.bundle.store import Bundle, read
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import load_session
 from runtime.engines.ort.ort_cuda import CUDA
 from runtime.engines.trt.cuda import load_cuda
@@ -95,7 +96,7 @@ def prompts(count: int, vocab: int) -> list[NDArray[np.int64]]:
 
 def test_answers_are_those_of_pytorch(backend: TrtBackend, reference: TorchBackend) -> None:
     """fp16 may decide otherwise where PyTorch decides by little; one answer in twenty is allowed to."""
-    asked = [Request(prompt, 48) for prompt in prompts(40, backend.contract.vocab)]
+    asked = [Request(prompt, DecodeOptions(48)) for prompt in prompts(40, backend.contract.vocab)]
     same = [generate(backend, each).token_ids == generate(reference, each).token_ids for each in asked]
     print(f"{sum(same)} of {len(same)} answers are PyTorch's, token for token")
     assert sum(same) >= 0.95 * len(same)
@@ -183,7 +184,8 @@ def test_most_answers_of_onnxruntime_on_the_gpu_are_the_cpus(halves: tuple[Model
     here, there = halves
     asked = prompts(40, here.contract.vocab)
     same = [
-        there.generate(each, max_new_tokens=48).token_ids == here.generate(each, max_new_tokens=48).token_ids
+        there.generate(each, max_new_tokens=48).result.token_ids
+        == here.generate(each, max_new_tokens=48).result.token_ids
         for each in asked
     ]
     print(f"{sum(same)} of {len(same)} answers are the CPU's, token for token")

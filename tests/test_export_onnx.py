@@ -25,7 +25,8 @@ from export.proof import held_out
 from export.proof.compare import Distance, Parity, worst
 from export.proof.prove import prove, sample_requests
 from runtime.bundle import store
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
@@ -189,7 +190,7 @@ def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
     made = store.write(tmp_path / "out.bundle", contract, engine, files, source.tokenizer, None, {})
     shutil.rmtree(tmp_path / "traced")
-    request = Request(np.array([5, 6, 7]), 6)
+    request = Request(np.array([5, 6, 7]), DecodeOptions(6))
     ours = generate(TorchBackend(source.build(), contract), request).token_ids
     assert generate(OrtBackend(made.path / made.engine().model, contract), request).token_ids == ours
 
@@ -208,7 +209,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     assert (model.logits(model(ids, torch.full_like(ids, 37))).argmax(-1) >= known).float().mean() > 0.9
     contract = contract_of(padded)
     assert contract.vocab == known
-    request = Request(np.arange(3, 40), 20)
+    request = Request(np.arange(3, 40), DecodeOptions(20))
     assert max(generate(TorchBackend(model, contract), request).token_ids) < known
     save(padded, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--logits"]) == 0  # which compares both engines
@@ -227,7 +228,7 @@ def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pyt
     weights = {**source.weights, "lm_head.weight": head}
     holed = replace(source, model=replace(source.model, tied=False), weights=weights)
     holed = replace(holed, tokenizer=Tokenizer(BPE(names, [])).to_str())
-    contract, request = contract_of(holed), Request(np.arange(3, 40), 20)
+    contract, request = contract_of(holed), Request(np.arange(3, 40), DecodeOptions(20))
     assert holed.missing_ids() == gap and contract.vocab == known
     assert set(gap) & set(generate(TorchBackend(holed.build(), contract), request).token_ids)  # nothing barred
     save(holed, tmp_path / "student.pt")

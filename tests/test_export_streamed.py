@@ -37,7 +37,7 @@ from export.quantization.ort_int8 import dequantize, quantize
 from runtime import load as load_bundle
 from runtime.bundle import store
 from runtime.contract import Contract
-from runtime.decoding.loop import Request
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort import threads as cores
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError, UserError
@@ -213,7 +213,7 @@ def test_fewer_bits_stay_within_their_bound_of_pytorch(precision: str, bound: fl
     """Bounds for these weights: the export's own are for any model's."""
     read, rng = store.read(made / "student.bundle"), np.random.default_rng(SEED)
     engine = OrtBackend(read.path / read.engine(f"ort-{precision}").model, read.contract, threads=1)
-    requests = [Request(rng.integers(3, read.contract.vocab, length), 8) for length in (1, 4, 9)]
+    requests = [Request(rng.integers(3, read.contract.vocab, length), DecodeOptions(8)) for length in (1, 4, 9)]
     *_, found = compare(TorchBackend(student(TIED).build(), read.contract), engine, requests, separate=1)
     assert engine.cache.dtype == cache
     assert 0 < found.distance.log_prob < bound and found.distance.tokens <= found.distance.rows // 20, found.distance
@@ -313,5 +313,5 @@ def test_a_place_that_is_no_bundles_is_told_before_anything_is_read(
         assert said in capsys.readouterr().err
     assert command.main([*words, str(tmp_path / "sound.bundle")]) == 1
     assert (tmp_path / "sound.bundle" / "manifest.json").read_bytes() == before
-    assert load_bundle(tmp_path / "sound.bundle").generate("hi", max_new_tokens=4).token_ids
+    assert load_bundle(tmp_path / "sound.bundle").generate("hi", max_new_tokens=4).result.token_ids
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "sound.bundle", "sound.pt", "student.pt"]

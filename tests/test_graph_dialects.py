@@ -25,7 +25,7 @@ from export.graph.dialect_standard import PLAIN, rms_norm
 from export.proof.compare import TIE, SideBySide, compare
 from runtime.backend import Forward, Ints
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decoding.loop import Request
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
@@ -87,7 +87,11 @@ def half(request: pytest.FixtureRequest, graphs: Graphs) -> Exported:
 
 def prompts(seed: int, each: int) -> list[Request]:
     rng = random.Random(seed)
-    return [Request(tiny.prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(each)]
+    return [
+        Request(tiny.prompt(rng, length), DecodeOptions(rng.randrange(6, 13)))
+        for length in LENGTHS
+        for _ in range(each)
+    ]
 
 
 def test_answers_are_those_of_pytorch_in_every_combination(exact: Exported) -> None:

@@ -19,7 +19,8 @@ from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend, bucket, cache_names
 from runtime.errors import UserError
 from samples.bench import standin
@@ -79,7 +80,11 @@ def test_answers_are_those_of_pytorch_in_every_combination(exported: Exported) -
     answers, excused, full = 0, 0, engine.contract.attention == "full"
     for alignment, shift in itertools.product(ALIGNMENTS, (False, True)):
         contract = replace(engine.contract, alignment=alignment, shift=shift)
-        requests = [Request(tiny.prompt(rng, length), rng.randrange(6, 13)) for length in LENGTHS for _ in range(4)]
+        requests = [
+            Request(tiny.prompt(rng, length), DecodeOptions(rng.randrange(6, 13)))
+            for length in LENGTHS
+            for _ in range(4)
+        ]
         candidate, reference = OrtBackend(engine.session, contract), TorchBackend(source.build(), contract)
         *_, parity = compare(reference, candidate, requests, separate=1)
         where = f"BLOCKSTEP_SEED={seed}, {alignment}, shift {shift}"
@@ -175,7 +180,7 @@ def test_a_head_that_prefers_the_mask_token_emits_none(attention: str, tmp_path:
     source = tiny.certain(2, tiny.MASK, lead=10.0, attention=attention)
     reference, candidate = pair(source, tmp_path)
     rng = random.Random(3)
-    for request in [Request(tiny.prompt(rng, length), 12) for length in LENGTHS]:
+    for request in [Request(tiny.prompt(rng, length), DecodeOptions(12)) for length in LENGTHS]:
         ids = torch.from_numpy(request.prompt)[None]
         with torch.no_grad():
             model = reference.model

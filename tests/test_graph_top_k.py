@@ -27,7 +27,8 @@ from export.proof.prove import prove, sample_requests
 from export.quantization.ort_formats import formats_of
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, TOP, Contract
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
@@ -83,13 +84,12 @@ def test_whole_answers_at_a_temperature_are_those_of_pytorch(kind: Made) -> None
     for alignment, shift, length in itertools.product(ALIGNMENTS, (False, True), (1, tiny.BLOCK + 1, 14)):
         other = replace(contract, alignment=alignment, shift=shift)
         engine, reference = OrtBackend(session, other), TorchBackend(source.build(), other)
-        request = Request(tiny.prompt(rng, length), 10, temperature=1.5, seed=rng.randrange(2**40))
+        request = Request(tiny.prompt(rng, length), DecodeOptions(10, temperature=1.5, seed=rng.randrange(2**40)))
         ours = [generate(engine, request, threshold=0.4, fused=fused) for fused in (True, False)]
         theirs = generate(reference, request, threshold=0.4)
-        assert {each.token_ids for each in ours} == {theirs.token_ids} and ours[0].seed == request.seed
-        greedy = replace(request, temperature=0.0)
-        best = generate(engine, greedy, threshold=0.4)
-        assert best.token_ids == generate(reference, greedy, threshold=0.4).token_ids and best.seed is None
+        assert {each.token_ids for each in ours} == {theirs.token_ids} and ours[0].seed == request.options.seed
+        best, expected = (generate(each, request, threshold=0.4, temperature=0.0) for each in (engine, reference))
+        assert best.token_ids == expected.token_ids and best.seed is None
         different += best.token_ids != theirs.token_ids
     assert different > 12
 

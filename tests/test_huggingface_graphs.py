@@ -19,7 +19,8 @@ from export.graph.ort_graph import write_ort_graph
 from export.proof.instrumented import twin_of
 from runtime.backend import Forward
 from runtime.contract import Contract
-from runtime.decoding.loop import Request, steps
+from runtime.decoding.loop import steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.huggingface.families import FAMILIES, FAMILY_NAMES, Overrides
 from train.open_checkpoint import load
@@ -132,7 +133,7 @@ def test_whole_answers_are_those_of_a_slow_decode_by_the_authors_rule(made: Made
         expected = [(moment.tokens, moment.open) for moment in moments]
         for fused in (False, True):
             case = f"{made.family}, seed {made.seed}, prompt {length}, fused {fused}"
-            got = [step for [step] in steps(made.engine, [Request(prompt, CANVAS - 1)], fused=fused)]
+            got = [step for [step] in steps(made.engine, [Request(prompt, DecodeOptions(CANVAS - 1))], fused=fused)]
             trace = [(tuple(step.tokens), tuple(step.open)) for step in got]
             if trace != expected:
                 first = next(i for i, (a, b) in enumerate(itertools.zip_longest(trace, expected)) if a != b)

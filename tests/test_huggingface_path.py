@@ -18,7 +18,8 @@ from export import onnx as export
 from export import trt, verify
 from runtime import load
 from runtime.contract import GateSpec
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.text.tokenizer import Tokenizer
 from train import collect, distill, evaluate, open_checkpoint
 from train.data import prompts
@@ -60,7 +61,7 @@ def test_an_exported_directory_answers_as_the_stock_class(
     model, read = load(made), open_checkpoint.load(folder, Overrides(block=BLOCK, canvas=CANVAS))
     prompt, slow = np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1), Stock(stock, read.vocab())
     answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
-    result = generate(model.backend, Request(prompt, CANVAS - 1), gate=GateSpec(threshold=0.4))
+    result = generate(model.backend, Request(prompt, DecodeOptions(CANVAS - 1)), gate=GateSpec(threshold=0.4))
     assert (list(result.token_ids), result.finish) == (answer, finish)
     chat = model.request("hi", max_new_tokens=4).prompt.tolist()
     tokenizer = read.read_tokenizer()
@@ -222,7 +223,7 @@ def answers(source: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main([*source, "--json"]) == 0
     made = load(told(capsys)["bundle"])
     assert (made.contract.attention, made.contract.block, made.contract.gate.threshold) == ("block_causal", BLOCK, 0.9)
-    assert 1 <= len(made.generate("say yes 9\n", max_new_tokens=6).token_ids) <= 6
+    assert 1 <= len(made.generate("say yes 9\n", max_new_tokens=6).result.token_ids) <= 6
 
 
 def test_a_directory_is_evaluated_under_both_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

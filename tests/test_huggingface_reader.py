@@ -18,7 +18,8 @@ from slow_decode import distributions, slow_decode
 from test_decoding_cached import Noisy
 
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.loop import Request, steps
+from runtime.decoding.loop import steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train.huggingface.families import FAMILIES, Overrides
@@ -101,7 +102,7 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
         threshold = passed_by_two(slow, contract, prompt.tolist())
         answer, finish, moments = slow_decode(slow, contract, prompt.tolist(), CANVAS - 1, threshold)
         options: dict[str, Any] = {"gate": GateSpec(threshold=threshold), "fused": fused}
-        got = [step for [step] in steps(backend, [Request(prompt, CANVAS - 1)], **options)]
+        got = [step for [step] in steps(backend, [Request(prompt, DecodeOptions(CANVAS - 1))], **options)]
         trace = [(tuple(step.tokens), tuple(step.open)) for step in got]
         expected = [(moment.tokens, moment.open) for moment in moments]
         if trace != expected:

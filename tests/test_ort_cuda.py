@@ -24,8 +24,8 @@ from export.graph import step_graph
 from runtime import bench, generate, load
 from runtime.bundle.manifest import Engine, read
 from runtime.contract import ALIGNMENTS, Contract, cache_names
-from runtime.decoding.loop import Request
 from runtime.decoding.loop import generate as decode
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.onnx_nodes import cache_nodes, nodes
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
@@ -284,7 +284,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
 def requests() -> list[Request]:
     rng = np.random.default_rng(5)
-    return [Request(rng.integers(3, tiny.VOCAB, length), 9) for length in (1, 3, 4, 5, 14, 2)]
+    return [Request(rng.integers(3, tiny.VOCAB, length), DecodeOptions(9)) for length in (1, 3, 4, 5, 14, 2)]
 
 
 def contracts(contract: Contract) -> list[Contract]:

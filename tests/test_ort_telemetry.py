@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
 IMPORT = re.compile(r"^\s*(import|from)\s.*\bonnxruntime\b", re.MULTILINE)
-CODE = "from runtime import load; print(load({!r}, threads=1).generate([5, 6], max_new_tokens=4).finish)"
+CODE = "from runtime import load; print(load({!r}, threads=1).generate([5, 6], max_new_tokens=4).result.finish)"
 
 
 def test_one_module_alone_imports_onnxruntime() -> None:

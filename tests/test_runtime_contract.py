@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.contract import FIELD_LIMITS, NUMBER_LIMIT, GateSpec, cache_names, parse_contract, parse_gate
+from runtime.checked_fields import NUMBER_LIMIT
+from runtime.contract import FIELD_LIMITS, GateSpec, cache_names, parse_contract, parse_gate
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}

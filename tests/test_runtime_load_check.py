@@ -59,7 +59,7 @@ def test_a_sound_bundle_is_tried_once_and_then_known(bundle: Path, monkeypatch: 
     tried = []
     attempt = load_check.attempt
     monkeypatch.setattr(load_check, "attempt", lambda *given: (tried.append(given), attempt(*given)))
-    answers = [load(bundle).generate([5, 6], max_new_tokens=8).token_ids for _ in range(2)]
+    answers = [load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids for _ in range(2)]
     assert len(tried) == 1 and answers[0] == answers[1]
     assert len(trust_records.seen()) == 3  # the graph, the tokenizer, the template
     load(bundle, verify="always")
@@ -133,11 +133,11 @@ def test_a_host_that_is_no_python_or_has_odd_paths_of_modules_has_the_bundle_tri
 def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_next_time(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).token_ids
+    expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).result.token_ids
     with monkeypatch.context() as patched:
         patched.setattr(interpreter, "interpreters", lambda: ["/bin/ls", "/bin/false"])
         with pytest.warns(UserWarning, match=r"without having been tried .* \(/bin/false ended with 1\)") as warned:
-            assert load(bundle).generate([5, 6], max_new_tokens=8).token_ids == expected
+            assert load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids == expected
         assert len(warned) == 1
     hashed, tried = [], []
     monkeypatch.setattr("runtime.bundle.store.sha256", lambda file: hashed.append(file))

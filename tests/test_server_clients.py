@@ -43,7 +43,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served([model.share()]) as server:
+    with served(model.share()) as server:
         yield server
 
 

@@ -28,7 +28,7 @@ ANYTHING: tuple[Any, ...] = ("x", 3, {"a": "b"})
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model = speaker(tmp_path_factory.mktemp("fields"), "u:hi a:", "a quiet answer", template=TEMPLATE)
-    with served([model], hosts=("127.0.0.1", "MyBox", "Other:8000", "::1")) as running:
+    with served(model, hosts=("127.0.0.1", "MyBox", "Other:8000", "::1")) as running:
         yield running
 
 
@@ -180,7 +180,7 @@ def test_what_a_message_asks_for_beyond_text_is_named(server: Served, messages: 
 
 
 def test_a_conversation_without_a_template_is_blamed_on_the_messages(tmp_path: Any) -> None:
-    with served([speaker(tmp_path, "hi", "a quiet answer")]) as plain:
+    with served(speaker(tmp_path, "hi", "a quiet answer")) as plain:
         chat = {"messages": [{"role": "system", "content": ""}, USER], "max_tokens": 4}
         assert text_of(plain.post(chat, "/v1/chat/completions")) == "a qu"
         chat["messages"] = [{"role": "system", "content": "be brief"}, USER]
@@ -195,7 +195,7 @@ def test_fields_are_refused_in_their_order_of_arrival() -> None:
 
 
 def test_a_name_with_a_slash_is_found(tmp_path: Any) -> None:
-    with served([speaker(tmp_path, "hi", "a quiet answer")], name="org/model") as own, own.client() as client:
+    with served(speaker(tmp_path, "hi", "a quiet answer"), name="org/model") as own, own.client() as client:
         assert client.models.retrieve("org/model").id == client.models.list().data[0].id == "org/model"
         assert httpx.get(f"{own.url}/v1/models/org/model").json()["id"] == "org/model"
         assert client.completions.create(model="org/model", prompt="hi").choices[0].text == "a quiet answer"

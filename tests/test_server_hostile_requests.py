@@ -143,7 +143,7 @@ def test_more_long_bodies_than_may_be_held_are_429(monkeypatch: pytest.MonkeyPat
 
 def test_a_full_queue_refuses_before_a_prompt_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, script = paced(tmp_path, "hi", "abcd")
-    with served([model], room=1) as server:
+    with served(model, room=1) as server:
         sent = [open_request(server, b'{"prompt": "hi"}') for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         monkeypatch.setattr(handler, "parse_body", None)
@@ -162,7 +162,7 @@ def open_request(server: Served, body: bytes) -> socket.socket:
 
 def test_long_names_are_cut_in_what_a_refusal_says(tmp_path: Path) -> None:
     deep = json.loads("[" * 900 + "]" * 900)
-    with served([speaker(tmp_path, "hi", "ok")]) as server:
+    with served(speaker(tmp_path, "hi", "ok")) as server:
         for path, body in (
             (floods.RAW, {"prompt": "hi", "x" * 100_000: 1}),
             (floods.RAW, {"prompt": "hi", "model": "x" * 100_000}),
@@ -176,7 +176,7 @@ def test_long_names_are_cut_in_what_a_refusal_says(tmp_path: Path) -> None:
 
 
 def test_a_body_in_chunks_of_one_byte_is_read_and_too_many_headers_are_not(tmp_path: Path) -> None:
-    with served([speaker(tmp_path, "hi", "ok")]) as server:
+    with served(speaker(tmp_path, "hi", "ok")) as server:
         place = httpx.URL(server.url)
         chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b'{"prompt": "hi"}' + b" " * 5000)
         head = floods.HEAD.encode()

@@ -19,7 +19,7 @@ from tiny import Scripted, proposal
 
 from runtime import DeviceError, Model, UserError, load
 from runtime.backend import Forward, Proposal
-from runtime.model import worker_models
+from runtime.model import ModelPool
 from runtime.server.adaptive_threshold import Pressure, span
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served(worker_models(model, 3)[1:]) as server:
+    with served(model.share(), workers=2) as server:
         yield server
 
 
@@ -54,7 +54,7 @@ def test_requests_at_once_get_their_solo_answers(student: Served, model: Model) 
 
 def test_a_full_queue_is_429_and_the_client_comes_again(tmp_path: Path) -> None:
     model, script = paced(tmp_path, "hi", "abcd")
-    with ThreadPoolExecutor(3) as pool, served([model], room=1) as server, server.client() as client:
+    with ThreadPoolExecutor(3) as pool, served(model, room=1) as server, server.client() as client:
         first = pool.submit(says_hi, client)
         until(lambda: server.service.workers.running == 1)
         second = pool.submit(says_hi, client)
@@ -74,7 +74,7 @@ def says_hi(client: OpenAI) -> str:
 
 def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path) -> None:
     model, script = paced(tmp_path, "hi", "abcdefghijkl")
-    with served([model]) as server:
+    with served(model) as server:
         body = {"prompt": "hi", "stream": True, "stream_canvas": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
             until(lambda: script.begun == 1)
@@ -106,7 +106,7 @@ def asked(server: Served, body: dict[str, str]) -> socket.socket:
 
 def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
     model, script = paced(tmp_path, "hi", "abcdefgh")
-    with served([model]) as server, ThreadPoolExecutor(2) as pool:
+    with served(model) as server, ThreadPoolExecutor(2) as pool:
         begun = [pool.submit(server.post, {"prompt": "hi"}) for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         server.server.should_exit = True
@@ -117,7 +117,7 @@ def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
 
 def test_a_drain_that_takes_too_long_is_broken_off_within_a_step(tmp_path: Path) -> None:
     model, script = paced(tmp_path, "hi", "abcdefgh")
-    with served([model], drain=1) as server, ThreadPoolExecutor(2) as pool:
+    with served(model, drain=1) as server, ThreadPoolExecutor(2) as pool:
         begun = [pool.submit(server.post, {"prompt": "hi"}) for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         server.server.should_exit = True
@@ -138,7 +138,7 @@ def refuses(url: str) -> bool:
 def test_the_threshold_gives_way_as_the_queue_grows_and_comes_back(tmp_path: Path) -> None:
     model, script = paced(tmp_path, "hi", "abcd")
     pressure = lambda waiting: Pressure(0.9, 0.2, 4, waiting)  # noqa: E731
-    with served([model], threshold=pressure) as server, ThreadPoolExecutor(3) as pool:
+    with served(model, threshold=pressure) as server, ThreadPoolExecutor(3) as pool:
         assert server.metric("blockstep_threshold") == pytest.approx(0.9)
         first = pool.submit(server.post, {"prompt": "hi"})
         until(lambda: script.begun == 1)
@@ -167,7 +167,7 @@ def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path) -> 
     good, left = model.backend.script, [1, 1]  # type: ignore[attr-defined]
     broken = lambda forward: proposal([[3] * 4], [[float("nan")] * 4]) if left and left.pop() else good(forward)  # noqa: E731
     model.backend.script = broken  # type: ignore[attr-defined]
-    with served([model]) as server, server.client() as client:
+    with served(model) as server, server.client() as client:
         with pytest.raises(openai.InternalServerError, match="not finite numbers"):
             client.completions.create(model="student", prompt="hi")
         with pytest.raises(openai.APIError, match="not finite numbers"):
@@ -182,7 +182,7 @@ def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
         raise DeviceError("the GPU is gone")
 
     model.backend.script = lost  # type: ignore[attr-defined]
-    with served([model]) as server:
+    with served(model) as server:
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         assert server.post({"prompt": "hi"}).json()["error"]["message"] == "the GPU is gone"
         assert httpx.get(f"{server.url}/readyz").status_code == 503
@@ -191,9 +191,9 @@ def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
     model = speaker(tmp_path, "hi", "abcd")
-    assert isinstance(model.backend, Scripted) and worker_models(model, None) == [model]
+    assert isinstance(model.backend, Scripted) and ModelPool(model).models == (model,)
     with pytest.raises(UserError, match="one request at a time"):
-        worker_models(model, 2)
+        ModelPool(model, 2)
 
 
 def test_models_that_share_weights_decode_side_by_side(model: Model) -> None:

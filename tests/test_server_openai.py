@@ -15,7 +15,6 @@ from serving import PROMPTS, Served, served
 from speaking import every_other, speaker, speaking_bundle
 
 from runtime import Model, load
-from runtime.model import worker_models
 from runtime.server.stop_strings import Stops
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +27,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served(worker_models(model, 3)[1:]) as server:
+    with served(model.share(), workers=2) as server:
         yield server
 
 
@@ -43,7 +42,7 @@ def test_whole_and_streamed_completions_are_what_generate_says(client: OpenAI, m
     expected = model.generate(prompt, raw=True)
     whole = client.completions.create(model="student", prompt=prompt)
     assert whole.choices[0].text == expected.text and whole.choices[0].finish_reason == "stop"
-    assert whole.usage is not None and whole.usage.completion_tokens == len(expected.token_ids)
+    assert whole.usage is not None and whole.usage.completion_tokens == len(expected.result.token_ids)
     assert whole.usage.prompt_tokens == len(model.request(prompt, raw=True).prompt)
     options: Any = {"model": "student", "prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.completions.create(**options))
@@ -79,20 +78,20 @@ def test_counts_and_thresholds_come_along(client: OpenAI, model: Model) -> None:
         own: Any = got.model_extra["blockstep"]  # type: ignore[index]
         assert got.choices[0].text == expected.text
         assert (own["steps"], own["forwards"], own["tokens"]) == (
-            expected.steps,
-            expected.forwards,
-            len(expected.token_ids),
+            expected.result.steps,
+            expected.result.forwards,
+            len(expected.result.token_ids),
         )
         used = model.gate.threshold if threshold is None else threshold
         assert (own["threshold"], own["highest_threshold"]) == (used, used)
-        assert own["one_a_step"] == len(expected.token_ids) and own["cached"] is expected.cached is True
+        assert own["one_a_step"] == len(expected.result.token_ids) and own["cached"] is expected.result.cached is True
 
 
 def test_token_ids_make_a_prompt_too(client: OpenAI, model: Model) -> None:
     ids = model.tokenizer.encode(PROMPTS[1]).tolist()
     got = client.completions.create(model="student", prompt=ids, max_tokens=5)
     expected = model.generate(ids, max_new_tokens=5)
-    assert got.choices[0].text == expected.text and got.choices[0].finish_reason == expected.finish == "length"
+    assert got.choices[0].text == expected.text and got.choices[0].finish_reason == expected.result.finish == "length"
 
 
 def test_log_probabilities_are_the_confidences(client: OpenAI, model: Model) -> None:
@@ -131,7 +130,7 @@ def test_a_canvas_streams_where_it_is_asked_for(client: OpenAI, model: Model) ->
     assert "".join(cell["text"] for canvas in done for cell in canvas["cells"]) == expected.text
     assert [canvas["forwards"] for canvas in drawn] == sorted(canvas["forwards"] for canvas in drawn)
     steps = [canvas["steps"] for canvas in drawn]
-    assert steps == sorted(steps) and steps[-1] == expected.steps == chunks[-1].blockstep["steps"]
+    assert steps == sorted(steps) and steps[-1] == expected.result.steps == chunks[-1].blockstep["steps"]
     for canvas in drawn:
         assert all((cell["confidence"] is None) == (cell["step"] is None) for cell in canvas["cells"])
         assert all(cell["step"] is None or cell["step"] <= canvas["steps"] for cell in canvas["cells"])
@@ -150,7 +149,7 @@ def test_a_stop_string_ends_the_text_before_it(client: OpenAI, model: Model, sto
     pieces = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
     assert "".join(pieces) == expected
     own: Any = whole.model_extra["blockstep"]  # type: ignore[index]
-    assert own["forwards"] <= full.forwards and (own["finish"] == "stop") == bool(found)
+    assert own["forwards"] <= full.result.forwards and (own["finish"] == "stop") == bool(found)
 
 
 @pytest.mark.parametrize("strings", [["ab"], ["aab", "b"], ["abab", "ba"], ["aaa"], ["x"], []])
@@ -184,7 +183,7 @@ def test_a_field_that_is_wrong_or_not_supported_is_named(student: Served) -> Non
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of an engine without top tokens."""
-    with served([speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")]) as server:
+    with served(speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")) as server:
         yield server
 
 
@@ -208,7 +207,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def sampling(drawing: Model) -> Iterator[Served]:
-    with served(worker_models(drawing, 3)[1:]) as server:
+    with served(drawing.share(), workers=2) as server:
         yield server
 
 
@@ -222,7 +221,11 @@ def test_answers_at_a_temperature_are_what_generate_says(sampling: Served, drawi
             whole = client.completions.create(prompt="hi", **options)
             assert whole.choices[0].text == expected.text
             own: Any = whole.model_extra["blockstep"]  # type: ignore[index]
-            assert (own["seed"], own["tokens"], own["steps"]) == (seed, len(expected.token_ids), expected.steps)
+            assert (own["seed"], own["tokens"], own["steps"]) == (
+                seed,
+                len(expected.result.token_ids),
+                expected.result.steps,
+            )
             chunks = list(client.completions.create(prompt="hi", stream=True, **options))
             assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
             chat = client.chat.completions.create(messages=messages, **options)
@@ -247,7 +250,10 @@ def test_a_seed_that_the_server_drew_gives_the_answer_again(sampling: Served) ->
 def test_an_answer_of_a_full_model_says_that_no_cache_was_used(sampling: Served, drawing: Model) -> None:
     with sampling.client() as client:
         own: Any = client.completions.create(model="student", prompt="hi").model_extra
-    assert drawing.contract.attention == "full" and own["blockstep"]["cached"] is drawing.generate("hi").cached is False
+    assert (
+        drawing.contract.attention == "full"
+        and own["blockstep"]["cached"] is drawing.generate("hi").result.cached is False
+    )
 
 
 def test_log_probabilities_at_a_temperature_are_those_of_the_drawn_tokens(sampling: Served, drawing: Model) -> None:
@@ -337,7 +343,7 @@ def test_metrics_count_what_happened(student: Served) -> None:
 
 
 def test_limits_of_tokens_keys_and_hosts(model: Model) -> None:
-    with served([model.share()], most=8, keys=("one", "two"), hosts=("127.0.0.1",)) as server:
+    with served(model.share(), most=8, keys=("one", "two"), hosts=("127.0.0.1",)) as server:
         with server.client(key="two") as client:
             got = client.completions.create(model="student", prompt=PROMPTS[0])
             assert got.choices[0].text == model.generate(PROMPTS[0], raw=True, max_new_tokens=8).text
@@ -353,7 +359,7 @@ def test_limits_of_tokens_keys_and_hosts(model: Model) -> None:
 
 def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -> None:
     said = "a€b😀ç, ok"
-    with served([speaker(tmp_path, "hi", said, every_other)]) as server, server.client() as client:
+    with served(speaker(tmp_path, "hi", said, every_other)) as server, server.client() as client:
         stream = client.completions.create(
             model="student", prompt="hi", stream=True, extra_body={"stream_canvas": True}
         )
@@ -370,7 +376,7 @@ def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -
 
 def test_a_chat_gives_the_template_arguments_of_its_own(tmp_path: Path) -> None:
     template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}{{ said }}"
-    with served([speaker(tmp_path, "hi", "a", template=template)]) as server:
+    with served(speaker(tmp_path, "hi", "a", template=template)) as server:
 
         def chat(**fields: Any) -> httpx.Response:
             messages = [{"role": "user", "content": "hi"}]

@@ -40,7 +40,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def student(model: Model) -> Iterator[Served]:
-    with served([model.share()]) as server:
+    with served(model.share()) as server:
         yield server
 
 
@@ -69,13 +69,13 @@ def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, mode
     page, wrong = opened(browser, student)
     expected = model.generate(PROMPT)
     assert answered(page, PROMPT) == expected.text
-    assert page.locator("#forwards").text_content() == str(expected.forwards)
-    assert page.locator("#tokens").text_content() == str(len(expected.token_ids))
-    assert page.locator("#single").text_content() == str(len(expected.token_ids))
+    assert page.locator("#forwards").text_content() == str(expected.result.forwards)
+    assert page.locator("#tokens").text_content() == str(len(expected.result.token_ids))
+    assert page.locator("#single").text_content() == str(len(expected.result.token_ids))
     page.locator("#threshold").fill("0.5")
     faster = model.generate(PROMPT, threshold=0.5)
     assert answered(page, PROMPT) == faster.text
-    assert page.locator("#forwards").text_content() == str(faster.forwards) != str(expected.forwards)
+    assert page.locator("#forwards").text_content() == str(faster.result.forwards) != str(expected.result.forwards)
     assert wrong == []
     page.close()
 
@@ -106,7 +106,7 @@ def test_a_temperature_may_be_set_where_the_bundle_can_be_sampled(browser: Any, 
     greedy = speaker(tmp_path, "hi", "a quiet answer")
     bundle = speaking_bundle(tmp_path / "drawn", "hi", "a quiet answer", every_other, others="wxyz")
     for model, can in ((greedy, False), (load(bundle, threads=1), True)):
-        with served([model]) as server:
+        with served(model) as server:
             page, wrong = opened(browser, server)
             page.wait_for_selector("#gate:visible")
             assert page.locator("#sampling").is_visible() == can and answered(page, "hi") == "a quiet answer"
@@ -120,7 +120,7 @@ def test_a_temperature_may_be_set_where_the_bundle_can_be_sampled(browser: Any, 
 @pytest.mark.browser
 def test_text_of_the_model_stays_text(browser: Any, tmp_path: Path) -> None:
     said = "<img src=x onerror=alert(1)> & <b>5€</b>"
-    with served([speaker(tmp_path, "hi", said, every_other, capacity=64)]) as server:
+    with served(speaker(tmp_path, "hi", said, every_other, capacity=64)) as server:
         page, wrong = opened(browser, server)
         assert answered(page, "hi") == said and page.locator("#answer img, #answer b").count() == 0
         assert wrong == []
@@ -141,7 +141,7 @@ def test_the_page_fits_a_phone_in_light_and_dark(browser: Any, student: Served, 
 
 @pytest.mark.browser
 def test_a_key_is_asked_for_and_a_mistake_told(browser: Any, model: Model) -> None:
-    with served([model.share()], keys=("one",)) as server:
+    with served(model.share(), keys=("one",)) as server:
         page = browser.new_page()
         page.goto(server.url)
         page.wait_for_selector("#key")

@@ -32,7 +32,7 @@ SENT = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model = speaker(tmp_path_factory.mktemp("said"), "u:hi a:", ANSWER, every_other, template=TEMPLATE)
-    with served([model]) as running:
+    with served(model) as running:
         yield running
 
 
@@ -189,7 +189,7 @@ def test_an_earlier_answer_is_not_kept(client: OpenAI) -> None:
 
 
 def test_instructions_without_a_template_are_refused(tmp_path: Any) -> None:
-    with served([speaker(tmp_path, "hi", ANSWER)]) as plain:
+    with served(speaker(tmp_path, "hi", ANSWER)) as plain:
         assert plain.post({"input": "hi"}, "/v1/responses").json()["output"][0]["content"][0]["text"] == ANSWER
         refused = plain.post({"input": "hi", "instructions": "be brief"}, "/v1/responses")
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "instructions"
@@ -201,7 +201,7 @@ def test_a_failure_in_the_middle_ends_the_stream_as_failed(tmp_path: Any) -> Non
 
     model = speaker(tmp_path, "hi", ANSWER)
     model.backend.script = fails  # type: ignore[attr-defined]
-    with served([model]) as broken, broken.client() as client:
+    with served(model) as broken, broken.client() as client:
         events: list[Any] = list(client.responses.create(model="student", input="hi", stream=True))
         assert events[-1].type == "response.failed" and events[-1].response.status == "failed"
         assert "the answer failed inside the server" in events[-1].response.error.message

@@ -14,7 +14,8 @@ from fake_tensorrt import FakeTensorRT
 from trt_bundle import BLOCK, fake_backend
 
 from runtime.backend import Forward
-from runtime.decoding.loop import Request, generate, generate_batch
+from runtime.decoding.loop import generate, generate_batch
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
@@ -31,7 +32,9 @@ def told(result: Result) -> tuple[Any, ...]:
 
 def ask(length: int, wanted: int, seed: int = 0) -> Request:
     """A prompt without mask tokens: of these alone, every position would be as good as every other."""
-    return Request(np.random.default_rng(seed + length).integers(tiny.MASK + 1, tiny.VOCAB, length), wanted)
+    return Request(
+        np.random.default_rng(seed + length).integers(tiny.MASK + 1, tiny.VOCAB, length), DecodeOptions(wanted)
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,11 +105,12 @@ def test_answers_at_a_temperature_are_those_of_pytorch(dialect: str, shift: bool
         tmp_path, model, contract, dialect=dialect, batch=3, profiles=((4, 4), (8, 8), (1, 16))
     )
     solo, different = TorchBackend(model, contract), 0
-    batch = [replace(ask(n, 12), temperature=t, seed=n) for n, t in ((3, 2.0), (22, 0.0), (35, 0.9))]
+    sampled = [(n, DecodeOptions(12, temperature=t, seed=n)) for n, t in ((3, 2.0), (22, 0.0), (35, 0.9))]
+    batch = [Request(ask(n, 12).prompt, options) for n, options in sampled]
     for part, fused_commits in itertools.product((batch, batch[:2], batch[2:]), (True, False)):
         found = [told(result) for result in generate_batch(backend, part, fused=fused_commits)]
         assert found == [told(generate(solo, request, fused=fused_commits)) for request in part]
-        greedy = [told(generate(solo, replace(each, temperature=0.0), fused=fused_commits)) for each in part]
+        greedy = [told(generate(solo, each, temperature=0.0, fused=fused_commits)) for each in part]
         different += sum(a != b for a, b in zip(found, greedy, strict=True))
     assert different > 3
     backend.close()

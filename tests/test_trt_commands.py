@@ -15,8 +15,8 @@ from fake_tensorrt import FakeTensorRT
 from trt_bundle import BUILD, add_engine, content_of, plan_of
 
 from runtime import bench, generate, load
-from runtime.decoding.loop import Request
 from runtime.decoding.loop import generate as decode
+from runtime.decoding.options import DecodeOptions, Request
 from train.torch_backend import TorchBackend
 from train.transformer.network import Transformer, initialize
 
@@ -42,7 +42,7 @@ def test_generate_answers_as_pytorch_does(machine: tuple[str, FakeCuda], capsys:
     assert "was not built on this machine" in capsys.readouterr().err
     assert generate.main([*words, "--trust-engine"]) == 0
     told = json.loads(capsys.readouterr().out)
-    expected = decode(TorchBackend(MODEL, CONTRACT), Request(np.arange(5, 10), 11))
+    expected = decode(TorchBackend(MODEL, CONTRACT), Request(np.arange(5, 10), DecodeOptions(11)))
     assert tuple(told["token_ids"]) == expected.token_ids and told["forwards"] == expected.forwards
     assert told["engine"] == "trt-fp32-sm89-64"
 
@@ -75,4 +75,4 @@ def test_a_gpu_that_fails_is_one_line_and_exit_1(
 def test_the_python_api_takes_the_same_options(machine: tuple[str, FakeCuda]) -> None:
     model = load(machine[0], engine="trt", trust_engine=True)
     assert (model.engine, model.precision, model.contract.dtype) == ("trt-fp32-sm89-64", "fp32", "float32")
-    assert model.generate([5, 6, 7], max_new_tokens=8).token_ids
+    assert model.generate([5, 6, 7], max_new_tokens=8).result.token_ids

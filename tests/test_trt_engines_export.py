@@ -72,8 +72,8 @@ def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: p
     monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
 
     def plan_for(*options: str, precision: str = "fp16") -> Plan:
-        args = command.options(["--ckpt", "student.pt", *options])
-        return trt_plan.planned(replace(asked, precision=precision), tiny.contract(), args, library)
+        settings = command.settings_of(command.options(["--ckpt", "student.pt", *options]))
+        return trt_plan.planned(replace(asked, precision=precision), tiny.contract(), settings, library)
 
     mine = plan_for()
     assert (mine.target, mine.device, mine.stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")

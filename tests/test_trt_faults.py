@@ -13,7 +13,8 @@ import tiny
 from fake_tensorrt import FakeTensorRT
 from trt_bundle import PROFILES, fake_backend
 
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import DeviceError, UserError
 
 FAULTS = [
@@ -36,7 +37,7 @@ def test_a_call_that_fails_is_named_in_one_line_and_nothing_leaks(name: str, bef
     backend = None
     with pytest.raises(DeviceError) as error:
         backend, _, _ = fake_backend(tmp_path, tiny.model(11), tiny.contract(), library=faulty)
-        generate(backend, Request(np.arange(3, 12), 16))
+        generate(backend, Request(np.arange(3, 12), DecodeOptions(16)))
     assert f"{name} failed: scripted fault (CUDA error 700)" in str(error.value) and "\n" not in str(error.value)
     cuda = made[0].cuda
     cuda.fail.clear()

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from runtime.checked_fields import OBJECT, TEXT, row
+from runtime.contract import TOKEN, size
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 
 from .transformer.network import ModelConfig, Transformer
+
+MOST_IDS = 64  # end tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """What the runtime has to know of a model beyond its weights; see `runtime.contract` for the meaning of each."""
 
-    alignment: str
-    attention: str
+    alignment: Annotated[str, TEXT]
+    attention: Annotated[str, TEXT]
     shift: bool
-    block: int
-    canvas: int
-    context: int
-    mask_id: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    gate: dict[str, Any]
+    block: Annotated[int, size("block")]
+    canvas: Annotated[int, size("canvas")]
+    context: Annotated[int, size("context")]
+    mask_id: Annotated[int, TOKEN]
+    eos_ids: Annotated[tuple[int, ...], row(TOKEN, f"1 to {MOST_IDS} token ids", MOST_IDS)]
+    pad_id: Annotated[int, TOKEN]
+    gate: Annotated[dict[str, Any], OBJECT]
 
 
 @dataclass(frozen=True, slots=True)

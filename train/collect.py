@@ -20,7 +20,8 @@ from tqdm import tqdm
 from runtime import files
 from runtime.cli import DONE, command_parser, option, print_json
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.loop import Request, steps
+from runtime.decoding.loop import steps
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
@@ -95,7 +96,7 @@ def collect(
     hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
     taken, block = [0] * len(asked), backend.contract.block
     latest = torch.zeros(len(asked), block, width)  # with `shift`, position 0 may be of an earlier forward
-    requests = [Request(prompt, canvas) for prompt in asked]
+    requests = [Request(prompt, DecodeOptions(canvas)) for prompt in asked]
     for done in steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden

@@ -20,7 +20,8 @@ from torch import Tensor
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
 from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
-from runtime.decoding.loop import Request, steps
+from runtime.decoding.loop import steps
+from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.torch_backend import TorchBackend
 

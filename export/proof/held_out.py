@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
-from runtime.decoding.loop import Request
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train import tasks
 from train.data import prompts
@@ -33,4 +33,4 @@ def held_out_requests(
     encoded = encode(texts)
     kept = prompts.fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
-    return [Request(ids, min(room_for_answer(contract, len(ids)), contract.canvas)) for ids in found]
+    return [Request(ids, DecodeOptions(min(room_for_answer(contract, len(ids)), contract.canvas))) for ids in found]

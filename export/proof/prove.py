@@ -13,7 +13,7 @@ import onnx
 from export.quantization.ort_formats import OrtFormats
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
-from runtime.decoding.loop import Request
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
@@ -69,7 +69,7 @@ def sample_requests(contract: Contract) -> list[Request]:
     ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
     lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
     rooms = [(length, room_for_answer(contract, length)) for length in lengths]
-    return [Request(rng.choice(ids, length), min(room, 2 * block + 1)) for length, room in rooms if room]
+    return [Request(rng.choice(ids, length), DecodeOptions(min(room, 2 * block + 1))) for length, room in rooms if room]
 
 
 def check_onnx(file: Path) -> Check:

@@ -18,7 +18,7 @@ from export.quantization.ort_formats import OrtFormat, OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restored
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.loop import Request
+from runtime.decoding.options import Request
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 from train.transformer.network import KeyValueStore, Transformer

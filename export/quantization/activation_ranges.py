@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import Contract, cache_names
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import cache_form, load_session
 
 from .trt_qdq import products

@@ -27,18 +27,19 @@ class BuilderSettings:
     """What a build is told beside the graph.
 
     flavor: tensorrt | rtx; targets: compute capabilities such as 89, TensorRT for RTX alone, none for the GPU at hand;
-    workspace: MiB, None for the library's limit; optimization: the builder's level 0 to 5, None for its default;
-    version_compatible, hardware_compatible: whether later versions and other GPUs since Ampere may load the engine;
-    timing_cache: a file that is read and added to.
+    workspace: MiB, None for the library's limit; optimization_level: the builder's 0 to 5, None for its default;
+    version_compatible, hardware_compatibility: whether later versions and other GPUs since Ampere may load the engine;
+    timing_cache: a file that is read and added to; max_prompt: the longest prompt, None for what the capacity holds.
     """
 
     flavor: str
     targets: tuple[int, ...] = ()
     workspace: int | None = None
-    optimization: int | None = None
+    optimization_level: int | None = None
     version_compatible: bool = False
-    hardware_compatible: bool = False
+    hardware_compatibility: bool = False
     timing_cache: Path | None = None
+    max_prompt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,11 @@ def configuration(
             compute_capabilities=capabilities or None, use_gpu=not capabilities, **common
         )
         return made
-    common |= {"builder_optimization_level": settings.optimization, "version_compatible": settings.version_compatible}
-    if settings.hardware_compatible:
+    common |= {
+        "builder_optimization_level": settings.optimization_level,
+        "version_compatible": settings.version_compatible,
+    }
+    if settings.hardware_compatibility:
         common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     cache = settings.timing_cache
     made = CreateConfig(load_timing_cache=str(cache) if cache and cache.is_file() else None, **common)

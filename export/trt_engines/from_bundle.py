@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +12,26 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 
 from .add_to_bundle import TargetBundle, add, missing
-from .builder import parse_network
+from .builder import BuilderSettings, parse_network
 from .gpu_support import TrtLibrary
 from .plan import Asked, Plan, planned
 from .report import BuildReport
 
 
-def from_bundle(args: argparse.Namespace, library: TrtLibrary, report: BuildReport) -> Path:
+def from_bundle(
+    path: Path, dialect: str, precision: str | None, settings: BuilderSettings, library: TrtLibrary, report: BuildReport
+) -> Path:
     """Builds what the bundle lacks, of the graphs in it; its path. Raises UserError where none is for this TensorRT."""
-    bundle = read(args.bundle)
+    bundle = read(path)
     text = bundle.tokenizer.read_text(encoding="utf-8")
     shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
     left_out: list[UserError] = []
-    found = graphs(bundle, library.dialects() if args.dialect == "auto" else (args.dialect,), args.precision)
+    found = graphs(bundle, library.dialects() if dialect == "auto" else (dialect,), precision)
     for origin in found:
         files = [bundle.path / name for name in graph_files(origin)]
         verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
         try:
-            plan = plan_of(origin, files[0], bundle.contract, args, library)
+            plan = plan_of(origin, files[0], bundle.contract, settings, library)
         except UserError as error:
             left_out.append(error)
             if len(left_out) == len(found):  # there is nothing that runs here
@@ -70,7 +71,7 @@ def graph_files(engine: Engine) -> list[str]:
     return [onnx, *(name for name in engine.files if name.endswith(".data"))]
 
 
-def plan_of(origin: Engine, file: Path, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
+def plan_of(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
     """The plan for a graph that is there; what of it the manifest does not say is read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})
@@ -79,4 +80,4 @@ def plan_of(origin: Engine, file: Path, contract: Contract, args: argparse.Names
         network = parse_network(file, library.flavor)
         capacity = network.capacity or contract.capacity
         asked = Asked(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
-    return planned(asked, contract, args, library)
+    return planned(asked, contract, settings, library)

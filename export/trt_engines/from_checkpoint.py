@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
-from train.cli_options import overrides_of
+from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
 from .add_to_bundle import TargetBundle, add, missing
+from .builder import BuilderSettings
 from .gpu_support import TrtLibrary
 from .graphs import GraphRecipe, Graphs
 from .plan import Asked, Plan, planned
@@ -27,27 +28,48 @@ from .report import BuildReport
 PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 
 
-def from_checkpoint(args: argparse.Namespace, library: TrtLibrary | None, report: BuildReport) -> Path:
+@dataclass(frozen=True, slots=True)
+class GraphOptions:
+    """Which graphs are made of a checkpoint, an engine of each: what `export.trt` calls by the same names.
+
+    overrides: how a Hugging Face directory is read; None is the default of each option.
+    """
+
+    ckpt: Path
+    overrides: Overrides
+    out: Path | None
+    dialect: str
+    precision: str | None
+    capacity: Sequence[int] | None
+    batch: int | None
+    top_k: int
+    data: Path | None
+
+
+def from_checkpoint(
+    wanted: GraphOptions, settings: BuilderSettings, library: TrtLibrary | None, report: BuildReport
+) -> Path:
     """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
     limit_threads()
-    source, out = open_checkpoint.load(args.ckpt, overrides_of(args)), args.out or default_out(args.ckpt)
+    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
-    contracts = [exported_contract(source, c, args.top_k) for c in sorted(set(args.capacity or [])) or [None]]
-    if contracts[0].attention == "full" and (args.batch or 1) > 1:
+    capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
+    contracts = [exported_contract(source, capacity, wanted.top_k) for capacity in capacities]
+    if contracts[0].attention == "full" and (wanted.batch or 1) > 1:
         raise UserError(
-            f"--batch is {args.batch}, but a full model sees all that it is given, also what pads a shorter sequence; "
-            "give 1"
+            f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
+            "sequence; give 1"
         )
-    origin = provenance(args.ckpt, overrides_of(args), source.model)
+    origin = provenance(wanted.ckpt, wanted.overrides, source.model)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
         shared = replace(shared, contract=beside(there, shared.contract))
     for contract in contracts:
-        recipe = recipe_of(args, library)
+        recipe = recipe_of(wanted, library)
         if library is None:
             export_one(source, contract, recipe, shared, None, report)
             continue
-        plan = planned(asked(recipe, contract), contract, args, library)
+        plan = planned(asked(recipe, contract), contract, settings, library)
         if missing(shared, plan, report):
             export_one(source, contract, recipe, shared, plan, report)
     return out
@@ -67,9 +89,9 @@ def beside(there: Bundle, contract: Contract) -> Contract:
     return replace(contract, capacity=longest)
 
 
-def recipe_of(args: argparse.Namespace, library: TrtLibrary | None) -> GraphRecipe:
-    dialect = library.dialects()[0] if library is not None and args.dialect == "auto" else args.dialect
-    return GraphRecipe(dialect, args.precision or PRECISION, args.batch or 1, args.data)
+def recipe_of(wanted: GraphOptions, library: TrtLibrary | None) -> GraphRecipe:
+    dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
+    return GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
 
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,15 +86,11 @@ def capabilities(trt: Any) -> tuple[int, ...]:
     return tuple(sorted(int(name) for name in names))
 
 
-def check_library(library: TrtLibrary, args: argparse.Namespace) -> None:
-    """Raises UserError for options that the installed TensorRT does not have."""
-    if library.flavor == "rtx":
-        for name in ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache"):
-            if getattr(args, name) not in (None, False):
-                raise UserError(
-                    f"--{name.replace('_', '-')} is for standard TensorRT, here is the one for RTX; leave it out"
-                )
-    if args.dialect == "trt" and "trt" not in library.dialects():
+def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, object]) -> None:
+    """Raises UserError for options that the installed TensorRT does not have; standard: those of the standard one."""
+    if given := [name for name, value in standard.items() if value not in (None, False) and library.flavor == "rtx"]:
+        raise UserError(f"{given[0]} is for standard TensorRT, here is the one for RTX; leave it out")
+    if dialect == "trt" and "trt" not in library.dialects():
         raise UserError(
             f"the dialect trt needs TensorRT {'.'.join(map(str, FIRST_TRT))}, here is {library.version}; "
             "give --dialect plain"

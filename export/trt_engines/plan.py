@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from runtime.bundle.store import Build, Bundle, Engine, verify_files
@@ -49,8 +48,8 @@ class Plan:
         settings, graph = self.settings, self.graph
         options = {
             "workspace": settings.workspace,
-            "optimization": settings.optimization,
-            "hardware_compatible": settings.hardware_compatible,
+            "optimization": settings.optimization_level,
+            "hardware_compatible": settings.hardware_compatibility,
             "decomposed": decomposed,
             "graph": graph.recipe,
         }
@@ -80,21 +79,14 @@ class Plan:
         return f"{self.graph.dialect}-{self.graph.precision}-{flavor}{target}-{self.graph.capacity}{batch}"
 
 
-def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library: TrtLibrary) -> Plan:
-    """The engine of a graph for the GPUs that the options name, or the one at hand.
+def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
+    """The engine of a graph for the GPUs that the settings name, or the one at hand.
 
     Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
     """
-    settings = BuilderSettings(
-        flavor=library.flavor,
-        targets=choose_targets(library, asked.precision, args.compute_capability),
-        workspace=args.workspace,
-        optimization=args.optimization_level,
-        version_compatible=args.version_compatible,
-        hardware_compatible=args.hardware_compatibility,
-        timing_cache=args.timing_cache,
-    )
-    profiles = profiles_for(contract, asked.capacity, args.max_prompt)
+    targets = choose_targets(library, asked.precision, settings.targets)
+    settings = replace(settings, flavor=library.flavor, targets=targets)
+    profiles = profiles_for(contract, asked.capacity, settings.max_prompt)
     if settings.targets:
         return Plan(asked, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
     gpu = load_cuda().gpu()
@@ -103,7 +95,7 @@ def planned(asked: Asked, contract: Contract, args: argparse.Namespace, library:
             "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
             "--bundle, or give --flavor rtx"
         )
-    if settings.hardware_compatible:  # for all from Ampere on, and the builder measures on one of them
+    if settings.hardware_compatibility:  # for all from Ampere on, and the builder measures on one of them
         least = min(gpu.capability, AMPERE)
         check_precision(asked.precision, least, library.flavor)
         if least < AMPERE:

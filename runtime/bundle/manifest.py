@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from ..checked_fields import OBJECT, PRINTABLE, TEXT, check_names, one_of, optional, parse_fields
 from ..contract import Contract, GateSpec, parse_contract, parse_gate
 from ..errors import UserError
 from . import strict_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-KEYS = {"format", "contract", "engines", "tokenizer", "chat_template", "provenance"}
+KEYS = dict.fromkeys(("format", "contract", "engines", "tokenizer", "chat_template", "provenance"), True)
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FLAVORS = ("tensorrt", "rtx")
@@ -38,16 +39,16 @@ class Build:
     values that only whoever builds it again needs.
     """
 
-    flavor: str
-    version: str
+    flavor: Annotated[str, one_of(FLAVORS)]
+    version: Annotated[str, PRINTABLE]
     version_compatible: bool
-    device: str | None
+    device: Annotated[str | None, optional(TEXT)]
     profiles: tuple[tuple[int, int], ...]
     capacity: int
     batch: int
-    dtype: str
-    onnx: str
-    options: dict[str, Any]
+    dtype: Annotated[str, one_of(CACHE_DTYPES)]
+    onnx: Annotated[str, PRINTABLE]
+    options: Annotated[dict[str, Any], OBJECT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ class Engine:
     was made; build: where the file is TensorRT's, None where it is an ONNX graph.
     """
 
-    name: str
-    dialect: str
-    precision: str
-    target: str
+    name: Annotated[str, PRINTABLE]
+    dialect: Annotated[str, PRINTABLE]
+    precision: Annotated[str, PRINTABLE]
+    target: Annotated[str, PRINTABLE]
     gate: GateSpec | None
-    model: str
+    model: Annotated[str, PRINTABLE]
     files: dict[str, str]
     parity: dict[str, Any]
     build: Build | None = None
@@ -142,7 +143,7 @@ def parse(path: Path, values: Any) -> Bundle:
             f"{path} has format {found!r}; this version reads formats up to {FORMAT}; install the version that wrote "
             "it, or export it again: python -m export.onnx"
         )
-    _exactly(values, KEYS, "manifest")
+    check_names(values, "manifest", "keys", KEYS)
     contract = parse_contract(values["contract"])
     if not isinstance(values["engines"], list) or not values["engines"]:
         raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
@@ -161,71 +162,46 @@ def parse(path: Path, values: Any) -> Bundle:
 
 
 def _engine(values: Any) -> Engine:
-    optional = {"build"} & values.keys() if isinstance(values, dict) else set()
-    _exactly(values, {field.name for field in fields(Engine)} - {"build"} | optional, "manifest.engines")
-    for name in ("name", "dialect", "precision", "target", "model"):
-        _a_text(values, name, "manifest.engines")
-    if not isinstance(values["files"], dict) or not isinstance(values["parity"], dict):
-        raise UserError("manifest.engines: files and parity have to be objects; export the bundle again")
-    files = dict(_text({"file": name, "sha256": digest}, "engines") for name, digest in values["files"].items())
-    if values["model"] not in files:
-        raise UserError(f"manifest.engines: model {values['model']!r} is not among its files; export the bundle again")
-    gate = None if values["gate"] is None else parse_gate(values["gate"])
-    build = _build(values["build"], files) if optional else None
-    suffix = ".onnx" if build is None else ".engine"
-    if not values["model"].endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
-        raise UserError(f"manifest.engines: model {values['model']!r} is no {suffix} file; export the bundle again")
-    return Engine(**{**values, "gate": gate, "files": files, "build": build})
-
-
-def _build(values: Any, files: dict[str, str]) -> Build:
-    place = "manifest.engines.build"
-    _exactly(values, {field.name for field in fields(Build)}, place)
-    for name in ("flavor", "version", "dtype", "onnx"):
-        _a_text(values, name, place)
-    if values["flavor"] not in FLAVORS or values["dtype"] not in CACHE_DTYPES:
+    place = "manifest.engines"
+    engine = parse_fields(
+        Engine, values, place, "keys", gate=lambda gate: None if gate is None else parse_gate(gate), build=_build
+    )
+    if not isinstance(engine.files, dict) or not isinstance(engine.parity, dict):
+        raise UserError(f"{place}: files and parity have to be objects; export the bundle again")
+    for name, digest in engine.files.items():
+        _text({"file": name, "sha256": digest}, "engines")
+    if engine.model not in engine.files:
+        raise UserError(f"{place}: model {engine.model!r} is not among its files; export the bundle again")
+    if engine.build is not None and engine.build.onnx not in engine.files:
         raise UserError(
-            f"{place} is of {values['flavor']!r} with a cache of {values['dtype']!r}; expected one of "
-            f"{', '.join(FLAVORS)} and one of {', '.join(CACHE_DTYPES)}"
+            f"{place}.build: onnx {engine.build.onnx!r} is not among the engine's files; export the bundle again"
         )
-    if not isinstance(values["version_compatible"], bool) or not isinstance(values["device"], str | None):
-        raise UserError(f"{place}: version_compatible has to be true or false, device a text or null")
-    if values["onnx"] not in files:
-        raise UserError(f"{place}: onnx {values['onnx']!r} is not among the engine's files; export the bundle again")
-    if not isinstance(values["options"], dict):
-        raise UserError(f"{place}: options have to be an object; export the bundle again")
-    profiles = values["profiles"]
-    whole = isinstance(profiles, list) and profiles and all(isinstance(p, list) and len(p) == 2 for p in profiles)
-    numbers = [values["capacity"], values["batch"], *(n for p in profiles for n in p)] if whole else [None]
+    suffix = ".onnx" if engine.build is None else ".engine"
+    if not engine.model.endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
+        raise UserError(f"{place}: model {engine.model!r} is no {suffix} file; export the bundle again")
+    return engine
+
+
+def _build(values: Any) -> Build:
+    place = "manifest.engines.build"
+    build = parse_fields(Build, values, place, "keys")
+    profiles = build.profiles
+    plain = isinstance(profiles, list) and profiles and all(isinstance(p, list) and len(p) == 2 for p in profiles)
+    numbers = [build.capacity, build.batch, *(n for p in profiles for n in p)] if plain else [None]
     if not all(type(n) is int and n >= 1 for n in numbers) or any(least > most for least, most in profiles):
         raise UserError(f"{place}: capacity, batch and profiles [[least, most], ...] have to be whole numbers from 1")
-    return Build(**{**values, "profiles": tuple((least, most) for least, most in profiles)})
-
-
-def _a_text(values: dict[str, Any], name: str, place: str) -> None:
-    text = values[name]
-    if not isinstance(text, str) or not text or not text.isprintable():  # names are printed, and terminals obey
-        raise UserError(f"{place}: {name} is {text!r}; expected a text that can be printed")
+    return replace(build, profiles=tuple((least, most) for least, most in profiles))
 
 
 def _text(values: Any, place: str) -> tuple[str, str]:
     """A file's name and sha256."""
-    _exactly(values, {"file", "sha256"}, f"manifest.{place}")
+    check_names(values, f"manifest.{place}", "keys", {"file": True, "sha256": True})
     name, digest = values["file"], values["sha256"]
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == MANIFEST:
         raise UserError(f"manifest.{place}: {name!r} is not a plain file name; a bundle is flat")
     if not isinstance(digest, str) or not SHA256.fullmatch(digest):
         raise UserError(f"manifest.{place}: the sha256 of {name} is {digest!r}; expected 64 hexadecimal digits")
     return name, digest
-
-
-def _exactly(values: Any, keys: set[str], place: str) -> None:
-    if not isinstance(values, dict):
-        raise UserError(f"{place} is {type(values).__name__}; expected an object")
-    if unknown := sorted(values.keys() - keys):
-        raise UserError(f"{place} has unknown keys {', '.join(unknown)}; it was written by another version")
-    if missing := sorted(keys - values.keys()):
-        raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
 
 
 def _template(file: Path) -> str:

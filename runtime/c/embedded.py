@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from itertools import count
@@ -16,33 +15,10 @@ from ..backend import Ints
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..errors import DeviceError, NumericalError, UserError
-from ..model import Block, Model, blocks, worker_models
+from ..model import Block, Model, ModelPool, blocks
 from ..open_bundle import load
 
-POLL = 0.02  # seconds between two looks at the cancel flag of a request that waits for its turn
 CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
-
-
-class ModelPool:
-    """A model and copies over its weights, each lent to one request at a time."""
-
-    def __init__(self, models: Sequence[Model], contract: Any) -> None:
-        self.model, self.contract = models[0], contract
-        self._idle, self._returned = list(models), threading.Condition()
-
-    def take(self, wanted: Callable[[], bool]) -> Model | None:
-        """A copy that is free, at once or after a wait; None once the request is not wanted any more."""
-        with self._returned:
-            while wanted():
-                if self._idle:
-                    return self._idle.pop()
-                self._returned.wait(POLL)
-        return None
-
-    def give(self, model: Model) -> None:
-        with self._returned:
-            self._idle.append(model)
-            self._returned.notify()
 
 
 class HostCalls:
@@ -51,7 +27,7 @@ class HostCalls:
     def __init__(self, ffi: Any, lib: Any) -> None:
         self._ffi, self._lib = ffi, lib
         # Numbers and not addresses: one that is used after its close, or closed twice, is told and does no harm.
-        self._models: dict[int, ModelPool] = {}
+        self._models: dict[int, tuple[ModelPool, tuple[Any, ...]]] = {}  # each with its contract as C has it
         self._numbers = count(1)
 
     def load(self, bundle: Any, options: Any, out: Any) -> None:
@@ -66,46 +42,38 @@ class HostCalls:
         )
         if options.at_once < 0:
             raise UserError(f"at_once is {options.at_once}; expected at least 1, or 0 for the default")
-        shared = ModelPool(worker_models(model, options.at_once), self._contract(model))
         number = next(self._numbers)
-        self._models[number] = shared
+        self._models[number] = ModelPool(model, options.at_once), self._contract(model)
         out[0] = self._ffi.cast("blockstep_model *", number)
 
     def generate(self, model: Any, request: Any, temperature: float, seed: Any, out: Any) -> None:
-        shared = self._shared(model)
-        asked = shared.model.request(
+        pool, _ = self._loaded(model)
+        asked = pool.models[0].request(
             self._prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
+            threshold=float(request.threshold[0]) if request.threshold else None,
             temperature=temperature,
             seed=int(seed[0]) if seed else None,
         )
-        threshold = float(request.threshold[0]) if request.threshold else None
 
         def wanted() -> bool:
             return not self._lib.raised(request.cancel)
 
-        lent = shared.take(wanted)
+        lent = pool.take_while(wanted)
         if lent is None:
             return self._put(out, [], CANCELLED)
         try:
-            steps = lent.steps(
-                asked.prompt,
-                max_new_tokens=asked.max_new_tokens,
-                threshold=threshold,
-                temperature=temperature,
-                seed=asked.seed,
-            )
-            done, result = self._run(steps, lent, request, wanted)
+            done, result = self._run(lent.steps(asked.prompt, asked.options), lent, request, wanted)
         finally:
-            shared.give(lent)
+            pool.give(lent)
         return self._put(out, done, result)
 
     def describe(self, model: Any, out: Any) -> None:
-        out[0] = self._shared(model).contract[0]
+        out[0] = self._loaded(model)[1][0]
 
     def close(self, model: Any) -> None:
-        self._shared(model)
+        self._loaded(model)
         self._models.pop(self._number(model), None)
 
     def _run(
@@ -165,7 +133,7 @@ class HostCalls:
     def _number(self, model: Any) -> int:
         return int(self._ffi.cast("uintptr_t", model))
 
-    def _shared(self, model: Any) -> ModelPool:
+    def _loaded(self, model: Any) -> tuple[ModelPool, tuple[Any, ...]]:
         found = self._models.get(self._number(model))
         if found is None:
             raise UserError("the model is NULL or was closed; expected one that blockstep_load gave, load it again")

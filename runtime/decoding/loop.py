@@ -5,60 +5,39 @@ It exists once. Training-time evaluation, parity tests and production run these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Unpack
 
-from ..backend import Backend, Ints
+from ..backend import Backend
 from ..contract import Contract, GateSpec
 from .batch import Batch, Step
-from .block_layout import check_ids, check_room, check_suffix, positions_for
+from .block_layout import positions_for
 from .gate import Gate
-from .request_state import NOTHING, Progress, Result
-from .sampling import check_sampling, sampler
-
-Threshold = float | Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to answer. `prompt` int64 [length]; the answer has at most `max_new_tokens`.
-
-    threshold: its own, a value or a function read at every step, in place of the one for all requests. suffix int64
-    [length]: known tokens behind exactly `max_new_tokens` positions, see `layout.check_suffix`; the answer is what
-    stands before it, to an end token. temperature: 0 takes the best tokens; above it, to 5, each open position's token
-    is drawn at every step, see `sample.Sampler`, and one of low confidence is drawn again at the next; seed: of these
-    draws, an int64, drawn itself where it is None.
-    """
-
-    prompt: Ints
-    max_new_tokens: int
-    threshold: Threshold | None = None
-    suffix: Ints = field(default_factory=lambda: NOTHING)
-    temperature: float = 0.0
-    seed: int | None = None
+from .options import OptionKeywords, Request, new_tokens, settle, threshold_reader, token_ids
+from .request_state import Progress, Result
+from .sampling import sampler
 
 
 def steps(
     backend: Backend,
     requests: Sequence[Request],
     *,
-    threshold: Threshold | None = None,
     gate: GateSpec | None = None,
-    fused: bool = True,
     slots: int | None = None,
+    **options: Unpack[OptionKeywords],
 ) -> Iterator[list[Step]]:
     """Decodes the requests and yields, for each forward, what it did to every canvas that was in it.
 
-    threshold: a value, or a function read at every step; the gate's own by default. gate: replaces the bundle's.
-    fused: the commit of a block (and the prefill) shares a forward with the next canvas; exact either way in fp32.
-    slots: how many are decoded at once, all by default; who has its answer makes room for the next. No requests yield
-    nothing. Raises UserError before any work where a request does not fit or has an id that the model lacks,
-    NumericalError for scores that are not numbers.
+    gate: replaces the bundle's. slots: how many are decoded at once, all by default; who has its answer makes room for
+    the next. options: replace those of every request. No requests yield nothing. Raises UserError before any work
+    where a request does not fit or has an id that the model lacks, NumericalError for scores that are not numbers.
     """
-    begin = Beginning(backend.contract, gate, threshold, fused)
+    begin = Beginning(backend.contract, gate, options)
     queue = [begin(row, request) for row, request in enumerate(requests)]
     if queue:
-        room = max(positions_for(backend.contract, len(r.prompt), r.max_new_tokens) for r in requests)
+        asked = zip(requests, queue, strict=True)
+        room = max(positions_for(backend.contract, len(r.prompt), p.wanted) for r, p in asked)
         together = len(queue) if slots is None else min(slots, len(queue))
         yield from _run(Batch(backend, begin.rule, together, room), iter(queue))
 
@@ -68,16 +47,15 @@ def answers(
     requests: Iterable[Request],
     slots: int,
     *,
-    threshold: Threshold | None = None,
     gate: GateSpec | None = None,
-    fused: bool = True,
+    **options: Unpack[OptionKeywords],
 ) -> Iterator[Result]:
     """The answers to a stream of requests in the order in which they come, `slots` of them decoded at once.
 
     A request is taken from the stream when the one before it has its place, and checked then: UserError ends the
     stream. The other options are those of `steps`. Each answer equals its solo run in fp32.
     """
-    begin = Beginning(backend.contract, gate, threshold, fused)
+    begin = Beginning(backend.contract, gate, options)
     queue = (begin(row, request) for row, request in enumerate(requests))
     done: dict[int, Result] = {}
     following = 0
@@ -101,17 +79,26 @@ def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
             yield done
 
 
-def generate(backend: Backend, request: Request, **options: object) -> Result:
+def generate(
+    backend: Backend, request: Request, *, gate: GateSpec | None = None, **options: Unpack[OptionKeywords]
+) -> Result:
     """One whole answer; the options are those of `steps`."""
-    return generate_batch(backend, [request], **options)[0]
+    return generate_batch(backend, [request], gate=gate, **options)[0]
 
 
-def generate_batch(backend: Backend, requests: Sequence[Request], **options: object) -> list[Result]:
+def generate_batch(
+    backend: Backend,
+    requests: Sequence[Request],
+    *,
+    gate: GateSpec | None = None,
+    slots: int | None = None,
+    **options: Unpack[OptionKeywords],
+) -> list[Result]:
     """Whole answers in the order of the requests; each equals its solo run in fp32."""
     if not requests:
         return []
     results: dict[int, Result] = {}
-    for done in steps(backend, requests, **options):  # type: ignore[arg-type]
+    for done in steps(backend, requests, gate=gate, slots=slots, **options):
         results.update({step.row: step.result for step in done if step.result is not None})
     return [results[row] for row in range(len(requests))]
 
@@ -119,41 +106,25 @@ def generate_batch(backend: Backend, requests: Sequence[Request], **options: obj
 class Beginning:
     """Requests at their beginning: what they share, and the check that each of them fits, before any work."""
 
-    def __init__(
-        self, contract: Contract, gate: GateSpec | None, threshold: Threshold | None, fused: bool = True
-    ) -> None:
+    def __init__(self, contract: Contract, gate: GateSpec | None, shared: OptionKeywords) -> None:
         self.rule = Gate(gate or contract.gate, contract.eos_ids)
-        self._contract, self._fused = contract, fused
-        self._threshold = _reader(threshold, self.rule.spec, contract.vocab)
+        self._contract, self._shared, self._threshold = contract, shared, shared.get("threshold")
+        self._reader = threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # shared, so read once a step
 
     def __call__(self, row: int, request: Request, past: int = 0) -> Progress:
         """The request of index `row`, with `past` of its prompt's tokens in the cache already."""
         contract = self._contract
-        check_ids(contract, request.prompt)
-        check_room(contract, len(request.prompt), request.max_new_tokens)
-        check_suffix(contract, len(request.prompt), request.max_new_tokens, request.suffix)
-        check_sampling(contract, request.temperature, request.seed)
-        threshold = self._threshold
-        if request.threshold is not None:
-            threshold = _reader(request.threshold, self.rule.spec, contract.vocab)
+        options = settle(contract, request.prompt, replace(request.options, **self._shared))
+        alike = options.threshold is self._threshold
+        reader = self._reader if alike else threshold_reader(options.threshold, self.rule.spec, contract.vocab)
         return Progress(
             contract,
             row,
             request.prompt,
-            wanted=request.max_new_tokens,
-            threshold=threshold,
-            fused=self._fused,
-            suffix=request.suffix,
+            wanted=new_tokens(contract, request.prompt, options),
+            threshold=reader,
+            fused=options.fused,
+            suffix=token_ids(options.suffix),
             past=past,
-            sampler=sampler(request.temperature, request.seed),
+            sampler=sampler(options.temperature, options.seed),
         )
-
-
-def _reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
-    if threshold is None:
-        own = spec.threshold if spec.rule == "count" else spec.check_threshold(spec.threshold, vocab)
-        return lambda: own
-    if callable(threshold):
-        return lambda: spec.check_threshold(threshold(), vocab)
-    fixed = spec.check_threshold(threshold, vocab)
-    return lambda: fixed

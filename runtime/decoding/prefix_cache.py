@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from ..backend import Backend, Ints
 from ..contract import GateSpec
 from .batch import Batch, Step
 from .block_layout import check_reuse, reusable
-from .loop import Beginning, Request, Threshold
+from .loop import Beginning
+from .options import OptionKeywords, Request
 from .request_state import NOTHING, Progress
 
 
@@ -29,12 +31,10 @@ class Session:
         self._batch: Batch | None = None
         self._last: tuple[Ints, Progress] | None = None  # a prompt and how far its answer came
 
-    def steps(
-        self, request: Request, *, threshold: Threshold | None = None, fused: bool = True
-    ) -> Iterator[list[Step]]:
+    def steps(self, request: Request, **options: Unpack[OptionKeywords]) -> Iterator[list[Step]]:
         """As `decode.steps` for that request. It may be left early: what was committed until then is kept."""
         contract = self._backend.contract
-        begin = Beginning(contract, self._gate, threshold, fused)
+        begin = Beginning(contract, self._gate, options)
         held, earlier = self._held()
         progress = begin(0, request, reusable(contract, held, earlier, request.prompt))
         batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)

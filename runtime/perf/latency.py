@@ -15,6 +15,7 @@ from ..backend import Backend, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding import loop
 from ..decoding.block_layout import committed_prompt, prompt_visible
+from ..decoding.options import Request
 from ..model import Model
 
 
@@ -79,12 +80,12 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
             yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
 
 
-def time_answers(model: Model, requests: Sequence[loop.Request], count: int, threshold: float | None) -> dict[str, Any]:
+def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[str, Any]:
     """Spreads over `count` whole answers, the requests in turn, after one that is not counted."""
     rows = []
     for request in islice(cycle(requests), count + 1):
         backend = TimedBackend(model.backend)
-        result = loop.generate(backend, request, threshold=threshold, gate=model.gate)
+        result = loop.generate(backend, request, gate=model.gate)
         host = result.seconds - backend.forward_seconds - backend.open_seconds
         tokens = len(result.token_ids)
         rows.append(

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
+from ..checked_fields import first_wrong, whole
 from ..errors import UserError
 
 
@@ -27,13 +28,13 @@ from ..errors import UserError
 class ModelShape:
     """Sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
+    hidden: Annotated[int, whole(1)]
+    layers: Annotated[int, whole(1)]
+    heads: Annotated[int, whole(1)]
+    kv_heads: Annotated[int, whole(1)]
+    head_dim: Annotated[int, whole(1)]
+    ffn: Annotated[int, whole(1)]
+    vocab: Annotated[int, whole(1)]
     tied: bool = True
     qk_norm: bool = False
     qkv_bias: bool = False
@@ -164,10 +165,9 @@ def shape_of(values: Any, whose: str) -> ModelShape:
     needed = [name for name, field in known.items() if field.default is field.default_factory]
     if wrong := [*sorted(values.keys() - known.keys()), *(name for name in needed if name not in values)]:
         raise UserError(f"{wrong[0]} of {whose} is unknown or missing; expected {', '.join(known)}")
-    for name, value in values.items():
-        kind = bool if known[name].type == "bool" else int
-        if type(value) is not kind or value < (kind is int):
-            raise UserError(f"{name} of {whose} is {value!r}; expected a {'truth value' if kind is bool else 'count'}")
+    if found := first_wrong(ModelShape, values):
+        name, value, expected = found
+        raise UserError(f"{name} of {whose} is {value!r}; expected {expected}")
     return ModelShape(**values)
 
 

@@ -126,7 +126,7 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
         "cached": cached,
         "threshold": low,
         "highest_threshold": high,
-        "seed": ask.seed,
+        "seed": ask.options.seed,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decoding.batch import Step
-from ..decoding.loop import Threshold
+from ..decoding.options import Threshold
 from ..model import Block, Model, blocks
 from ..text.terminal import end_of_canvas, tokens_text
 from .request import ServerRequest
@@ -98,13 +98,7 @@ def answer(
     Raises what `Model.steps` raises.
     """
     seen: list[float] = []
-    steps = model.steps(
-        ask.prompt,
-        max_new_tokens=ask.max_tokens,
-        threshold=_noted(model, threshold, seen),
-        temperature=ask.temperature,
-        seed=ask.seed,
-    )
+    steps = model.steps(ask.prompt, ask.options, threshold=_noted(model, threshold, seen))
     work, finish = PendingAnswer(model, ask, deliver), "cancelled"
     try:
         for block in blocks(work.watched(steps, wanted), model.tokenizer):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
+from ..checked_fields import FLAG, Expected
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.loop import Request
+from ..decoding.options import DecodeOptions, Request, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
-from ..model import Model, token_ids
+from ..model import Model
 from ..text.chat_template import check_arguments
 from .conversation import read_input, read_messages
 from .http_errors import Refusal, json_type, quote_value
 from .neutral_fields import check_neutral
 
+NUMBER = Expected("a number", lambda value: type(value) in (int, float))
+WHOLE = Expected(  # JSON has one kind of number, and some clients write 16.0
+    "a whole number", lambda value: value is None or type(value) is int or (type(value) is float and value.is_integer())
+)
 STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
 
 
@@ -39,13 +44,10 @@ RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself.
-
-    seed: what its tokens are drawn with, None at a temperature of 0.
-    """
+    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself."""
 
     prompt: Ints
-    max_tokens: int
+    options: DecodeOptions
     chat: bool
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -53,9 +55,6 @@ class ServerRequest:
     canvas: bool = False
     logprobs: bool = False
     best: bool = False
-    threshold: float | None = None
-    temperature: float = 0.0
-    seed: int | None = None
 
 
 def read_server_request(model: Model, name: str, most: int | None, api: Api, body: Any) -> ServerRequest:
@@ -71,11 +70,12 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
         raise unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
     request = _request(model, api, fields, most)
-    logprobs, best = _logprobs(fields, chat, request.temperature > 0)
-    tokens = request.max_new_tokens if most is None else min(most, request.max_new_tokens)
+    logprobs, best = _logprobs(fields, chat, request.options.temperature > 0)
+    tokens = new_tokens(model.contract, request.prompt, request.options)
+    limited = tokens if most is None else min(most, tokens)
     return ServerRequest(
         prompt=request.prompt,
-        max_tokens=tokens,
+        options=replace(request.options, max_new_tokens=limited, threshold=_threshold(model, fields)),
         chat=chat,
         stop=_stops(fields),
         stream=stream,
@@ -83,9 +83,6 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
         canvas=_canvas(fields, stream),
         logprobs=logprobs,
         best=best,
-        threshold=_threshold(model, fields),
-        temperature=request.temperature,
-        seed=request.seed,
     )
 
 
@@ -218,27 +215,24 @@ def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
         raise Refusal(400, str(error), "threshold") from None
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise Refusal(400, f"{name} is {json_type(value)}; expected true or false", name)
+def _read(fields: Mapping[str, Any], name: str, expected: Expected, default: Any) -> Any:
+    value = fields.get(name, default)
+    if not expected.holds(value):
+        raise Refusal(400, f"{name} is {json_type(value)}; expected {expected.text}", name)
     return value
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    return bool(_read(fields, name, FLAG, False))
 
 
 def _whole(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number, and some clients write 16.0
-        return int(value)
-    if value is not None and type(value) is not int:
-        raise Refusal(400, f"{name} is {json_type(value)}; expected a whole number", name)
-    return value
+    value = _read(fields, name, WHOLE, None)
+    return None if value is None else int(value)
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
-    value = fields.get(name, default)
-    if type(value) not in (int, float):
-        raise Refusal(400, f"{name} is {json_type(value)}; expected a number", name)
     try:
-        return float(value)
+        return float(_read(fields, name, NUMBER, default))
     except OverflowError:
         raise Refusal(400, f"{name} is beyond all numbers that a computer counts with", name) from None

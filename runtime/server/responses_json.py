@@ -36,7 +36,7 @@ class ResponsesReply:
             "object": "response",
             "created_at": int(time.time()),
             "model": model,
-            "temperature": ask.temperature,
+            "temperature": ask.options.temperature,
             "metadata": _metadata(body.get("metadata")),
             **repeated,
             **FIXED,

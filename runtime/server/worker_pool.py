@@ -7,11 +7,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from ..decoding.loop import Threshold
 from ..errors import DeviceError, NumericalError, UserError
-from ..model import Model
+from ..model import Model, ModelPool
 from .events import Counts, Deliver, End, Failure, answer
 from .http_errors import Refusal
 from .request import ServerRequest
@@ -32,19 +31,19 @@ class Job:
 
 
 class Workers:
-    """One thread a model; at most `room` requests wait for one.
+    """One thread per model of the pool, which keeps it; at most `room` requests wait for one.
 
     threshold: what a step without a threshold of its own reads, None for the gate's own.
     """
 
-    def __init__(self, models: Sequence[Model], room: int, threshold: Callable[[], float] | None = None) -> None:
+    def __init__(self, pool: ModelPool, room: int, threshold: Callable[[], float] | None = None) -> None:
         self.room, self._threshold = room, threshold
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed, self.running = False, 0  # whether no more come, and how many are being answered
         self.broken = False  # a device has failed, which lasts
         self._mean = 0.0  # seconds an answer takes, of the latest ones
-        self._threads = [threading.Thread(target=self._work, args=(model,), daemon=True) for model in models]
+        self._threads = [threading.Thread(target=self._work, args=(pool.take(),), daemon=True) for _ in pool.models]
         for thread in self._threads:
             thread.start()
 
@@ -108,9 +107,9 @@ class Workers:
             return self._jobs.popleft()
 
     def _answer(self, model: Model, job: Job) -> None:
-        threshold: Threshold | None = self._threshold if job.ask.threshold is None else job.ask.threshold
+        own = job.ask.options.threshold
         try:
-            answer(model, job.ask, threshold, lambda: job.wanted, job.deliver)
+            answer(model, job.ask, self._threshold if own is None else own, lambda: job.wanted, job.deliver)
         except (UserError, NumericalError, DeviceError) as error:
             LOG.error("an answer failed: %s", error)
             self.broken = self.broken or isinstance(error, DeviceError)

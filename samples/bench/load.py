@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     problems = list(task.problems("valid", args.prompts, 7))
     model = load(args.bundle)
     solo = [model.generate(problem.prompt, raw=True) for problem in problems]
-    inside = sorted(model.generate(problem.prompt, raw=True).seconds for problem in problems)
+    inside = sorted(model.generate(problem.prompt, raw=True).result.seconds for problem in problems)
     prompts, reports, everyone = [problem.prompt for problem in problems], [], []
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *args.server]
     with tempfile.TemporaryFile("w+") as log:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.loop import Request
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.model import Model
 from runtime.perf.latency import time_answers
@@ -22,6 +22,6 @@ def host_ms(model: str, contract: Contract, threads: int) -> dict[str, float]:
     gate = GateSpec(rule="count", min=ACCEPTED)
     without_text: Any = None
     made = Model(OrtBackend(Path(model), contract, threads), without_text, gate, "stand-in", "")
-    request = Request(tokens(PROMPT), BLOCKS * contract.block)
-    found: dict[str, float] = time_answers(made, [request], ANSWERS, None)["host_ms_per_forward"]
+    request = Request(tokens(PROMPT), DecodeOptions(BLOCKS * contract.block))
+    found: dict[str, float] = time_answers(made, [request], ANSWERS)["host_ms_per_forward"]
     return found

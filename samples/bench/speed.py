@@ -29,7 +29,8 @@ from runtime.backend import Backend
 from runtime.cli import DONE, Parser
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
@@ -61,7 +62,7 @@ class Contender:
 
     def answer(self, prompt: np.ndarray, canvas: int) -> Result:
         """The answer to a prompt [length], at most a canvas long."""
-        return generate(self.backend, Request(prompt, canvas), gate=self.gate)
+        return generate(self.backend, Request(prompt, DecodeOptions(canvas)), gate=self.gate)
 
 
 @dataclass(frozen=True, slots=True)

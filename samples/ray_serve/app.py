@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from ray import serve
 from starlette.applications import Starlette
 
-from runtime.cli import load_model
-from runtime.serve import options, service
+from runtime.serve import open_service
 from runtime.server.app import make_app
 
 DRAIN = 60  # seconds for what a replica has begun, as --drain of runtime.serve
@@ -20,8 +19,7 @@ class Replica:
     """One replica; its shutdown finishes what it began. argv: a bundle and options of runtime.serve."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        args = options(argv)
-        self._service = service(args, load_model(args))
+        self._service = open_service(argv)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return make_app(self._service)

@@ -99,7 +99,7 @@ def blockstep(model: Path | None, engine: str | None = None) -> Rival:
 
     def predict(words: Sequence[str]) -> list[str]:
         answers = [loaded.generate(word) for word in words]
-        forwards.extend(answer.forwards for answer in answers)
+        forwards.extend(answer.result.forwards for answer in answers)
         return [answer.text for answer in answers]
 
     manifest = json.loads((model / "manifest.json").read_text())

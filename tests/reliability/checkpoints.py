@@ -18,7 +18,8 @@ from mutants import ODD, of_bytes
 from section import Section
 from tally import tallied
 
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from train.checkpoint import Checkpoint
 from train.open_checkpoint import load
 from train.storage.safe_torch_load import read
@@ -150,7 +151,7 @@ def asked(made: Checkpoint) -> str:
     """What a checkpoint answers; where all that decides it is as it was, the answer has to be too."""
     backend = TorchBackend(made.build(), contract_of(made))
     ids = made.read_tokenizer().encode(PROMPT, add_special_tokens=False).ids
-    answer = generate(backend, Request(np.array(ids, np.int64), TOKENS))
+    answer = generate(backend, Request(np.array(ids, np.int64), DecodeOptions(TOKENS)))
     sound(backend.contract, answer.token_ids, answer.finish, answer.steps)
     older, expected = original()
     same = made.weights.keys() == older.weights.keys() and all(
@@ -167,4 +168,4 @@ def original() -> tuple[Checkpoint, tuple[int, ...]]:
     made = load(GOLDEN / "student.pt")
     ids = made.read_tokenizer().encode(PROMPT, add_special_tokens=False).ids
     backend = TorchBackend(made.build(), contract_of(made))
-    return made, generate(backend, Request(np.array(ids, np.int64), TOKENS)).token_ids
+    return made, generate(backend, Request(np.array(ids, np.int64), DecodeOptions(TOKENS))).token_ids

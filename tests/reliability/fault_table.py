@@ -167,7 +167,7 @@ FAULTS = (
     Fault(
         "the request's threshold is not passed on",
         "runtime/server/worker_pool.py",
-        "self._threshold if job.ask.threshold is None else job.ask.threshold",
+        "self._threshold if own is None else own",
         "self._threshold",
         "server_openai server_load",
     ),

@@ -62,7 +62,7 @@ def attempt(number: int, folder: Path) -> str:
     model = untried(bundle)
     assert "as it was" not in kind(number) or model_file(bundle).read_bytes() == model_file_of_seed(), "damage unseen"
     answer = model.generate(IDS, max_new_tokens=TOKENS)
-    sound(model.contract, answer.token_ids, answer.finish, answer.steps)
+    sound(model.contract, answer.result.token_ids, answer.result.finish, answer.result.steps)
     return "answered"
 
 

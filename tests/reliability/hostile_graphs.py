@@ -32,7 +32,7 @@ def asked(folder: Path, change: Change) -> None:
     file.write_bytes(graph.SerializeToString())
     rehash(bundle)
     answer = load(bundle, threads=1).generate([5, 6], max_new_tokens=TOKENS)
-    raise AssertionError(f"answered {answer.token_ids}")
+    raise AssertionError(f"answered {answer.result.token_ids}")
 
 
 def outside(location: str) -> Attack:

@@ -76,7 +76,7 @@ def outcome(model: Model, request: dict[str, Any]) -> object:
         answer = model.generate(**request)
     except UserError as error:
         return str(error)
-    return answer.token_ids, answer.text, answer.finish, answer.steps, answer.forwards
+    return answer.result.token_ids, answer.text, answer.result.finish, answer.result.steps, answer.result.forwards
 
 
 def generations(model: Model, asked: list[dict[str, Any]], expected: list[object], count: int, leak: int) -> Row:

@@ -44,11 +44,11 @@ def attempt(number: int, folder: Path) -> str:
         return "read" if made.matching("trt") else ""
     model = untried(bundle)
     answer = model.generate(PROMPT, max_new_tokens=TOKENS, raw=True)
-    sound(model.contract, answer.token_ids, answer.finish, answer.steps)
+    sound(model.contract, answer.result.token_ids, answer.result.finish, answer.result.steps)
     if (made.contract, made.engines[0].gate) != (older.contract, older.engines[0].gate):
         return "answered by its changed contract"
     expected = answer_of(bundle.name)
-    assert answer.token_ids == expected, f"{answer.token_ids}, expected {expected}"
+    assert answer.result.token_ids == expected, f"{answer.result.token_ids}, expected {expected}"
     return "the same answer"
 
 
@@ -65,4 +65,4 @@ def original(name: str) -> Bundle:
 
 @cache
 def answer_of(name: str) -> tuple[int, ...]:
-    return untried(GOLDEN / name).generate(PROMPT, max_new_tokens=TOKENS, raw=True).token_ids
+    return untried(GOLDEN / name).generate(PROMPT, max_new_tokens=TOKENS, raw=True).result.token_ids

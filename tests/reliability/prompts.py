@@ -59,7 +59,7 @@ def answered(model: Model, prompt: Prompt, tokens: int | None = None) -> str:
         return "refused in one line"
     blocks = list(model.stream(prompt, max_new_tokens=tokens))
     assert "".join(block.text for block in blocks) == whole.text and blocks[-1].result is not None
-    assert sum((block.token_ids for block in blocks), ()) == whole.token_ids
+    assert sum((block.token_ids for block in blocks), ()) == whole.result.token_ids
     return "answered"
 
 

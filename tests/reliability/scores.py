@@ -19,7 +19,8 @@ from reliability.section import Section
 from runtime.backend import Forward, Proposal
 from runtime.bundle.store import read
 from runtime.contract import GateSpec
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError
@@ -65,7 +66,9 @@ def steps_of(score: np.float32, comparator: str, threshold: float) -> int:
         part = np.full(forward.rows.shape, score)
         return Proposal(np.full(forward.rows.shape, 5), part, part)
 
-    return generate(tiny.Scripted(contract, script), Request(np.array([5]), tiny.BLOCK), threshold=threshold).steps
+    return generate(
+        tiny.Scripted(contract, script), Request(np.array([5]), DecodeOptions(tiny.BLOCK)), threshold=threshold
+    ).steps
 
 
 def unsure(longest: int) -> Row:
@@ -78,7 +81,7 @@ def unsure(longest: int) -> Row:
             part = rng.random(forward.rows.shape, np.float32) * np.float32(0.99)
             return Proposal(np.full(forward.rows.shape, 5), part, 1 - part)
 
-        result = generate(tiny.Scripted(contract, script), Request(np.array([5]), 3 * block))
+        result = generate(tiny.Scripted(contract, script), Request(np.array([5]), DecodeOptions(3 * block)))
         assert (result.steps, result.blocks, len(result.token_ids)) == (3 * block, 3, 3 * block), result
     return f"a block of 1 to {longest} that never grows sure", longest, "ends after a step a position"
 
@@ -97,7 +100,9 @@ def alike() -> Row:
     backends = (TorchBackend(zeros, tiny.contract()), engine(empty))
     for backend in backends:
         contract = backend.contract
-        result = generate(backend, Request(np.array([5, 6]), 2 * contract.block), gate=GateSpec(threshold=0.5))
+        result = generate(
+            backend, Request(np.array([5, 6]), DecodeOptions(2 * contract.block)), gate=GateSpec(threshold=0.5)
+        )
         lowest = next(token for token in range(contract.vocab) if token != contract.mask_id)
         assert set(result.token_ids) == {lowest} and result.steps == 2 * contract.block, result
     return "all scores alike", len(backends), "the lowest token that is no mask, a step a position"
@@ -120,7 +125,7 @@ def poisoned(count: int, rng: random.Random) -> Iterator[Row]:
 def answer(backend: OrtBackend) -> tuple[int, ...] | None:
     """The tokens of an answer, None where the scores are told to be no numbers."""
     try:
-        return generate(backend, Request(np.arange(20, 60), 40)).token_ids
+        return generate(backend, Request(np.arange(20, 60), DecodeOptions(40))).token_ids
     except NumericalError:
         return None
 

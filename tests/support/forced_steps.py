@@ -23,7 +23,8 @@ from export.quantization.ort_formats import formats_of
 from runtime.backend import Backend, Floats, Forward, Proposal
 from runtime.bundle.store import Bundle, read, write
 from runtime.contract import Contract
-from runtime.decoding.loop import Request, generate
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.text.tokenizer import Tokenizer
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
@@ -97,7 +98,9 @@ def record_answers(reference: TorchBackend, bundle: Bundle) -> list[list[Forward
     recorder, tokenizer = Recorder(reference), Tokenizer(bundle.tokenizer, bundle.chat_template)
     for name in PROMPTS:
         text = (SAMPLES / f"prompt_{name}.txt").read_text(encoding="utf-8").rstrip()
-        generate(recorder, Request(tokenizer.encode(text), bundle.contract.canvas), gate=bundle.contract.gate)
+        generate(
+            recorder, Request(tokenizer.encode(text), DecodeOptions(bundle.contract.canvas)), gate=bundle.contract.gate
+        )
     return recorder.answers
 
 

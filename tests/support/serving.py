@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import uvicorn
 from openai import OpenAI
 
 from runtime.backend import Forward, Proposal
-from runtime.model import Model
+from runtime.model import Model, ModelPool
 from runtime.server.app import make_app
 from runtime.server.connection_limits import make_server
 from runtime.server.metrics import Counters
@@ -56,15 +56,15 @@ class Served:
 
 @contextmanager
 def served(
-    models: Sequence[Model], room: int = 32,
+    model: Model, workers: int = 1, room: int = 32,
     threshold: Callable[[Callable[[], int]], Callable[[], float]] | None = None, drain: int = 20,
     name: str = "student",
     **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
-    """A server over one worker a model; threshold: makes the one in force from a function that counts who waits."""
-    workers = Workers(models, room, threshold and threshold(lambda: workers.waiting))
-    counters = Counters(workers, threshold and threshold(lambda: workers.waiting))
-    service = Service(models[0], name, workers, counters, **settings)
+    """A server; threshold: makes the one in force from a function that counts who waits."""
+    queue = Workers(ModelPool(model, workers), room, threshold and threshold(lambda: queue.waiting))
+    counters = Counters(queue, threshold and threshold(lambda: queue.waiting))
+    service = Service(model, name, queue, counters, **settings)
     with listen("127.0.0.1", 0) as place:
         url = url_of(place)
         server = make_server(make_app(service), drain)

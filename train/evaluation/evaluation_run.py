@@ -16,7 +16,8 @@ from runtime.backend import Backend
 from runtime.bundle import strict_json
 from runtime.contract import Contract, GateSpec
 from runtime.decoding.block_layout import check_room, room_for_answer
-from runtime.decoding.loop import Request, generate_batch
+from runtime.decoding.loop import generate_batch
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.errors import UserError
 from train import tasks
@@ -141,7 +142,7 @@ def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Reques
             check_room(contract, len(ids), wanted)
         except UserError as error:
             raise UserError(f"problem {number} of {len(asked)}: {error}") from None
-        found.append(Request(np.array(ids, np.int64), wanted))
+        found.append(Request(np.array(ids, np.int64), DecodeOptions(wanted)))
     return found
 
 

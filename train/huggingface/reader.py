@@ -11,9 +11,8 @@ from runtime.bundle.store import sha256
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 from runtime.text.chat_template import reads, with_defaults
-from train.checkpoint import Checkpoint, Decoding
-from train.storage.checked_fields import LARGEST_FLOAT, MOST_IDS
-from train.transformer.network import ModelConfig
+from train.checkpoint import MOST_IDS, Checkpoint, Decoding
+from train.transformer.network import LARGEST_FLOAT, ModelConfig
 from train.transformer.rope import parse_scaling
 
 from . import blockstep_json, peft_merge

@@ -6,34 +6,41 @@ Every attention pattern of block decoding is a prefix mask: query `i` sees the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.checked_fields import OBJECT, number
+from runtime.contract import size
+
 from .rope import frequencies
+
+LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
+ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, "a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shape of a model. `width` is the hidden size, `ffn` the inner size of the gated MLP; rope_scaling: see `rope`."""
 
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-6
+    vocab: Annotated[int, size("vocab")]
+    width: Annotated[int, size("width")]
+    layers: Annotated[int, size("layers")]
+    heads: Annotated[int, size("heads")]
+    kv_heads: Annotated[int, size("kv_heads")]
+    head_dim: Annotated[int, size("head_dim")]
+    ffn: Annotated[int, size("ffn")]
+    rope_theta: Annotated[float, ABOVE_0] = 10000.0
+    norm_eps: Annotated[float, ABOVE_0] = 1e-6
     qk_norm: bool = False
     qkv_bias: bool = False
     tied: bool = True
-    rope_scaling: dict[str, Any] = field(default_factory=dict)
+    rope_scaling: Annotated[dict[str, Any], OBJECT] = field(default_factory=dict)
 
 
 class KeyValueStore(Protocol):

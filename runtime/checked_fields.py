@@ -1,0 +1,97 @@
+"""Checks plain values, as JSON holds them, against the fields of the dataclass that they become.
+
+A field says in its annotation what it holds: `block: Annotated[int, whole(1, 4096)]`. One that says nothing is checked
+by whoever reads it; a `bool` speaks for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from .errors import UserError
+
+T = TypeVar("T")
+NUMBER_LIMIT = 1 << 24  # far above any model's: what is sized by a damaged file would take all memory
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a field may hold, in words, and the test of a value."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int = NUMBER_LIMIT) -> Expected:
+    """Returns what a whole number within bounds has to be."""
+    text = f"a whole number from {least} to {most}"
+    return Expected(text, lambda value: type(value) is not bool and isinstance(value, int) and least <= value <= most)
+
+
+def number(least: float, most: float = NUMBER_LIMIT, text: str = "") -> Expected:
+    """Returns what a number within bounds has to be."""
+    return Expected(
+        text or f"a number from {least:g} to {most}",
+        lambda value: type(value) is not bool and isinstance(value, int | float) and least <= value <= most,
+    )
+
+
+def one_of(allowed: Collection[str]) -> Expected:
+    """Returns what a text of these has to be."""
+    return Expected(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
+
+
+def optional(expected: Expected) -> Expected:
+    """Returns the same, or None."""
+    return Expected(expected.text, lambda value: value is None or expected.holds(value))
+
+
+def row(each: Expected, text: str, most: int) -> Expected:
+    """Returns what a list of 1 to `most` such values has to be."""
+    return Expected(
+        text, lambda value: isinstance(value, list | tuple) and 0 < len(value) <= most and all(map(each.holds, value))
+    )
+
+
+FLAG = Expected("true or false", lambda value: isinstance(value, bool))
+TEXT = Expected("a text", lambda value: isinstance(value, str))
+OBJECT = Expected("an object", lambda value: isinstance(value, dict))
+PRINTABLE = Expected(  # of names: they are shown, and terminals obey what is not printable
+    "a text that can be printed", lambda value: isinstance(value, str) and value != "" and value.isprintable()
+)
+
+
+def parse_fields(
+    kind: Callable[..., T], values: Any, place: str, noun: str = "fields", **readers: Callable[[Any], Any]
+) -> T:
+    """Returns the dataclass of an object's values; readers: what some fields are read with, of their plain values.
+
+    Raises UserError naming the first field that is unknown, missing or not as its annotation expects.
+    """
+    needed = {f.name: f.default is f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
+    check_names(values, place, noun, needed)
+    if wrong := first_wrong(kind, values):
+        name, value, expected = wrong
+        raise UserError(f"{place}.{name} is {value!r}; expected {expected}")
+    return kind(**{**values, **{name: read(values[name]) for name, read in readers.items() if name in values}})
+
+
+def check_names(values: Any, place: str, noun: str, needed: Mapping[str, bool]) -> None:
+    """Raises UserError unless the values are an object; needed: the names that it may have, and whether it must."""
+    if not isinstance(values, dict):
+        raise UserError(f"{place} is {type(values).__name__}; expected an object")
+    if unknown := sorted(values.keys() - needed.keys()):
+        raise UserError(f"{place} has unknown {noun} {', '.join(unknown)}; it was written by another version")
+    if missing := sorted(name for name, must in needed.items() if must and name not in values):
+        raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
+
+
+def first_wrong(kind: Any, values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+    """Returns name, value and what was expected of the first field that its annotation refuses; None if all fit."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for expected in (FLAG,) if hint is bool else getattr(hint, "__metadata__", ()):
+            if name in values and not expected.holds(values[name]):
+                return name, values[name], expected.text
+    return None
