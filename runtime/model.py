@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
@@ -18,6 +18,8 @@ from .decoding.request_state import Result
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
+
     from .text.tokenizer import Tokenizer
 
 POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted

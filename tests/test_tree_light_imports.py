@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -110,3 +111,13 @@ def test_a_command_under_the_other_name_calls_itself_so(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: python -m blockstep.generate")
+
+
+NEWER_TYPING = {"Never", "NotRequired", "Required", "Self", "TypeVarTuple", "Unpack", "assert_never", "override"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_runtime_is_written_for_python_3_10_which_a_jetson_has(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "typing"]
+    assert not NEWER_TYPING & {alias.name for node in imported for alias in node.names}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import TYPE_CHECKING
 
 from ..backend import Backend
 from ..contract import Contract, GateSpec
@@ -17,6 +17,9 @@ from .gate import Gate
 from .options import OptionKeywords, Request, new_tokens, settle, threshold_reader, token_ids
 from .request_state import Progress, Result
 from .sampling import sampler
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 
 def steps(

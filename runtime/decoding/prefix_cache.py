@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Unpack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from .block_layout import check_reuse, reusable
 from .loop import Beginning
 from .options import OptionKeywords, Request
 from .request_state import NOTHING, Progress
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 
 class Session:
