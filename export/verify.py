@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -24,13 +25,12 @@ from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
-from .proof.compare import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .precisions import PRECISIONS
+from .proof.compare import EXACT, NOTICED, Candidate, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
 from .proof.quantized_reference import whole_bound
 from .quantization.ort_formats import ORT_FORMATS, formats_of
-
-NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +53,12 @@ OPTIONS = (
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
-    bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
+    bounds = ", ".join(f"{each.log_prob:g} in {each.name}" for each in PRECISIONS.values())
+    entropies = ", ".join(f"{row.entropy:g} in {row.name}" for row in PRECISIONS.values() if row.entropy < math.inf)
     bounds = (
         f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
         f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
-        f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
+        f"{entropies}; in fp32 also where that of any token "
         f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
         "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
@@ -108,8 +109,8 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
         return OrtBackend(graph_of(made, engine), made.contract, files=engine.files)
     if has_gpu():
         return open_engines(made, [engine], trust=trust)
-    if engine.precision in NO_CPU or engine.build.batch > 1:
-        what = f"graphs of {engine.precision}" if engine.precision in NO_CPU else f"batches of {engine.build.batch}"
+    if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.build.batch > 1:
+        what = f"batches of {engine.build.batch}" if runs else f"graphs of {engine.precision}"
         raise UserError(
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )

@@ -11,13 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.precisions import PRECISIONS
 from runtime.engines.trt.engine import INSTALL, LIBRARIES
 from runtime.errors import UserError
 
-LEAST_CAPABILITY = {
-    "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
-}  # the compute capability from which a precision runs  # fmt: skip
-RTX_FP32 = 80  # TensorRT for RTX has no fp32 product for older ones
 FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there
 JETSON = Path("/etc/nv_tegra_release")
 
@@ -103,11 +100,8 @@ def check_library(library: TrtLibrary, args: argparse.Namespace) -> None:
 
 
 def least_capability(precision: str, flavor: str) -> int:
-    return (
-        max(LEAST_CAPABILITY[precision], RTX_FP32)
-        if (precision, flavor) == ("fp32", "rtx")
-        else LEAST_CAPABILITY[precision]
-    )
+    row = PRECISIONS[precision]
+    return row.rtx if flavor == "rtx" else row.capability
 
 
 def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
