@@ -14,10 +14,9 @@ from train.cli_options import TOP_K_OPTION, add_directory_options
 
 from .precisions import PRECISIONS
 from .trt_engines.from_bundle import from_bundle
-from .trt_engines.gpu_support import check_library, find_library
+from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
-TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # of the options whose text is longer than their line

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 
@@ -16,8 +17,8 @@ from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.registry import OpenOptions
 from runtime.engines.trt.cuda import load_cuda
-from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
 from train import open_checkpoint
 from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
@@ -84,10 +85,10 @@ def verify(args: argparse.Namespace) -> int:
     asked = held_out_texts(args.task, args.data, args.prompts)
     encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
     requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
-    if engine.build is not None:
+    if engine.kind.native_code:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    twin = twin_of(graph_of(made, engine), candidate) if isinstance(candidate, OrtBackend) else None
+    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
     compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     formats = formats_of(engine.dialect, engine.precision)
@@ -105,22 +106,16 @@ def verify(args: argparse.Namespace) -> int:
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
-    if engine.build is None:
-        return OrtBackend(graph_of(made, engine), made.contract, files=engine.files)
-    if has_gpu():
-        return open_engines(made, [engine], trust=trust)
-    if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.build.batch > 1:
-        what = f"batches of {engine.build.batch}" if runs else f"graphs of {engine.precision}"
+    if engine.build is None or has_gpu():
+        _, backend = engine.kind.open(made, [engine], OpenOptions(trust_engine=trust))
+        return cast(Candidate, backend)
+    if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.batch > 1:
+        what = f"batches of {engine.batch}" if runs else f"graphs of {engine.precision}"
         raise UserError(
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
-    return OrtBackend(graph_of(made, engine), contract, files=engine.files)
-
-
-def graph_of(made: Bundle, engine: Engine) -> Path:
-    """The ONNX file of an engine, or what it was built from."""
-    return made.path / (engine.model if engine.build is None else engine.build.onnx)
+    return OrtBackend(made.path / engine.graph, contract, files=engine.files)
 
 
 def has_gpu() -> bool:

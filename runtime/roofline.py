@@ -14,7 +14,7 @@ from typing import Any
 
 from .bundle.manifest import read
 from .cli import DONE, ENGINE_OPTIONS, command_parser, expect, load_model, option, parse_counts, print_json, run
-from .engines.ort.ort_cuda import choose_engine
+from .engines.registry import choose_engines
 from .errors import UserError
 from .model import Model
 from .perf.block_costs import Question, analyzed
@@ -79,7 +79,7 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
     if args.bundle:
         bundle = read(Path(args.bundle))
         shape, name = shape_of(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
-        precision = args.precision or choose_engine(bundle, args.engine, args.device).precision
+        precision = args.precision or choose_engines(bundle, args.engine, args.device)[0].precision
     elif args.shape:
         shape, name = shape_of(args.shape, "--shape"), "--shape"
     if precision not in WEIGHT_SIZES:

@@ -43,7 +43,7 @@ class TargetBundle:
 
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
         """Adds an engine to it, and remembers that one of TensorRT's was built here."""
-        if engine.build is not None:
+        if engine.kind.native_code:
             trust_records.remember_built(sha256(files[0]))
         write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from export.precisions import PRECISIONS
+from runtime.engines.registry import KINDS
 from runtime.engines.trt.engine import INSTALL, LIBRARIES
 from runtime.errors import UserError
 
+TRT_DIALECTS = KINDS["trt"].dialects
 FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there
 JETSON = Path("/etc/nv_tegra_release")
 
@@ -30,7 +32,7 @@ class TrtLibrary:
     def dialects(self) -> tuple[str, ...]:
         """The dialects of the step graph that it takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
-        return ("trt", "plain") if self.flavor == "rtx" or number >= FIRST_TRT else ("plain",)
+        return TRT_DIALECTS if self.flavor == "rtx" or number >= FIRST_TRT else TRT_DIALECTS[1:]
 
 
 def find_library(flavor: str) -> TrtLibrary:

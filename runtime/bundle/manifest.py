@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Contract, GateSpec, parse_contract, parse_gate
+from ..engines.registry import DEFAULT, KINDS, EngineKind
 from ..errors import UserError
 from . import strict_json
 
@@ -71,6 +72,31 @@ class Engine:
     build: Build | None = None
 
     @property
+    def kind(self) -> EngineKind:
+        """What runs it, by its file."""
+        return next(kind for kind in KINDS.values() if self.model.endswith(kind.suffix))
+
+    @property
+    def graph(self) -> str:
+        """The file of the graph that it is, or was built from."""
+        return self.build.onnx if self.build else self.model
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a forward pass."""
+        return self.build.batch if self.build else 1
+
+    @property
+    def cache(self) -> str:
+        """How its graph keeps a KV cache, as `Contract.cache` has it."""
+        return "delta" if self.dialect == "plain" else "in_place"
+
+    def is_called(self, name: str) -> bool:
+        """Returns whether `--engine` means it by a kind: its dialect's, or that of native code of any dialect."""
+        kind = KINDS.get(name)
+        return self.kind is kind if kind is not None and kind.native_code else self.dialect == name
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What an engine of a bundle is, and another one with the same replaces it."""
         build = self.build
@@ -106,18 +132,18 @@ class Bundle:
 
         By default those for ONNX Runtime. Raises UserError listing the engines where there is none.
         """
-        kind = "ort" if name is None else name
-        found = [e for e in self.engines if e.name == kind]
-        found = found or [e for e in self.engines if (e.build is not None if kind == "trt" else e.dialect == kind)]
-        if not found and kind == "trt" and any(e.dialect != "ort" for e in self.engines):
+        wanted = DEFAULT if name is None else name
+        found = [e for e in self.engines if e.name == wanted] or [e for e in self.engines if e.is_called(wanted)]
+        kind = KINDS.get(wanted)
+        if not found and kind and any(e.dialect in kind.dialects for e in self.engines):
             raise UserError(
                 f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
                 f"it: python -m export.trt --bundle {self.path}"
             )
         if not found:
-            wanted = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
+            missing = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
             names = ", ".join(e.name for e in self.engines)
-            raise UserError(f"{self.path} has no {wanted}; it has {names}: name one with --engine, or export it")
+            raise UserError(f"{self.path} has no {missing}; it has {names}: name one with --engine, or export it")
         return tuple(found)
 
 
@@ -172,9 +198,10 @@ def _engine(values: Any) -> Engine:
         raise UserError(f"manifest.engines: model {values['model']!r} is not among its files; export the bundle again")
     gate = None if values["gate"] is None else parse_gate(values["gate"])
     build = _build(values["build"], files) if optional else None
-    suffix = ".onnx" if build is None else ".engine"
-    if not values["model"].endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
-        raise UserError(f"manifest.engines: model {values['model']!r} is no {suffix} file; export the bundle again")
+    suffixes = [kind.suffix for kind in KINDS.values() if kind.native_code == (build is not None)]
+    if not values["model"].endswith(tuple(suffixes)):  # ONNX Runtime has another format with fewer checks
+        expected = " or ".join(suffixes)
+        raise UserError(f"manifest.engines: model {values['model']!r} is no {expected} file; export the bundle again")
     return Engine(**{**values, "gate": gate, "files": files, "build": build})
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-ORT_DEVICES = ("cpu", "cuda")  # where an engine of ONNX Runtime runs
 # Precisions that CUDA has kernels for, by dialect: its GroupQueryAttention takes no fp32, which int8 and int4 graphs
 # have too, and it has no DynamicQuantizeMatMul; the dialect plain keeps its KV cache on the host. Of other dialects
 # `check_placement` decides.
@@ -34,14 +33,6 @@ DRIVER = "NVIDIA's driver 580 or newer"  # of CUDA 13, which onnxruntime-gpu is 
 ARM_GPUS = "SM89, SM90, SM120 or SM121"  # code in onnxruntime-gpu 1.31.1's aarch64 wheel; a Jetson is SM87 or SM110
 OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded to 10 bits
 QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and its default
-
-
-def choose_engine(bundle: Bundle, name: str | None, device: str) -> Engine:
-    """Returns the engine of a bundle that is loaded by that name for that device. Raises UserError if there is none."""
-    if device not in ORT_DEVICES:
-        raise UserError(f"device is {device!r}; expected {' or '.join(ORT_DEVICES)}")
-    found = bundle.matching(name)
-    return select_engine(bundle, found) if device == "cuda" and found[0].build is None else found[0]
 
 
 def select_engine(bundle: Bundle, engines: Iterable[Engine]) -> Engine:
