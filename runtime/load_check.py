@@ -67,8 +67,7 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
     seconds, memory = SECONDS + size // RATE, MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1)
     asked = {**child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
-    asked["kind"] = engine.kind.name if engine else None
-    asked |= {"threads": threads, "seconds": seconds, "bytes": memory}
+    asked |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ def add(
 
     graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
     """
-    started, cache = time.perf_counter(), "delta" if plan.graph.dialect == "plain" else shared.contract.cache
-    contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
+    started, contract = time.perf_counter(), shared.contract
     try:
         with shown() as progress:
             made = build_engine(graph[0], contract, plan.profiles, plan.settings, progress)

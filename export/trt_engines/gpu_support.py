@@ -102,8 +102,7 @@ def check_library(library: TrtLibrary, args: argparse.Namespace) -> None:
 
 
 def least_capability(precision: str, flavor: str) -> int:
-    row = PRECISIONS[precision]
-    return row.rtx if flavor == "rtx" else row.capability
+    return PRECISIONS[precision].rtx if flavor == "rtx" else PRECISIONS[precision].capability
 
 
 def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:

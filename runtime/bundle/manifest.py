@@ -93,8 +93,7 @@ class Engine:
 
     def is_called(self, name: str) -> bool:
         """Returns whether `--engine` means it by a kind: its dialect's, or that of native code of any dialect."""
-        kind = KINDS.get(name)
-        return self.kind is kind if kind is not None and kind.native_code else self.dialect == name
+        return self.kind.name == name if name in KINDS and KINDS[name].native_code else self.dialect == name
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -134,8 +133,7 @@ class Bundle:
         """
         wanted = DEFAULT if name is None else name
         found = [e for e in self.engines if e.name == wanted] or [e for e in self.engines if e.is_called(wanted)]
-        kind = KINDS.get(wanted)
-        if not found and kind and any(e.dialect in kind.dialects for e in self.engines):
+        if not found and wanted in KINDS and any(e.dialect in KINDS[wanted].dialects for e in self.engines):
             raise UserError(
                 f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
                 f"it: python -m export.trt --bundle {self.path}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .ort import open_ort
+from .ort import open_ort, ort_cuda
 
 if TYPE_CHECKING:
     from ..backend import Backend
@@ -75,7 +75,7 @@ KINDS = {
             packages=("onnxruntime", "onnxruntime-gpu"),
             open=open_ort.open_backend,
             import_library=open_ort.import_library,
-            select=open_ort.select,
+            select=ort_cuda.select_engines,
         ),
         EngineKind(
             "trt",

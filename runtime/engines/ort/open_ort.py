@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from .ort_backend import OrtBackend
 
 
-def select(bundle: Bundle, engines: Sequence[Engine], device: str) -> Sequence[Engine]:
-    """Returns those that the device has kernels for, of CUDA the first alone. Raises UserError if there is none."""
-    return [ort_cuda.select_engine(bundle, engines)] if device == "cuda" else engines
-
-
 def import_library(device: str) -> None:
     """Imports onnxruntime. Raises UserError if it is not installed, or has no CUDA and that is wanted."""
     try:

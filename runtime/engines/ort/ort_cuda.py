@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,11 @@ OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded 
 QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and its default
 
 
-def select_engine(bundle: Bundle, engines: Iterable[Engine]) -> Engine:
-    """Returns the first engine that CUDA has kernels for. Raises UserError if there is none."""
-    engines = tuple(engines)
-    for engine in engines:
-        if engine.precision in CUDA_PRECISIONS.get(engine.dialect, (engine.precision,)):
-            return engine
+def select_engines(bundle: Bundle, engines: Sequence[Engine], device: str) -> Sequence[Engine]:
+    """Returns the engines that a device has kernels for, the CPU for all. Raises UserError if there is none."""
+    found = [e for e in engines if device != "cuda" or e.precision in CUDA_PRECISIONS.get(e.dialect, (e.precision,))]
+    if found:
+        return found
     names = ", ".join(f"{e.name} ({e.dialect}, {e.precision})" for e in engines)
     raise UserError(f"CUDA has no kernels for {names} of {bundle.path}; --device cuda wants an fp16 engine: {EXPORT}")
 
