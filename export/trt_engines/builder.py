@@ -75,7 +75,8 @@ def build_engine(
 ) -> Built:
     """Parses a step graph and builds its engine.
 
-    Raises DeviceError, in TensorRT's words, where the graph is not taken or no engine comes of it."""
+    Raises DeviceError, in TensorRT's words, where the graph is not taken or no engine comes of it.
+    """
     trt, polygraphy = libraries(settings.flavor)
     with overheard() as said, native_output():
         decompose = False
