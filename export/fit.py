@@ -12,6 +12,7 @@ import onnx
 
 from runtime.bundle.store import Bundle, Engine, read
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
+from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 
 MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU
@@ -22,7 +23,10 @@ DESCRIPTION = (
     "Adds up an engine's weights, cache and activations, and says which Jetson holds them. GB are 1e9 bytes. An "
     "estimate from shapes; exit 1 where --device is given and too small."
 )
-ASSUMED = f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})"
+HELP = {
+    "engine": f"which engine, {' or '.join(KINDS)} (default: TensorRT's, else the first)",
+    "system-gb": f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 OPTIONS = (
     option("bundle", type=Path, help="the bundle's folder"),
     option("--device", choices=tuple(MEMORY), help="one device (default: all)"),
-    option("--engine", metavar="NAME", help="which engine, ort or trt (default: TensorRT's, else the first)"),
+    option("--engine", metavar="NAME", help=HELP["engine"]),
     option("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)"),
     option("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)"),
-    option("--system-gb", type=float, default=SYSTEM, metavar="GB", help=ASSUMED),
+    option("--system-gb", type=float, default=SYSTEM, metavar="GB", help=HELP["system-gb"]),
     option("--json", action="store_true", help="prints one JSON object, sizes in bytes"),
 )
 
@@ -122,13 +126,13 @@ def chosen(bundle: Bundle, name: str | None) -> Engine:
     """The engine of that name or kind, by default the first of TensorRT's, else the first."""
     if name is not None:
         return bundle.engine(name)
-    return next((engine for engine in bundle.engines if engine.build), bundle.engines[0])
+    return next((engine for engine in bundle.engines if engine.kind.native_code), bundle.engines[0])
 
 
 def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
     """An engine's shape from the contract and from the weights of its graph, whose values are not read."""
     contract, build = bundle.contract, engine.build
-    file = bundle.path / (build.onnx if build else engine.model)
+    file = bundle.path / engine.graph
     try:
         graph = onnx.load(file, load_external_data=False).graph
     except Exception as error:  # protobuf's and the system's, without a common class
@@ -148,10 +152,10 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
         layers=contract.layers,
         vocab=contract.vocab,
         block=contract.block,
-        batch=batch or (build.batch if build else 1),
+        batch=batch or engine.batch,
         widest=max(most for _, most in build.profiles) if build else None,
-        scores=engine.dialect == "plain" or contract.attention == "full",
-        delta=engine.dialect == "plain",
+        scores=engine.cache == "delta" or contract.attention == "full",
+        delta=engine.cache == "delta",
         cached=bool(caches),
     )
 

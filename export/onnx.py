@@ -17,7 +17,7 @@ from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
-from .graph.ort_graph import WEIGHT_DTYPES, write_ort_graph
+from .graph.ort_graph import ORT_PRECISIONS, write_ort_graph
 from .proof.compare import Check
 from .proof.prove import WHOLE, prove
 from .provenance import provenance
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 OPTIONS = (
     option("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory"),
     option("--out", type=Path, help=HELP["out"]),
-    option("--precision", choices=tuple(WEIGHT_DTYPES), default="fp32", help=HELP["precision"]),
+    option("--precision", choices=ORT_PRECISIONS, default="fp32", help=HELP["precision"]),
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
     option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
     TOP_K_OPTION,

@@ -18,7 +18,7 @@ from runtime import files
 from runtime.bundle.manifest import MANIFEST, NAME_PATTERN
 from runtime.bundle.store import Bundle, read, verify_files
 from runtime.cli import DONE, ENGINE_OPTIONS, command_parser, option, positive, print_json, run, served_name
-from runtime.engines.ort.ort_cuda import choose_engine
+from runtime.engines.registry import DEFAULT, choose_engines
 from runtime.errors import UserError
 from train.storage.swap import swap
 
@@ -63,11 +63,11 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and says where."""
     name = served_name(args.bundle, args.name)
-    for flag, value in (("--name", name), ("--engine", args.engine or "ort")):  # config.pbtxt quotes them
+    for flag, value in (("--name", name), ("--engine", args.engine or DEFAULT)):  # config.pbtxt quotes them
         if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{flag} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
     place, bundle = args.out / name, read(args.bundle)
-    choose_engine(bundle, args.engine, args.device)
+    choose_engines(bundle, args.engine, args.device)
     replaced = check_model_place(place, args.replace)
     with working_folder(place) as folder, report_write_errors(args.out):
         new = folder / name

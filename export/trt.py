@@ -12,18 +12,20 @@ from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of,
 from runtime.errors import UserError
 from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
 
+from .precisions import PRECISIONS
 from .trt_engines.builder import BuilderSettings
 from .trt_engines.from_bundle import from_bundle
-from .trt_engines.gpu_support import LEAST_CAPABILITY, check_library, find_library
+from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
-TRT_DIALECTS = ("trt", "plain")  # that TensorRT reads
 STANDARD = (
     "optimization_level",
     "version_compatible",
     "hardware_compatibility",
     "timing_cache",
 )  # not of the one for RTX
+WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
+CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # of the options whose text is longer than their line
     "bundle": (
         "instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor the "
@@ -34,8 +36,8 @@ HELP = {  # of the options whose text is longer than their line
         "folder)"
     ),
     "precision": (
-        "fp16, bf16, or fp32, for whose attention there is no fused kernel; int8, int4, fp8 or nvfp4: weights, with "
-        "fp16 products; int8-static: products too, calibrated on --data (default fp16; with --bundle all that are "
+        f"fp16, bf16, or fp32, for whose attention there is no fused kernel; {WEIGHTS_ALONE}: weights, with "
+        f"fp16 products; {CALIBRATED}: products too, calibrated on --data (default fp16; with --bundle all that are "
         "there and run here)"
     ),
     "dialect": (
@@ -66,13 +68,13 @@ OPTIONS = (
     option("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory"),
     option("--bundle", type=Path, metavar="DIR", help=HELP["bundle"]),
     option("--out", type=Path, help=HELP["out"]),
-    option("--precision", choices=tuple(LEAST_CAPABILITY), help=HELP["precision"]),
+    option("--precision", choices=tuple(PRECISIONS), help=HELP["precision"]),
     option("--dialect", choices=("auto", *TRT_DIALECTS), default="auto", help=HELP["dialect"]),
     option("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"]),
     option("--batch", type=int, metavar="N", help="sequences of a forward (default 1)"),
     TOP_K_OPTION,
     option("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)"),
-    option("--data", type=Path, metavar="FILE.jsonl", help="JSON lines with prompts, of which int8-static takes 64"),
+    option("--data", type=Path, metavar="FILE.jsonl", help=f"JSON lines with prompts, of which {CALIBRATED} takes 64"),
     option("--graph-only", action="store_true", help=HELP["graph-only"]),
     option("--json", action="store_true", help="prints one JSON object; everything else goes to stderr"),
 )
@@ -109,10 +111,13 @@ def check_options(args: argparse.Namespace) -> None:
     for name in ("batch", "max_prompt", "workspace"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
-    if args.ckpt is not None and args.precision == "int8-static" and args.data is None:
-        raise UserError("int8-static is calibrated on prompts; give --data a file of JSON lines with prompt and answer")
-    if args.data is not None and args.precision != "int8-static":
-        raise UserError("--data calibrates int8-static alone; leave it out or give --precision int8-static")
+    calibrated = args.precision is not None and PRECISIONS[args.precision].calibrated
+    if args.ckpt is not None and calibrated and args.data is None:
+        raise UserError(
+            f"{args.precision} is calibrated on prompts; give --data a file of JSON lines with prompt and answer"
+        )
+    if args.data is not None and not calibrated:
+        raise UserError(f"--data calibrates {CALIBRATED} alone; leave it out or give --precision {CALIBRATED}")
     if args.graph_only and args.dialect == "auto":
         raise UserError("--graph-only cannot tell the other machine's TensorRT; give --dialect trt (10.15 on) or plain")
 

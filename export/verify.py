@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 
@@ -15,8 +17,8 @@ from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.registry import OpenOptions
 from runtime.engines.trt.cuda import load_cuda
-from runtime.engines.trt.trt_backend import open_engines
 from runtime.errors import UserError
 from train import open_checkpoint
 from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
@@ -24,13 +26,12 @@ from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
-from .proof.compare import BOUNDS, ENTROPY, EXACT, NOTICED, Candidate, compare
+from .precisions import PRECISIONS
+from .proof.compare import EXACT, NOTICED, Candidate, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
 from .proof.quantized_reference import whole_bound
 from .quantization.ort_formats import ORT_FORMATS, formats_of
-
-NO_CPU = ("bf16", "nvfp4")  # precisions that ONNX Runtime's CPU lacks an operator for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +54,12 @@ OPTIONS = (
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
-    bounds = ", ".join(f"{bound:g} in {precision}" for precision, bound in BOUNDS.items())
+    bounds = ", ".join(f"{each.log_prob:g} in {each.name}" for each in PRECISIONS.values())
+    entropies = ", ".join(f"{row.entropy:g} in {row.name}" for row in PRECISIONS.values() if row.entropy < math.inf)
     bounds = (
         f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
         f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
-        f"{ENTROPY['fp32']:g} in fp32, {ENTROPY['fp16']:g} in fp16; in fp32 also where that of any token "
+        f"{entropies}; in fp32 also where that of any token "
         f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
         "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
@@ -83,10 +85,10 @@ def verify(args: argparse.Namespace) -> int:
     asked = held_out_texts(args.task, args.data, args.prompts)
     encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
     requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
-    if engine.build is not None:
+    if engine.kind.native_code:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    twin = twin_of(graph_of(made, engine), candidate) if isinstance(candidate, OrtBackend) else None
+    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
     compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     formats = formats_of(engine.dialect, engine.precision)
@@ -104,22 +106,16 @@ def verify(args: argparse.Namespace) -> int:
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
-    if engine.build is None:
-        return OrtBackend(graph_of(made, engine), made.contract, files=engine.files)
-    if has_gpu():
-        return open_engines(made, [engine], trust=trust)
-    if engine.precision in NO_CPU or engine.build.batch > 1:
-        what = f"graphs of {engine.precision}" if engine.precision in NO_CPU else f"batches of {engine.build.batch}"
+    if engine.build is None or has_gpu():
+        _, backend = engine.kind.open(made, [engine], OpenOptions(trust_engine=trust))
+        return cast(Candidate, backend)
+    if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.batch > 1:
+        what = f"batches of {engine.batch}" if runs else f"graphs of {engine.precision}"
         raise UserError(
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
-    return OrtBackend(graph_of(made, engine), contract, files=engine.files)
-
-
-def graph_of(made: Bundle, engine: Engine) -> Path:
-    """The ONNX file of an engine, or what it was built from."""
-    return made.path / (engine.model if engine.build is None else engine.build.onnx)
+    return OrtBackend(made.path / engine.graph, contract, files=engine.files)
 
 
 def has_gpu() -> bool:

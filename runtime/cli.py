@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from . import files
-from .engines.ort.ort_cuda import ORT_DEVICES
+from .engines.registry import DEFAULT, DEVICES, KINDS
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
 from .open_bundle import load
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
-    "engine": "an engine of the bundle, or ort or trt: the first such that runs here (default: ort)",
+    "engine": f"an engine of the bundle, or {' or '.join(KINDS)}: the first such that runs here (default: {DEFAULT})",
     "device": "where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)",
     "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
     "verify": (
@@ -120,7 +120,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 ENGINE_OPTIONS = (  # of every command that loads a bundle
     option("--engine", metavar="NAME", help=HELP["engine"]),
-    option("--device", choices=ORT_DEVICES, default="cpu", help=HELP["device"]),
+    option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
     option("--threads", type=int, metavar="N", help=HELP["threads"]),
     option("--verify", choices=("first", "always"), default="first", help=HELP["verify"]),
     option("--trust-engine", action="store_true", help=HELP["trust-engine"]),

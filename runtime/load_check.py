@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .engines.registry import KINDS, OpenOptions
 from .errors import DeviceError, NumericalError, UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ report(asked)
 
 
 def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -> bool:
-    """Reads a bundle's texts and runs an engine of ONNX Runtime, None for the texts alone, in a child process.
+    """Reads a bundle's texts and runs an engine, None for the texts alone, in a child process.
 
     It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
 
@@ -66,7 +67,7 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
     seconds, memory = SECONDS + size // RATE, MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1)
     asked = {**child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
-    asked |= {"threads": threads, "seconds": seconds, "bytes": memory}
+    asked |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:
@@ -142,7 +143,7 @@ def report(asked: dict[str, Any]) -> None:
     from .text import tokenizer as text  # noqa: F401
 
     if asked["engine"] is not None:
-        from .engines.ort import ort_backend  # noqa: F401
+        KINDS[asked["kind"]].import_library("cpu")
     limit(asked["bytes"], asked["seconds"])
     print(MARK, flush=True)
     print(MARK + json.dumps({"refused": try_files(asked)}), flush=True)
@@ -157,10 +158,8 @@ def try_files(asked: dict[str, Any]) -> str | None:
         bundle = read(Path(asked["bundle"]))
         _speak(Tokenizer(bundle.tokenizer, bundle.chat_template))
         if asked["engine"] is not None:
-            from .engines.ort.ort_backend import OrtBackend
-
             engine = bundle.engine(asked["engine"])
-            _run(OrtBackend(bundle.path / engine.model, bundle.contract, asked["threads"], files=engine.files))
+            _run(engine.kind.open(bundle, [engine], OpenOptions(threads=asked["threads"]))[1])
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:

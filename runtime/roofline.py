@@ -14,7 +14,7 @@ from typing import Any
 
 from .bundle.manifest import read
 from .cli import DONE, ENGINE_OPTIONS, command_parser, expect, load_model, option, parse_counts, print_json, run
-from .engines.ort.ort_cuda import choose_engine
+from .engines.registry import choose_engines
 from .errors import UserError
 from .model import Model
 from .perf.block_costs import Question, analyzed
@@ -22,7 +22,7 @@ from .perf.conditions import processor_name
 from .perf.data_sheets import DEVICES, Device, choose_devices
 from .perf.latency import canvas, percentiles, timed
 from .perf.local_cpu import bandwidth, measure_processor
-from .perf.op_counts import PRECISIONS, SHAPES, Pass, parse_shape, shape_of, weight_bytes
+from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, parse_shape, shape_of, weight_bytes
 
 WARMUP = 3  # steps before those that are timed
 PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
@@ -79,11 +79,11 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
     if args.bundle:
         bundle = read(Path(args.bundle))
         shape, name = shape_of(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
-        precision = args.precision or choose_engine(bundle, args.engine, args.device).precision
+        precision = args.precision or choose_engines(bundle, args.engine, args.device)[0].precision
     elif args.shape:
         shape, name = shape_of(args.shape, "--shape"), "--shape"
-    if precision not in PRECISIONS:
-        raise UserError(f"the engine is {precision}; this counts {', '.join(PRECISIONS)}: name one with --precision")
+    if precision not in WEIGHT_SIZES:
+        raise UserError(f"the engine is {precision}; this counts {', '.join(WEIGHT_SIZES)}: name one with --precision")
     numbers = (args.past, args.answer, args.tokens_per_forward, args.repeat)
     if min(args.past, *(n - 1 for n in numbers[1:])) < 0:
         raise UserError(
@@ -112,7 +112,7 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
     if contract.attention == "full":
         return
     # What fits into a cache stays there between steps: it is read as fast as so many bytes are read again and again.
-    speed = bandwidth(int(weight_bytes(question.shape, PRECISIONS[question.precision], contract.block)), args.threads)
+    speed = bandwidth(int(weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads)
     for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
         load = here.work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
         memory, compute = (load.weights + load.cache) / speed / 1e6, here.compute_ms(load, question.precision)
@@ -179,7 +179,7 @@ def figure(value: float) -> str:
 
 
 OPTIONS = (
-    option("--precision", choices=tuple(PRECISIONS), help=HELP["precision"]),
+    option("--precision", choices=tuple(WEIGHT_SIZES), help=HELP["precision"]),
     option("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)"),
     option("--answer", type=int, default=256, metavar="N", help=HELP["answer"]),
     option("--batches", type=COUNTS, default=(1, 8, 64), metavar="N,...", help="sequences at once (default: 1,8,64)"),

@@ -22,11 +22,14 @@ from torch import Tensor
 from export.contract_from_checkpoint import exported_contract
 from export.graph import step_graph
 from export.graph.dialect_standard import PLAIN, rms_norm
+from export.graph.step_graph import DIALECTS
 from export.proof.compare import TIE, SideBySide, compare
 from runtime.backend import Forward, Ints
+from runtime.bundle.manifest import read
 from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
@@ -53,6 +56,14 @@ class Exported:
         """Both backends, with some fields of the contract changed: they are data beside the graph."""
         contract = replace(self.contract, **decoding)
         return TorchBackend(self.source.build(), contract), OrtBackend(load_session(self.file, 1), contract)
+
+
+def test_what_a_manifest_says_of_a_dialect_is_what_its_graphs_do() -> None:
+    engine = read(Path(__file__).parent / "golden" / "ort.bundle").engines[0]
+    assert {name: replace(engine, dialect=name).cache for name in DIALECTS} == {
+        name: dialect.cache for name, dialect in DIALECTS.items()
+    }
+    assert {dialect for kind in KINDS.values() for dialect in kind.dialects} == {*DIALECTS}
 
 
 def export(

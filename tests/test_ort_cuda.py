@@ -29,7 +29,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.onnx_nodes import cache_nodes, nodes
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
-from runtime.engines.ort.ort_cuda import CPU, CUDA, assignments, check_placement, select_engine
+from runtime.engines.ort.ort_cuda import CPU, CUDA, assignments, check_placement, select_engines
 from runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -101,10 +101,11 @@ def test_the_engine_chosen_for_cuda_is_the_first_that_it_has_kernels_for() -> No
         return replace(bundle.engines[0], name=f"{dialect}-{precision}", dialect=dialect, precision=precision)
 
     engines = [engine("ort", precision) for precision in ("fp32", "int8", "fp16")]
-    assert select_engine(bundle, engines) == engines[2]
-    assert select_engine(bundle, [engine("trt", "fp32")]).name == "trt-fp32"
+    assert select_engines(bundle, engines, "cuda") == engines[2:]
+    assert select_engines(bundle, engines, "cpu") == engines
+    assert select_engines(bundle, [engine("trt", "fp32")], "cuda")[0].name == "trt-fp32"
     with pytest.raises(UserError, match="no kernels for plain-fp16"):
-        select_engine(bundle, [engine("plain", "fp16")])
+        select_engines(bundle, [engine("plain", "fp16")], "cuda")
 
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:0", "", None])

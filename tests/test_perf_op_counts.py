@@ -12,10 +12,10 @@ from export.graph.step_graph import trace
 from export.provenance import shape_of_model
 from export.quantization.ort_formats import ORT_FORMATS, quantize_for_ort
 from runtime.errors import UserError
-from runtime.perf.op_counts import PRECISIONS, SHAPES, ModelShape, Pass, shape_of, weight_bytes, work
+from runtime.perf.op_counts import SHAPES, WEIGHT_SIZES, ModelShape, Pass, shape_of, weight_bytes, work
 
 SMALL = ModelShape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
-FP32, FP16, INT8, INT4 = (PRECISIONS[name] for name in ("fp32", "fp16", "int8", "int4"))
+FP32, FP16, INT8, INT4 = (WEIGHT_SIZES[name] for name in ("fp32", "fp16", "int8", "int4"))
 
 
 def test_the_weights_of_a_small_shape_are_those_counted_by_hand() -> None:

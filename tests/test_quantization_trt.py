@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from export.contract_from_checkpoint import exported_contract
+from export.graph.ort_graph import ORT_PRECISIONS
+from export.precisions import PRECISIONS
 from export.proof.held_out import held_out_requests
 from export.quantization.trt_formats import TRT_FORMATS, TrtFormat
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from export.trt_engines.graphs import GraphRecipe, Graphs
+from runtime.bundle.manifest import CACHE_DTYPES
 from runtime.decoding.loop import generate
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -64,6 +67,13 @@ def test_blocks_are_the_largest_that_divide_the_inputs() -> None:
     assert [TRT_FORMATS["int4"].block_of(size) for size in (256, 192, 96, 48)] == [128, 64, 32, None]
     assert [TRT_FORMATS["nvfp4"].block_of(size) for size in (64, 40)] == [16, None]
     assert TRT_FORMATS["int8"].block_of(7) == 0
+
+
+def test_every_format_is_a_precisions_and_every_precision_has_its_format() -> None:
+    assert {row.weights for row in PRECISIONS.values()} - {None} == set(TRT_FORMATS)
+    assert all(row.dtype in CACHE_DTYPES and row.capability <= row.rtx for row in PRECISIONS.values())
+    assert set(ORT_PRECISIONS) <= set(PRECISIONS)
+    assert [name for name, row in PRECISIONS.items() if row.exact] == ["fp32"]
 
 
 @pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)

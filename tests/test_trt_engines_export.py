@@ -22,7 +22,7 @@ from trt_student import LIBRARY, plan, student
 
 from export import trt as command
 from export import verify
-from export.proof import compare
+from export.precisions import PRECISIONS
 from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, missing
@@ -197,7 +197,7 @@ def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((copy / "student.bundle").iterdir())
-    monkeypatch.setitem(compare.BOUNDS, "fp16", 0.0)
+    monkeypatch.setitem(PRECISIONS, "fp16", replace(PRECISIONS["fp16"], log_prob=0.0))
     assert command.main(again(copy, "--max-prompt", "20", "--json")) == 1
     out, err = capsys.readouterr()
     told = json.loads(out)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restored
 from runtime.backend import Floats, Proposal
@@ -28,13 +29,9 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend
 from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
 
-from .compare import BOUNDS as LOG_PROBS
 from .compare import Check, between_top, worst
 from .quantized_reference import quantized
 
-# The largest difference of a number, in units of the root mean square of what the part adds (a layer), makes (keys,
-# values) or looks up (the embedding).
-LAYER_BOUNDS = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0, "int8-static": 2.0, "fp8": 1.0, "int4": 2.0, "nvfp4": 2.0}
 LENGTH = 256  # of the cache at the most, where the graph leaves it open
 SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
 ROWS, IDS, SEED = 8, 64, 30
@@ -139,7 +136,7 @@ def embedding(
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restored(rows[0])[None] if formats else rows
     # No activation is rounded here, so that the bound is that of fp32 and not what int8 loses.
-    return Gap(distance(made, near.numpy(), rows.numpy()), LAYER_BOUNDS[precision])
+    return Gap(distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +183,7 @@ def layer(
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
     return [
-        Gap(distance(ours, theirs, unit), max(LAYER_BOUNDS[precision], distance(theirs, best, unit)))
+        Gap(distance(ours, theirs, unit), max(PRECISIONS[precision].layer, distance(theirs, best, unit)))
         for ours, theirs, best, unit in zip(made, near, exact, units, strict=True)
     ]
 
@@ -243,7 +240,7 @@ def head(
     made = Proposal(*parts.run(feeds, (*REDUCED, *(TOP if contract.top_k else ()))))
     exact, every = predicted(source, contract, x)
     near, all_near = predicted(source, contract, x, int8=True) if formats else (exact, every)
-    bound = max(LOG_PROBS[precision], log_prob_gap(near, exact, every))
+    bound = max(PRECISIONS[precision].log_prob, log_prob_gap(near, exact, every))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
     return Gap(
         log_prob_gap(made, near, all_near), bound

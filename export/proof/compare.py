@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.precisions import PRECISIONS
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
 from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
@@ -25,13 +26,7 @@ from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.torch_backend import TorchBackend
 
-# The bounds on |delta log p|, in nats. Only fp32 is exact; how the others were found is in LOG.md. Quantised graphs for
-# ONNX Runtime have none here: what they cost is the model's own, see `quantized_reference.whole_bound`.
-BOUNDS = {
-    "fp32": 1e-4, "fp16": 0.1, "bf16": 1.0, "int8": 2.0, "int8-static": 4.0, "fp8": 4.0, "int4": 6.0, "nvfp4": 6.0,
-}  # fmt: skip
-ENTROPY = {"fp32": 1e-4, "fp16": 0.1}  # nats; in other precisions it is reported alone
-EXACT = 1e-4  # in fp32 alone: of keys and values, and of every token's log-probability
+EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
 TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
 NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
 TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models
@@ -69,13 +64,13 @@ class Distance:
         In fp32 the best tokens have to be the same too, but for at most 1 % (or one) where PyTorch's own two best were
         within TIE of each other.
         """
-        exact = precision == "fp32"
-        free = EXACT if exact else math.inf
+        kept = PRECISIONS[precision]
+        free = EXACT if kept.exact else math.inf
         bounded = [
-            ("max |d log p| of the best token", self.log_prob, BOUNDS[precision] if best is None else best),
+            ("max |d log p| of the best token", self.log_prob, kept.log_prob if best is None else best),
             (f"of every token above e^{NOTICED:g}", self.every_log_prob, free),
             ("of the top tokens", self.top, free),
-            ("entropy", self.entropy, ENTROPY.get(precision, math.inf)),
+            ("entropy", self.entropy, kept.entropy),
             ("keys", self.keys, free),
             ("values", self.values, free),
             ("without logits against with them", self.twin, TWIN),
@@ -87,7 +82,7 @@ class Distance:
         tokens = f"{self.tokens} of {self.rows} best tokens differ"
         if self.tokens:
             tokens += f", where PyTorch's two best were within {self.margin:.1e}"
-        return Check("steps", ok and (ties or not exact), f"{parts}; {tokens}, in {self.forwards} forwards")
+        return Check("steps", ok and (ties or not kept.exact), f"{parts}; {tokens}, in {self.forwards} forwards")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +131,10 @@ class Parity:
         if real:
             first = real[0]
             detail += f"; first request {first.request}, step {first.step}, decided by {first.closest:.1e}"
-        if precision != "fp32":
+        exact = PRECISIONS[precision].exact
+        if not exact:
             detail += f" (no bound: {precision} is not exact)"
-        return self.distance.check(precision, bound), Check("answers", not real or precision != "fp32", detail)
+        return self.distance.check(precision, bound), Check("answers", not real or not exact, detail)
 
 
 def excusable(count: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormat, OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restored
 from runtime.backend import Floats, Forward, Proposal
@@ -23,7 +24,7 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 from train.transformer.network import KeyValueStore, Transformer
 
-from .compare import BOUNDS, SEPARATE, compare
+from .compare import SEPARATE, compare
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -109,4 +110,4 @@ def whole_bound(
     """
     arithmetic = QuantizedBackend(source, contract, formats)
     *_, lost = compare(reference, arithmetic, requests, gate=gate, separate=separate)
-    return max(BOUNDS["fp32"], 2 * lost.distance.log_prob)
+    return max(PRECISIONS["fp32"].log_prob, 2 * lost.distance.log_prob)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class TargetBundle:
 
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
         """Adds an engine to it, and remembers that one of TensorRT's was built here."""
-        if engine.build is not None:
+        if engine.kind.native_code:
             trust_records.remember_built(sha256(files[0]))
         write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
 
@@ -81,8 +81,7 @@ def add(
 
     graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
     """
-    started, cache = time.perf_counter(), "delta" if plan.graph.dialect == "plain" else shared.contract.cache
-    contract = replace(shared.contract, capacity=plan.graph.capacity, batch=plan.graph.batch, cache=cache)
+    started, contract = time.perf_counter(), shared.contract
     try:
         with shown() as progress:
             made = build_engine(graph[0], contract, plan.profiles, plan.settings, progress)

@@ -74,7 +74,7 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
 def build_engine(
     model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
 ) -> Built:
-    """Parses a step graph and builds its engine. contract: with the engine's own capacity, batch and cache.
+    """Parses a step graph and builds its engine.
 
     Raises DeviceError, in TensorRT's words, where the graph is not taken or no engine comes of it.
     """

@@ -67,8 +67,7 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
 
 def graph_files(engine: Engine) -> list[str]:
     """The files of an engine's graph, the .onnx file first."""
-    onnx = engine.build.onnx if engine.build else engine.model
-    return [onnx, *(name for name in engine.files if name.endswith(".data"))]
+    return [engine.graph, *(name for name in engine.files if name.endswith(".data"))]
 
 
 def plan_of(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:

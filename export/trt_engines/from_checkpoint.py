@@ -96,10 +96,9 @@ def recipe_of(wanted: GraphOptions, library: TrtLibrary | None) -> GraphRecipe:
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
     """The graph of a recipe, as plans know it."""
-    dtype = str(recipe.dtype).removeprefix("torch.")
     top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
     values = recipe.values(EXPORTER) | top
-    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, dtype, values)
+    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
 
 
 def export_one(

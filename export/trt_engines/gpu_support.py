@@ -10,13 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.precisions import PRECISIONS
+from runtime.engines.registry import KINDS
 from runtime.engines.trt.engine import INSTALL, LIBRARIES
 from runtime.errors import UserError
 
-LEAST_CAPABILITY = {
-    "fp16": 75, "bf16": 80, "fp32": 75, "int8": 75, "int8-static": 75, "int4": 80, "fp8": 89, "nvfp4": 100,
-}  # the compute capability from which a precision runs  # fmt: skip
-RTX_FP32 = 80  # TensorRT for RTX has no fp32 product for older ones
+TRT_DIALECTS = KINDS["trt"].dialects
 FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there
 JETSON = Path("/etc/nv_tegra_release")
 
@@ -32,7 +31,7 @@ class TrtLibrary:
     def dialects(self) -> tuple[str, ...]:
         """The dialects of the step graph that it takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
-        return ("trt", "plain") if self.flavor == "rtx" or number >= FIRST_TRT else ("plain",)
+        return TRT_DIALECTS if self.flavor == "rtx" or number >= FIRST_TRT else TRT_DIALECTS[1:]
 
 
 def find_library(flavor: str) -> TrtLibrary:
@@ -98,11 +97,7 @@ def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, obje
 
 
 def least_capability(precision: str, flavor: str) -> int:
-    return (
-        max(LEAST_CAPABILITY[precision], RTX_FP32)
-        if (precision, flavor) == ("fp32", "rtx")
-        else LEAST_CAPABILITY[precision]
-    )
+    return PRECISIONS[precision].rtx if flavor == "rtx" else PRECISIONS[precision].capability
 
 
 def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
+from export.precisions import PRECISIONS, Precision
 from export.proof.compare import Check
 from export.proof.held_out import held_out_requests
 from export.proof.prove import check_onnx, prove
@@ -22,11 +23,6 @@ from train.checkpoint import Checkpoint
 from train.data.prompts import of_checkpoint
 from train.tasks import jsonl
 
-UNQUANTIZED_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}  # precisions that quantise nothing
 Ranges = Mapping[str, float]
 PROMPTS = 64  # of a --data file that int8 is calibrated with
 
@@ -42,14 +38,9 @@ class GraphRecipe:
     data: Path | None
 
     @property
-    def format(self) -> str | None:
-        """How its weights are quantised."""
-        return None if self.precision in UNQUANTIZED_DTYPES else self.precision.removesuffix("-static")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights that are not quantised, heads and cache."""
-        return UNQUANTIZED_DTYPES.get(self.precision, torch.float16)
+    def row(self) -> Precision:
+        """What the precision is."""
+        return PRECISIONS[self.precision]
 
     def values(self, exporter: int) -> dict[str, object]:
         """Plain values that tell one graph of a checkpoint from another."""
@@ -92,17 +83,19 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """The checks of `proof.prove.prove`, of the graph in `file` or its dequantized form; bf16 has to be ONNX."""
-        recipe = self.recipe
-        if recipe.precision == "bf16":
+        """The checks of `proof.prove.prove`, of the graph in `file` or its dequantized form; of what
+        neither runs on the CPU, that it is ONNX."""
+        recipe, plain = self.recipe, self.recipe.row.weights is None
+        if plain and not recipe.row.on_cpu:
             yield check_onnx(file)
-            yield Check("steps", True, "not run, ONNX Runtime's CPU has no bf16: parsed and built alone")
+            detail = f"not run, ONNX Runtime's CPU has no {recipe.precision}: parsed and built alone"
+            yield Check("steps", True, detail)
             return
-        if recipe.format is None and recipe.batch == 1:
+        if plain and recipe.batch == 1:
             yield from prove(self.source, self.contract, file, recipe.precision)
             return
         yield check_onnx(file)
-        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (recipe.format is not None)
+        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (not plain)
         dense = self.write_dense(folder, ranges)
         for check in prove(self.source, self.contract, dense[0], recipe.precision):
             if check.name != "graph":
@@ -112,8 +105,8 @@ class Graphs:
 
     def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
-        if self.recipe.format is not None:
-            quantize_for_trt(model, self.recipe.format, dense)
+        if (weights := self.recipe.row.weights) is not None:
+            quantize_for_trt(model, weights, dense)
             quantize_activations(model, ranges or {})
         return model
 
@@ -125,7 +118,7 @@ class Graphs:
                 self.source,
                 capacity,
                 dialect=recipe.dialect,
-                dtype=recipe.dtype,
+                dtype=getattr(torch, recipe.row.dtype),
                 batch=batch,
                 top_k=self.contract.top_k,
             )

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from ..checked_fields import OBJECT, PRINTABLE, TEXT, check_names, one_of, optional, parse_fields
 from ..contract import Contract, GateSpec, parse_contract, parse_gate
+from ..engines.registry import DEFAULT, KINDS, EngineKind
 from ..errors import UserError
 from . import strict_json
 
@@ -72,6 +73,30 @@ class Engine:
     build: Build | None = None
 
     @property
+    def kind(self) -> EngineKind:
+        """What runs it, by its file."""
+        return next(kind for kind in KINDS.values() if self.model.endswith(kind.suffix))
+
+    @property
+    def graph(self) -> str:
+        """The file of the graph that it is, or was built from."""
+        return self.build.onnx if self.build else self.model
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a forward pass."""
+        return self.build.batch if self.build else 1
+
+    @property
+    def cache(self) -> str:
+        """How its graph keeps a KV cache, as `Contract.cache` has it."""
+        return "delta" if self.dialect == "plain" else "in_place"
+
+    def is_called(self, name: str) -> bool:
+        """Returns whether `--engine` means it by a kind: its dialect's, or that of native code of any dialect."""
+        return self.kind.name == name if name in KINDS and KINDS[name].native_code else self.dialect == name
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What an engine of a bundle is, and another one with the same replaces it."""
         build = self.build
@@ -107,18 +132,17 @@ class Bundle:
 
         By default those for ONNX Runtime. Raises UserError listing the engines where there is none.
         """
-        kind = "ort" if name is None else name
-        found = [e for e in self.engines if e.name == kind]
-        found = found or [e for e in self.engines if (e.build is not None if kind == "trt" else e.dialect == kind)]
-        if not found and kind == "trt" and any(e.dialect != "ort" for e in self.engines):
+        wanted = DEFAULT if name is None else name
+        found = [e for e in self.engines if e.name == wanted] or [e for e in self.engines if e.is_called(wanted)]
+        if not found and wanted in KINDS and any(e.dialect in KINDS[wanted].dialects for e in self.engines):
             raise UserError(
                 f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
                 f"it: python -m export.trt --bundle {self.path}"
             )
         if not found:
-            wanted = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
+            missing = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
             names = ", ".join(e.name for e in self.engines)
-            raise UserError(f"{self.path} has no {wanted}; it has {names}: name one with --engine, or export it")
+            raise UserError(f"{self.path} has no {missing}; it has {names}: name one with --engine, or export it")
         return tuple(found)
 
 
@@ -176,9 +200,10 @@ def _engine(values: Any) -> Engine:
         raise UserError(
             f"{place}.build: onnx {engine.build.onnx!r} is not among the engine's files; export the bundle again"
         )
-    suffix = ".onnx" if engine.build is None else ".engine"
-    if not engine.model.endswith(suffix):  # ONNX Runtime goes by it, and has another format with fewer checks
-        raise UserError(f"{place}: model {engine.model!r} is no {suffix} file; export the bundle again")
+    suffixes = [kind.suffix for kind in KINDS.values() if kind.native_code == (engine.build is not None)]
+    if not engine.model.endswith(tuple(suffixes)):  # ONNX Runtime has another format with fewer checks
+        expected = " or ".join(suffixes)
+        raise UserError(f"{place}: model {engine.model!r} is no {expected} file; export the bundle again")
     return engine
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from .. import files
 from ..contract import Contract, GateSpec
+from ..engines.registry import KINDS
 from ..errors import UserError
 from . import strict_json, trust_records
 from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
@@ -37,8 +38,9 @@ __all__ = [
     "write",
 ]
 
+SUFFIXES = "|".join(kind.suffix[1:] for kind in KINDS.values())
 OURS = re.compile(
-    r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.(onnx|data|engine|json|jinja)|\..+\.part"
+    rf"[A-Za-z0-9._-]+-[0-9a-f]{{8}}\.({SUFFIXES}|data|json|jinja)|\..+\.part"
 )  # what a write may leave behind
 UNTRIED = "untried"  # the last part of the mark of a file that was hashed alone
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.ort.threads import physical_cores
+from ..engines.registry import KINDS
 from ..model import Model
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+PACKAGES = ("numpy", *(package for kind in KINDS.values() for package in kind.packages))
 
 
 def describe_conditions(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .op_counts import PRECISIONS, ForwardWork, ModelShape, Pass, work
+from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, Pass, work
 
 MOST = 1 << 16  # tokens, where looking for the widest block ends
 
@@ -32,7 +32,7 @@ class Device:
 
     def number(self, precision: str) -> int:
         """Bytes of a number that is not stored as a matrix, cache included."""
-        return PRECISIONS[precision].number or PRECISIONS[self.wide].number or 4
+        return WEIGHT_SIZES[precision].number or WEIGHT_SIZES[self.wide].number or 4
 
     def ridge(self, precision: str) -> float:
         """Operations a byte from which on operations, and no longer memory, set the time."""
@@ -40,7 +40,7 @@ class Device:
 
     def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
         """What the forward takes here."""
-        return work(shape, PRECISIONS[precision], self.number(precision), forward)
+        return work(shape, WEIGHT_SIZES[precision], self.number(precision), forward)
 
     def memory_ms(self, load: ForwardWork) -> float:
         """Milliseconds that moving its bytes takes."""
@@ -48,7 +48,7 @@ class Device:
 
     def compute_ms(self, load: ForwardWork, precision: str) -> float:
         """Milliseconds that its operations take; attention runs in fp16 or fp32 whatever the weights are."""
-        mixing = precision if PRECISIONS[precision].number else self.wide
+        mixing = precision if WEIGHT_SIZES[precision].number else self.wide
         return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
 
     def ms(self, load: ForwardWork, precision: str) -> float:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.ort.product_model import INT8, INT32, UINT8, product_model
 from ..engines.ort.threads import physical_cores
 from ..errors import UserError
 from .data_sheets import Device
@@ -26,13 +25,12 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 UNKNOWN_CACHE = 64 << 20  # bytes, where the system does not tell
 TRIES = 5
 SECONDS = 0.1  # of reading in one try, at least
-ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products
-# ONNX's numbers of the types that a product takes and gives, and numpy's names of those that it takes.
+ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products; the models have the last two
 PRODUCTS = {
-    "fp32": ("MatMul", 1, 1, 1, np.float32, np.float32),
-    "fp16": ("MatMul", 10, 10, 10, np.float16, np.float16),
-    "int8": ("MatMulInteger", UINT8, INT8, INT32, np.uint8, np.int8),
-}
+    "fp32": (np.float32, np.float32),
+    "fp16": (np.float16, np.float16),
+    "int8": (np.uint8, np.int8),
+}  # types of what is multiplied
 
 
 def measure_processor(name: str, threads: int | None = None) -> Device:
@@ -117,9 +115,10 @@ def product(precision: str, threads: int) -> Callable[[], Any]:
             "measuring this machine needs onnxruntime, which is not installed; install 'blockstep[cpu]', or leave "
             "local out of --devices"
         ) from None
+    from ..engines.ort import product_models
     from ..engines.ort.saturation import require_exact_products
 
-    operator, left_type, right_type, out_type, taken, weight = PRODUCTS[precision]
+    taken, weight = PRODUCTS[precision]
     rng = np.random.default_rng(0)
     left = rng.integers(0, 100, (ROWS, INNER)).astype(taken)
     right = rng.integers(-100, 100, (INNER, COLUMNS)).astype(weight)
@@ -127,6 +126,5 @@ def product(precision: str, threads: int) -> Callable[[], Any]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     require_exact_products(options)  # as the engines have it, so that the roof is one that they can reach
-    model = product_model(operator, left_type, right_type, out_type, right)
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"left": left})[0]
+    multiply = product_models.product(precision, right, options)
+    return lambda: multiply(left)

@@ -74,7 +74,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
+class WeightSize:
     """How matrices are stored.
 
     bits: of a weight; block: inputs that share an fp32 scale, 0 where there is one an output and None where there is
@@ -91,11 +91,11 @@ class Precision:
         return inputs * outputs * self.bits / 8 + 4 * scales
 
 
-PRECISIONS = {
-    "fp32": Precision(32, None, 4),
-    "fp16": Precision(16, None, 2),
-    "int8": Precision(8, 0, None),
-    "int4": Precision(4, 32, None),
+WEIGHT_SIZES = {
+    "fp32": WeightSize(32, None, 4),
+    "fp16": WeightSize(16, None, 2),
+    "int8": WeightSize(8, 0, None),
+    "int4": WeightSize(4, 32, None),
 }
 
 SHAPES = {
@@ -135,7 +135,7 @@ class Pass:
     cached: bool = True
 
 
-def work(shape: ModelShape, precision: Precision, number: int, forward: Pass) -> ForwardWork:
+def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
     """What the forward takes. number: bytes of what is not stored as a matrix, cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
     linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
@@ -146,7 +146,7 @@ def work(shape: ModelShape, precision: Precision, number: int, forward: Pass) ->
     return ForwardWork(linear, attention, weight_bytes(shape, precision, tokens), positions * shape.cached * number)
 
 
-def weight_bytes(shape: ModelShape, precision: Precision, tokens: int) -> float:
+def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
     """Bytes of the weights that a forward of so many tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.stored
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)

@@ -6,7 +6,9 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TextIO
+from itertools import groupby
+from operator import itemgetter
+from typing import TextIO
 
 import numpy as np
 
@@ -21,12 +23,6 @@ NEWLINE = "⏎"
 DIM, GREEN, YELLOW, RED, BOLD = "2", "32", "33", "31", "1;"
 
 StyledCharacter = tuple[str, str]  # a character and its style, the numbers of an ANSI SGR sequence
-
-
-class View(Protocol):
-    """Something that draws steps."""
-
-    def draw(self, step: Step) -> None: ...
 
 
 class Lines:
@@ -91,13 +87,13 @@ class Screen:
         return fresh + color(float(step.confidence[places].min(initial=1)))
 
 
-def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> View:
+def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Screen:
     """What suits `out`: a redrawn screen on a terminal that can, lines otherwise (NO_COLOR asks for them too)."""
     able = out.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
     return (Screen if able else Lines)(tokenizer, contract, out)
 
 
-def watched(steps: Iterable[Step], view: View) -> Iterator[Step]:
+def watched(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
     """The same steps, each drawn before it is passed on."""
     for step in steps:
         view.draw(step)
@@ -198,10 +194,5 @@ def columns_of(char: str) -> int:
 
 def styled(line: list[StyledCharacter]) -> str:
     """A line with its styles as ANSI sequences."""
-    text, current = "", ""
-    for char, style in line:
-        if style != current:
-            text += f"\x1b[0m\x1b[{style}m"
-            current = style
-        text += char
-    return text + "\x1b[0m" * bool(current)
+    parts = [(style, "".join(char for char, _ in part)) for style, part in groupby(line, itemgetter(1))]
+    return "".join(f"\x1b[0m\x1b[{style}m{text}" for style, text in parts) + "\x1b[0m" * bool(parts)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from export import contract_from_checkpoint
 from export.graph import ort_graph
 from runtime.perf.data_sheets import Device
-from runtime.perf.op_counts import PRECISIONS, ModelShape, Pass
+from runtime.perf.op_counts import WEIGHT_SIZES, ModelShape, Pass
 
 from .contender import Cell, Contender
 from .loop_cost import host_ms
@@ -73,7 +73,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
     """This project in every precision that export.onnx writes."""
     source = standin(plan.shape)
     contract = contract_from_checkpoint.exported_contract(source, LONG)
-    for precision in ort_graph.WEIGHT_DTYPES:
+    for precision in ort_graph.ORT_PRECISIONS:
         name = f"blockstep {precision}"
         if plan.wants(name):
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
@@ -126,7 +126,7 @@ def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[
 
 def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, float]:
     """The least ms that this machine needs for a row of ours, in its precision; nothing for a rival's."""
-    if row["precision"] not in PRECISIONS:
+    if row["precision"] not in WEIGHT_SIZES:
         return {}
     load = device.work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
     memory, compute = device.memory_ms(load), device.compute_ms(load, row["precision"])

@@ -19,8 +19,8 @@ from typing import Any
 
 from runtime.bundle.store import read
 from runtime.cli import DONE, Parser, port, positive, run
-from runtime.engines.ort.ort_cuda import choose_engine
 from runtime.engines.ort.threads import physical_cores
+from runtime.engines.registry import choose_engines
 from runtime.errors import UserError
 from runtime.serve import options as server_options
 from runtime.server.sockets import listen
@@ -67,7 +67,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     """Starts Ray on this machine, or joins a cluster, and serves until SIGTERM or Ctrl-C."""
     server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
     asked = server_options(server)
-    choose_engine(read(Path(args.bundle)), asked.engine, asked.device)  # a mistake is told before anything is started
+    choose_engines(read(Path(args.bundle)), asked.engine, asked.device)  # a mistake is told before anything is started
     if args.address is None:
         listen(args.host, args.port).close()
     # Ray would report to its makers. An empty value is none.

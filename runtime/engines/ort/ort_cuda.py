@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-ORT_DEVICES = ("cpu", "cuda")  # where an engine of ONNX Runtime runs
 # Precisions that CUDA has kernels for, by dialect: its GroupQueryAttention takes no fp32, which int8 and int4 graphs
 # have too, and it has no DynamicQuantizeMatMul; the dialect plain keeps its KV cache on the host. Of other dialects
 # `check_placement` decides.
@@ -36,20 +35,11 @@ OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded 
 QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and its default
 
 
-def choose_engine(bundle: Bundle, name: str | None, device: str) -> Engine:
-    """Returns the engine of a bundle that is loaded by that name for that device. Raises UserError if there is none."""
-    if device not in ORT_DEVICES:
-        raise UserError(f"device is {device!r}; expected {' or '.join(ORT_DEVICES)}")
-    found = bundle.matching(name)
-    return select_engine(bundle, found) if device == "cuda" and found[0].build is None else found[0]
-
-
-def select_engine(bundle: Bundle, engines: Iterable[Engine]) -> Engine:
-    """Returns the first engine that CUDA has kernels for. Raises UserError if there is none."""
-    engines = tuple(engines)
-    for engine in engines:
-        if engine.precision in CUDA_PRECISIONS.get(engine.dialect, (engine.precision,)):
-            return engine
+def select_engines(bundle: Bundle, engines: Sequence[Engine], device: str) -> Sequence[Engine]:
+    """Returns the engines that a device has kernels for, the CPU for all. Raises UserError if there is none."""
+    found = [e for e in engines if device != "cuda" or e.precision in CUDA_PRECISIONS.get(e.dialect, (e.precision,))]
+    if found:
+        return found
     names = ", ".join(f"{e.name} ({e.dialect}, {e.precision})" for e in engines)
     raise UserError(f"CUDA has no kernels for {names} of {bundle.path}; --device cuda wants an fp16 engine: {EXPORT}")
 

@@ -14,10 +14,10 @@ from functools import cache
 import numpy as np
 
 from .no_telemetry import ort
-from .product_model import INT8, INT32, UINT8, product_model
+from .product_models import product
 
 OPTION = "session.x64quantprecision"
-TERMS, COLUMNS = 4, 32
+TERMS, COLUMNS = 4, 32  # of the model `probe`
 ROWS = (1, 32)  # one row runs in a kernel of its own
 
 
@@ -29,12 +29,11 @@ def u8s8_saturates() -> bool:
     never stored, because a virtual machine's CPU name does not tell which CPU it runs on tomorrow. Takes less than a
     millisecond.
     """
-    model = product_model("MatMulInteger", UINT8, INT8, INT32, np.full((TERMS, COLUMNS), 127, np.int8))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    multiply = product("probe", np.full((TERMS, COLUMNS), 127, np.int8), options)
     exact = 255 * 127 * TERMS
-    return any((session.run(None, {"left": np.full((rows, TERMS), 255, np.uint8)})[0] != exact).any() for rows in ROWS)
+    return any((multiply(np.full((rows, TERMS), 255, np.uint8)) != exact).any() for rows in ROWS)
 
 
 def require_exact_products(options: ort.SessionOptions) -> None:

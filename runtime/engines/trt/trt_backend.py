@@ -13,6 +13,7 @@ from ...backend import Floats, Forward, Proposal
 from ...bundle.manifest import Build, Bundle, Engine
 from ...contract import Contract
 from ...errors import UserError
+from ..registry import DEFAULT
 from .admission import content, siblings, why_not
 from .chunked_prefill import check_bounds, pieces
 from .cuda import Cuda, Gpu, load_cuda
@@ -147,7 +148,7 @@ def built(engine: Engine) -> Build:
 def engine_contract(contract: Contract, engine: Engine) -> Contract:
     """A bundle's contract with what is one engine's own."""
     build = built(engine)
-    cache = "none" if contract.attention == "full" else "delta" if engine.dialect == "plain" else "in_place"
+    cache = "none" if contract.attention == "full" else engine.cache
     return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
 
 
@@ -187,6 +188,6 @@ def open_engines(
 
 def otherwise(bundle: Bundle) -> str:
     """What runs without a GPU."""
-    if any(engine.dialect == "ort" for engine in bundle.engines):
-        return "--engine ort runs here"
+    if any(engine.is_called(DEFAULT) for engine in bundle.engines):
+        return f"--engine {DEFAULT} runs here"
     return "python -m export.onnx makes an engine that runs here"

@@ -1,0 +1,55 @@
+"""The precisions that graphs are exported in, one row each; what the runtime counts a precision by is its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What a graph's numbers are, who can run them, and how far they may be from PyTorch.
+
+    Args:
+        weights: how those of the layers are stored for TensorRT, a name in `quantization.trt_formats`, None if they are
+            not quantized. For ONNX Runtime that is in `quantization.ort_formats`.
+        dtype: of what is not quantized, heads and KV cache.
+        capability, rtx: least compute capability under TensorRT and under TensorRT for RTX.
+        on_cpu: whether ONNX Runtime's CPU has the operators; if not, the dequantized graph alone is proved there.
+        log_prob: bound on the difference of the best token's log-probability, nats.
+        layer: bound on that of a number of one part, in units of the root mean square of what the part adds (a layer),
+            makes (keys, values) or looks up (the embedding); NaN if no part is ever run.
+        entropy: bound on its difference, nats; by default it is reported alone.
+        calibrated: whether activations are quantized too, over ranges measured on prompts.
+        exact: whether best tokens and answers have to be PyTorch's.
+    """
+
+    name: str
+    weights: str | None
+    dtype: str
+    capability: int
+    rtx: int
+    on_cpu: bool
+    log_prob: float
+    layer: float
+    entropy: float = math.inf
+    calibrated: bool = False
+    exact: bool = False
+
+
+# How the bounds other than fp32's were found is in LOG.md. Quantized graphs for ONNX Runtime are not held to them: what
+# those cost is the model's own, see `proof.quantized_reference.whole_bound`.
+PRECISIONS = {
+    each.name: each
+    for each in (
+        # TensorRT for RTX has no fp32 product for GPUs before Ampere.
+        Precision("fp32", None, "float32", 75, 80, True, 1e-4, 1e-4, entropy=1e-4, exact=True),
+        Precision("fp16", None, "float16", 75, 75, True, 0.1, 0.05, entropy=0.1),
+        Precision("bf16", None, "bfloat16", 80, 80, False, 1.0, math.nan),
+        Precision("int8", "int8", "float16", 75, 75, True, 2.0, 1.0),
+        Precision("int8-static", "int8", "float16", 75, 75, True, 4.0, 2.0, calibrated=True),
+        Precision("fp8", "fp8", "float16", 89, 89, True, 4.0, 1.0),
+        Precision("int4", "int4", "float16", 80, 80, True, 6.0, 2.0),
+        Precision("nvfp4", "nvfp4", "float16", 100, 100, False, 6.0, 2.0),
+    )
+}

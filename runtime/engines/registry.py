@@ -1,0 +1,101 @@
+"""The kinds of engines, one row each: what their files are, whose are trusted, where they run, how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .ort import open_ort, ort_cuda
+
+if TYPE_CHECKING:
+    from ..backend import Backend
+    from ..bundle.manifest import Bundle, Engine
+
+DEFAULT = "ort"  # the kind that is opened if none is named
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How an engine is opened. threads: of a forward pass, None for what is usual; trust_engine: open native code that
+    this machine did not build."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    trust_engine: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """A kind of engine. Its library is imported by the functions alone.
+
+    Args:
+        name: what `--engine` calls it.
+        suffix: of the file that is opened.
+        native_code: whether that file is machine code, built of a graph for one device (the manifest's `build`) and
+            opened only if this machine built it or the user trusts it; or else data, tried in a process of its own.
+        dialects: of the graphs that it takes.
+        devices: where it runs.
+        packages: whose versions are reported next to measured figures.
+        open: opens the first of some engines that runs here. Raises UserError if none does.
+        import_library: imports what a device needs. Raises UserError, with what to install, if it is missing.
+        select: the engines that a device has kernels for. Raises UserError if there is none.
+    """
+
+    name: str
+    suffix: str
+    native_code: bool
+    dialects: tuple[str, ...]
+    devices: tuple[str, ...]
+    packages: tuple[str, ...]
+    open: Callable[[Bundle, Sequence[Engine], OpenOptions], tuple[Engine, Backend]]
+    import_library: Callable[[str], object] = lambda device: None
+    select: Callable[[Bundle, Sequence[Engine], str], Sequence[Engine]] = lambda bundle, engines, device: engines
+
+
+def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> tuple[Engine, Backend]:
+    """Opens the first of the engines that runs on this machine's GPU, with those that differ in capacity alone."""
+    from .trt.trt_backend import open_engines
+
+    backend = open_engines(bundle, engines, trust=options.trust_engine)
+    return backend.engines[0], backend
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        EngineKind(
+            "ort",
+            suffix=".onnx",
+            native_code=False,
+            dialects=("ort",),
+            devices=DEVICES,
+            packages=("onnxruntime", "onnxruntime-gpu"),
+            open=open_ort.open_backend,
+            import_library=open_ort.import_library,
+            select=ort_cuda.select_engines,
+        ),
+        EngineKind(
+            "trt",
+            suffix=".engine",
+            native_code=True,
+            dialects=("trt", "plain"),
+            devices=("cuda",),
+            packages=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
+            open=open_tensorrt,
+        ),
+    )
+}
+
+
+def choose_engines(bundle: Bundle, name: str | None, device: str) -> Sequence[Engine]:
+    """Returns the engines, of one kind, that a name and a device mean, the best first. Raises UserError for none."""
+    if device not in DEVICES:
+        raise UserError(f"device is {device!r}; expected {' or '.join(DEVICES)}")
+    found = bundle.matching(name)
+    kind = found[0].kind
+    if device != DEVICES[0] and device not in kind.devices:
+        raise UserError(f"{found[0].name} does not run on {device}; use --device {kind.devices[0]}")
+    return kind.select(bundle, [engine for engine in found if engine.kind is kind], device)
