@@ -18,7 +18,7 @@ RUNS=${RUNS:-runs/$TASK}
 recipe() {
   # Tokens of prompt and answer; of pronounce room for 20 long words.
   local size=(--context 512)
-  if [ "$TASK" = pronounce ]; then size=(--context 448 --canvas 176); fi
+  if [ "$TASK" = pronounce ]; then size=(--context 448 --canvas "$(n 176 32)"); fi
   # A sentence is hardly ever right in every word, so wrong decodings of pronounce stay; so do those of a smoke run.
   local right=(--only-right)
   if [ "$TASK" = pronounce ] || [ -n "${SMOKE:-}" ]; then right=(--no-only-right); fi
