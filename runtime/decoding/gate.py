@@ -55,7 +55,7 @@ class Gate:
             limits = np.asarray(threshold, metric.dtype).reshape(-1, 1)  # [batch or 1, 1]; in fp64 0.9 is not 0.9
             accepted: Bools = COMPARE[spec.comparator](metric, limits) & free
             fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
-            if spec.max is None and fewest >= spec.min:
+            if fewest >= spec.min:
                 return accepted  # the usual case, in which nothing has to be ranked
         held = np.zeros_like(masked) if held is None else held
         rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
@@ -65,8 +65,6 @@ class Gate:
             accepted = rank < factor_count(confidence, free, np.asarray(threshold).reshape(-1, 1))[:, None]
         # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is open.
         accepted |= (rank < spec.min) & (free | ~free.any(axis=1, keepdims=True))
-        if spec.max is not None:
-            accepted &= rank < spec.max
         return accepted & eligible
 
     def _held_back(self, token: Ints, progress: Floats) -> Bools:
