@@ -17,6 +17,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.dialect_ort import LARGE, likeliest
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
+from export.proof.instrumented import twin_of
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.decoding.loop import generate
@@ -41,10 +42,11 @@ SHAPES = {
 
 
 def pair(source: Checkpoint, folder: Path, logits: bool = False) -> tuple[TorchBackend, OrtBackend]:
-    """Both backends of a checkpoint, freshly exported."""
+    """Both backends of a checkpoint, freshly exported. logits: the instrumented graph."""
     contract = exported_contract(source, None)
-    model = write_ort_graph(source, contract, "fp32", logits, folder)[0]
-    return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
+    model = write_ort_graph(source, contract, "fp32", folder)[0]
+    engine = OrtBackend(model, contract, threads=1)
+    return TorchBackend(source.build(), contract), twin_of(model, engine) if logits else engine
 
 
 Exported = tuple[int, Checkpoint, OrtBackend]

@@ -86,7 +86,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source = load(folder, Overrides(family=family, block=BLOCK, canvas=CANVAS, gate=gate))
     contract = exported_contract(source, None)
     (folder / "graph").mkdir()
-    graph, *_ = write_ort_graph(source, contract, "fp32", False, folder / "graph")
+    graph, *_ = write_ort_graph(source, contract, "fp32", folder / "graph")
     engine = OrtBackend(graph, contract, threads=1)
     return Made(family, seed, sharp, stock, engine, twin_of(graph, engine))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.compare import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import add_logits, twin_of
 from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -61,7 +62,7 @@ class Damaged:
 
 def exported(source: Checkpoint, folder: Path, precision: str = "fp32") -> tuple[TorchBackend, OrtBackend, Path]:
     contract = exported_contract(source, None)
-    model = write_ort_graph(source, contract, precision, False, folder)[0]
+    model = write_ort_graph(source, contract, precision, folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1), model
 
 
@@ -213,7 +214,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
 def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    model, data = write_ort_graph(source, contract, "fp32", False, tmp_path, 1000)
+    model, data = write_ort_graph(source, contract, "fp32", tmp_path, 1000)
     candidate = OrtBackend(model, contract, threads=1)
     found = looked_at(TorchBackend(source.build(), contract), candidate, twin_of(model, candidate))
     assert found.check("fp32").ok and found.twin == 0
@@ -224,7 +225,11 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
 def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    candidate = OrtBackend(write_ort_graph(source, contract, "fp32", True, tmp_path)[0], contract, threads=1)
+    file = write_ort_graph(source, contract, "fp32", tmp_path)[0]
+    graph = onnx.load(file)
+    add_logits(graph, contract.vocab)
+    onnx.save(graph, file)
+    candidate = OrtBackend(file, contract, threads=1)
     twin = twin_of(tmp_path / "not looked at", candidate)
     assert twin.session is candidate.session and twin is not candidate
     assert looked_at(TorchBackend(source.build(), contract), candidate, twin).check("fp32").ok
