@@ -116,7 +116,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
     subject = evaluated_model.open_evaluated_model(args)
-    gate = evaluated_model.chosen_gate(args, subject.gate)
+    gate = evaluated_model.chosen_gate(subject.gate, args.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
     known = [baseline.keep_fitting(each, subject) for each in known or baseline.measure_baseline(args, held_to[0])]
     points = sweep_thresholds(subject, gate, thresholds, known)
@@ -135,7 +135,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     """What is tried. Raises UserError for a gate without a threshold, and for one outside its metric's range."""
     if gate.rule == "count":
-        raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
+        raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
     grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
     thresholds = parse_numbers(given, "--thresholds") if given else list(grid)
     for threshold in thresholds:
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser("train.calibrate", (__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
-    add_options(p, (*evaluated_model.GATE_OPTIONS, *OPTIONS))
+    add_options(p, OPTIONS)
     return p
 
 

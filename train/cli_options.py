@@ -14,6 +14,7 @@ from runtime.errors import UserError
 
 from .huggingface.families import FAMILY_NAMES, Overrides
 
+GateChanges = dict[str, int | float | str]
 DEVICE_CHOICES = ("cpu", "cuda")
 HELP = {  # of the options whose text is longer than their line
     "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
@@ -58,9 +59,9 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
 
 
-def gate_changes(text: str) -> dict[str, int | float | str]:
+def gate_changes(text: str) -> GateChanges:
     """The values of `threshold=0.8,min=2`; the contract knows what each may be."""
-    changes: dict[str, int | float | str] = {}
+    changes: GateChanges = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals or name not in GateSpec.__slots__:
@@ -86,6 +87,9 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
     return Overrides(**{name: getattr(args, name) for name in names})
 
 
+GATE_OPTION = option(
+    "--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"
+)
 DIRECTORY_OPTIONS = (
     option("--family", choices=FAMILY_NAMES, help="how it decodes, where its config.json does not tell"),
     option("--block", type=int, help="tokens a block"),
@@ -93,7 +97,7 @@ DIRECTORY_OPTIONS = (
     option("--attention", choices=ATTENTIONS, help="full: no cache, both directions"),
     option("--mask-id", type=int, help="id of the mask token"),
     option("--eos-ids", type=parse_token_ids, metavar="IDS", help=HELP["eos-ids"]),
-    option("--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"),
+    GATE_OPTION,
     option("--shift", action=argparse.BooleanOptionalAction, help="whether row i predicts position i + 1"),
     option("--canvas", type=int, help=HELP["canvas"]),
     option("--adapter", type=Path, metavar="DIR", help="folder of a PEFT LoRA adapter, merged into the weights"),
