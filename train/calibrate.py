@@ -27,11 +27,6 @@ from .evaluation.intervals import paired_difference
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
-GRIDS = {
-    "confidence": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995),
-    "entropy": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-    "factor": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
-}
 COUNT = 400  # validation problems a task, where no report names them
 HELP = {  # of the options whose text is longer than their line
     "teacher-report": (
@@ -134,10 +129,9 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     """What is tried. Raises UserError for a gate without a threshold, and for one outside its metric's range."""
-    if gate.rule == "count":
+    if gate.unit is None:
         raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
-    grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
-    thresholds = parse_numbers(given, "--thresholds") if given else list(grid)
+    thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)
     return thresholds

@@ -21,6 +21,7 @@ from export.precisions import PRECISIONS
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
 from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
+from runtime.decoding.gate import RULES
 from runtime.decoding.loop import steps
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -328,7 +329,7 @@ def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
     """
     was_open: Bools = step.open | step.accepted
     between_tokens = float(gap[was_open].min())
-    if gate.rule != "threshold" or gate.metric != "confidence":
+    if not RULES[gate.rule].compares or gate.metric != "confidence":
         return between_tokens
     sure = np.sort(step.confidence[was_open])[::-1]
     calls = [between_tokens, float(np.abs(sure - gate.threshold).min())]

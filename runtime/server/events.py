@@ -176,7 +176,7 @@ class PendingAnswer:
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
     """The same threshold, noting each value that is read; None for a gate without one."""
-    if model.gate.rule == "count":
+    if model.gate.unit is None:
         return threshold
     given = model.gate.threshold if threshold is None else threshold
 

@@ -33,4 +33,6 @@ class Service:
         contract, gate = self.model.contract, asdict(self.model.gate)
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
         own |= {"vocab": contract.vocab, "most": self.most, "top_k": contract.top_k}
+        if (unit := self.model.gate.unit) is not None:
+            own["threshold_most"] = unit.shown or unit.highest(contract.vocab)
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

@@ -200,7 +200,7 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
 
 def decides(gate: GateSpec) -> dict[str, Any]:
     """The values of a gate that its rule reads."""
-    unread = ("threshold", "comparator") if gate.rule == "count" else ()
+    unread = () if gate.unit else ("threshold", "comparator")
     return {name: value for name, value in asdict(gate).items() if name not in unread}
 
 
