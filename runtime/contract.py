@@ -100,6 +100,11 @@ class Contract:
     batch: Annotated[int, size("batch")] = 1
     max_prompt: Annotated[int | None, optional(whole(1))] = None
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether it keeps keys and values; a `full` model computes the whole sequence in every forward pass."""
+        return self.attention != "full"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}
@@ -136,7 +141,7 @@ def parse_contract(values: Any) -> Contract:
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")
     contract.gate.own_threshold(contract.vocab)
-    if (contract.cache == "none") != (contract.attention == "full"):
+    if (contract.cache == "none") == contract.has_cache:
         raise UserError(f"contract.cache is {contract.cache} with attention {contract.attention}; only full has none")
     return contract
 

@@ -7,12 +7,12 @@ import pytest
 import tiny
 
 from runtime.decoding.block_layout import (  # fmt: skip
+    block_ends,
     blocks_for,
     check_ids,
     check_room,
     committed_prompt,
     positions_for,
-    prompt_visible,
     room_for_answer,
 )
 from runtime.errors import UserError
@@ -40,7 +40,7 @@ def test_what_the_prefilled_prompt_sees(alignment: str, prompt: int, visible: li
     contract = tiny.contract(alignment=alignment)
     start = committed_prompt(contract, prompt)
     assert start == len(visible)
-    assert prompt_visible(contract, start).tolist() == visible
+    assert block_ends(contract, start).tolist() == visible
 
 
 @pytest.mark.parametrize(

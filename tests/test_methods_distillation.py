@@ -17,6 +17,7 @@ from pupils import LINES, teacher_of
 from export import onnx as export
 from runtime import generate, load
 from runtime.decoding import loop
+from runtime.decoding.block_layout import block_ends
 from runtime.errors import UserError
 from train import collect, distill, losses, open_checkpoint
 from train.data.batches import Example
@@ -25,7 +26,6 @@ from train.huggingface import peft_train
 from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
-from train.masking.trajectory_states import block_visible
 from train.methods import cd4lm, dparallel
 from train.methods.setup import Lesson, Teacher
 from train.methods.table import METHODS, choose_method
@@ -187,7 +187,7 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
                 if attention == "block_causal":
                     ids = torch.cat((laid.ids[row, :first], noisy[first : first + tiny.BLOCK]))
                     ids = ids[:first] if shift and place == first else ids  # the last committed row predicts it
-                    seen = block_visible(contract, start, len(noisy) - start)[: len(ids)]
+                    seen = torch.from_numpy(block_ends(contract, start, len(noisy) - start))[: len(ids)]
                 alone = model(ids[None], seen[None])[0, place - shift]
                 assert torch.allclose(alone, next(found), atol=1e-4), f"seed {seed}"
     assert next(found, None) is None

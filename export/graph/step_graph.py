@@ -116,7 +116,7 @@ class StepGraph(nn.Module):
         super().__init__()
         self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
         model, config = skeleton(checkpoint.model), checkpoint.model
-        self.full = checkpoint.decoding.attention == "full"
+        self.full = not checkpoint.decoding.has_cache
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
         self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim

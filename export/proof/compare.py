@@ -298,7 +298,7 @@ def compare(
     nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
     without one, and without logits, only the best tokens' are compared.
     """
-    once = candidate.contract.attention == "full"
+    once = not candidate.contract.has_cache
     both, rule = SideBySide(reference, candidate, twin), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
