@@ -8,12 +8,12 @@ import tiny
 
 from runtime.decoding.block_layout import (  # fmt: skip
     block_ends,
-    blocks_for,
     check_ids,
     check_room,
     committed_prompt,
     positions_for,
     room_for_answer,
+    whole_blocks,
 )
 from runtime.errors import UserError
 
@@ -65,7 +65,7 @@ def test_room_blocks_and_positions(
     alignment: str, prompt: int, tokens: int, blocks: int, positions: int, room: int
 ) -> None:
     contract = tiny.contract(alignment=alignment, capacity=16)
-    assert blocks_for(contract, prompt, tokens) == blocks
+    assert whole_blocks(contract, prompt, tokens) == committed_prompt(contract, prompt) + blocks * contract.block
     assert positions_for(contract, prompt, tokens) == positions
     assert room_for_answer(contract, prompt) == room
 

@@ -23,7 +23,7 @@ def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
     rng = random.Random(seed)
     drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
     examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.contract(), 0, generator)
 
 
 def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:

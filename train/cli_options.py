@@ -14,7 +14,6 @@ from runtime.errors import UserError
 
 from .huggingface.families import FAMILY_NAMES, Overrides
 
-GateChanges = dict[str, int | float | str]
 DEVICE_CHOICES = ("cpu", "cuda")
 HELP = {  # of the options whose text is longer than their line
     "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
@@ -59,9 +58,9 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
 
 
-def gate_changes(text: str) -> GateChanges:
+def gate_changes(text: str) -> dict[str, int | float | str]:
     """The values of `threshold=0.8,min=2`; the contract knows what each may be."""
-    changes: GateChanges = {}
+    changes: dict[str, int | float | str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals or name not in GateSpec.__slots__:

@@ -57,15 +57,10 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     return short + (most - short) // block * block if most >= short else 0
 
 
-def blocks_for(contract: Contract, prompt: int, tokens: int) -> int:
-    """Whole blocks that `tokens` answer tokens need, the prompt's tail in the first canvas included."""
-    tail = prompt - committed_prompt(contract, prompt)
-    return -(-(tail + tokens) // contract.block)
-
-
 def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
-    """Positions of a prefilled prompt and the whole blocks that `tokens` answer tokens need."""
-    return committed_prompt(contract, prompt) + blocks_for(contract, prompt, tokens) * contract.block
+    """Where the block of the last of `tokens` answer tokens ends, in positions from the prompt's first token."""
+    start = committed_prompt(contract, prompt)
+    return start - (start - prompt - tokens) // contract.block * contract.block
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
@@ -78,8 +73,7 @@ def room_for_answer(contract: Contract, prompt: int) -> int:
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
     start = committed_prompt(contract, prompt)
-    blocks = (contract.capacity - start) // contract.block
-    return max(0, blocks * contract.block - (prompt - start))
+    return max(0, start + (contract.capacity - start) // contract.block * contract.block - prompt)
 
 
 def check_room(contract: Contract, prompt: int, tokens: int) -> None:

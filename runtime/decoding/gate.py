@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the contract reads the table below
 
     Ranked = Callable[[], Ints]
 
-COMPARE: dict[str, Callable[[Floats, Floats], Any]] = {
+COMPARE: dict[str, Callable[[Floats, Floats], Bools]] = {
     ">=": operator.ge,
     ">": operator.gt,
     "<=": operator.le,
@@ -52,9 +52,7 @@ FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.
 
 def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
     """The free positions whose score compares with the threshold. [batch, block]"""
-    limits = threshold.astype(metric.dtype)  # in fp64 0.9 is not 0.9
-    compared: Bools = COMPARE[spec.comparator](metric, limits) & free
-    return compared
+    return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # in fp64 0.9 is not 0.9
 
 
 def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
@@ -110,9 +108,9 @@ class Gate:
         token, confidence, entropy, masked [batch, block]: predictions and which positions are masked; progress [batch]:
         the share of the answer that is out; threshold: one for all or [batch], unused by a rule without one.
         """
-        spec = self.spec
+        spec, guard = self.spec, self.spec.eos_guard
         metric = confidence if spec.metric == "confidence" else entropy
-        held = self._held_back(token, np.asarray(progress, np.float32)) if spec.eos_guard else None
+        held = np.isin(token, self.eos_ids) & (np.asarray(progress, np.float32)[:, None] < guard) if guard else None
         eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
         free = eligible if held is None else eligible & ~held
         ranked = cache(lambda: ranks(metric if spec.metric == "confidence" else -metric, eligible, held))
@@ -122,9 +120,6 @@ class Gate:
             # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is masked.
             accepted |= (ranked() < spec.min) & (free | ~free.any(axis=1, keepdims=True))
         return accepted & eligible
-
-    def _held_back(self, token: Ints, progress: Floats) -> Bools:
-        return np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
 
 
 def first_sub_block(masked: Bools, size: int) -> Bools:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_ends, committed_prompt, whole_blocks
+from .block_layout import block_ends, committed_prompt, positions_for
 from .sampling import Sampler
 
 NOTHING = np.zeros(0, np.int64)
@@ -67,11 +67,10 @@ class CachedBlocks:
 
     __slots__ = ("_contract", "_ends", "_fused", "past", "pending")
 
-    def __init__(self, contract: Contract, prompt: Ints, wanted: int, past: int, fused: bool) -> None:
+    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
         self._contract, self._fused = contract, fused and contract.block > 1
         self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
-        room = whole_blocks(contract, len(prompt), wanted) - len(prompt)
-        self._ends = block_ends(contract, len(prompt), room)  # how far each position sees; [prompt + room]
+        self._ends = block_ends(contract, len(prompt), len(answer))  # how far each position sees; [prompt + answer]
 
     @property
     def width(self) -> int:
@@ -108,13 +107,13 @@ class CachedBlocks:
 
 @final
 class WholeCanvas:
-    """What a model without a KV cache is given: prompt and whole canvas [prompt + canvas], each time anew."""
+    """What a model without a KV cache is given: prompt and whole canvas, each time anew. past, fused: of no use."""
 
     __slots__ = ("_contract", "_first", "_ids", "past")
 
-    def __init__(self, contract: Contract, prompt: Ints, canvas: Ints) -> None:
+    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
         self._contract, self._first, self.past = contract, len(prompt), 0
-        self._ids = np.concatenate((prompt, canvas))
+        self._ids = np.concatenate((prompt, answer))  # [prompt + canvas]
 
     @property
     def width(self) -> int:
@@ -141,6 +140,7 @@ class Progress:
     """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it."""
 
     __slots__ = (
+        "ahead",
         "answer",
         "blocks",
         "canvas",
@@ -150,6 +150,7 @@ class Progress:
         "draws",
         "forwards",
         "latest",
+        "most",
         "open",
         "prefilled",
         "result",
@@ -158,7 +159,6 @@ class Progress:
         "sequence",
         "started",
         "steps",
-        "suffix",
         "tail",
         "threshold",
         "wanted",
@@ -177,7 +177,10 @@ class Progress:
         sampler: Sampler | None = None,
     ) -> None:
         self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
-        self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
+        # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
+        self.ahead = np.full(positions_for(contract, len(prompt), wanted) - len(prompt), contract.mask_id)
+        self.ahead[wanted : wanted + len(suffix)] = suffix
+        self.most = wanted if len(suffix) else len(self.ahead)  # nothing behind the suffix is asked for
         self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
         self.prefilled: float | None = None
         self.sampler, self.draws = sampler, 0  # None takes the best tokens
@@ -185,46 +188,24 @@ class Progress:
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
-        self.sequence: CachedBlocks | WholeCanvas = (
-            CachedBlocks(contract, prompt, wanted, past, fused)
-            if contract.has_cache
-            else WholeCanvas(contract, prompt, self._ahead(0, contract.canvas))
-        )
+        kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
+        self.sequence = kind(contract, prompt, self.ahead, past, fused)
         self._begin_block(prompt[committed_prompt(contract, len(prompt)) :])
 
     def _begin_block(self, given: Ints) -> None:
-        block, done = self.contract.block, len(self.answer)
-        self.canvas = np.concatenate((given, self._ahead(done, block - len(given))))
-        self.open = np.arange(block) >= len(given)  # never `canvas == mask_id`: a prompt may hold one
-        if len(self.suffix):  # nothing behind the suffix is asked for
-            self.open &= np.arange(block) - len(given) + done < self.wanted
+        block, done = self.contract.block, len(self.answer) - len(given)
+        place = np.arange(block)
+        self.canvas = np.concatenate((given, self.ahead[done + len(given) : done + block]))
+        # Never `canvas == mask_id`: a prompt may hold one.
+        self.open = (place >= len(given)) & (place + done < self.most)
         self.latest.confidence.fill(0)
         self.tail, self.closed = len(given), block - np.count_nonzero(self.open)
         self.blocks += 1
 
-    def _ahead(self, first: int, count: int) -> Ints:
-        """What stands on `count` answer positions from `first` before any step: masks, and the suffix in its place."""
-        ids = np.full(count, self.contract.mask_id, np.int64)
-        place = np.arange(first, first + count) - self.wanted  # of each position in the suffix
-        inside = (place >= 0) & (place < len(self.suffix))
-        ids[inside] = self.suffix[place[inside]]
-        return ids
-
-    @property
-    def width(self) -> int:
-        """Tokens of the next forward."""
-        return self.sequence.width
-
-    @property
-    def past(self) -> int:
-        """Tokens in the cache."""
-        return self.sequence.past
-
     @property
     def progress(self) -> float:
         """The share of the answer that is out."""
-        settled = len(self.open) - np.count_nonzero(self.open)
-        return (len(self.answer) + settled - self.closed) / self.wanted
+        return (len(self.answer) + len(self.open) - np.count_nonzero(self.open) - self.closed) / self.wanted
 
     def inputs(self) -> Inputs | None:
         """What the next forward pass needs; None if none is needed before the gate decides."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -14,7 +16,7 @@ from runtime.contract import GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 from train import checkpoint, open_checkpoint
-from train.cli_options import GATE_OPTION, RAW_OPTION, GateChanges, add_directory_options, overrides_of
+from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, contract_of, limit_threads
@@ -25,8 +27,7 @@ HELP = {  # of the options whose text is longer than their line
     "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
 }
-FOR_ENGINES = ("template_args", "gate")
-IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name not in FOR_ENGINES))
+IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name not in ("template_args", "gate")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
     return EvaluatedModel(model.backend, tokenizer, ask, model.gate, 1, model.engine)
 
 
-def chosen_gate(spec: GateSpec, changes: GateChanges | None, threshold: float | None = None) -> GateSpec:
+def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:
     """Returns the model's gate with what --gate and --threshold change in it; a metric brings its comparator."""
     changed = {**(changes or {}), **({} if threshold is None else {"threshold": threshold})}
     if "metric" in changed:

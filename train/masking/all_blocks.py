@@ -53,7 +53,7 @@ def denoising_loss(
 
     early: see `noise`.
     """
-    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
+    laid = masking.lay_out(stream.examples(step), contract, 0, generator)
     masked = noise(laid, laid.widest(), contract.block, early, generator)
     laid, masked = laid.mine(), distributed.mine(masked)
     both = copies(laid, contract, masked)

@@ -56,7 +56,7 @@ class OrtBackend:
         self.contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
-        self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
+        self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
         self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
@@ -102,7 +102,7 @@ class OrtBackend:
         self._run(binding)
         if self._form.delta:
             self._append(binding, past, width)
-        self.last_logits = arrays.get("logits")
+        self.last_logits = arrays.get("logits", self.last_logits)
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
             if token is not None and not self._may_be(token.ravel().tolist()):

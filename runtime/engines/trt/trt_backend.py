@@ -48,7 +48,6 @@ class TrtBackend:
         self._trust, self._graphs = trust, graphs
         self._loaded: dict[str, TrtEngine] = {}
         self._slots = np.arange(0)
-        self.last_logits: Floats | None = None  # an engine never hands them out
         flavor = built(self.engines[0]).flavor
         self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
         self.contract = self._shared()
