@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = canvas.start[:, None] + place // block * block",
-        "before = canvas.start[:, None] + (place // block + 1) * block",
+        "before = torch.from_numpy(np.stack(ends)) - block",
+        "before = torch.from_numpy(np.stack(ends))",
         "masking_all_blocks",
     ),
     Fault(
