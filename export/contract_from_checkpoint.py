@@ -45,6 +45,6 @@ def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) 
         raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
     contract = replace(contract_of(source, top_k=top_k), capacity=capacity or min(CAPACITY, context))
     if not room_for_answer(contract, 1):
-        least = contract.canvas + 1 if contract.attention == "full" else contract.block + 1
+        least = (contract.block if contract.has_cache else contract.canvas) + 1
         raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
     return contract

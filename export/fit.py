@@ -154,7 +154,7 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
         block=contract.block,
         batch=batch or engine.batch,
         widest=max(most for _, most in build.profiles) if build else None,
-        scores=engine.cache == "delta" or contract.attention == "full",
+        scores=engine.cache == "delta" or not contract.has_cache,
         delta=engine.cache == "delta",
         cached=bool(caches),
     )

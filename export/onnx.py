@@ -52,7 +52,6 @@ OPTIONS = (
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
     option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
     TOP_K_OPTION,
-    option("--logits", action="store_true", help="adds the logits as an output, for debugging"),
     option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
 )
 
@@ -78,7 +77,7 @@ def export(args: argparse.Namespace) -> int:
     checks: list[Check] = []
     with working_folder(out) as folder:
         with report_write_errors(out):
-            files = write_ort_graph(source, contract, args.precision, args.logits, folder)
+            files = write_ort_graph(source, contract, args.precision, folder)
         formats = formats_of("ort", args.precision)
         for check in prove(source, contract, files[0], args.precision, args.parity, formats):
             checks.append(check)

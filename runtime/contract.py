@@ -5,19 +5,17 @@ What differs between model families is data here and never an `if family ==` els
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from .checked_fields import NUMBER_LIMIT, Expected, number, one_of, optional, parse_fields, whole
+from .decoding.gate import COMPARE, RULES, Unit
 from .errors import UserError
 
 ALIGNMENTS = ("prompt", "absolute", "end")
 ATTENTIONS = ("block_causal", "full")
 CACHES = ("in_place", "delta", "none")
-RULES = ("threshold", "factor", "count")
 METRICS = ("confidence", "entropy")
-COMPARATORS = (">=", ">", "<=", "<")
 REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
 TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
 # Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
@@ -38,34 +36,37 @@ class GateSpec:
     """The accept rule of a model, as its authors decode with it.
 
     rule: `threshold` accepts what compares with the threshold, `factor` the longest best-first run of n with
-    (n + 1)(1 - confidence) < threshold (Fast-dLLM, arXiv 2505.22618), `count` exactly `min`. `min` and `max` bound the
-    positions accepted a step; `sub_block` confines a step to the first sub-block with an open position; `eos_guard` is
-    the share of the answer before which end tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv 2601.02236).
+    (n + 1)(1 - confidence) < threshold (Fast-dLLM, arXiv 2505.22618), `count` exactly `min`. `min` is the fewest
+    positions accepted per step; `sub_block` confines a step to the first sub-block with a masked position; `eos_guard`
+    is the share of the answer before which end tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv
+    2601.02236).
     """
 
     rule: Annotated[str, one_of(RULES)] = "threshold"
     metric: Annotated[str, one_of(METRICS)] = "confidence"
-    comparator: Annotated[str, one_of(COMPARATORS)] = ">="
+    comparator: Annotated[str, one_of(COMPARE)] = ">="
     threshold: Annotated[float, number(0)] = 0.9
     min: Annotated[int, whole(1)] = 1
-    max: Annotated[int | None, optional(whole(1))] = None
     sub_block: Annotated[int | None, optional(whole(1))] = None
     eos_guard: Annotated[float, number(0, 1, "a share of the answer, from 0 to 1")] = 0.0
 
+    @property
+    def unit(self) -> Unit | None:
+        """What its threshold is given in; None for a rule without one."""
+        return RULES[self.rule].units[self.metric]
+
     def check_threshold(self, threshold: float, vocab: int) -> float:
-        """The threshold, if it lies in the metric's range; raises UserError otherwise."""
-        low, high = 0.0, 1.0
-        if self.rule == "count":
+        """Returns the threshold if it is in its unit's range; raises UserError otherwise."""
+        if self.unit is None:
             raise UserError("a threshold was given, but this gate accepts a fixed count a step; leave it out")
-        if self.rule == "factor":
-            high = math.inf
-        elif self.metric == "entropy":
-            high = math.log(vocab)
-        if not low <= threshold <= high:
-            raise UserError(
-                f"threshold {threshold} is outside [{low:g}, {high:.4g}] of {self.metric}; give one inside it"
-            )
+        high = self.unit.highest(vocab)
+        if not 0 <= threshold <= high:
+            raise UserError(f"threshold {threshold} is outside [0, {high:.4g}] of {self.metric}; give one inside it")
         return float(threshold)
+
+    def own_threshold(self, vocab: int) -> float:
+        """Returns its own threshold, checked if its rule takes one."""
+        return self.threshold if self.unit is None else self.check_threshold(self.threshold, vocab)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,11 @@ class Contract:
     batch: Annotated[int, size("batch")] = 1
     max_prompt: Annotated[int | None, optional(whole(1))] = None
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether it keeps keys and values; a `full` model computes the whole sequence in every forward pass."""
+        return self.attention != "full"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}
@@ -115,12 +121,13 @@ def cache_names(part: int) -> tuple[str, str]:
 
 def parse_gate(values: Any) -> GateSpec:
     """A gate from plain values. Raises UserError naming the field that is wrong."""
+    if isinstance(values, dict) and values.get("max", 0) is None:  # a bound that older versions wrote, mostly as null
+        values = {name: value for name, value in values.items() if name != "max"}
     gate = parse_fields(GateSpec, values, "gate")
-    if gate.max is not None and gate.max < gate.min:
-        raise UserError(f"gate.max is {gate.max}, below gate.min {gate.min}; expected min <= max")
-    if gate.rule == "factor" and gate.metric != "confidence":
-        raise UserError("gate.rule factor compares confidences; got the metric entropy")
-    if gate.rule == "threshold" and (gate.comparator[0] == ">") != (gate.metric == "confidence"):
+    rule = RULES[gate.rule]
+    if gate.metric not in rule.units:
+        raise UserError(f"gate.rule {gate.rule} compares {', '.join(rule.units)}; got the metric {gate.metric}")
+    if rule.compares and (gate.comparator[0] == ">") != (gate.metric == "confidence"):
         raise UserError(f"gate: {gate.metric} {gate.comparator} would accept the worst positions first")
     return gate
 
@@ -133,9 +140,8 @@ def parse_contract(values: Any) -> Contract:
     _check_tokens(contract)
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")
-    if contract.gate.rule != "count":
-        contract.gate.check_threshold(contract.gate.threshold, contract.vocab)
-    if (contract.cache == "none") != (contract.attention == "full"):
+    contract.gate.own_threshold(contract.vocab)
+    if (contract.cache == "none") == contract.has_cache:
         raise UserError(f"contract.cache is {contract.cache} with attention {contract.attention}; only full has none")
     return contract
 

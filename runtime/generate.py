@@ -36,7 +36,6 @@ HELP = {  # of the options whose text is longer than their line
         "best tokens)"
     ),
     "seed": "of the draws: with the same one the same answer (default: drawn; --json and --show tell it)",
-    "commit": "whether a finished block's forward is shared with the next canvas (default: fused)",
 }
 
 
@@ -51,8 +50,7 @@ def generate(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     model = load_model(args)
     loaded = time.perf_counter() - started
-    asked = dataclass_of(DecodeOptions, args, fused=args.commit == "fused")
-    steps: Iterator[Step] = model.steps(prompt, asked)
+    steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
@@ -122,7 +120,6 @@ OPTIONS = (
     ),
     option("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"]),
     option("--seed", type=int, metavar="N", help=HELP["seed"]),
-    option("--commit", choices=("fused", "separate"), default="fused", help=HELP["commit"]),
     option("--raw", action="store_true", help="leave the bundle's chat template out"),
     option("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary"),
     option("--json", action="store_true", help="print one JSON object with the counts and the times in seconds"),

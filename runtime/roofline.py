@@ -109,7 +109,7 @@ def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
 def measure_steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A step of the bundle's block behind nothing and behind `past` tokens, predicted and measured; ms throughout."""
     contract, backend = model.contract, model.backend
-    if contract.attention == "full":
+    if not contract.has_cache:
         return
     # What fits into a cache stays there between steps: it is read as fast as so many bytes are read again and again.
     speed = bandwidth(int(weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads)

@@ -101,7 +101,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
     workers = Workers(pool, args.queue, threshold)
-    own = None if model.gate.rule == "count" else (lambda: model.gate.threshold)
+    own = None if model.gate.unit is None else (lambda: model.gate.threshold)
     return Service(
         model,
         served_name(args.bundle, args.name),

@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, source = tmp_path_factory.mktemp("made"), student()
     student_pt.save(source, folder / "student.pt")
     contract = exported_contract(source, None)
-    files = write_ort_graph(source, contract, "fp32", False, folder, external=1000)
+    files = write_ort_graph(source, contract, "fp32", folder, external=1000)
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
     origin = {"checkpoint_sha256": store.sha256(folder / "student.pt")}
     store.write(folder / "student.bundle", contract, engine, files, source.tokenizer, None, origin)

@@ -127,11 +127,12 @@ def test_an_evaluation_leaves_out_lines_and_its_report_says_which(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = write(tmp_path / "own.jsonl", "say 1", LONG, "say 2", ""), tmp_path / "report.json"
-    words = f"--ckpt {saved} --data {data} --split all"
+    words = f"--ckpt {saved} --data {data} --split all --gate metric=entropy,threshold=0.4"
     assert evaluate.main([*words.split(), "--out", str(out)]) == 0
     assert "2 of 4 prompts are left out, lines 2, 4: a prompt of " in capsys.readouterr().err
     report = json.loads(out.read_text())
     assert report["problems"] == 2 and report["per_problem"]["left_out"] == [1, 3]
+    assert [report["gate"][key] for key in ("metric", "comparator", "threshold")] == ["entropy", "<=", 0.4]
     assert evaluate.main([*words.split(), "--against", str(out)]) == 0
     report["per_problem"]["left_out"] = [0, 3]
     out.write_text(json.dumps(report))

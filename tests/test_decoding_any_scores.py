@@ -29,7 +29,6 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
         "comparator": comparator,
         "threshold": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "min": draw(st.integers(1, 2)),
-        "max": draw(st.sampled_from([None, 2, 3])),
         "sub_block": draw(st.sampled_from([None, 2, 3])),
         "eos_guard": draw(st.sampled_from([0.0, 0.5, 1.0])),
     }

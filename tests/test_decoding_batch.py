@@ -185,10 +185,11 @@ def test_places_that_stay_free_are_given_up_from_a_quarter_of_them_on() -> None:
 def test_a_place_is_taken_up_to_the_last_position_that_a_backend_pads_to() -> None:
     contract = tiny.contract(capacity=32)
     batch = Batch(TorchBackend(tiny.model(7), contract), Gate(contract.gate, contract.eos_ids), 2, 32)
-    one, other = (SimpleNamespace(past=past, width=width, result=None) for past, width in ((30, 4), (0, 10)))
+    sequences = [SimpleNamespace(past=past, width=width) for past, width in ((30, 4), (0, 10))]
+    one, other = (SimpleNamespace(sequence=sequence, result=None) for sequence in sequences)
     batch.add(one)  # type: ignore[arg-type]
     assert batch.takes(other)  # type: ignore[arg-type]
-    other.width = 11
+    sequences[1].width = 11
     assert not batch.takes(other)  # type: ignore[arg-type]
 
 

@@ -7,13 +7,13 @@ import pytest
 import tiny
 
 from runtime.decoding.block_layout import (  # fmt: skip
-    blocks_for,
+    block_ends,
     check_ids,
     check_room,
     committed_prompt,
     positions_for,
-    prompt_visible,
     room_for_answer,
+    whole_blocks,
 )
 from runtime.errors import UserError
 
@@ -40,7 +40,7 @@ def test_what_the_prefilled_prompt_sees(alignment: str, prompt: int, visible: li
     contract = tiny.contract(alignment=alignment)
     start = committed_prompt(contract, prompt)
     assert start == len(visible)
-    assert prompt_visible(contract, start).tolist() == visible
+    assert block_ends(contract, start).tolist() == visible
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_room_blocks_and_positions(
     alignment: str, prompt: int, tokens: int, blocks: int, positions: int, room: int
 ) -> None:
     contract = tiny.contract(alignment=alignment, capacity=16)
-    assert blocks_for(contract, prompt, tokens) == blocks
+    assert whole_blocks(contract, prompt, tokens) == committed_prompt(contract, prompt) + blocks * contract.block
     assert positions_for(contract, prompt, tokens) == positions
     assert room_for_answer(contract, prompt) == room
 

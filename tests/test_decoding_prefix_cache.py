@@ -20,7 +20,7 @@ from tiny import BLOCK, MASK
 from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
-from runtime.decoding.block_layout import committed_prompt, prompt_visible, reusable
+from runtime.decoding.block_layout import block_ends, committed_prompt, reusable
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.prefix_cache import Session
@@ -58,7 +58,7 @@ def test_what_may_be_kept_is_what_sees_the_same_tokens(
         predicted = not shift or kept < len(prompt)  # else nothing is committed that predicts the canvas's first
         most = kept if alike and predicted else most
     assert reusable(contract, np.array(held, np.int64), earlier, np.array(prompt)) == most
-    assert prompt_visible(contract, len(prompt)).tolist() == now
+    assert block_ends(contract, len(prompt)).tolist() == now
 
 
 def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result, Result, int, int]]:

@@ -254,7 +254,7 @@ def test_a_checkpoint_keeps_everything_but_its_threshold(own: Path, tmp_path: Pa
         ({"per_problem": {}}, "", "is no report of train.evaluate --out"),
         ({"task": "other"}, "", "problems of other, which are not there"),
         ({}, "--thresholds 1.5", "threshold 1.5 is outside"),
-        ({}, "--rule count", "has no threshold; give --rule threshold"),
+        ({}, "--gate rule=count", "has no threshold; give --gate rule=threshold"),
     ],
 )
 def test_what_cannot_be_calibrated_is_told_in_one_line(

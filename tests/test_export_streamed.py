@@ -104,7 +104,7 @@ def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None
 
 def written(source: Checkpoint, folder: Path, precision: str = "fp32", external: int = 1 << 26) -> list[Path]:
     folder.mkdir()
-    return write_ort_graph(source, exported_contract(source, None), precision, False, folder, external)
+    return write_ort_graph(source, exported_contract(source, None), precision, folder, external)
 
 
 class Counted(Mapping[str, Tensor]):
@@ -230,7 +230,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contrac
     shape = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
     contract = exported_contract(source, None)
-    return source, contract, write_ort_graph(source, contract, "fp32", False, tmp_path_factory.mktemp("apart"), 1000)
+    return source, contract, write_ort_graph(source, contract, "fp32", tmp_path_factory.mktemp("apart"), 1000)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.dialect_ort import LARGE, likeliest
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
+from export.proof.instrumented import twin_of
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.decoding.loop import generate
@@ -40,10 +41,10 @@ SHAPES = {
 }
 
 
-def pair(source: Checkpoint, folder: Path, logits: bool = False) -> tuple[TorchBackend, OrtBackend]:
+def pair(source: Checkpoint, folder: Path) -> tuple[TorchBackend, OrtBackend]:
     """Both backends of a checkpoint, freshly exported."""
     contract = exported_contract(source, None)
-    model = write_ort_graph(source, contract, "fp32", logits, folder)[0]
+    model = write_ort_graph(source, contract, "fp32", folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
 
 
@@ -121,8 +122,8 @@ def forwards(rng: np.random.Generator, full: bool) -> list[Forward]:
     return made
 
 
-def distance(reference: TorchBackend, candidate: OrtBackend, seed: int) -> Distance:
-    both = SideBySide(reference, candidate)
+def distance(reference: TorchBackend, candidate: OrtBackend, seed: int, twin: OrtBackend | None = None) -> Distance:
+    both = SideBySide(reference, candidate, twin)
     both.open(1, 32)
     for forward in forwards(np.random.default_rng(seed), candidate.contract.attention == "full"):
         both.forward(forward)
@@ -149,9 +150,10 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     source = tiny.checkpoint(seed, attention=attention)
     shape = ModelConfig(**{"vocab": tiny.VOCAB, "width": 32, "layers": 2, "ffn": 48, **SHAPES[variant]})  # type: ignore[arg-type]
     source = replace(source, model=shape, weights=random_weights(shape, seed))
-    reference, candidate = pair(source, tmp_path, logits=True)
-    found = distance(reference, candidate, seed)
-    assert candidate.last_logits is not None and candidate.last_logits.shape == (1, 3, tiny.VOCAB)
+    reference, candidate = pair(source, tmp_path)
+    twin = twin_of(next(tmp_path.glob("*.onnx")), candidate)
+    found = distance(reference, candidate, seed, twin)
+    assert twin.last_logits.shape == (1, 3, tiny.VOCAB)
     assert found.every_log_prob is not None and found.every_log_prob < 5e-5, f"seed {seed}: {found}"
     assert max(found.log_prob, found.entropy, found.keys, found.values) < 5e-5, f"seed {seed}: {found}"
     assert found.tokens == 0, f"seed {seed}: {found}"

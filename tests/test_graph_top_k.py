@@ -22,7 +22,7 @@ from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.by_layer import by_layer
 from export.proof.compare import TIE, compare
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import add_logits, twin_of
 from export.proof.prove import prove, sample_requests
 from export.quantization.ort_formats import formats_of
 from runtime.backend import Forward, Proposal
@@ -46,7 +46,12 @@ Made = tuple[Checkpoint, Contract, Path]
 def made(folder: Path, dialect: str, attention: str, top_k: int = K, logits: bool = False) -> Made:
     source = tiny.checkpoint(SEED, attention=attention)
     contract = exported_contract(source, 64, top_k)
-    return source, contract, write_graph(trace(source, 64, logits, dialect, top_k=top_k), folder, "graph")[0]
+    file = write_graph(trace(source, 64, dialect, top_k=top_k), folder, "graph")[0]
+    if logits:
+        graph = onnx.load(file)
+        add_logits(graph, contract.vocab)
+        onnx.save(graph, file)
+    return source, contract, file
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """With the logits as one more output."""
+    """The instrumented graph: with the logits as one more output."""
     return made(tmp_path_factory.mktemp("kind"), *request.param, logits=True)
 
 
@@ -67,7 +72,7 @@ def test_top_tokens_are_those_of_the_logits_best_first(kind: Made) -> None:
     engine.open(1, 32)
     for forward in forwards(np.random.default_rng(SEED), contract.attention == "full"):
         out = engine.forward(replace(forward, top=True))
-        assert out.top_token is not None and out.top_logprob is not None and engine.last_logits is not None
+        assert out.top_token is not None and out.top_logprob is not None
         best = torch.log_softmax(torch.from_numpy(engine.last_logits), -1).topk(K)
         assert out.top_token.dtype == np.int64 and out.top_logprob.dtype == np.float32
         np.testing.assert_array_equal(out.top_token, best.indices.numpy())
@@ -163,7 +168,7 @@ LONG = [
 def test_an_export_proves_them_in_every_precision(precision: str, parity: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, 64, K)
-    file = write_ort_graph(source, contract, precision, False, tmp_path)[0]
+    file = write_ort_graph(source, contract, precision, tmp_path)[0]
     found = {
         check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))
     }

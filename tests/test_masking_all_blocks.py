@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
+from runtime.decoding.block_layout import block_ends
 from train.data.batches import Example
 from train.masking import all_blocks, noise
 from train.masking.noise import AnswerBlocks
-from train.masking.trajectory_states import block_visible
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
 
@@ -23,7 +23,7 @@ def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
     rng = random.Random(seed)
     drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
     examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.BLOCK, 0, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.contract(), 0, generator)
 
 
 def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:
@@ -45,10 +45,10 @@ def test_one_doubled_forward_equals_a_forward_for_each_block(shift: bool, alignm
             for first in range(0, end - start, tiny.BLOCK):
                 place = slice(first, first + tiny.BLOCK)
                 ids = torch.cat((laid.ids[row, : start + first], noisy[place]))
-                alone = model(ids[None], block_visible(contract, start, first + tiny.BLOCK)[None])[0]
+                alone = model(ids[None], torch.from_numpy(block_ends(contract, start, first + tiny.BLOCK))[None])[0]
                 if shift:  # position 0 is the business of the last committed row, in a forward without this block
                     before = laid.ids[row, : start + first]
-                    last = model(before[None], block_visible(contract, start, first)[None])[0, -1:]
+                    last = model(before[None], torch.from_numpy(block_ends(contract, start, first))[None])[0, -1:]
                     alone = torch.cat((last, alone[-tiny.BLOCK : -1]))
                 assert torch.allclose(alone[-tiny.BLOCK :], hidden[row, place], atol=1e-4), f"seed {seed}"
 

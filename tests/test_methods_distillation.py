@@ -17,6 +17,7 @@ from pupils import LINES, teacher_of
 from export import onnx as export
 from runtime import generate, load
 from runtime.decoding import loop
+from runtime.decoding.block_layout import block_ends
 from runtime.errors import UserError
 from train import collect, distill, losses, open_checkpoint
 from train.data.batches import Example
@@ -25,7 +26,6 @@ from train.huggingface import peft_train
 from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
-from train.masking.trajectory_states import block_visible
 from train.methods import cd4lm, dparallel
 from train.methods.setup import Lesson, Teacher
 from train.methods.table import METHODS, choose_method
@@ -41,7 +41,7 @@ def laid_out(
     generator = torch.Generator().manual_seed(seed)
     drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
     examples = [Example(tuple(prompt), tuple(answer)) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.BLOCK, least, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.contract(), least, generator)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
                 if attention == "block_causal":
                     ids = torch.cat((laid.ids[row, :first], noisy[first : first + tiny.BLOCK]))
                     ids = ids[:first] if shift and place == first else ids  # the last committed row predicts it
-                    seen = block_visible(contract, start, len(noisy) - start)[: len(ids)]
+                    seen = torch.from_numpy(block_ends(contract, start, len(noisy) - start))[: len(ids)]
                 alone = model(ids[None], seen[None])[0, place - shift]
                 assert torch.allclose(alone, next(found), atol=1e-4), f"seed {seed}"
     assert next(found, None) is None
@@ -304,7 +304,7 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
     contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
     answers = dparallel.answers(lesson.found, contract.eos_ids)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
-    laid = noise.lay_out([answers[i] for i in picked], contract.block, lesson.least(), contract.pad_id, generator)
+    laid = noise.lay_out([answers[i] for i in picked], contract, lesson.least(), generator)
     both, behind = dparallel.halves(laid, contract.block, attention, 0.5, generator)
     for half in both:
         scores = predictions.scores(
@@ -323,7 +323,7 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
     lesson, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
     contract, generator = lesson.contract, lesson.generator(1)
     laid = noise.lay_out(
-        lesson.stream.examples(1), contract.block, lesson.least(), contract.pad_id, generator
+        lesson.stream.examples(1), contract, lesson.least(), generator
     )  # fmt: skip
     unit = contract.block if attention == "block_causal" else None
     noisy, less = cd4lm.nested_masks(laid, unit, 0.5, generator)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.compare import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import add_logits, twin_of
 from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -31,7 +32,7 @@ NAN, INFINITY = float("nan"), float("inf")
 class Damaged:
     """An engine of which one thing that it says is changed: its proposals, or its cache as it can be looked at."""
 
-    name, last_logits = "damaged", None
+    name = "damaged"
 
     def __init__(
         self, inner: OrtBackend, said: Callable[[Proposal], None] | None, kept: Callable[[np.ndarray], None] | None
@@ -61,7 +62,7 @@ class Damaged:
 
 def exported(source: Checkpoint, folder: Path, precision: str = "fp32") -> tuple[TorchBackend, OrtBackend, Path]:
     contract = exported_contract(source, None)
-    model = write_ort_graph(source, contract, precision, False, folder)[0]
+    model = write_ort_graph(source, contract, precision, folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1), model
 
 
@@ -203,7 +204,6 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
         reference, candidate = TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
     twin = twin_of(model, candidate)
     found = looked_at(reference, candidate, twin)
-    assert candidate.last_logits is None and twin.last_logits is not None
     assert twin.last_logits.shape == (1, 4, tiny.VOCAB) and found.twin <= 1e-6
     assert found.every_log_prob is not None
     assert 0 < found.every_log_prob < {"fp32": 5e-5, "fp16": 0.1, "int8": 5.0}[precision], found
@@ -213,7 +213,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
 def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    model, data = write_ort_graph(source, contract, "fp32", False, tmp_path, 1000)
+    model, data = write_ort_graph(source, contract, "fp32", tmp_path, 1000)
     candidate = OrtBackend(model, contract, threads=1)
     found = looked_at(TorchBackend(source.build(), contract), candidate, twin_of(model, candidate))
     assert found.check("fp32").ok and found.twin == 0
@@ -224,7 +224,11 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
 def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     contract = exported_contract(source, None)
-    candidate = OrtBackend(write_ort_graph(source, contract, "fp32", True, tmp_path)[0], contract, threads=1)
+    file = write_ort_graph(source, contract, "fp32", tmp_path)[0]
+    graph = onnx.load(file)
+    add_logits(graph, contract.vocab)
+    onnx.save(graph, file)
+    candidate = OrtBackend(file, contract, threads=1)
     twin = twin_of(tmp_path / "not looked at", candidate)
     assert twin.session is candidate.session and twin is not candidate
     assert looked_at(TorchBackend(source.build(), contract), candidate, twin).check("fp32").ok
@@ -261,14 +265,15 @@ def test_a_wrong_score_of_a_token_that_is_never_best_is_seen(tmp_path: Path) -> 
 
 def test_tokens_that_both_sides_hold_for_impossible_are_not_compared() -> None:
     logits = np.array([[[0.0, NOTICED - 5, NOTICED - 5, NOTICED + 1, -1e30]]], np.float32)
+    of = lambda scores: torch.log_softmax(torch.from_numpy(scores), dim=-1)  # noqa: E731
     ours = torch.tensor([[[0.0, NOTICED - 2, NOTICED + 2, NOTICED + 1, -INFINITY]]])
-    apart = np.abs(between(ours, logits))
+    apart = np.abs(between(ours, of(logits)))
     assert apart[0, 0, [1, 4]].tolist() == [0, 0] and apart[0, 0, 2] > 6.9 and apart[0, 0, [0, 3]].max() < 1e-6
     likely = logits.copy()
     likely[0, 0, 4] = -3  # an id that is barred
-    assert np.isinf(between(ours, likely)[0, 0, 4])
+    assert np.isinf(between(ours, of(likely))[0, 0, 4])
     for place in range(5):
-        assert np.isnan(between(torch.where(torch.arange(5) == place, NAN, ours), logits)[0, 0, place])
+        assert np.isnan(between(torch.where(torch.arange(5) == place, NAN, ours), of(logits))[0, 0, place])
 
 
 def test_large_keys_are_compared_in_units_of_their_size() -> None:

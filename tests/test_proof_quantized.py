@@ -53,7 +53,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source = tiny.checkpoint(SEED, attention=attention)
     source = replace(source, model=SHAPE, weights=random_weights(SHAPE, SEED))
     contract = exported_contract(source, None)
-    graph = write_ort_graph(source, contract, precision, False, tmp_path_factory.mktemp(precision))[0]
+    graph = write_ort_graph(source, contract, precision, tmp_path_factory.mktemp(precision))[0]
     return source, contract, graph, precision, ORT_FORMATS[precision]
 
 

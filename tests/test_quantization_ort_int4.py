@@ -116,7 +116,7 @@ def test_a_row_does_not_depend_on_its_neighbors() -> None:
 def test_inner_layers_are_in_int4_the_rest_in_int8_and_a_tied_table_is_stored_once(tied: bool, tmp_path: Path) -> None:
     shape = ModelConfig(tiny.VOCAB, 32, 4, 4, 2, 16, 64, tied=tied)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
-    model = onnx.load(write_ort_graph(source, exported_contract(source, None), "int4", False, tmp_path)[0])
+    model = onnx.load(write_ort_graph(source, exported_contract(source, None), "int4", tmp_path)[0])
     names = [node.op_type for node in model.graph.node]
     assert names.count("MatMulNBits") == 5 * (shape.layers - 2) and "MatMul" not in names
     assert names.count("DynamicQuantizeMatMul") == 2 * 5 + 1  # of the first and last layer, and the head

@@ -74,7 +74,7 @@ def test_the_exported_step_is_the_one_in_pytorch(
     precision: str, far: float, source: Checkpoint, tmp_path: Path
 ) -> None:
     contract = contract_from_checkpoint.exported_contract(source, 128)
-    model = ort_graph.write_ort_graph(source, contract, precision, False, tmp_path)[0]
+    model = ort_graph.write_ort_graph(source, contract, precision, tmp_path)[0]
     ours, theirs = OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)
     for cell in (Cell(8, 0), Cell(8, 40), Cell(1, 40), Cell(8, 0, 128)):
         proposal = stepped(ours, cell).proposal

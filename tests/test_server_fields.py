@@ -197,7 +197,8 @@ def test_fields_are_refused_in_their_order_of_arrival() -> None:
 def test_a_name_with_a_slash_is_found(tmp_path: Any) -> None:
     with served(speaker(tmp_path, "hi", "a quiet answer"), name="org/model") as own, own.client() as client:
         assert client.models.retrieve("org/model").id == client.models.list().data[0].id == "org/model"
-        assert httpx.get(f"{own.url}/v1/models/org/model").json()["id"] == "org/model"
+        card = httpx.get(f"{own.url}/v1/models/org/model").json()
+        assert card["id"] == "org/model" and card["blockstep"]["threshold_most"] == 1  # where the page's slider ends
         assert client.completions.create(model="org/model", prompt="hi").choices[0].text == "a quiet answer"
         assert httpx.get(f"{own.url}/v1/models/org/model/").json()["id"] == "org/model"
         assert httpx.get(f"{own.url}/v1/models/org/other").status_code == 404

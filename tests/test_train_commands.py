@@ -40,7 +40,7 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (evaluate.main, "--ckpt {} --task math --split all", "--split all is for --data"),
         (evaluate.main, "--ckpt {} --count 0", "--count is 0; expected at least 1"),
         (evaluate.main, "--ckpt {} --engine ort", "--engine was given with --ckpt"),
-        (evaluate.main, "--ckpt {} --sub-block 0", "gate.sub_block is 0"),
+        (evaluate.main, "--ckpt {} --gate sub_block=0", "gate.sub_block is 0"),
         (teacher.main, "--no-shift --causal-every 2", "--causal-every 2 trains row i to predict token i + 1"),
         (teacher.main, "--causal-every -1", "--causal-every is -1"),
         (teacher.main, "--canvas 10 --block 4", "--canvas 10 is not a multiple of --block 4"),
@@ -181,7 +181,7 @@ def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
         )
         forwards[rule] = told["forwards"]
     assert forwards["count"] == 18 > forwards["threshold"]  # 17 bytes and the end token, one a step
-    assert evaluate.main([*words, "--sub-block", "2", "--eos-guard", "0.5", "--min", "2"]) == 0
+    assert evaluate.main([*words, "--gate", "sub_block=2,eos_guard=0.5,min=2"]) == 0
     gate = json.loads(capsys.readouterr().out)["gate"]
     assert (gate["rule"], gate["sub_block"], gate["eos_guard"], gate["min"]) == ("count", 2, 0.5, 2)
 

@@ -23,6 +23,7 @@ from train.data.bpe import train_tokenizer
 from train.masking import noise
 from train.masking.noise import AnswerBlocks
 from train.teacher import masked_loss
+from train.torch_backend import contract_of
 from train.trainer.resume import forget
 from train.trainer.training_loop import Loss, Recipe, train_model
 from train.transformer.network import Transformer, initialize
@@ -224,7 +225,7 @@ def laid_out(seed: int) -> AnswerBlocks:
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 12, (32, 2), generator=generator).tolist()
     examples = [Example((5,) * prompt, (7,) * (answer - 1) + (tiny.END,)) for prompt, answer in sizes]
-    return noise.lay_out(examples, 4, 12, tiny.PAD, generator)
+    return noise.lay_out(examples, tiny.contract(), 12, generator)
 
 
 def test_answers_are_filled_to_their_blocks_or_to_the_whole_canvas() -> None:
@@ -274,7 +275,9 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
     saved = tiny.checkpoint(attention="full", canvas=4)
     shape = replace(saved.model, vocab=300)
     model = initialize(Transformer(shape), 0)
-    loss_of = masked_loss(model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), saved.decoding)
+    loss_of = masked_loss(
+        model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), contract_of(saved)
+    )
     losses = [loss_of(step)[0] for step in range(60)]
     assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60
 

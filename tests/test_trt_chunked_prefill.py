@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from runtime.backend import Forward
-from runtime.decoding.block_layout import check_room, prompt_visible
+from runtime.decoding.block_layout import block_ends, check_room
 from runtime.engines.trt.chunked_prefill import cuts, pieces
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
@@ -22,7 +22,7 @@ def prefill(alignment: str, length: int, past: int = 0) -> Forward:
     contract = tiny.contract(alignment=alignment)
     ids = np.random.default_rng(length).integers(3, tiny.VOCAB, (1, length))
     rows = np.array([[0, 5, length - 1]])
-    return Forward(ids, np.array([past]), past + prompt_visible(contract, length)[None], rows)
+    return Forward(ids, np.array([past]), past + block_ends(contract, length)[None], rows)
 
 
 @pytest.mark.parametrize(

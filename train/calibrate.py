@@ -27,11 +27,6 @@ from .evaluation.intervals import paired_difference
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
-GRIDS = {
-    "confidence": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995),
-    "entropy": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-    "factor": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
-}
 COUNT = 400  # validation problems a task, where no report names them
 HELP = {  # of the options whose text is longer than their line
     "teacher-report": (
@@ -116,7 +111,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
     subject = evaluated_model.open_evaluated_model(args)
-    gate = evaluated_model.chosen_gate(args, subject.gate)
+    gate = evaluated_model.chosen_gate(subject.gate, args.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
     known = [baseline.keep_fitting(each, subject) for each in known or baseline.measure_baseline(args, held_to[0])]
     points = sweep_thresholds(subject, gate, thresholds, known)
@@ -134,10 +129,9 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     """What is tried. Raises UserError for a gate without a threshold, and for one outside its metric's range."""
-    if gate.rule == "count":
-        raise UserError("this gate accepts a fixed count a step and has no threshold; give --rule threshold")
-    grid = GRIDS["factor" if gate.rule == "factor" else gate.metric]
-    thresholds = parse_numbers(given, "--thresholds") if given else list(grid)
+    if gate.unit is None:
+        raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
+    thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)
     return thresholds
@@ -193,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser("train.calibrate", (__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
-    add_options(p, (*evaluated_model.GATE_OPTIONS, *OPTIONS))
+    add_options(p, OPTIONS)
     return p
 
 

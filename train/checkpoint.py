@@ -35,6 +35,11 @@ class Decoding:
     pad_id: Annotated[int, TOKEN]
     gate: Annotated[dict[str, Any], OBJECT]
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether it keeps keys and values, as in `runtime.contract`."""
+        return self.attention != "full"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

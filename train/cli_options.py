@@ -86,6 +86,9 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
     return Overrides(**{name: getattr(args, name) for name in names})
 
 
+GATE_OPTION = option(
+    "--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"
+)
 DIRECTORY_OPTIONS = (
     option("--family", choices=FAMILY_NAMES, help="how it decodes, where its config.json does not tell"),
     option("--block", type=int, help="tokens a block"),
@@ -93,7 +96,7 @@ DIRECTORY_OPTIONS = (
     option("--attention", choices=ATTENTIONS, help="full: no cache, both directions"),
     option("--mask-id", type=int, help="id of the mask token"),
     option("--eos-ids", type=parse_token_ids, metavar="IDS", help=HELP["eos-ids"]),
-    option("--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"),
+    GATE_OPTION,
     option("--shift", action=argparse.BooleanOptionalAction, help="whether row i predicts position i + 1"),
     option("--canvas", type=int, help=HELP["canvas"]),
     option("--adapter", type=Path, metavar="DIR", help="folder of a PEFT LoRA adapter, merged into the weights"),

@@ -20,7 +20,7 @@ from runtime.cli import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
-from .evaluation.evaluated_model import GATE_OPTIONS, add_model_options, chosen_gate, open_evaluated_model
+from .evaluation.evaluated_model import add_model_options, chosen_gate, open_evaluated_model
 from .evaluation.evaluation_run import (
     Evaluation,
     by_group,
@@ -67,7 +67,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     other = read_evaluation(args.against) if args.against else None
     task, problems = drawn(args)
     subject = open_evaluated_model(args)
-    gate = chosen_gate(args, subject.gate)
+    gate = chosen_gate(subject.gate, args.gate, args.threshold)
     kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser("train.evaluate", (__doc__ or "").splitlines()[0])
     add_model_options(p)
-    add_options(p, (*GATE_OPTIONS, *OPTIONS))
+    add_options(p, OPTIONS)
     return p
 
 

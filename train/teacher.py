@@ -57,22 +57,21 @@ HELP = {  # of the options whose text is longer than their line
 }
 
 
-def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, decoding: checkpoint.Decoding) -> Loss:
+def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
     """Masked-denoising cross-entropy: some rows masked uniformly, the others as block-wise decoding does."""
-    block = decoding.block
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
         examples = stream.examples(step)
-        laid = noise.lay_out(examples, block, decoding.canvas, decoding.pad_id, generator)
+        laid = noise.lay_out(examples, contract, contract.canvas, generator)
         uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
         everywhere = noise.uniform_mask(laid, generator)
-        masked, decided = noise.block_mask(laid, block, generator)
+        masked, decided = noise.block_mask(laid, contract.block, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
         laid, masked, decided = laid.mine(), distributed.mine(masked), distributed.mine(decided)
-        hidden = forward(laid.ids.masked_fill(masked, decoding.mask_id), laid.length[:, None].expand_as(laid.ids))
+        hidden = forward(laid.ids.masked_fill(masked, contract.mask_id), laid.length[:, None].expand_as(laid.ids))
         weight = noise.weights(laid, decided, padding=all_blocks.FILLER)[decided]
-        logits = model.logits(select(hidden, noise.predicting(decided, decoding.shift))).float()
+        logits = model.logits(select(hidden, noise.predicting(decided, contract.shift))).float()
         target, weight = send(laid.ids[decided], logits.device), send(weight, logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
         right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
@@ -170,7 +169,7 @@ def loss_of(
     next_token = next_token_loss(model, forward, stream, decoding.pad_id)
     if args.objective == "causal":
         return next_token
-    masked = masked_loss(model, forward, stream, decoding)
+    masked = masked_loss(model, forward, stream, contract_of(start))
     if not every:
         return masked
     alone = replace(start, decoding=replace(decoding, attention="block_causal"))

@@ -30,7 +30,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
             "alignment": decoding.alignment,
             "attention": decoding.attention,
             "shift": decoding.shift,
-            "cache": "none" if decoding.attention == "full" else "in_place",
+            "cache": "in_place" if decoding.has_cache else "none",
             "block": decoding.block,
             "canvas": decoding.canvas,
             "capacity": decoding.context,
@@ -128,9 +128,9 @@ class TorchBackend:
         self.log_probs: Tensor | None = None
 
     def open(self, batch: int, capacity: int) -> None:
-        full = self.contract.attention == "full"
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.cache = None if full else StaticCache(self.contract, batch, capacity, dtype, self.device)
+        kept = self.contract.has_cache
+        self.cache = StaticCache(self.contract, batch, capacity, dtype, self.device) if kept else None
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         if self.cache is not None:

@@ -105,18 +105,18 @@ class StepLayer(nn.Module):
 class StepGraph(nn.Module):
     """The whole step of a block-causal (over a cache) or full (without one) model.
 
-    capacity: the most positions a cache of it may hold. logits: adds them, fp32 [batch, n, vocab], as an output. dtype:
-    of weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. The model's
+    capacity: the most positions a cache of it may hold. dtype: of
+    weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. The model's
     weights have shape and type alone (`weights.skeleton`).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, capacity: int, logits: bool, dialect: Dialect[Any], dtype: torch.dtype, top_k: int
+        self, checkpoint: Checkpoint, capacity: int, dialect: Dialect[Any], dtype: torch.dtype, top_k: int
     ) -> None:
         super().__init__()
         self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
         model, config = skeleton(checkpoint.model), checkpoint.model
-        self.full, self.with_logits = checkpoint.decoding.attention == "full", logits
+        self.full = not checkpoint.decoding.has_cache
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
         self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
@@ -156,7 +156,7 @@ class StepGraph(nn.Module):
     def _predict(self, x: Tensor, top_k: Tensor | int) -> tuple[Tensor, ...]:
         """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden].
 
-        Behind them, where they are asked for, top_token and top_logprob [batch, n, K], and logits [batch, n, vocab].
+        Behind them, if they are asked for, top_token and top_logprob [batch, n, K].
         """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
         token = self.likeliest(logits)  # [batch * n, 1]
@@ -169,8 +169,6 @@ class StepGraph(nn.Module):
             values, top_token = torch.topk(logits.view(*x.shape[:2], -1), count(top_k))  # [batch, n, K]
             best, log_best = (part.view(*x.shape[:2], 1) for part in (logits.gather(1, token), confidence.log()))
             out += [top_token, values - best + log_best]  # the difference is exact where it is small
-        if self.with_logits:
-            out.append(logits[:, : self.vocab].view(*x.shape[:2], -1))
         return tuple(out)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -204,7 +202,6 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 def trace(
     checkpoint: Checkpoint,
     capacity: int,
-    logits: bool = False,
     dialect: str = "ort",
     dtype: torch.dtype = torch.float32,
     batch: int | None = 1,
@@ -222,10 +219,10 @@ def trace(
     shape, chosen = checkpoint.model, DIALECTS[dialect]
     if shape.head_dim % chosen.head_multiple:
         raise UserError(f"head_dim is {shape.head_dim}; ONNX Runtime's attention takes multiples of 8")
-    graph = StepGraph(checkpoint, capacity, logits, chosen, dtype, top_k).eval()
+    graph = StepGraph(checkpoint, capacity, chosen, dtype, top_k).eval()
     names, inputs, axes = signature(graph, capacity, chosen, batch)
     presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
-    outputs = [*REDUCED, *(TOP if top_k else ()), *(["logits"] if logits else []), *presents]
+    outputs = [*REDUCED, *(TOP if top_k else ()), *presents]
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     for value in model.graph.outputs:
         if graph.open_top_k and value.name in TOP and value.shape is not None:

@@ -157,7 +157,7 @@ class Case:
 
 def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     """Inputs of layer i: as many new positions as a fused step has, each with a prefix of its own, over a cache."""
-    rng, full = np.random.default_rng(SEED + i), contract.attention == "full"
+    rng, full = np.random.default_rng(SEED + i), not contract.has_cache
     length = contract.canvas if full else parts.length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
     past = length - width

@@ -21,6 +21,7 @@ from export.precisions import PRECISIONS
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
 from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
+from runtime.decoding.gate import RULES
 from runtime.decoding.loop import steps
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -39,7 +40,7 @@ class Distance:
 
     tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
     log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either side,
-    None where the engine has neither logits nor a twin; top: of those of the top tokens that an engine gives, by token
+    None without a twin; top: of those of the top tokens that an engine gives, by token
     and by rank, None where it gives none; entropy in nats; keys, values: of what the forwards wrote, in
     units of their root mean square in a layer where that is above 1; twin: between the engine and its twin, if any.
     """
@@ -147,9 +148,7 @@ def within(bound: float) -> str:
 
 
 class Candidate(Backend, Protocol):
-    """An engine whose cache [2 * layers, batch, kv_heads, capacity, head_dim] and logits, if any, can be looked at."""
-
-    last_logits: Floats | None
+    """An engine whose cache [2 * layers, batch, kv_heads, capacity, head_dim] can be looked at."""
 
     @property
     def cache(self) -> NDArray[Any]: ...
@@ -216,20 +215,18 @@ class SideBySide:
         return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
-        """Adds what the twin says, or the engine itself where it has logits."""
-        seen, before = self.twin or self.candidate, self.distance
-        if self.twin is not None:
-            again = self.twin.forward(forward)
-            deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
-            if theirs.top_logprob is not None and self.twin.last_logits is not None:
-                every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)
-                deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
-            if self.reference.cache is not None:
-                deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
-            self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas))
-        if seen.last_logits is not None:
-            apart = worst(before.every_log_prob or 0.0, between(log_probs, seen.last_logits))
-            self.distance = replace(self.distance, every_log_prob=apart)
+        """Adds what the twin says, if there is one."""
+        if self.twin is None:
+            return
+        again, before = self.twin.forward(forward), self.distance
+        deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
+        every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)  # [1, n, vocab]
+        if theirs.top_logprob is not None:
+            deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
+        if self.reference.cache is not None:
+            deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
+        apart = worst(before.every_log_prob or 0.0, between(log_probs, every))
+        self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas), every_log_prob=apart)
 
     def _written(self, new: slice) -> tuple[Floats, Floats]:
         """Differences of the keys and values that a forward wrote, each [layers, 1, kv_heads, width, head_dim]."""
@@ -252,9 +249,8 @@ def wide(part: NDArray[Any]) -> Floats:
     return part.astype(np.float32, copy=False)
 
 
-def between(log_probs: Tensor, logits: Floats) -> Floats:
+def between(log_probs: Tensor, theirs: Tensor) -> Floats:
     """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
-    theirs = torch.log_softmax(torch.from_numpy(logits), dim=-1)
     ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
     return torch.where(ignored, 0.0, theirs - log_probs).numpy()
 
@@ -295,9 +291,9 @@ def compare(
 
     Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
     nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
-    without one, and without logits, only the best tokens' are compared.
+    without one, only the best tokens' are compared.
     """
-    once = candidate.contract.attention == "full"
+    once = not candidate.contract.has_cache
     both, rule = SideBySide(reference, candidate, twin), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
@@ -328,7 +324,7 @@ def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
     """
     was_open: Bools = step.open | step.accepted
     between_tokens = float(gap[was_open].min())
-    if gate.rule != "threshold" or gate.metric != "confidence":
+    if not RULES[gate.rule].compares or gate.metric != "confidence":
         return between_tokens
     sure = np.sort(step.confidence[was_open])[::-1]
     calls = [between_tokens, float(np.abs(sure - gate.threshold).min())]

@@ -68,7 +68,6 @@ class QuantizedBackend:
     """That model as an engine that `parity.compare` takes."""
 
     name = "quantised in torch"
-    last_logits: Floats | None = None
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
         model = cast(Transformer, QuantizedModel(source, formats))  # as far as a backend asks

@@ -102,7 +102,7 @@ def add(
 
 def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
     network = made.network
-    wrong = check_network(plan, network, contract.layers, contract.attention == "full")
+    wrong = check_network(plan, network, contract.layers, not contract.has_cache)
     found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
     found += f", {network.updates} cache updates"
     if made.decomposed:

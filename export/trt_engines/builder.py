@@ -59,7 +59,7 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
 
     max_prompt: of a prefill, all that the capacity leaves room for by default. A model without a cache has one range.
     """
-    if contract.attention == "full":
+    if not contract.has_cache:
         return ((contract.canvas + 1, capacity),)
     block = contract.block
     widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill has the first canvas behind it

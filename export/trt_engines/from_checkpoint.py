@@ -55,7 +55,7 @@ def from_checkpoint(
     check_template(source)
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
     contracts = [exported_contract(source, capacity, wanted.top_k) for capacity in capacities]
-    if contracts[0].attention == "full" and (wanted.batch or 1) > 1:
+    if not contracts[0].has_cache and (wanted.batch or 1) > 1:
         raise UserError(
             f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
             "sequence; give 1"

@@ -174,8 +174,8 @@ def parse(path: Path, values: Any) -> Bundle:
     engines = tuple(_engine(entry) for entry in values["engines"])
     if len({engine.name for engine in engines}) != len(engines):
         raise UserError("manifest.engines has two engines of one name; export the bundle again")
-    for gate in (engine.gate for engine in engines if engine.gate is not None and engine.gate.rule != "count"):
-        gate.check_threshold(gate.threshold, contract.vocab)
+    for gate in (engine.gate for engine in engines if engine.gate is not None):
+        gate.own_threshold(contract.vocab)
     texts = [_text(values["tokenizer"], "tokenizer")]
     if values["chat_template"] is not None:
         texts.append(_text(values["chat_template"], "chat_template"))

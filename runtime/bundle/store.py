@@ -128,8 +128,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
     with _locked(path):
         made = read(path)
         chosen = made.engine(engine)
-        if gate.rule != "count":
-            gate.check_threshold(gate.threshold, made.contract.vocab)
+        gate.own_threshold(made.contract.vocab)
         values = strict_json.read(path / MANIFEST)
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):

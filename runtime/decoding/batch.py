@@ -65,9 +65,9 @@ class Batch:
 
     def takes(self, request: Progress) -> bool:
         """Whether there is a place, and room: a forward is as wide for all as for the one that needs most."""
-        past = [s.past for _, s in self._live()]
+        past = [s.sequence.past for _, s in self._live()]
         room = self._capacity + PADDED * self._backend.contract.block
-        return not past or (len(past) < len(self._slots) and max(past) + request.width <= room)
+        return not past or (len(past) < len(self._slots) and max(past) + request.sequence.width <= room)
 
     def add(self, request: Progress) -> None:
         """Begins a request that it `takes`."""
@@ -124,7 +124,7 @@ class Batch:
             ids[slot, : len(own.ids)] = own.ids
             visible[slot, : len(own.ids)] = own.visible
             rows[slot, : len(own.rows)] = own.rows
-        past = np.array([live[slot].past if slot in live else 0 for slot in range(batch)])
+        past = np.array([live[slot].sequence.past if slot in live else 0 for slot in range(batch)])
         return Forward(ids, past, visible, rows, top)
 
     def _decide(self, ready: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> list[Step]:

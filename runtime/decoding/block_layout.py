@@ -1,4 +1,4 @@
-"""Says where blocks start: how a prompt splits into committed tokens and canvas, and what each committed token sees."""
+"""Says where blocks start and end: how a prompt splits into committed tokens and canvas, and what each token sees."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from ..errors import UserError
 
 def committed_prompt(contract: Contract, prompt: int) -> int:
     """How many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
-    return prompt // contract.block * contract.block if contract.alignment == "absolute" else prompt
+    absolute = contract.has_cache and contract.alignment == "absolute"
+    return prompt // contract.block * contract.block if absolute else prompt
 
 
-def prompt_visible(contract: Contract, length: int) -> Ints:
-    """What each of `length` prefilled tokens sees, under the contract's alignment. int64 [length]"""
-    place = np.arange(length, dtype=np.int64)
-    if contract.alignment == "prompt":
+def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
+    """Where the block of each position ends, which is how far it sees: of a prompt and `answer` positions after it.
+
+    Decoding, the states of trajectories and training read it. Without a cache all is one block. int64 [prompt + answer]
+    """
+    length, block = prompt + answer, contract.block
+    if not contract.has_cache:
         return np.full(length, length, np.int64)
-    short = length % contract.block if contract.alignment == "end" else 0  # the first block, when it is not whole
-    return (place + contract.block - short) // contract.block * contract.block + short
+    short = 0 if contract.alignment == "absolute" else prompt % block  # the first block, if it is not whole
+    ends = (np.arange(length, dtype=np.int64) + block - short) // block * block + short
+    return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends
 
 
 def check_reuse(contract: Contract) -> None:
     """Raises UserError where no prompt can begin with keys and values that another one left."""
-    if contract.attention == "full":
+    if not contract.has_cache:
         raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
     if contract.alignment == "prompt":
         raise UserError(
@@ -52,26 +57,23 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     return short + (most - short) // block * block if most >= short else 0
 
 
-def blocks_for(contract: Contract, prompt: int, tokens: int) -> int:
-    """Whole blocks that `tokens` answer tokens need, the prompt's tail in the first canvas included."""
-    tail = prompt - committed_prompt(contract, prompt)
-    return -(-(tail + tokens) // contract.block)
+def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
+    """Where the block of the last of `tokens` answer tokens ends, in positions from the prompt's first token."""
+    start = committed_prompt(contract, prompt)
+    return start - (start - prompt - tokens) // contract.block * contract.block
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
     """Positions that a request occupies at the most: prefilled prompt and whole blocks, or prompt and canvas."""
-    if contract.attention == "full":
-        return prompt + contract.canvas
-    return committed_prompt(contract, prompt) + blocks_for(contract, prompt, tokens) * contract.block
+    return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
 def room_for_answer(contract: Contract, prompt: int) -> int:
     """The most tokens an answer to a prompt of that length may have; 0 where not even one fits."""
-    if contract.attention == "full":
+    if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
     start = committed_prompt(contract, prompt)
-    blocks = (contract.capacity - start) // contract.block
-    return max(0, blocks * contract.block - (prompt - start))
+    return max(0, start + (contract.capacity - start) // contract.block * contract.block - prompt)
 
 
 def check_room(contract: Contract, prompt: int, tokens: int) -> None:
@@ -87,9 +89,7 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
         )
     room = room_for_answer(contract, prompt)
     if tokens > room:
-        limit = (
-            f"a canvas of {contract.canvas} tokens" if contract.attention == "full" else f"blocks of {contract.block}"
-        )
+        limit = f"blocks of {contract.block}" if contract.has_cache else f"a canvas of {contract.canvas} tokens"
         raise UserError(
             f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
             f"({limit}), but {tokens} were asked for; shorten the prompt or ask for fewer"
@@ -101,7 +101,7 @@ def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
 
     A `full` model sees its whole canvas, a `block_causal` one nothing behind the block; 0 or less where none fits.
     """
-    if contract.attention == "full":
+    if not contract.has_cache:
         return contract.canvas - suffix
     return contract.block - (prompt - committed_prompt(contract, prompt)) - suffix
 
@@ -114,9 +114,9 @@ def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> 
     room = room_before_suffix(contract, prompt, len(suffix))
     if tokens > room:
         where = (
-            f"a canvas of {contract.canvas} tokens"
-            if contract.attention == "full"
-            else f"one block of {contract.block} tokens, beyond which this model sees nothing"
+            f"one block of {contract.block} tokens, beyond which this model sees nothing"
+            if contract.has_cache
+            else f"a canvas of {contract.canvas} tokens"
         )
         advice = f"ask for at most {room}" if room > 0 else "shorten the suffix"
         raise UserError(f"{tokens} new tokens and a suffix of {len(suffix)} do not fit {where}; {advice}")

@@ -1,4 +1,4 @@
-"""The gate: which proposed tokens of a canvas a step finalises. Pure numpy, decided on the host.
+"""The gate: which predicted tokens of a masked block a step accepts. Pure numpy, decided on the host.
 
 Sources: confidence threshold as CDLM and Fast-dLLM decode, entropy as dParallel does, the factor rule of Fast-dLLM
 (arXiv 2505.22618), bounds and end-token guard of CD4LM's CAD (arXiv 2601.02236), sub-blocks of Fast-dLLM v2.
@@ -6,17 +6,22 @@ Sources: confidence threshold as CDLM and Fast-dLLM decode, entropy as dParallel
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backend import Bools, Floats, Ints
-from ..contract import GateSpec
+if TYPE_CHECKING:  # the contract reads the table below
+    from ..backend import Bools, Floats, Ints
+    from ..contract import GateSpec
 
-COMPARE: dict[str, Callable[[Floats, Floats], Any]] = {
+    Ranked = Callable[[], Ints]
+
+COMPARE: dict[str, Callable[[Floats, Floats], Bools]] = {
     ">=": operator.ge,
     ">": operator.gt,
     "<=": operator.le,
@@ -25,8 +30,66 @@ COMPARE: dict[str, Callable[[Floats, Floats], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """What a threshold is given in, from 0 on.
+
+    highest: its range ends here, by the vocabulary's size; strict: whether a higher threshold accepts less; grid: what
+    calibration tries; shown: where a slider ends, if not at the highest.
+    """
+
+    highest: Callable[[int], float]
+    strict: bool
+    grid: tuple[float, ...]
+    shown: float | None = None
+
+
+PROBABILITY = Unit(
+    lambda vocab: 1.0, strict=True, grid=(0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+)
+NATS = Unit(math.log, strict=False, grid=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0))
+FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0), shown=4.0)
+
+
+def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+    """The free positions whose score compares with the threshold. [batch, block]"""
+    return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # in fp64 0.9 is not 0.9
+
+
+def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+    """The longest best-first run of free positions whose confidences are as sure as their number asks."""
+    return ranked() < factor_count(metric, free, threshold)[:, None]
+
+
+def fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+    """The best `min`, held-back ones too if the others are fewer."""
+    return ranked() < spec.min
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of acceptance. accept: the positions that it takes, [batch, block], before `min` is made up.
+
+    accept is given the spec, the scores of its metric and the masked positions that it may accept, both [batch, block],
+    each position's place (`ranks`), computed when it is first called, and the threshold, [batch or 1, 1].
+    units: by each metric that it takes, what its threshold is given in; None for a rule without one. compares: whether
+    it compares each score with the threshold by itself, as the spec's comparator says.
+    """
+
+    accept: Callable[[GateSpec, Floats, Bools, Ranked, Floats], Bools]
+    units: Mapping[str, Unit | None]
+    compares: bool = False
+
+
+RULES = {
+    "threshold": Rule(those_that_compare, {"confidence": PROBABILITY, "entropy": NATS}, compares=True),
+    "factor": Rule(longest_run, {"confidence": FACTOR}),
+    "count": Rule(fixed_count, {"confidence": None, "entropy": None}),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
-    """An accept rule. Every step finalises at least one open position, the best; ties break to the lowest position."""
+    """Accepts positions. Every step accepts at least one masked position, the best; ties break to the lowest one."""
 
     spec: GateSpec
     eos_ids: tuple[int, ...] = ()
@@ -42,35 +105,21 @@ class Gate:
     ) -> Bools:
         """Accepted positions, bool [batch, block], a subset of `masked`.
 
-        token, confidence, entropy, masked [batch, block]: proposals and which positions are open; progress [batch]: the
-        share of the answer that is out; threshold: one for all or [batch], compared as the spec says (unused by the
-        `count` rule).
+        token, confidence, entropy, masked [batch, block]: predictions and which positions are masked; progress [batch]:
+        the share of the answer that is out; threshold: one for all or [batch], unused by a rule without one.
         """
-        spec = self.spec
+        spec, guard = self.spec, self.spec.eos_guard
         metric = confidence if spec.metric == "confidence" else entropy
-        held = self._held_back(token, np.asarray(progress, np.float32)) if spec.eos_guard else None
+        held = np.isin(token, self.eos_ids) & (np.asarray(progress, np.float32)[:, None] < guard) if guard else None
         eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
         free = eligible if held is None else eligible & ~held
-        if spec.rule == "threshold":
-            limits = np.asarray(threshold, metric.dtype).reshape(-1, 1)  # [batch or 1, 1]; in fp64 0.9 is not 0.9
-            accepted: Bools = COMPARE[spec.comparator](metric, limits) & free
-            fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
-            if spec.max is None and fewest >= spec.min:
-                return accepted  # the usual case, in which nothing has to be ranked
-        held = np.zeros_like(masked) if held is None else held
-        rank = ranks(metric if spec.metric == "confidence" else -metric, eligible, held)
-        if spec.rule == "count":
-            return eligible & (rank < spec.min)
-        if spec.rule == "factor":
-            accepted = rank < factor_count(confidence, free, np.asarray(threshold).reshape(-1, 1))[:, None]
-        # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is open.
-        accepted |= (rank < spec.min) & (free | ~free.any(axis=1, keepdims=True))
-        if spec.max is not None:
-            accepted &= rank < spec.max
+        ranked = cache(lambda: ranks(metric if spec.metric == "confidence" else -metric, eligible, held))
+        accepted = RULES[spec.rule].accept(spec, metric, free, ranked, np.asarray(threshold).reshape(-1, 1))
+        fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
+        if fewest < spec.min:  # rare; otherwise a threshold needs no places
+            # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is masked.
+            accepted |= (ranked() < spec.min) & (free | ~free.any(axis=1, keepdims=True))
         return accepted & eligible
-
-    def _held_back(self, token: Ints, progress: Floats) -> Bools:
-        return np.isin(token, self.eos_ids) & (progress < self.spec.eos_guard)[:, None]
 
 
 def first_sub_block(masked: Bools, size: int) -> Bools:
@@ -80,9 +129,10 @@ def first_sub_block(masked: Bools, size: int) -> Bools:
     return here
 
 
-def ranks(score: Floats, eligible: Bools, held: Bools) -> Ints:
+def ranks(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
     """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
-    order = np.lexsort((-score, held, ~eligible), axis=-1)  # stable, so ties keep the lowest position first
+    keys = (-score, ~eligible) if held is None else (-score, held, ~eligible)
+    order = np.lexsort(keys, axis=-1)  # stable, so ties keep the lowest position first
     return order.argsort(axis=-1)
 
 

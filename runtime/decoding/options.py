@@ -96,12 +96,9 @@ def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:
 
 def threshold_reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
     """Returns what is called at every step for the threshold. Raises UserError for one outside the gate's range."""
-    if threshold is None:
-        own = spec.threshold if spec.rule == "count" else spec.check_threshold(spec.threshold, vocab)
-        return lambda: own
     if callable(threshold):
         return lambda: spec.check_threshold(threshold(), vocab)
-    fixed = spec.check_threshold(threshold, vocab)
+    fixed = spec.own_threshold(vocab) if threshold is None else spec.check_threshold(threshold, vocab)
     return lambda: fixed
 
 

@@ -55,4 +55,4 @@ class Session:
         if self._last is None:
             return NOTHING, 0
         prompt, progress = self._last
-        return np.concatenate((prompt, np.array(progress.answer, np.int64)))[: progress.past], len(prompt)
+        return np.concatenate((prompt, np.array(progress.answer, np.int64)))[: progress.sequence.past], len(prompt)

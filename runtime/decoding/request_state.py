@@ -1,15 +1,16 @@
-"""One request on its way from prompt to answer: committed tokens, tokens to commit next, and the canvas."""
+"""One request on its way from prompt to answer: what the model is given next, and the block in progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import committed_prompt, prompt_visible
+from .block_layout import block_ends, committed_prompt, positions_for
 from .sampling import Sampler
 
 NOTHING = np.zeros(0, np.int64)
@@ -56,10 +57,90 @@ class Inputs:
     asked: Ints
 
 
+@final
+class CachedBlocks:
+    """What a model with a KV cache is given: `pending` tokens that are not in it yet, and the block in progress.
+
+    past: so many tokens are in the cache. fused: pending tokens share a forward pass with the block; with blocks of one
+    they never do, since the last committed row alone decides.
+    """
+
+    __slots__ = ("_contract", "_ends", "_fused", "past", "pending")
+
+    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
+        self._contract, self._fused = contract, fused and contract.block > 1
+        self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
+        self._ends = block_ends(contract, len(prompt), len(answer))  # how far each position sees; [prompt + answer]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward pass."""
+        return len(self.pending) + self._contract.block * (self._fused or not len(self.pending))
+
+    def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
+        """The pending tokens, the block, or both if fused.
+
+        None if the last committed row predicted all: of blocks of one with `shift`, as in an AR model.
+        """
+        shift, past, pending = self._contract.shift, self.past, len(self.pending)
+        if pending and not self._fused:
+            asked = masked[:shift].nonzero()[0]  # the last row predicts position 0, or nothing
+            return Inputs(self.pending, self._ends[past : past + pending], past, np.array([pending - 1]), asked)
+        asked, ids = masked.nonzero()[0], canvas
+        if pending:
+            ids = np.concatenate((self.pending, canvas))
+        elif shift and masked[0]:
+            asked = asked[1:]  # what the last committed row predicted of position 0 is known
+        visible = self._ends[past : past + len(ids)]
+        return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None
+
+    def receive(self) -> tuple[bool, bool]:
+        """Notes that a forward pass was run. Returns whether it committed tokens and whether the block was in it."""
+        pending, self.pending = len(self.pending), NOTHING
+        self.past += pending
+        return pending > 0, self._fused or not pending
+
+    def commit(self, canvas: Ints) -> None:
+        """Takes a finished block, whose keys and values the next forward pass leaves in the cache."""
+        self.pending = canvas
+
+
+@final
+class WholeCanvas:
+    """What a model without a KV cache is given: prompt and whole canvas, each time anew. past, fused: of no use."""
+
+    __slots__ = ("_contract", "_first", "_ids", "past")
+
+    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
+        self._contract, self._first, self.past = contract, len(prompt), 0
+        self._ids = np.concatenate((prompt, answer))  # [prompt + canvas]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward pass."""
+        return len(self._ids)
+
+    def inputs(self, canvas: Ints, masked: Bools) -> Inputs:
+        """The whole sequence to the end of the canvas, of which the block in progress is predicted."""
+        asked, ids = masked.nonzero()[0], self._ids.copy()
+        ids[self._first : self._first + len(canvas)] = canvas
+        return Inputs(ids, block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked)
+
+    def receive(self) -> tuple[bool, bool]:
+        """Returns whether a forward pass committed tokens, never, and whether the block was in it, always."""
+        return False, True
+
+    def commit(self, canvas: Ints) -> None:
+        """Takes a finished block."""
+        self._ids[self._first : self._first + len(canvas)] = canvas
+        self._first += len(canvas)
+
+
 class Progress:
     """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it."""
 
     __slots__ = (
+        "ahead",
         "answer",
         "blocks",
         "canvas",
@@ -68,22 +149,18 @@ class Progress:
         "contract",
         "draws",
         "forwards",
-        "fused",
         "latest",
+        "most",
         "open",
-        "past",
-        "pending",
-        "pending_visible",
         "prefilled",
         "result",
         "row",
         "sampler",
+        "sequence",
         "started",
         "steps",
-        "suffix",
         "tail",
         "threshold",
-        "visible",
         "wanted",
     )
 
@@ -99,91 +176,51 @@ class Progress:
         past: int = 0,
         sampler: Sampler | None = None,
     ) -> None:
-        full, block = contract.attention == "full", contract.block
-        start = len(prompt) if full else committed_prompt(contract, len(prompt))
         self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
-        self.fused = full or (fused and block > 1)  # with blocks of one the last committed row alone decides
-        self.suffix = suffix  # known tokens behind the wanted ones, on the canvas from the first step
-        self.past = past  # of the prompt's tokens so many are in the cache already
-        self.pending, self.pending_visible = prompt[past:start], prompt_visible(contract, start)[past:]
+        # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
+        self.ahead = np.full(positions_for(contract, len(prompt), wanted) - len(prompt), contract.mask_id)
+        self.ahead[wanted : wanted + len(suffix)] = suffix
+        self.most = wanted if len(suffix) else len(self.ahead)  # nothing behind the suffix is asked for
         self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
         self.prefilled: float | None = None
         self.sampler, self.draws = sampler, 0  # None takes the best tokens
-        self.latest = nothing_yet(block, contract.top_k if sampler else 0)
+        self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
-        self._begin_block(prompt[start:])
+        kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
+        self.sequence = kind(contract, prompt, self.ahead, past, fused)
+        self._begin_block(prompt[committed_prompt(contract, len(prompt)) :])
 
     def _begin_block(self, given: Ints) -> None:
-        block, done = self.contract.block, len(self.answer)
-        self.canvas = np.concatenate((given, self._ahead(done, block - len(given))))
-        self.open = np.arange(block) >= len(given)  # never `canvas == mask_id`: a prompt may hold one
-        if len(self.suffix):  # nothing behind the suffix is asked for
-            self.open &= np.arange(block) - len(given) + done < self.wanted
-        self.visible = np.full(block, self.past + len(self.pending) + block)
+        block, done = self.contract.block, len(self.answer) - len(given)
+        place = np.arange(block)
+        self.canvas = np.concatenate((given, self.ahead[done + len(given) : done + block]))
+        # Never `canvas == mask_id`: a prompt may hold one.
+        self.open = (place >= len(given)) & (place + done < self.most)
         self.latest.confidence.fill(0)
         self.tail, self.closed = len(given), block - np.count_nonzero(self.open)
         self.blocks += 1
 
-    def _ahead(self, first: int, count: int) -> Ints:
-        """What stands on `count` answer positions from `first` before any step: masks, and the suffix in its place."""
-        ids = np.full(count, self.contract.mask_id, np.int64)
-        place = np.arange(first, first + count) - self.wanted  # of each position in the suffix
-        inside = (place >= 0) & (place < len(self.suffix))
-        ids[inside] = self.suffix[place[inside]]
-        return ids
-
-    @property
-    def width(self) -> int:
-        """Tokens of the next forward."""
-        if self.contract.attention == "full":
-            return len(self.pending) - len(self.answer) + self.contract.canvas
-        return len(self.pending) + self.contract.block * (self.fused or not len(self.pending))
-
     @property
     def progress(self) -> float:
         """The share of the answer that is out."""
-        settled = len(self.open) - np.count_nonzero(self.open)
-        return (len(self.answer) + settled - self.closed) / self.wanted
+        return (len(self.answer) + len(self.open) - np.count_nonzero(self.open) - self.closed) / self.wanted
 
     def inputs(self) -> Inputs | None:
-        """Pending tokens, the canvas, or both when fused; with `full` the whole sequence to the end of the canvas.
-
-        None where the last committed row has said all: of blocks of one with `shift`, as in an AR model.
-        """
-        contract, pending = self.contract, len(self.pending)
-        if contract.attention == "full":
-            asked, done = self.open.nonzero()[0], len(self.answer) + contract.block
-            ids = np.concatenate((self.pending, self.canvas, self._ahead(done, contract.canvas - done)))
-            return Inputs(ids, np.full(len(ids), len(ids)), 0, pending + asked - contract.shift, asked)
-        if pending and not self.fused:
-            asked = self.open[: contract.shift].nonzero()[0]  # the last row predicts position 0, or nothing
-            return Inputs(self.pending, self.pending_visible, self.past, np.array([pending - 1]), asked)
-        asked = self.open.nonzero()[0]
-        if pending:
-            ids = np.concatenate((self.pending, self.canvas))
-            visible = np.concatenate((self.pending_visible, self.visible))
-            return Inputs(ids, visible, self.past, pending + asked - contract.shift, asked)
-        if contract.shift and self.open[0]:
-            asked = asked[1:]  # what the last committed row said of position 0 is known
-        return Inputs(self.canvas, self.visible, self.past, asked - contract.shift, asked) if len(asked) else None
+        """What the next forward pass needs; None if none is needed before the gate decides."""
+        return self.sequence.inputs(self.canvas, self.open)
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
         """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it."""
-        committing = len(self.pending) > 0
-        separate = committing and not self.fused
         for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbour's top tokens are left out
             kept[asked] = new[slot, : len(asked)]
-        cached = self.contract.attention != "full"
-        commits = cached and committing and self.blocks > 1  # before the second block it is the prompt's prefill
+        committing, stepping = self.sequence.receive()
+        commits = committing and self.blocks > 1  # before the second block it is the prompt's prefill
         self.commits += commits
-        self.steps += not separate
-        self.forwards += commits or not separate
-        if cached:
-            self.past += len(self.pending)
-            self.pending = NOTHING
-        return not separate
+        self.steps += stepping
+        self.forwards += commits or stepping
+        return stepping
 
     def draw(self) -> None:
         """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
@@ -208,16 +245,9 @@ class Progress:
         elif len(fresh) >= left:
             self._end(fresh[:left], "length")
         elif settled == block:
-            self._commit_block()
-
-    def _commit_block(self) -> None:
-        contract = self.contract
-        self.answer += self.canvas[self.tail :].tolist()
-        if contract.attention == "full":
-            self.pending = np.concatenate((self.pending, self.canvas))
-        else:
-            self.pending, self.pending_visible = self.canvas, self.visible
-        self._begin_block(NOTHING)
+            self.answer += fresh
+            self.sequence.commit(self.canvas)
+            self._begin_block(NOTHING)
 
     def _end(self, fresh: list[int], finish: str) -> None:
         self.answer += fresh
@@ -228,7 +258,7 @@ class Progress:
             commits=self.commits,
             forwards=self.forwards,
             blocks=self.blocks,
-            cached=self.contract.attention != "full",
+            cached=self.contract.has_cache,
             seed=self.sampler.seed if self.sampler else None,
         )
 

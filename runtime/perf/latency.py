@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..backend import Backend, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding import loop
-from ..decoding.block_layout import committed_prompt, prompt_visible
+from ..decoding.block_layout import block_ends, committed_prompt
 from ..decoding.options import Request
 from ..model import Model
 
@@ -65,7 +65,7 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
     """Latencies of the forwards that decoding is made of, at the start, half and end of the room."""
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
-    if contract.attention == "full":
+    if not contract.has_cache:
         kinds += [("step", whole(contract, prompt)) for prompt in places(contract.capacity - contract.canvas, 1)]
     else:
         pasts = places(contract.capacity - 2 * contract.block, contract.block)
@@ -133,7 +133,7 @@ def fused(contract: Contract, past: int) -> Forward:
 
 def prefill(contract: Contract, length: int) -> Forward:
     """A prompt's committed tokens, of which the last row is asked."""
-    return _forward(contract, 0, prompt_visible(contract, length), np.array([length - 1]))
+    return _forward(contract, 0, block_ends(contract, length), np.array([length - 1]))
 
 
 def whole(contract: Contract, prompt: int) -> Forward:

@@ -24,8 +24,8 @@ class Pressure:
 
 
 def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
-    """Idle and full-queue value of LOW:HIGH. For confidences the stricter is HIGH; for an entropy and the factor rule,
-    where more passes a higher threshold, it is LOW. Raises UserError where they are none of the gate's."""
+    """Idle and full-queue value of LOW:HIGH. The stricter one is the idle: HIGH of confidences, LOW of units of which
+    a higher threshold accepts more. Raises UserError if they are not thresholds of the gate."""
     try:
         low, high = map(float, text.split(":"))
     except ValueError:
@@ -33,4 +33,4 @@ def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
     if not low < high:
         raise UserError(f"--adaptive-threshold is {text!r}; expected LOW:HIGH with LOW below HIGH, as in 0.7:0.9")
     low, high = gate.check_threshold(low, vocab), gate.check_threshold(high, vocab)
-    return (high, low) if gate.metric == "confidence" and gate.rule == "threshold" else (low, high)
+    return (high, low) if gate.unit is not None and gate.unit.strict else (low, high)

@@ -148,7 +148,7 @@ class PendingAnswer:
 
     def counts(self, tokens: int) -> Counts:
         """With so many tokens fixed. Only blocks of one commit in forwards of their own, see `decode.steps`."""
-        separate = self._contract.block == 1 and self._contract.attention != "full"
+        separate = self._contract.block == 1 and self._contract.has_cache
         return Counts(tokens, self._ran, self._ran + (self._block if separate else 0))
 
     def _spelled(self, block: Block) -> Iterator[Token]:
@@ -176,7 +176,7 @@ class PendingAnswer:
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
     """The same threshold, noting each value that is read; None for a gate without one."""
-    if model.gate.rule == "count":
+    if model.gate.unit is None:
         return threshold
     given = model.gate.threshold if threshold is None else threshold
 

@@ -47,7 +47,7 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     feed: asyncio.Queue[Event] = asyncio.Queue()
     job = Job(ask, _into(feed))
     service.workers.submit(job)
-    cached = service.model.contract.attention != "full"
+    cached = service.model.contract.has_cache
     reply = ResponsesReply(ask, service.name, cached, body) if api is RESPONSES else Reply(ask, service.name, cached)
     events = _events(service, request, job, feed, started)
     if ask.stream:

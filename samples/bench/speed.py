@@ -28,7 +28,7 @@ from runtime import Model, load
 from runtime.backend import Backend
 from runtime.cli import DONE, Parser
 from runtime.cli import run as run_command
-from runtime.contract import GateSpec
+from runtime.contract import GateSpec, parse_gate
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
@@ -192,7 +192,7 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
         if report.get("task") != task or Path(report["model"]).stem != contender.model:
             continue
         alike = report["attention"] == contender.backend.contract.attention
-        alike &= decides(GateSpec(**report["gate"])) == decides(contender.gate)
+        alike &= decides(parse_gate(report["gate"])) == decides(contender.gate)
         if alike and (best is None or report["problems"] > best["problems"]):
             best = {"report": path.name, **{name: report[name] for name in REPORTED}}
     return best
@@ -200,7 +200,7 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
 
 def decides(gate: GateSpec) -> dict[str, Any]:
     """The values of a gate that its rule reads."""
-    unread = ("threshold", "comparator", "max") if gate.rule == "count" else ()
+    unread = () if gate.unit else ("threshold", "comparator")
     return {name: value for name, value in asdict(gate).items() if name not in unread}
 
 

@@ -79,7 +79,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
             where = folder / precision
             where.mkdir()
-            model = ort_graph.write_ort_graph(source, contract, precision, False, where)[0]
+            model = ort_graph.write_ort_graph(source, contract, precision, where)[0]
             options = {"model": str(model), "contract": contract, "threads": plan.threads}
             yield Contender(name, OnnxStep, options, ours=True, precision=precision)
 

@@ -52,7 +52,7 @@ def _apart(
     ratios: Sequence[float],
 ) -> list[Tensor]:
     """That KL at each asked position of these examples; [n] a ratio."""
-    laid = noise.lay_out(examples, contract.block, 0, contract.pad_id, generator)
+    laid = noise.lay_out(examples, contract, 0, generator)
     place = torch.arange(laid.ids.shape[1])
     answers = laid.inside() & (place < laid.answer_end[:, None])  # what lies behind an end is guessed at any ratio
     drawn = torch.rand(laid.ids.shape, generator=generator)  # below a ratio: masked at it; [batch, width]

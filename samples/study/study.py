@@ -138,10 +138,11 @@ def place(title: str) -> int | None:
 
 def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float | None]]:
     """The gates of a row: one with its fixed count, or the same one with each threshold that is tried."""
-    gate = asdict(parse_gate(row.gate or saved.decoding.gate))
-    if gate["rule"] == "count":
+    spec = parse_gate(row.gate or saved.decoding.gate)
+    gate = asdict(spec)
+    if spec.unit is None:
         return [(gate, None)]
-    tried = THRESHOLDS[gate["metric"]] if row.threshold is None else (row.threshold,)
+    tried = THRESHOLDS[spec.metric] if row.threshold is None else (row.threshold,)
     return [({**gate, "threshold": threshold}, threshold) for threshold in tried]
 
 

@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "next-token-shifted rows are read one too far",
         "runtime/decoding/request_state.py",
-        "return Inputs(self.canvas, self.visible, self.past, asked - contract.shift, asked) if len(asked) else None",
-        "return Inputs(self.canvas, self.visible, self.past, asked, asked) if len(asked) else None",
+        "return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None",
+        "return Inputs(ids, visible, past, pending + asked, asked) if len(asked) else None",
         "decoding_cached decoding_loop",
     ),
     Fault(
@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "a prompt of prompt alignment is causal by block",
         "runtime/decoding/block_layout.py",
-        'if contract.alignment == "prompt":\n        return np.full(length, length, np.int64)',
-        'if contract.alignment == "":\n        return np.full(length, length, np.int64)',
+        'return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends',
+        "return ends",
         "decoding_cached decoding_loop decoding_prefix_cache masking_all_blocks masking_trajectory_states",
     ),
     Fault(
@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = canvas.start[:, None] + place // block * block",
-        "before = canvas.start[:, None] + (place // block + 1) * block",
+        "before = torch.from_numpy(np.stack(ends)) - block",
+        "before = torch.from_numpy(np.stack(ends))",
         "masking_all_blocks",
     ),
     Fault(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -14,19 +16,18 @@ from runtime.contract import GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 from train import checkpoint, open_checkpoint
-from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
+from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
-GATE_FLAGS = ("rule", "metric", "comparator", "threshold", "min", "max", "sub_block", "eos_guard")
-OWN = ("--attention",)  # here it is for every checkpoint
+OWN = ("--attention", "--gate")  # here they are for every checkpoint, the gate for bundles too
 BATCH = 64  # answers at once in PyTorch
 HELP = {  # of the options whose text is longer than their line
     "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
 }
-IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name != "template_args"))  # not for an engine
+IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name not in ("template_args", "gate")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +80,14 @@ def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
     return EvaluatedModel(model.backend, tokenizer, ask, model.gate, 1, model.engine)
 
 
-def chosen_gate(args: argparse.Namespace, spec: GateSpec) -> GateSpec:
-    """Returns the model's gate with what the command line changes in it."""
-    changes = {name: value for name in GATE_FLAGS if (value := getattr(args, name, None)) is not None}
-    if "metric" in changes and "comparator" not in changes:
-        changes["comparator"] = "<=" if changes["metric"] == "entropy" else ">="
-    return parse_gate({**{name: getattr(spec, name) for name in spec.__slots__}, **changes})
+def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:
+    """Returns the model's gate with what --gate and --threshold change in it; a metric brings its comparator."""
+    changed = {**(changes or {}), **({} if threshold is None else {"threshold": threshold})}
+    if "metric" in changed:
+        changed = {"comparator": "<=" if changed["metric"] == "entropy" else ">=", **changed}
+    return parse_gate({**asdict(spec), **changed})
 
 
-GATE_OPTIONS = (  # that change the model's gate, its threshold apart
-    option("--rule", help="gate: threshold, factor or count (default the model's, as all of the gate)"),
-    option("--metric", help="gate: confidence or entropy"),
-    option("--comparator", help="gate: >= > <= <"),
-    option("--min", type=int, help="gate: fewest positions accepted a step"),
-    option("--max", type=int, help="gate: most positions accepted a step"),
-    option("--sub-block", type=int, help="gate: positions of a part of the block that is finished before the next"),
-    option("--eos-guard", type=float, help="gate: share of the answer before which end tokens rank last"),
-)
 MODEL_OPTIONS = (
     option("--engine", help="engine of the bundle (default its first)"),
     option("--attention", choices=("block_causal", "full"), help="run the weights under another mask"),
@@ -103,6 +95,7 @@ MODEL_OPTIONS = (
     option("--threads", type=int, help=HELP["threads"]),
     option("--bf16", action="store_true", default=None, help=HELP["bf16"]),
     RAW_OPTION,
+    GATE_OPTION,
 )
 
 

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from runtime.backend import Backend, Bools, Floats, Forward
-from runtime.decoding.block_layout import committed_prompt, room_for_answer
+from runtime.decoding.block_layout import block_ends, committed_prompt, room_for_answer
 from train.data.batches import Example
-from train.masking.trajectory_states import block_visible
 
 BINS = 15
 
@@ -68,22 +66,21 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
 def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
     """One forward over everything up to a drawn block, in which each answer token is masked at a drawn ratio."""
     contract, block, prompt = backend.contract, backend.contract.block, len(example.prompt)
-    full = contract.attention == "full"
     known = np.array(example.prompt + example.answer, np.int64)
-    start = prompt if full else committed_prompt(contract, prompt)
+    start = committed_prompt(contract, prompt)
     low = start + rng.randrange(-(-(len(known) - start) // block)) * block
     places, ratio = np.arange(low, low + block), rng.random()
     masked = (places >= prompt) & np.array([rng.random() < ratio for _ in range(block)])
     if not masked[places < len(known)].any():
         masked = places >= prompt  # a step has an open position
-    ids = np.full(prompt + contract.canvas if full else low + block, contract.mask_id, np.int64)
+    width = low + block if contract.has_cache else prompt + contract.canvas
+    ids = np.full(width, contract.mask_id, np.int64)
     ids[:low] = known[:low]
     filled = np.append(known, np.full(block, contract.pad_id))[low : low + block]
     ids[low : low + block] = np.where(masked, contract.mask_id, filled)
-    width = len(ids)
-    visible = torch.full((width,), width) if full else block_visible(contract, prompt, width - prompt)
+    visible = block_ends(contract, prompt, width - prompt)
     rows = np.maximum(places - contract.shift, 0)
     backend.open(1, width)
-    said = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible.numpy()[None], rows[None]))
+    said = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible[None], rows[None]))
     graded = masked & (places < len(known))
     return said.confidence[0][graded], said.token[0][graded] == known[places[graded]]

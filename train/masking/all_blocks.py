@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.contract import Contract
+from runtime.decoding.block_layout import block_ends
 from train import distributed, losses
 from train.data.batches import Stream
 from train.device import select, send
@@ -19,7 +21,6 @@ from train.transformer.network import Transformer
 
 from . import noise as masking
 from .noise import AnswerBlocks
-from .trajectory_states import block_visible
 
 FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
 
@@ -52,7 +53,7 @@ def denoising_loss(
 
     early: see `noise`.
     """
-    laid = masking.lay_out(stream.examples(step), contract.block, 0, contract.pad_id, generator)
+    laid = masking.lay_out(stream.examples(step), contract, 0, generator)
     masked = noise(laid, laid.widest(), contract.block, early, generator)
     laid, masked = laid.mine(), distributed.mine(masked)
     both = copies(laid, contract, masked)
@@ -85,7 +86,7 @@ def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
-    """A clean and a noisy copy of each row, block-causal, blocks from the prompt's end (alignment `prompt`).
+    """A clean and a noisy copy of each row, block-causal, where a block of the canvas begins at the prompt's end.
 
     masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
     """
@@ -94,12 +95,13 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     positions = canvas.start[:, None] + place  # [batch, noisy]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
-    before = canvas.start[:, None] + place // block * block  # clean tokens that a noisy block sees, [batch, noisy]
-    seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean, block)), dim=1)
+    ends = [block_ends(contract, start, noisy)[start:] for start in canvas.start.tolist()]
+    before = torch.from_numpy(np.stack(ends)) - block  # clean tokens that a noisy block sees, [batch, noisy]
+    seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
     rows = clean + place.expand_as(positions)
     if contract.shift:  # a block's first token is predicted by the committed row before it
-        rows = torch.where(place % block == 0, positions - 1, rows - 1)
+        rows = torch.where(positions == before, positions - 1, rows - 1)
     everywhere = torch.cat((torch.arange(clean).expand(len(ids), clean), positions), dim=1)
     return Copies(ids, everywhere, mask, masked, rows)
 
@@ -109,13 +111,12 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)
     for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
-        visible[row, :length] = block_visible(contract, start, length - start)
+        visible[row, :length] = torch.from_numpy(block_ends(contract, start, length - start))
     return torch.arange(clean + noisy) < visible[:, :, None]
 
 
-def _noisy_rows(before: Tensor, clean: int, block: int) -> Tensor:
+def _noisy_rows(before: Tensor, clean: int) -> Tensor:
     """Which keys the noisy copy's queries see: bool [batch, noisy, clean + noisy]."""
-    place = torch.arange(before.shape[1])
-    same = (place // block)[:, None] == place // block  # [noisy, noisy]
+    same = before[:, :, None] == before[:, None]  # of one block; [batch, noisy, noisy]
     committed = torch.arange(clean) < before[:, :, None]  # [batch, noisy, clean]
-    return torch.cat((committed, same.expand(len(before), -1, -1)), dim=2)
+    return torch.cat((committed, same), dim=2)

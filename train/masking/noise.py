@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.contract import Contract
+from runtime.decoding.block_layout import whole_blocks
 from train import distributed
 from train.data.batches import Example, pad
 
@@ -48,19 +50,17 @@ class AnswerBlocks:
         return int((self.length - self.start).max())
 
 
-def lay_out(
-    examples: Sequence[Example], block: int, canvas: int, pad_id: int, generator: torch.Generator
-) -> AnswerBlocks:
-    """Fills answers with `pad_id` to the blocks they need and, in every second batch, to `canvas` tokens at least.
+def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, generator: torch.Generator) -> AnswerBlocks:
+    """Fills answers with pads to the blocks they need and, in every second batch, to `canvas` tokens at least.
 
     All of a batch alike, so that the batches without a whole canvas are short.
     """
     least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
     filled = []
     for example in examples:
-        size = max(-(-len(example.answer) // block) * block, least)
-        filled.append(Example(example.prompt, example.answer + (pad_id,) * (size - len(example.answer))))
-    batch = pad(filled, pad_id)
+        size = max(whole_blocks(contract, len(example.prompt), len(example.answer)) - len(example.prompt), least)
+        filled.append(Example(example.prompt, example.answer + (contract.pad_id,) * (size - len(example.answer))))
+    batch = pad(filled, contract.pad_id)
     end = batch.start + torch.tensor([len(example.answer) for example in examples])
     return AnswerBlocks(batch.ids, batch.start, end, batch.length)
 

@@ -21,7 +21,7 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
     A `full` model sees the whole noisy answer. Of a `block_causal` one each block sees the answer before it clean, as
     it does when it is decoded, so that all blocks are asked in one forward.
     """
-    if contract.attention == "full":
+    if not contract.has_cache:
         ids = laid.ids.masked_fill(masked, contract.mask_id)
         hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
         return select(hidden, noise.predicting(asked, contract.shift))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import committed_prompt, prompt_visible
+from runtime.decoding.block_layout import block_ends
 from train import distributed
 from train.data.batches import STRIDE
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
@@ -30,13 +30,6 @@ class States:
     unmasked: Tensor
     masked: Tensor
     hidden: Tensor
-
-
-def block_visible(contract: Contract, prompt: int, canvas: int) -> Tensor:
-    """What a prompt's and `canvas` answer tokens see under the block-causal mask. int64 [prompt + canvas]"""
-    start, block = committed_prompt(contract, prompt), contract.block
-    behind = start + (torch.arange(prompt + canvas - start) // block + 1) * block
-    return torch.cat((torch.from_numpy(prompt_visible(contract, start)), behind))
 
 
 def draw_states(
@@ -90,7 +83,7 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     return (
         torch.cat((prompt, tokens.masked_fill(open_now, masks))),
         torch.cat((prompt, tokens.masked_fill(open_later, masks))),
-        block_visible(contract, len(prompt), reach),
+        torch.from_numpy(block_ends(contract, len(prompt), reach)),
         torch.cat((clean, new)),
         torch.cat((clean, open_later)),
         t.hidden[:reach][new].float(),  # autocast on a CPU cannot join fp16

@@ -95,12 +95,12 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
     ordered: see `nested_masks`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
-    unit = contract.block if contract.attention == "block_causal" else None  # what one mask is drawn for
+    unit = contract.block if contract.has_cache else None  # what one mask is drawn for
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         examples = lesson.stream.examples(step)
-        laid = noise.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
+        laid = noise.lay_out(examples, contract, lesson.least(), generator)
         masked, less = nested_masks(laid, unit, ordered, generator)
         laid, masked, less = laid.mine(), distributed.mine(masked), distributed.mine(less)
         weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]

@@ -68,7 +68,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
         generator = lesson.generator(step)
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract.block, lesson.least(), contract.pad_id, generator)
+        laid = noise.lay_out(examples, contract, lesson.least(), generator)
         both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
         laid, behind = laid.mine(), distributed.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())

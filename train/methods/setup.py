@@ -57,4 +57,4 @@ class Lesson:
 
     def least(self) -> int:
         """To how many tokens answers are filled up at times: a `full` model decodes over its whole canvas."""
-        return self.contract.canvas if self.contract.attention == "full" else 0
+        return 0 if self.contract.has_cache else self.contract.canvas

@@ -56,7 +56,7 @@ class OrtBackend:
         self.contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
-        self.last_logits: Floats | None = None  # [1, n, vocab] of the last forward, where the graph has them
+        self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
         self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
@@ -102,7 +102,7 @@ class OrtBackend:
         self._run(binding)
         if self._form.delta:
             self._append(binding, past, width)
-        self.last_logits = arrays.get("logits")
+        self.last_logits = arrays.get("logits", self.last_logits)
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
             if token is not None and not self._may_be(token.ravel().tolist()):
@@ -143,7 +143,7 @@ class OrtBackend:
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
     def _allocate(self, capacity: int) -> None:
-        c, cached = self.contract, self.contract.attention != "full"
+        c, cached = self.contract, self.contract.has_cache
         capacity = self._form.capacity or capacity
         shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
         try:
@@ -167,7 +167,7 @@ class OrtBackend:
         width, past = forward.input_ids.shape[1], int(forward.past_length[0])
         if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
             raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
-        least = width if self.contract.attention == "full" else 1
+        least = 1 if self.contract.has_cache else width
         visible, rows = forward.visible[0].tolist(), forward.rows[0].tolist()  # so few are faster looked at in Python
         if min(visible) < least or max(visible) > past + width:
             raise ValueError(f"visible is outside [{least}, {past + width}]")
@@ -176,7 +176,7 @@ class OrtBackend:
 
     def _check_graph(self) -> None:
         """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
-        c, parts = self.contract, range(2 * self.contract.layers if self.contract.attention != "full" else 0)
+        c, parts = self.contract, range(2 * self.contract.layers if self.contract.has_cache else 0)
         kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
         plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
         wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: (INTS, ()) for name in plain}

@@ -86,13 +86,13 @@ class TrtEngine:
 
     def forward(self, forward: Forward) -> Proposal:
         """Runs one forward no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
-        width, full = forward.input_ids.shape[1], self.contract.attention == "full"
+        width, cached = forward.input_ids.shape[1], self.contract.has_cache
         room = self.contract.capacity - int(forward.past_length.max())
-        profile, padded = choose_profile(self.profiles, width, room, padding=not full)
+        profile, padded = choose_profile(self.profiles, width, room, padding=cached)
         self._settle(forward.past_length)
         lane = self._lanes[profile.index]
         if not profile.fixed:
-            for name in ("input_ids",) if full else ("input_ids", "visible"):
+            for name in ("input_ids", "visible") if cached else ("input_ids",):
                 self._shape(lane.context, name, (self.contract.batch, padded))
         lane.feed(forward, padded, self.contract.pad_id)
         self._run(lane)
@@ -225,7 +225,7 @@ def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     }
     for name, dtype in zip(TOP, ("int64", "float32"), strict=True) if c.top_k else ():
         table[name] = ("OUTPUT", dtype, (c.batch, OPEN, c.top_k))
-    if c.attention == "full":
+    if not c.has_cache:
         return table
     table["past_length"] = ("INPUT", "int64", (c.batch,))
     table["visible"] = ("INPUT", "int64", (c.batch, OPEN))

@@ -48,7 +48,6 @@ class TrtBackend:
         self._trust, self._graphs = trust, graphs
         self._loaded: dict[str, TrtEngine] = {}
         self._slots = np.arange(0)
-        self.last_logits: Floats | None = None  # an engine never hands them out
         flavor = built(self.engines[0]).flavor
         self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
         self.contract = self._shared()
@@ -71,8 +70,7 @@ class TrtBackend:
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         needed = capacity + slack(self.contract)
-        full = self.contract.attention == "full"
-        self._active = self._load(next(e for e in self.engines if reach(built(e), full) >= needed))
+        self._active = self._load(next(e for e in self.engines if reach(built(e), self.contract) >= needed))
         self._active.reset()
         self._slots = np.arange(batch)
 
@@ -110,8 +108,8 @@ class TrtBackend:
         """The contract that requests are checked against: the largest engine's, as far as its profiles reach."""
         contract, build = engine_contract(self._bundle.contract, self.engines[-1]), built(self.engines[-1])
         widest = max(most for _, most in build.profiles)
-        if contract.attention == "full":
-            return replace(contract, capacity=reach(build, full=True))
+        if not contract.has_cache:
+            return replace(contract, capacity=reach(build, contract))
         capacity = contract.capacity - slack(contract)
         limited = contract.alignment == "prompt" and widest < capacity
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
@@ -134,9 +132,9 @@ def slack(contract: Contract) -> int:
     return 2 * contract.block if contract.batch > 1 else 0
 
 
-def reach(build: Build, full: bool) -> int:
+def reach(build: Build, contract: Contract) -> int:
     """Positions that a request may have: the cache's, or without a cache those of the widest forward."""
-    return min(build.capacity, max(most for _, most in build.profiles)) if full else build.capacity
+    return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
 def built(engine: Engine) -> Build:
@@ -148,7 +146,7 @@ def built(engine: Engine) -> Build:
 def engine_contract(contract: Contract, engine: Engine) -> Contract:
     """A bundle's contract with what is one engine's own."""
     build = built(engine)
-    cache = "none" if contract.attention == "full" else engine.cache
+    cache = engine.cache if contract.has_cache else "none"
     return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
 
 
