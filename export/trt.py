@@ -18,12 +18,7 @@ from .trt_engines.from_bundle import from_bundle
 from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
-STANDARD = (
-    "optimization_level",
-    "version_compatible",
-    "hardware_compatibility",
-    "timing_cache",
-)  # not of the one for RTX
+STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")  # not for RTX
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # of the options whose text is longer than their line
