@@ -192,7 +192,7 @@ def main() -> int:
         host, port, at_once = json.loads(args.flood)
         flood((host, port), args.shapes, at_once)
         return 0
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
     known, worst = args.shapes or [*SHAPES, *WIRE], 0.0
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as place:
         for names in [[name] * AT_ONCE for name in known] if args.each else [(known * REQUESTS)[:REQUESTS]]:

@@ -1,6 +1,6 @@
 """Work that is killed, that a full disk or a read-only folder refuses, and that is done twice at once.
 
-PYTHONPATH=.:tests/support python tests/reliability/half_done.py SCALE [JOB ...]
+PYTHONPATH=.:tests:tests/support python tests/reliability/half_done.py SCALE [JOB ...]
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def run(scale: float) -> Section:
 
     Raises CalledProcessError where an artefact is lost, a re-run ends otherwise, or an error is not one line.
     """
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "support"))),
+    }
     names = () if scale >= 0.1 else QUICK if scale >= 0.02 else QUICK[:1]
     words = [sys.executable, __file__, str(scale), *names]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)

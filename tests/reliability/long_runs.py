@@ -1,6 +1,6 @@
 """One process for very long: memory, answers, threads on one model, forks.
 
-PYTHONPATH=.:tests/support python tests/reliability/long_runs.py SCALE [LEAK]
+PYTHONPATH=.:tests:tests/support python tests/reliability/long_runs.py SCALE [LEAK]
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def run(scale: float, leak: int = 0) -> Section:
     """All of it at 1, a part below, in an interpreter of its own. leak: bytes lost a generation, to see the measure
     see them. Raises CalledProcessError where memory grows, an answer changes, or a child of a fork hangs.
     """
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "support"))),
+    }
     words = [sys.executable, __file__, str(scale), str(leak)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
