@@ -14,7 +14,7 @@ from typing import Any
 from runtime.errors import UserError
 from runtime.text.chat_template import check_arguments
 from train.checkpoint import Decoding
-from train.storage.checked_fields import check_fields
+from train.storage.file_fields import check_fields
 
 from .tokenizer_files import read_json
 

@@ -16,7 +16,7 @@ from train.transformer.network import ModelConfig
 from train.transformer.rope import parse_scaling
 
 from . import safe_torch_load
-from .checked_fields import check_fields
+from .file_fields import check_fields
 from .output_files import replace_file
 
 FORMAT = 1
