@@ -21,7 +21,7 @@ def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Prob
     """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
-    chosen = (tasks.from_file(data),) if data else tasks.choose_tasks(names)
+    chosen = tasks.choose_tasks(names, data)
     shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
     return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
 

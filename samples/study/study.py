@@ -210,10 +210,7 @@ def run(args: argparse.Namespace) -> Study:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
     if args.split == TUNING:
         raise UserError(f"--split is {TUNING}, where thresholds are chosen; judge on another, as on test")
-    path, chosen = (
-        args.out / "study.json",
-        (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task),
-    )
+    path, chosen = args.out / "study.json", tasks.choose_tasks(args.task, args.data)
     study: Study = {
         "split": args.split, "count": args.count, "judged_seed": args.judged_seed, "tuning": args.tuning,
         "seed": args.seed, "batch": args.batch, "tasks": [task.name for task in chosen],

@@ -59,8 +59,13 @@ TASKS = {
 }
 
 
-def choose_tasks(names: str) -> tuple[Task, ...]:
-    """The tasks of a comma-separated list such as `math,code`. Raises UserError for an unknown name."""
+def choose_tasks(names: str, data: Path | None = None) -> tuple[Task, ...]:
+    """Returns one's own data as a task, or the tasks of a comma-separated list such as `math,code`.
+
+    Raises UserError for an unknown name.
+    """
+    if data is not None:
+        return (from_file(data),)
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in TASKS:
