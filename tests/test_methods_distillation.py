@@ -28,7 +28,7 @@ from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
 from train.methods import cd4lm, dparallel
 from train.methods.setup import Lesson, Teacher
-from train.methods.table import METHODS, choose_method
+from train.methods.table import DEFAULTS, METHODS, choose_method
 from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
 from train.trainer.training_loop import Loss
@@ -123,7 +123,7 @@ def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_mas
     seed = tiny.fresh_seed()
     generator, laid, blocks_met = torch.Generator().manual_seed(seed), laid_out(seed), set()
     for _ in range(100):
-        (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "full", 0, generator)
+        (first, second), behind = dparallel.halves(laid, tiny.contract(attention="full"), 0, generator)
         assert not (first & second).any(), f"seed {seed}"
         for row, (start, end, stop) in enumerate(zip(laid.start, laid.answer_end, laid.length, strict=True)):
             whole = (first | second)[row]
@@ -138,7 +138,7 @@ def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_mas
 
 def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
     laid, generator = laid_out(0), torch.Generator().manual_seed(1)
-    (first, second), behind = dparallel.halves(laid, tiny.BLOCK, "block_causal", 0, generator)
+    (first, second), behind = dparallel.halves(laid, tiny.contract(), 0, generator)
     assert torch.equal(first ^ second, laid.inside()) and not (first & second).any() and not behind.any()
     assert 0.3 < first.sum() / laid.inside().sum() < 0.7
 
@@ -148,7 +148,7 @@ def test_a_share_of_the_rows_has_ends_in_the_first_half_and_nothing_in_the_secon
     laid, generator, sizes = laid_out(0), torch.Generator().manual_seed(2), Counter[int]()
     here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
     for _ in range(50):
-        (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 0.75, generator)
+        (first, second), _ = dparallel.halves(laid, tiny.contract(attention=attention), 0.75, generator)
         assert not (first & second).any() and not second[1:].any()
         for row in range(1, 4):
             for block in here[row][first[row]].unique().tolist():
@@ -158,7 +158,7 @@ def test_a_share_of_the_rows_has_ends_in_the_first_half_and_nothing_in_the_secon
         whole = (first | second)[0]
         assert all(whole[here[0] == block].all() for block in here[0][whole].unique())
     assert sizes.keys() == {1, 2, 3, 4} and sizes[4] > sizes[1]  # a whole block more often than its last position
-    (first, second), _ = dparallel.halves(laid, tiny.BLOCK, attention, 1, generator)
+    (first, second), _ = dparallel.halves(laid, tiny.contract(attention=attention), 1, generator)
     assert first.any() and not second.any()
 
 
@@ -242,7 +242,7 @@ def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
     with torch.no_grad():
         for parameter in teacher.model.parameters():
             parameter *= 4
-    _, values = choose_method(args)
+    _, values = choose_method(args.method, args.attention, {name: getattr(args, name) for name in DEFAULTS})
     return lesson, teacher, METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
 
 
@@ -305,7 +305,7 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
     answers = dparallel.answers(lesson.found, contract.eos_ids)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
     laid = noise.lay_out([answers[i] for i in picked], contract, lesson.least(), generator)
-    both, behind = dparallel.halves(laid, contract.block, attention, 0.5, generator)
+    both, behind = dparallel.halves(laid, contract, 0.5, generator)
     for half in both:
         scores = predictions.scores(
             lesson.model, predictions.hidden_at(lesson.run, laid, half | behind, half, contract), contract

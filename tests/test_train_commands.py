@@ -40,6 +40,7 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (evaluate.main, "--ckpt {} --task math --split all", "--split all is for --data"),
         (evaluate.main, "--ckpt {} --count 0", "--count is 0; expected at least 1"),
         (evaluate.main, "--ckpt {} --engine ort", "--engine was given with --ckpt"),
+        (evaluate.main, "--ckpt {} --commit separate", "unrecognized arguments"),
         (evaluate.main, "--ckpt {} --gate sub_block=0", "gate.sub_block is 0"),
         (teacher.main, "--no-shift --causal-every 2", "--causal-every 2 trains row i to predict token i + 1"),
         (teacher.main, "--causal-every -1", "--causal-every is -1"),

@@ -154,7 +154,7 @@ def test_a_tensorboard_that_is_not_installed_is_told_before_anything_is_done(
 def test_where_curves_go_makes_no_difference_to_a_stopped_run() -> None:
     parse = teacher.parser().parse_args
     plain, drawn = (parse(["--out", "a.pt", *more]) for more in ([], ["--tensorboard", "curves"]))
-    assert run_fingerprint.of_options(plain) == run_fingerprint.of_options(drawn)
+    assert run_fingerprint.of_options(vars(plain)) == run_fingerprint.of_options(vars(drawn))
 
 
 def test_a_teachers_tokens_are_those_of_prompts_and_answers_once(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_teachers_tokens_are_those_of_prompts_and_answers_once(tmp_path: Path)
     for objective in ("causal", "masked"):
         words = f"--objective {objective} --data {tmp_path}/own.jsonl --out {tmp_path}/a.pt --batch 4 {SHAPE}"
         args = teacher.parser().parse_args(words.split())
-        chosen = (teacher.tasks.from_file(args.data),)
+        chosen = teacher.tasks.choose_tasks(args.task, args.data)
         start = teacher.start_of(args, chosen)
         model = start.build().train()
         stream = Stream(chosen, start.read_tokenizer(), start.decoding.eos_ids[0], 4, 0, 100, 8)

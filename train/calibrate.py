@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, add_options, command_parser, option, print_json
+from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, print_json
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
-from .cli_options import parse_numbers
+from . import tasks
+from .cli_options import overrides_of, parse_numbers
 from .data.batches import encode
 from .evaluation import baseline, evaluated_model, evaluation_run, plots, reliability
 from .evaluation.baseline import BaselineReport
@@ -108,12 +109,16 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         )
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
-    held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args)]
+    held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args.bundle, args.engine)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
-    subject = evaluated_model.open_evaluated_model(args)
+    model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
+    subject = evaluated_model.open_evaluated_model(model)
     gate = evaluated_model.chosen_gate(subject.gate, args.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
-    known = [baseline.keep_fitting(each, subject) for each in known or baseline.measure_baseline(args, held_to[0])]
+    if not known:
+        chosen = tasks.choose_tasks(args.task, args.data)
+        known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
+    known = [baseline.keep_fitting(each, subject) for each in known]
     points = sweep_thresholds(subject, gate, thresholds, known)
     best = choose_threshold(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)

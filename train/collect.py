@@ -141,7 +141,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     saved = open_checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
     check_teacher(contract)
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
+    chosen = tasks.choose_tasks(args.task, args.data)
     planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
     settings = collection_settings(args, [task.name for task in chosen], saved)
     distributed.check_same(settings)
@@ -215,10 +215,9 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
 
 def check_teacher(contract: Contract) -> None:
     """Raises UserError for a teacher whose canvases do not hold the answer's tokens with their hidden states."""
-    cached = contract.attention == "block_causal"
-    if cached and contract.shift:  # a block's position 0 is predicted by a row of an earlier forward
+    if contract.has_cache and contract.shift:  # a block's position 0 is predicted by a row of an earlier forward
         raise UserError("the teacher is block_causal with shift, so a block's first state is lost; give a full one")
-    if cached and contract.alignment == "absolute":  # the prompt's tail shares the first canvas
+    if contract.has_cache and contract.alignment == "absolute":  # the prompt's tail shares the first canvas
         raise UserError("the teacher is block_causal and aligned absolute, so prompts share a canvas; give a full one")
 
 

@@ -30,6 +30,7 @@ from .cli_options import (
     at_least_1,
     bf16_option,
     overrides_of,
+    settle_bf16,
 )
 from .data import prompts, trajectories
 from .data.batches import Stream
@@ -80,10 +81,10 @@ def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
 def distill(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
     distributed.check(args.batch, args.compile)
-    low_rank, (method, values) = (
-        peft_train.parse_lora_options(args.lora_rank, args.lora_alpha),
-        table.choose_method(args),
-    )
+    settle_bf16(args)
+    low_rank = peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
+    given = {name: getattr(args, name) for name in table.DEFAULTS}
+    method, values = table.choose_method(args.method, args.attention, given)
     plan = method.plan(values)
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
@@ -103,7 +104,7 @@ def distill(args: argparse.Namespace) -> Fitted:
         loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
     # With the values of the method's own options: a default is no other than the same value given by name.
-    identity = run_fingerprint.of_options(argparse.Namespace(**{**vars(args), **values}))
+    identity = run_fingerprint.of_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.on_first(lambda: output.write(student, fitted.weights))
     distributed.on_first(lambda: resume.forget(args.out))
@@ -133,7 +134,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
     if args.next_token and not student.decoding.shift:
         source = args.student or args.teacher
         raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
-    if student.decoding.alignment == "absolute" and args.attention == "block_causal":
+    if student.decoding.alignment == "absolute" and student.decoding.has_cache:
         raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
     if args.student is None:
         return
@@ -174,7 +175,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
 
 def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     """The examples of the denoising term, their prompts encoded as the model meets them."""
-    chosen, decoding = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task), saved.decoding
+    chosen, decoding = tasks.choose_tasks(args.task, args.data), saved.decoding
     longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
     bounds = (longest, decoding.canvas, ask)
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
@@ -210,7 +211,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: run_training(distill, parser().parse_args(argv)))
+    return distributed.run(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Distils and says what was written."""
+    return run_training(lambda: distill(args), args.out, args.device, args.tensorboard, args.json)
 
 
 if __name__ == "__main__":

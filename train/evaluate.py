@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backend import Backend
-from runtime.cli import DONE, add_options, command_parser, option, print_json
+from runtime.cli import DONE, add_options, command_parser, dataclass_of, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
 
 from . import tasks
-from .evaluation.evaluated_model import add_model_options, chosen_gate, open_evaluated_model
+from .cli_options import overrides_of
+from .evaluation.evaluated_model import OWN, ModelOptions, add_model_options, chosen_gate, open_evaluated_model
 from .evaluation.evaluation_run import (
     Evaluation,
     by_group,
@@ -44,18 +45,11 @@ def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     """The task and its problems. Raises UserError for more than one task."""
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
-    if args.data:
-        task = tasks.from_file(args.data)
-    else:
-        task, *others = tasks.choose_tasks(args.task)
-        if others:
-            raise UserError(
-                f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each"
-            )
-        if args.split == "all":
-            raise UserError(
-                "--split all is for --data; the problems of a task have no end, so give --split and --count"
-            )
+    task, *others = tasks.choose_tasks(args.task, args.data)
+    if others:
+        raise UserError(f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each")
+    if args.split == "all" and args.data is None:
+        raise UserError("--split all is for --data; the problems of a task have no end, so give --split and --count")
     count = args.count if args.count is not None else sys.maxsize if args.split == "all" else COUNT
     return task, list(task.problems(args.split, count, args.seed))
 
@@ -66,7 +60,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         check_file(args.out)
     other = read_evaluation(args.against) if args.against else None
     task, problems = drawn(args)
-    subject = open_evaluated_model(args)
+    subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
     gate = chosen_gate(subject.gate, args.gate, args.threshold)
     kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
@@ -74,7 +68,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     asked = {"task": task.name, "split": args.split, "seed": args.seed}
     if other is not None:
         check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
-    found = evaluate_model(subject, task, problems, gate, fused=args.commit == "fused")
+    found = evaluate_model(subject, task, problems, gate)
     figures, wrong = measure_task(task, problems, found.texts)
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
@@ -98,7 +92,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
 def settings_of(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was evaluated, and how. asked: task, split and seed of the problems."""
     model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
-    return {**model, "commit": args.commit, **asked, "bf16": bool(args.bf16)}
+    return {**model, "commit": "fused", **asked, "bf16": bool(args.bf16)}
 
 
 def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
@@ -142,7 +136,6 @@ OPTIONS = (
     option("--split", default="valid", help=SPLIT_HELP),
     option("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)"),
     option("--seed", type=int, default=0, help="of the problems drawn (default 0)"),
-    option("--commit", choices=("fused", "separate"), default="fused", help="(default fused)"),
     option("--out", type=Path, help="JSON report with every problem's outcome"),
     option("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs"),
     option("--wrong", action="store_true", help="print wrong answers to stderr"),

@@ -21,7 +21,7 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
-from .cli_options import TRAINING_OPTIONS, above_0, at_least_1, bf16_option
+from .cli_options import TRAINING_OPTIONS, above_0, at_least_1, bf16_option, settle_bf16
 from .data import bpe
 from .data.batches import Stream, canvas_for, count_tokens, survey
 from .destination import DTYPES
@@ -178,6 +178,7 @@ def loss_of(
 
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
+    settle_bf16(args)
     distributed.check(args.batch, args.compile)
     if args.canvas is not None and args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
@@ -187,7 +188,7 @@ def train(args: argparse.Namespace) -> Fitted:
             "and an even --head-dim"
         )
     distributed.on_first(lambda: output_files.check_file(args.out))
-    every, chosen = causal_every(args), (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
+    every, chosen = causal_every(args), tasks.choose_tasks(args.task, args.data)
     start = start_of(args, chosen)
     decoding, model = start.decoding, distributed.place(start.build().train(), args.device)
     forward = CompiledForward(model) if args.compile else model
@@ -196,7 +197,7 @@ def train(args: argparse.Namespace) -> Fitted:
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
     stream.tell_left_out()
     recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
-    known = {**run_fingerprint.of_options(args), "canvas": decoding.canvas, "causal_every": every}
+    known = {**run_fingerprint.of_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
     loss = loss_of(args, start, model, forward, stream)
     fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)
     made = replace(start, weights=fitted.weights)
@@ -236,7 +237,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: run_training(train, parser().parse_args(argv)))
+    return distributed.run(lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Trains and says what was written."""
+    return run_training(lambda: train(args), args.out, args.device, args.tensorboard, args.json)
 
 
 if __name__ == "__main__":

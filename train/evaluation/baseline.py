@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
     name, split, seed = values["task"], values["split"], values["seed"]
     if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
-    task = tasks.from_file(data) if data else tasks.choose_tasks(name)[0]
+    task = tasks.choose_tasks(name, data)[0]
     drawn = task.problems(split, len(right) + len(left_out), seed)
     problems = [problem for place, problem in enumerate(drawn) if place not in left_out]
     if task.name != name or len(problems) != len(right):
@@ -40,31 +40,32 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
     return BaselineReport(task, problems, right, forwards)
 
 
-def unquantized(args: argparse.Namespace) -> str:
+def unquantized(bundle: Path | None, engine: str | None) -> str:
     """The engine that another of its bundle is held to without a report. Raises UserError where there is none."""
-    if args.bundle is None:
+    if bundle is None:
         raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
     from runtime.bundle.store import read  # numpy alone, but only bundles need it
 
-    made = read(args.bundle)
-    chosen = made.engine(args.engine)
+    made = read(bundle)
+    chosen = made.engine(engine)
     plain = [each.name for each in made.matching() if each.precision == "fp32" and each.name != chosen.name]
     if not plain:
         raise UserError(
-            f"{args.bundle} has no fp32 engine to hold {chosen.name} to; give --teacher-report, or export fp32 into it"
+            f"{bundle} has no fp32 engine to hold {chosen.name} to; give --teacher-report, or export fp32 into it"
         )
     return plain[0]
 
 
-def measure_baseline(args: argparse.Namespace, engine: str) -> list[BaselineReport]:
-    """What that engine of the bundle, by its own gate, does on `--count` validation problems of each task."""
-    if args.count < 1:
-        raise UserError(f"--count is {args.count}; expected at least 1")
-    chosen = (tasks.from_file(args.data),) if args.data else tasks.choose_tasks(args.task)
-    subject = evaluated_model.open_evaluated_model(argparse.Namespace(**{**vars(args), "engine": engine}))
+def measure_baseline(
+    model: evaluated_model.ModelOptions, chosen: Sequence[tasks.Task], count: int, seed: int
+) -> list[BaselineReport]:
+    """What a model, by its own gate, does on `count` validation problems of each task."""
+    if count < 1:
+        raise UserError(f"--count is {count}; expected at least 1")
+    subject = evaluated_model.open_evaluated_model(model)
     reports = []
     for task in chosen:
-        problems = list(task.problems(SPLIT, args.count, args.seed))
+        problems = list(task.problems(SPLIT, count, seed))
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
         problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]

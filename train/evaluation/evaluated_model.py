@@ -16,7 +16,7 @@ from runtime.contract import GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 from train import checkpoint, open_checkpoint
-from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options, overrides_of
+from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, contract_of, limit_threads
@@ -27,7 +27,24 @@ HELP = {  # of the options whose text is longer than their line
     "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
 }
-IN_TORCH = ("batch", "bf16", *(name for name in Overrides.__slots__ if name not in ("template_args", "gate")))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The command line's choice of a model to evaluate, as `add_model_options` lets name it; None: by default.
+
+    overrides: of a checkpoint, without those of OWN.
+    """
+
+    ckpt: Path | None
+    bundle: Path | None
+    engine: str | None
+    attention: str | None
+    batch: int | None
+    threads: int | None
+    bf16: bool | None
+    raw: bool
+    overrides: Overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +69,37 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
     return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
-def open_evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
-    """Opens the model that `add_model_options` let name. Raises UserError for options that are the other kind's."""
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads is {args.threads}; expected at least 1")
-    if args.ckpt:
-        if args.engine is not None:
-            raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
-        limit_threads(args.threads)
-        saved, batch = (
-            open_checkpoint.load(args.ckpt, overrides_of(args, OWN)),
-            BATCH if args.batch is None else args.batch,
-        )
-        backend = torch_backend(saved, batch, args.attention, bool(args.bf16))
-        ask = prompts.of_checkpoint(saved, args.raw)
-        return EvaluatedModel(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")
-    if given := [name for name in IN_TORCH if getattr(args, name) is not None]:
-        option = f"--{given[0].replace('_', '-')}"
+def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
+    """Opens the model that the options name. Raises UserError for options that are the other kind's."""
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads is {options.threads}; expected at least 1")
+    if options.ckpt is not None:
+        return _open_checkpoint(options.ckpt, options)
+    assert options.bundle is not None  # one of them is named
+    overrides = asdict(options.overrides)
+    template_args = overrides.pop("template_args")
+    in_torch = {"batch": options.batch, "bf16": options.bf16, **overrides, "attention": options.attention}
+    if given := next((name for name, value in in_torch.items() if value is not None), None):
+        option = f"--{given.replace('_', '-')}"
         raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
     from runtime.bundle.store import read  # an engine is loaded only if one is asked for
     from runtime.open_bundle import load
 
-    model = load(args.bundle, engine=args.engine, threads=args.threads, template_args=args.template_args)
-    tokenizer = read_engine(read(args.bundle).tokenizer)
+    model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=template_args)
+    tokenizer = read_engine(read(options.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
-    ask = prompts.plain(tokenizer) if args.raw else prompts.in_chat(model.tokenizer)
+    ask = prompts.plain(tokenizer) if options.raw else prompts.in_chat(model.tokenizer)
     return EvaluatedModel(model.backend, tokenizer, ask, model.gate, 1, model.engine)
+
+
+def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
+    if options.engine is not None:
+        raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
+    limit_threads(options.threads)
+    saved, batch = open_checkpoint.load(ckpt, options.overrides), BATCH if options.batch is None else options.batch
+    backend = torch_backend(saved, batch, options.attention, bool(options.bf16))
+    ask = prompts.of_checkpoint(saved, options.raw)
+    return EvaluatedModel(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")
 
 
 def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from runtime.contract import Contract
 from train import distributed, losses
 from train.data.batches import Example, count_tokens
 from train.data.trajectories import Trajectory
@@ -37,19 +38,20 @@ def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Examp
 
 
 def halves(
-    canvas: AnswerBlocks, block: int, attention: str, ordered: float, generator: torch.Generator
+    canvas: AnswerBlocks, contract: Contract, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
 
     ordered: the share of rows with their blocks' ends, see `masking.ends`, in the first half and nothing in the second.
-    `full`: the block is drawn from those of the answer. `block_causal`: all blocks at once, which for such a model is
-    the same task for each of them, and nothing behind, which it does not see.
+    Without a KV cache the block is drawn from those of the answer. With one it is all blocks at once, which for such a
+    model is the same task for each of them, and nothing after, which it does not see.
     """
-    inside, here = canvas.inside(), torch.div(canvas.offsets(), block, rounding_mode="floor")
+    block, inside = contract.block, canvas.inside()
+    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
     chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, block, 1, generator)[1]
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
-    if attention == "block_causal":
+    if contract.has_cache:
         return (first, second), torch.zeros_like(inside)
     blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
     current = (torch.rand(len(blocks), generator=generator) * blocks).long()[:, None]
@@ -69,7 +71,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        both, behind = halves(laid, contract.block, contract.attention, ordered, generator)
+        both, behind = halves(laid, contract, ordered, generator)
         laid, behind = laid.mine(), distributed.mine(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(distributed.mine, both):

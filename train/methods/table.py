@@ -123,20 +123,20 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group(methods), options)
 
 
-def choose_method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
-    """The method and the values of its own options. Raises UserError for an option or mask that is another method's."""
-    method = METHODS[args.method]
-    for name in DEFAULTS:
-        if getattr(args, name) is not None and name not in method.options:
-            owners = " or ".join(each for each, other in METHODS.items() if name in other.options)
+def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """Returns the method and the values of its own options, by name; given: those of DEFAULTS, None for the default.
+
+    Raises UserError for an option or mask that is another method's.
+    """
+    method = METHODS[name]
+    for key, value in given.items():
+        if value is not None and key not in method.options:
+            owners = " or ".join(each for each, other in METHODS.items() if key in other.options)
             raise UserError(
-                f"--{name.replace('_', '-')} was given with --method {args.method}; it is of {owners}: leave it out"
+                f"--{key.replace('_', '-')} was given with --method {name}; it is of {owners}: leave it out"
             )
-    if args.attention not in method.attentions:
-        raise UserError(
-            f"--method {args.method} makes {method.attentions[0]} students; got --attention {args.attention}"
-        )
-    if method.from_trajectories and args.trajectories is None:
-        raise UserError(f"--method {args.method} needs --trajectories; write some with python -m train.collect")
-    given = {name: getattr(args, name) for name in method.options}
-    return method, {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    if attention not in method.attentions:
+        raise UserError(f"--method {name} makes {method.attentions[0]} students; got --attention {attention}")
+    if method.from_trajectories and given["trajectories"] is None:
+        raise UserError(f"--method {name} needs --trajectories; write some with python -m train.collect")
+    return method, {each: DEFAULTS[each] if given[each] is None else given[each] for each in method.options}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "ten
 SHOWN = 20  # characters of a value in a refusal: of a hash the beginning does
 
 
-def of_options(args: argparse.Namespace) -> dict[str, Any]:
+def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options that have an effect on what is learnt, as plain values by name.
 
     A path is named by the sha256 of its file, or over the weights, trajectories and configs of its folder: what stands
     elsewhere but is the same makes no difference, what changed in its place does. Raises OSError where it is gone.
     """
-    return {name: _plain(value) for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
+    return {name: _plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

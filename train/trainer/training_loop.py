@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,6 @@ from tqdm import tqdm
 from runtime.cli import DONE, print_json
 from runtime.errors import NumericalError
 from train import distributed
-from train.cli_options import settle_bf16
 
 from . import progress, resume
 
@@ -73,17 +71,16 @@ class Fitted:
         return {"out": str(out), "steps": self.steps, **spent, **figures}
 
 
-def run_training(train: Callable[[argparse.Namespace], Fitted], args: argparse.Namespace) -> int:
+def run_training(train: Callable[[], Fitted], out: Path, device: str, tensorboard: Path | None, as_json: bool) -> int:
     """Runs a training command as one of torchrun's processes, and says what was written."""
-    with distributed.joined(args.device):
-        settle_bf16(args)
-        if args.tensorboard is not None:
+    with distributed.joined(device):
+        if tensorboard is not None:
             progress.board_class()  # not installed, it is told before hours of training
-        fitted = train(args)
-    if args.json:
-        print_json(fitted.report(args.out))
+        fitted = train()
+    if as_json:
+        print_json(fitted.report(out))
     else:
-        print(f"wrote {args.out}")
+        print(f"wrote {out}")
     return DONE
 
 
