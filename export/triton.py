@@ -17,7 +17,7 @@ from pathlib import Path
 from runtime import files
 from runtime.bundle.manifest import MANIFEST, NAME_PATTERN
 from runtime.bundle.store import Bundle, read, verify_files
-from runtime.cli import DONE, ENGINE_OPTIONS, command_parser, option, positive, print_json, run, served_name
+from runtime.cli import DONE, ENGINE_OPTIONS, at_least_1, command_parser, option, print_json, run, served_name
 from runtime.engines.registry import DEFAULT, choose_engines
 from runtime.errors import UserError
 from train.storage.swap import swap
@@ -49,7 +49,7 @@ OPTIONS = (
     option("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"]),
     option("--name", help="the model's name in it (default: the bundle's name)"),
     option("--replace", action="store_true", help="replace a model of that name (default: it is refused)"),
-    option("--workers", type=positive, metavar="N", help=HELP["workers"]),
+    option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
     option("--json", action="store_true", help="print one JSON object; everything else goes to stderr"),
     *ENGINE_OPTIONS,
 )

@@ -182,12 +182,11 @@ def port(text: str) -> int:
     return number
 
 
-def positive(text: str) -> int:
+def at_least_1(text: str) -> int:
     """Parses a whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+    if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:

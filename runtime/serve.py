@@ -16,11 +16,11 @@ from .cli import (
     DONE,
     ENGINE_OPTIONS,
     TEMPLATE_OPTION,
+    at_least_1,
     command_parser,
     load_model,
     option,
     port,
-    positive,
     print_json,
     run,
     served_name,
@@ -143,15 +143,21 @@ OPTIONS = (
     option("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)"),
     option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
     option("--name", help="what clients call the model (default: the bundle's name)"),
-    option("--workers", type=positive, metavar="N", help=HELP["workers"]),
-    option("--queue", type=positive, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)"),
-    option("--max-tokens", type=positive, metavar="N", help="new tokens of a request (default: the room in the cache)"),
-    option("--max-body", type=positive, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)"),
+    option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
+    option(
+        "--queue", type=at_least_1, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)"
+    ),
+    option(
+        "--max-tokens", type=at_least_1, metavar="N", help="new tokens of a request (default: the room in the cache)"
+    ),
+    option("--max-body", type=at_least_1, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)"),
     option(
         "--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)"
     ),
     option("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"]),
-    option("--drain", type=positive, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)"),
+    option(
+        "--drain", type=at_least_1, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)"
+    ),
     option("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)"),
     option("--json", action="store_true", help="print one JSON object with the URL once it listens"),
     TEMPLATE_OPTION,

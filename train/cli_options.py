@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import TEMPLATE_OPTION, Option, add_options, option
+from runtime.cli import TEMPLATE_OPTION, Option, add_options, at_least_1, option
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
@@ -33,13 +33,6 @@ HELP = {  # of the options whose text is longer than their line
     ),
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }
-
-
-def at_least_1(text: str) -> int:
-    """A count, as argparse wants it checked."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def above_0(text: str) -> float:

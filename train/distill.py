@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from runtime import files
-from runtime.cli import command_parser, option
+from runtime.cli import at_least_1, command_parser, option
 from runtime.errors import UserError
 
 from . import distributed, open_checkpoint, tasks
@@ -27,7 +27,6 @@ from .cli_options import (
     TRAINING_OPTIONS,
     above_0,
     add_directory_options,
-    at_least_1,
     bf16_option,
     overrides_of,
     settle_bf16,

@@ -70,8 +70,9 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
             continue
         place, axis = CHANNELS[node.op_type]
         weight = node.inputs[place]
-        if weight is None or not is_matrix(weight):
-            continue
+        content = None if weight is None else weight.const_value
+        if weight is None or not isinstance(content, ir.LazyTensor) or len(content.shape) != 2:
+            continue  # no matrix of the checkpoint
         found = LAYER.match(str(weight.name))
         chosen = formats.of_layer(int(found[1]), layers) if found else INT8
         if weight not in tables:
@@ -83,8 +84,3 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
             raise AssertionError(f"{weight.name} is used as fp32 too")
         del graph.initializers[str(weight.name)]
     model.opset_imports[ort_int8.DOMAIN] = 1
-
-
-def is_matrix(value: ir.Value) -> bool:
-    """Whether it is a weight of the checkpoint with two axes."""
-    return isinstance(value.const_value, ir.LazyTensor) and len(value.const_value.shape) == 2

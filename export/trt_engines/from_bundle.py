@@ -36,7 +36,7 @@ def from_bundle(
             left_out.append(error)
             if len(left_out) == len(found):  # there is nothing that runs here
                 raise
-            report.left_out(origin.name, str(error))
+            report.engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
         if missing(shared, plan, report, files[0].name):
             with working_folder(bundle.path) as folder:

@@ -64,8 +64,9 @@ def from_checkpoint(
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
         shared = replace(shared, contract=beside(there, shared.contract))
+    dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
+    recipe = GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
     for contract in contracts:
-        recipe = recipe_of(wanted, library)
         if library is None:
             export_one(source, contract, recipe, shared, None, report)
             continue
@@ -87,11 +88,6 @@ def beside(there: Bundle, contract: Contract) -> Contract:
             f"{longest} or less, or --out another bundle"
         )
     return replace(contract, capacity=longest)
-
-
-def recipe_of(wanted: GraphOptions, library: TrtLibrary | None) -> GraphRecipe:
-    dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
-    return GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
 
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:

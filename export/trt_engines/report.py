@@ -29,9 +29,5 @@ class BuildReport:
         self.say(f"{name}: {line}")
         self.engines.append({"name": name, **values})
 
-    def left_out(self, name: str, why: str) -> None:
-        """Notes a graph of which no engine is built here."""
-        self.engine(name, f"left out, {why}", built=False, why=why)
-
     def say(self, line: str) -> None:
         print(line, file=self.stream, flush=True)

@@ -7,7 +7,6 @@ ONNX Runtime, whose kernels the engines use. Both take the best of several tries
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..engines.ort.threads import physical_cores
 from ..errors import UserError
 from .data_sheets import Device
+from .latency import timed
 
 SLICE = 1 << 16  # bytes that a thread's part of a buffer is a multiple of
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -53,14 +53,12 @@ def bandwidth(size: int, threads: int | None = None) -> float:
     times = 1
     with ThreadPoolExecutor(threads) as pool:
 
-        def seconds() -> float:
-            started = time.perf_counter()
+        def read_all() -> None:
             list(pool.map(read, parts, [times] * threads))
-            return time.perf_counter() - started
 
-        while seconds() < SECONDS:
+        while timed(read_all, 1, 0)[0] < SECONDS:
             times *= 2
-        return times * part * threads / min(seconds() for _ in range(TRIES)) / 1e9
+        return float(times * part * threads / timed(read_all, TRIES, 0).min() / 1e9)
 
 
 def read(part: NDArray[np.int64], times: int) -> None:
@@ -94,16 +92,7 @@ def kilobytes(path: Path) -> int:
 
 def product_rate(precision: str, threads: int) -> float:
     """Operations a second of one large product in ONNX Runtime, the best of several. Raises UserError without it."""
-    run = product(precision, threads)
-    run()
-    best = min(seconds_of(run) for _ in range(TRIES))
-    return 2 * ROWS * INNER * COLUMNS / best
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return float(2 * ROWS * INNER * COLUMNS / timed(product(precision, threads), TRIES, 1).min())
 
 
 def product(precision: str, threads: int) -> Callable[[], Any]:

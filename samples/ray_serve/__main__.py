@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.store import read
-from runtime.cli import DONE, Parser, port, positive, run
+from runtime.cli import DONE, Parser, at_least_1, port, run
 from runtime.engines.ort.threads import physical_cores
 from runtime.engines.registry import choose_engines
 from runtime.errors import UserError
@@ -43,7 +43,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote, at that path on every machine")
     add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
         help="how many, as requests come, or one number (default: 2)")  # fmt: skip
-    add("--ongoing", type=positive, default=4, metavar="N",
+    add("--ongoing", type=at_least_1, default=4, metavar="N",
         help="requests that a replica should have, waiting ones too; more start another (default: 4)")  # fmt: skip
     add("--cpus", type=float, default=1, metavar="N", help="cores of a replica, and its engine's threads (default: 1)")
     add("--gpus", type=float, default=0, metavar="N", help="GPUs of a replica (default: 0)")
@@ -57,7 +57,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
 def span(text: str) -> tuple[int, int]:
     """LEAST:MOST, or one number for both."""
     least, _, most = text.partition(":")
-    found = positive(least), positive(most or least)
+    found = at_least_1(least), at_least_1(most or least)
     if found[0] > found[1]:
         raise argparse.ArgumentTypeError(f"{found[0]} is more than {found[1]}")
     return found

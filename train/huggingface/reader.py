@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.store import sha256
+from runtime.checked_fields import FLAG, Expected, whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 from runtime.text.chat_template import reads, with_defaults
 from train.checkpoint import MOST_IDS, Checkpoint, Decoding
-from train.transformer.network import LARGEST_FLOAT, ModelConfig
+from train.transformer.network import ABOVE_0, ModelConfig
 from train.transformer.rope import parse_scaling
 
 from . import blockstep_json, peft_merge
@@ -110,25 +111,20 @@ class NormalizedConfig:
 
     def integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
         """A whole number from 1 to `most`. Raises UserError for anything else."""
-        value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UserError(
-                f"{self.path} has {value!r} as {self._name(name)}; expected a whole number from 1 to {most}"
-            )
-        return value
+        return int(self._check(self._name(name), self.get(name, default), whole(1, most)))
 
     def flag(self, name: str) -> bool:
         """True or false, the latter where it is absent. Raises UserError for anything else."""
-        value = self.get(name, False)
-        if not isinstance(value, bool):
-            raise UserError(f"{self.path} has {value!r} as {self._name(name)}; expected true or false")
-        return value
+        return bool(self._check(self._name(name), self.get(name, False), FLAG))
 
     def number(self, name: str, value: Any) -> float:
         """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_FLOAT:
-            raise UserError(f"{self.path} has {value!r} as {name}; expected a number above 0, up to {LARGEST_FLOAT:g}")
-        return float(value)
+        return float(self._check(name, value, ABOVE_0))
+
+    def _check(self, name: str, value: Any, expected: Expected) -> Any:
+        if not expected.holds(value):
+            raise UserError(f"{self.path} has {value!r} as {name}; expected {expected.text}")
+        return value
 
     def _name(self, name: str) -> str:
         return self.family.keys.get(name, (name,))[0]

@@ -92,12 +92,7 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
     drafts = _generate(plain, count, random.Random(f"{plain}-{seed}"))
-    changing = random.Random(f"surface-{split}-{seed}")
-    if split == "train":
-        return surface.rewrite_some(drafts, CHANGES, changing)
-    if split != plain:
-        return surface.rewrite_each(drafts, CHANGES, changing, plain)
-    return (draft.problem for draft in drafts)
+    return surface.rewrite_for(split, seed, drafts, CHANGES)
 
 
 def grade(problem: Problem, text: str) -> bool:

@@ -112,6 +112,16 @@ def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table:
     return text
 
 
+def rewrite_for(split: str, seed: int, drafts: Iterable[Draft], changes: Sequence[str]) -> Iterator[Problem]:
+    """Yields the problems of a split: some rewritten in `train`, each in a `_surface` split, none in the others."""
+    changing, plain = random.Random(f"surface-{split}-{seed}"), split.removesuffix("_surface")
+    if split == "train":
+        return rewrite_some(drafts, changes, changing)
+    if split != plain:
+        return rewrite_each(drafts, changes, changing, plain)
+    return (draft.problem for draft in drafts)
+
+
 def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random, split: str) -> Iterator[Problem]:
     """Yields every problem of a split with one change that it allows, named by `group`.
 

@@ -212,12 +212,7 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
     drafts = _draw_all(plain, count, random.Random(f"{plain}-{seed}"), random.Random(f"simple-{seed}"))
-    changing = random.Random(f"surface-{split}-{seed}")
-    if split == "train":
-        return surface.rewrite_some(drafts, CHANGES, changing)
-    if split != plain:
-        return surface.rewrite_each(drafts, CHANGES, changing, plain)
-    return (draft.problem for draft in drafts)
+    return surface.rewrite_for(split, seed, drafts, CHANGES)
 
 
 def _draw_all(split: str, count: int, rng: random.Random, simple: random.Random) -> Iterator[surface.Draft]:

@@ -103,7 +103,8 @@ def train_model(
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.own(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
-    run, identity = resume.Run(owned, average, _adamw(owned, recipe)), _known(identity, recipe)
+    run, identity = resume.Run(owned, average, _adamw(owned, recipe)), {**identity, **asdict(recipe)}
+    identity.pop("save_every", None)  # makes no difference to what is learnt
     distributed.check_same(identity)
     left = resume.path_of(out)
     first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
@@ -127,11 +128,6 @@ def train_model(
                 resume.save(left, identity, step + 1, run)
     log.close()
     return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown)
-
-
-def _known(identity: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What a resumed run must have in common; how often it is saved makes no difference to what is learnt."""
-    return {name: value for name, value in {**identity, **asdict(recipe)}.items() if name != "save_every"}
 
 
 def _adamw(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:

@@ -21,7 +21,7 @@ from runtime.contract import size
 from .rope import frequencies
 
 LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
-ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, "a number above 0")
+ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, f"a number above 0, up to {LARGEST_FLOAT:g}")
 
 
 @dataclass(frozen=True, slots=True)
