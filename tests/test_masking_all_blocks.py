@@ -27,7 +27,7 @@ def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
 
 
 def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:
-    return all_blocks.copies(laid, contract, all_blocks.noise(laid, laid.widest(), contract.block, 2, generator))
+    return all_blocks.copies(laid, contract, all_blocks.noise(laid, contract, 2, generator))
 
 
 @pytest.mark.parametrize("alignment", ["prompt", "end"])
@@ -68,8 +68,8 @@ def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
 def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.fresh_seed())
-    laid = laid_out(0, generator)
-    return laid, torch.cat([all_blocks.noise(laid, laid.widest(), block, 2, generator) for _ in range(turns)])
+    laid, contract = laid_out(0, generator), tiny.contract(block=block, canvas=12 * block)
+    return laid, torch.cat([all_blocks.noise(laid, contract, 2, generator) for _ in range(turns)])
 
 
 def test_noise_stays_on_the_canvas_and_covers_it() -> None:

@@ -44,6 +44,11 @@ def laid_out(
     return noise.lay_out(examples, tiny.contract(), least, generator)
 
 
+def units_of(laid: AnswerBlocks, blocks: bool) -> noise.Units:
+    """Its blocks of 4, or its whole canvases."""
+    return noise.blocks_at(laid.offsets(), tiny.contract()) if blocks else noise.whole_canvases(laid)
+
+
 @pytest.mark.parametrize(
     ("size", "chance", "masked"),
     [
@@ -67,7 +72,7 @@ def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas()
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, ((5, 30), (40, 9), (3, 2)))
     seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(200):
-        student, teacher = cd4lm.nested_masks(laid, tiny.BLOCK, 0, generator)
+        student, teacher = cd4lm.nested_masks(laid, units_of(laid, True), 0, generator)
         assert not (teacher & ~student).any() and not (student & ~laid.inside()).any(), f"seed {seed}"
         share = student.sum(1) / (laid.length - laid.start)
         assert 0.4 - 1 / 32 <= share[0] <= 0.9 and 1 <= teacher[0].sum() < student[0].sum(), f"seed {seed}"
@@ -81,7 +86,7 @@ def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int 
     here = laid.offsets() // (unit or int(laid.length.max()))
     taken = []
     for _ in range(300):
-        drawn, masked = noise.ends(laid, unit, 0.5, generator)
+        drawn, masked = noise.ends(laid, units_of(laid, bool(unit)), 0.5, generator)
         assert not (drawn & ~laid.inside()).any() and not (masked & ~drawn).any()
         taken.append(drawn.sum() / laid.inside().sum())
         for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
@@ -99,11 +104,11 @@ def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int 
 def test_in_a_drawn_unit_the_student_has_its_end_masked_alone_and_the_teacher_some_of_that() -> None:
     laid = laid_out(0, ((5, 30), (40, 9), (3, 2)))
     plain, mixed = (
-        cd4lm.nested_masks(laid, tiny.BLOCK, share, torch.Generator().manual_seed(3)) for share in (0.0, 0.5)
+        cd4lm.nested_masks(laid, units_of(laid, True), share, torch.Generator().manual_seed(3)) for share in (0.0, 0.5)
     )
     changed = (plain[0] != mixed[0]).any(1)
     assert changed[:2].all() and torch.equal(mixed[1], plain[1] & mixed[0])
-    student, teacher = cd4lm.nested_masks(laid, None, 1, torch.Generator().manual_seed(5))
+    student, teacher = cd4lm.nested_masks(laid, units_of(laid, False), 1, torch.Generator().manual_seed(5))
     for row in range(len(student)):
         flags = student[row][laid.inside()[row]].tolist()
         assert flags[-1] and flags == sorted(flags)
@@ -325,8 +330,7 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
     laid = noise.lay_out(
         lesson.stream.examples(1), contract, lesson.least(), generator
     )  # fmt: skip
-    unit = contract.block if attention == "block_causal" else None
-    noisy, less = cd4lm.nested_masks(laid, unit, 0.5, generator)
+    noisy, less = cd4lm.nested_masks(laid, units_of(laid, attention == "block_causal"), 0.5, generator)
     assert (noisy & ~less).any() and not (less & ~noisy).any()
     weight, target = noise.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
     with torch.no_grad():

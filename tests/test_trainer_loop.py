@@ -243,7 +243,7 @@ def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> N
     canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
     place = torch.arange(canvas.ids.shape[1])
     outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
-    for masked in (noise.uniform_mask(canvas, generator), noise.block_mask(canvas, 4, generator)[0]):
+    for masked in (noise.uniform_mask(canvas, generator), noise.block_mask(canvas, tiny.contract(), generator)[0]):
         assert masked.any() and not (masked & outside).any(), f"seed {seed}"
 
 
@@ -253,7 +253,7 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
     drawn = set()
     for turn in range(20):
         canvas = laid_out(seed + turn)
-        masked, decided = noise.block_mask(canvas, 4, generator)
+        masked, decided = noise.block_mask(canvas, tiny.contract(), generator)
         for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
             blocks, chosen = masked[row, start:stop].view(-1, 4), decided[row, start:stop].view(-1, 4)
             first = int(blocks.any(1).int().argmax()) if blocks.any() else len(blocks)

@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import DONE, at_least_1, command_parser, option, print_json
 from runtime.contract import Contract, GateSpec
+from runtime.decoding.block_layout import block_bounds
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
@@ -29,7 +30,6 @@ from .cli_options import (
     DEVICE_OPTION,
     RAW_OPTION,
     add_directory_options,
-    at_least_1,
     bf16_option,
     overrides_of,
     parse_numbers,
@@ -94,15 +94,15 @@ def collect(
     tokens = torch.full((len(asked), canvas), pad_id)
     order = torch.full((len(asked), canvas), NEVER_ACCEPTED)
     hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
-    taken, block = [0] * len(asked), backend.contract.block
-    latest = torch.zeros(len(asked), block, width)  # with `shift`, position 0 may be of an earlier forward
+    taken, starts = [0] * len(asked), np.unique(block_bounds(backend.contract, 0, canvas)[0])
+    latest = torch.zeros(len(asked), backend.contract.block, width)  # with `shift` position 0 may be earlier
     requests = [Request(prompt, DecodeOptions(canvas)) for prompt in asked]
     for done in steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
             for place in np.flatnonzero(step.accepted).tolist():
-                position = step.block * block + place
+                position = starts[step.block] + place
                 tokens[step.row, position] = int(step.tokens[place])
                 hidden[step.row, position] = latest[step.row, place]
                 order[step.row, position] = taken[step.row]

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.cli import command_parser, option
+from runtime.cli import at_least_1, command_parser, option
 from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
-from .cli_options import TRAINING_OPTIONS, above_0, at_least_1, bf16_option, settle_bf16
+from .cli_options import TRAINING_OPTIONS, above_0, bf16_option, settle_bf16
 from .data import bpe
 from .data.batches import Stream, canvas_for, count_tokens, survey
 from .destination import DTYPES
@@ -66,7 +66,7 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
         laid = noise.lay_out(examples, contract, contract.canvas, generator)
         uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
         everywhere = noise.uniform_mask(laid, generator)
-        masked, decided = noise.block_mask(laid, contract.block, generator)
+        masked, decided = noise.block_mask(laid, contract, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
         laid, masked, decided = laid.mine(), distributed.mine(masked), distributed.mine(decided)
         hidden = forward(laid.ids.masked_fill(masked, contract.mask_id), laid.length[:, None].expand_as(laid.ids))

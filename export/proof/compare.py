@@ -209,7 +209,7 @@ class SideBySide:
         if own:
             self.gap[step.asked] = self.recent[-1]
         self.recent = []
-        return self.gap.copy()
+        return self.gap[: len(step.open)].copy()
 
     def _all(self) -> tuple[Backend, ...]:
         return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))

@@ -143,7 +143,8 @@ class Batch:
             [s.progress for s in chosen],
             [limits[s.threshold] for s in chosen],
         )
-        return [_step(slot, s, own, inputs.get(slot)) for (slot, s), own in zip(ready.items(), accepted, strict=True)]
+        rows = zip(ready.items(), accepted, strict=True)
+        return [_step(slot, s, own[: len(s.open)], inputs.get(slot)) for (slot, s), own in rows]
 
 
 def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Step:
@@ -151,7 +152,11 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
     s.finalize(accepted)
     place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked)
-    return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, _timed(s))
+    result = s.result
+    if result is not None and s.prefilled is not None:
+        seconds = time.perf_counter() - s.started
+        result = replace(result, seconds=seconds, prefill_seconds=s.prefilled - s.started)
+    return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, result)
 
 
 def _numbers(out: Proposal) -> bool:
@@ -161,12 +166,8 @@ def _numbers(out: Proposal) -> bool:
 
 
 def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays [block] as one [canvases, block]; without a copy where it is one."""
-    return parts[0][None] if len(parts) == 1 else np.stack(parts)
-
-
-def _timed(s: Progress) -> Result | None:
-    """Its result, if there is one, with the seconds that it took."""
-    if s.result is None or s.prefilled is None:
-        return None
-    return replace(s.result, seconds=time.perf_counter() - s.started, prefill_seconds=s.prefilled - s.started)
+    """Arrays [block] as one [canvases, block]; without a copy if it is one, zeros after a smaller block's."""
+    if len(parts) == 1:
+        return parts[0][None]
+    widest = max(map(len, parts))
+    return np.stack([part if len(part) == widest else np.pad(part, (0, widest - len(part))) for part in parts])

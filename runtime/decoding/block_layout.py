@@ -15,16 +15,26 @@ def committed_prompt(contract: Contract, prompt: int) -> int:
     return prompt // contract.block * contract.block if absolute else prompt
 
 
-def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """Where the block of each position ends, which is how far it sees: of a prompt and `answer` positions after it.
+def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
+    """Where the block of each position begins and ends, of a prompt and `answer` positions after it.
 
-    Decoding, the states of trajectories and training read it. Without a cache all is one block. int64 [prompt + answer]
+    The blocks of the answer are decoded one after the other. Decoding, trajectories and training read them here and in
+    `whole_blocks` alone, so that they may be of different sizes, of `contract.block` tokens at most. int64
+    [prompt + answer] each
     """
-    length, block = prompt + answer, contract.block
+    block, short = contract.block, committed_prompt(contract, prompt) % contract.block  # the first, if it is not whole
+    begins = (np.arange(prompt + answer, dtype=np.int64) - short) // block * block + short
+    return begins, begins + block
+
+
+def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
+    """How far each position sees, of a prompt and `answer` positions after it: to the end of its block.
+
+    With the alignment `prompt`, to the prompt's end at least; without a KV cache, everything. int64 [prompt + answer]
+    """
     if not contract.has_cache:
-        return np.full(length, length, np.int64)
-    short = 0 if contract.alignment == "absolute" else prompt % block  # the first block, if it is not whole
-    ends = (np.arange(length, dtype=np.int64) + block - short) // block * block + short
+        return np.full(prompt + answer, prompt + answer, np.int64)
+    ends = block_bounds(contract, prompt, answer)[1]
     return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_ends, committed_prompt, positions_for
+from .block_layout import block_bounds, block_ends, committed_prompt, positions_for
 from .sampling import Sampler
 
 NOTHING = np.zeros(0, np.int64)
@@ -75,7 +75,8 @@ class CachedBlocks:
     @property
     def width(self) -> int:
         """Tokens of the next forward pass."""
-        return len(self.pending) + self._contract.block * (self._fused or not len(self.pending))
+        start = self.past + len(self.pending)
+        return len(self.pending) + (self._fused or not len(self.pending)) * (int(self._ends[start]) - start)
 
     def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
         """The pending tokens, the block, or both if fused.
@@ -148,6 +149,7 @@ class Progress:
         "commits",
         "contract",
         "draws",
+        "ends",
         "forwards",
         "latest",
         "most",
@@ -180,11 +182,11 @@ class Progress:
         # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
         self.ahead = np.full(positions_for(contract, len(prompt), wanted) - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
+        self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # of each position's block
         self.most = wanted if len(suffix) else len(self.ahead)  # nothing behind the suffix is asked for
         self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
         self.prefilled: float | None = None
         self.sampler, self.draws = sampler, 0  # None takes the best tokens
-        self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
@@ -193,13 +195,13 @@ class Progress:
         self._begin_block(prompt[committed_prompt(contract, len(prompt)) :])
 
     def _begin_block(self, given: Ints) -> None:
-        block, done = self.contract.block, len(self.answer) - len(given)
-        place = np.arange(block)
-        self.canvas = np.concatenate((given, self.ahead[done + len(given) : done + block]))
+        prompt, done = len(self.ends) - len(self.ahead), len(self.answer) - len(given)
+        self.canvas = np.concatenate((given, self.ahead[len(self.answer) : self.ends[prompt + done] - prompt]))
+        place = np.arange(len(self.canvas))
         # Never `canvas == mask_id`: a prompt may hold one.
         self.open = (place >= len(given)) & (place + done < self.most)
-        self.latest.confidence.fill(0)
-        self.tail, self.closed = len(given), block - np.count_nonzero(self.open)
+        self.latest = nothing_yet(len(place), self.contract.top_k if self.sampler else 0)
+        self.tail, self.closed = len(given), len(place) - np.count_nonzero(self.open)
         self.blocks += 1
 
     @property
@@ -235,8 +237,8 @@ class Progress:
         the next block where it is time."""
         np.copyto(self.canvas, self.latest.token, where=accepted)
         self.open ^= accepted
-        block, settled = self.contract.block, int(self.open.argmax())  # positions with no open one before them
-        settled = settled if self.open[settled] else block
+        settled = int(self.open.argmax())  # positions with no open one before them
+        settled = settled if self.open[settled] else len(self.open)
         fresh = self.canvas[self.tail : settled].tolist()
         ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
         left = self.wanted - len(self.answer)
@@ -244,7 +246,7 @@ class Progress:
             self._end(fresh[: ends[0] + 1], "eos")
         elif len(fresh) >= left:
             self._end(fresh[:left], "length")
-        elif settled == block:
+        elif settled == len(self.open):
             self.answer += fresh
             self.sequence.commit(self.canvas)
             self._begin_block(NOTHING)

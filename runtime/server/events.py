@@ -130,7 +130,7 @@ class PendingAnswer:
             self._ran += step.slot >= 0  # else what the step before left known decided it
             self._block, self._given = step.block, step.given
             self._confidence = step.confidence
-            self._fixed[step.accepted] = max(1, self.counts(0).forwards)
+            self._fixed[np.flatnonzero(step.accepted)] = max(1, self.counts(0).forwards)
             if not wanted():
                 return
             if self._ask.canvas and step.result is None and step.open.any():

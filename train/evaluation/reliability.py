@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.backend import Backend, Bools, Floats, Forward
-from runtime.decoding.block_layout import block_ends, committed_prompt, room_for_answer
+from runtime.decoding.block_layout import block_bounds, block_ends, committed_prompt, room_for_answer
 from train.data.batches import Example
 
 BINS = 15
@@ -65,19 +65,20 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
 
 def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
     """One forward over everything up to a drawn block, in which each answer token is masked at a drawn ratio."""
-    contract, block, prompt = backend.contract, backend.contract.block, len(example.prompt)
+    contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
-    start = committed_prompt(contract, prompt)
-    low = start + rng.randrange(-(-(len(known) - start) // block)) * block
-    places, ratio = np.arange(low, low + block), rng.random()
-    masked = (places >= prompt) & np.array([rng.random() < ratio for _ in range(block)])
+    begins, ends = block_bounds(contract, prompt, len(example.answer))
+    low = rng.choice(np.unique(begins[committed_prompt(contract, prompt) :]).tolist())
+    high = int(ends[low])
+    places, ratio = np.arange(low, high), rng.random()
+    masked = (places >= prompt) & np.array([rng.random() < ratio for _ in places])
     if not masked[places < len(known)].any():
         masked = places >= prompt  # a step has an open position
-    width = low + block if contract.has_cache else prompt + contract.canvas
+    width = high if contract.has_cache else prompt + contract.canvas
     ids = np.full(width, contract.mask_id, np.int64)
     ids[:low] = known[:low]
-    filled = np.append(known, np.full(block, contract.pad_id))[low : low + block]
-    ids[low : low + block] = np.where(masked, contract.mask_id, filled)
+    filled = np.append(known, np.full(len(places), contract.pad_id))[low:high]
+    ids[low:high] = np.where(masked, contract.mask_id, filled)
     visible = block_ends(contract, prompt, width - prompt)
     rows = np.maximum(places - contract.shift, 0)
     backend.open(1, width)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends
+from runtime.decoding.block_layout import block_bounds, block_ends
 from train import distributed, losses
 from train.data.batches import Stream
 from train.device import select, send
@@ -54,7 +54,7 @@ def denoising_loss(
     early: see `noise`.
     """
     laid = masking.lay_out(stream.examples(step), contract, 0, generator)
-    masked = noise(laid, laid.widest(), contract.block, early, generator)
+    masked = noise(laid, contract, early, generator)
     laid, masked = laid.mine(), distributed.mine(masked)
     both = copies(laid, contract, masked)
     hidden = select(predicting(run, both), both.masked)  # [n, hidden]
@@ -64,17 +64,18 @@ def denoising_loss(
     return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
-def noise(canvas: AnswerBlocks, noisy: int, block: int, early: float, generator: torch.Generator) -> Tensor:
+def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: torch.Generator) -> Tensor:
     """What is masked of each canvas, bool [batch, noisy]: every block at a ratio 1 - u ** early of its own, u uniform.
 
     early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
     In every second row the ratio is of single positions, in the others of the block's end, as in `masking.block_mask`.
     """
-    rows, place = len(canvas.ids), torch.arange(noisy)
-    drawn = 1 - torch.rand((rows, -(-noisy // block)), generator=generator) ** early  # [batch, blocks]
-    ratio = drawn.repeat_interleave(block, dim=1)[:, :noisy]
-    scattered = torch.rand((rows, noisy), generator=generator) < ratio
-    behind = masking.tail(place, block, ratio)
+    rows, place = len(canvas.ids), torch.arange(canvas.widest())
+    blocks = masking.blocks_at(place, contract)
+    drawn = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
+    ratio = drawn[:, blocks.number]
+    scattered = torch.rand((rows, len(place)), generator=generator) < ratio
+    behind = masking.tail(blocks, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
     return chosen & (place < (canvas.length - canvas.start)[:, None])
 
@@ -90,13 +91,13 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
 
     masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
     """
-    block, clean, noisy = contract.block, canvas.ids.shape[1], masked.shape[1]
+    clean, noisy = canvas.ids.shape[1], masked.shape[1]
     place = torch.arange(noisy)
     positions = canvas.start[:, None] + place  # [batch, noisy]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
-    ends = [block_ends(contract, start, noisy)[start:] for start in canvas.start.tolist()]
-    before = torch.from_numpy(np.stack(ends)) - block  # clean tokens that a noisy block sees, [batch, noisy]
+    begins = [block_bounds(contract, start, noisy)[0][start:] for start in canvas.start.tolist()]
+    before = torch.from_numpy(np.stack(begins))  # clean tokens that a noisy block sees, [batch, noisy]
     seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
     rows = clean + place.expand_as(positions)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import whole_blocks
+from runtime.decoding.block_layout import block_bounds, whole_blocks
 from train import distributed
 from train.data.batches import Example, pad
 
@@ -50,6 +50,38 @@ class AnswerBlocks:
         return int((self.length - self.start).max())
 
 
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What masks are drawn for, blocks or whole canvases: each position's unit, place in it and unit's size.
+
+    int64 [batch, width], or what broadcasts to it, each.
+    """
+
+    number: Tensor
+    place: Tensor
+    size: Tensor
+
+
+def blocks_at(offsets: Tensor, contract: Contract) -> Units:
+    """The blocks of places on a canvas, as decoding has them; places in the prompt count as the first one."""
+    places = offsets.clamp_min(0)
+    begins, ends = map(torch.from_numpy, block_bounds(contract, 0, int(places.max()) + 1))
+    number = torch.unique(begins, return_inverse=True)[1]
+    return Units(number[places], places - begins[places], (ends - begins)[places])
+
+
+def whole_canvases(canvas: AnswerBlocks) -> Units:
+    """Each canvas as one unit."""
+    size, offsets = (canvas.length - canvas.start)[:, None], canvas.offsets()
+    return Units(torch.div(offsets, size, rounding_mode="floor").clamp_min(0), offsets % size, size)
+
+
+def draw_block(canvas: AnswerBlocks, blocks: Units, generator: torch.Generator) -> Tensor:
+    """The number of one of the blocks that hold each answer, drawn uniformly. int64 [batch, 1]"""
+    count = blocks.number.gather(1, canvas.answer_end[:, None] - 1) + 1
+    return (torch.rand(count.shape, generator=generator) * count).long()
+
+
 def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, generator: torch.Generator) -> AnswerBlocks:
     """Fills answers with pads to the blocks they need and, in every second batch, to `canvas` tokens at least.
 
@@ -72,7 +104,7 @@ def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
     return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
 
 
-def block_mask(canvas: AnswerBlocks, block: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole.
 
     Returns what is masked and what of it lies in the drawn block, bool [batch, width] each: a step decides on that
@@ -80,29 +112,26 @@ def block_mask(canvas: AnswerBlocks, block: int, generator: torch.Generator) -> 
     right is the order in which most answers settle.
     """
     rows, width = canvas.ids.shape
-    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
-    current = (torch.rand(rows, generator=generator) * blocks).long()[:, None]
+    blocks = blocks_at(canvas.offsets(), contract)
+    current = draw_block(canvas, blocks, generator)
     ratio = torch.rand((rows, 1), generator=generator)
-    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
     scattered = torch.rand((rows, width), generator=generator) < ratio
-    behind = tail(canvas.offsets(), block, ratio)
-    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
-    decided = (here == current) & drawn & canvas.inside()
-    return decided | ((here > current) & canvas.inside()), decided
+    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, tail(blocks, ratio))
+    decided = (blocks.number == current) & drawn & canvas.inside()
+    return decided | ((blocks.number > current) & canvas.inside()), decided
 
 
-def ends(canvas: AnswerBlocks, unit: int | None, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A share of the units of each canvas, and of those the end that is masked: what decoding from left to right meets.
 
-    unit: positions of a block; None: a canvas is one. Returns the drawn units and their masked ends, bool
-    [batch, width] each. An end is 1 - u ** EARLY of its unit, u uniform.
+    Returns the drawn units and their masked ends, bool [batch, width] each. An end is 1 - u ** EARLY of its unit, u
+    uniform.
     """
-    size = canvas.length[:, None] - canvas.start[:, None] if unit is None else torch.tensor([[unit]])
-    here = torch.div(canvas.offsets(), size, rounding_mode="floor").clamp_min(0)
+    here = units.number
     shape = (len(here), int(here.max()) + 1)  # [batch, units]
     drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
     ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
-    return drawn, drawn & tail(canvas.offsets(), size, ratio)
+    return drawn, drawn & tail(units, ratio)
 
 
 def spread(rows: int, share: float) -> Tensor:
@@ -111,9 +140,9 @@ def spread(rows: int, share: float) -> Tensor:
     return count[1:] > count[:-1]
 
 
-def tail(places: Tensor, size: int | Tensor, ratio: Tensor) -> Tensor:
-    """True on the last `ratio` of each unit of `size` positions, rounded up to whole ones. bool, shaped as places."""
-    return places % size >= ((1 - ratio) * size).floor()
+def tail(units: Units, ratio: Tensor) -> Tensor:
+    """True on the last `ratio` of each unit, rounded up to whole positions. bool, shaped as they are."""
+    return units.place >= ((1 - ratio) * units.size).floor()
 
 
 def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:

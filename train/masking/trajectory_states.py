@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends
+from runtime.decoding.block_layout import block_bounds, block_ends
 from train import distributed
 from train.data.batches import STRIDE
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
@@ -60,14 +60,14 @@ def draw_states(
 
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
-    block, prompt = contract.block, torch.tensor(t.prompt)
-    finalized = t.order != NEVER_ACCEPTED
-    blocks = int(finalized.nonzero().max()) // block + 1
-    current = int(chance[0] * blocks)
-    end = (current + 1) * block
-    reach = min(end + block, len(t.tokens)) if target == "completed" else end
+    prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
+    ends = block_bounds(contract, 0, len(t.tokens))[1].clip(max=len(t.tokens))
+    limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # of the blocks
+    current = int(chance[0] * (len(limits) - 1))
+    start, end = limits[current : current + 2]
+    reach = int(ends[end]) if target == "completed" and end < len(ends) else end
     inside = torch.zeros(reach, dtype=torch.bool)
-    inside[current * block : end] = True
+    inside[start:end] = True
     moments = t.order[:reach][inside & finalized[:reach]].sort().values  # the steps taken in this block
     first = int(chance[1] ** 2 * len(moments))
     last = len(moments) if target == "completed" else first + 1 + int(chance[2] * (len(moments) - first))

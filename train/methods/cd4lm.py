@@ -23,7 +23,7 @@ from train.cli_options import parse_numbers
 from train.data.batches import count_tokens
 from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
-from train.masking.noise import AnswerBlocks
+from train.masking.noise import AnswerBlocks, Units
 from train.trainer.training_loop import TOKENS, Loss
 
 from .setup import Lesson
@@ -73,7 +73,7 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
 
 
 def nested_masks(
-    canvas: AnswerBlocks, unit: int | None, ordered: float, generator: torch.Generator
+    canvas: AnswerBlocks, units: Units, ordered: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """What the student has masked of each canvas, and of that what the teacher has. bool [batch, width] each.
 
@@ -84,7 +84,7 @@ def nested_masks(
     counts = torch.tensor([masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
     drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
     place = drawn.argsort(dim=1).argsort(dim=1)  # of each position in a random order, canvases first; [batch, width]
-    chosen, behind = noise.ends(canvas, unit, ordered, generator)
+    chosen, behind = noise.ends(canvas, units, ordered, generator)
     student = torch.where(chosen, behind, place < counts[:, :1])
     return student, student & (place < counts[:, 1:])
 
@@ -95,13 +95,13 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
     ordered: see `nested_masks`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
-    unit = contract.block if contract.has_cache else None  # what one mask is drawn for
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)
         examples = lesson.stream.examples(step)
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        masked, less = nested_masks(laid, unit, ordered, generator)
+        units = noise.blocks_at(laid.offsets(), contract) if contract.has_cache else noise.whole_canvases(laid)
+        masked, less = nested_masks(laid, units, ordered, generator)
         laid, masked, less = laid.mine(), distributed.mine(masked), distributed.mine(less)
         weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]
         with teacher.speaking() as frozen:

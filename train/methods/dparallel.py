@@ -46,16 +46,15 @@ def halves(
     Without a KV cache the block is drawn from those of the answer. With one it is all blocks at once, which for such a
     model is the same task for each of them, and nothing after, which it does not see.
     """
-    block, inside = contract.block, canvas.inside()
-    here = torch.div(canvas.offsets(), block, rounding_mode="floor")
+    inside, blocks = canvas.inside(), noise.blocks_at(canvas.offsets(), contract)
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, block, 1, generator)[1]
+    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, blocks, 1, generator)[1]
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
     if contract.has_cache:
         return (first, second), torch.zeros_like(inside)
-    blocks = torch.div(canvas.answer_end - canvas.start - 1, block, rounding_mode="floor") + 1
-    current = (torch.rand(len(blocks), generator=generator) * blocks).long()[:, None]
-    return (first & (here == current), second & (here == current)), inside & (here > current)
+    current = noise.draw_block(canvas, blocks, generator)
+    here = blocks.number == current
+    return (first & here, second & here), inside & (blocks.number > current)
 
 
 def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
