@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from blockstep import Block, DecodeOptions, DeviceError, Model, NumericalError, UserError, load
-from blockstep.decoding.batch import Step
 from blockstep.decoding.options import Prompt
-from blockstep.model import ModelPool, blocks
+from blockstep.model import ModelPool, blocks, while_wanted
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -113,15 +112,8 @@ def read_request(request: Any) -> TritonRequest:
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
     """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
     steps = model.steps(ask.prompt, ask.options)
-
-    def watched() -> Iterator[Step]:
-        for step in steps:
-            if sender.is_cancelled():
-                return
-            yield step
-
     try:
-        yield from blocks(watched(), model.tokenizer)
+        yield from blocks(while_wanted(steps, lambda: not sender.is_cancelled()), model.tokenizer)
     finally:
         steps.close()
 

@@ -139,6 +139,14 @@ class Model:
             self._busy.release()
 
 
+def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
+    """The steps up to the first after which nobody wants more; a last one is passed on, since it is all there."""
+    for step in steps:
+        yield step
+        if step.result is None and not wanted():
+            return
+
+
 def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
     """The finished blocks of one request's steps."""
     text, out = tokenizer.stream(), 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from itertools import count
 from typing import Any
@@ -15,7 +15,7 @@ from ..backend import Ints
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..errors import DeviceError, NumericalError, UserError
-from ..model import Block, Model, ModelPool, blocks
+from ..model import Block, Model, ModelPool, blocks, while_wanted
 from ..open_bundle import load
 
 CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
@@ -82,7 +82,7 @@ class HostCalls:
         """The blocks and how they ended; each is handed to the request's on_block as it comes."""
         done: list[Block] = []
         try:
-            for block in blocks(_while_wanted(steps, wanted), model.tokenizer):
+            for block in blocks(while_wanted(steps, wanted), model.tokenizer):
                 done.append(block)
                 stop = bool(request.on_block) and self._hand_out(block, request)
                 if block.result is not None:
@@ -185,11 +185,3 @@ def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
         return int(lib.BLOCKSTEP_OK)
 
     return coded
-
-
-def _while_wanted(steps: Iterator[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
-    """The steps up to the first after which nobody wants more; a last one is passed on, since it is all there."""
-    for step in steps:
-        yield step
-        if step.result is None and not wanted():
-            return

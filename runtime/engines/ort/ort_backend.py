@@ -101,7 +101,8 @@ class OrtBackend:
             arrays["top_k"][:] = top_k
         self._run(binding)
         if self._form.delta:
-            self._append(binding, past, width)
+            for i, part in enumerate(self.cache):  # [1, kv_heads, positions, head_dim]
+                part[:, :, past : past + width] = arrays[cache_names(i)[1]]
         self.last_logits = arrays.get("logits", self.last_logits)
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
@@ -129,11 +130,6 @@ class OrtBackend:
             for part in self._parts:
                 part.update_inplace(np.zeros(part.shape(), self._form.dtype))
         self._reach = 0
-
-    def _append(self, binding: Binding, past: int, width: int) -> None:
-        """Writes the new positions, each part [1, kv_heads, width, head_dim], behind the past."""
-        for i, part in enumerate(self.cache):
-            part[:, :, past : past + width] = binding.arrays[cache_names(i)[1]]
 
     def _run(self, binding: Binding) -> None:
         try:
