@@ -101,8 +101,9 @@ def collect(
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
-            for place in np.flatnonzero(step.accepted).tolist():
-                position = starts[step.block] + place
+            start = int(starts[step.block])
+            for place in np.flatnonzero(step.accepted[: canvas - start]).tolist():
+                position = start + place
                 tokens[step.row, position] = int(step.tokens[place])
                 hidden[step.row, position] = latest[step.row, place]
                 order[step.row, position] = taken[step.row]

@@ -169,5 +169,8 @@ def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Arrays [block] as one [canvases, block]; without a copy if it is one, zeros after a smaller block's."""
     if len(parts) == 1:
         return parts[0][None]
-    widest = max(map(len, parts))
-    return np.stack([part if len(part) == widest else np.pad(part, (0, widest - len(part))) for part in parts])
+    try:
+        return np.stack(parts)
+    except ValueError:  # of other sizes, which few models have: a look at each would cost the others time
+        widest = max(map(len, parts))
+        return np.stack([np.pad(part, (0, widest - len(part))) for part in parts])

@@ -187,6 +187,7 @@ class Progress:
         self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
         self.prefilled: float | None = None
         self.sampler, self.draws = sampler, 0  # None takes the best tokens
+        self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None
@@ -200,7 +201,10 @@ class Progress:
         place = np.arange(len(self.canvas))
         # Never `canvas == mask_id`: a prompt may hold one.
         self.open = (place >= len(given)) & (place + done < self.most)
-        self.latest = nothing_yet(len(place), self.contract.top_k if self.sampler else 0)
+        if len(place) == len(self.latest.token):
+            self.latest.confidence.fill(0)
+        else:
+            self.latest = nothing_yet(len(place), self.contract.top_k if self.sampler else 0)
         self.tail, self.closed = len(given), len(place) - np.count_nonzero(self.open)
         self.blocks += 1
 
