@@ -16,6 +16,7 @@ import directories
 import graphs
 import manifests
 import mutants
+import mutation
 import pytest
 import report
 import tally
@@ -48,6 +49,12 @@ def test_damaged_files_end_in_an_answer_or_one_line(
         endings[number] = cells.ended(module, number, tmp_path / str(number))
     assert not {number: told for number, told in endings.items() if told[0] in cells.WRONG}
     assert "refused" in {ending for ending, _ in endings.values()}
+
+
+def test_mutation_testing_names_modules_and_tests_that_are_there() -> None:
+    named = [ROOT / "runtime" / f"{name}.py" for name in mutation.MODULES]
+    named += [ROOT / path for tests in mutation.MODULES.values() for path in mutation.paths(tests)]
+    assert [path.name for path in named if not path.is_file()] == []
 
 
 def test_json_is_damaged_whatever_its_keys_are() -> None:

@@ -132,13 +132,13 @@ def first_sub_block(masked: Bools, size: int) -> Bools:
 def ranks(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
     """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
     keys = (-score, ~eligible) if held is None else (-score, held, ~eligible)
-    order = np.lexsort(keys, axis=-1)  # stable, so ties keep the lowest position first
-    return order.argsort(axis=-1)
+    order = np.lexsort(keys)  # stable, so ties keep the lowest position first
+    return order.argsort()
 
 
 def factor_count(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:
     """The largest n with (n + 1)(1 - c_n) < factor [batch, 1], c_n the n-th best confidence; 0 without any. [batch]"""
-    best = -np.sort(-np.where(eligible, confidence, -np.inf), axis=1)
+    best = -np.sort(-np.where(eligible, confidence, -np.inf))
     n = np.arange(1, best.shape[1] + 1)
-    longest: Ints = np.where((n + 1) * (1 - best) < factor, n, 0).max(axis=1).astype(np.int64)
+    longest: Ints = np.where((n + 1) * (1 - best) < factor, n, 0).max(axis=1)
     return longest

@@ -29,8 +29,8 @@ DECODING = (
 )  # fmt: skip
 MODULES = {
     "decoding/gate": ("decoding_gate", "decoding_any_scores", "decoding_loop"),
-    "decoding/positions": (
-        "decoding_positions", "decoding_infill", "decoding_prefix_cache", "decoding_loop", "runtime_model",
+    "decoding/block_layout": (
+        "decoding_block_layout", "decoding_infill", "decoding_prefix_cache", "decoding_loop", "runtime_model",
         "decoding_batch",
     ),
     "decoding/request_state": DECODING,
