@@ -30,8 +30,8 @@ recipe() {
   # Six key-value heads find a word's letters sooner than one does.
   local init=()
   if [ "$TASK" = pronounce ]; then
-    stage words 15 50 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
-      --heads 6 --kv-heads 6 --head-dim 32 --steps "$(n 5000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
+    stage words 36 120 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
+      --heads 6 --kv-heads 6 --head-dim 32 --dropout 0.1 --steps "$(n 8000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
     init=(--init "$RUNS/words.pt" --learning-rate 1e-3)
   fi
   stage baseline 18 60 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \
