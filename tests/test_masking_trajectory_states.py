@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import UserError
-from train.data.batches import STRIDE
+from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
 from train.masking import trajectory_states
 
@@ -100,7 +100,7 @@ def test_hidden_states_are_those_of_the_unmasked_positions_in_their_order(target
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> None:
     found = draw(target, tiny.fresh_seed(), 20)
-    assert found.earlier.shape[1] % STRIDE == 0
+    assert found.earlier.shape[1] == width_for(found.earlier.shape[1])
     for row in range(20):
         length = int(found.visible[row].max())
         seen = [3] * 3 + [3 + 4 * (1 + place // 4) for place in range(length - 3)]

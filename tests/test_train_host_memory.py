@@ -25,9 +25,9 @@ def products(sizes):
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-distributed.run(lambda: products(range(100, 300)))
+distributed.run(lambda: products(range(100, 600)))
 before = most()
-products(range(300, 700))
+products(range(600, 1000))
 print(most() - before)
 """
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from runtime.errors import NumericalError, UserError
 from train import tasks
-from train.data.batches import CHUNK, STRIDE, Example, Stream, encode, pad
+from train.data.batches import CHUNK, Example, Stream, encode, pad, width_for
 from train.data.bpe import train_tokenizer
 from train.masking import noise
 from train.masking.noise import AnswerBlocks
@@ -215,10 +215,11 @@ def test_prompt_and_answer_are_encoded_apart() -> None:
     assert apart[1].answer.count(tiny.END) == 1
 
 
-def test_padding_is_on_the_right_and_to_the_stride() -> None:
+def test_padding_is_on_the_right_and_short_batches_have_little() -> None:
     batch = pad([Example((5, 6), (7, 1)), Example((5,), tuple(range(3, 24)) * 2)], 0)
-    assert batch.ids.shape == (2, 2 * STRIDE) and batch.ids[0].tolist() == [5, 6, 7, 1] + [0] * (2 * STRIDE - 4)
+    assert batch.ids.shape == (2, 48) and batch.ids[0].tolist() == [5, 6, 7, 1] + [0] * 44
     assert batch.start.tolist() == [2, 1] and batch.length.tolist() == [4, 43]
+    assert [width_for(longest) for longest in (1, 8, 9, 64, 65, 97)] == [8, 8, 16, 64, 96, 128]
 
 
 def laid_out(seed: int) -> AnswerBlocks:

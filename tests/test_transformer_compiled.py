@@ -63,3 +63,13 @@ def test_gradients_are_those_of_the_eager_pass_and_none_take_a_graph_of_their_ow
 def test_neither_lengths_nor_a_mask_is_refused(pair: tuple[Transformer, CompiledForward]) -> None:
     with pytest.raises(ValueError, match="neither visible nor mask"):
         pair[1](torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_dropout_is_that_of_the_eager_pass(pair: tuple[Transformer, CompiledForward]) -> None:
+    model, compiled = pair
+    model.train().dropout = 0.5
+    found = []
+    for run in (model, compiled):
+        torch.manual_seed(3)
+        found.append(run(*batch(3, 32)[:2]))
+    assert torch.equal(*found) and not torch.equal(found[0], model(*batch(3, 32)[:2]))

@@ -31,6 +31,7 @@ HELP = {  # of the options whose text is longer than their line
         "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
         "padding not counted) and last losses as one JSON object"
     ),
+    "dropout": "share of each layer's channels left out of an update, where data are few and seen often (default 0)",
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }
 
@@ -40,6 +41,14 @@ def above_0(text: str) -> float:
     value = number(text)
     if isinstance(value, str) or not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def share_below_1(text: str) -> float:
+    """A share that is not all, as argparse wants it checked."""
+    value = number(text)
+    if isinstance(value, str) or not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to below 1")
     return value
 
 
@@ -101,6 +110,7 @@ DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=H
 TRAINING_OPTIONS = (  # of commands that train
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
     option("--seed", type=int, default=0, help="(default 0)"),
+    option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
     option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
     DEVICE_OPTION,
     option("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster"),

@@ -101,7 +101,7 @@ def distill(args: argparse.Namespace) -> Fitted:
     if args.next_token > 0:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
+    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16, seed=args.seed)
     # With the values of the method's own options: a default is no other than the same value given by name.
     identity = run_fingerprint.of_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
@@ -116,6 +116,7 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
     if low_rank is not None:
         peft_train.inject(model, low_rank, args.seed)
     distributed.place(model, args.device)
+    model.dropout = args.dropout
 
     def teacher() -> Teacher:
         # A student that starts from its teacher and trains an adapter alone has the teacher in it already.

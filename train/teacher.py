@@ -191,12 +191,13 @@ def train(args: argparse.Namespace) -> Fitted:
     every, chosen = causal_every(args), tasks.choose_tasks(args.task, args.data)
     start = start_of(args, chosen)
     decoding, model = start.decoding, distributed.place(start.build().train(), args.device)
+    model.dropout = args.dropout
     forward = CompiledForward(model) if args.compile else model
     longest = args.context - decoding.canvas if args.objective == "masked" else args.context
     bounds = (longest, decoding.canvas)
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
     stream.tell_left_out()
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16)
+    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16, seed=args.seed)
     known = {**run_fingerprint.of_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
     loss = loss_of(args, start, model, forward, stream)
     fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)

@@ -20,7 +20,7 @@ from . import prompts
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
 SURVEY = 2000  # training problems that lengths are measured on
-STRIDE = 32  # widths are multiples of it: a compiled model sees few shapes
+SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of STRIDE beyond: few shapes, little padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,16 @@ def count_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.prompt) + len(example.answer) for example in examples)
 
 
+def width_for(longest: int) -> int:
+    """Returns how wide a batch is whose longest row has so many tokens."""
+    stride = FINE if longest <= SHORT else STRIDE
+    return -(-longest // stride) * stride
+
+
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
-    """One batch of examples, as wide as its longest, rounded up to STRIDE."""
+    """One batch of examples, as wide as `width_for` its longest."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
-    ids = torch.full((len(examples), -(-longest // STRIDE) * STRIDE), pad_id)
+    ids = torch.full((len(examples), width_for(longest)), pad_id)
     for row, example in enumerate(examples):
         tokens = torch.tensor(example.prompt + example.answer)
         ids[row, : len(tokens)] = tokens

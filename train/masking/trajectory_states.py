@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.contract import Contract
 from runtime.decoding.block_layout import block_bounds, block_ends
 from train import distributed
-from train.data.batches import STRIDE
+from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 
 
@@ -46,7 +46,7 @@ def draw_states(
     own = zip(distributed.mine(trajectories), distributed.mine(chances), strict=True)
     drawn = [_one(trajectory, contract, target, chance) for trajectory, chance in own]
     longest = max(len(earlier) for earlier, *_ in drawn)
-    width = -(-longest // STRIDE) * STRIDE
+    width = width_for(longest)
     shape = (len(drawn), width)
     ids = torch.full(shape, contract.pad_id)
     later, visible = ids.clone(), torch.ones(shape, dtype=torch.int64)

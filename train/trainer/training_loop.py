@@ -36,6 +36,7 @@ class Recipe:
     floor: float = 0.02  # of the learning rate, at the end of the cosine
     bf16: bool = True
     save_every: int = 500
+    seed: int = 0
 
     def rate(self, step: int) -> float:
         """The learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
@@ -144,6 +145,7 @@ def _update(
     """One optimiser step; this process's part of the loss and of the figures, the gradient's norm before clipping."""
     for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate(step)
+    torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # of dropout
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()

@@ -154,9 +154,13 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None, kept: Tensor | None = None
+    ) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        x = x + (mixed if kept is None else mixed * kept[0])
+        inner = self.mlp(self.post_attention_layernorm(x))
+        return x + (inner if kept is None else inner * kept[1])
 
 
 class Transformer(nn.Module):
@@ -164,7 +168,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dropout = config, 0.0
         self.embed_tokens = nn.Embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -191,7 +195,19 @@ class Transformer(nn.Module):
             if visible is None:
                 raise ValueError("neither visible nor mask was given")
             mask = prefix_mask(visible, length or input_ids.shape[1])
-        return self.run_layers(input_ids, cos, sin, mask, cache)
+        return self.run_layers(input_ids, cos, sin, mask, cache, self.draw_dropout(input_ids))
+
+    def draw_dropout(self, input_ids: Tensor) -> Tensor | None:
+        """Returns what is left of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
+
+        One draw for all positions of a sequence, by torch's global generator (Gal and Ghahramani 2016, arXiv
+        1512.05287): as regular as a draw for each, and of hardly any cost. Without gradients, nothing is dropped.
+        """
+        if not self.dropout or not self.training or not torch.is_grad_enabled():
+            return None
+        shape = (self.config.layers, 2, len(input_ids), 1, self.config.width)
+        left: Tensor = (torch.rand(shape, device=input_ids.device) >= self.dropout) / (1 - self.dropout)
+        return left
 
     def position_tables(self, input_ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of all tokens' angles, each fp32 [batch, 1, width, head_dim / 2]."""
@@ -201,12 +217,18 @@ class Transformer(nn.Module):
         return rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
 
     def run_layers(
-        self, input_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None = None
+        self,
+        input_ids: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        cache: KeyValueStore | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """Returns hidden states [batch, width, hidden] under an additive mask."""
+        """Returns hidden states [batch, width, hidden] under an additive mask; kept: see `draw_dropout`."""
         x = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x = layer(x, cos, sin, mask, cache)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache, None if kept is None else kept[i])
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
