@@ -20,7 +20,7 @@ from . import prompts
 
 CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
 SURVEY = 2000  # training problems that lengths are measured on
-SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of STRIDE beyond: few shapes, little padding
+SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of STRIDE above: few shapes, little padding
 
 
 @dataclass(frozen=True, slots=True)
