@@ -7,9 +7,12 @@ import pytest
 import tiny
 
 from runtime.decoding.block_layout import (  # fmt: skip
+    block_bounds,
     block_ends,
     check_ids,
+    check_reuse,
     check_room,
+    check_suffix,
     committed_prompt,
     positions_for,
     room_for_answer,
@@ -90,10 +93,87 @@ def test_an_answer_that_has_room_fits_the_capacity_and_one_more_token_does_not(a
             check_room(contract, prompt, room + 1)
 
 
-@pytest.mark.parametrize(("prompt", "tokens", "said"), [(0, 4, "the prompt is empty"), (3, 0, "max_new_tokens is 0")])
-def test_nothing_to_answer_is_refused(prompt: int, tokens: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        check_room(tiny.contract(), prompt, tokens)
+def test_without_a_kv_cache_every_position_sees_everything() -> None:
+    assert block_ends(tiny.contract(attention="full", canvas=12), 3, 2).tolist() == [5] * 5
+
+
+@pytest.mark.parametrize("alignment", ["prompt", "absolute", "end"])
+def test_bounds_and_limits_are_int64_as_engines_take_them(alignment: str) -> None:
+    contract = tiny.contract(alignment=alignment)
+    assert {part.dtype for part in (*block_bounds(contract, 3, 9), block_ends(contract, 3, 9))} == {np.dtype("int64")}
+
+
+NO_ROOM = (
+    "a prompt of {} tokens leaves room for {} new ones in a capacity of 16 ({}), but {} were asked for; shorten the "
+    "prompt or ask for fewer"
+)
+LONG_PROMPT = (
+    "the prompt has 6 tokens, but this engine takes one of at most 5; shorten it, or build the engine with a larger "
+    "--max-prompt"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt", "tokens", "said"),
+    [
+        ({}, 0, 4, "the prompt is empty; give at least one token"),
+        ({}, 3, 0, "max_new_tokens is 0; expected at least 1"),
+        ({"max_prompt": 5}, 5, 4, None),
+        ({"max_prompt": 5}, 6, 4, LONG_PROMPT),
+        ({}, 3, 13, NO_ROOM.format(3, 12, "blocks of 4", 13)),
+        ({"attention": "full", "canvas": 12}, 5, 1, NO_ROOM.format(5, 0, "a canvas of 12 tokens", 1)),
+    ],
+)
+def test_what_has_no_room_is_refused_in_one_line(
+    changes: dict[str, object], prompt: int, tokens: int, said: str | None
+) -> None:
+    contract = tiny.contract(capacity=16, **changes)
+    if said is None:
+        check_room(contract, prompt, tokens)
+        return
+    with pytest.raises(UserError) as refused:
+        check_room(contract, prompt, tokens)
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "suffix", "said"),
+    [
+        ({}, 3, 1, None),
+        ({}, 4, 0, None),
+        ({}, 2, 3, "one block of 4 tokens, beyond which this model sees nothing; ask for at most 1"),
+        ({}, 1, 4, "one block of 4 tokens, beyond which this model sees nothing; shorten the suffix"),
+        ({"attention": "full", "canvas": 12}, 9, 4, "a canvas of 12 tokens; ask for at most 8"),
+    ],
+)
+def test_a_suffix_that_a_token_would_not_see_is_refused_in_one_line(
+    changes: dict[str, object], tokens: int, suffix: int, said: str | None
+) -> None:
+    contract, behind = tiny.contract(**changes), np.arange(suffix)
+    if said is None:
+        check_suffix(contract, 4, tokens, behind)
+        return
+    with pytest.raises(UserError) as refused:
+        check_suffix(contract, 4, tokens, behind)
+    assert str(refused.value) == f"{tokens} new tokens and a suffix of {suffix} do not fit {said}"
+
+
+def test_models_whose_prompts_cannot_be_kept_say_why() -> None:
+    check_reuse(tiny.contract(alignment="absolute"))
+    for changes, said in (
+        (
+            {"attention": "full"},
+            "a model without a cache computes every prompt anew; there is nothing to keep between answers",
+        ),
+        (
+            {"alignment": "prompt"},
+            "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
+            "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)",
+        ),
+    ):
+        with pytest.raises(UserError) as refused:
+            check_reuse(tiny.contract(**changes))
+        assert str(refused.value) == said
 
 
 def test_ids_that_the_model_lacks_are_refused_and_its_own_are_not() -> None:
