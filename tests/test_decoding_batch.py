@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tiny import BLOCK, Scripted, canvases, proposal
 from trt_bundle import fake_backend
 
-from runtime.backend import Backend, Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
+from runtime.backend import Backend, Forward, Ints, Proposal
+from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
+from runtime.decoding import block_layout, request_state
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
 from runtime.decoding.loop import answers, generate, generate_batch, steps
@@ -200,3 +201,27 @@ def test_a_requests_threshold_is_checked_against_the_vocabulary() -> None:
     assert generate(backend, Request(np.array([5]), DecodeOptions(4, threshold=most))).token_ids
     with pytest.raises(UserError, match="threshold"):
         generate(backend, Request(np.array([5]), DecodeOptions(4, threshold=most + 1)))
+
+
+def doubling(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
+    """Blocks of 1, 2 and then 4 tokens from the prompt's end, as of a family with another rule."""
+    limits = np.array([0, prompt, prompt + 1, prompt + 3, *range(prompt + 7, prompt + answer + 8, 4)])
+    place = np.searchsorted(limits, np.arange(prompt + answer), side="right")
+    return limits[place - 1], limits[place]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_blocks_of_different_sizes_side_by_side_are_their_solo_runs(
+    shift: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (block_layout, request_state):
+        monkeypatch.setattr(module, "block_bounds", doubling)
+    monkeypatch.setattr(block_layout, "whole_blocks", lambda *layout: int(doubling(*layout)[1][-1]))
+    model, asked = tiny.model(1), requests(random.Random(1))
+    alone = TorchBackend(model, tiny.contract(shift=shift))
+    solo = [generate(alone, request).token_ids for request in asked]
+    side_by_side = TorchBackend(model, tiny.contract(shift=shift, batch=len(asked)))
+    assert [result.token_ids for result in generate_batch(side_by_side, asked)] == solo
+    assert [generate(alone, request, fused=False).token_ids for request in asked] == solo
+    assert {len(step.tokens) for done in steps(alone, asked[:1]) for step in done} <= {1, 2, 4}
+    assert len({len(step.tokens) for done in steps(side_by_side, asked) for step in done}) == 3

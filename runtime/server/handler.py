@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -121,9 +121,13 @@ async def _whole(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, No
             elif isinstance(event, Failure):
                 raise Refusal(500, event.message, code="failed")
             elif isinstance(event, End) and event.finish != "cancelled":
-                # Its JSON takes a while with log probabilities.
-                return await run_in_threadpool(lambda end=event: in_json(reply.whole(finished, end)))
+                return await run_in_threadpool(_written, reply, finished, event)
     return Response(status_code=LEFT)
+
+
+def _written(reply: Reply | ResponsesReply, finished: Sequence[Finished], end: End) -> Response:
+    """The reply's JSON, which takes a while with log probabilities."""
+    return in_json(reply.whole(finished, end))
 
 
 async def _lines(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
