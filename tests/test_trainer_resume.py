@@ -44,7 +44,7 @@ def command(which: str, folder: Path) -> Command:
     data = f"--data {folder}/own.jsonl"
     match which:
         case "causal":
-            return teacher.main, f"--objective causal --dropout 0.3 {data} {SHORT} {SHAPE}"
+            return teacher.main, f"--objective causal --dropout 0.3 --optimizer muon {data} {SHORT} {SHAPE}"
         case "masked":
             return teacher.main, f"--init {folder}/teacher.pt {data} {SHORT} {SHAPE}"
         case "cd4lm":

@@ -31,6 +31,7 @@ HELP = {  # of the options whose text is longer than their line
         "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
         "padding not counted) and last losses as one JSON object"
     ),
+    "optimizer": "muon: for the layers' matrices, in half the updates, a tenth longer each (default adamw)",
     "dropout": "share of each layer's channels left out of an update, where data are few and seen often (default 0)",
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }
@@ -110,6 +111,7 @@ DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=H
 TRAINING_OPTIONS = (  # of commands that train
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
     option("--seed", type=int, default=0, help="(default 0)"),
+    option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
     option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
     option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
     DEVICE_OPTION,

@@ -79,7 +79,7 @@ def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
 
 def distill(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
-    distributed.check(args.batch, args.compile)
+    distributed.check(args.batch, args.compile, args.optimizer)
     settle_bf16(args)
     low_rank = peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
     given = {name: getattr(args, name) for name in table.DEFAULTS}
@@ -101,7 +101,8 @@ def distill(args: argparse.Namespace) -> Fitted:
     if args.next_token > 0:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16, seed=args.seed)
+    how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
+    recipe = Recipe(args.steps, args.learning_rate, **how)
     # With the values of the method's own options: a default is no other than the same value given by name.
     identity = run_fingerprint.of_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)

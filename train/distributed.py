@@ -93,12 +93,14 @@ def joined(device: str) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def check(batch: int, compiled: bool) -> None:
+def check(batch: int, compiled: bool, optimizer: str) -> None:
     """Raises UserError for options that several processes cannot have."""
     if size() > 1 and batch % size():
         raise UserError(f"--batch is {batch} for {size()} processes; expected a multiple of their number")
     if size() > 1 and compiled:
         raise UserError(f"--compile was given for {size()} processes; sharded models are not compiled: leave it out")
+    if size() > 1 and optimizer == "muon":
+        raise UserError(f"--optimizer is muon for {size()} processes; it needs whole matrices: leave it out")
 
 
 def check_same(values: Mapping[str, Any]) -> None:

@@ -179,7 +179,7 @@ def loss_of(
 def train(args: argparse.Namespace) -> Fitted:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
     settle_bf16(args)
-    distributed.check(args.batch, args.compile)
+    distributed.check(args.batch, args.compile, args.optimizer)
     if args.canvas is not None and args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")
     if args.heads % args.kv_heads or args.head_dim % 2:
@@ -197,7 +197,8 @@ def train(args: argparse.Namespace) -> Fitted:
     bounds = (longest, decoding.canvas)
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
     stream.tell_left_out()
-    recipe = Recipe(args.steps, args.learning_rate, save_every=args.save_every, bf16=args.bf16, seed=args.seed)
+    how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
+    recipe = Recipe(args.steps, args.learning_rate, **how)
     known = {**run_fingerprint.of_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
     loss = loss_of(args, start, model, forward, stream)
     fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)

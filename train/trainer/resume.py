@@ -37,11 +37,20 @@ BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pick
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is learnt, by name: the parameters (each process's rows of them), their averages, and AdamW's state."""
+    """What is learnt, by name: the parameters (each process's rows of them), their averages, and the optimizers' state.
+
+    muon: of a single process alone; the several ones of `torchrun` have AdamW for all parameters.
+    """
 
     learned: Mapping[str, nn.Parameter]
     average: Mapping[str, Tensor]
     optimizer: torch.optim.AdamW
+    muon: torch.optim.Muon | None = None
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """All that there are."""
+        return (self.optimizer,) if self.muon is None else (self.optimizer, self.muon)
 
     def places(self) -> dict[str, int]:
         """By which number the optimizer's state knows each parameter."""
@@ -74,6 +83,8 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "average": dict(run.average),
     }
+    if run.muon is not None:
+        state["muon"] = run.muon.state_dict()
     write_state(state, path)
     shutil.rmtree(_folder(path), ignore_errors=True)  # what several processes had written before
 
@@ -117,6 +128,8 @@ def _take(state: Mapping[str, Any], run: Run) -> None:
     if distributed.size() > 1:
         optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
     run.optimizer.load_state_dict(optimizer)
+    if run.muon is not None:
+        run.muon.load_state_dict(state["muon"])
     with torch.no_grad():
         for name, parameter in run.learned.items():
             parameter.copy_(_own_rows(state["model"][name]))

@@ -1,4 +1,4 @@
-"""The training loop that all `train.*` commands share: AdamW, warm-up and cosine, clipping, EMA, checkpoints, logs."""
+"""The training loop that all `train.*` commands share: optimizers, learning rate, clipping, EMA, checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from train import distributed
 from . import progress, resume
 
 LOG_EVERY = 50  # updates
+TABLES = ("embed_tokens", "lm_head")  # beginnings of the names of matrices with a row for each token
 TOKENS = "tokens"  # the figure that is added up to tokens per second
 
 
@@ -37,6 +38,7 @@ class Recipe:
     bf16: bool = True
     save_every: int = 500
     seed: int = 0
+    optimizer: str = "adamw"
 
     def rate(self, step: int) -> float:
         """The learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
@@ -104,7 +106,7 @@ def train_model(
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.own(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
-    run, identity = resume.Run(owned, average, _adamw(owned, recipe)), {**identity, **asdict(recipe)}
+    run, identity = resume.Run(owned, average, *optimizers_of(owned, recipe)), {**identity, **asdict(recipe)}
     identity.pop("save_every", None)  # makes no difference to what is learnt
     distributed.check_same(identity)
     left = resume.path_of(out)
@@ -131,19 +133,34 @@ def train_model(
     return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown)
 
 
-def _adamw(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """Weight decay on matrices alone."""
-    matrices = [p for p in learned.values() if p.dim() >= 2]
-    others = [p for p in learned.values() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+def optimizers_of(
+    learned: Mapping[str, nn.Parameter], recipe: Recipe
+) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
+    """AdamW, with weight decay on matrices alone; and where it is asked for, Muon for the matrices of the layers.
+
+    Muon makes each update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
+    scaled so that AdamW's learning rates fit (Liu et al. 2025, arXiv 2502.16982). Tables of tokens stay with AdamW.
+    """
+    matrices = [name for name, p in learned.items() if p.dim() == 2 and not name.startswith(TABLES)]
+    orthogonal = matrices if recipe.optimizer == "muon" else []
+    left = [p for name, p in learned.items() if name not in orthogonal]
+    groups = [
+        {"params": [p for p in left if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in left if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    if not orthogonal:
+        return adamw, None
+    decay, scaled = recipe.weight_decay, "match_rms_adamw"
+    hidden = [learned[name] for name in orthogonal]
+    return adamw, torch.optim.Muon(hidden, lr=recipe.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
 
 
 def _update(
     learned: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[float, float, dict[str, float]]:
     """One optimiser step; this process's part of the loss and of the figures, the gradient's norm before clipping."""
-    for group in run.optimizer.param_groups:
+    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         group["lr"] = recipe.rate(step)
     torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # of dropout
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
@@ -151,8 +168,9 @@ def _update(
     loss.backward()
     distributed.take_gradients(learned, run.learned)
     norm = distributed.clip(list(run.learned.values()), recipe.clip)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return loss.item(), norm.item(), figures
 
 
