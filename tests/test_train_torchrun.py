@@ -119,10 +119,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_what_one_does_and_refuse_what_they_cannot(folder: Path, tmp_path: Path) -> None:
     good = line("causal", folder, tmp_path / "two.pt")
     full = line("causal", folder, tmp_path / "full-disk" / "two.pt")
-    ran = together(good.replace("--batch 6", "--batch 5"), good + " --compile", full, good)
+    ran = together(good.replace("--batch 6", "--batch 5"), good + " --compile", good + " --optimizer muon", full, good)
     assert ran.returncode == 1, ran.stderr
     assert "error: --batch is 5 for 2 processes; expected a multiple of their number" in ran.stderr
     assert "error: --compile was given for 2 processes; sharded models are not compiled: leave it out" in ran.stderr
+    assert "error: --optimizer is muon for 2 processes; it needs whole matrices: leave it out" in ran.stderr
     assert "process 1: error: " in ran.stderr and "cannot be written (No space left on device)" in ran.stderr
     assert "error: another process cannot go on; see what it says" in ran.stderr
     assert not resume.path_of(tmp_path / "full-disk" / "two.pt").exists()
