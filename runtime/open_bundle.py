@@ -61,7 +61,8 @@ def load(
     if not proved:
         _prove_here(bundle, chosen, backend, options, verify)
     tokenizer = Tokenizer(bundle.tokenizer, template)
-    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
+    gate, shown = chosen.gate or bundle.contract.gate, None if chosen.reference is None else verify != "never"
+    return Model(backend, tokenizer, gate, chosen.name, chosen.precision, shown)
 
 
 def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str) -> bool:

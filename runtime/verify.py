@@ -79,8 +79,8 @@ def reference_of(bundle: Bundle, engine: Engine) -> RecordedReference:
     """Returns what was recorded of an engine. Raises UserError, naming the command that records it, for nothing."""
     if engine.reference is None and engine.kind.native_code:
         raise UserError(
-            f"{engine.name} of {bundle.path} has no recorded reference, as no engine of TensorRT has yet; compare it with "
-            f"PyTorch: blockstep export verify {bundle.path} --ckpt CHECKPOINT --engine {engine.name}"
+            f"{engine.name} of {bundle.path} has no recorded reference, as no engine of TensorRT has yet; compare it "
+            f"with PyTorch: blockstep export verify {bundle.path} --ckpt CHECKPOINT --engine {engine.name}"
         )
     if engine.reference is None:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -42,10 +42,21 @@ def scale(columns: slice = slice(None)) -> Change:
     return change
 
 
-def truncate(numbers: Numbers) -> Numbers:
-    """Leaves 10 bits of an fp32 mantissa, as TF32 does."""
-    rounded: Numbers = ((numbers.view(np.uint32) + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32)
-    return rounded
+def round_products(content: bytes) -> bytes:
+    """Returns a graph whose products take activations of 10 bits of mantissa, as those in TF32 do."""
+    model = onnx.load_from_string(content)
+    nodes = []
+    for number, node in enumerate(model.graph.node):
+        if node.op_type in ("MatMul", "Gemm"):
+            half, back = f"half.{number}", f"back.{number}"
+            nodes.append(helper.make_node("Cast", [node.input[0]], [half], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [half], [back], to=TensorProto.FLOAT))
+            node.input[0] = back
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return bytes(model.SerializeToString())
 
 
 def other_base(function: Callable[[Numbers], Numbers]) -> Change:
