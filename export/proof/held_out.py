@@ -19,10 +19,8 @@ from train.data import prompts
 SEED = 20  # of the held-out problems
 TASKS = "math,code"  # whose texts any tokenizer of English knows
 RECORDED, ANSWER = 8, 96  # prompts of a recorded reference, and most tokens of an answer
-COMMON, WORDS = (
-    2000,
-    24,
-)  # ids from which texts are made of a vocabulary, in which the first are the common ones; of each
+COMMON_IDS = 2000  # of a vocabulary, the first ones, of which texts are made
+TEXT_TOKENS = 24  # of such a text
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
@@ -83,5 +81,5 @@ def vocabulary_texts(source: Checkpoint, contract: Contract) -> list[str]:
     """Makes texts of random common tokens, without special ones."""
     rng, tokenizer = np.random.default_rng(SEED), source.read_tokenizer()
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    ids = [id for id in range(min(COMMON, contract.vocab)) if id not in special]
-    return [tokenizer.decode(rng.choice(ids, WORDS).tolist()) for _ in range(RECORDED)] if ids else []
+    ids = [id for id in range(min(COMMON_IDS, contract.vocab)) if id not in special]
+    return [tokenizer.decode(rng.choice(ids, TEXT_TOKENS).tolist()) for _ in range(RECORDED)] if ids else []

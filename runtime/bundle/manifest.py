@@ -42,7 +42,8 @@ CACHE_DTYPES = ("float32", "float16", "bfloat16")
 REFERENCE = ".npz"  # the suffix of a recorded reference
 BOUND = number(0)
 BOUNDS = Expected(
-    "an object of numbers from 0", lambda value: isinstance(value, dict) and all(map(BOUND.holds, value.values()))
+    "an object of one or more numbers from 0",
+    lambda value: isinstance(value, dict) and value != {} and all(map(BOUND.holds, value.values())),
 )
 TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published ones have some ten thousand
 

@@ -22,14 +22,8 @@ from ..decoding.loop import generate
 from ..decoding.options import DecodeOptions, Request
 from .replay import Replayed, replay
 
-KEYS, VALUES, TOP_MEAN, BEST, ENTROPY, LARGEST = (
-    "keys",
-    "values",
-    "top_log_prob",
-    "log_prob",
-    "entropy",
-    "largest_log_prob",
-)
+KEYS, VALUES = "keys", "values"
+TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
 WORDS = {  # figure: what it is, with its unit
     KEYS: "mean norm of new keys, relative",
     VALUES: "mean norm of new values, relative",
