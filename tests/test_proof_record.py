@@ -55,7 +55,7 @@ def test_an_engine_keeps_the_bounds_that_its_export_records(
     assert made.check.ok and made.file.name == made.entry.file and made.entry.first_load == len(reference.forwards)
     assert all(check.ok for check in prove(backend, reference.forwards, made.entry.bounds))
     assert all(each.ok for each in judge_answers(backend, reference.answers, contract.gate, made.entry.bounds))
-    names = {"largest_log_prob"} | ({"top_log_prob"} if top_k else {"log_prob", "entropy"})
+    names = {"log_prob", "entropy", "largest_log_prob"} | ({"top_log_prob"} if top_k else set())
     names |= set() if decoding else {"keys", "values"}
     assert made.entry.bounds.keys() - {"answers"} == names == made.entry.first_load_bounds.keys()
     assert ("answers" in made.entry.bounds) == (precision == "fp32")

@@ -138,7 +138,7 @@ def test_verify_prints_a_line_per_check_and_ends_with_0(capsys: pytest.CaptureFi
     assert verify.main([str(SAMPLE), "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all((line.startswith("[ok] ") and "bound" in line) or "differ" in line for line in lines[:-1])
-    names = ["keys", "values", "top_log_prob", "largest_log_prob", "tokens", "answers"]
+    names = ["keys", "values", "top_log_prob", "log_prob", "entropy", "largest_log_prob", "tokens", "answers"]
     assert [line.split()[1].rstrip(":") for line in lines[:-1]] == names
     assert lines[-1].startswith(f"ort-fp32 on onnxruntime: {len(REFERENCE.forwards)} forward passes")
 
@@ -261,7 +261,7 @@ def test_numbers_that_are_none_keep_no_bound() -> None:
     assert all(check.ok for check in judge(REFERENCE.forwards[:3], replayed, dict.fromkeys(bounds, 1.0)))
     spoiled = replace(replayed, norms=replayed.norms * np.nan, log_prob=replayed.log_prob * np.nan)
     wrong = [c.name for c in judge(REFERENCE.forwards[:3], spoiled, dict.fromkeys(bounds, 1.0)) if not c.ok]
-    assert wrong == ["keys", "values", "largest_log_prob"]
+    assert wrong == ["keys", "values", "log_prob", "largest_log_prob"]
 
 
 def test_a_gpu_is_described_by_its_driver_and_model(tmp_path: Path) -> None:

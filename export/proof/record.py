@@ -218,8 +218,6 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
 def bounds_of(kept: Precision, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
     """Returns the bounds that an engine of a precision is judged by elsewhere."""
     floors, found = floors_of(kept), measure(forwards, replayed)
-    if TOP_MEAN in found:  # which sees all that these see, and more of it
-        del found[BEST], found[ENTROPY]
     return {name: round_up(max(floors[name], SPREAD * figure.value)) for name, figure in found.items()}
 
 
