@@ -12,14 +12,21 @@ from pathlib import Path
 
 from runtime.bundle.store import Engine, check_place, write
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
+from runtime.contract import Contract
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.proof import first_load
+from runtime.proof.judge import Check
 from train import open_checkpoint
+from train.checkpoint import Checkpoint
 from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
 from .graph.ort_graph import ORT_PRECISIONS, write_ort_graph
-from .proof.compare import Check
-from .proof.prove import WHOLE, prove
+from .proof.held_out import recorded_requests
+from .proof.prove import WHOLE, prove, proves_whole, sample_requests
+from .proof.record import record_reference
+from .proof.record_streamed import record_streamed
 from .provenance import provenance
 from .quantization.ort_formats import formats_of
 from .staging import report_write_errors, working_folder
@@ -37,6 +44,10 @@ HELP = {  # of the options whose text is longer than their line
         "what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest (default "
         f"auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)"
     ),
+    "task": (
+        "sample tasks for the prompts of the reference that `blockstep verify` replays (default: math,code if "
+        "the tokenizer knows their texts, else texts of its common tokens)"
+    ),
 }
 
 
@@ -51,6 +62,8 @@ OPTIONS = (
     option("--precision", choices=ORT_PRECISIONS, default="fp32", help=HELP["precision"]),
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
     option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
+    option("--task", help=HELP["task"]),
+    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
     TOP_K_OPTION,
     option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
 )
@@ -82,17 +95,37 @@ def export(args: argparse.Namespace) -> int:
         for check in prove(source, contract, files[0], args.precision, args.parity, formats):
             checks.append(check)
             print(check, file=stream, flush=True)
-        failed = not all(check.ok for check in checks)
-        if not failed:
-            parity = {check.name: check.detail for check in checks}
-            engine = replace(engine, model=files[0].name, parity=parity)
+        engine = replace(engine, model=files[0].name)
+        if all(check.ok for check in checks):
+            engine, check = add_reference(source, contract, engine, args, folder)
+            checks.append(check)
+            print(check, file=stream, flush=True)
+        if not (failed := not all(check.ok for check in checks)):
+            engine = replace(engine, parity={check.name: check.detail for check in checks})
+            files += [folder / engine.reference.file] if engine.reference else []
             with report_write_errors(out):
-                write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
+                made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
+            if proves_whole(source, args.parity):  # then it was measured by its reference here
+                first_load.remember(made.engine(engine.name), "cpu")
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
     return FAILED if failed else DONE
+
+
+def add_reference(
+    source: Checkpoint, contract: Contract, engine: Engine, args: argparse.Namespace, folder: Path
+) -> tuple[Engine, Check]:
+    """Records a reference into the folder; returns the engine with it, and the check of it."""
+    requests = recorded_requests(source, contract, args.task, args.data) or sample_requests(contract)
+    formats = formats_of("ort", engine.precision)
+    if proves_whole(source, args.parity):
+        backend = OrtBackend(folder / engine.model, contract)
+        made = record_reference(source, contract, engine, backend, requests, formats, folder)
+    else:
+        made = record_streamed(source, contract, engine, requests[-1], formats, folder)
+    return replace(engine, reference=made.entry), made.check
 
 
 if __name__ == "__main__":

@@ -7,6 +7,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Floors:
+    """What no bound on a replay is below, which leaves room for other machines; measured bounds are in the bundle.
+
+    Args:
+        mean_norm: of mean norms of new keys and values, relative.
+        mean_log_prob: of mean log-probabilities and entropies, nats.
+        largest_log_prob: of one log-probability, nats.
+    """
+
+    mean_norm: float = 1e-3
+    mean_log_prob: float = 2e-2
+    largest_log_prob: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class Precision:
     """What a graph's numbers are, who can run them, and how far they may be from PyTorch.
 
@@ -22,6 +37,7 @@ class Precision:
         entropy: bound on its difference, nats; by default it is reported alone.
         calibrated: whether activations are quantized too, over ranges measured on prompts.
         exact: whether best tokens and answers have to be PyTorch's.
+        replay: the least that its bounds are when an engine replays its recorded reference.
     """
 
     name: str
@@ -35,6 +51,7 @@ class Precision:
     entropy: float = math.inf
     calibrated: bool = False
     exact: bool = False
+    replay: Floors = Floors()
 
 
 # How the bounds other than fp32's were found is in LOG.md. Quantized graphs for ONNX Runtime are not held to them: what
@@ -43,13 +60,13 @@ PRECISIONS = {
     each.name: each
     for each in (
         # TensorRT for RTX has no fp32 product for GPUs before Ampere.
-        Precision("fp32", None, "float32", 75, 80, True, 1e-4, 1e-4, entropy=1e-4, exact=True),
-        Precision("fp16", None, "float16", 75, 75, True, 0.1, 0.05, entropy=0.1),
+        Precision("fp32", None, "float32", 75, 80, True, 1e-4, 1e-4, 1e-4, exact=True, replay=Floors(2e-6, 1e-5, 5e-5)),
+        Precision("fp16", None, "float16", 75, 75, True, 0.1, 0.05, 0.1, replay=Floors(5e-4, 5e-3, 0.3)),
         Precision("bf16", None, "bfloat16", 80, 80, False, 1.0, math.nan),
-        Precision("int8", "int8", "float16", 75, 75, True, 2.0, 1.0),
+        Precision("int8", "int8", "float16", 75, 75, True, 2.0, 1.0, replay=Floors(2e-4, 1e-3, 1.0)),
         Precision("int8-static", "int8", "float16", 75, 75, True, 4.0, 2.0, calibrated=True),
         Precision("fp8", "fp8", "float16", 89, 89, True, 4.0, 1.0),
-        Precision("int4", "int4", "float16", 80, 80, True, 6.0, 2.0),
+        Precision("int4", "int4", "float16", 80, 80, True, 6.0, 2.0, replay=Floors(4e-4, 5e-3, 2.0)),
         Precision("nvfp4", "nvfp4", "float16", 100, 100, False, 6.0, 2.0),
     )
 }

@@ -100,7 +100,7 @@ def check_model_place(place: Path, replace: bool) -> bool:
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """The files that the manifest names, their hashes checked. Raises UserError where the disk has no room."""
-    names = {name for engine in bundle.engines for name in engine.files} | set(bundle.texts)
+    names = {name for engine in bundle.engines for name in engine.hashed_files} | set(bundle.texts)
     folder.mkdir(parents=True)
     check_disk_space(folder, sum((bundle.path / name).stat().st_size for name in names))
     for name in sorted({*names, MANIFEST}):

@@ -53,7 +53,10 @@ OPTIONS = (
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Compares a bundle's engine with PyTorch, step by step and answer by answer. "
+    what = (
+        "Compares a bundle's engine with PyTorch, step by step and answer by answer; `blockstep verify` does so "
+        "without PyTorch, with what was recorded at the export. "
+    )
     bounds = ", ".join(f"{each.log_prob:g} in {each.name}" for each in PRECISIONS.values())
     entropies = ", ".join(f"{row.entropy:g} in {row.name}" for row in PRECISIONS.values() if row.entropy < math.inf)
     bounds = (

@@ -72,6 +72,14 @@ class Backend(Protocol):
         """Goes on with these sequences of the batch alone, in this order."""
 
 
+class Inspectable(Backend, Protocol):
+    """A backend whose KV cache can be looked at, by whoever compares."""
+
+    def read_cache(self) -> NDArray[Any]:
+        """Returns the KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim], keys, values in turn"""
+        ...
+
+
 @runtime_checkable
 class Shareable(Protocol):
     """A backend whose weights several threads may use at once, each through a backend with a cache of its own."""

@@ -31,6 +31,7 @@ blockstep_answer *new_answer(size_t text_length, size_t token_count);
 extern "Python" {
     int python_attach(int chosen, char *package);
     int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
+    int python_verify(char *bundle, blockstep_options *options);
     int python_generate(
         blockstep_model *model, blockstep_request *request, double temperature, int64_t *seed,
         blockstep_answer **answer);

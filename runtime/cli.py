@@ -15,7 +15,7 @@ from . import files
 from .engines.registry import DEFAULT, DEVICES, KINDS
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
-from .open_bundle import load
+from .open_bundle import POLICIES, load
 from .text.chat_template import check_arguments
 
 T = TypeVar("T")
@@ -26,8 +26,8 @@ HELP = {  # of the options whose text is longer than their line
     "device": "where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)",
     "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
     "verify": (
-        "check the files' hashes, and try them in a process of their own, at their first load or always (default: "
-        "first)"
+        "check the files' hashes, try them in a process of their own, and replay a part of what PyTorch computed, at "
+        "the first load, always, or never (default: first)"
     ),
     "trust-engine": "load a TensorRT engine that this machine did not build: native code, which runs as you",
     "template-args": (
@@ -122,7 +122,7 @@ ENGINE_OPTIONS = (  # of every command that loads a bundle
     option("--engine", metavar="NAME", help=HELP["engine"]),
     option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
     option("--threads", type=int, metavar="N", help=HELP["threads"]),
-    option("--verify", choices=("first", "always"), default="first", help=HELP["verify"]),
+    option("--verify", choices=POLICIES, default="first", help=HELP["verify"]),
     option("--trust-engine", action="store_true", help=HELP["trust-engine"]),
 )
 # Of commands that put prompts into a chat template.

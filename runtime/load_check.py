@@ -2,7 +2,8 @@
 
 The parsers behind it are native code (ONNX Runtime in C++, tokenizers in Rust), where a damaged or hostile file can end
 the process, and a chat template is a program. Tried are: reading all of them, one forward, and the template on one
-message. A file that behaves there and misbehaves later is not found, and nothing is tried on a GPU.
+message. An engine with a recorded reference proves itself there too (`runtime.proof.first_load`). A file that behaves
+there and misbehaves later is not found, and nothing is tried on a GPU.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ report(asked)
 """
 
 
-def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -> bool:
-    """Reads a bundle's texts and runs an engine, None for the texts alone, in a child process.
+def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, prove: bool = False) -> bool:
+    """Reads a bundle's texts and runs an engine, None for the texts alone, in a child process; prove: and proves it.
 
     It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
 
@@ -62,12 +63,13 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None) -
         return False
     from . import interpreter
 
-    names = [*bundle.texts, *(engine.files if engine else ())]
+    names = [*bundle.texts, *(engine.hashed_files if engine else ())]
     size = sum((bundle.path / name).stat().st_size for name in names)
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
     seconds, memory = SECONDS + size // RATE, MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1)
     asked = {**child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
     asked |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
+    asked["prove"] = prove
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.interpreters():
         try:
@@ -152,6 +154,7 @@ def report(asked: dict[str, Any]) -> None:
 def try_files(asked: dict[str, Any]) -> str | None:
     """Tries what was asked for; returns the line that it is refused with, or None."""
     from .bundle.store import read
+    from .proof import first_load
     from .text.tokenizer import Tokenizer
 
     try:
@@ -159,7 +162,11 @@ def try_files(asked: dict[str, Any]) -> str | None:
         _speak(Tokenizer(bundle.tokenizer, bundle.chat_template))
         if asked["engine"] is not None:
             engine = bundle.engine(asked["engine"])
-            _run(engine.kind.open(bundle, [engine], OpenOptions(threads=asked["threads"]))[1])
+            options = OpenOptions(threads=asked["threads"])
+            backend = engine.kind.open(bundle, [engine], options)[1]
+            _run(backend)
+            if asked["prove"]:
+                return first_load.refusal(bundle, engine, backend, options)
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:

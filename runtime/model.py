@@ -53,6 +53,8 @@ class Model:
     All three levels take a prompt, text or token ids, and the options of `runtime.decoding.options.DecodeOptions`, as
     keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both, of which the keywords count. Each raises
     UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
+    proved: whether the engine computed on this machine what PyTorch did when it was exported; None if its bundle has
+    nothing to prove it by, or it is of no bundle.
     """
 
     backend: Backend
@@ -60,6 +62,7 @@ class Model:
     gate: GateSpec
     engine: str
     precision: str
+    proved: bool | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     _process: int = field(default_factory=os.getpid, repr=False, compare=False)
     _session: Session | None = field(default=None, repr=False, compare=False)
@@ -89,7 +92,7 @@ class Model:
         self._check_process()
         if not isinstance(self.backend, Shareable):
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
-        return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision)
+        return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision, self.proved)
 
     def session(self) -> Model:
         """Another model over the same weights that keeps a prefix in its cache from one answer to the next.

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import load_check
 from .engines.registry import OpenOptions, choose_engines
 from .errors import UserError
 from .model import Model
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .bundle.manifest import Bundle, Engine
+
+POLICIES = ("first", "always", "never")  # when a bundle's files are verified
 
 
 def load(
@@ -27,14 +33,16 @@ def load(
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
     first for ONNX Runtime; threads: of a forward pass, by default the physical cores within the CPU quota, or one for a
-    small int8 engine; verify: `first` checks the files' hashes and tries the files in a process of their own, on the
-    CPU whatever the device, once, and then remembers them, `always` every time; device: `cpu` or `cuda`, of an ONNX
-    Runtime engine, `cuda` for the first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which
-    is native code, though this machine did not build it; template_args: default arguments of the chat template, over
-    the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
-    that is missing or does not fit, and for files that crash, hang or take all memory.
+    small int8 engine; verify: `first` checks the files' hashes, tries the files in a process of their own, on the
+    CPU whatever the device, and proves the engine with a part of its recorded reference, once, and then remembers it,
+    `always` every time, `never` does none of it; device: `cpu` or `cuda`, of an ONNX Runtime engine, `cuda` for the
+    first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code, though this
+    machine did not build it; template_args: default arguments of the chat template, over the bundle's own, such as
+    {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
+    that is missing or does not fit, for files that crash, hang or take all memory, and for an engine that computes on
+    this machine something else than PyTorch did when it was exported.
     """
-    from .bundle.store import read, verify_files
+    from .bundle.store import read
     from .text.chat_template import with_arguments
     from .text.tokenizer import Tokenizer
 
@@ -45,9 +53,51 @@ def load(
     engines = choose_engines(bundle, engine, device)
     kind, first = engines[0].kind, engines[0]
     kind.import_library(device)
-    # Native code is hashed as it is read, and trusted or not loaded; no process of its own would hold it.
-    tried = None if kind.native_code else first
-    verify_files(bundle, tried or replace(first, files={}), verify, lambda: load_check.attempt(bundle, tried, threads))
-    chosen, backend = kind.open(bundle, engines, OpenOptions(device, threads, trust_engine))
+    options = OpenOptions(device, threads, trust_engine)
+    if verify not in POLICIES:
+        raise UserError(f"verify is {verify!r}; expected {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
+    proved = verify == "never" or _try_files(bundle, first, options, verify)
+    chosen, backend = kind.open(bundle, engines, options)
+    if not proved:
+        _prove_here(bundle, chosen, backend, options, verify)
     tokenizer = Tokenizer(bundle.tokenizer, template)
-    return Model(backend, tokenizer, chosen.gate or bundle.contract.gate, chosen.name, chosen.precision)
+    gate, shown = chosen.gate or bundle.contract.gate, None if chosen.reference is None else verify != "never"
+    return Model(backend, tokenizer, gate, chosen.name, chosen.precision, shown)
+
+
+def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str) -> bool:
+    """Checks hashes, and has a process of its own try the files and prove the engine, if they are not known yet.
+
+    Returns whether the engine needs no proof any more. A process of its own runs on the CPU: what runs elsewhere, and
+    native code, which is trusted or not loaded, is proved by whoever loads it.
+    """
+    from .bundle.store import verify_files
+    from .proof import first_load
+
+    outside = engine.kind.native_code or options.device != "cpu"
+    known = not outside and verify == "first" and first_load.is_proved(engine, options.device)
+    proving = not outside and not known and engine.reference is not None
+    tried = None if engine.kind.native_code else engine
+    attempts = list[bool]()
+
+    def attempt() -> bool:
+        attempts.append(load_check.attempt(bundle, tried, options.threads, proving))
+        return attempts[-1]
+
+    verify_files(bundle, tried or replace(engine, files={}, reference=None), verify, attempt)
+    if proving and not attempts:  # the files were tried before, on another machine or with another library
+        attempt()
+    if proving and attempts[-1]:
+        first_load.remember(engine, options.device)
+    return known or (proving and attempts[-1])
+
+
+def _prove_here(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions, verify: str) -> None:
+    """Proves an engine that no process of its own did. Raises UserError for one that differs from its reference."""
+    from .proof import first_load
+
+    if verify == "first" and first_load.is_proved(engine, options.device):
+        return
+    if refused := first_load.refusal(bundle, engine, backend, options):
+        raise UserError(refused)
+    first_load.remember(engine, options.device)

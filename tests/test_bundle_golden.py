@@ -14,6 +14,7 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
 from trt_bundle import plan_of
 
+from runtime import verify
 from runtime.bundle import trust_records
 from runtime.bundle.store import read
 from runtime.decoding.loop import generate
@@ -35,11 +36,16 @@ def expected(prompt: str) -> tuple[int, ...]:
     return tuple(ANSWERS[prompt])
 
 
-@pytest.mark.parametrize("name", ["ort.bundle", "before-build.bundle"])
+@pytest.mark.parametrize("name", ["ort.bundle", "before-build.bundle", "referenced.bundle"])
 def test_a_bundle_answers_as_it_did(name: str) -> None:
     model = load(GOLDEN / name, verify="always")
     for prompt in PROMPTS:
         assert model.generate(prompt, raw=True, max_new_tokens=16).result.token_ids == expected(prompt)
+
+
+def test_a_recorded_reference_is_replayed_as_it_was() -> None:
+    assert verify.main([str(GOLDEN / "referenced.bundle")]) == 0
+    assert verify.main([str(GOLDEN / "ort.bundle")]) == 2  # format 1 has none
 
 
 @pytest.mark.parametrize("name", ["student.pt", "student-without-rope-scaling.pt", "directory"])
@@ -78,7 +84,7 @@ def test_trajectories_are_read_as_they_were() -> None:
 
 
 def newer(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "format": 2, "novelty": {"any": "thing"}}
+    return {**values, "format": 3, "novelty": {"any": "thing"}}
 
 
 def test_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -87,10 +93,10 @@ def test_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     for file in (tmp_path / "a.bundle" / "manifest.json", tmp_path / "directory" / "blockstep.json"):
         file.write_text(json.dumps(newer(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8")
     torch.save(newer(torch.load(GOLDEN / "student.pt", weights_only=True)), tmp_path / "student.pt")
-    for call, command in (
-        (lambda: load(tmp_path / "a.bundle"), "python -m export.onnx"),
-        (lambda: open_checkpoint.load(tmp_path / "student.pt"), "python -m train.distill"),
-        (lambda: open_checkpoint.load(tmp_path / "directory"), "python -m train.distill"),
+    for call, latest, command in (
+        (lambda: load(tmp_path / "a.bundle"), 2, "python -m export.onnx"),
+        (lambda: open_checkpoint.load(tmp_path / "student.pt"), 1, "python -m train.distill"),
+        (lambda: open_checkpoint.load(tmp_path / "directory"), 1, "python -m train.distill"),
     ):
-        with pytest.raises(UserError, match=r"has format 2; this version reads formats up to 1; .*" + command):
+        with pytest.raises(UserError, match=f"has format 3; this version reads formats up to {latest}; .*{command}"):
             call()

@@ -201,7 +201,7 @@ SHA = "0" * 64
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda m: m.update(format=2), "has format 2; this version reads formats up to 1"),
+        (lambda m: m.update(format=3), "has format 3; this version reads formats up to 2"),
         (lambda m: m.update(color="red"), "manifest has unknown keys color"),
         (lambda m: m.pop("format"), "manifest lacks format"),
         (lambda m: m.pop("tokenizer"), "manifest lacks tokenizer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import planted
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, Opened, needs_tools, run
 from serving import until
@@ -67,6 +69,21 @@ def test_an_answer_is_pythons(
         for name in ("text", "token_ids", "steps", "commits", "forwards", "blocks"):
             assert got.answer[name] == wanted[name], name
         assert got.answer["seconds"] > 0
+
+
+@pytest.mark.native
+def test_verify_says_whether_the_engine_computes_what_pytorch_did(opened: Opened, tmp_path: Path) -> None:
+    options, lib = opened.ffi.new("blockstep_options *", {"threads": 1}), opened.lib
+    assert lib.blockstep_verify(BUNDLE.encode(), options) == lib.BLOCKSTEP_OK and opened.error() == ""
+    golden = str(ROOT / "tests" / "golden" / "ort.bundle")
+    assert lib.blockstep_verify(golden.encode(), opened.ffi.NULL) == lib.BLOCKSTEP_MISTAKE
+    assert "has no recorded reference" in opened.error()
+    wrong = shutil.copytree(BUNDLE, tmp_path / "wrong.bundle")
+    graph = next(wrong.glob("*.onnx")).read_bytes()
+    planted.put_graph(wrong, planted.change_graph(graph, {"layers.0.up_proj.weight": planted.scale()}))
+    assert lib.blockstep_verify(str(wrong).encode(), options) == lib.BLOCKSTEP_DIFFERS
+    assert opened.error().startswith("keys: mean norm of new keys, relative: off by ")
+    assert lib.blockstep_verify(opened.ffi.NULL, options) == lib.BLOCKSTEP_MISTAKE
 
 
 @pytest.mark.native

@@ -72,8 +72,9 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
     shutil.rmtree(copy / "student.bundle")
     assert command.main(["--ckpt", str(copy / "student.pt"), "--capacity", "64"]) == 0
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines()[:3]] == ["[ok] graph", "[ok] steps", "[ok] answers"]
-    assert out.splitlines()[3] == f"wrote {copy / 'student.bundle'}" and err == ""
+    names = ["graph", "steps", "answers", "reference"]
+    assert [line.split(":")[0] for line in out.splitlines()[:4]] == [f"[ok] {name}" for name in names]
+    assert out.splitlines()[4] == f"wrote {copy / 'student.bundle'}" and err == ""
     read = store.read(copy / "student.bundle")
     store.verify_files(read, read.engine(), "always")
     assert read.contract == replace(contract_of(student()), capacity=64)
@@ -81,6 +82,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
     assert read.tokenizer.read_text() == student().tokenizer and read.chat_template is None
     assert sorted(file.name.split("-")[0] for file in (copy / "student.bundle").iterdir()) == [
         "manifest.json",
+        "ort",
         "ort",
         "tokenizer",
     ]
@@ -97,7 +99,7 @@ def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pyte
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert told["bundle"] == str(copy / "student.bundle") and all(check["ok"] for check in told["checks"])
-    assert out.count("\n") == 1 and err.count("[ok]") == 3
+    assert out.count("\n") == 1 and err.count("[ok]") == 4
 
 
 def test_a_graph_that_differs_from_pytorch_is_not_kept(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +212,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     assert max(generate(TorchBackend(model, contract), request).token_ids) < known
     save(padded, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt")]) == 0  # which compares both engines
-    assert capsys.readouterr().out.count("[ok]") == 3
+    assert capsys.readouterr().out.count("[ok]") == 4
     at = store.read(tmp_path / "student.bundle")
     assert max(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids) < known
 
@@ -230,7 +232,7 @@ def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pyt
     assert set(gap) & set(generate(TorchBackend(holed.build(), contract), request).token_ids)  # nothing barred
     save(holed, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt")]) == 0  # which compares both engines
-    assert capsys.readouterr().out.count("[ok]") == 3
+    assert capsys.readouterr().out.count("[ok]") == 4
     at = store.read(tmp_path / "student.bundle")
     assert not set(gap) & set(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids)
 

@@ -194,8 +194,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
     read = store.read(made / "student.bundle")
     assert [(engine.name, engine.precision) for engine in read.engines] == [("ort-fp16", "fp16"), ("ort-int8", "int8")]
-    assert read.engine("ort-fp16").parity.keys() == {"graph", "steps", "answers"}
-    assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head"}
+    assert read.engine("ort-fp16").parity.keys() == {"graph", "steps", "answers", "reference"}
+    assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head", "reference"}
+    assert all(engine.reference for engine in read.engines)
     assert "layer by layer, 2 of them" in read.engine("ort-int8").parity["layers"]
     assert sorted(file.name for file in made.iterdir()) == ["student.bundle", "student.pt"]
 

@@ -180,7 +180,7 @@ def test_the_margin_is_the_largest_by_which_pytorch_preferred_another_token(
     reference, candidate, _ = sound
     both = SideBySide(reference, Damaged(candidate, other_tokens, None))
     run(both)
-    gaps = [gap[::2].max() for gap in both.recent]  # of the rows whose token was changed
+    gaps = [gap[::2].max() for gap in both.gaps.recent]  # of the rows whose token was changed
     assert both.distance.margin == max(gaps) > min(gaps) > TIE
 
 

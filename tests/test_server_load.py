@@ -183,7 +183,7 @@ def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
 
     model.backend.script = lost  # type: ignore[attr-defined]
     with served(model) as server:
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert httpx.get(f"{server.url}/readyz").json() == {"ready": True, "proved": None}
         assert server.post({"prompt": "hi"}).json()["error"]["message"] == "the GPU is gone"
         assert httpx.get(f"{server.url}/readyz").status_code == 503
         assert httpx.get(f"{server.url}/healthz").status_code == 200

@@ -25,11 +25,12 @@ from export.quantization.ort_int8 import Int8Linear, restored
 from runtime.backend import Floats, Proposal
 from runtime.contract import REDUCED, TOP, Contract, cache_names
 from runtime.engines.ort.ort_backend import load_session
+from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend
 from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
 
-from .compare import Check, between_top, worst
+from .compare import between_top, worst
 from .quantized_reference import quantized
 
 LENGTH = 256  # of the cache at the most, where the graph leaves it open

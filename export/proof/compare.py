@@ -25,6 +25,7 @@ from runtime.decoding.gate import RULES
 from runtime.decoding.loop import steps
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.proof.judge import Check
 from train.torch_backend import TorchBackend
 
 EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
@@ -97,18 +98,6 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at, whether it is as it should be, and what was seen."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"[{'ok' if self.ok else 'x'}] {self.name}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
 class Parity:
     """What a comparison found: distances over `answers` whole answers, and the answers that differ."""
 
@@ -154,6 +143,34 @@ class Candidate(Backend, Protocol):
     def cache(self) -> NDArray[Any]: ...
 
 
+class TokenGaps:
+    """By how much probability the best token of each position of a canvas leads the second."""
+
+    def __init__(self, block: int) -> None:
+        self.recent: list[Floats] = []  # since the last step: those of the rows [n] of each forward pass
+        self._latest: Floats = np.ones(block, np.float32)  # of each position
+
+    def clear(self) -> None:
+        """Forgets the forward passes since the last step."""
+        self.recent = []
+
+    def add(self, log_probs: Tensor) -> Floats:
+        """Adds a forward pass; log_probs [n, vocab]. Returns its rows' gaps [n]."""
+        best = log_probs.exp().topk(2).values  # [n, 2]
+        self.recent.append((best[:, 0] - best[:, 1]).numpy())
+        return self.recent[-1]
+
+    def of_canvas(self, step: Step) -> Floats:
+        """Returns the gap of each position, as of the step just made. [block]"""
+        own = step.slot >= 0  # else what the last committed row said was enough
+        if len(self.recent) > own:
+            self._latest[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
+        if own:
+            self._latest[step.asked] = self.recent[-1]
+        self.recent = []
+        return self._latest[: len(step.open)].copy()
+
+
 class SideBySide:
     """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says."""
 
@@ -162,13 +179,12 @@ class SideBySide:
     def __init__(self, reference: TorchBackend, candidate: Candidate, twin: OrtBackend | None = None) -> None:
         self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
         self.contract = candidate.contract
-        self.recent: list[Floats] = []  # since the last step: the gap of the two best tokens [n] in each forward
-        self.gap: Floats = np.ones(self.contract.block, np.float32)  # the same of each position's latest one
+        self.gaps = TokenGaps(self.contract.block)
 
     def open(self, batch: int, capacity: int) -> None:
         for backend in self._all():
             backend.open(batch, capacity)
-        self.recent = []
+        self.gaps.clear()
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         for backend in self._all():
@@ -180,9 +196,7 @@ class SideBySide:
         log_probs = self.reference.log_probs
         if log_probs is None:
             raise AssertionError("the reference kept no log-probabilities")
-        best = log_probs[0].exp().topk(2).values  # [n, 2]
-        gap, other = (best[:, 0] - best[:, 1]).numpy(), ours.token != theirs.token  # [n], [1, n]
-        self.recent.append(gap)
+        gap, other = self.gaps.add(log_probs[0]), ours.token != theirs.token  # [n], [1, n]
         before, new = self.distance, written_by(forward)
         keys, values = self._written(new)
         self.distance = Distance(
@@ -200,16 +214,6 @@ class SideBySide:
         )
         self._look_at_every_token(forward, theirs, log_probs, new)
         return ours
-
-    def canvas_gap(self, step: Step) -> Floats:
-        """The probability gap between the two best tokens of each position, as of the step just made. [block]"""
-        own = step.slot >= 0  # else what the last committed row said was enough
-        if len(self.recent) > own:
-            self.gap[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
-        if own:
-            self.gap[step.asked] = self.recent[-1]
-        self.recent = []
-        return self.gap[: len(step.open)].copy()
 
     def _all(self) -> tuple[Backend, ...]:
         return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))
@@ -299,7 +303,7 @@ def compare(
     answers = 0
     for number, request in enumerate(requests):
         for fused in (True, False)[: 1 if once or number % separate else 2]:
-            ours = [(done[0], both.canvas_gap(done[0])) for done in steps(both, [request], fused=fused, gate=rule)]
+            ours = [(done[0], both.gaps.of_canvas(done[0])) for done in steps(both, [request], fused=fused, gate=rule)]
             theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule)]
             answers += 1
             place = first_difference([step for step, _ in ours], theirs)

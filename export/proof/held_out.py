@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from runtime.decoding.block_layout import room_for_answer
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train import tasks
+from train.checkpoint import Checkpoint
 from train.data import prompts
 
 SEED = 20  # of the held-out problems
+TASKS = "math,code"  # whose texts any tokenizer of English knows
+RECORDED, ANSWER = 8, 96  # prompts of a recorded reference, and most tokens of an answer
+COMMON_IDS = 2000  # of a vocabulary, the first ones, of which texts are made
+TEXT_TOKENS = 24  # of such a text
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
@@ -34,3 +40,46 @@ def held_out_requests(
     kept = prompts.fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
     return [Request(ids, DecodeOptions(min(room_for_answer(contract, len(ids)), contract.canvas))) for ids in found]
+
+
+def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, data: Path | None) -> list[Request]:
+    """Makes the requests that a bundle's reference is recorded of: of a task or file, if one is named.
+
+    Else of the sample tasks if the tokenizer restores their texts, else of texts of its own most common tokens. There
+    may be none, of a tokenizer that knows too little.
+    """
+    if task or data:
+        chosen = held_out_texts(task or "", data, RECORDED)
+        encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
+        return [shortened(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
+    texts = [problem.prompt for problem in held_out_texts(TASKS, None, RECORDED)]
+    for made in (texts, vocabulary_texts(source, contract)):
+        known = [text for text in made if restores(source, contract, text)]
+        encoded = prompts.of_checkpoint(source, raw=False)(known) if known else []
+        kept = [ids for ids in encoded if ids and max(ids) < contract.vocab and room_for_answer(contract, len(ids))]
+        if kept:
+            whole = [(np.array(ids, np.int64), room_for_answer(contract, len(ids))) for ids in kept]
+            return [Request(ids, DecodeOptions(min(room, contract.canvas, ANSWER))) for ids, room in whole]
+    return []
+
+
+def shortened(request: Request) -> Request:
+    """Returns the request with an answer that a reference has room for."""
+    wanted = min(request.options.max_new_tokens or ANSWER, ANSWER)
+    return replace(request, options=replace(request.options, max_new_tokens=wanted))
+
+
+def restores(source: Checkpoint, contract: Contract, text: str) -> bool:
+    """Returns whether the tokenizer gives a text back as it was, of tokens that the model knows."""
+    tokenizer = source.read_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    same = tokenizer.decode(ids, skip_special_tokens=False).split() == text.split()
+    return bool(ids) and same and max(ids) < contract.vocab and contract.mask_id not in ids
+
+
+def vocabulary_texts(source: Checkpoint, contract: Contract) -> list[str]:
+    """Makes texts of random common tokens, without special ones."""
+    rng, tokenizer = np.random.default_rng(SEED), source.read_tokenizer()
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = [id for id in range(min(COMMON_IDS, contract.vocab)) if id not in special]
+    return [tokenizer.decode(rng.choice(ids, TEXT_TOKENS).tolist()) for _ in range(RECORDED)] if ids else []

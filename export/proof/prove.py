@@ -15,13 +15,14 @@ from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
 from train.torch_backend import TorchBackend
 from train.transformer.network import ModelConfig
 
 from .by_layer import by_layer
-from .compare import TIE, Check, compare
+from .compare import TIE, compare
 from .instrumented import twin_of
 from .quantized_reference import whole_bound
 
@@ -46,7 +47,7 @@ def prove(
     yield graph
     if not graph.ok:
         return
-    if parity == "layers" or (parity == "auto" and not fits_whole(source.model)):
+    if not proves_whole(source, parity):
         yield from by_layer(source, contract, model, precision, formats)
         return
     reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
@@ -54,6 +55,11 @@ def prove(
     *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
     bound = whole_bound(formats, reference, source, contract, requests, separate=1) if formats else None
     yield from found.checks(TIE, precision, bound)
+
+
+def proves_whole(source: Checkpoint, parity: str) -> bool:
+    """Returns whether a model is proved whole, and not layer by layer; parity as `prove` has it."""
+    return parity == "whole" or (parity == "auto" and fits_whole(source.model))
 
 
 def fits_whole(shape: ModelConfig) -> bool:

@@ -22,7 +22,7 @@ from runtime.contract import Contract, GateSpec
 from runtime.decoding.options import Request
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
-from train.transformer.network import KeyValueStore, Transformer
+from train.transformer.network import KeyValueStore, Layer, Transformer
 
 from .compare import SEPARATE, compare
 
@@ -40,6 +40,32 @@ def quantized(module: ModuleT, chosen: OrtFormat) -> ModuleT:
     return module
 
 
+class RowsLayer(nn.Module):
+    """The last layer, which the graph computes for the logits rows alone once it has attended.
+
+    So an activation's one scale, there and in the head, is over these rows. rows: int64 [batch, n], of the next forward
+    pass; the hidden states of the others are zeros.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer, self.rows = layer, torch.zeros(1, 1, dtype=torch.int64)
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (self.pick(given[0]),))
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Returns the rows of x [batch, width, size]: [batch, n, size]."""
+        return x.gather(1, self._places(x))
+
+    def _places(self, x: Tensor) -> Tensor:
+        return self.rows[..., None].expand(-1, -1, x.shape[-1])
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
+        inner = self.layer
+        mixed = self.pick(x) + inner.self_attn(inner.input_layernorm(x), cos, sin, mask, cache)
+        made = mixed + inner.mlp(inner.post_attention_layernorm(mixed))
+        return torch.zeros_like(x).scatter(1, self._places(x), made)
+
+
 class QuantizedModel(nn.Module):
     """A checkpoint's whole model, with the forward and the logits of `train.transformer.network.Transformer`."""
 
@@ -51,6 +77,8 @@ class QuantizedModel(nn.Module):
         model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
         for i, layer in enumerate(model.layers):
             quantized(layer, formats.of_layer(i, len(model.layers)))
+        self.last = RowsLayer(cast(Layer, model.layers[-1]))
+        model.layers[-1] = self.last
         self.model = model
 
     def forward(
@@ -65,31 +93,34 @@ class QuantizedModel(nn.Module):
 
 
 class QuantizedBackend:
-    """That model as an engine that `parity.compare` takes."""
+    """That model as an engine that `compare` takes. torch: the backend that runs it."""
 
     name = "quantised in torch"
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
-        model = cast(Transformer, QuantizedModel(source, formats))  # as far as a backend asks
-        self._inner, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
+        made = QuantizedModel(source, formats)
+        model = cast(Transformer, made)  # as far as a backend needs it to be one
+        self.torch, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
+        self._last = made.last
 
     @property
     def cache(self) -> Floats:
         """[2 * layers, batch, kv_heads, capacity, head_dim], keys and values in turn."""
-        kept = self._inner.cache
+        kept = self.torch.cache
         if kept is None:
             return np.zeros(0, np.float32)
         parts = [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
         return torch.stack(parts).numpy()
 
     def open(self, batch: int, capacity: int) -> None:
-        self._inner.open(batch, capacity)
+        self.torch.open(batch, capacity)
 
     def forward(self, forward: Forward) -> Proposal:
-        return self._inner.forward(forward)
+        self._last.rows = torch.from_numpy(forward.rows)
+        return self.torch.forward(forward)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        self._inner.keep(rows)
+        self.torch.keep(rows)
 
 
 def whole_bound(

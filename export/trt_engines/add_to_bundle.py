@@ -61,7 +61,7 @@ def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | N
             tidy(shared.path)
             if bundle is not None and bundle.chat_template != shared.chat_template:  # of other --template-args
                 kept = bundle.engines[-1]
-                files = [shared.path / file for file in kept.files]
+                files = [shared.path / file for file in kept.hashed_files]
                 write(
                     shared.path, bundle.contract, kept, files, shared.tokenizer, shared.chat_template, bundle.provenance
                 )

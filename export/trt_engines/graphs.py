@@ -12,13 +12,13 @@ import torch
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.precisions import PRECISIONS, Precision
-from export.proof.compare import Check
 from export.proof.held_out import held_out_requests
 from export.proof.prove import check_onnx, prove
 from export.quantization.activation_ranges import measure, watch
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from runtime.bundle.store import sha256
 from runtime.contract import Contract
+from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.data.prompts import of_checkpoint
 from train.tasks import jsonl

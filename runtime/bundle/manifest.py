@@ -1,7 +1,8 @@
 """What a bundle's manifest says, read strictly: the contract, the engines and how they were made, their files' hashes.
 
 manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
-parity, and for TensorRT's build}], tokenizer: {file, sha256}, chat_template: {file, sha256} or null, provenance}.
+parity, for TensorRT's build, and reference if there is one}], tokenizer: {file, sha256}, chat_template: {file, sha256}
+or null, provenance}. Format 1 has no references.
 """
 
 from __future__ import annotations
@@ -13,19 +14,37 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..checked_fields import OBJECT, PRINTABLE, TEXT, check_names, one_of, optional, parse_fields
+from ..checked_fields import (
+    OBJECT,
+    PRINTABLE,
+    TEXT,
+    Expected,
+    check_names,
+    number,
+    one_of,
+    optional,
+    parse_fields,
+    whole,
+)
 from ..contract import Contract, GateSpec, parse_contract, parse_gate
 from ..engines.registry import DEFAULT, KINDS, EngineKind
 from ..errors import UserError
 from . import strict_json
 
-FORMAT = 1
+FORMAT = 2  # that is written
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
 KEYS = dict.fromkeys(("format", "contract", "engines", "tokenizer", "chat_template", "provenance"), True)
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FLAVORS = ("tensorrt", "rtx")
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
+REFERENCE = ".npz"  # the suffix of a recorded reference
+BOUND = number(0)
+BOUNDS = Expected(
+    "an object of one or more numbers from 0",
+    lambda value: isinstance(value, dict) and value != {} and all(map(BOUND.holds, value.values())),
+)
 TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published ones have some ten thousand
 
 
@@ -53,13 +72,29 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedReference:
+    """The file of what PyTorch computed in an engine's place (`bundle.reference`), and what the engine is judged by.
+
+    bounds: of each figure of a replay, by the names of `runtime.proof.judge`; first_load: how many of the forward
+    passes, the first ones, are replayed when a machine loads the engine for the first time; first_load_bounds: of these
+    alone, whose means are over less.
+    """
+
+    file: Annotated[str, PRINTABLE]
+    sha256: Annotated[str, TEXT]
+    bounds: Annotated[dict[str, float], BOUNDS]
+    first_load: Annotated[int, whole(1)]
+    first_load_bounds: Annotated[dict[str, float], BOUNDS]
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One way to run the model.
 
     target: `cpu`, `any` for a graph that TensorRT is to build of, or the compute capabilities it was built for (`sm89`,
     `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's, since quantisation shifts confidences;
     model: the file to load; files: all its files with their sha256; parity: what was measured against PyTorch when it
-    was made; build: where the file is TensorRT's, None where it is an ONNX graph.
+    was made; build: where the file is TensorRT's, None where it is an ONNX graph; reference: None if there is none.
     """
 
     name: Annotated[str, PRINTABLE]
@@ -71,11 +106,17 @@ class Engine:
     files: dict[str, str]
     parity: dict[str, Any]
     build: Build | None = None
+    reference: RecordedReference | None = None
 
     @property
     def kind(self) -> EngineKind:
         """What runs it, by its file."""
         return next(kind for kind in KINDS.values() if self.model.endswith(kind.suffix))
+
+    @property
+    def hashed_files(self) -> dict[str, str]:
+        """All that the bundle keeps for it, with the sha256: its files, and its reference if it has one."""
+        return self.files if self.reference is None else {**self.files, self.reference.file: self.reference.sha256}
 
     @property
     def graph(self) -> str:
@@ -106,8 +147,9 @@ class Engine:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = asdict(self)
-        if self.build is None:
-            del values["build"]  # as in the manifests from before there were any
+        for name in ("build", "reference"):
+            if values[name] is None:
+                del values[name]  # as in the manifests from before there were any
         return values
 
 
@@ -161,7 +203,7 @@ def read(path: Path) -> Bundle:
 
 def parse(path: Path, values: Any) -> Bundle:
     """The bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
-    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+    if isinstance(values, dict) and values.get("format", FORMAT) not in READABLE:
         found = values["format"]
         raise UserError(
             f"{path} has format {found!r}; this version reads formats up to {FORMAT}; install the version that wrote "
@@ -188,8 +230,9 @@ def parse(path: Path, values: Any) -> Bundle:
 def _engine(values: Any) -> Engine:
     place = "manifest.engines"
     engine = parse_fields(
-        Engine, values, place, "keys", gate=lambda gate: None if gate is None else parse_gate(gate), build=_build
-    )
+        Engine, values, place, "keys", gate=lambda gate: None if gate is None else parse_gate(gate), build=_build,
+        reference=_reference,
+    )  # fmt: skip
     if not isinstance(engine.files, dict) or not isinstance(engine.parity, dict):
         raise UserError(f"{place}: files and parity have to be objects; export the bundle again")
     for name, digest in engine.files.items():
@@ -216,6 +259,15 @@ def _build(values: Any) -> Build:
     if not all(type(n) is int and n >= 1 for n in numbers) or any(least > most for least, most in profiles):
         raise UserError(f"{place}: capacity, batch and profiles [[least, most], ...] have to be whole numbers from 1")
     return replace(build, profiles=tuple((least, most) for least, most in profiles))
+
+
+def _reference(values: Any) -> RecordedReference:
+    place = "manifest.engines.reference"
+    reference = parse_fields(RecordedReference, values, place, "keys")
+    _text({"file": reference.file, "sha256": reference.sha256}, "engines.reference")
+    if not reference.file.endswith(REFERENCE):
+        raise UserError(f"{place}: {reference.file!r} is no {REFERENCE} file; export the bundle again")
+    return reference
 
 
 def _text(values: Any, place: str) -> tuple[str, str]:

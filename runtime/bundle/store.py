@@ -40,7 +40,7 @@ __all__ = [
 
 SUFFIXES = "|".join(kind.suffix[1:] for kind in KINDS.values())
 OURS = re.compile(
-    rf"[A-Za-z0-9._-]+-[0-9a-f]{{8}}\.({SUFFIXES}|data|json|jinja)|\..+\.part"
+    rf"[A-Za-z0-9._-]+-[0-9a-f]{{8}}\.({SUFFIXES}|data|json|jinja|npz)|\..+\.part"
 )  # what a write may leave behind
 UNTRIED = "untried"  # the last part of the mark of a file that was hashed alone
 
@@ -58,7 +58,7 @@ def verify_files(
         raise UserError(f"verify is {policy!r}; expected first or always")
     known = trust_records.seen() if policy == "first" else {}
     found = {}
-    for name, expected in {**engine.files, **bundle.texts}.items():
+    for name, expected in {**engine.hashed_files, **bundle.texts}.items():
         file = regular(bundle.path / name)
         mark = _mark(file, expected)
         before = known.get(str(file.resolve()))
@@ -93,8 +93,9 @@ def write(
 ) -> Bundle:
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
 
-    artefacts: the engine's files, named by `content_name`; `engine.files` is taken from them. They are moved into the
-    bundle where they lie on its file system, else copied; those that are in it stay. An engine of the same `key` is
+    artifacts: the engine's files, named by `content_name`, and that of its reference if it has one; `engine.files` is
+    taken from the former. They are moved into the bundle if they are on its file system, else copied; those that are in
+    it stay. An engine of the same `key` is
     replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
@@ -103,7 +104,10 @@ def write(
     for file in artifacts:
         if f"-{hashes[file.name][:8]}." not in file.name:
             raise ValueError(f"{file.name} does not carry its content's hash {hashes[file.name][:8]}")
-    new = replace(engine, files=hashes)
+    recorded = engine.reference.file if engine.reference else None
+    if engine.reference is not None and hashes.get(engine.reference.file) != engine.reference.sha256:
+        raise ValueError(f"{recorded} is not among the artifacts, or has another content")
+    new = replace(engine, files={name: digest for name, digest in hashes.items() if name != recorded})
     texts = {"tokenizer": (tokenizer, "json"), "chat_template": (chat_template, "jinja")}
     with _locked(path):
         engines = (*_others(path, contract, new, provenance), new)
@@ -204,7 +208,7 @@ def _sweep(path: Path) -> None:
     named = {MANIFEST}
     if (path / MANIFEST).is_file():
         bundle = read(path)
-        named |= {*bundle.texts, *(name for engine in bundle.engines for name in engine.files)}
+        named |= {*bundle.texts, *(name for engine in bundle.engines for name in engine.hashed_files)}
     for name in os.listdir(path):
         if name not in named and OURS.fullmatch(name):
             (path / name).unlink()

@@ -1,4 +1,5 @@
-"""What this machine remembers outside of bundles, in the user's cache folder: files seen whole, engines built here."""
+"""What this machine remembers outside of bundles, in the user's cache folder: files seen whole, engines built or proved
+here."""
 
 from __future__ import annotations
 
@@ -44,6 +45,23 @@ def was_built(digest: str) -> bool:
         return (folder() / "built" / digest).is_file()
     except (OSError, RuntimeError):
         return False
+
+
+def was_proved(key: str) -> bool:
+    """Whether an engine was proved on a machine like this one; see `runtime.proof.first_load.key_of`."""
+    try:
+        return (folder() / "proved" / key).is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def remember_proved(key: str) -> None:
+    """Remembers such an engine; if that cannot be written, nothing is remembered, and it is proved again."""
+    try:
+        (folder() / "proved").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder() / "proved" / key).touch()
+    except (OSError, RuntimeError):
+        return
 
 
 def remember_built(digest: str) -> None:

@@ -38,6 +38,7 @@ extern "C" {
 #define BLOCKSTEP_DEVICE 3    /* a call of the GPU's driver or of TensorRT failed */
 #define BLOCKSTEP_PYTHON 4    /* Python cannot be started, or its environment lacks something */
 #define BLOCKSTEP_INTERNAL 5  /* anything else, memory that ran out included */
+#define BLOCKSTEP_DIFFERS 6   /* blockstep_verify: the engine is off its recorded reference by more than a bound */
 
 /* How an answer ended. */
 #define BLOCKSTEP_EOS 1       /* with an end token, which is in token_ids and not in text */
@@ -118,6 +119,11 @@ BLOCKSTEP_PUBLIC int blockstep_version(void);
 
 /* Loads the bundle in a folder. options may be NULL. *model is NULL after an error. */
 BLOCKSTEP_PUBLIC int blockstep_load(const char *bundle, const blockstep_options *options, blockstep_model **model);
+
+/* Replays what PyTorch computed when the bundle was exported on the engine that the options choose (NULL: the first for
+   ONNX Runtime), as `blockstep verify` does; at_once and verify_always do not matter. BLOCKSTEP_OK if every bound is kept;
+   BLOCKSTEP_DIFFERS if not, and blockstep_last_error says which; BLOCKSTEP_MISTAKE for a bundle without a reference. */
+BLOCKSTEP_PUBLIC int blockstep_verify(const char *bundle, const blockstep_options *options);
 
 /* Answers a request. *answer is NULL after an error; answer itself may be NULL where on_block has it all. */
 BLOCKSTEP_PUBLIC int blockstep_generate(

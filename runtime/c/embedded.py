@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,17 @@ import numpy as np
 from ..backend import Ints
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
+from ..engines.registry import OpenOptions
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Block, Model, ModelPool, blocks, while_wanted
 from ..open_bundle import load
+from ..proof.bundle_proof import prove_bundle
 
 CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
+
+
+class Differs(Exception):
+    """An engine missed a bound of its recorded reference."""
 
 
 class HostCalls:
@@ -45,6 +52,15 @@ class HostCalls:
         number = next(self._numbers)
         self._models[number] = ModelPool(model, options.at_once), self._contract(model)
         out[0] = self._ffi.cast("blockstep_model *", number)
+
+    def verify(self, bundle: Any, options: Any) -> None:
+        options = options or self._ffi.new("blockstep_options *")
+        device = self._text(options.device, "device") or "cpu"
+        opened = OpenOptions(device, options.threads or None, bool(options.trust_engine))
+        engine = self._text(options.engine, "engine") or None
+        proof = prove_bundle(Path(self._text(bundle, "bundle")), engine, opened)
+        if not proof.ok:
+            raise Differs("; ".join(f"{check.name}: {check.detail}" for check in proof.checks if not check.ok))
 
     def generate(self, model: Any, request: Any, temperature: float, seed: Any, out: Any) -> None:
         pool, _ = self._loaded(model)
@@ -156,7 +172,7 @@ class HostCalls:
 def bind(ffi: Any, lib: Any) -> None:
     """Makes a Library the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
     library = HostCalls(ffi, lib)
-    for call in (library.load, library.generate, library.describe, library.close):
+    for call in (library.load, library.verify, library.generate, library.describe, library.close):
         ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
 
 
@@ -164,6 +180,7 @@ def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
     """The call with a code as its result, its error's line kept in the calling thread."""
     kinds = (
         (UserError, lib.BLOCKSTEP_MISTAKE),
+        (Differs, lib.BLOCKSTEP_DIFFERS),
         (NumericalError, lib.BLOCKSTEP_NUMERICAL),
         (DeviceError, lib.BLOCKSTEP_DEVICE),
         (ModuleNotFoundError, lib.BLOCKSTEP_PYTHON),

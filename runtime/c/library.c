@@ -12,6 +12,7 @@
 
 static int python_attach(int chosen, char *package);
 static int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
+static int python_verify(char *bundle, blockstep_options *options);
 static int python_generate(
     blockstep_model *model, blockstep_request *request, double temperature, int64_t *seed, blockstep_answer **answer);
 static int python_describe(blockstep_model *model, blockstep_contract **contract);
@@ -161,6 +162,15 @@ int blockstep_load(const char *bundle, const blockstep_options *options, blockst
     if (bundle == NULL || model == NULL)
         return mistake("bundle or model is NULL; expected a folder and where to put the model");
     return python_load((char *)bundle, (blockstep_options *)options, model);
+}
+
+int blockstep_verify(const char *bundle, const blockstep_options *options)
+{
+    if (!ready())
+        return BLOCKSTEP_PYTHON;
+    if (bundle == NULL)
+        return mistake("bundle is NULL; expected a folder");
+    return python_verify((char *)bundle, (blockstep_options *)options);
 }
 
 int blockstep_generate(blockstep_model *model, const blockstep_request *request, blockstep_answer **answer)

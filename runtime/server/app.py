@@ -67,7 +67,8 @@ def _card(service: Service, request: Request) -> Response:
 
 
 def _ready(service: Service, request: Request) -> Response:
-    return in_json({"ready": not service.workers.broken}, 503 if service.workers.broken else 200)
+    broken = service.workers.broken
+    return in_json({"ready": not broken, "proved": service.model.proved}, 503 if broken else 200)
 
 
 def _metrics(service: Service, request: Request) -> Response:

@@ -114,6 +114,10 @@ class OrtBackend:
         """Whether these are tokens that a model of this contract may propose."""
         return min(ids) >= 0 and max(ids) < self.contract.vocab and self.contract.mask_id not in ids
 
+    def read_cache(self) -> NDArray[Any]:
+        """Returns the KV cache, from a GPU a copy of it. [2 * layers, 1, kv_heads, capacity, head_dim]"""
+        return self.cache if self.device == "cpu" else np.stack([part.numpy() for part in self._parts])
+
     def keep(self, rows: NDArray[Any]) -> None:
         if rows.tolist() != [0]:
             raise ValueError(f"rows {rows.tolist()} of a batch of one")

@@ -63,6 +63,10 @@ class TrtBackend:
         """A copy of the cache, for whoever compares. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
         return self._active.read_cache()[:, self._slots]
 
+    def read_cache(self) -> Floats:
+        """Returns the same copy."""
+        return self.cache
+
     def open(self, batch: int, capacity: int) -> None:
         if batch > self.contract.batch:
             raise UserError(

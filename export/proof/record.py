@@ -1,0 +1,240 @@
+"""Records what PyTorch computes for real prompts: the reference that a bundle carries to machines without PyTorch.
+
+For quantized weights whose arithmetic is known in PyTorch it is recorded from that arithmetic and not from the model:
+an engine is as near to it as fp32 rounding takes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.precisions import PRECISIONS, Precision
+from export.quantization.ort_formats import OrtFormats
+from runtime.backend import Forward, Inspectable, Proposal
+from runtime.bundle.manifest import REFERENCE, Engine, RecordedReference
+from runtime.bundle.reference import TOP, RecordedAnswer, RecordedForward, Reference, write_reference
+from runtime.bundle.store import content_name, sha256
+from runtime.contract import Contract
+from runtime.decoding.loop import steps
+from runtime.decoding.options import Request
+from runtime.proof.judge import (
+    ANSWERS,
+    BEST,
+    ENTROPY,
+    KEYS,
+    LARGEST,
+    TOP_MEAN,
+    VALUES,
+    Check,
+    judge_answers,
+    judge_figures,
+    measure,
+)
+from runtime.proof.replay import Replayed, mean_norms, replay
+from train.checkpoint import Checkpoint
+from train.huggingface.weights import expected_shapes
+from train.torch_backend import TorchBackend
+
+from .compare import TokenGaps, closest_call
+from .quantized_reference import QuantizedBackend
+
+ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
+IDS = 30_000  # tokens of its forward passes, of which the same holds
+FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
+SPREAD = 4  # a bound is so many times what the exported engine was measured at, and at least its precision's
+LIMIT, LIMIT_QUANTIZED = 10, 100  # the exported engine itself is within so many times its precision's least bound
+ANSWER_MARGIN = 1e-4  # by how little PyTorch may have decided, in probability, for an exact engine's answer to differ
+
+
+def copy_of(forward: Forward, top: bool) -> Forward:
+    """Returns the same inputs, which do not change with the canvas that they are a view of."""
+    ids, past, visible, rows = forward.input_ids, forward.past_length, forward.visible, forward.rows
+    return Forward(ids.copy(), past.copy(), visible.copy(), rows.copy(), top)
+
+
+class Recorder:
+    """Runs every forward pass in PyTorch and keeps what it was given and what it computed."""
+
+    name = "recorder"
+
+    def __init__(self, reference: TorchBackend | QuantizedBackend) -> None:
+        self.reference, self.contract = reference, reference.contract
+        self.torch = reference if isinstance(reference, TorchBackend) else reference.torch
+        self.gaps, self.forwards = TokenGaps(self.contract.block), list[RecordedForward]()
+        self._begins = True
+
+    def open(self, batch: int, capacity: int) -> None:
+        self.reference.open(batch, capacity)
+        self.gaps.clear()
+        self._begins = True
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        self.reference.keep(rows)
+
+    def forward(self, forward: Forward) -> Proposal:
+        out = self.reference.forward(forward)
+        log_probs = self.torch.log_probs
+        if log_probs is None:
+            raise AssertionError("the reference kept no log-probabilities")
+        self.gaps.add(log_probs[0])
+        count = min(TOP, int(torch.isfinite(log_probs[0]).sum(-1).min()))
+        best = log_probs[0].topk(count)  # [n, count]
+        kept = copy_of(forward, self.contract.top_k > 0)
+        top, norms = best.values.numpy(), self._norms(forward).astype(np.float32)
+        self.forwards.append(RecordedForward(self._begins, kept, best.indices.numpy(), top, out.entropy[0], norms))
+        self._begins = False
+        return out
+
+    def _norms(self, forward: Forward) -> NDArray[np.float64]:
+        """Of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
+        cache, past, width = self.torch.cache, int(forward.past_length[0]), forward.input_ids.shape[1]
+        if cache is None:
+            return np.zeros((0, 2))
+        parts = [
+            part[:, :, past : past + width] for pair in zip(cache.keys, cache.values, strict=True) for part in pair
+        ]
+        return mean_norms(torch.stack(parts).numpy())
+
+
+def record(reference: TorchBackend | QuantizedBackend, requests: Sequence[Request]) -> Reference:
+    """Generates the requests in PyTorch, with the contract's gate, and returns what was computed on the way.
+
+    Requests that would make it larger than a bundle's reader allows are left out, but for the first.
+    """
+    recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
+    for request in requests:
+        before, margin = len(recorder.forwards), 1.0
+        for [step] in steps(recorder, [request]):
+            gap = recorder.gaps.of_canvas(step)
+            if (step.open | step.accepted).any():
+                margin = min(margin, closest_call(gate, step, gap))
+            result = step.result
+        if answers and too_large(recorder.forwards):
+            del recorder.forwards[before:]
+            break
+        assert result is not None  # of the last step
+        tokens = tuple(int(token) for token in result.token_ids)
+        answers.append(RecordedAnswer(request.prompt, int(request.options.max_new_tokens or 0), tokens, margin))
+    return Reference(tuple(recorder.forwards), tuple(answers))
+
+
+def too_large(forwards: Sequence[RecordedForward]) -> bool:
+    """Returns whether these are more than a reference of less than 1 MB has room for."""
+    ids = sum(each.forward.input_ids.size for each in forwards)
+    return sum(each.entropy.size for each in forwards) > ROWS or ids > IDS
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A reference that was written: what the manifest says of it, its file, and the check of the exported engine."""
+
+    entry: RecordedReference
+    file: Path
+    check: Check
+
+
+def record_reference(
+    source: Checkpoint,
+    contract: Contract,
+    engine: Engine,
+    backend: Inspectable,
+    requests: Sequence[Request],
+    formats: OrtFormats | None,
+    folder: Path,
+) -> Recording:
+    """Records a reference for an engine, writes it into a folder, and measures the engine by it.
+
+    Bounds are what rounding costs on the machine that exports, with room for other machines, and no less than the
+    precision's: a deep quantized model scatters more than a shallow one.
+    """
+    reference: TorchBackend | QuantizedBackend
+    if formats is None:
+        reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    else:
+        reference = QuantizedBackend(source, contract, formats)
+    recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
+    first = first_load_count(source, recorded.forwards)
+    replayed = replay(backend, recorded.forwards)
+    bounds = bounds_of(kept, recorded.forwards, replayed)
+    if kept.exact and recorded.answers:
+        bounds[ANSWERS] = ANSWER_MARGIN
+    part = bounds_of(kept, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]))
+    answers = judge_answers(backend, recorded.answers, contract.gate, bounds)
+    check = reference_check(
+        recorded, replayed, [*judge_figures(recorded.forwards, replayed, limits_of(kept)), *answers]
+    )
+    return write_recording(engine, recorded, bounds, first, part, check, folder)
+
+
+def write_recording(
+    engine: Engine,
+    reference: Reference,
+    bounds: dict[str, float],
+    first_load: int,
+    first_load_bounds: dict[str, float],
+    check: Check,
+    folder: Path,
+) -> Recording:
+    """Writes a reference into a folder under its content's name; the rest is as in the manifest."""
+    plain = folder / f"{engine.name}.reference{REFERENCE}"
+    write_reference(plain, reference)
+    digest = sha256(plain)
+    file = plain.rename(folder / content_name(f"{engine.name}.reference", REFERENCE, digest))
+    return Recording(RecordedReference(file.name, digest, bounds, first_load, first_load_bounds), file, check)
+
+
+def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Check]) -> Check:
+    """Sums up what was recorded and how far the exported engine is from it."""
+    counts = (
+        f"{len(recorded.forwards)} forward passes, {len(replayed.token)} logits rows, {len(recorded.answers)} answers"
+    )
+    missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
+    figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
+    return Check("reference", all(each.ok for each in checks), counts + missed + figures)
+
+
+def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
+    """Returns how many of the forward passes a first load has time for: two of a large model."""
+    parameters = sum(math.prod(shape) for shape in expected_shapes(source.model).values())
+    operations = np.cumsum([2 * parameters * each.forward.input_ids.size for each in forwards])
+    return min(len(forwards), max(2, int((operations <= FIRST_LOAD).sum())))
+
+
+def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
+    """Returns what of a replay is of these forward passes, the first ones of it."""
+    rows = sum(each.entropy.size for each in forwards)
+    top = None if replayed.top_logprob is None else replayed.top_logprob[:rows]
+    norms = replayed.norms[: len(forwards)]
+    return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
+
+
+def bounds_of(kept: Precision, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+    """Returns the bounds that an engine of a precision is judged by elsewhere."""
+    floors, found = floors_of(kept), measure(forwards, replayed)
+    return {name: round_up(max(floors[name], SPREAD * figure.value)) for name, figure in found.items()}
+
+
+def floors_of(kept: Precision) -> Mapping[str, float]:
+    """Returns what no bound of a precision is below."""
+    least = kept.replay
+    means = dict.fromkeys((TOP_MEAN, BEST, ENTROPY), least.mean_log_prob)
+    return {KEYS: least.mean_norm, VALUES: least.mean_norm, **means, LARGEST: least.largest_log_prob}
+
+
+def limits_of(kept: Precision) -> dict[str, float]:
+    """Returns what an engine has to keep when it is exported, or it is wrong and no measure for bounds."""
+    times = LIMIT if kept.exact else LIMIT_QUANTIZED
+    return {name: times * floor for name, floor in floors_of(kept).items()}
+
+
+def round_up(value: float) -> float:
+    """Returns the value with two significant digits, no less than it was."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-6) * unit:.2g}")

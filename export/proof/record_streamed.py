@@ -1,0 +1,146 @@
+"""Records a reference of a model that is too large to hold: one layer after the other, for the same forward passes.
+
+Two forward passes of one prompt: the prompt with a masked block, and the block half unmasked over the KV cache of the
+prompt. The engine is not held either, so bounds are not measured with it. They come from the same passes over
+embeddings that are off by a little: what that scatters, another machine's rounding scatters less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from export.precisions import PRECISIONS
+from export.quantization.ort_formats import OrtFormats
+from export.quantization.ort_int8 import restored
+from runtime.backend import Forward, Proposal
+from runtime.bundle.manifest import Engine
+from runtime.bundle.reference import TOP, RecordedForward, Reference
+from runtime.contract import Contract
+from runtime.decoding.loop import steps
+from runtime.decoding.options import Request
+from runtime.proof.judge import Check
+from runtime.proof.replay import Replayed, mean_norms
+from train.checkpoint import Checkpoint
+from train.torch_backend import StaticCache
+from train.transformer.network import Layer, ModelConfig, prefix_mask, rotary_tables
+
+from .by_layer import loaded, predicted
+from .quantized_reference import RowsLayer, quantized
+from .record import Recording, bounds_of, copy_of, write_recording
+
+FORWARDS = 2
+OFF, OFF_FP16 = 1e-5, 1e-3  # relative, of embeddings: more than what fp32 and fp16 round them to
+SEED = 40
+
+
+def record_streamed(
+    source: Checkpoint, contract: Contract, engine: Engine, request: Request, formats: OrtFormats | None, folder: Path
+) -> Recording:
+    """Records a reference for an engine and writes it into a folder. Peak memory is that of the largest part."""
+    forwards = draft(contract, request)
+    off = OFF_FP16 if engine.precision == "fp16" else OFF
+    passes = [Pass(source, forwards, formats, each) for each in (0.0, off)]
+    for i in tqdm(range(contract.layers), unit="layer", disable=None):
+        alone = loaded(Layer, (source.model, 0), source.weights, f"layers.{i}.")
+        layer = RowsLayer(quantized(alone, formats.of_layer(i, contract.layers)) if formats else alone)
+        for each in passes:
+            each.run_layer(source.model, contract, layer, i == contract.layers - 1)
+    recorded, scattered = (each.predict(source, contract, bool(formats)) for each in passes)
+    bounds = bounds_of(PRECISIONS[engine.precision], recorded, replayed_of(scattered, contract.top_k))
+    rows = sum(each.entropy.size for each in recorded)
+    check = Check("reference", True, f"{len(recorded)} forward passes, {rows} logits rows, recorded layer by layer")
+    return write_recording(engine, Reference(tuple(recorded)), bounds, len(recorded), bounds, check, folder)
+
+
+class Draft:
+    """A backend without a model, which is certain of the first half of the rows that it is given."""
+
+    name = "draft"
+
+    def __init__(self, contract: Contract, token: int) -> None:
+        self.contract, self.token, self.forwards = contract, token, list[Forward]()
+
+    def open(self, batch: int, capacity: int) -> None:
+        pass
+
+    def keep(self, rows: NDArray[Any]) -> None:
+        pass
+
+    def forward(self, forward: Forward) -> Proposal:
+        self.forwards.append(copy_of(forward, self.contract.top_k > 0))
+        first = np.arange(forward.rows.shape[1])[None] < max(1, forward.rows.shape[1] // 2)  # [1, n]
+        confidence = np.where(first, 1.0, 1e-3).astype(np.float32)
+        return Proposal(np.full(forward.rows.shape, self.token), confidence, 5 * (1 - confidence))
+
+
+def draft(contract: Contract, request: Request) -> list[Forward]:
+    """Returns the first forward passes that the decode loop would run for a request, the first block half accepted."""
+    backend = Draft(contract, int(request.prompt[0]))
+    for _ in steps(backend, [request]):
+        if len(backend.forwards) >= FORWARDS:
+            break
+    return backend.forwards[:FORWARDS]
+
+
+class Pass:
+    """Hidden states of forward passes on their way through the layers.
+
+    hidden: of each forward pass, [1, width, hidden]; norms: of each forward pass, what its new keys and values have in
+    each layer so far, [2]. off: by how much, relative, embeddings are changed.
+    """
+
+    def __init__(self, source: Checkpoint, forwards: Sequence[Forward], formats: OrtFormats | None, off: float) -> None:
+        noise, table = torch.Generator().manual_seed(SEED), source.weights["embed_tokens.weight"]
+        self.forwards, self.norms = forwards, [list[NDArray[np.float64]]() for _ in forwards]
+        self.hidden: list[Tensor] = []
+        for forward in forwards:
+            rows = table[torch.from_numpy(forward.input_ids[0])].float()
+            rows = restored(rows) if formats else rows
+            self.hidden.append((rows * (1 + off * torch.randn(rows.shape, generator=noise)))[None])
+
+    @torch.no_grad()
+    def run_layer(self, config: ModelConfig, contract: Contract, layer: RowsLayer, last: bool) -> None:
+        """Runs a layer, in whose KV cache the forward passes follow each other; the last one for logits rows alone."""
+        end = max(int(each.past_length[0]) + each.input_ids.shape[1] for each in self.forwards)
+        store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if contract.has_cache else None
+        for place, forward in enumerate(self.forwards):
+            past, width = int(forward.past_length[0]), forward.input_ids.shape[1]
+            positions = torch.arange(past, past + width)[None, None]
+            cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+            mask = prefix_mask(torch.from_numpy(forward.visible), past + width)
+            layer.rows = torch.from_numpy(forward.rows) if last else torch.arange(width)[None]
+            if store is not None:
+                store.past = torch.tensor([past])
+            self.hidden[place] = layer(self.hidden[place], cos, sin, mask, store)
+            if store is not None:
+                new = [part[0][:, :, past : past + width] for part in (store.keys, store.values)]
+                self.norms[place].append(mean_norms(torch.stack(new).numpy())[0])
+
+    def predict(self, source: Checkpoint, contract: Contract, int8: bool) -> list[RecordedForward]:
+        """Returns what was computed, from the states after the last layer."""
+        made = []
+        for place, forward in enumerate(self.forwards):
+            states = self.hidden[place][:, forward.rows[0]].numpy()
+            out, log_probs = predicted(source, contract, states, int8)
+            best = log_probs[0].topk(min(TOP, int(torch.isfinite(log_probs[0]).sum(-1).min())))  # [n, K]
+            norms = np.array(self.norms[place], np.float32).reshape(-1, 2)
+            top = best.indices.numpy(), best.values.numpy()
+            made.append(RecordedForward(place == 0, forward, *top, out.entropy[0], norms))
+        return made
+
+
+def replayed_of(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
+    """Returns recorded forward passes as an engine with so many top tokens would have replayed them."""
+    token, top = (np.concatenate([getattr(each, name) for each in forwards]) for name in ("top_token", "top_logprob"))
+    norms = np.stack([each.norms for each in forwards]).astype(np.float64)
+    entropy = np.concatenate([each.entropy for each in forwards])
+    return Replayed(token[:, 0], top[:, 0], entropy, top[:, :top_k] if top_k else None, norms)

@@ -1,0 +1,75 @@
+"""Proves an engine of a bundle on this machine by its whole recorded reference, for the command and the C library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from ..backend import Inspectable
+from ..bundle.manifest import Bundle, Engine, RecordedReference, read
+from ..bundle.reference import read_reference
+from ..bundle.store import verify_files
+from ..engines.registry import OpenOptions, choose_engines
+from ..errors import UserError
+from .judge import Check, Figure, judge, judge_answers, measure
+from .replay import replay
+
+
+@dataclass(frozen=True, slots=True)
+class BundleProof:
+    """What a replay found. engine, backend: names; forwards, rows, answers: how many were compared."""
+
+    engine: str
+    backend: str
+    forwards: int
+    rows: int
+    answers: int
+    figures: Mapping[str, Figure]
+    bounds: Mapping[str, float]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> BundleProof:
+    """Opens an engine without the proof of a first load, and replays its whole reference.
+
+    engine: as `load` takes it. Raises UserError for what cannot be opened or has no reference.
+    """
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"threads is {options.threads}; expected at least 1")
+    bundle = read(path)
+    engines = choose_engines(bundle, engine, options.device)
+    kind = engines[0].kind
+    reference_of(bundle, next((each for each in engines if each.reference), engines[0]))
+    kind.import_library(options.device)
+    verify_files(bundle, replace(engines[0], files={}) if kind.native_code else engines[0], "always")
+    chosen, backend = kind.open(bundle, engines, options)
+    recorded = reference_of(bundle, chosen)
+    reference = read_reference(bundle.path, recorded, bundle.contract)
+    replayed = replay(cast(Inspectable, backend), reference.forwards)
+    checks = judge(reference.forwards, replayed, recorded.bounds)
+    checks += judge_answers(backend, reference.answers, bundle.contract.gate, recorded.bounds)
+    counts = len(reference.forwards), len(replayed.token), len(reference.answers)
+    figures = measure(reference.forwards, replayed)
+    return BundleProof(chosen.name, backend.name, *counts, figures, recorded.bounds, tuple(checks))
+
+
+def reference_of(bundle: Bundle, engine: Engine) -> RecordedReference:
+    """Returns what was recorded of an engine. Raises UserError, naming the command that records it, for nothing."""
+    if engine.reference is None and engine.kind.native_code:
+        raise UserError(
+            f"{engine.name} of {bundle.path} has no recorded reference, as no engine of TensorRT has yet; compare it "
+            f"with PyTorch: blockstep export verify {bundle.path} --ckpt CHECKPOINT --engine {engine.name}"
+        )
+    if engine.reference is None:
+        raise UserError(
+            f"{engine.name} of {bundle.path} has no recorded reference to be compared with; export it again from its "
+            "checkpoint, which records one: blockstep export onnx --ckpt CHECKPOINT --out "
+            f"{bundle.path} --precision {engine.precision}"
+        )
+    return engine.reference

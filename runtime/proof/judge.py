@@ -1,0 +1,137 @@
+"""Judges an engine's replay of recorded forward passes by what separates a right engine from a wrong one.
+
+Rounding, and activations of a quantized engine at the edge of two steps, move single numbers much and their means
+hardly; a wrong weight, scale, position or KV cache moves the means. So bounds are on means: of the norms of new keys
+and values, in which all but the last layer's own products and the head is seen, and of log-probabilities, in which
+these are. The largest difference of one log-probability has its precision's loose bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import Backend, Inspectable
+from ..bundle.reference import RecordedAnswer, RecordedForward
+from ..contract import GateSpec
+from ..decoding.loop import generate
+from ..decoding.options import DecodeOptions, Request
+from .replay import Replayed, replay
+
+KEYS, VALUES = "keys", "values"
+TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
+WORDS = {  # figure: what it is, with its unit
+    KEYS: "mean norm of new keys, relative",
+    VALUES: "mean norm of new values, relative",
+    TOP_MEAN: "mean log p of the top tokens, nats",
+    BEST: "mean log p of the best token, nats",
+    ENTROPY: "mean entropy, nats",
+    LARGEST: "largest |d log p| of the best token, nats",
+}
+ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, whether it is as it should be, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"[{'ok' if self.ok else 'x'}] {self.name}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How far an engine is from its reference in one respect. place: the layer that differs most, if of one."""
+
+    value: float
+    place: int | None = None
+
+
+def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
+    """Returns every figure of a replay that the engine's outputs allow, NaN if one of its numbers is NaN."""
+    found = {}
+    if replayed.norms.shape[1]:
+        widths = np.array([each.forward.input_ids.shape[1] for each in forwards], np.float64)[:, None, None]
+        recorded = np.stack([each.norms for each in forwards]).astype(np.float64)  # [forward passes, layers, 2]
+        ours, theirs = (np.sum(widths * part, 0) for part in (recorded, replayed.norms))  # [layers, 2]
+        apart = np.abs(theirs - ours) / np.maximum(ours, np.finfo(np.float32).tiny)
+        for kind, name in enumerate((KEYS, VALUES)):
+            found[name] = Figure(float(apart[:, kind].max()), int(apart[:, kind].argmax()))
+    top = np.concatenate([each.top_logprob for each in forwards])
+    best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
+    if replayed.top_logprob is not None:
+        count = min(top.shape[1], replayed.top_logprob.shape[1])
+        found[TOP_MEAN] = Figure(mean_of(replayed.top_logprob[:, :count] - top[:, :count]))
+    return {
+        **found,
+        BEST: Figure(mean_of(best)),
+        ENTROPY: Figure(mean_of(entropy)),
+        LARGEST: Figure(float(np.abs(best).max())),
+    }
+
+
+def mean_of(apart: NDArray[Any]) -> float:
+    """Returns the absolute value of the mean."""
+    return float(np.abs(np.mean(apart, dtype=np.float64)))
+
+
+def judge(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
+    """Returns a check per figure that has a bound, and one of the best tokens."""
+    tokens = judge_tokens(forwards, replayed, 2 * bounds.get(LARGEST, np.inf))
+    return [*judge_figures(forwards, replayed, bounds), tokens]
+
+
+def judge_figures(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
+    """Returns a check per figure that has a bound."""
+    checks = []
+    for name, figure in measure(forwards, replayed).items():
+        if name in bounds:
+            where = "" if figure.place is None else f" in layer {figure.place}"
+            detail = f"{WORDS[name]}: off by {figure.value:.1e}{where} (bound {bounds[name]:.1e})"
+            checks.append(Check(name, bool(figure.value <= bounds[name]), detail))
+    return checks
+
+
+def judge_tokens(forwards: Sequence[RecordedForward], replayed: Replayed, lead: float) -> Check:
+    """Checks that another best token is the engine's only if PyTorch's led the second by at most so many nats."""
+    token = np.concatenate([each.top_token[:, 0] for each in forwards])
+    top = np.concatenate([each.top_logprob for each in forwards])
+    leads = top[:, 0] - top[:, min(1, top.shape[1] - 1)]
+    other = replayed.token != token
+    largest = float(leads[other].max()) if other.any() else 0.0
+    detail = f"{int(other.sum())} of {len(token)} best tokens differ"
+    if other.any():
+        detail += f", of which PyTorch's led the second by {largest:.1e} nats at most (bound {lead:.0e})"
+    return Check("tokens", largest <= lead, detail)
+
+
+def judge_answers(
+    backend: Backend, answers: Sequence[RecordedAnswer], gate: GateSpec, bounds: Mapping[str, float]
+) -> list[Check]:
+    """Generates the recorded answers and checks that they differ at most if PyTorch decided by less than the bound."""
+    if not answers:
+        return []
+    margins = [
+        each.margin
+        for each in answers
+        if generate(backend, Request(each.prompt, DecodeOptions(each.wanted)), gate=gate).token_ids != each.tokens
+    ]
+    detail = f"{len(margins)} of {len(answers)} whole answers differ"
+    if ANSWERS not in bounds:
+        return [Check(ANSWERS, True, f"{detail} (no bound: this precision is not exact)")]
+    if margins:
+        detail += f"; PyTorch decided by {max(margins):.1e} in one of them (bound {bounds[ANSWERS]:.0e})"
+    return [Check(ANSWERS, all(margin <= bounds[ANSWERS] for margin in margins), detail)]
+
+
+def prove(backend: Inspectable, forwards: Sequence[RecordedForward], bounds: Mapping[str, float]) -> list[Check]:
+    """Replays recorded forward passes on an engine and judges it."""
+    return judge(forwards, replay(backend, forwards), bounds)

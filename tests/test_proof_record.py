@@ -1,0 +1,118 @@
+"""What an export records in PyTorch is what its engine computes, and the bounds that it judges by are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted
+import pytest
+import tiny
+
+from export.contract_from_checkpoint import exported_contract
+from export.graph.ort_graph import write_ort_graph
+from export.proof import record as module
+from export.proof.held_out import recorded_requests
+from export.proof.prove import sample_requests
+from export.proof.quantized_reference import QuantizedBackend
+from export.proof.record import Recording, record_reference, round_up
+from export.proof.record_streamed import record_streamed
+from export.quantization.ort_formats import formats_of
+from runtime.bundle.manifest import Engine
+from runtime.bundle.reference import Reference, read_reference
+from runtime.contract import Contract
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.proof.judge import judge_answers, prove
+from train.checkpoint import Checkpoint
+from train.torch_backend import TorchBackend
+
+
+def recorded(
+    source: Checkpoint, contract: Contract, precision: str, folder: Path
+) -> tuple[Recording, Reference, OrtBackend]:
+    """A reference that was written and read again, and the engine that it is of."""
+    [file] = write_ort_graph(source, contract, precision, folder)
+    backend = OrtBackend(file, contract, threads=1)
+    engine = Engine(f"ort-{precision}", "ort", precision, "cpu", None, file.name, {}, {})
+    formats = formats_of("ort", precision)
+    made = record_reference(source, contract, engine, backend, sample_requests(contract), formats, folder)
+    return made, read_reference(folder, made.entry, contract), backend
+
+
+@pytest.mark.parametrize(
+    ("precision", "top_k", "decoding"),
+    [
+        ("fp32", 8, {}), ("int8", 0, {}), ("fp32", 0, {"attention": "full", "shift": True}),
+    ],
+)  # fmt: skip
+def test_an_engine_keeps_the_bounds_that_its_export_records(
+    precision: str, top_k: int, decoding: dict[str, Any], tmp_path: Path
+) -> None:
+    source = tiny.checkpoint(1, **decoding)
+    contract = exported_contract(source, None, top_k)
+    made, reference, backend = recorded(source, contract, precision, tmp_path)
+    assert made.check.ok and made.file.name == made.entry.file and made.entry.first_load == len(reference.forwards)
+    assert all(check.ok for check in prove(backend, reference.forwards, made.entry.bounds))
+    assert all(each.ok for each in judge_answers(backend, reference.answers, contract.gate, made.entry.bounds))
+    names = {"log_prob", "entropy", "largest_log_prob"} | ({"top_log_prob"} if top_k else set())
+    names |= set() if decoding else {"keys", "values"}
+    assert made.entry.bounds.keys() - {"answers"} == names == made.entry.first_load_bounds.keys()
+    assert ("answers" in made.entry.bounds) == (precision == "fp32")
+    known = contract.vocab - 1 - len(source.missing_ids())
+    assert reference.forwards[0].top_token.shape[1] == min(32, known)
+    assert np.all(np.diff(reference.forwards[0].top_logprob) <= 0)
+    if precision == "fp32" and contract.has_cache:
+        wrong = planted.Masked(backend, -1)
+        assert not all(check.ok for check in prove(wrong, reference.forwards, made.entry.bounds))
+
+
+@pytest.mark.parametrize(
+    ("precision", "decoding"), [("fp32", {}), ("int8", {}), ("fp32", {"attention": "full"})]
+)  # fmt: skip
+def test_a_streamed_reference_is_what_the_whole_model_computes(
+    precision: str, decoding: dict[str, Any], tmp_path: Path
+) -> None:
+    source = tiny.checkpoint(1, **decoding)
+    contract = exported_contract(source, None, 8)
+    [file] = write_ort_graph(source, contract, precision, tmp_path)
+    engine = Engine(f"ort-{precision}", "ort", precision, "cpu", None, file.name, {}, {})
+    request, formats = sample_requests(contract)[-1], formats_of("ort", precision)
+    made = record_streamed(source, contract, engine, request, formats, tmp_path)
+    reference = read_reference(tmp_path, made.entry, contract)
+    first, second = reference.forwards
+    assert first.begins and not second.begins and not reference.answers
+    prefix = int(second.forward.past_length[0])
+    assert prefix == (len(request.prompt) if contract.has_cache else 0)
+    masked = second.forward.input_ids[0, -contract.block :] == contract.mask_id
+    assert not contract.has_cache or 0 < masked.sum() < contract.block
+    whole = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    near = QuantizedBackend(source, contract, formats) if formats else whole
+    near.open(1, contract.capacity)
+    for each in reference.forwards:
+        out = near.forward(each.forward)
+        np.testing.assert_allclose(out.entropy[0], each.entropy, rtol=1e-4, atol=1e-5)
+    checks = prove(OrtBackend(file, contract, threads=1), reference.forwards, made.entry.bounds)
+    assert all(check.ok for check in checks), [str(check) for check in checks]
+
+
+def test_a_reference_stays_within_its_room_and_a_large_model_proves_two_forward_passes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 1)
+    monkeypatch.setattr(module, "FIRST_LOAD", 1.0)
+    source = tiny.checkpoint(1)
+    made, reference, _ = recorded(source, exported_contract(source, None), "fp32", tmp_path)
+    assert len(reference.answers) == 1 and made.entry.first_load == 2 < len(reference.forwards)
+    assert sum(each.begins for each in reference.forwards) == 1
+
+
+def test_prompts_are_of_the_tokenizers_common_tokens_if_it_does_not_know_the_tasks_texts() -> None:
+    source = tiny.checkpoint(1)  # 24 tokens: no letters
+    contract = exported_contract(source, None)
+    requests = recorded_requests(source, contract, None, None)
+    assert requests and all(request.prompt.max() < contract.vocab for request in requests)
+
+
+def test_a_bound_is_rounded_up_to_two_digits() -> None:
+    assert [round_up(value) for value in (1e-5, 1.201e-3, 0.0199, 7.0)] == [1e-5, 1.3e-3, 0.02, 7.0]

@@ -1,0 +1,272 @@
+"""A bundle's recorded reference: read strictly, replayed by `blockstep verify` and at the first load on a machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted
+import pytest
+
+from runtime import load_check, verify
+from runtime.bundle import reference as format
+from runtime.bundle import trust_records
+from runtime.bundle.manifest import Bundle, read
+from runtime.bundle.reference import read_reference, write_reference
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.errors import UserError
+from runtime.open_bundle import load
+from runtime.proof import first_load
+from runtime.proof.judge import judge, prove
+from runtime.proof.replay import replay
+
+ROOT = Path(__file__).parent.parent
+SAMPLE, GOLDEN = ROOT / "samples" / "student.bundle", Path(__file__).parent / "golden"
+MADE = read(SAMPLE)
+REFERENCE = read_reference(SAMPLE, MADE.engine().reference, MADE.contract)
+GRAPH = (SAMPLE / MADE.engine().model).read_bytes()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(SAMPLE, tmp_path / "a.bundle"))
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def engine(content: bytes = GRAPH, folder: Path | None = None) -> OrtBackend:
+    if folder is None:
+        return OrtBackend(SAMPLE / MADE.engine().model, MADE.contract, 1)
+    (folder / "graph.onnx").write_bytes(content)
+    return OrtBackend(folder / "graph.onnx", MADE.contract, 1)
+
+
+def put_reference(bundle: Path, content: bytes) -> Bundle:
+    """Puts another content in the place of a bundle's reference, with its hash."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    entry = manifest["engines"][0]["reference"]
+    (bundle / entry["file"]).write_bytes(content)
+    entry["sha256"] = format.hashlib.sha256(content).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return read(bundle)
+
+
+def test_a_reference_is_read_as_it_was_written_and_is_the_same_file_again(tmp_path: Path) -> None:
+    write_reference(tmp_path / "a.npz", REFERENCE)
+    assert (tmp_path / "a.npz").read_bytes() == (SAMPLE / MADE.engine().reference.file).read_bytes()
+    assert len(REFERENCE.forwards) > 20 and len(REFERENCE.answers) == 8
+    assert REFERENCE.forwards[0].begins and REFERENCE.forwards[0].top_token.shape[1] == 32
+
+
+def arrays(**changes: Any) -> bytes:
+    """The sample's reference with other arrays."""
+    stored = dict(np.load(SAMPLE / MADE.engine().reference.file)) | changes
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: part for name, part in stored.items() if part is not None})
+    return content.getvalue()
+
+
+def claiming(shape: str) -> bytes:
+    """A reference whose `begins` says that it has another shape than its bytes."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(SAMPLE / MADE.engine().reference.file) as old, zipfile.ZipFile(content, "w") as new:
+        for name in old.namelist():
+            part = old.read(name)
+            length = len(np.load(SAMPLE / MADE.engine().reference.file)["begins"])
+            new.writestr(name, part.replace(b"(%d,)" % length, shape.encode()) if name == "begins.npy" else part)
+    return content.getvalue()
+
+
+INTS = np.dtype("<i4")
+DAMAGED = {
+    "no archive": (lambda: b"PK no archive", "not a zip file"),
+    "a missing array": (lambda: arrays(norms=None), "expected begins"),
+    "another array": (lambda: arrays(more=np.zeros(1)), "expected begins"),
+    "another type": (lambda: arrays(entropy=np.zeros(3)), "entropy is float64"),
+    "objects": (lambda: arrays(begins=np.array([{}], object)), "begins"),
+    "a claimed shape": (lambda: claiming("(99999999999,)"), "begins"),
+    "an id too large": (lambda: arrays(answer_ids=np.full(8, 1 << 20, INTS)), "answer_ids has an id"),
+    "a length too many": (lambda: arrays(rows=np.zeros(1, INTS)), "rows is [1]"),
+    "a NaN": (lambda: arrays(margin=np.full(8, np.nan, "<f4")), "margin has a number"),
+    "a position too far": (
+        lambda: arrays(past_length=np.full(len(REFERENCE.forwards), 500, INTS)), "beyond the capacity 512"
+    ),
+    "a query that sees nothing": (
+        lambda: arrays(visible=np.zeros(sum(e.forward.input_ids.size for e in REFERENCE.forwards), INTS)), "visible"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_reference_is_refused_in_one_line(damage: str, bundle: Path) -> None:
+    make, reason = DAMAGED[damage]
+    made = put_reference(bundle, make())
+    told = refusal(lambda: read_reference(bundle, made.engine().reference, made.contract))
+    assert reason in told and told.endswith("export the bundle again")
+
+
+def test_a_reference_that_unpacks_to_too_much_or_is_too_long_is_not_unpacked(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(format, "ARRAY_LIMIT", 1000)
+    assert "more than 1000 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+    monkeypatch.setattr(format, "FILE_LIMIT", 100)
+    assert "more than 100 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+
+
+def test_a_reference_with_another_hash_is_damage_to_whoever_reads_it(bundle: Path) -> None:
+    file = bundle / MADE.engine().reference.file
+    file.write_bytes(file.read_bytes() + b" ")
+    assert "is damaged" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+    assert "is damaged" in refusal(lambda: load(bundle))
+
+
+def test_verify_prints_a_line_per_check_and_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([str(SAMPLE), "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all((line.startswith("[ok] ") and "bound" in line) or "differ" in line for line in lines[:-1])
+    names = ["keys", "values", "top_log_prob", "log_prob", "entropy", "largest_log_prob", "tokens", "answers"]
+    assert [line.split()[1].rstrip(":") for line in lines[:-1]] == names
+    assert lines[-1].startswith(f"ort-fp32 on onnxruntime: {len(REFERENCE.forwards)} forward passes")
+
+
+def test_verify_ends_with_1_for_a_wrong_engine_and_json_is_one_object(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.put_graph(bundle, planted.change_graph(GRAPH, {"layers.2.up_proj.weight": planted.scale()}))
+    assert verify.main([str(bundle), "--threads", "1", "--json"]) == 1
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert [check["name"] for check in told["checks"] if not check["ok"]][:2] == ["keys", "values"]
+    assert told["figures"]["keys"]["place"] == 3 and err.count("[x]") >= 2  # seen first in the layer after it
+
+
+def test_verify_ends_with_2_without_a_reference_and_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([str(GOLDEN / "ort.bundle")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ort-fp32 of ") and err.count("\n") == 1
+    assert "blockstep export onnx --ckpt CHECKPOINT --out" in err and "--precision fp32" in err
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the isolated load check is called with from now on."""
+    calls: list[tuple[Any, ...]] = []
+    attempt = load_check.attempt
+    monkeypatch.setattr(load_check, "attempt", lambda *given: (calls.append(given), attempt(*given))[1])
+    return calls
+
+
+def test_the_first_load_proves_the_engine_and_a_load_on_another_cpu_does_so_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = attempts(monkeypatch)
+    load(bundle, threads=1), load(bundle, threads=1)
+    assert [given[-1] for given in calls] == [True]
+    monkeypatch.setattr(first_load, "cpu_features", lambda: ["AVX9"])
+    load(bundle, threads=1), load(bundle, threads=1)
+    assert [given[-1] for given in calls] == [True, True]
+    load(bundle, threads=1, verify="never")
+    assert len(calls) == 2
+    shutil.rmtree(trust_records.folder())
+    load(bundle, threads=1, verify="never")
+    assert len(calls) == 2 and not trust_records.folder().exists()
+
+
+def test_an_engine_that_fails_is_refused_with_the_engine_that_passes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.put_graph(bundle, planted.change_graph(GRAPH, {"layers.5.down_proj.weight": planted.scale()}), "ort-int8")
+    for _ in range(2):  # what is refused is not remembered
+        told = refusal(lambda: load(bundle, threads=1))
+        assert "engine ort-int8 of" in told and "use --engine ort-fp32, which passes here" in told
+        assert "(top_log_prob: mean log p of the top tokens, nats: off by" in told
+    passing, insisted = load(bundle, threads=1, engine="ort-fp32"), load(bundle, threads=1, verify="never")
+    assert (passing.engine, passing.proved, insisted.engine, insisted.proved) == ("ort-fp32", True, "ort-int8", False)
+    assert load(GOLDEN / "ort.bundle").proved is None
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["engines"][1]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    # Where no process of its own is started, as in the C library, whoever loads it proves it.
+    monkeypatch.setattr(load_check, "attempt", lambda *given: False)
+    assert "export it again with --precision fp32: blockstep export onnx" in refusal(lambda: load(bundle, threads=1))
+
+
+def test_only_three_ways_to_verify_are_known() -> None:
+    assert refusal(lambda: load(SAMPLE, verify="sometimes")) == (
+        "verify is 'sometimes'; expected first, always or never"
+    )
+
+
+COLUMNS = {"q": slice(0, 192), "k": slice(192, 256), "v": slice(256, 320)}
+SCALED = [
+    "embedding",
+    *(f"layers.{layer}.self_attn.qkv_proj.weight:{part}" for layer in (0, 5) for part in COLUMNS),
+    *(f"layers.{layer}.{name}.weight" for layer in (2, 5) for name in ("self_attn.o_proj", "gate_proj", "down_proj")),
+]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_matrix_scaled_by_1_02_is_caught(name: str, tmp_path: Path) -> None:
+    matrix, _, part = name.partition(":")
+    wrong = planted.change_graph(GRAPH, {matrix: planted.scale(COLUMNS.get(part, slice(None)))})
+    assert caught(engine(wrong, tmp_path))
+
+
+def caught(backend: Any) -> list[str]:
+    """The checks of a first load that a backend fails."""
+    recorded = MADE.engine().reference
+    forwards = REFERENCE.forwards[: recorded.first_load]
+    return [check.name for check in prove(backend, forwards, recorded.first_load_bounds) if not check.ok]
+
+
+TABLES = {"cos": planted.other_base(np.cos), "sin": planted.other_base(np.sin)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        ("stale", "keys"), ("shifted in layer 0", "keys"), ("shifted in layer 5", "top_log_prob"),
+        ("mask one less", "keys"), ("mask one more", "keys"), ("RoPE base", "keys"), ("TF32", "largest_log_prob"),
+    ],
+)  # fmt: skip
+def test_a_planted_fault_is_caught(fault: str, seen: str, tmp_path: Path) -> None:
+    wrong: dict[str, Callable[[], Any]] = {
+        "stale": lambda: planted.Stale(engine()),
+        "shifted in layer 0": lambda: planted.Shifted(engine(), 0),
+        "shifted in layer 5": lambda: planted.Shifted(engine(), 5),
+        "mask one less": lambda: planted.Masked(engine(), -1),
+        "mask one more": lambda: planted.Masked(engine(), 1),
+        "RoPE base": lambda: engine(planted.change_graph(GRAPH, TABLES), tmp_path),
+        "TF32": lambda: engine(planted.round_products(GRAPH), tmp_path),
+    }
+    assert seen in caught(wrong[fault]())
+
+
+def test_numbers_that_are_none_keep_no_bound() -> None:
+    replayed = replay(engine(), REFERENCE.forwards[:3])
+    bounds = MADE.engine().reference.bounds
+    assert all(check.ok for check in judge(REFERENCE.forwards[:3], replayed, dict.fromkeys(bounds, 1.0)))
+    spoiled = replace(replayed, norms=replayed.norms * np.nan, log_prob=replayed.log_prob * np.nan)
+    wrong = [c.name for c in judge(REFERENCE.forwards[:3], spoiled, dict.fromkeys(bounds, 1.0)) if not c.ok]
+    assert wrong == ["keys", "values", "log_prob", "largest_log_prob"]
+
+
+def test_a_gpu_is_described_by_its_driver_and_model(tmp_path: Path) -> None:
+    (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX  580.1\nGCC version: 12\n")
+    (tmp_path / "gpus" / "0000:01" / "information").write_text("Model: \t NVIDIA H200\nIRQ: 12\n")
+    assert first_load.gpu_description(tmp_path) == ["Model: NVIDIA H200", "NVRM version: NVIDIA UNIX 580.1"]
+    assert first_load.gpu_description(tmp_path / "none") == [] and first_load.cpu_features()
