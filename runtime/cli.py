@@ -183,9 +183,9 @@ def port(text: str) -> int:
 
 
 def at_least_1(text: str) -> int:
-    """Parses a whole number of at least 1, for argparse."""
+    """Parses a whole number from 1 to 999999999, for argparse."""
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
 
 

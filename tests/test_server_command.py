@@ -55,7 +55,7 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
     [
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
-        (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "below 1"), (["--workers", "x"], "workers"),
+        (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
         (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
     ],
 )  # fmt: skip
