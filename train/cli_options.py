@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from .huggingface.families import FAMILY_NAMES, Overrides
 
 DEVICE_CHOICES = ("cpu", "cuda")
+MOST_SEED = (1 << 32) - 1
 HELP = {  # of the options whose text is longer than their line
     "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
     "canvas": "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
@@ -50,6 +51,17 @@ def share_below_1(text: str) -> float:
     value = number(text)
     if isinstance(value, str) or not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to below 1")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """Parses a seed small enough that an update's own seed, made from it, fits 64 bits in every process."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = MOST_SEED + 1
+    if abs(value) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is not a whole number from -{MOST_SEED} to {MOST_SEED}")
     return value
 
 
@@ -110,7 +122,7 @@ TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["to
 DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
 TRAINING_OPTIONS = (  # of commands that train
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
-    option("--seed", type=int, default=0, help="(default 0)"),
+    option("--seed", type=seed_number, default=0, metavar="N", help="of weights, data and noise (default 0)"),
     option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
     option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
     option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
