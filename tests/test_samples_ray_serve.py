@@ -179,8 +179,8 @@ def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--replicas", "3:1"], "3 is more than 1"), (["--replicas", "0"], "below 1"),
-        (["--", "--queue", "0"], "below 1"), (["--", "--engine", "none"], "has no engine"),
+        (["--replicas", "3:1"], "3 is more than 1"), (["--replicas", "0"], "from 1 to 999999999"),
+        (["--", "--queue", "0"], "from 1 to 999999999"), (["--", "--engine", "none"], "has no engine"),
         (["--", "--device", "cuda"], "CUDA has no kernels"),
         (["--host", "no.such.host.invalid"], "cannot listen"),
     ],
