@@ -73,7 +73,7 @@ class GateSpec:
 class Contract:
     """Shape, ids and decoding rules of an exported model.
 
-    alignment, attention, shift: see the README's table. block, canvas, capacity: tokens, of the largest block where
+    alignment, attention, shift: see the README's table. block, canvas, capacity: tokens, of the largest block if
     they differ (`decoding.block_layout`). `canvas` is how many answer
     positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
     PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where

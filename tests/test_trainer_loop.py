@@ -25,7 +25,7 @@ from train.masking.noise import AnswerBlocks
 from train.teacher import masked_loss
 from train.torch_backend import contract_of
 from train.trainer.resume import forget
-from train.trainer.training_loop import Loss, Recipe, train_model
+from train.trainer.training_loop import Loss, Recipe, optimizers_of, train_model
 from train.transformer.network import Transformer, initialize
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
@@ -68,6 +68,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert (tmp_path / "parts.pt.resume").exists()  # until what came of it is written
     forget(tmp_path / "parts.pt")
     assert not (tmp_path / "parts.pt.resume").exists()
+
+
+def test_muon_has_the_layers_matrices_alone_and_both_optimizers_the_rate_of_the_step(tmp_path: Path) -> None:
+    model = initialize(Transformer(tiny.shape(0)), 0)
+    learned = dict(model.named_parameters())
+    adamw, muon = optimizers_of(learned, replace(RECIPE, optimizer="muon"))
+    assert muon is not None and optimizers_of(learned, RECIPE)[1] is None
+    of_muon, of_adamw = (
+        {id(each) for group in optimizer.param_groups for each in group["params"]} for optimizer in (muon, adamw)
+    )
+    assert of_muon == {id(p) for name, p in learned.items() if p.dim() == 2 and name.startswith("layers.")}
+    assert of_adamw == {id(p) for p in learned.values()} - of_muon
+
+    still = {name: p.clone() for name, p in learned.items()}
+    frozen = replace(RECIPE, steps=3, learning_rate=0.0, optimizer="muon")
+    assert all(torch.equal(run(tmp_path / "still.pt", frozen)[1][name], value) for name, value in still.items())
+    plain, other = (run(tmp_path / f"{name}.pt", replace(RECIPE, optimizer=name))[1] for name in ("adamw", "muon"))
+    assert not any(torch.equal(plain[name], other[name]) for name, p in learned.items() if id(p) in of_muon)
 
 
 def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays(tmp_path: Path) -> None:

@@ -136,13 +136,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
 def test_dropout_leaves_channels_out_of_whole_sequences_and_never_without_gradients() -> None:
     model = initialize(Transformer(tiny.shape(0)), 0).train()
     ids = torch.randint(0, tiny.VOCAB, (64, 5), generator=torch.Generator().manual_seed(2))
-    assert model.draw_dropout(ids) is None
+    assert model.sample_dropout(ids) is None
     model.dropout = 0.25
     torch.manual_seed(1)
-    left = model.draw_dropout(ids)
+    left = model.sample_dropout(ids)
     assert left is not None and left.shape == (model.config.layers, 2, 64, 1, model.config.width)
     assert set(left.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(left.mean().item() - 1) < 0.05  # of some thousand draws
     with torch.no_grad():
-        assert model.draw_dropout(ids) is None
-    assert model.eval().draw_dropout(ids) is None
+        assert model.sample_dropout(ids) is None
+    assert model.eval().sample_dropout(ids) is None

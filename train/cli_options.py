@@ -32,8 +32,8 @@ HELP = {  # of the options whose text is longer than their line
         "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
         "padding not counted) and last losses as one JSON object"
     ),
-    "optimizer": "muon: for the layers' matrices, in half the updates, a tenth longer each (default adamw)",
-    "dropout": "share of each layer's channels left out of an update, where data are few and seen often (default 0)",
+    "optimizer": "muon updates the layers' matrices with Muon and the rest with AdamW; not under torchrun (default adamw)",
+    "dropout": "share of each layer's output channels dropped per update, if data are few and seen often (default 0)",
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }
 

@@ -52,7 +52,7 @@ class AnswerBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What masks are drawn for, blocks or whole canvases: each position's unit, place in it and unit's size.
+    """What masks are sampled for, blocks or whole canvases: each position's unit, place in it and unit's size.
 
     int64 [batch, width], or what broadcasts to it, each.
     """
@@ -76,8 +76,8 @@ def whole_canvases(canvas: AnswerBlocks) -> Units:
     return Units(torch.div(offsets, size, rounding_mode="floor").clamp_min(0), offsets % size, size)
 
 
-def draw_block(canvas: AnswerBlocks, blocks: Units, generator: torch.Generator) -> Tensor:
-    """The number of one of the blocks that hold each answer, drawn uniformly. int64 [batch, 1]"""
+def sample_block(canvas: AnswerBlocks, blocks: Units, generator: torch.Generator) -> Tensor:
+    """Samples uniformly one of the blocks that hold each answer; returns its number. int64 [batch, 1]"""
     count = blocks.number.gather(1, canvas.answer_end[:, None] - 1) + 1
     return (torch.rand(count.shape, generator=generator) * count).long()
 
@@ -113,7 +113,7 @@ def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Genera
     """
     rows, width = canvas.ids.shape
     blocks = blocks_at(canvas.offsets(), contract)
-    current = draw_block(canvas, blocks, generator)
+    current = sample_block(canvas, blocks, generator)
     ratio = torch.rand((rows, 1), generator=generator)
     scattered = torch.rand((rows, width), generator=generator) < ratio
     drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, tail(blocks, ratio))

@@ -52,7 +52,7 @@ def halves(
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
     if contract.has_cache:
         return (first, second), torch.zeros_like(inside)
-    current = noise.draw_block(canvas, blocks, generator)
+    current = noise.sample_block(canvas, blocks, generator)
     here = blocks.number == current
     return (first & here, second & here), inside & (blocks.number > current)
 

@@ -136,7 +136,7 @@ def train_model(
 def optimizers_of(
     learned: Mapping[str, nn.Parameter], recipe: Recipe
 ) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
-    """AdamW, with weight decay on matrices alone; and where it is asked for, Muon for the matrices of the layers.
+    """Returns AdamW, with weight decay on matrices alone, and Muon for the layers' matrices if the recipe has it.
 
     Muon makes each update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
     scaled so that AdamW's learning rates fit (Liu et al. 2025, arXiv 2502.16982). Tables of tokens stay with AdamW.

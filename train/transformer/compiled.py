@@ -43,7 +43,7 @@ class CompiledForward(nn.Module):
         limits = send(limits, device).contiguous()  # an expanded one has strides of its own, and so a graph
         for tensor, places in ((ids, (1,)), (cos, (2,)), (sin, (2,)), (limits, (1,) if mask is None else (2, 3))):
             torch._dynamo.mark_dynamic(tensor, places)
-        hidden: Tensor = run(ids, cos, sin, limits, kept=self.model.draw_dropout(ids))
+        hidden: Tensor = run(ids, cos, sin, limits, kept=self.model.sample_dropout(ids))
         return hidden
 
     def _run_visible(self, ids: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, kept: Tensor | None) -> Tensor:

@@ -195,13 +195,13 @@ class Transformer(nn.Module):
             if visible is None:
                 raise ValueError("neither visible nor mask was given")
             mask = prefix_mask(visible, length or input_ids.shape[1])
-        return self.run_layers(input_ids, cos, sin, mask, cache, self.draw_dropout(input_ids))
+        return self.run_layers(input_ids, cos, sin, mask, cache, self.sample_dropout(input_ids))
 
-    def draw_dropout(self, input_ids: Tensor) -> Tensor | None:
+    def sample_dropout(self, input_ids: Tensor) -> Tensor | None:
         """Returns what is left of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
 
-        One draw for all positions of a sequence, by torch's global generator (Gal and Ghahramani 2016, arXiv
-        1512.05287): as regular as a draw for each, and of hardly any cost. Without gradients, nothing is dropped.
+        One sample for all positions of a sequence, from torch's global generator (Gal and Ghahramani 2016, arXiv
+        1512.05287): as much regularization as one per position, at hardly any cost. Without gradients, nothing is dropped.
         """
         if not self.dropout or not self.training or not torch.is_grad_enabled():
             return None
@@ -225,7 +225,7 @@ class Transformer(nn.Module):
         cache: KeyValueStore | None = None,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """Returns hidden states [batch, width, hidden] under an additive mask; kept: see `draw_dropout`."""
+        """Returns hidden states [batch, width, hidden] under an additive mask; kept: see `sample_dropout`."""
         x = self.embed_tokens(input_ids)
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, cache, None if kept is None else kept[i])
