@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Stopped(Exception):
     """What stops a run in the middle."""
 
 
-def trained(out: Path, stop: int | None = None) -> tuple[Transformer, dict[str, Tensor]]:
+def trained(out: Path, stop: int | None = None, recipe: Recipe = RECIPE) -> tuple[Transformer, dict[str, Tensor]]:
     """A model whose adapter learnt for some updates, and the averages; stopped in the loss of update `stop`."""
     model = tiny.model(0)
     peft_train.inject(model, LOW_RANK, seed=1)
@@ -40,15 +41,17 @@ def trained(out: Path, stop: int | None = None) -> tuple[Transformer, dict[str, 
         ids = torch.randint(0, tiny.VOCAB, (2, 6), generator=torch.Generator().manual_seed(step))
         return F.cross_entropy(model.logits(model(ids, torch.full((2, 6), 6))).flatten(0, 1), ids.flatten()), {}
 
-    return model, train_model(model, loss_of, RECIPE, out, {}).weights
+    return model, train_model(model, loss_of, recipe, out, {}).weights
 
 
-def test_only_the_adapter_learns_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
-    model, whole = trained(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_the_adapter_learns_and_a_resumed_run_is_the_same(optimizer: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, optimizer=optimizer)
+    model, whole = trained(tmp_path / "whole", recipe=recipe)
     with pytest.raises(Stopped):
-        trained(tmp_path / "parts", stop=6)
+        trained(tmp_path / "parts", 6, recipe)
     assert set(torch.load(tmp_path / "parts.resume", weights_only=True)["model"]) == set(whole)
-    _, resumed = trained(tmp_path / "parts")
+    _, resumed = trained(tmp_path / "parts", recipe=recipe)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert len(peft_train.pairs(whole)) == len(peft_train.LINEARS) * model.config.layers
     before = tiny.model(0).state_dict()

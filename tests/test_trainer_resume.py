@@ -102,6 +102,8 @@ def test_a_command_that_was_stopped_goes_on_to_the_bit(
         ("distill", "/trajectories", "/more", "trajectories ("),
         ("distill", "--no-only-right", "--no-only-right --target completed", "target (partial there, completed here)"),
         ("distill", "--next-token 0.1", "--next-token 0.2", "next_token (0.1 there, 0.2 here)"),
+        ("causal", "--optimizer muon", "", "optimizer (muon there, adamw here)"),
+        ("causal", "--dropout 0.3", "--dropout 0.2", "dropout (0.3 there, 0.2 here)"),
         ("cd4lm", "--temperature 3", "", "temperature (3.0 there, 2.0 here)"),
         ("cd4lm", "--attention full", "", "attention (full there, block_causal here)"),
         ("cd4lm", "small.pt", "third.pt", "student ("),

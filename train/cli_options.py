@@ -32,7 +32,7 @@ HELP = {  # of the options whose text is longer than their line
         "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
         "padding not counted) and last losses as one JSON object"
     ),
-    "optimizer": "muon updates the layers' matrices with Muon and the rest with AdamW; not under torchrun (default adamw)",
+    "optimizer": "muon: Muon for the layers' matrices, AdamW for the rest; not under torchrun (default adamw)",
     "dropout": "share of each layer's output channels dropped per update, if data are few and seen often (default 0)",
     "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
 }

@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         """Returns what is left of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
 
         One sample for all positions of a sequence, from torch's global generator (Gal and Ghahramani 2016, arXiv
-        1512.05287): as much regularization as one per position, at hardly any cost. Without gradients, nothing is dropped.
+        1512.05287): it regularizes as much as one per position and costs hardly anything. None without gradients.
         """
         if not self.dropout or not self.training or not torch.is_grad_enabled():
             return None
