@@ -296,3 +296,13 @@ def test_a_prompt_that_is_one_span_and_too_long_is_refused_before_any_forward(tm
         generate(backend, ask(17, 4))
     assert cuda.log == []
     assert {row.width for row in time_forwards(backend, 1, 0) if row.forward == "prefill"} == {4, 8, 16}
+
+
+@pytest.mark.parametrize("alignment", ["prompt", "absolute", "end"])
+def test_a_batched_engine_too_short_for_its_padding_is_opened_and_refuses_requests_in_one_line(
+    alignment: str, tmp_path: Path
+) -> None:
+    contract, model = tiny.contract(alignment=alignment), tiny.model(22)
+    backend, _, _ = fake_backend(tmp_path, model, contract, capacities=(2 * BLOCK,), batch=2, profiles=((4, 4), (1, 8)))
+    with pytest.raises(UserError, match="leaves room for 0 new ones in a capacity of 0"):
+        generate(backend, ask(1, 1))

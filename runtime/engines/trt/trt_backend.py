@@ -116,7 +116,7 @@ class TrtBackend:
         if not contract.has_cache:
             return replace(contract, capacity=reach(build, contract))
         capacity = contract.capacity - slack(contract)
-        limited = block_ends(contract, capacity)[0] > widest  # the first token of a prompt sees further
+        limited = block_ends(contract, max(1, capacity))[0] > widest  # the first token of a prompt sees further
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
     def _whole_batch(self, forward: Forward) -> Forward:
