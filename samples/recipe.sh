@@ -33,15 +33,17 @@ recipe() {
   if [ "$TASK" = pronounce ]; then
     training+=(--dropout 0.1)
     stage words 36 120 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
-      --heads 6 --kv-heads 6 --head-dim 32 --steps "$(n 8000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
-    init=(--init "$RUNS/words.pt" --learning-rate 1e-3)
+      --optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32 \
+      --steps "$(n 8000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
+    init=(--init "$RUNS/words.pt" --optimizer muon --learning-rate 2e-3)
   fi
   stage baseline 10 40 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \
     --steps "$(n "$(of 900 4000)" 2)" --batch "$(n 64 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
   stage teacher 12 45 blockstep train teacher --objective masked "${training[@]}" --init "$RUNS/baseline.pt" \
-    --steps "$(n "$(of 800 2500)" 2)" --batch "$(n 32 4)" --learning-rate 1e-3 --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
+    --steps "$(n "$(of 800 2500)" 2)" --batch "$(n 32 4)" --learning-rate 1e-3 --seed 1 "${size[@]}" \
+    --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
   stage trajectories 6 20 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
@@ -54,11 +56,13 @@ recipe() {
   # One student per method, all block-causal, all from the teacher's weights, with a share of the next-token loss.
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   stage cdlm 8 30 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
-    --trajectories "$RUNS/trajectories" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" --out "$RUNS/cdlm.pt"
+    --trajectories "$RUNS/trajectories" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" \
+    --out "$RUNS/cdlm.pt"
   stage cd4lm 7 25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" --out "$RUNS/cd4lm.pt"
   stage dparallel 7 25 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
-    --trajectories "$RUNS/answers" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" --out "$RUNS/dparallel.pt"
+    --trajectories "$RUNS/answers" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" \
+    --out "$RUNS/dparallel.pt"
 
   # Each student's threshold: the fewest forward passes at which it is not below its teacher, on validation problems.
   stage teacher-valid 2 6 blockstep train evaluate --ckpt "$RUNS/teacher.pt" --task "$TASK" --split valid \
