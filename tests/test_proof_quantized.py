@@ -147,7 +147,7 @@ def test_verify_holds_a_quantized_bundle_to_what_its_bits_cost(
     assert verify.main(words) == 0
     wrong = stretched(at.path / at.engine().model, "embedding", 4.0, tmp_path)  # the head's too, which is tied
     file = wrong.rename(tmp_path / store.content_name(f"ort-{precision}", ".onnx", store.sha256(wrong)))
-    engine = replace(at.engine(), model=file.name)
+    engine = replace(at.engine(), model=file.name, reference=None)
     store.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
     capsys.readouterr()
     assert verify.main(words) == 1

@@ -95,8 +95,7 @@ def write(
 
     artifacts: the engine's files, named by `content_name`, and that of its reference if it has one; `engine.files` is
     taken from the former. They are moved into the bundle if they are on its file system, else copied; those that are in
-    it stay. An engine of the same `key` is
-    replaced. The others stay where the bundle came from the same checkpoint
+    it stay. An engine of the same `key` is replaced. The others stay where the bundle came from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
     another contract, and where `path` is something else than a bundle. Writers wait for each other.
     """

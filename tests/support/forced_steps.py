@@ -88,7 +88,8 @@ def write_bundle(source: Checkpoint, path: Path) -> Bundle:
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
             files = write_ort_graph(source, bundle.contract, precision, Path(place))
-            engine = replace(bundle.engine("ort"), name=f"ort-{precision}", precision=precision, model=files[0].name)
+            base = replace(bundle.engine("ort"), reference=None)
+            engine = replace(base, name=f"ort-{precision}", precision=precision, model=files[0].name)
             write(path, bundle.contract, engine, files, source.tokenizer, source.chat_template, bundle.provenance)
     return read(path)
 
