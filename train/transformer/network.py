@@ -228,7 +228,7 @@ class Transformer(nn.Module):
         """Returns hidden states [batch, width, hidden] under an additive mask; kept: see `sample_dropout`."""
         x = self.embed_tokens(input_ids)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache, None if kept is None else kept[i])
+            x = layer(x, cos, sin, mask, cache, *(() if kept is None else (kept[i],)))
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
