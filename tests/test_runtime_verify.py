@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,16 +91,29 @@ def claiming(shape: str) -> bytes:
     return content.getvalue()
 
 
+def packed(method: int, **contents: bytes) -> bytes:
+    """The sample's reference, compressed by a method, with other contents of some arrays."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(SAMPLE / MADE.engine().reference.file) as old, zipfile.ZipFile(content, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, contents.get(name.removesuffix(".npy"), old.read(name)))
+    return content.getvalue()
+
+
 INTS = np.dtype("<i4")
 DAMAGED = {
     "no archive": (lambda: b"PK no archive", "not a zip file"),
     "a missing array": (lambda: arrays(norms=None), "expected begins"),
     "another array": (lambda: arrays(more=np.zeros(1)), "expected begins"),
-    "another type": (lambda: arrays(entropy=np.zeros(3)), "entropy is float64"),
+    "another type": (lambda: arrays(entropy=np.zeros(3)), "entropy is <f8 [3]"),
     "objects": (lambda: arrays(begins=np.array([{}], object)), "begins"),
     "a claimed shape": (lambda: claiming("(99999999999,)"), "begins"),
+    "a header that is no literal": (lambda: claiming("{[]: -1}"), "begins has not the header"),
+    "another compression": (lambda: packed(zipfile.ZIP_LZMA), "another method than deflate"),
     "an id too large": (lambda: arrays(answer_ids=np.full(8, 1 << 20, INTS)), "answer_ids has an id"),
     "a length too many": (lambda: arrays(rows=np.zeros(1, INTS)), "rows is [1]"),
+    "a margin below 0": (lambda: arrays(margin=np.full(8, -1, "<f4")), "margin has a number below 0"),
+    "an answer too long": (lambda: arrays(wanted=np.full(8, 512, INTS)), "beyond the capacity 512"),
     "a NaN": (lambda: arrays(margin=np.full(8, np.nan, "<f4")), "margin has a number"),
     "a position too far": (
         lambda: arrays(past_length=np.full(len(REFERENCE.forwards), 500, INTS)), "beyond the capacity 512"
@@ -125,6 +139,41 @@ def test_a_reference_that_unpacks_to_too_much_or_is_too_long_is_not_unpacked(
     assert "more than 1000 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
     monkeypatch.setattr(format, "FILE_LIMIT", 100)
     assert "more than 100 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+
+
+def test_an_array_that_unpacks_to_more_than_it_says_takes_no_more_memory_than_it_says(bundle: Path) -> None:
+    size = 64 << 20
+    lying = packed(zipfile.ZIP_DEFLATED, begins=bytes(size)).replace(size.to_bytes(4, "little"), bytes([100, 0, 0, 0]))
+    made = put_reference(bundle, lying)
+    tracemalloc.start()
+    try:
+        told = refusal(lambda: read_reference(bundle, made.engine().reference, made.contract))
+        assert "CRC" in told and tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+BOUNDS = MADE.engine().reference.bounds
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "a bound of nothing": ({"bounds": BOUNDS | {"none": 1.0}}, "bounds has ['entropy'"),
+    "no bounds but of answers": ({"first_load_bounds": {"answers": 1.0}}, "first_load_bounds has ['answers']; expected"),
+    "more than there are": ({"first_load": 1000}, "first_load is 1000, of 39 forward passes"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_bounds_and_counts_that_would_judge_nothing_are_refused(misfit: str) -> None:
+    changes, reason = MISFITS[misfit]
+    recorded = replace(MADE.engine().reference, **changes)
+    assert reason in refusal(lambda: read_reference(SAMPLE, recorded, MADE.contract))
+
+
+def test_a_reference_is_none_of_the_engines_files(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    entry = manifest["engines"][0]
+    entry["files"][entry["reference"]["file"]] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert "is reference and engine at once" in refusal(lambda: read(bundle))
 
 
 def test_a_reference_with_another_hash_is_damage_to_whoever_reads_it(bundle: Path) -> None:

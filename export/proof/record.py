@@ -19,24 +19,25 @@ from export.precisions import PRECISIONS, Precision
 from export.quantization.ort_formats import OrtFormats
 from runtime.backend import Forward, Inspectable, Proposal
 from runtime.bundle.manifest import REFERENCE, Engine, RecordedReference
-from runtime.bundle.reference import TOP, RecordedAnswer, RecordedForward, Reference, write_reference
-from runtime.bundle.store import content_name, sha256
-from runtime.contract import Contract
-from runtime.decoding.loop import steps
-from runtime.decoding.options import Request
-from runtime.proof.judge import (
+from runtime.bundle.reference import (
     ANSWERS,
     BEST,
     ENTROPY,
     KEYS,
     LARGEST,
+    TOP,
     TOP_MEAN,
     VALUES,
-    Check,
-    judge_answers,
-    judge_figures,
-    measure,
+    RecordedAnswer,
+    RecordedForward,
+    Reference,
+    write_reference,
 )
+from runtime.bundle.store import content_name, sha256
+from runtime.contract import Contract
+from runtime.decoding.loop import steps
+from runtime.decoding.options import Request
+from runtime.proof.judge import Check, judge_answers, judge_figures, measure
 from runtime.proof.replay import Replayed, mean_norms, replay
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes

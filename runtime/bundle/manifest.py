@@ -239,6 +239,8 @@ def _engine(values: Any) -> Engine:
         _text({"file": name, "sha256": digest}, "engines")
     if engine.model not in engine.files:
         raise UserError(f"{place}: model {engine.model!r} is not among its files; export the bundle again")
+    if engine.reference is not None and engine.reference.file in engine.files:
+        raise UserError(f"{place}: {engine.reference.file!r} is reference and engine at once; export the bundle again")
     if engine.build is not None and engine.build.onnx not in engine.files:
         raise UserError(
             f"{place}.build: onnx {engine.build.onnx!r} is not among the engine's files; export the bundle again"

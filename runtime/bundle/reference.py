@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,12 @@ FILE_LIMIT = 1 << 20  # bytes of a file
 ARRAY_LIMIT = 16 << 20  # bytes of all its arrays together, unpacked
 FORWARDS_LIMIT = 1 << 12
 TOP = 32  # log-probabilities per logits row
+KEYS, VALUES = "keys", "values"  # figures of a replay, see `runtime.proof.judge`
+TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
+ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
+MAGIC = b"\x93NUMPY\x01\x00"
+HEADER = re.compile(rb"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(([0-9, ]*)\), \} *\n")
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others, zipfile unpacks more than it is asked for
 INTS, FLOATS = np.dtype("<i4"), np.dtype("<f4")
 ARRAYS = {  # name: type and count of dimensions
     "begins": (INTS, 1),  # per forward pass, as the next three: 1 if a sequence begins with it
@@ -136,10 +144,25 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
     if hashlib.sha256(content).hexdigest() != recorded.sha256:
         raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
     try:
-        return parse_arrays(unpack(content), contract)
+        check_bounds(recorded, contract)
+        reference = parse_arrays(unpack(content), contract)
+        if recorded.first_load > len(reference.forwards):
+            raise ValueError(f"first_load is {recorded.first_load}, of {len(reference.forwards)} forward passes")
+        return reference
     except (ValueError, LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is no reference of this bundle ({reason}); export the bundle again") from None
+
+
+def check_bounds(recorded: RecordedReference, contract: Contract) -> None:
+    """Raises ValueError unless there is a bound of every figure that engines of the contract have, and of no other."""
+    figures = {BEST, ENTROPY, LARGEST} | ({TOP_MEAN} if contract.top_k else set())
+    figures |= {KEYS, VALUES} if contract.has_cache else set()
+    for place, names in (
+        ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
+    ):  # fmt: skip
+        if names != figures:
+            raise ValueError(f"{place} has {sorted(names)}; expected {sorted(figures)}")
 
 
 def unpack(content: bytes) -> dict[str, NDArray[Any]]:
@@ -151,20 +174,33 @@ def unpack(content: bytes) -> dict[str, NDArray[Any]]:
             raise ValueError(f"it holds {', '.join(names[:4])!r}...; expected {', '.join(ARRAYS)}")
         if sum(entry.file_size for entry in entries) > ARRAY_LIMIT:
             raise ValueError(f"its arrays take more than {ARRAY_LIMIT} bytes")
-        return {name: parse_array(name, archive.read(f"{name}.npy")) for name in ARRAYS}
+        if any(entry.compress_type not in METHODS for entry in entries):
+            raise ValueError("it is compressed by another method than deflate")
+        return {name: parse_array(name, read_entry(archive, f"{name}.npy")) for name in ARRAYS}
+
+
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Returns what an entry holds, as long as it says to be: `ZipFile.read` would unpack all of what is longer."""
+    with archive.open(name) as content:
+        return content.read(archive.getinfo(name).file_size)
 
 
 def parse_array(name: str, content: bytes) -> NDArray[Any]:
-    """Returns an array from the bytes of an .npy file, whose header claims nothing that is not there."""
+    """Returns an array from the bytes of an .npy file, whose header claims nothing that is not there.
+
+    The header is matched and not evaluated, as numpy does it: expressions that Python cannot parse raise anything.
+    """
     kind, dimensions = ARRAYS[name]
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError(f"{name} has another version of the .npy format than 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    data = content[stream.tell() :]
-    whole = len(shape) == dimensions and all(0 <= size <= ARRAY_LIMIT for size in shape)
-    if fortran or dtype != kind or not whole or int(np.prod(shape, dtype=np.int64)) * kind.itemsize != len(data):
-        raise ValueError(f"{name} is {dtype} {list(shape)}; expected {kind} of {dimensions} dimensions")
+    end = len(MAGIC) + 2 + int.from_bytes(content[len(MAGIC) : len(MAGIC) + 2], "little")
+    header = HEADER.fullmatch(content[len(MAGIC) + 2 : end])
+    if not content.startswith(MAGIC) or header is None:
+        raise ValueError(f"{name} has not the header of an .npy file of format 1.0")
+    shape, data = tuple(int(size) for size in header[3].split(b",") if size.strip()), content[end:]
+    whole = len(shape) == dimensions and all(size <= ARRAY_LIMIT for size in shape)
+    plain = header[1].decode("latin-1") == kind.str and header[2] == b"False"
+    if not plain or not whole or math.prod(shape) * kind.itemsize != len(data):
+        found = f"{header[1].decode('latin-1')} {list(shape)}"
+        raise ValueError(f"{name} is {found}; expected {kind.str} of {dimensions} dimensions")
     return np.frombuffer(data, kind).reshape(shape)
 
 
@@ -220,6 +256,10 @@ def check_numbers(a: Mapping[str, NDArray[Any]], contract: Contract) -> None:
     for name, part in a.items():
         if not np.isfinite(part).all() or (part.dtype == np.int64 and (part < least.get(name, 0)).any()):
             raise ValueError(f"{name} has a number that it cannot have")
+    if (a["margin"] < 0).any():
+        raise ValueError("margin has a number below 0, which every bound is above")
+    if (a["prompt_length"] + a["wanted"] > contract.capacity).any():
+        raise ValueError(f"an answer and its prompt are beyond the capacity {contract.capacity}")
     for name in ("input_ids", "top_token", "prompt_ids", "answer_ids"):
         if (a[name] >= contract.vocab).any():
             raise ValueError(f"{name} has an id that is not below the vocabulary of {contract.vocab}")

@@ -16,14 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Backend, Inspectable
-from ..bundle.reference import RecordedAnswer, RecordedForward
+from ..bundle.reference import (
+    ANSWERS,
+    BEST,
+    ENTROPY,
+    KEYS,
+    LARGEST,
+    TOP_MEAN,
+    VALUES,
+    RecordedAnswer,
+    RecordedForward,
+)
 from ..contract import GateSpec
 from ..decoding.loop import generate
 from ..decoding.options import DecodeOptions, Request
 from .replay import Replayed, replay
 
-KEYS, VALUES = "keys", "values"
-TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
 WORDS = {  # figure: what it is, with its unit
     KEYS: "mean norm of new keys, relative",
     VALUES: "mean norm of new values, relative",
@@ -32,7 +40,6 @@ WORDS = {  # figure: what it is, with its unit
     ENTROPY: "mean entropy, nats",
     LARGEST: "largest |d log p| of the best token, nats",
 }
-ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
 
 
 @dataclass(frozen=True, slots=True)
