@@ -253,6 +253,11 @@ def test_an_engine_that_fails_is_refused_with_the_engine_that_passes(
     assert "export it again with --precision fp32: blockstep export onnx" in refusal(lambda: load(bundle, threads=1))
 
 
+def test_another_model_among_the_same_files_is_another_proof() -> None:
+    engine = replace(MADE.engine(), files={"a.onnx": "1" * 64, "b.onnx": "2" * 64}, model="a.onnx")
+    assert first_load.key_of(engine, "cpu") != first_load.key_of(replace(engine, model="b.onnx"), "cpu")
+
+
 def test_only_three_ways_to_verify_are_known() -> None:
     assert refusal(lambda: load(SAMPLE, verify="sometimes")) == (
         "verify is 'sometimes'; expected first, always or never"

@@ -40,7 +40,7 @@ def remember(engine: Engine, device: str) -> None:
 def key_of(engine: Engine, device: str) -> str:
     """Returns a hash of what an engine's numbers depend on: its files, its reference, the machine, the library."""
     packages = {name: installed_version(name) for name in ("numpy", *engine.kind.packages)}
-    files = sorted(engine.hashed_files.values())
+    files = [engine.files[engine.model], *sorted(engine.hashed_files.values())]
     judged = engine.reference and [engine.reference.bounds, engine.reference.first_load_bounds]
     parts = [files, judged, device, platform.machine(), cpu_features(), packages]
     if device != "cpu" or engine.kind.native_code:
@@ -93,7 +93,7 @@ def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptio
     return (
         f"engine {engine.name} of {bundle.path} does not compute on this machine what PyTorch computed when it was "
         f"exported ({wrong[0].name}: {wrong[0].detail}{more}); {advice(bundle, engine, options)}; blockstep verify "
-        "prints all figures, --verify never loads it as it is"
+        "prints all figures, and with --verify never it is loaded as it is"
     )
 
 
