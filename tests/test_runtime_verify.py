@@ -156,7 +156,10 @@ def test_an_array_that_unpacks_to_more_than_it_says_takes_no_more_memory_than_it
 BOUNDS = MADE.engine().reference.bounds
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "a bound of nothing": ({"bounds": BOUNDS | {"none": 1.0}}, "bounds has ['entropy'"),
-    "no bounds but of answers": ({"first_load_bounds": {"answers": 1.0}}, "first_load_bounds has ['answers']; expected"),
+    "no bounds but of answers": (
+        {"first_load_bounds": {"answers": 1.0}},
+        "first_load_bounds has ['answers']; expected",
+    ),
     "more than there are": ({"first_load": 1000}, "first_load is 1000, of 39 forward passes"),
 }
 

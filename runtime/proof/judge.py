@@ -16,17 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import Backend, Inspectable
-from ..bundle.reference import (
-    ANSWERS,
-    BEST,
-    ENTROPY,
-    KEYS,
-    LARGEST,
-    TOP_MEAN,
-    VALUES,
-    RecordedAnswer,
-    RecordedForward,
-)
+from ..bundle.reference import ANSWERS, BEST, ENTROPY, KEYS, LARGEST, TOP_MEAN, VALUES, RecordedAnswer, RecordedForward
 from ..contract import GateSpec
 from ..decoding.loop import generate
 from ..decoding.options import DecodeOptions, Request
