@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import planted
+import engine_faults
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, Opened, needs_tools, run
 from serving import until
@@ -80,7 +80,9 @@ def test_verify_says_whether_the_engine_computes_what_pytorch_did(opened: Opened
     assert "has no recorded reference" in opened.error()
     wrong = shutil.copytree(BUNDLE, tmp_path / "wrong.bundle")
     graph = next(wrong.glob("*.onnx")).read_bytes()
-    planted.put_graph(wrong, planted.change_graph(graph, {"layers.0.up_proj.weight": planted.scale()}))
+    engine_faults.put_graph(
+        wrong, engine_faults.change_graph(graph, {"layers.0.up_proj.weight": engine_faults.scale()})
+    )
     assert lib.blockstep_verify(str(wrong).encode(), options) == lib.BLOCKSTEP_DIFFERS
     assert opened.error().startswith("keys: mean norm of new keys, relative: off by ")
     assert lib.blockstep_verify(opened.ffi.NULL, options) == lib.BLOCKSTEP_MISTAKE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import engine_faults
 import numpy as np
-import planted
 import pytest
 import tiny
 
@@ -63,7 +63,7 @@ def test_an_engine_keeps_the_bounds_that_its_export_records(
     assert reference.forwards[0].top_token.shape[1] == min(32, known)
     assert np.all(np.diff(reference.forwards[0].top_logprob) <= 0)
     if precision == "fp32" and contract.has_cache:
-        wrong = planted.Masked(backend, -1)
+        wrong = engine_faults.Masked(backend, -1)
         assert not all(check.ok for check in prove(wrong, reference.forwards, made.entry.bounds))
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import engine_faults
 import numpy as np
-import planted
 import pytest
 
 from runtime import load_check, verify
@@ -198,7 +198,9 @@ def test_verify_prints_a_line_per_check_and_ends_with_0(capsys: pytest.CaptureFi
 def test_verify_ends_with_1_for_a_wrong_engine_and_json_is_one_object(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted.put_graph(bundle, planted.change_graph(GRAPH, {"layers.2.up_proj.weight": planted.scale()}))
+    engine_faults.put_graph(
+        bundle, engine_faults.change_graph(GRAPH, {"layers.2.up_proj.weight": engine_faults.scale()})
+    )
     assert verify.main([str(bundle), "--threads", "1", "--json"]) == 1
     out, err = capsys.readouterr()
     told = json.loads(out)
@@ -240,7 +242,9 @@ def test_the_first_load_proves_the_engine_and_a_load_on_another_cpu_does_so_agai
 def test_an_engine_that_fails_is_refused_with_the_engine_that_passes(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted.put_graph(bundle, planted.change_graph(GRAPH, {"layers.5.down_proj.weight": planted.scale()}), "ort-int8")
+    engine_faults.put_graph(
+        bundle, engine_faults.change_graph(GRAPH, {"layers.5.down_proj.weight": engine_faults.scale()}), "ort-int8"
+    )
     for _ in range(2):  # what is refused is not remembered
         told = refusal(lambda: load(bundle, threads=1))
         assert "engine ort-int8 of" in told and "use --engine ort-fp32, which passes here" in told
@@ -278,7 +282,7 @@ SCALED = [
 @pytest.mark.parametrize("name", SCALED)
 def test_a_matrix_scaled_by_1_02_is_caught(name: str, tmp_path: Path) -> None:
     matrix, _, part = name.partition(":")
-    wrong = planted.change_graph(GRAPH, {matrix: planted.scale(COLUMNS.get(part, slice(None)))})
+    wrong = engine_faults.change_graph(GRAPH, {matrix: engine_faults.scale(COLUMNS.get(part, slice(None)))})
     assert caught(engine(wrong, tmp_path))
 
 
@@ -289,7 +293,7 @@ def caught(backend: Any) -> list[str]:
     return [check.name for check in prove(backend, forwards, recorded.first_load_bounds) if not check.ok]
 
 
-TABLES = {"cos": planted.other_base(np.cos), "sin": planted.other_base(np.sin)}
+TABLES = {"cos": engine_faults.other_base(np.cos), "sin": engine_faults.other_base(np.sin)}
 
 
 @pytest.mark.parametrize(
@@ -301,13 +305,13 @@ TABLES = {"cos": planted.other_base(np.cos), "sin": planted.other_base(np.sin)}
 )  # fmt: skip
 def test_a_planted_fault_is_caught(fault: str, seen: str, tmp_path: Path) -> None:
     wrong: dict[str, Callable[[], Any]] = {
-        "stale": lambda: planted.Stale(engine()),
-        "shifted in layer 0": lambda: planted.Shifted(engine(), 0),
-        "shifted in layer 5": lambda: planted.Shifted(engine(), 5),
-        "mask one less": lambda: planted.Masked(engine(), -1),
-        "mask one more": lambda: planted.Masked(engine(), 1),
-        "RoPE base": lambda: engine(planted.change_graph(GRAPH, TABLES), tmp_path),
-        "TF32": lambda: engine(planted.round_products(GRAPH), tmp_path),
+        "stale": lambda: engine_faults.Stale(engine()),
+        "shifted in layer 0": lambda: engine_faults.Shifted(engine(), 0),
+        "shifted in layer 5": lambda: engine_faults.Shifted(engine(), 5),
+        "mask one less": lambda: engine_faults.Masked(engine(), -1),
+        "mask one more": lambda: engine_faults.Masked(engine(), 1),
+        "RoPE base": lambda: engine(engine_faults.change_graph(GRAPH, TABLES), tmp_path),
+        "TF32": lambda: engine(engine_faults.round_products(GRAPH), tmp_path),
     }
     assert seen in caught(wrong[fault]())
 

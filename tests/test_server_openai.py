@@ -316,7 +316,7 @@ def test_paths_methods_and_content_types(student: Served) -> None:
     assert httpx.get(f"{student.url}/v1/completions").status_code == 405
     assert httpx.get(f"{student.url}/v2").json()["error"]["type"] == "invalid_request_error"
     assert httpx.get(f"{student.url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{student.url}/readyz").json() == {"ready": True}
+    assert httpx.get(f"{student.url}/readyz").json() == {"ready": True, "proved": True}
     page = httpx.get(f"{student.url}/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
 

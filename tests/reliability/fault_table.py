@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = torch.from_numpy(np.stack(ends)) - block",
-        "before = torch.from_numpy(np.stack(ends))",
+        "before = torch.from_numpy(np.stack(begins))",
+        "before = torch.from_numpy(np.stack(begins)) + contract.block",
         "masking_all_blocks",
     ),
     Fault(
