@@ -25,6 +25,7 @@ from runtime.engines.ort import saturation
 from runtime.engines.ort.ort_backend import OrtBackend
 
 BOUND = 1e-3  # relative, of a layer's mean norm; right products keep within 3e-4, saturating ones are 5e-3 off or more
+load_check.SECONDS = 600  # of computing; an emulated CPU is tens of times slower than the one that emulates it
 REPORT = """
 from pathlib import Path
 from tests.support.emulated import describe_cpu
