@@ -146,7 +146,7 @@ def test_a_fleet_grows_under_load_loses_a_replica_and_no_request_and_drains(tmp_
     solo = [model.generate(prompt, raw=True, max_new_tokens=TOKENS) for prompt in prompts]
     with fleet(tmp_path, "--replicas", "1:2", "--cpus", "1", "--", "--workers", "1") as (url, process):
         assert len(replicas(process)) == 1
-        assert httpx.get(f"{url}/readyz").json() == {"ready": True}
+        assert httpx.get(f"{url}/readyz").json() == {"ready": True, "proved": True}
         body = {"prompt": prompts[0], "stream": True, "max_tokens": TOKENS}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
             events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
