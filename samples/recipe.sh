@@ -27,14 +27,14 @@ recipe() {
 
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it. Of
   # pronounce it first learns single words: which letters a sentence has come to is slow to learn together with them.
-  # Six key-value heads find a word's letters sooner than one does. Its words are few, so they are seen some fifteen
-  # times; a tenth of each layer's channels is left out meanwhile, or new words lag behind.
+  # Six key-value heads find a word's letters sooner than one does. Its words are few, so they are seen some
+  # eight times; a tenth of each layer's channels is left out meanwhile, or new words lag behind.
   local init=()
   if [ "$TASK" = pronounce ]; then
     training+=(--dropout 0.1)
-    stage words 36 120 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
+    stage words 22 60 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
       --optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32 \
-      --steps "$(n 8000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
+      --steps "$(n 5000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
     init=(--init "$RUNS/words.pt" --optimizer muon --learning-rate 2e-3)
   fi
   stage baseline 10 40 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \

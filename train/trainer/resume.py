@@ -28,6 +28,7 @@ from train import distributed
 from train.storage.output_files import replace_file
 from train.storage.student_pt import write_state
 
+from .muon import Muon
 from .run_fingerprint import changed_options
 
 FORMAT = 1
@@ -45,7 +46,7 @@ class Run:
     learned: Mapping[str, nn.Parameter]
     average: Mapping[str, Tensor]
     optimizer: torch.optim.AdamW
-    muon: torch.optim.Muon | None = None
+    muon: Muon | None = None
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:

@@ -18,6 +18,7 @@ from runtime.errors import NumericalError
 from train import distributed
 
 from . import progress, resume
+from .muon import Muon
 
 LOG_EVERY = 50  # updates
 TABLES = ("embed_tokens", "lm_head")  # beginnings of the names of matrices with a row for each token
@@ -135,11 +136,10 @@ def train_model(
 
 def optimizers_of(
     learned: Mapping[str, nn.Parameter], recipe: Recipe
-) -> tuple[torch.optim.AdamW, torch.optim.Muon | None]:
+) -> tuple[torch.optim.AdamW, Muon | None]:
     """Returns AdamW, with weight decay on matrices alone, and Muon for the layers' matrices if the recipe has it.
 
-    Muon makes each update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
-    scaled so that AdamW's learning rates fit (Liu et al. 2025, arXiv 2502.16982). Tables of tokens stay with AdamW.
+    Tables of tokens stay with AdamW.
     """
     matrices = [name for name, p in learned.items() if p.dim() == 2 and not name.startswith(TABLES)]
     orthogonal = matrices if recipe.optimizer == "muon" else []
@@ -151,9 +151,8 @@ def optimizers_of(
     adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     if not orthogonal:
         return adamw, None
-    decay, scaled = recipe.weight_decay, "match_rms_adamw"
     hidden = [learned[name] for name in orthogonal]
-    return adamw, torch.optim.Muon(hidden, lr=recipe.learning_rate, weight_decay=decay, adjust_lr_fn=scaled)
+    return adamw, Muon(hidden, recipe.learning_rate, recipe.weight_decay, bf16=recipe.bf16)
 
 
 def _update(
