@@ -230,6 +230,7 @@ def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> No
     old, new = read(other).engines
     assert json.loads(done.stdout)["engines"][0]["name"] == new.name == "trt-fp16-rtx-sm75-64"
     assert old.build is not None and new.build is not None and old.build.onnx == new.build.onnx
+    assert old.reference is not None and new.reference == old.reference
     assert trust_records.was_built(new.files[new.model])
 
 

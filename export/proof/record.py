@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.precisions import PRECISIONS, Precision
-from export.quantization.ort_formats import OrtFormats
+from export.precisions import PRECISIONS, Floors
+from export.quantization.ort_formats import OrtFormats, formats_of
 from runtime.backend import Forward, Inspectable, Proposal
 from runtime.bundle.manifest import REFERENCE, Engine, RecordedReference
 from runtime.bundle.reference import (
@@ -145,7 +145,7 @@ def record_reference(
     source: Checkpoint,
     contract: Contract,
     engine: Engine,
-    backend: Inspectable,
+    backend: Inspectable | None,
     requests: Sequence[Request],
     formats: OrtFormats | None,
     folder: Path,
@@ -153,7 +153,8 @@ def record_reference(
     """Records a reference for an engine, writes it into a folder, and measures the engine by it.
 
     Bounds are what rounding costs on the machine that exports, with room for other machines, and no less than the
-    precision's: a deep quantized model scatters more than a shallow one.
+    precision's: a deep quantized model scatters more than a shallow one. backend: None if nothing here runs the graph;
+    then bounds are the precision's alone.
     """
     reference: TorchBackend | QuantizedBackend
     if formats is None:
@@ -162,15 +163,20 @@ def record_reference(
         reference = QuantizedBackend(source, contract, formats)
     recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
     first = first_load_count(source, recorded.forwards)
+    if backend is None:
+        floors = dict(floors_of(engine))
+        if not contract.top_k:
+            del floors[TOP_MEAN]
+        told = f"{counted(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
+        return write_recording(engine, recorded, floors, first, floors, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
-    bounds = bounds_of(kept, recorded.forwards, replayed)
+    bounds = bounds_of(engine, recorded.forwards, replayed)
     if kept.exact and recorded.answers:
         bounds[ANSWERS] = ANSWER_MARGIN
-    part = bounds_of(kept, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]))
+    part = bounds_of(engine, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]))
     answers = judge_answers(backend, recorded.answers, contract.gate, bounds)
-    check = reference_check(
-        recorded, replayed, [*judge_figures(recorded.forwards, replayed, limits_of(kept)), *answers]
-    )
+    figures = judge_figures(recorded.forwards, replayed, limits_of(engine))
+    check = reference_check(recorded, replayed, [*figures, *answers])
     return write_recording(engine, recorded, bounds, first, part, check, folder)
 
 
@@ -193,12 +199,15 @@ def write_recording(
 
 def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Check]) -> Check:
     """Sums up what was recorded and how far the exported engine is from it."""
-    counts = (
-        f"{len(recorded.forwards)} forward passes, {len(replayed.token)} logits rows, {len(recorded.answers)} answers"
-    )
     missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
     figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
-    return Check("reference", all(each.ok for each in checks), counts + missed + figures)
+    return Check("reference", all(each.ok for each in checks), counted(recorded) + missed + figures)
+
+
+def counted(reference: Reference) -> str:
+    """Says how much was recorded."""
+    rows = sum(each.entropy.size for each in reference.forwards)
+    return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"
 
 
 def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
@@ -216,23 +225,29 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
     return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
 
 
-def bounds_of(kept: Precision, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the bounds that an engine of a precision is judged by elsewhere."""
-    floors, found = floors_of(kept), measure(forwards, replayed)
+def bounds_of(engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+    """Returns the bounds that an engine is judged by elsewhere."""
+    floors, found = floors_of(engine), measure(forwards, replayed)
     return {name: round_up(max(floors[name], SPREAD * figure.value)) for name, figure in found.items()}
 
 
-def floors_of(kept: Precision) -> Mapping[str, float]:
-    """Returns what no bound of a precision is below."""
-    least = kept.replay
+def floors_of(engine: Engine) -> Mapping[str, float]:
+    """Returns what no bound of an engine is below: its precision's floors, or those of its products if these are wider.
+
+    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32.
+    """
+    row = PRECISIONS[engine.precision]
+    least = row.replay
+    if formats_of(engine.dialect, engine.precision) is None and row.dtype == "float16":
+        least = Floors(*(max(pair) for pair in zip(astuple(least), astuple(PRECISIONS["fp16"].replay), strict=True)))
     means = dict.fromkeys((TOP_MEAN, BEST, ENTROPY), least.mean_log_prob)
     return {KEYS: least.mean_norm, VALUES: least.mean_norm, **means, LARGEST: least.largest_log_prob}
 
 
-def limits_of(kept: Precision) -> dict[str, float]:
+def limits_of(engine: Engine) -> dict[str, float]:
     """Returns what an engine has to keep when it is exported, or it is wrong and no measure for bounds."""
-    times = LIMIT if kept.exact else LIMIT_QUANTIZED
-    return {name: times * floor for name, floor in floors_of(kept).items()}
+    times = LIMIT if PRECISIONS[engine.precision].exact else LIMIT_QUANTIZED
+    return {name: times * floor for name, floor in floors_of(engine).items()}
 
 
 def round_up(value: float) -> float:

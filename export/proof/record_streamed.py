@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from export.precisions import PRECISIONS
-from export.quantization.ort_formats import OrtFormats
+from export.quantization.ort_formats import OrtFormats, formats_of
 from export.quantization.ort_int8 import restored
 from runtime.backend import Forward, Proposal
 from runtime.bundle.manifest import Engine
@@ -38,7 +38,8 @@ from .quantized_reference import RowsLayer, quantized
 from .record import Recording, bounds_of, copy_of, write_recording
 
 FORWARDS = 2
-OFF, OFF_FP16 = 1e-5, 1e-3  # relative, of embeddings: more than what fp32 and fp16 round them to
+# By the type of an engine's products, relative, of embeddings: more than what these round them to.
+OFF = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 SEED = 40
 
 
@@ -47,18 +48,23 @@ def record_streamed(
 ) -> Recording:
     """Records a reference for an engine and writes it into a folder. Peak memory is that of the largest part."""
     forwards = draft(contract, request)
-    off = OFF_FP16 if engine.precision == "fp16" else OFF
-    passes = [Pass(source, forwards, formats, each) for each in (0.0, off)]
+    passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[dtype_of(engine)])]
     for i in tqdm(range(contract.layers), unit="layer", disable=None):
         alone = loaded(Layer, (source.model, 0), source.weights, f"layers.{i}.")
         layer = RowsLayer(quantized(alone, formats.of_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
     recorded, scattered = (each.predict(source, contract, bool(formats)) for each in passes)
-    bounds = bounds_of(PRECISIONS[engine.precision], recorded, replayed_of(scattered, contract.top_k))
+    bounds = bounds_of(engine, recorded, replayed_of(scattered, contract.top_k))
     rows = sum(each.entropy.size for each in recorded)
     check = Check("reference", True, f"{len(recorded)} forward passes, {rows} logits rows, recorded layer by layer")
     return write_recording(engine, Reference(tuple(recorded)), bounds, len(recorded), bounds, check, folder)
+
+
+def dtype_of(engine: Engine) -> str:
+    """Returns the type of an engine's products: ONNX Runtime's quantized ones are fp32, or exact."""
+    row = PRECISIONS[engine.precision]
+    return "float32" if formats_of(engine.dialect, engine.precision) else row.dtype
 
 
 class Draft:

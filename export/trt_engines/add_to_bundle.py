@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +70,28 @@ def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | N
 
 
 def add(
-    shared: TargetBundle,
-    plan: Plan,
-    graph: Sequence[Path],
-    parity: Mapping[str, Any],
-    folder: Path,
-    report: BuildReport,
+    shared: TargetBundle, plan: Plan, origin: Engine, files: Sequence[Path], folder: Path, report: BuildReport
 ) -> None:
     """Builds the engine and adds it; where a check fails, the bundle stays as it is.
 
-    graph: the .onnx file first, then its data. parity: what was measured of the graph. folder: to work in.
+    origin: the graph, with what was measured and recorded of it. files: its .onnx file first, then its data and its
+    reference, if it has one. folder: to work in.
     """
     started, contract = time.perf_counter(), shared.contract
     try:
         with shown() as progress:
-            made = build_engine(graph[0], contract, plan.profiles, plan.settings, progress)
+            made = build_engine(files[0], contract, plan.profiles, plan.settings, progress)
     except DeviceError as error:
         report.check("engine", False, str(error))
         return
     if not _checked(plan, contract, made, report):
         return
-    name, build_of = name_for(shared.bundle(), plan), plan.build(graph[0].name, made.decomposed)
+    name, build_of = name_for(shared.bundle(), plan), plan.build(files[0].name, made.decomposed)
     with report_write_errors(shared.path):
         file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
         file.write_bytes(made.content)
-        shared.write(plan.engine(name, file.name, parity, build_of), [file, *graph])
+        engine = replace(plan.engine(name, file.name, origin.parity, build_of), reference=origin.reference)
+        shared.write(engine, [file, *files])
     seconds, size = round(time.perf_counter() - started, 3), len(made.content)
     values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
     report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)

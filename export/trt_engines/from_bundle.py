@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from export.staging import working_folder
+from runtime.bundle.reference import read_reference
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.contract import Contract
 from runtime.errors import UserError
@@ -40,8 +41,21 @@ def from_bundle(
             continue
         if missing(shared, plan, report, files[0].name):
             with working_folder(bundle.path) as folder:
-                add(shared, plan, files, origin.parity, folder, report)
+                kept = origin if runs_reference(bundle, origin, plan) else replace(origin, reference=None)
+                if kept is not origin:
+                    report.say(f"{plan.stem()}: what was recorded is wider than --max-prompt allows, so it is left out")
+                recorded = [bundle.path / kept.reference.file] if kept.reference else []
+                add(shared, plan, kept, [*files, *recorded], folder, report)
     return bundle.path
+
+
+def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
+    """Whether a planned engine takes every recorded forward pass at once, or there are none."""
+    if origin.reference is None:
+        return True
+    forwards = read_reference(bundle.path, origin.reference, bundle.contract).forwards
+    widest = max(most for _, most in plan.profiles)
+    return all(each.forward.input_ids.shape[1] <= widest for each in forwards)
 
 
 def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:

@@ -122,11 +122,17 @@ def export_one(
             parity[check.name] = check.detail
             if not report.check(check.name, check.ok, check.detail):
                 return
+        with report_write_errors(shared.path):
+            made = graphs.record(engine, files[0], folder, plan.settings.max_prompt if plan else None, ranges)
+        parity[made.check.name] = made.check.detail
+        if not report.check(made.check.name, made.check.ok, made.check.detail):
+            return
+        origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry)
         if plan is not None:
-            add(shared, plan, files, parity, folder, report)
+            add(shared, plan, origin, [*files, made.file], folder, report)
         else:
             with report_write_errors(shared.path):
-                shared.write(replace(engine, model=files[0].name, parity=parity), files)
+                shared.write(origin, [*files, made.file])
                 report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
 
 

@@ -12,12 +12,17 @@ import torch
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.precisions import PRECISIONS, Precision
-from export.proof.held_out import held_out_requests
-from export.proof.prove import check_onnx, prove
+from export.proof.held_out import held_out_requests, recorded_requests
+from export.proof.prove import check_onnx, prove, proves_whole, sample_requests
+from export.proof.record import Recording, record_reference
+from export.proof.record_streamed import record_streamed
 from export.quantization.activation_ranges import measure, watch
+from export.quantization.stored_weights import with_stored_weights
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
-from runtime.bundle.store import sha256
+from runtime.bundle.store import Engine, sha256
 from runtime.contract import Contract
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.trt.trt_backend import slack
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.data.prompts import of_checkpoint
@@ -102,6 +107,32 @@ class Graphs:
                 yield replace(check, detail=f"with {' and '.join(what)}: {check.detail}")
         for left in dense:
             left.unlink()
+
+    def record(
+        self, engine: Engine, file: Path, folder: Path, max_prompt: int | None, ranges: Ranges | None
+    ) -> Recording:
+        """Records a reference for an engine of the graph in `file`, into `folder`, see `proof.record`.
+
+        It is of the model whose weights are the numbers that the stored ones stand for; activations are not quantized
+        in it, so what that costs is in the bounds. max_prompt: as the engine's profiles have it. Bounds are measured
+        with ONNX Runtime's CPU, by the graph or its dequantized form, if that runs it.
+        """
+        contract, recipe, row = self.contract, self.recipe, self.recipe.row
+        source = self.source if row.weights is None else with_stored_weights(self.source, row.weights)
+        room = replace(contract, capacity=contract.capacity - slack(replace(contract, batch=recipe.batch)))
+        sources = recorded_requests(source, room, None, None), sample_requests(room)
+        longest = max_prompt or contract.capacity
+        chosen = next(filter(None, ([each for each in made if len(each.prompt) <= longest] for made in sources)))
+        if not proves_whole(source, "auto"):
+            return record_streamed(source, contract, engine, chosen[0], None, folder)
+        if row.weights is None and not row.on_cpu:
+            return record_reference(source, contract, engine, None, chosen, None, folder)
+        plain = row.weights is None and recipe.batch == 1
+        files = [file] if plain else self.write_dense(folder, ranges)
+        made = record_reference(source, contract, engine, OrtBackend(files[0], contract), chosen, None, folder)
+        for left in () if plain else files:
+            left.unlink()
+        return made
 
     def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)

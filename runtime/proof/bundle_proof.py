@@ -61,15 +61,11 @@ def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> Bundle
 
 def reference_of(bundle: Bundle, engine: Engine) -> RecordedReference:
     """Returns what was recorded of an engine. Raises UserError, naming the command that records it, for nothing."""
-    if engine.reference is None and engine.kind.native_code:
-        raise UserError(
-            f"{engine.name} of {bundle.path} has no recorded reference, as no engine of TensorRT has yet; compare it "
-            f"with PyTorch: blockstep export verify {bundle.path} --ckpt CHECKPOINT --engine {engine.name}"
-        )
     if engine.reference is None:
+        command = "trt" if engine.kind.native_code else "onnx"
         raise UserError(
             f"{engine.name} of {bundle.path} has no recorded reference to be compared with; export it again from its "
-            "checkpoint, which records one: blockstep export onnx --ckpt CHECKPOINT --out "
+            f"checkpoint, which records one: blockstep export {command} --ckpt CHECKPOINT --out "
             f"{bundle.path} --precision {engine.precision}"
         )
     return engine.reference

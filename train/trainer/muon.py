@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Moves the singular values of matrices [count, rows, columns] to about 1 (0.7 to 1.2), and leaves their vectors."""
+    """Moves singular values of matrices [count, rows, columns] to about 1 (0.7 to 1.2), and leaves their vectors."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS

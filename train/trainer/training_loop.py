@@ -134,9 +134,7 @@ def train_model(
     return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown)
 
 
-def optimizers_of(
-    learned: Mapping[str, nn.Parameter], recipe: Recipe
-) -> tuple[torch.optim.AdamW, Muon | None]:
+def optimizers_of(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.AdamW, Muon | None]:
     """Returns AdamW, with weight decay on matrices alone, and Muon for the layers' matrices if the recipe has it.
 
     Tables of tokens stay with AdamW.

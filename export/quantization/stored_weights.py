@@ -1,0 +1,46 @@
+"""A checkpoint with the numbers that quantized weights stand for, which a TensorRT engine computes with in fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.checkpoint import Checkpoint
+
+from .trt_formats import TRT_FORMATS, TrtFormat
+
+LAYERS = "layers."  # what the names of the weights that are quantized begin with
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights(Mapping[str, Tensor]):
+    """Weights by name, the layers' matrices rounded to a format; each is made when it is asked for and not kept."""
+
+    weights: Mapping[str, Tensor]
+    format: TrtFormat
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        if not name.startswith(LAYERS) or weight.dim() != 2:
+            return weight
+        block = self.format.block_of(weight.shape[1])
+        if block is None:
+            return weight
+        numbers = weight.half().float().numpy().T  # [in, out], of the fp16 graph that is quantized
+        dense = self.format.quantize(numbers, block).dense()
+        return torch.from_numpy(np.ascontiguousarray(dense.T.astype(np.float32)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def with_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
+    """Returns the checkpoint with its layers' weights as that format of `TRT_FORMATS` stores them."""
+    return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name]))
