@@ -122,7 +122,7 @@ def cache_names(part: int) -> tuple[str, str]:
 
 def parse_gate(values: Any) -> GateSpec:
     """A gate from plain values. Raises UserError naming the field that is wrong."""
-    if isinstance(values, dict) and values.get("max", 0) is None:  # a bound that older versions wrote, mostly as null
+    if isinstance(values, dict) and "max" in values and values["max"] is None:  # older versions wrote it as a bound
         values = {name: value for name, value in values.items() if name != "max"}
     gate = parse_fields(GateSpec, values, "gate")
     rule = RULES[gate.rule]

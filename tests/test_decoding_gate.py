@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.backend import Bools
 from runtime.contract import GateSpec
-from runtime.decoding.gate import Gate
+from runtime.decoding.gate import Gate, factor_count
 
 END = 1
 
@@ -124,6 +124,12 @@ def test_each_row_of_a_batch_may_have_a_threshold_of_its_own(rule: str) -> None:
         alone = decide(token[part], score[part], score[part], open_[part], progress[part], limit)
         assert (alone == together[part]).all()
     assert together.sum(axis=1).tolist() == ([1, 3, 4] if rule == "threshold" else [1, 2, 3])
+
+
+def test_a_factor_that_no_position_meets_counts_none() -> None:
+    scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.1, 0.3]], np.float32)
+    open_ = np.array([[True, True, True], [True, True, False]])
+    assert factor_count(scores, open_, np.array([[1.0], [1.0]])).tolist() == [2, 0]
 
 
 def test_a_factor_gate_does_not_count_held_back_end_tokens() -> None:

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from runtime.checked_fields import NUMBER_LIMIT
-from runtime.contract import FIELD_LIMITS, GateSpec, cache_names, parse_contract, parse_gate
+from runtime.contract import FIELD_LIMITS, GateSpec, cache_names, parse_contract, parse_gate, size
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}
@@ -75,6 +75,7 @@ def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[fl
         ({"max_prompt": 0}, "contract.max_prompt is 0; expected a whole number from 1 to"),
         ({"mask_id": 24}, "contract.mask_id is 24, not below"),
         ({"pad_id": -1}, "contract.pad_id is -1"),
+        ({"pad_id": 24}, "contract.pad_id is 24, not below the vocabulary of 24"),
         ({"eos_ids": [1, 24]}, "contract.eos_ids is 24, not below"),
         ({"eos_ids": ["1"]}, "contract.eos_ids is '1'"),
         ({"eos_ids": 1}, "contract.eos_ids is 1;"),
@@ -102,7 +103,7 @@ def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[fl
 def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         parse_contract({**tiny.CONTRACT, **changes})
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "most"), sorted(FIELD_LIMITS.items()))
@@ -111,6 +112,11 @@ def test_a_number_may_be_its_largest_and_no_more(name: str, most: int) -> None:
     assert getattr(parse_contract({**tiny.CONTRACT, **block, name: most}), name) == most
     with pytest.raises(UserError, match=f"contract.{name} is {most + 1}; expected a whole number from 1 to {most}$"):
         parse_contract({**tiny.CONTRACT, name: most + 1})
+
+
+def test_a_size_without_a_limit_of_its_own_has_that_of_all_numbers() -> None:
+    context = size("context")
+    assert context.holds(NUMBER_LIMIT) and not context.holds(NUMBER_LIMIT + 1) and not context.holds(0)
 
 
 def test_a_gates_numbers_have_bounds_too() -> None:

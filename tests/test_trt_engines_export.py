@@ -100,7 +100,7 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     assert engine.files.keys() == {engine.model, build.onnx} and engine.model.endswith(".engine")
     assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
     assert trust_records.was_built(engine.files[engine.model]) and not trust_records.was_built(engine.files[build.onnx])
-    assert engine.parity.keys() == {"graph", "steps", "answers"}
+    assert engine.parity.keys() == {"graph", "steps", "answers", "reference"}
     assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
 
 
