@@ -6,32 +6,35 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from tqdm import tqdm
 
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
+from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.registry import OpenOptions
 from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import UserError
 from train import open_checkpoint
+from train.checkpoint import Checkpoint
 from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
 from .precisions import PRECISIONS
-from .proof.compare import EXACT, NOTICED, Candidate, compare
+from .proof.compare import EXACT, NOTICED, Candidate, Parity, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
 from .proof.quantized_reference import QuantizedBackend, whole_bound
-from .quantization.ort_formats import ORT_FORMATS, formats_of
+from .quantization.ort_formats import ORT_FORMATS, OrtFormats, formats_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,13 +92,8 @@ def verify(args: argparse.Namespace) -> int:
     requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.kind.native_code:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
-    model = source.build()
-    limit_threads(parameters=sum(each.numel() for each in model.parameters()))
-    reference = TorchBackend(model, contract, barred=source.missing_ids())
-    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
     formats = formats_of(engine.dialect, engine.precision)
-    arithmetic = QuantizedBackend(source, contract, formats) if formats else None
-    compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
+    compared = compared_with_pytorch(made, engine, source, candidate, requests, formats)
     *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     checks = parity.checks(precision=engine.precision, bound=whole_bound(parity.lost) if formats else None)
     for check in checks:
@@ -106,6 +104,26 @@ def verify(args: argparse.Namespace) -> int:
         told |= {"checks": [asdict(check) for check in checks], "seconds": round(time.perf_counter() - started, 3)}
         print_json(told)
     return DONE if all(check.ok for check in checks) else FAILED
+
+
+def compared_with_pytorch(
+    made: Bundle,
+    engine: Engine,
+    source: Checkpoint,
+    candidate: Candidate,
+    requests: Sequence[Request],
+    formats: OrtFormats | None,
+) -> Iterator[Parity]:
+    """Compares the engine with its checkpoint in PyTorch (`compare`), of a little model on two cores at once."""
+    contract, model = candidate.contract, source.build()
+    limit_threads(parameters=sum(each.numel() for each in model.parameters()))
+    reference = TorchBackend(model, contract, barred=source.missing_ids())
+    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
+    arithmetic = QuantizedBackend(source, contract, formats) if formats else None
+    together = twin is not None and torch.get_num_threads() == 1
+    return compare(
+        reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic, together=together
+    )
 
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:

@@ -21,6 +21,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare
+from export.proof.instrumented import twin_of
 from export.proof.prove import prove, sample_requests
 from export.proof.quantized_reference import QuantizedBackend, whole_bound
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
@@ -118,14 +119,18 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
-def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(made: Made) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(
+    together: bool, made: Made
+) -> None:
     source, contract, graph, _, formats = made
     requests = sample_requests(contract)[-2:]
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, alone = compare(reference, arithmetic, requests)
-    *_, engines = compare(reference, engine, requests)
-    *_, both = compare(reference, engine, requests, arithmetic=arithmetic)
+    *_, engines = compare(reference, engine, requests, twin=twin_of(graph, engine))
+    twin = twin_of(graph, engine)
+    *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic, together=together)
     assert both.lost == alone.distance.log_prob > 1e-3
     assert both == replace(engines, lost=both.lost) and both.distance.forwards == alone.distance.forwards
 
