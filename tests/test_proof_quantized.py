@@ -23,9 +23,9 @@ from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare
 from export.proof.instrumented import twin_of
 from export.proof.prove import prove, sample_requests
-from export.proof.quantized_reference import QuantizedBackend, whole_bound
+from export.proof.quantized_reference import QuantizedBackend, quantized, whole_bound
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
-from export.quantization.ort_int8 import rounded
+from export.quantization.ort_int8 import Int8Linear, Rounding, rounded
 from runtime.bundle import store
 from runtime.contract import Contract
 from runtime.engines.ort.no_telemetry import ort
@@ -81,6 +81,19 @@ def test_activations_are_rounded_as_the_operator_does(
         whole, step = rounded(torch.from_numpy(each))
         np.testing.assert_array_equal(whole.numpy(), values.astype(np.float32) - zero)
         assert step.item() == scale or not each.any()
+
+
+def test_an_input_of_several_products_is_rounded_once() -> None:
+    x, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(SEED))
+    kept = Rounding()
+    for each in (x, other, x):
+        assert all(torch.equal(*pair) for pair in zip(kept(each), rounded(each), strict=True))
+        assert kept(each)[0] is kept(each)[0]
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 4)))
+    plain = [Int8Linear(layer.weight.detach(), layer.bias) for layer in (module[0], module[1][0])]
+    made = quantized(module, ORT_FORMATS["int8"].inner)
+    assert made[0].rounded is made[1][0].rounded
+    assert all(torch.equal(a(x), b(x)) for a, b in zip((made[0], made[1][0]), plain, strict=True))
 
 
 def test_every_part_is_far_nearer_to_its_arithmetic_in_pytorch_than_that_is_to_the_model(made: Made) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormat, OrtFormats
-from export.quantization.ort_int8 import Int8Linear, restored
+from export.quantization.ort_int8 import Int8Linear, Rounding, restored
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
@@ -25,14 +25,18 @@ from train.transformer.network import KeyValueStore, Layer, Transformer
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantized(module: ModuleT, chosen: OrtFormat) -> ModuleT:
-    """The module, its linear layers replaced in place."""
+def quantized(module: ModuleT, chosen: OrtFormat, rounding: Rounding | None = None) -> ModuleT:
+    """The module, its linear layers replaced in place. rounding: shared with other modules, or one of its own."""
+    rounding = rounding or Rounding()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             bias = None if child.bias is None else child.bias.detach()
-            setattr(module, name, chosen.linear(child.weight.detach(), bias))
+            made = chosen.linear(child.weight.detach(), bias)
+            if isinstance(made, Int8Linear):
+                made.rounded = rounding
+            setattr(module, name, made)
         else:
-            quantized(child, chosen)
+            quantized(child, chosen, rounding)
     return module
 
 
@@ -71,8 +75,9 @@ class QuantizedModel(nn.Module):
         table = model.embed_tokens.weight.detach()
         self.head = Int8Linear(table if source.model.tied else model.lm_head.weight.detach())
         model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
+        rounding = Rounding()
         for i, layer in enumerate(model.layers):
-            quantized(layer, formats.of_layer(i, len(model.layers)))
+            quantized(layer, formats.of_layer(i, len(model.layers)), rounding)
         self.last = RowsLayer(cast(Layer, model.layers[-1]))
         model.layers[-1] = self.last
         self.model = model
