@@ -126,12 +126,13 @@ def spinning_of(session: ort.InferenceSession) -> str | None:
         return None
 
 
-def test_threads_spin_unless_the_python_api_is_told_that_they_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = lambda **told: spinning_of(load(GOLDEN, verify="never", threads=2, **told).backend.session)  # type: ignore  # noqa: E731
-    assert [of(), of(allow_spinning=True), of(allow_spinning=False)] == [None, None, "0"]
+def test_threads_spin_unless_the_python_api_is_told_that_they_sleep() -> None:
+    backends = [load(GOLDEN, verify="never", threads=2).backend]
+    backends += [load(GOLDEN, verify="never", threads=2, allow_spinning=told).backend for told in (True, False)]
+    assert [isinstance(each, OrtBackend) and spinning_of(each.session) for each in backends] == [None, None, "0"]
 
 
-def test_threads_sleep_while_pytorch_computes(tmp_path: Path) -> None:
+def test_threads_sleep_while_pytorch_computes() -> None:
     bundle = store.read(GOLDEN)
     candidate = verify.candidate_of(bundle, bundle.engine(), trust=False)
     assert isinstance(candidate, OrtBackend) and spinning_of(candidate.session) == "0"
