@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from tqdm import tqdm
 
 from runtime.bundle.store import Bundle, Engine, read, verify_files
@@ -114,16 +113,13 @@ def compared_with_pytorch(
     requests: Sequence[Request],
     formats: OrtFormats | None,
 ) -> Iterator[Parity]:
-    """Compares the engine with its checkpoint in PyTorch (`compare`), of a little model on two cores at once."""
+    """Compares the engine with its checkpoint in PyTorch, see `compare`."""
     contract, model = candidate.contract, source.build()
     limit_threads(parameters=sum(each.numel() for each in model.parameters()))
     reference = TorchBackend(model, contract, barred=source.missing_ids())
     twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
     arithmetic = QuantizedBackend(source, contract, formats) if formats else None
-    together = twin is not None and torch.get_num_threads() == 1
-    return compare(
-        reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic, together=together
-    )
+    return compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
 
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:

@@ -132,10 +132,7 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(
-    together: bool, made: Made
-) -> None:
+def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(made: Made) -> None:
     source, contract, graph, _, formats = made
     requests = sample_requests(contract)[-2:]
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
@@ -143,7 +140,7 @@ def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_
     *_, alone = compare(reference, arithmetic, requests)
     *_, engines = compare(reference, engine, requests, twin=twin_of(graph, engine))
     twin = twin_of(graph, engine)
-    *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic, together=together)
+    *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic)
     assert both.lost == alone.distance.log_prob > 1e-3
     assert both == replace(engines, lost=both.lost) and both.distance.forwards == alone.distance.forwards
 

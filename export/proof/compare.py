@@ -8,10 +8,9 @@ wherever a student is sure, whatever its other scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ from train.torch_backend import TorchBackend
 
 from .token_gaps import TokenGaps
 
-T = TypeVar("T")
 EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
 TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
 NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
@@ -152,8 +150,7 @@ class Candidate(Backend, Protocol):
 class SideBySide:
     """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says.
 
-    arithmetic: PyTorch with the candidate's rounding; lost: how far that was so far, in nats. together: the engine's
-    runs, and those of `arithmetic`, in threads of their own while the reference runs.
+    arithmetic: PyTorch with the candidate's rounding; lost: how far that was so far, in nats.
     """
 
     name = "side by side"
@@ -164,11 +161,9 @@ class SideBySide:
         candidate: Candidate,
         twin: OrtBackend | None = None,
         arithmetic: Backend | None = None,
-        together: bool = False,
     ) -> None:
         self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
         self.arithmetic, self.lost = arithmetic, 0.0
-        self._pool = ThreadPoolExecutor(2) if together else None
         self.contract = candidate.contract
         self.gaps = TokenGaps(self.contract.block)
 
@@ -183,10 +178,7 @@ class SideBySide:
 
     def forward(self, forward: Forward) -> Proposal:
         asked = replace(forward, top=forward.top or self.contract.top_k > 0)
-        twin, arithmetic = self.twin, self.arithmetic
-        engine = self._begin(lambda: (self.candidate.forward(asked), twin.forward(forward) if twin else None))
-        rounding = self._begin(lambda: arithmetic.forward(forward) if arithmetic else None)
-        ours, (theirs, again), rounded = self.reference.forward(asked), engine(), rounding()
+        ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
         log_probs = self.reference.log_probs
         if log_probs is None:
             raise AssertionError("the reference kept no log-probabilities")
@@ -206,23 +198,20 @@ class SideBySide:
             worst(before.values, values),
             before.twin,
         )
-        self._look_at_every_token(again, theirs, log_probs, new)
-        if rounded is not None:
+        self._look_at_every_token(forward, theirs, log_probs, new)
+        if self.arithmetic is not None:
+            rounded = self.arithmetic.forward(forward)
             self.lost = worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
         return ours
 
     def _all(self) -> tuple[Backend, ...]:
         return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
 
-    def _begin(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Returns what gives the call's result: the call itself, or, together, who waits for it."""
-        return call if self._pool is None else self._pool.submit(call).result
-
-    def _look_at_every_token(self, again: Proposal | None, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
+    def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
         """Adds what the twin says, if there is one."""
-        if self.twin is None or again is None:
+        if self.twin is None:
             return
-        before = self.distance
+        again, before = self.twin.forward(forward), self.distance
         deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
         every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)  # [1, n, vocab]
         if theirs.top_logprob is not None:
@@ -291,18 +280,16 @@ def compare(
     separate: int = SEPARATE,
     twin: OrtBackend | None = None,
     arithmetic: Backend | None = None,
-    together: bool = False,
 ) -> Iterator[Parity]:
     """Answers the requests on both and yields the whole comparison so far after each.
 
     Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
     nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
     without one, only the best tokens' are compared. arithmetic: the candidate's own in PyTorch
-    (`quantized_reference`), which runs the same forwards, for `Parity.lost`. together: runs them at once, if a
-    forward takes no more than one core and the engine may run in another thread.
+    (`quantized_reference`), which runs the same forwards, for `Parity.lost`.
     """
     once = not candidate.contract.has_cache
-    both, rule = SideBySide(reference, candidate, twin, arithmetic, together), gate or candidate.contract.gate
+    both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
     for number, request in enumerate(requests):
