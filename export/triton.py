@@ -118,6 +118,7 @@ def parameters(args: argparse.Namespace) -> dict[str, str]:
         "threads": args.threads,
         "verify": args.verify,
         "trust_engine": str(args.trust_engine).lower(),
+        "allow_spinning": str(args.allow_spinning).lower(),
         "workers": args.workers,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

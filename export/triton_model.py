@@ -45,6 +45,7 @@ class TritonPythonModel:
             verify=told["verify"],
             device=told["device"],
             trust_engine=told["trust_engine"] == "true",
+            allow_spinning=told["allow_spinning"] == "true",
         )
         self._pool = ModelPool(model, workers)
         self._threads = ThreadPoolExecutor(len(self._pool.models))

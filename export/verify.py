@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -16,22 +16,24 @@ from tqdm import tqdm
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
+from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.registry import OpenOptions
 from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import UserError
 from train import open_checkpoint
+from train.checkpoint import Checkpoint
 from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
 from .precisions import PRECISIONS
-from .proof.compare import EXACT, NOTICED, Candidate, compare
+from .proof.compare import EXACT, NOTICED, Candidate, Parity, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
-from .proof.quantized_reference import whole_bound
-from .quantization.ort_formats import ORT_FORMATS, formats_of
+from .proof.quantized_reference import QuantizedBackend, whole_bound
+from .quantization.ort_formats import ORT_FORMATS, OrtFormats, formats_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +77,6 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Answers the prompts on both sides and says how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    limit_threads()
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
     source, engine = open_checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
@@ -90,13 +91,10 @@ def verify(args: argparse.Namespace) -> int:
     requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.kind.native_code:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
-    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
-    compared = compare(reference, candidate, requests, gate=engine.gate, twin=twin)
-    *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     formats = formats_of(engine.dialect, engine.precision)
-    bound = whole_bound(formats, reference, source, contract, requests, engine.gate) if formats else None
-    checks = parity.checks(precision=engine.precision, bound=bound)
+    compared = compared_with_pytorch(made, engine, source, candidate, requests, formats)
+    *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
+    checks = parity.checks(precision=engine.precision, bound=whole_bound(parity.lost) if formats else None)
     for check in checks:
         print(check, file=stream)
     if args.json:
@@ -107,10 +105,28 @@ def verify(args: argparse.Namespace) -> int:
     return DONE if all(check.ok for check in checks) else FAILED
 
 
+def compared_with_pytorch(
+    made: Bundle,
+    engine: Engine,
+    source: Checkpoint,
+    candidate: Candidate,
+    requests: Sequence[Request],
+    formats: OrtFormats | None,
+) -> Iterator[Parity]:
+    """Compares the engine with its checkpoint in PyTorch, see `compare`."""
+    contract, model = candidate.contract, source.build()
+    limit_threads(parameters=sum(each.numel() for each in model.parameters()))
+    reference = TorchBackend(model, contract, barred=source.missing_ids())
+    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
+    arithmetic = QuantizedBackend(source, contract, formats) if formats else None
+    return compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
+
+
 def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
     if engine.build is None or has_gpu():
-        _, backend = engine.kind.open(made, [engine], OpenOptions(trust_engine=trust))
+        spinning = engine.kind.native_code  # not of ONNX Runtime's threads: PyTorch and the engine take turns
+        _, backend = engine.kind.open(made, [engine], OpenOptions(trust_engine=trust, allow_spinning=spinning))
         return cast(Candidate, backend)
     if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.batch > 1:
         what = f"batches of {engine.batch}" if runs else f"graphs of {engine.precision}"
@@ -118,7 +134,7 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
             f"{engine.name} cannot be compared here: ONNX Runtime's CPU does not run {what}; verify it on the GPU"
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
-    return OrtBackend(made.path / engine.graph, contract, files=engine.files)
+    return OrtBackend(made.path / engine.graph, contract, files=engine.files, allow_spinning=False)
 
 
 def has_gpu() -> bool:

@@ -30,6 +30,10 @@ HELP = {  # of the options whose text is longer than their line
         "the first load, always, or never (default: first)"
     ),
     "trust-engine": "load a TensorRT engine that this machine did not build: native code, which runs as you",
+    "allow-spinning": (
+        "let ONNX Runtime's threads spin while they wait; without it they sleep, which spares CPU time where other "
+        "work shares the cores (default: on; docs/performance.md has the figures)"
+    ),
     "template-args": (
         "arguments of the chat template, as in '{\"enable_thinking\": false}' (default: those that the bundle "
         "carries, a family's own or given to its export, which the C library and Triton apply too)"
@@ -124,6 +128,7 @@ ENGINE_OPTIONS = (  # of every command that loads a bundle
     option("--threads", type=int, metavar="N", help=HELP["threads"]),
     option("--verify", choices=POLICIES, default="first", help=HELP["verify"]),
     option("--trust-engine", action="store_true", help=HELP["trust-engine"]),
+    option("--allow-spinning", action=argparse.BooleanOptionalAction, default=True, help=HELP["allow-spinning"]),
 )
 # Of commands that put prompts into a chat template.
 TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
@@ -147,6 +152,7 @@ def load_model(args: argparse.Namespace) -> Model:
         verify=args.verify,
         device=args.device,
         trust_engine=args.trust_engine,
+        allow_spinning=args.allow_spinning,
         template_args=getattr(args, "template_args", None),
     )
 

@@ -27,20 +27,22 @@ def load(
     verify: str = "first",
     device: str = "cpu",
     trust_engine: bool = False,
+    allow_spinning: bool = True,
     template_args: Mapping[str, Any] | None = None,
 ) -> Model:
     """Opens the model in a bundle's folder, ready to generate.
 
     engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
     first for ONNX Runtime; threads: of a forward pass, by default the physical cores within the CPU quota, or one for a
-    small int8 engine; verify: `first` checks the files' hashes, tries the files in a process of their own, on the
-    CPU whatever the device, and proves the engine with a part of its recorded reference, once, and then remembers it,
+    small int8 engine; verify: `first` checks the files' hashes, tries the files in a process of their own, on the CPU
+    whatever the device, and proves the engine with a part of its recorded reference, once, and then remembers it,
     `always` every time, `never` does none of it; device: `cpu` or `cuda`, of an ONNX Runtime engine, `cuda` for the
     first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code, though this
-    machine did not build it; template_args: default arguments of the chat template, over the bundle's own, such as
-    {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
-    that is missing or does not fit, for files that crash, hang or take all memory, and for an engine that computes on
-    this machine something else than PyTorch did when it was exported.
+    machine did not build it; allow_spinning: whether ONNX Runtime's threads spin while they wait for the next operator
+    or pass (False: they sleep, which leaves the cores to others); template_args: default arguments of the chat
+    template, over the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package,
+    driver or GPU that is missing or does not fit, for files that crash, hang or take all memory, and for an engine that
+    computes on this machine something else than PyTorch did when it was exported.
     """
     from .bundle.store import read
     from .text.chat_template import with_arguments
@@ -53,7 +55,7 @@ def load(
     engines = choose_engines(bundle, engine, device)
     kind, first = engines[0].kind, engines[0]
     kind.import_library(device)
-    options = OpenOptions(device, threads, trust_engine)
+    options = OpenOptions(device, threads, trust_engine, allow_spinning)
     if verify not in POLICIES:
         raise UserError(f"verify is {verify!r}; expected {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     proved = verify == "never" or _try_files(bundle, first, options, verify)

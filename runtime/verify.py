@@ -39,7 +39,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def verify(args: argparse.Namespace) -> int:
     """Opens the engine without the proof of a first load, replays the whole reference and prints what was found."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    proof = prove_bundle(args.bundle, args.engine, OpenOptions(args.device, args.threads, args.trust_engine))
+    opened = OpenOptions(args.device, args.threads, args.trust_engine, args.allow_spinning)
+    proof = prove_bundle(args.bundle, args.engine, opened)
     seconds = time.perf_counter() - started
     for check in proof.checks:
         print(check, file=stream)

@@ -71,6 +71,14 @@ def model(module: ModuleType, written: Path) -> Iterator[Any]:
     made.finalize()
 
 
+def test_spinning_is_told_to_the_model(written: Path, bundle: Path, tmp_path: Path) -> None:
+    line = 'parameters { key: "allow_spinning" value { string_value: "%s" } }'
+    assert line % "true" in (written / "config.pbtxt").read_text()
+    assert main([str(bundle), "--out", str(tmp_path), "--no-allow-spinning"]) == 0
+    [config] = tmp_path.glob("*/config.pbtxt")
+    assert line % "false" in config.read_text()
+
+
 def asked(model: Any, **tensors: Any) -> fake_triton.Sender:
     """The end of one request."""
     request = Request(**tensors)

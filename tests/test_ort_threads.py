@@ -1,17 +1,33 @@
-"""The cores that a process may use: affinity, hyperthreads, and quotas of cgroup v1, v2 and both."""
+"""The cores that a process may use, by affinity, hyperthreads and quotas of cgroup v1, v2 and both; idle threads."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from export import verify
+from export.proof.instrumented import twin_of
+from runtime import bench, generate, serve
+from runtime import verify as runtime_verify
+from runtime.bundle import store
+from runtime.bundle.store import Bundle, Engine
 from runtime.engines.ort import threads
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.ort.threads import cpu_quota, physical_cores
+from runtime.engines.registry import KINDS, OpenOptions
+from runtime.errors import UserError
+from runtime.open_bundle import load
 from train import torch_backend
 
+GOLDEN = Path(__file__).parent / "golden" / "ort.bundle"
+SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"  # with a reference, which verify needs
 HYBRID = "4:memory:/a/b\n3:cpu,cpuacct:/a/b\n1:name=systemd:/a/b\n0::/a/b\n"
 V1 = "sys/fs/cgroup/cpu,cpuacct"
 V2 = "sys/fs/cgroup"
@@ -92,6 +108,51 @@ def test_pytorch_gets_no_more_threads_than_the_cores_unless_told_otherwise(monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch_backend.limit_threads()
     torch_backend.limit_threads(5)
+    torch_backend.limit_threads(parameters=torch_backend.LITTLE - 1)
+    torch_backend.limit_threads(parameters=torch_backend.LITTLE)
+    assert given == [2, 5, 1, 2]
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     torch_backend.limit_threads()
-    assert given == [2, 5]
+    torch_backend.limit_threads(parameters=1)
+    assert given == [2, 5, 1, 2]
+
+
+def spinning_of(session: ort.InferenceSession) -> str | None:
+    """Returns what a session was told of spinning, None for nothing: ONNX Runtime's default, which spins."""
+    options = session.get_session_options()
+    try:
+        return str(options.get_session_config_entry("session.intra_op.allow_spinning"))
+    except RuntimeError:  # no such entry
+        return None
+
+
+def test_threads_spin_unless_the_python_api_is_told_that_they_sleep() -> None:
+    backends = [load(GOLDEN, verify="never", threads=2).backend]
+    backends += [load(GOLDEN, verify="never", threads=2, allow_spinning=told).backend for told in (True, False)]
+    assert [isinstance(each, OrtBackend) and spinning_of(each.session) for each in backends] == [None, None, "0"]
+
+
+def test_threads_sleep_while_pytorch_computes() -> None:
+    bundle = store.read(GOLDEN)
+    candidate = verify.candidate_of(bundle, bundle.engine(), trust=False)
+    assert isinstance(candidate, OrtBackend) and spinning_of(candidate.session) == "0"
+    twin = twin_of(bundle.path / bundle.engine().graph, candidate)
+    assert twin.session is not candidate.session and spinning_of(twin.session) == "0"
+
+
+@pytest.mark.parametrize("command", [generate, bench, serve, runtime_verify])
+def test_every_command_that_loads_a_bundle_takes_the_option(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[OpenOptions] = []
+
+    def note(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> None:
+        opened.append(options)
+        raise UserError("noted")
+
+    monkeypatch.setitem(KINDS, "ort", replace(KINDS["ort"], open=note))  # type: ignore[arg-type]
+    words = [str(SAMPLE), *([] if command is runtime_verify else ["--verify", "never"])]
+    words += ["--token-ids", "5"] if command is generate else []
+    for more in ([], ["--allow-spinning"], ["--no-allow-spinning"]):
+        assert command.main([*words, *more]) == 2
+    assert [each.allow_spinning for each in opened] == [True, True, False]

@@ -21,10 +21,11 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare
+from export.proof.instrumented import twin_of
 from export.proof.prove import prove, sample_requests
-from export.proof.quantized_reference import QuantizedBackend, whole_bound
+from export.proof.quantized_reference import QuantizedBackend, quantized, whole_bound
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
-from export.quantization.ort_int8 import rounded
+from export.quantization.ort_int8 import Int8Linear, Rounding, rounded
 from runtime.bundle import store
 from runtime.contract import Contract
 from runtime.engines.ort.no_telemetry import ort
@@ -82,6 +83,19 @@ def test_activations_are_rounded_as_the_operator_does(
         assert step.item() == scale or not each.any()
 
 
+def test_an_input_of_several_products_is_rounded_once() -> None:
+    x, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(SEED))
+    kept = Rounding()
+    for each in (x, other, x):
+        assert all(torch.equal(*pair) for pair in zip(kept(each), rounded(each), strict=True))
+        assert kept(each)[0] is kept(each)[0]
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 4)))
+    plain = [Int8Linear(layer.weight.detach(), layer.bias) for layer in (module[0], module[1][0])]
+    made = quantized(module, ORT_FORMATS["int8"].inner)
+    assert made[0].rounded is made[1][0].rounded
+    assert all(torch.equal(a(x), b(x)) for a, b in zip((made[0], made[1][0]), plain, strict=True))
+
+
 def test_every_part_is_far_nearer_to_its_arithmetic_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
     source, contract, graph, precision, formats = made
     parts = Parts(graph)
@@ -118,6 +132,19 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
+def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(made: Made) -> None:
+    source, contract, graph, _, formats = made
+    requests = sample_requests(contract)[-2:]
+    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
+    *_, alone = compare(reference, arithmetic, requests)
+    *_, engines = compare(reference, engine, requests, twin=twin_of(graph, engine))
+    twin = twin_of(graph, engine)
+    *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic)
+    assert both.lost == alone.distance.log_prob > 1e-3
+    assert both == replace(engines, lost=both.lost) and both.distance.forwards == alone.distance.forwards
+
+
 @pytest.mark.long
 def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_pytorch(
     made: Made, tmp_path: Path
@@ -126,12 +153,10 @@ def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_
     assert all(check.ok for check in prove(source, contract, graph, precision, "whole", formats))
     requests = sample_requests(contract)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    bound = whole_bound(formats, reference, source, contract, requests, separate=1)
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
-    *_, found = compare(reference, engine, requests, separate=1)
-    *_, lost = compare(reference, arithmetic, requests, separate=1)
-    assert bound == 2 * lost.distance.log_prob and lost.distance.forwards == found.distance.forwards
-    assert 0.5 < found.distance.log_prob / lost.distance.log_prob < 1.5 and bound < {"int8": 1, "int4": 9}[precision]
+    *_, found = compare(reference, engine, requests, separate=1, arithmetic=arithmetic)
+    assert 0.5 < found.distance.log_prob / found.lost < 1.5
+    assert whole_bound(found.lost) == 2 * found.lost < {"int8": 1, "int4": 9}[precision]
     wrong = list(prove(source, contract, stretched(graph, "head", 4.0, tmp_path), precision, "whole", formats))
     assert [check.name for check in wrong if not check.ok] == ["steps"], [str(check) for check in wrong]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from train.transformer.network import (
     ModelConfig,
     Transformer,
+    embedding,
     fused_attention,
     initialize,
     prefix_mask,
@@ -59,6 +60,17 @@ def ours(config: ModelConfig, theirs: Any) -> Transformer:
     model = Transformer(config)
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def test_an_embedding_is_torchs_own_and_samples_nothing_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for make in (torch.nn.Embedding, embedding):
+        torch.manual_seed(3)
+        states.append((make(9, 5).weight, torch.rand(3)))
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True)) and states[1][0].requires_grad
+    monkeypatch.setattr(torch.nn.init, "normal_", None)  # which on the meta device imports torch._dynamo
+    with torch.device("meta"):
+        assert Transformer(tiny.shape(0)).embed_tokens.weight.is_meta
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -17,6 +17,7 @@ from trt_bundle import BUILD, add_engine, content_of, plan_of
 from runtime import bench, generate, load
 from runtime.decoding.loop import generate as decode
 from runtime.decoding.options import DecodeOptions, Request
+from runtime.errors import UserError
 from train.torch_backend import TorchBackend
 from train.transformer.network import Transformer, initialize
 
@@ -45,6 +46,18 @@ def test_generate_answers_as_pytorch_does(machine: tuple[str, FakeCuda], capsys:
     expected = decode(TorchBackend(MODEL, CONTRACT), Request(np.arange(5, 10), DecodeOptions(11)))
     assert tuple(told["token_ids"]) == expected.token_ids and told["forwards"] == expected.forwards
     assert told["engine"] == "trt-fp32-sm89-64"
+
+
+def test_spinning_of_threads_that_tensorrt_lacks_is_refused_in_one_line(
+    machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [machine[0], "--token-ids", "5,6", "--engine", "trt", "--trust-engine", "--no-allow-spinning"]
+    assert generate.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("error: trt-fp32-sm89-64")
+    assert "no threads of ONNX Runtime" in captured.err and "leave --no-allow-spinning" in captured.err
+    with pytest.raises(UserError, match="allow_spinning=False"):
+        load(machine[0], engine="trt", trust_engine=True, allow_spinning=False)
 
 
 def test_bench_says_what_it_ran_on(machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from runtime.engines.ort.threads import physical_cores
 from .checkpoint import Checkpoint
 from .transformer.network import Transformer
 
+LITTLE = 6_000_000  # parameters; of 2.7 M one thread is as fast as two or faster, of 9.7 M slower in wide passes
+
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contract:
     """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context.
@@ -49,11 +51,16 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
     )
 
 
-def limit_threads(threads: int | None = None) -> None:
+def limit_threads(threads: int | None = None, parameters: int | None = None) -> None:
     """Gives PyTorch so many threads. By default its own choice, which ignores CPU quotas, but at most `physical_cores`,
-    unless the user set OMP_NUM_THREADS."""
+    unless the user set OMP_NUM_THREADS.
+
+    parameters: of a model that decodes one sequence at a time, where a little one gets 1: its products are over before
+    a second thread has woken, and a thread that waits spins in the way of an engine's.
+    """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or min(torch.get_num_threads(), physical_cores()))
+        most = 1 if parameters is not None and parameters < LITTLE else physical_cores()
+        torch.set_num_threads(threads or min(torch.get_num_threads(), most))
 
 
 class StaticCache:

@@ -121,7 +121,7 @@ class Parts:
         file = self.path.with_name("part.onnx")  # beside the weights, which it names
         ir.save(ir.Model(graph, ir_version=self.model.ir_version), file)
         try:
-            made: list[NDArray[Any]] = load_session(file).run(list(outputs), dict(feeds))
+            made: list[NDArray[Any]] = load_session(file, allow_spinning=False).run(list(outputs), dict(feeds))
         finally:
             file.unlink()
         return made

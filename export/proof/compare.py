@@ -28,6 +28,8 @@ from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
 from train.torch_backend import TorchBackend
 
+from .token_gaps import TokenGaps
+
 EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
 TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
 NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
@@ -99,11 +101,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What a comparison found: distances over `answers` whole answers, and the answers that differ."""
+    """What a comparison found: distances over `answers` whole answers, and the answers that differ; lost: by how many
+    nats the best token's log-probability is off in the candidate's arithmetic, if that was given."""
 
     distance: Distance = Distance()
     answers: int = 0
     differing: tuple[Difference, ...] = ()
+    lost: float = 0.0
 
     def checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
         """Whether the forwards keep their bounds (`Distance.check`), and whether the answers are the same.
@@ -143,41 +147,23 @@ class Candidate(Backend, Protocol):
     def cache(self) -> NDArray[Any]: ...
 
 
-class TokenGaps:
-    """By how much probability the best token of each position of a canvas leads the second."""
-
-    def __init__(self, block: int) -> None:
-        self.recent: list[Floats] = []  # since the last step: those of the rows [n] of each forward pass
-        self._latest: Floats = np.ones(block, np.float32)  # of each position
-
-    def clear(self) -> None:
-        """Forgets the forward passes since the last step."""
-        self.recent = []
-
-    def add(self, log_probs: Tensor) -> Floats:
-        """Adds a forward pass; log_probs [n, vocab]. Returns its rows' gaps [n]."""
-        best = log_probs.exp().topk(2).values  # [n, 2]
-        self.recent.append((best[:, 0] - best[:, 1]).numpy())
-        return self.recent[-1]
-
-    def of_canvas(self, step: Step) -> Floats:
-        """Returns the gap of each position, as of the step just made. [block]"""
-        own = step.slot >= 0  # else what the last committed row said was enough
-        if len(self.recent) > own:
-            self._latest[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
-        if own:
-            self._latest[step.asked] = self.recent[-1]
-        self.recent = []
-        return self._latest[: len(step.open)].copy()
-
-
 class SideBySide:
-    """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says."""
+    """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says.
+
+    arithmetic: PyTorch with the candidate's rounding; lost: how far that was so far, in nats.
+    """
 
     name = "side by side"
 
-    def __init__(self, reference: TorchBackend, candidate: Candidate, twin: OrtBackend | None = None) -> None:
+    def __init__(
+        self,
+        reference: TorchBackend,
+        candidate: Candidate,
+        twin: OrtBackend | None = None,
+        arithmetic: Backend | None = None,
+    ) -> None:
         self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
+        self.arithmetic, self.lost = arithmetic, 0.0
         self.contract = candidate.contract
         self.gaps = TokenGaps(self.contract.block)
 
@@ -213,10 +199,13 @@ class SideBySide:
             before.twin,
         )
         self._look_at_every_token(forward, theirs, log_probs, new)
+        if self.arithmetic is not None:
+            rounded = self.arithmetic.forward(forward)
+            self.lost = worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
         return ours
 
     def _all(self) -> tuple[Backend, ...]:
-        return (self.reference, self.candidate, *([] if self.twin is None else [self.twin]))
+        return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
         """Adds what the twin says, if there is one."""
@@ -290,15 +279,17 @@ def compare(
     gate: GateSpec | None = None,
     separate: int = SEPARATE,
     twin: OrtBackend | None = None,
+    arithmetic: Backend | None = None,
 ) -> Iterator[Parity]:
     """Answers the requests on both and yields the whole comparison so far after each.
 
     Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
     nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
-    without one, only the best tokens' are compared.
+    without one, only the best tokens' are compared. arithmetic: the candidate's own in PyTorch
+    (`quantized_reference`), which runs the same forwards, for `Parity.lost`.
     """
     once = not candidate.contract.has_cache
-    both, rule = SideBySide(reference, candidate, twin), gate or candidate.contract.gate
+    both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
     for number, request in enumerate(requests):
@@ -309,7 +300,7 @@ def compare(
             place = first_difference([step for step, _ in ours], theirs)
             if place is not None:
                 differing.append(Difference(number, fused, place, closest_call(rule, *ours[place])))
-        yield Parity(both.distance, answers, tuple(differing))
+        yield Parity(both.distance, answers, tuple(differing), both.lost)
 
 
 def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:

@@ -24,7 +24,7 @@ from train.transformer.network import ModelConfig
 from .by_layer import by_layer
 from .compare import TIE, compare
 from .instrumented import twin_of
-from .quantized_reference import whole_bound
+from .quantized_reference import QuantizedBackend, whole_bound
 
 WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
 SEED = 20  # of the prompts that the export is proved with
@@ -51,10 +51,10 @@ def prove(
         yield from by_layer(source, contract, model, precision, formats)
         return
     reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
-    candidate = OrtBackend(model, contract)
-    *_, found = compare(reference, candidate, requests, separate=1, twin=twin_of(model, candidate))
-    bound = whole_bound(formats, reference, source, contract, requests, separate=1) if formats else None
-    yield from found.checks(TIE, precision, bound)
+    candidate = OrtBackend(model, contract, allow_spinning=False)  # PyTorch and the engine take turns
+    twin, arithmetic = twin_of(model, candidate), QuantizedBackend(source, contract, formats) if formats else None
+    *_, found = compare(reference, candidate, requests, separate=1, twin=twin, arithmetic=arithmetic)
+    yield from found.checks(TIE, precision, whole_bound(found.lost) if formats else None)
 
 
 def proves_whole(source: Checkpoint, parity: str) -> bool:

@@ -6,7 +6,6 @@ one it is as far as fp32 rounding takes it: an activation at the edge of two ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -16,27 +15,28 @@ from torch import Tensor, nn
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormat, OrtFormats
-from export.quantization.ort_int8 import Int8Linear, restored
+from export.quantization.ort_int8 import Int8Linear, Rounding, restored
 from runtime.backend import Floats, Forward, Proposal
-from runtime.contract import Contract, GateSpec
-from runtime.decoding.options import Request
+from runtime.contract import Contract
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 from train.transformer.network import KeyValueStore, Layer, Transformer
 
-from .compare import SEPARATE, compare
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantized(module: ModuleT, chosen: OrtFormat) -> ModuleT:
-    """The module, its linear layers replaced in place."""
+def quantized(module: ModuleT, chosen: OrtFormat, rounding: Rounding | None = None) -> ModuleT:
+    """The module, its linear layers replaced in place. rounding: shared with other modules, or one of its own."""
+    rounding = rounding or Rounding()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             bias = None if child.bias is None else child.bias.detach()
-            setattr(module, name, chosen.linear(child.weight.detach(), bias))
+            made = chosen.linear(child.weight.detach(), bias)
+            if isinstance(made, Int8Linear):
+                made.rounded = rounding
+            setattr(module, name, made)
         else:
-            quantized(child, chosen)
+            quantized(child, chosen, rounding)
     return module
 
 
@@ -75,8 +75,9 @@ class QuantizedModel(nn.Module):
         table = model.embed_tokens.weight.detach()
         self.head = Int8Linear(table if source.model.tied else model.lm_head.weight.detach())
         model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
+        rounding = Rounding()
         for i, layer in enumerate(model.layers):
-            quantized(layer, formats.of_layer(i, len(model.layers)))
+            quantized(layer, formats.of_layer(i, len(model.layers)), rounding)
         self.last = RowsLayer(cast(Layer, model.layers[-1]))
         model.layers[-1] = self.last
         self.model = model
@@ -93,7 +94,7 @@ class QuantizedModel(nn.Module):
 
 
 class QuantizedBackend:
-    """That model as an engine that `compare` takes. torch: the backend that runs it."""
+    """That model as a backend that `compare` takes. torch: the backend that runs it."""
 
     name = "quantised in torch"
 
@@ -123,21 +124,11 @@ class QuantizedBackend:
         self.torch.keep(rows)
 
 
-def whole_bound(
-    formats: OrtFormats,
-    reference: TorchBackend,
-    source: Checkpoint,
-    contract: Contract,
-    requests: Sequence[Request],
-    gate: GateSpec | None = None,
-    separate: int = SEPARATE,
-) -> float:
-    """How far, in nats, an engine's log-probabilities may be from the unquantised `reference` over these requests.
+def whole_bound(lost: float) -> float:
+    """How far, in nats, an engine's log-probabilities may be from the unquantised model (`compare`).
 
-    Twice as far as its arithmetic in PyTorch is: by the triangle inequality an engine may then be as far from that
-    arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
+    Twice as far as its arithmetic in PyTorch is, `lost`: by the triangle inequality an engine may then be as far from
+    that arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
     further ones in every layer behind it, until the two have but the size of their error in common.
     """
-    arithmetic = QuantizedBackend(source, contract, formats)
-    *_, lost = compare(reference, arithmetic, requests, gate=gate, separate=separate)
-    return max(PRECISIONS["fp32"].log_prob, 2 * lost.distance.log_prob)
+    return max(PRECISIONS["fp32"].log_prob, 2 * lost)

@@ -43,8 +43,9 @@ from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
 from train.torch_backend import TorchBackend
 
-from .compare import TokenGaps, closest_call
+from .compare import closest_call
 from .quantized_reference import QuantizedBackend
+from .token_gaps import TokenGaps
 
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
 IDS = 30_000  # tokens of its forward passes, of which the same holds

@@ -6,7 +6,7 @@ looked up in its int8 table, a tied head's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,10 +98,11 @@ class Int8Linear(nn.Module):
         super().__init__()
         values, scale = quantize(weight.float().numpy(), 0)
         self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
+        self.rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = rounded
 
     def forward(self, x: Tensor) -> Tensor:
         """x fp32 [..., in] to fp32 [..., out]."""
-        whole, step = rounded(x)
+        whole, step = self.rounded(x)
         y: Tensor = F.linear(whole, self.values) * (step * self.scale)
         return y if self.bias is None else y + self.bias
 
@@ -115,4 +116,16 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     step = (high - low) / STEPS
     step = torch.where(step == 0, 1.0, step)
     zero = (-low / step).round().clamp(0, STEPS)
-    return ((x / step).round() + zero).clamp(0, STEPS) - zero, step
+    return (x / step).round_().add_(zero).clamp_(0, STEPS).sub_(zero), step
+
+
+class Rounding:
+    """`rounded`, of an input that several products take only once: keeps the last input and what came of it."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._latest is None or self._latest[0] is not x:
+            self._latest = x, rounded(x)
+        return self._latest[1]

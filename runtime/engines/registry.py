@@ -20,11 +20,12 @@ DEVICES = ("cpu", "cuda")
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
     """How an engine is opened. threads: of a forward pass, None for what is usual; trust_engine: open native code that
-    this machine did not build."""
+    this machine did not build; allow_spinning: whether ONNX Runtime's threads wait for work by spinning, or sleep."""
 
     device: str = "cpu"
     threads: int | None = None
     trust_engine: bool = False
+    allow_spinning: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOption
     """Opens the first of the engines that runs on this machine's GPU, with those that differ in capacity alone."""
     from .trt.trt_backend import open_engines
 
+    if not options.allow_spinning:
+        raise UserError(
+            f"{engines[0].name} is an engine of TensorRT, which has no threads of ONNX Runtime that spin or sleep; "
+            "leave --no-allow-spinning (allow_spinning=False) out"
+        )
     backend = open_engines(bundle, engines, trust=options.trust_engine)
     return backend.engines[0], backend
 

@@ -169,7 +169,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.dropout = config, 0.0
-        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        self.embed_tokens = embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
@@ -235,6 +235,17 @@ class Transformer(nn.Module):
         """Scores of every token, [..., vocab], in the dtype of `hidden`."""
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
         return F.linear(hidden, weight)
+
+
+def embedding(vocab: int, width: int) -> nn.Embedding:
+    """Returns `nn.Embedding(vocab, width)`, whose constructor samples weights on the meta device too.
+
+    There that imports torch._dynamo, which takes a second or more, and there are no numbers to sample.
+    """
+    made = nn.Embedding.from_pretrained(torch.empty(vocab, width), freeze=False)
+    if not made.weight.is_meta:
+        nn.init.normal_(made.weight)
+    return made
 
 
 def prefix_mask(visible: Tensor, length: int) -> Tensor:

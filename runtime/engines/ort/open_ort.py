@@ -34,4 +34,6 @@ def open_backend(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions
     size = sum((bundle.path / name).stat().st_size for name in engine.files)
     threads = options.threads or usual_threads(engine.precision, size)
     model = bundle.path / engine.model
-    return engine, OrtBackend(model, bundle.contract, threads, options.device, engine.files)
+    return engine, OrtBackend(
+        model, bundle.contract, threads, options.device, engine.files, allow_spinning=options.allow_spinning
+    )

@@ -23,6 +23,7 @@ from .threads import physical_cores
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
+SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class OrtBackend:
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
     by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
-    cross. files: see `load_session`. Raises UserError if the file cannot be loaded, is not the graph of that contract,
-    or is one that CUDA has no kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
+    cross. files, allow_spinning: see `load_session`. Raises UserError if the file cannot be loaded, is not the graph of
+    that contract, or is one that CUDA has no kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class OrtBackend:
         threads: int | None = None,
         device: str = "cpu",
         files: Collection[str] = (),
+        *,
+        allow_spinning: bool = True,
     ) -> None:
-        self.session = model if isinstance(model, ort.InferenceSession) else load_session(model, threads, device, files)
+        if not isinstance(model, ort.InferenceSession):
+            model = load_session(model, threads, device, files, allow_spinning=allow_spinning)
+        self.session = model
         self.contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
@@ -217,12 +222,19 @@ def bucket(capacity: int, most: int) -> int:
 
 
 def load_session(
-    model: Path, threads: int | None = None, device: str = "cpu", files: Collection[str] = ()
+    model: Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    files: Collection[str] = (),
+    *,
+    allow_spinning: bool = True,
 ) -> ort.InferenceSession:
     """Returns a session, which several backends may share.
 
     Args:
         files: what the manifest names next to the model, see `ort_files.create_session`.
+        allow_spinning: whether threads without work spin for a while, ready for the next operator, or sleep at once:
+            slower to wake, but the cores are free for others, such as PyTorch in the same process.
 
     Raises:
         UserError: if ONNX Runtime does not take the file or the device.
@@ -232,6 +244,8 @@ def load_session(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
+    if not allow_spinning:
+        options.add_session_config_entry(SPINNING, "0")
     if device != "cpu":
         return ort_cuda.open_session(model, options, files)
     require_exact_products(options)
