@@ -37,7 +37,7 @@ from runtime.bundle.store import content_name, sha256
 from runtime.contract import Contract
 from runtime.decoding.loop import steps
 from runtime.decoding.options import Request
-from runtime.proof.judge import Check, judge_answers, judge_figures, measure
+from runtime.proof.judge import Check, judge_answers, judge_figures, measure, terms
 from runtime.proof.replay import Replayed, mean_norms, replay
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
@@ -49,7 +49,11 @@ from .quantized_reference import QuantizedBackend
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
 IDS = 30_000  # tokens of its forward passes, of which the same holds
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
-SPREAD = 4  # a bound is so many times what the exported engine was measured at, and at least its precision's
+# Where another machine's last bit of fp32 rounds an activation to another step, the rows after it change. So figures
+# that are means scatter by their standard error, about which this machine's own figure, one such sample, says little.
+ERRORS = 5  # standard errors between this machine's figure and a bound
+SPREAD = 4  # times this machine's largest difference is its bound
+FLOOR_ROWS = 400  # logits rows over which a precision's least bounds on means hold; fewer scatter more
 LIMIT, LIMIT_QUANTIZED = 10, 100  # the exported engine itself is within so many times its precision's least bound
 ANSWER_MARGIN = 1e-4  # by how little PyTorch may have decided, in probability, for an exact engine's answer to differ
 
@@ -163,10 +167,11 @@ def record_reference(
     recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
     first = first_load_count(source, recorded.forwards)
     replayed = replay(backend, recorded.forwards)
-    bounds = bounds_of(kept, recorded.forwards, replayed)
+    scatter = scatter_of(recorded.forwards, replayed)
+    bounds = bounds_of(kept, recorded.forwards, replayed, scatter)
     if kept.exact and recorded.answers:
         bounds[ANSWERS] = ANSWER_MARGIN
-    part = bounds_of(kept, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]))
+    part = bounds_of(kept, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]), scatter)
     answers = judge_answers(backend, recorded.answers, contract.gate, bounds)
     check = reference_check(
         recorded, replayed, [*judge_figures(recorded.forwards, replayed, limits_of(kept)), *answers]
@@ -216,10 +221,37 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
     return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
 
 
-def bounds_of(kept: Precision, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the bounds that an engine of a precision is judged by elsewhere."""
-    floors, found = floors_of(kept), measure(forwards, replayed)
-    return {name: round_up(max(floors[name], SPREAD * figure.value)) for name, figure in found.items()}
+def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+    """Returns the standard error that each figure which is a mean would have over one logits row.
+
+    Rows of a forward pass may be off together, so it is the larger one of rows and of forward passes, and of norms that
+    of the layer that scatters most.
+    """
+    rows, found = [each.entropy.size for each in forwards], {}
+    for name, parts in terms(forwards, replayed).items():
+        passes = parts if parts.ndim == 2 else np.add.reduceat(parts, np.cumsum([0, *rows[:-1]]))
+        errors = [np.sqrt(np.square(each).sum(0)).max() for each in (parts, passes)]
+        found[name] = float(max(errors)) * math.sqrt(sum(rows))
+    return found
+
+
+def bounds_of(
+    kept: Precision, forwards: Sequence[RecordedForward], replayed: Replayed, scatter: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the bounds that an engine of a precision is judged by elsewhere.
+
+    scatter: as `scatter_of` returns it, of these forward passes or of more, which know it better.
+    """
+    rows = sum(each.entropy.size for each in forwards)
+    floors, room = floors_of(kept), max(1.0, math.sqrt(FLOOR_ROWS / rows))
+    bounds = {}
+    for name, figure in measure(forwards, replayed).items():
+        if name in scatter:
+            value = max(room * floors[name], figure.value + ERRORS * scatter[name] / math.sqrt(rows))
+        else:
+            value = max(floors[name], SPREAD * figure.value)
+        bounds[name] = round_up(value)
+    return bounds
 
 
 def floors_of(kept: Precision) -> Mapping[str, float]:
