@@ -5,6 +5,7 @@ set -eu
 usage() {
   cat <<'TEXT'
 Usage: tests/other_cpus.sh [--sample DIR] [--suite] [CPU ...]
+       tests/other_cpus.sh --matrix [--sample DIR] [CPU ...]
 
 Runs the sample student in fp32, fp16, int8 and int4 under emulated CPUs and compares its keys and values with PyTorch's.
 
@@ -13,7 +14,16 @@ Runs the sample student in fp32, fp16, int8 and int4 under emulated CPUs and com
   aarch64   Cortex-A76, as in a Raspberry Pi 5: numpy, tokenizers, onnxruntime and runtime/ alone
   (default: all three)
 
-  --sample DIR  sample that tests/support/forced_steps.py wrote to DIR (default: write it anew)
+With --matrix it replays the recorded references of three models in every precision, with one and two threads, with the
+installed packages and the oldest that pyproject.toml allows, and reports each load's worst figure as a share of its
+bound and what was farthest off. CPUs are these three (default: all five), and
+
+  native    this machine; it replays the whole references and the answers
+  a72       aarch64 on a Cortex-A72, as in a Raspberry Pi 4, without the int8 dot products of the A76
+
+  --matrix      replay references; no load may be refused, unless int8 products are made to saturate
+  --sample DIR  sample that tests/support/forced_steps.py (with --matrix: honest_bundles.py) wrote to DIR (default: write
+                it anew)
   --suite       also run the suite's quantized tests on the x86-64 CPUs (half an hour each)
 
 Environment:
@@ -27,22 +37,25 @@ TEXT
 }
 
 main() {
-  sample='' suite='' cpus=''
+  sample='' suite='' matrix='' cpus=''
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) usage; exit 0 ;;
       --sample) [ $# -gt 1 ] || refuse "--sample needs a folder"; sample=$(realpath "$2"); shift ;;
       --suite) suite=yes ;;
-      haswell | nehalem | aarch64) cpus="$cpus $1" ;;
+      --matrix) matrix=yes ;;
+      haswell | nehalem | aarch64 | native | a72) cpus="$cpus $1" ;;
       *) refuse "$1 is neither an option nor a CPU; expected haswell, nehalem or aarch64" ;;
     esac
     shift
   done
+  case "$matrix$cpus" in native | ' native'* | *' a72'*) [ "$matrix" ] || refuse "native and a72 need --matrix" ;; esac
   cd "$(dirname "$0")/.."
   PYTHON=${PYTHON:-$PWD/.venv/bin/python} folder=$(realpath -m "${OTHER_CPUS:-.other_cpus}")
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$PWD" XDG_CACHE_HOME="$work/cache"
+  if [ "$matrix" ]; then run_matrix ${cpus:-native nehalem haswell aarch64 a72}; fi
   if [ -z "$sample" ]; then
     sample=$work/sample
     "$PYTHON" tests/support/forced_steps.py "$sample"
@@ -53,6 +66,30 @@ main() {
     "$folder/$cpu/bin/python" tests/support/emulated.py "$cpu" "$sample" || failed=1
     if [ "$suite" ] && [ "$cpu" != aarch64 ]; then run_suite "$cpu" || failed=1; fi
   done
+  exit $failed
+}
+
+# Replays references on each CPU with the newest and the oldest packages, and exits.
+run_matrix() {
+  if [ -z "$sample" ]; then
+    sample=$work/sample
+    mkdir "$sample"
+    "$PYTHON" tests/support/honest_bundles.py "$sample" "$OPERATIONS"
+  fi
+  failed=0
+  for cpu in "$@"; do
+    python=$folder/$cpu/bin/python machine=x86_64 whole=''
+    case $cpu in
+      native) python=$PYTHON machine=$(uname -m) whole=--whole ;;
+      aarch64 | a72) machine=aarch64 && "install_$cpu" ;;
+      *) "install_$cpu" ;;
+    esac
+    unpack_oldest
+    for packages in '' ":$folder/oldest-$machine"; do
+      PYTHONPATH="$PWD$packages" "$python" tests/support/honest_loads.py "$cpu" "$sample" $whole || failed=1
+    done
+  done
+  "$PYTHON" tests/support/honest_loads.py summary "$sample" || failed=1
   exit $failed
 }
 
@@ -82,6 +119,13 @@ install_x86_64() { # name, qemu's -cpu, a variable of the environment
 }
 
 install_aarch64() {
+  install_arm64 aarch64 cortex-a76 0xd0b "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm \
+lrcpc dcpop asimddp"
+}
+
+install_a72() { install_arm64 a72 cortex-a72 0xd08 "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"; }
+
+install_arm64() { # name, qemu's -cpu, part number and features in /proc/cpuinfo
   emulator=$(find_program qemu-aarch64 qemu-user-static)
   root=$folder/aarch64/root packages=$folder/aarch64/packages
   if ! cmp -s constraints.txt "$folder/aarch64/constraints.txt"; then
@@ -93,9 +137,8 @@ install_aarch64() {
     cp constraints.txt "$folder/aarch64/constraints.txt"
   fi
   version=$(find_version)
-  describe_processors > "$root/proc/cpuinfo"
-  write_environment "$folder/aarch64" "$version" "$root/usr/bin/$version" "$packages" \
-    "$emulator -cpu cortex-a76 -L $root"
+  describe_processors "$3" "$4" > "$root/proc/cpuinfo"
+  write_environment "$folder/$1" "$version" "$root/usr/bin/$version" "$packages" "$emulator -cpu $2 -L $root"
 }
 
 find_version() { basename "$(ls "$root"/usr/bin/python3.*[0-9])"; }
@@ -114,24 +157,38 @@ unpack_root() (
   for deb in *.deb; do dpkg -x "$deb" "$root" || return 1; done
 )
 
-unpack_wheels() {
-  platforms=''
+unpack_wheels() { unpack_packages aarch64 "${version#python}" constraints.txt "$packages"; }
+
+# The oldest packages that pyproject.toml allows, for sys.path before the newest, whose dependencies they take.
+unpack_oldest() {
+  "$PYTHON" tests/oldest.py cpu > "$work/oldest.txt"
+  if ! cmp -s "$work/oldest.txt" "$folder/oldest-$machine/constraints.txt"; then
+    rm -rf "$folder/oldest-$machine"
+    mkdir -p "$folder/oldest-$machine"
+    python_version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    unpack_packages "$machine" "$python_version" "$work/oldest.txt" "$folder/oldest-$machine" --no-deps \
+      > "$work/log" 2>&1 || { cat "$work/log" >&2; lack "the oldest wheels for $machine"; }
+    cp "$work/oldest.txt" "$folder/oldest-$machine/constraints.txt"
+  fi
+}
+
+unpack_packages() { # machine, version of Python, constraints, folder, further options of pip
+  platforms='' wheels=$(mktemp -d -p "$work")
   for glibc in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014; do
-    platforms="$platforms --platform ${glibc}_aarch64"
+    platforms="$platforms --platform ${glibc}_$1"
   done
-  "$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: $platforms \
-    --python-version "${version#python}" --implementation cp -c constraints.txt -d "$work/wheels" \
-    numpy tokenizers onnxruntime || return 1
-  for wheel in "$work"/wheels/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$packages" || return 1; done
+  "$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: $platforms --python-version "$2" \
+    --implementation cp -c "$3" -d "$wheels" ${5:-} numpy tokenizers onnxruntime || return 1
+  for wheel in "$wheels"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$4" || return 1; done
 }
 
 # onnxruntime asks /proc/cpuinfo for an Arm CPU's features and crashes at the host's x86 one, which emulators before QEMU
 # 8.1 let through. They look for every file below their -L first.
-describe_processors() {
+describe_processors() { # part number, features
   for number in $(seq 0 $(($(nproc --all) - 1))); do
-    printf 'processor\t: %s\nFeatures\t: %s\n' "$number" \
-      "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n'
+    printf 'processor\t: %s\nFeatures\t: %s\n' "$number" "$2"
+    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: %s\n' "$1"
+    printf 'CPU revision\t: 1\n\n'
   done
 }
 
@@ -150,4 +207,5 @@ run_suite() { # name of the CPU
     tests/test_quantization_ort_int4.py tests/test_quantization_trt.py tests/test_proof_quantized.py
 }
 
+OPERATIONS=1e9  # floating-point operations of a first load here, a twentieth of the export's: emulated CPUs are slow
 main "$@"

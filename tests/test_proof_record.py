@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ import tiny
 
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
+from export.precisions import PRECISIONS, Floors
 from export.proof import record as module
 from export.proof.held_out import recorded_requests
 from export.proof.prove import sample_requests
 from export.proof.quantized_reference import QuantizedBackend
-from export.proof.record import Recording, record_reference, round_up
+from export.proof.record import Recording, bounds_of, record_reference, round_up, scatter_of
 from export.proof.record_streamed import record_streamed
 from export.quantization.ort_formats import formats_of
+from runtime.backend import Forward
 from runtime.bundle.manifest import Engine
-from runtime.bundle.reference import Reference, read_reference
+from runtime.bundle.reference import RecordedForward, Reference, read_reference
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.proof.judge import judge_answers, prove
+from runtime.proof.judge import judge_answers, judge_figures, prove
+from runtime.proof.replay import Replayed
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
@@ -112,6 +116,55 @@ def test_prompts_are_of_the_tokenizers_common_tokens_if_it_does_not_know_the_tas
     contract = exported_contract(source, None)
     requests = recorded_requests(source, contract, None, None)
     assert requests and all(request.prompt.max() < contract.vocab for request in requests)
+
+
+def scattered(rng: np.random.Generator, passes: int) -> Replayed:
+    """A replay of `still` as another machine's last bits make it: each row off by itself, the means by little."""
+    rows = 16 * passes
+    top = 0.05 * rng.standard_normal((rows, 4))
+    return Replayed(
+        np.zeros(rows, np.int64),
+        0.01 * rng.standard_normal(rows),
+        0.01 * rng.standard_normal(rows),
+        top,
+        1 + 1e-3 * rng.standard_normal((passes, 2, 2)),
+    )
+
+
+def still(passes: int) -> list[RecordedForward]:
+    """Recorded forward passes of 16 rows and 2 layers, all of whose numbers are 0 and norms 1."""
+    ids, rows = np.zeros((1, 16), np.int64), np.arange(16)[None]
+    forward = Forward(ids, np.zeros(1, np.int64), ids + 16, rows, True)
+    zeros, norms = np.zeros((16, 4), np.float32), np.ones((2, 2), np.float32)
+    made = RecordedForward(False, forward, zeros.astype(np.int64), zeros, zeros[:, 0], norms)
+    return [replace(made, begins=not number) for number in range(passes)]
+
+
+def test_bounds_leave_room_for_how_rows_scatter_where_the_exported_engine_happens_to_be_exact() -> None:
+    rng, kept, forwards = (
+        np.random.default_rng(1),
+        replace(PRECISIONS["int8"], replay=Floors(1e-9, 1e-9, 1.0)),
+        still(40),
+    )
+    exported = scattered(rng, 40)
+    exported = replace(
+        exported,
+        log_prob=exported.log_prob - exported.log_prob.mean(),
+        norms=exported.norms - exported.norms.mean(0) + 1,
+    )
+    scatter = scatter_of(forwards, exported)
+    whole = bounds_of(kept, forwards, exported, scatter)
+    exact = scattered(rng, 6)
+    exact = replace(exact, log_prob=0 * exact.log_prob, norms=0 * exact.norms + 1)
+    part = bounds_of(kept, forwards[:6], exact, scatter)
+    for bounds, passes in ((whole, 40), (part, 6)):
+        for _ in range(50):
+            checks = judge_figures(forwards[:passes], scattered(rng, passes), bounds)
+            assert all(check.ok for check in checks), [str(check) for check in checks]
+        wrong = scattered(rng, passes)
+        wrong = replace(wrong, log_prob=wrong.log_prob - 0.01, norms=1.005 * wrong.norms)
+        refused = [check.name for check in judge_figures(forwards[:passes], wrong, bounds) if not check.ok]
+        assert refused == ["keys", "values", "log_prob"]
 
 
 def test_a_bound_is_rounded_up_to_two_digits() -> None:

@@ -37,7 +37,7 @@ from runtime.bundle.store import content_name, sha256
 from runtime.contract import Contract
 from runtime.decoding.loop import steps
 from runtime.decoding.options import Request
-from runtime.proof.judge import Check, judge_answers, judge_figures, measure
+from runtime.proof.judge import Check, judge_answers, judge_figures, measure, terms
 from runtime.proof.replay import Replayed, mean_norms, replay
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
@@ -50,7 +50,11 @@ from .token_gaps import TokenGaps
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
 IDS = 30_000  # tokens of its forward passes, of which the same holds
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
-SPREAD = 4  # a bound is so many times what the exported engine was measured at, and at least its precision's
+# Where another machine's last bit of fp32 rounds an activation to another step, the rows after it change. So figures
+# that are means scatter by their standard error, about which this machine's own figure, one such sample, says little.
+ERRORS = 5  # standard errors between this machine's figure and a bound
+SPREAD = 4  # times this machine's largest difference is its bound
+FLOOR_ROWS = 400  # logits rows over which a precision's least bounds on means hold; fewer scatter more
 LIMIT, LIMIT_QUANTIZED = 10, 100  # the exported engine itself is within so many times its precision's least bound
 ANSWER_MARGIN = 1e-4  # by how little PyTorch may have decided, in probability, for an exact engine's answer to differ
 
@@ -165,16 +169,18 @@ def record_reference(
     recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
     first = first_load_count(source, recorded.forwards)
     if backend is None:
-        floors = dict(floors_of(engine))
-        if not contract.top_k:
-            del floors[TOP_MEAN]
+        parts = recorded.forwards, recorded.forwards[:first]
+        bounds, part = (
+            {name: round_up(value) for name, value in floors_of(engine, rows_of(each)).items()} for each in parts
+        )
         told = f"{counted(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
-        return write_recording(engine, recorded, floors, first, floors, Check("reference", True, told), folder)
+        return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
-    bounds = bounds_of(engine, recorded.forwards, replayed)
+    scatter = scatter_of(recorded.forwards, replayed)
+    bounds = bounds_of(engine, recorded.forwards, replayed, scatter)
     if kept.exact and recorded.answers:
         bounds[ANSWERS] = ANSWER_MARGIN
-    part = bounds_of(engine, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]))
+    part = bounds_of(engine, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]), scatter)
     answers = judge_answers(backend, recorded.answers, contract.gate, bounds)
     figures = judge_figures(recorded.forwards, replayed, limits_of(engine))
     check = reference_check(recorded, replayed, [*figures, *answers])
@@ -207,8 +213,13 @@ def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Ch
 
 def counted(reference: Reference) -> str:
     """Says how much was recorded."""
-    rows = sum(each.entropy.size for each in reference.forwards)
+    rows = rows_of(reference.forwards)
     return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"
+
+
+def rows_of(forwards: Sequence[RecordedForward]) -> int:
+    """Returns how many logits rows forward passes have."""
+    return sum(each.entropy.size for each in forwards)
 
 
 def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
@@ -226,23 +237,52 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
     return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
 
 
-def bounds_of(engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the bounds that an engine is judged by elsewhere."""
-    floors, found = floors_of(engine), measure(forwards, replayed)
-    return {name: round_up(max(floors[name], SPREAD * figure.value)) for name, figure in found.items()}
+def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+    """Returns the standard error that each figure which is a mean would have over one logits row.
+
+    Rows of a forward pass may be off together, so it is the larger one of rows and of forward passes, and of norms that
+    of the layer that scatters most.
+    """
+    rows, found = [each.entropy.size for each in forwards], {}
+    for name, parts in terms(forwards, replayed).items():
+        passes = parts if parts.ndim == 2 else np.add.reduceat(parts, np.cumsum([0, *rows[:-1]]))
+        errors = [np.sqrt(np.square(each).sum(0)).max() for each in (parts, passes)]
+        found[name] = float(max(errors)) * math.sqrt(sum(rows))
+    return found
 
 
-def floors_of(engine: Engine) -> Mapping[str, float]:
+def bounds_of(
+    engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed, scatter: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the bounds that an engine of a precision is judged by elsewhere.
+
+    scatter: as `scatter_of` returns it, of these forward passes or of more, which know it better.
+    """
+    rows = rows_of(forwards)
+    floors, bounds = floors_of(engine, rows), {}
+    for name, figure in measure(forwards, replayed).items():
+        if name in scatter:
+            value = max(floors[name], figure.value + ERRORS * scatter[name] / math.sqrt(rows))
+        else:
+            value = max(floors[name], SPREAD * figure.value)
+        bounds[name] = round_up(value)
+    return bounds
+
+
+def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
     """Returns what no bound of an engine is below: its precision's floors, or those of its products if these are wider.
 
-    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32.
+    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: of logits, fewer of
+    which have wider means.
     """
     row = PRECISIONS[engine.precision]
     least = row.replay
     if formats_of(engine.dialect, engine.precision) is None and row.dtype == "float16":
         least = Floors(*(max(pair) for pair in zip(astuple(least), astuple(PRECISIONS["fp16"].replay), strict=True)))
-    means = dict.fromkeys((TOP_MEAN, BEST, ENTROPY), least.mean_log_prob)
-    return {KEYS: least.mean_norm, VALUES: least.mean_norm, **means, LARGEST: least.largest_log_prob}
+    room = max(1.0, math.sqrt(FLOOR_ROWS / rows))
+    norms = dict.fromkeys((KEYS, VALUES), room * least.mean_norm)
+    means = dict.fromkeys((TOP_MEAN, BEST, ENTROPY), room * least.mean_log_prob)
+    return {**norms, **means, LARGEST: least.largest_log_prob}
 
 
 def limits_of(engine: Engine) -> dict[str, float]:

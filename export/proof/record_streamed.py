@@ -35,7 +35,7 @@ from train.transformer.network import Layer, ModelConfig, prefix_mask, rotary_ta
 
 from .by_layer import loaded, predicted
 from .quantized_reference import RowsLayer, quantized
-from .record import Recording, bounds_of, copy_of, write_recording
+from .record import Recording, bounds_of, copy_of, scatter_of, write_recording
 
 FORWARDS = 2
 # By the type of an engine's products, relative, of embeddings: more than what these round them to.
@@ -55,7 +55,8 @@ def record_streamed(
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
     recorded, scattered = (each.predict(source, contract, bool(formats)) for each in passes)
-    bounds = bounds_of(engine, recorded, replayed_of(scattered, contract.top_k))
+    replayed = replayed_of(scattered, contract.top_k)
+    bounds = bounds_of(engine, recorded, replayed, scatter_of(recorded, replayed))
     rows = sum(each.entropy.size for each in recorded)
     check = Check("reference", True, f"{len(recorded)} forward passes, {rows} logits rows, recorded layer by layer")
     return write_recording(engine, Reference(tuple(recorded)), bounds, len(recorded), bounds, check, folder)

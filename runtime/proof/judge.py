@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,32 +51,34 @@ class Figure:
     place: int | None = None
 
 
-def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
-    """Returns every figure of a replay that the engine's outputs allow, NaN if one of its numbers is NaN."""
-    found = {}
+def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, NDArray[np.float64]]:
+    """Returns what each logits row, of norms each forward pass, adds to a figure that is a mean, which is their sum.
+
+    fp64 [rows], of norms [forward passes, layers].
+    """
+    found = dict[str, NDArray[np.float64]]()
     if replayed.norms.shape[1]:
         widths = np.array([each.forward.input_ids.shape[1] for each in forwards], np.float64)[:, None, None]
         recorded = np.stack([each.norms for each in forwards]).astype(np.float64)  # [forward passes, layers, 2]
-        ours, theirs = (np.sum(widths * part, 0) for part in (recorded, replayed.norms))  # [layers, 2]
-        apart = np.abs(theirs - ours) / np.maximum(ours, np.finfo(np.float32).tiny)
-        for kind, name in enumerate((KEYS, VALUES)):
-            found[name] = Figure(float(apart[:, kind].max()), int(apart[:, kind].argmax()))
+        whole = np.maximum(np.sum(widths * recorded, 0), np.finfo(np.float32).tiny)  # [layers, 2]
+        apart = widths * (replayed.norms - recorded) / whole
+        found |= {KEYS: apart[..., 0], VALUES: apart[..., 1]}
     top = np.concatenate([each.top_logprob for each in forwards])
-    best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
     if replayed.top_logprob is not None:
         count = min(top.shape[1], replayed.top_logprob.shape[1])
-        found[TOP_MEAN] = Figure(mean_of(replayed.top_logprob[:, :count] - top[:, :count]))
-    return {
-        **found,
-        BEST: Figure(mean_of(best)),
-        ENTROPY: Figure(mean_of(entropy)),
-        LARGEST: Figure(float(np.abs(best).max())),
-    }
+        found[TOP_MEAN] = np.mean(replayed.top_logprob[:, :count] - top[:, :count], 1, np.float64) / len(top)
+    best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
+    return {**found, **{name: part.astype(np.float64) / len(top) for name, part in ((BEST, best), (ENTROPY, entropy))}}
 
 
-def mean_of(apart: NDArray[Any]) -> float:
-    """Returns the absolute value of the mean."""
-    return float(np.abs(np.mean(apart, dtype=np.float64)))
+def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
+    """Returns every figure of a replay that the engine's outputs allow, NaN if one of its numbers is NaN."""
+    found = {}
+    for name, parts in terms(forwards, replayed).items():
+        apart = np.abs(parts.sum(0))
+        found[name] = Figure(float(apart.max()), int(apart.argmax()) if apart.ndim else None)
+    best = replayed.log_prob - np.concatenate([each.top_logprob[:, 0] for each in forwards])
+    return {**found, LARGEST: Figure(float(np.abs(best).max()))}
 
 
 def judge(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:

@@ -46,6 +46,7 @@ CPUS = {
     "haswell": Cpu("AVX2", "AVX512F", True),
     "nehalem": Cpu("SSE42", "AVX", False),
     "aarch64": Cpu("ASIMDDP", "SSE2", False),
+    "a72": Cpu("ASIMD", "ASIMDDP", False),
 }
 
 

@@ -49,13 +49,13 @@ def shape(seed: int) -> ModelConfig:
     return ModelConfig(VOCAB, 32, 2, 4, 2, 8, 48, qk_norm=qk_norm, qkv_bias=qkv_bias, tied=tied)
 
 
-def model(seed: int) -> Transformer:
+def model(seed: int, config: ModelConfig | None = None) -> Transformer:
     """A random model with weights so large that its tokens and confidences vary, biases and norms included."""
     import torch
 
     from train.transformer.network import Transformer, initialize
 
-    made = initialize(Transformer(shape(seed)), seed)
+    made = initialize(Transformer(config or shape(seed)), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -66,8 +66,8 @@ def model(seed: int) -> Transformer:
     return made.eval()
 
 
-def checkpoint(seed: int = 0, **decoding: Any) -> Checkpoint:
-    """A whole tiny checkpoint, with a tokenizer of bytes alone."""
+def checkpoint(seed: int = 0, config: ModelConfig | None = None, **decoding: Any) -> Checkpoint:
+    """A whole tiny checkpoint, with a tokenizer of bytes alone. config: a shape other than the seed's."""
     from train.checkpoint import Checkpoint, Decoding
     from train.data.bpe import train_tokenizer
 
@@ -75,8 +75,8 @@ def checkpoint(seed: int = 0, **decoding: Any) -> Checkpoint:
         name: CONTRACT[name] for name in ("alignment", "attention", "shift", "block", "canvas", "mask_id", "pad_id")
     }
     chosen |= {"context": 64, "eos_ids": (END,), "gate": {"threshold": 0.5}} | decoding
-    weights = dict(model(seed).state_dict())
-    return Checkpoint(shape(seed), Decoding(**chosen), weights, train_tokenizer(["a b"], 300).to_str())
+    weights = dict(model(seed, config).state_dict())
+    return Checkpoint(config or shape(seed), Decoding(**chosen), weights, train_tokenizer(["a b"], 300).to_str())
 
 
 def certain(seed: int, token: int, lead: float, **decoding: Any) -> Checkpoint:
