@@ -148,6 +148,7 @@ def load_model(args: argparse.Namespace) -> Model:
         device=args.device,
         trust_engine=args.trust_engine,
         template_args=getattr(args, "template_args", None),
+        cuda_graphs=not getattr(args, "no_cuda_graphs", False),
     )
 
 

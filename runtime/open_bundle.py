@@ -28,6 +28,7 @@ def load(
     device: str = "cpu",
     trust_engine: bool = False,
     template_args: Mapping[str, Any] | None = None,
+    cuda_graphs: bool = True,
 ) -> Model:
     """Opens the model in a bundle's folder, ready to generate.
 
@@ -38,7 +39,8 @@ def load(
     `always` every time, `never` does none of it; device: `cpu` or `cuda`, of an ONNX Runtime engine, `cuda` for the
     first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code, though this
     machine did not build it; template_args: default arguments of the chat template, over the bundle's own, such as
-    {"enable_thinking": False}. Raises UserError for a bundle, engine, package, driver or GPU
+    {"enable_thinking": False}; cuda_graphs: False launches every kernel of a TensorRT engine by itself, to measure what
+    replaying CUDA graphs saves. Raises UserError for a bundle, engine, package, driver or GPU
     that is missing or does not fit, for files that crash, hang or take all memory, and for an engine that computes on
     this machine something else than PyTorch did when it was exported.
     """
@@ -53,7 +55,9 @@ def load(
     engines = choose_engines(bundle, engine, device)
     kind, first = engines[0].kind, engines[0]
     kind.import_library(device)
-    options = OpenOptions(device, threads, trust_engine)
+    if not cuda_graphs and not kind.native_code:
+        raise UserError(f"{first.name} runs without CUDA graphs anyway; leave --no-cuda-graphs out")
+    options = OpenOptions(device, threads, trust_engine, cuda_graphs)
     if verify not in POLICIES:
         raise UserError(f"verify is {verify!r}; expected {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     proved = verify == "never" or _try_files(bundle, first, options, verify)

@@ -19,12 +19,18 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How an engine is opened. threads: of a forward pass, None for what is usual; trust_engine: open native code that
-    this machine did not build."""
+    """How an engine is opened.
+
+    Args:
+        threads: of a forward pass, None for what is usual.
+        trust_engine: open native code that this machine did not build.
+        cuda_graphs: replay forward passes of a fixed width as CUDA graphs, which engines of TensorRT alone do.
+    """
 
     device: str = "cpu"
     threads: int | None = None
     trust_engine: bool = False
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOption
     """Opens the first of the engines that runs on this machine's GPU, with those that differ in capacity alone."""
     from .trt.trt_backend import open_engines
 
-    backend = open_engines(bundle, engines, trust=options.trust_engine)
+    backend = open_engines(bundle, engines, trust=options.trust_engine, graphs=options.cuda_graphs)
     return backend.engines[0], backend
 
 
