@@ -48,8 +48,10 @@ def program(module: str) -> str:
     """Returns how the user called the command of that module: `blockstep export onnx`, or `python -m export.onnx`."""
     if Path(sys.argv[0]).stem != "blockstep":
         return f"python -m {module}"
+    from .subcommands import name_of  # which imports this module
+
     folder, _, name = module.rpartition(".")
-    return f"blockstep {folder} {name}" if folder in ("train", "export") else f"blockstep {name}"
+    return f"blockstep {name_of(module if folder in ('train', 'export') else f'runtime.{name}')}"
 
 
 def option(name: str, **settings: Any) -> Option:
