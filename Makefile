@@ -38,7 +38,8 @@ help:
 	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
 	@echo "make bench   a step, whole answers, the host beside their rivals, on this idle machine: page and figure in samples/results"
-	@echo "make gpu-report   on a machine with an NVIDIA GPU: its tests and benches on one page (FLAVOR=rtx or trt)"
+	@echo "make gpu-report   on a machine with an NVIDIA GPU: every engine proved and timed, one page to paste (FLAVOR=rtx or trt)"
+	@echo "make gpu-report NO_INSTALL=1   the same without a network, with what PYTHON has: nothing is installed"
 
 define check_python
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -190,10 +191,15 @@ bench: $(VENV)/.training
 		.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[cpu]'; }
 	@touch $@
 
+ifdef NO_INSTALL
+gpu-report:
+	@$(PYTHON) -m samples.bench.gpu_report --no-install
+else
 gpu-report: .gpu/.reporting
 	.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c .gpu/constraints.txt -e '.[$(FLAVOR)]' || \
 		echo "$(FLAVOR) could not be installed: the report runs without TensorRT" >&2
-	@.gpu/bin/python samples/bench/gpu_report.py
+	@.gpu/bin/python -m samples.bench.gpu_report
+endif
 
 clean:
 	rm -rf $(VENV) .try .gpu .clients build dist *.egg-info

@@ -7,11 +7,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from runtime.bundle.store import Engine, check_place, write
-from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
+from runtime.cli import DONE, FAILED, command_parser, dataclass_of, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof import first_load
@@ -19,6 +20,7 @@ from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
+from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
@@ -75,38 +77,29 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+@dataclass(frozen=True, slots=True)
+class OnnxBundle:
+    """Which bundle is made of a checkpoint: what `export.onnx` calls by the same names.
+
+    overrides: how a Hugging Face directory is read; None is the default of each option.
+    """
+
+    ckpt: Path
+    overrides: Overrides
+    precision: str = "fp32"
+    parity: str = "auto"
+    capacity: int | None = None
+    task: str | None = None
+    data: Path | None = None
+    top_k: int = 0
+
+
 def export(args: argparse.Namespace) -> int:
     """Traces, checks, and only then writes the bundle."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    limit_threads()
     out = args.out or default_out(args.ckpt)
-    source = open_checkpoint.load(args.ckpt, overrides_of(args))
-    check_template(source)
-    contract = exported_contract(source, args.capacity, args.top_k)
-    origin = provenance(args.ckpt, overrides_of(args), source.model)
-    engine = Engine(f"ort-{args.precision}", "ort", args.precision, "cpu", None, "", {}, {})
-    with report_write_errors(out):
-        check_place(out, contract, engine, origin)
-    checks: list[Check] = []
-    with working_folder(out) as folder:
-        with report_write_errors(out):
-            files = write_ort_graph(source, contract, args.precision, folder)
-        formats = formats_of("ort", args.precision)
-        for check in prove(source, contract, files[0], args.precision, args.parity, formats):
-            checks.append(check)
-            print(check, file=stream, flush=True)
-        engine = replace(engine, model=files[0].name)
-        if all(check.ok for check in checks):
-            engine, check = add_reference(source, contract, engine, args, folder)
-            checks.append(check)
-            print(check, file=stream, flush=True)
-        if not (failed := not all(check.ok for check in checks)):
-            engine = replace(engine, parity={check.name: check.detail for check in checks})
-            files += [folder / engine.reference.file] if engine.reference else []
-            with report_write_errors(out):
-                made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
-            if proves_whole(source, args.parity):  # then it was measured by its reference here
-                first_load.remember(made.engine(engine.name), "cpu")
+    checks = write_bundle(dataclass_of(OnnxBundle, args, overrides=overrides_of(args)), out, stream)
+    failed = not all(check.ok for check in checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
         told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
@@ -114,13 +107,46 @@ def export(args: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
+def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
+    """Writes the bundle if every check passes; prints and returns the checks. Raises UserError for bad options."""
+    limit_threads()
+    source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
+    check_template(source)
+    contract = exported_contract(source, wanted.capacity, wanted.top_k)
+    origin = provenance(wanted.ckpt, wanted.overrides, source.model)
+    engine = Engine(f"ort-{wanted.precision}", "ort", wanted.precision, "cpu", None, "", {}, {})
+    with report_write_errors(out):
+        check_place(out, contract, engine, origin)
+    checks: list[Check] = []
+    with working_folder(out) as folder:
+        with report_write_errors(out):
+            files = write_ort_graph(source, contract, wanted.precision, folder)
+        formats = formats_of("ort", wanted.precision)
+        for check in prove(source, contract, files[0], wanted.precision, wanted.parity, formats):
+            checks.append(check)
+            print(check, file=stream, flush=True)
+        engine = replace(engine, model=files[0].name)
+        if all(check.ok for check in checks):
+            engine, check = add_reference(source, contract, engine, wanted, folder)
+            checks.append(check)
+            print(check, file=stream, flush=True)
+        if all(check.ok for check in checks):
+            engine = replace(engine, parity={check.name: check.detail for check in checks})
+            files += [folder / engine.reference.file] if engine.reference else []
+            with report_write_errors(out):
+                made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
+            if proves_whole(source, wanted.parity):  # then it was measured by its reference here
+                first_load.remember(made.engine(engine.name), "cpu")
+    return checks
+
+
 def add_reference(
-    source: Checkpoint, contract: Contract, engine: Engine, args: argparse.Namespace, folder: Path
+    source: Checkpoint, contract: Contract, engine: Engine, wanted: OnnxBundle, folder: Path
 ) -> tuple[Engine, Check]:
     """Records a reference into the folder; returns the engine with it, and the check of it."""
-    requests = recorded_requests(source, contract, args.task, args.data) or sample_requests(contract)
+    requests = recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
     formats = formats_of("ort", engine.precision)
-    if proves_whole(source, args.parity):
+    if proves_whole(source, wanted.parity):
         backend = OrtBackend(folder / engine.model, contract)
         made = record_reference(source, contract, engine, backend, requests, formats, folder)
     else:

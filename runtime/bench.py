@@ -96,6 +96,7 @@ OPTIONS = (
     option("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)"),
     option("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)"),
     option("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name"),
+    option("--no-cuda-graphs", action="store_true", help="launch each kernel of a TensorRT engine, to compare"),
     TEMPLATE_OPTION,
     *ENGINE_OPTIONS,
 )

@@ -52,8 +52,10 @@ def program(module: str) -> str:
     """Returns how the user called the command of that module: `blockstep export onnx`, or `python -m export.onnx`."""
     if Path(sys.argv[0]).stem != "blockstep":
         return f"python -m {module}"
+    from .subcommands import name_of  # which imports this module
+
     folder, _, name = module.rpartition(".")
-    return f"blockstep {folder} {name}" if folder in ("train", "export") else f"blockstep {name}"
+    return f"blockstep {name_of(module if folder in ('train', 'export') else f'runtime.{name}')}"
 
 
 def option(name: str, **settings: Any) -> Option:
@@ -154,6 +156,7 @@ def load_model(args: argparse.Namespace) -> Model:
         trust_engine=args.trust_engine,
         allow_spinning=args.allow_spinning,
         template_args=getattr(args, "template_args", None),
+        cuda_graphs=not getattr(args, "no_cuda_graphs", False),
     )
 
 

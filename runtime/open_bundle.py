@@ -29,6 +29,7 @@ def load(
     trust_engine: bool = False,
     allow_spinning: bool = True,
     template_args: Mapping[str, Any] | None = None,
+    cuda_graphs: bool = True,
 ) -> Model:
     """Opens the model in a bundle's folder, ready to generate.
 
@@ -40,9 +41,10 @@ def load(
     first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code, though this
     machine did not build it; allow_spinning: whether ONNX Runtime's threads spin while they wait for the next operator
     or pass (False: they sleep, which leaves the cores to others); template_args: default arguments of the chat
-    template, over the bundle's own, such as {"enable_thinking": False}. Raises UserError for a bundle, engine, package,
-    driver or GPU that is missing or does not fit, for files that crash, hang or take all memory, and for an engine that
-    computes on this machine something else than PyTorch did when it was exported.
+    template, over the bundle's own, such as {"enable_thinking": False}; cuda_graphs: False launches every kernel of a
+    TensorRT engine by itself, to measure what replaying CUDA graphs saves. Raises UserError for a bundle, engine,
+    package, driver or GPU that is missing or does not fit, for files that crash, hang or take all memory, and for an
+    engine that computes on this machine something else than PyTorch did when it was exported.
     """
     from .bundle.store import read
     from .text.chat_template import with_arguments
@@ -55,7 +57,9 @@ def load(
     engines = choose_engines(bundle, engine, device)
     kind, first = engines[0].kind, engines[0]
     kind.import_library(device)
-    options = OpenOptions(device, threads, trust_engine, allow_spinning)
+    if not cuda_graphs and not kind.native_code:
+        raise UserError(f"{first.name} runs without CUDA graphs anyway; leave --no-cuda-graphs out")
+    options = OpenOptions(device, threads, trust_engine, allow_spinning, cuda_graphs)
     if verify not in POLICIES:
         raise UserError(f"verify is {verify!r}; expected {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     proved = verify == "never" or _try_files(bundle, first, options, verify)

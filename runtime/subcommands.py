@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": ("runtime.bench", "time forward passes and whole answers on this machine"),
     "roofline": ("runtime.roofline", "estimate what a block costs on a device, and which block size to train for it"),
     "capi": ("runtime.capi", "build the C library and its header"),
+    "check-model": ("export.check_model", "export a directory of weights and compare with its own code, one page"),
     "export onnx": ("export.onnx", "export a checkpoint for ONNX Runtime"),
     "export trt": ("export.trt", "build TensorRT engines of a checkpoint or of a copied bundle"),
     "export verify": ("export.verify", "compare a bundle with PyTorch, on prompts of your choice"),
@@ -74,9 +75,14 @@ def import_command(module: str) -> ModuleType:
         if missing.partition(".")[0] in (*OWN, package.name, __package__):
             raise
         raise UserError(
-            f"blockstep {module.removeprefix('runtime.').replace('.', ' ')} needs {missing}, which is not installed; "
+            f"blockstep {name_of(module)} needs {missing}, which is not installed; "
             f"pip install 'blockstep[cpu,{folder}]'"
         ) from None
+
+
+def name_of(module: str) -> str:
+    """Returns the words that choose the command of a module."""
+    return next((words for words, (own, _) in COMMANDS.items() if own == module), module.replace(".", " "))
 
 
 def help_text(group: str = "") -> str:

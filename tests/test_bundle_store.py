@@ -196,6 +196,10 @@ def _engine(**changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 SHA = "0" * 64
+BOUNDS = {"log_prob": 1.0}
+REFERENCE = {
+    "file": "a.npz", "sha256": SHA, "bounds": BOUNDS, "first_load": 1, "first_load_bounds": BOUNDS
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,7 @@ SHA = "0" * 64
         (lambda m: m.update(format=3), "has format 3; this version reads formats up to 2"),
         (lambda m: m.update(color="red"), "manifest has unknown keys color"),
         (lambda m: m.pop("format"), "manifest lacks format"),
+        (lambda m: (m.update(format=1), _engine(reference=REFERENCE)(m)), "has format 1, which has no reference, and"),
         (lambda m: m.pop("tokenizer"), "manifest lacks tokenizer"),
         (lambda m: m.update(contract=[]), "contract is list"),
         (lambda m: m["contract"].update(block=0), "contract.block is 0"),

@@ -38,6 +38,8 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     table = capsys.readouterr().out
     assert "tokens per second" in table and "host ms per forward" in table
     assert bench.main([bundle, "--repeat", "0"]) == 2
+    assert bench.main([bundle, "--no-cuda-graphs"]) == 2
+    assert "runs without CUDA graphs anyway; leave --no-cuda-graphs out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shift", [False, True])

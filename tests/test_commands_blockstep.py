@@ -96,5 +96,5 @@ def test_a_library_that_is_missing_is_named(
     )
     assert main(["train", "collect"]) == 2
     assert capsys.readouterr().err == (
-        "error: blockstep train lacking needs torch, which is not installed; pip install 'blockstep[cpu,train]'\n"
+        "error: blockstep train collect needs torch, which is not installed; pip install 'blockstep[cpu,train]'\n"
     )

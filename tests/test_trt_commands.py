@@ -89,3 +89,20 @@ def test_the_python_api_takes_the_same_options(machine: tuple[str, FakeCuda]) ->
     model = load(machine[0], engine="trt", trust_engine=True)
     assert (model.engine, model.precision, model.contract.dtype) == ("trt-fp32-sm89-64", "fp32", "float32")
     assert model.generate([5, 6, 7], max_new_tokens=8).result.token_ids
+
+
+def test_bench_without_cuda_graphs_launches_each_kernel_and_says_so(
+    machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, cuda = machine
+    options = ["--prompt", "ab", "--max-new-tokens", "4", "--repeat", "1", "--warmup", "0", "--json"]
+    trt = [bundle, *options, "--engine", "trt", "--trust-engine"]
+    assert bench.main(trt) == 0 and launches(cuda) > 0
+    before = launches(cuda)
+    assert bench.main([*trt, "--no-cuda-graphs"]) == 0 and launches(cuda) == before
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["conditions"]["backend"].endswith(", without CUDA graphs")
+
+
+def launches(cuda: FakeCuda) -> int:
+    return cuda.called().count("cudaGraphLaunch")

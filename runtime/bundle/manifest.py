@@ -33,6 +33,7 @@ from . import strict_json
 
 FORMAT = 2  # that is written
 READABLE = (1, 2)
+REFERENCED = 2  # the first format in which an engine may have a reference
 MANIFEST = "manifest.json"
 KEYS = dict.fromkeys(("format", "contract", "engines", "tokenizer", "chat_template", "provenance"), True)
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # flat: no separator, no leading dot, so no '..' either
@@ -214,6 +215,8 @@ def parse(path: Path, values: Any) -> Bundle:
     if not isinstance(values["engines"], list) or not values["engines"]:
         raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
     engines = tuple(_engine(entry) for entry in values["engines"])
+    if values["format"] < REFERENCED and any(engine.reference for engine in engines):
+        raise UserError(f"{path} has format {values['format']}, which has no reference, and names one; export it again")
     if len({engine.name for engine in engines}) != len(engines):
         raise UserError("manifest.engines has two engines of one name; export the bundle again")
     for gate in (engine.gate for engine in engines if engine.gate is not None):

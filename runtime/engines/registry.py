@@ -19,13 +19,20 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How an engine is opened. threads: of a forward pass, None for what is usual; trust_engine: open native code that
-    this machine did not build; allow_spinning: whether ONNX Runtime's threads wait for work by spinning, or sleep."""
+    """How an engine is opened.
+
+    Args:
+        threads: of a forward pass, None for what is usual.
+        trust_engine: open native code that this machine did not build.
+        allow_spinning: whether ONNX Runtime's threads wait for work by spinning, or sleep.
+        cuda_graphs: replay forward passes of a fixed width as CUDA graphs, which engines of TensorRT alone do.
+    """
 
     device: str = "cpu"
     threads: int | None = None
     trust_engine: bool = False
     allow_spinning: bool = True
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOption
             f"{engines[0].name} is an engine of TensorRT, which has no threads of ONNX Runtime that spin or sleep; "
             "leave --no-allow-spinning (allow_spinning=False) out"
         )
-    backend = open_engines(bundle, engines, trust=options.trust_engine)
+    backend = open_engines(bundle, engines, trust=options.trust_engine, graphs=options.cuda_graphs)
     return backend.engines[0], backend
 
 
