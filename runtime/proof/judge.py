@@ -56,7 +56,7 @@ def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, 
 
     fp64 [rows], of norms [forward passes, layers].
     """
-    found = {}
+    found = dict[str, NDArray[np.float64]]()
     if replayed.norms.shape[1]:
         widths = np.array([each.forward.input_ids.shape[1] for each in forwards], np.float64)[:, None, None]
         recorded = np.stack([each.norms for each in forwards]).astype(np.float64)  # [forward passes, layers, 2]
@@ -66,7 +66,7 @@ def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, 
     top = np.concatenate([each.top_logprob for each in forwards])
     if replayed.top_logprob is not None:
         count = min(top.shape[1], replayed.top_logprob.shape[1])
-        found[TOP_MEAN] = np.mean(replayed.top_logprob[:, :count] - top[:, :count], 1, np.float64) / len(top)
+        found[TOP_MEAN] = (replayed.top_logprob[:, :count] - top[:, :count]).mean(1, np.float64) / len(top)
     best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
     return {**found, **{name: part.astype(np.float64) / len(top) for name, part in ((BEST, best), (ENTROPY, entropy))}}
 
