@@ -66,8 +66,7 @@ def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, 
     top = np.concatenate([each.top_logprob for each in forwards])
     if replayed.top_logprob is not None:
         count = min(top.shape[1], replayed.top_logprob.shape[1])
-        apart = (replayed.top_logprob[:, :count] - top[:, :count]).astype(np.float64)
-        found[TOP_MEAN] = apart.mean(axis=1) / len(top)
+        found[TOP_MEAN] = (replayed.top_logprob[:, :count] - top[:, :count]).mean(1, np.float64) / len(top)
     best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
     return {**found, **{name: part.astype(np.float64) / len(top) for name, part in ((BEST, best), (ENTROPY, entropy))}}
 

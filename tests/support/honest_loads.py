@@ -64,9 +64,17 @@ def loads(cpu: str, folder: Path, whole: bool) -> Iterator[dict[str, Any]]:
         bundle = read(path)
         for engine in bundle.engines:
             for threads in THREADS:
-                for part in (False, True) if whole or (threads, engine.precision[:3]) == (1, "int") else (False,):
+                for part in parts_of(bundle, engine, whole or (threads == 1 and engine.precision.startswith("int"))):
                     where = {"cpu": cpu, **versions, "model": path.stem, "precision": engine.precision}
                     yield {**where, "threads": threads, "whole": part, **replayed(bundle, engine, threads, part)}
+
+
+def parts_of(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
+    """Returns whether to replay the first load's part (False), the whole reference (True), or both if they differ."""
+    recorded = cast(RecordedReference, engine.reference)
+    if recorded.first_load == len(read_reference(bundle.path, recorded, bundle.contract).forwards):
+        return (whole,)
+    return (False, True) if whole else (False,)
 
 
 def worst_share(record: dict[str, Any]) -> tuple[float, str]:
