@@ -76,7 +76,7 @@ def test_what_runs_nowhere_here_has_its_precisions_bounds(tmp_path: Path) -> Non
     [file] = graphs.write(tmp_path)
     made = graphs.record(Engine("graph", "trt", "bf16", "any", None, file.name, {}, {}), file, tmp_path, 9, None)
     assert made.check.ok and "nothing here runs bf16" in made.check.detail
-    assert made.entry.bounds == made.entry.first_load_bounds and made.entry.bounds["keys"] == 1e-3
+    assert made.entry.bounds == made.entry.first_load_bounds and 1e-3 <= made.entry.bounds["keys"] < 4e-3
     forwards = read_reference(tmp_path, made.entry, contract).forwards
     assert max(each.forward.input_ids.shape[1] for each in forwards if each.begins) <= 9 + contract.block
 

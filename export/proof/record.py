@@ -31,6 +31,7 @@ from runtime.bundle.reference import (
     RecordedAnswer,
     RecordedForward,
     Reference,
+    figures_of,
     write_reference,
 )
 from runtime.bundle.store import content_name, sha256
@@ -169,10 +170,7 @@ def record_reference(
     recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
     first = first_load_count(source, recorded.forwards)
     if backend is None:
-        parts = recorded.forwards, recorded.forwards[:first]
-        bounds, part = (
-            {name: round_up(value) for name, value in floors_of(engine, rows_of(each)).items()} for each in parts
-        )
+        bounds, part = (least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first]))
         told = f"{counted(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
         return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
@@ -267,6 +265,12 @@ def bounds_of(
             value = max(floors[name], SPREAD * figure.value)
         bounds[name] = round_up(value)
     return bounds
+
+
+def least_bounds(engine: Engine, contract: Contract, forwards: Sequence[RecordedForward]) -> dict[str, float]:
+    """Returns the bounds of an engine that nothing here runs."""
+    floors = floors_of(engine, rows_of(forwards))
+    return {name: round_up(value) for name, value in floors.items() if name in figures_of(contract)}
 
 
 def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:

@@ -154,10 +154,16 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
         raise UserError(f"{file} is no reference of this bundle ({reason}); export the bundle again") from None
 
 
+def figures_of(contract: Contract) -> set[str]:
+    """Returns the names of the figures that engines of a contract have."""
+    top = {TOP_MEAN} if contract.top_k else set[str]()
+    norms = {KEYS, VALUES} if contract.has_cache else set[str]()
+    return {BEST, ENTROPY, LARGEST} | top | norms
+
+
 def check_bounds(recorded: RecordedReference, contract: Contract) -> None:
     """Raises ValueError unless there is a bound of every figure that engines of the contract have, and of no other."""
-    figures = {BEST, ENTROPY, LARGEST} | ({TOP_MEAN} if contract.top_k else set())
-    figures |= {KEYS, VALUES} if contract.has_cache else set()
+    figures = figures_of(contract)
     for place, names in (
         ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
     ):  # fmt: skip
