@@ -112,8 +112,8 @@ def check_model(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
         raise UserError(f"{args.directory} is not a directory; expected one with config.json and safetensors")
     if shutil.which(args.python) is None:
-        raise UserError(f"--python is {args.python}, which is no program; give the path of a Python")
-    if args.out is not None and not args.out.parent.is_dir():  # told before the hours that it takes
+        raise UserError(f"--python is {args.python}, which is not a program; give the path of a Python")
+    if args.out is not None and not args.out.parent.is_dir():  # reported before the hours of work
         raise UserError(f"--out is {args.out}, whose folder is not there; make it, or name another file")
     stream = sys.stderr if args.json else sys.stdout
     source = open_checkpoint.load(args.directory, overrides_of(args))
@@ -181,7 +181,7 @@ def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -
 
 
 def plain(page: Page) -> dict[str, Any]:
-    """Returns the page as JSON can have it: a figure that is no number is null."""
+    """Returns the page as JSON can have it: a figure that is not a number is null."""
     values = asdict(page)
     for each in values["agreements"]:
         each |= {name: None for name, value in each.items() if not math.isfinite(value)}
@@ -247,7 +247,7 @@ def agreement_line(page: Page, found: Agreement) -> str:
     """Returns what a prompt's comparison found."""
     tokens = f"{found.tokens} of {found.rows} best tokens differ"
     if found.tokens:
-        tokens += f", where its own two best were within {found.margin:.1e}"
+        tokens += f", there its own two best were within {found.margin:.1e}"
     return (
         f"[{'ok' if page.agrees(found) else 'x'}] max |d log p| of the best token {found.log_prob:.1e} (bound "
         f"{page.bound:.0e}), of every token {found.every_log_prob:.1e} (no bound); {tokens}, in {found.inputs} inputs"

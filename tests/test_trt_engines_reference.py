@@ -149,3 +149,17 @@ def test_an_engine_that_computes_something_else_on_this_gpu_is_refused(
     assert verify.main([str(made.path), "--engine", "trt"]) == 1
     assert "[x] values" in capsys.readouterr().out
     assert load(made.path, engine="trt", verify="never").proved is False
+
+
+def test_calibrated_activations_of_a_large_model_have_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = student()
+    save(source, tmp_path / "student.pt")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "a b", "answer": "a"}) + "\n", encoding="utf-8")
+    monkeypatch.setattr("export.trt_engines.graphs.proves_whole", lambda source, parity: False)
+    words = ["--ckpt", str(tmp_path / "student.pt"), "--graph-only", "--dialect", "trt", "--precision", "int8-static"]
+    assert command.main([*words, "--capacity", "64", "--data", str(data)]) == 0
+    [graph] = read(tmp_path / "student.bundle").engines
+    assert graph.reference is None and graph.parity["reference"] == "none: int8-static has no arithmetic in PyTorch"

@@ -13,6 +13,7 @@ from export.staging import report_write_errors, working_folder
 from runtime.bundle.store import Bundle, Engine, check_place
 from runtime.contract import Contract
 from runtime.errors import UserError
+from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
@@ -124,15 +125,19 @@ def export_one(
                 return
         with report_write_errors(shared.path):
             made = graphs.record(engine, files[0], folder, plan.settings.max_prompt if plan else None, ranges)
-        parity[made.check.name] = made.check.detail
-        if not report.check(made.check.name, made.check.ok, made.check.detail):
+        check = (
+            made.check if made else Check("reference", True, f"none: {recipe.precision} has no arithmetic in PyTorch")
+        )
+        parity[check.name] = check.detail
+        if not report.check(check.name, check.ok, check.detail):
             return
-        origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry)
+        files += [made.file] if made else []
+        origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
         if plan is not None:
-            add(shared, plan, origin, [*files, made.file], folder, report)
+            add(shared, plan, origin, files, folder, report)
         else:
             with report_write_errors(shared.path):
-                shared.write(origin, [*files, made.file])
+                shared.write(origin, files)
                 report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
 
 

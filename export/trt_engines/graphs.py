@@ -110,20 +110,25 @@ class Graphs:
 
     def record(
         self, engine: Engine, file: Path, folder: Path, max_prompt: int | None, ranges: Ranges | None
-    ) -> Recording:
+    ) -> Recording | None:
         """Records a reference for an engine of the graph in `file`, into `folder`, see `proof.record`.
+
+        None for calibrated activations in a model that is proved layer by layer: nothing measures what they lose.
 
         It is of the model whose weights are the numbers that the stored ones stand for; activations are not quantized
         in it, so what that costs is in the bounds. max_prompt: as the engine's profiles have it. Bounds are measured
         with ONNX Runtime's CPU, by the graph or its dequantized form, if that runs it.
         """
         contract, recipe, row = self.contract, self.recipe, self.recipe.row
+        whole = proves_whole(self.source, "auto")
+        if row.calibrated and not whole:
+            return None
         source = self.source if row.weights is None else with_stored_weights(self.source, row.weights)
         room = replace(contract, capacity=contract.capacity - slack(replace(contract, batch=recipe.batch)))
         sources = recorded_requests(source, room, None, None), sample_requests(room)
         longest = max_prompt or contract.capacity
         chosen = next(filter(None, ([each for each in made if len(each.prompt) <= longest] for made in sources)))
-        if not proves_whole(source, "auto"):
+        if not whole:
             return record_streamed(source, contract, engine, chosen[0], None, folder)
         if row.weights is None and not row.on_cpu:
             return record_reference(source, contract, engine, None, chosen, None, folder)

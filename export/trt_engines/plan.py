@@ -135,7 +135,7 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
     old, new = flat(old | old_options), flat(new | new_options)
     changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
     wrong = [f"{name} is {old.get(name)}, now {new.get(name)}" for name in changed]
-    if found.reference is None and onnx is None:  # a graph alone has none to take it from
+    if onnx is None and "reference" not in found.parity:  # from before there were any
         wrong.append("it has no recorded reference")
     try:
         verify_files(bundle, found, "always")
