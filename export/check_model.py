@@ -109,8 +109,9 @@ class Page:
 
 def check_model(args: argparse.Namespace) -> int:
     """Exports, generates, compares, and prints the page."""
-    if not args.directory.is_dir():
-        raise UserError(f"{args.directory} is not a directory; expected one with config.json and safetensors")
+    if not (args.directory / "config.json").is_file():
+        what = "has no config.json" if args.directory.is_dir() else "is not a directory"
+        raise UserError(f"{args.directory} {what}; expected a directory of config.json and safetensors")
     if shutil.which(args.python) is None:
         raise UserError(f"--python is {args.python}, which is not a program; give the path of a Python")
     if args.out is not None and not args.out.parent.is_dir():  # reported before the hours of work

@@ -224,7 +224,10 @@ def test_the_page_says_what_was_not_run_and_how_to_run_it() -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_model.main([str(tmp_path / "student.pt")]) == 2
-    assert "is not a directory; expected one with config.json" in capsys.readouterr().err
+    assert "is not a directory; expected a directory of config.json" in capsys.readouterr().err
+    assert check_model.main([str(tmp_path)]) == 2
+    assert "has no config.json; expected a directory of config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
     assert check_model.main([str(tmp_path), "--python", "no-such-python"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert check_model.main([str(tmp_path), "--out", str(tmp_path / "missing" / "page.txt")]) == 2
