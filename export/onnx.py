@@ -15,6 +15,9 @@ from runtime.bundle.store import Engine, check_place, write
 from runtime.cli import DONE, FAILED, command_parser, dataclass_of, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_cuda import KERNELS
+from runtime.engines.registry import DEVICES
+from runtime.errors import UserError
 from runtime.proof import first_load
 from runtime.proof.judge import Check
 from train import open_checkpoint
@@ -24,7 +27,8 @@ from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
-from .graph.ort_graph import ORT_PRECISIONS, write_ort_graph
+from .graph.ort_graph import PRECISIONS_OF, computed_with, write_ort_graph
+from .precisions import PRECISIONS
 from .proof.held_out import recorded_requests
 from .proof.prove import WHOLE, prove, proves_whole, sample_requests
 from .proof.record import record_reference
@@ -40,7 +44,13 @@ HELP = {  # of the options whose text is longer than their line
     ),
     "precision": (
         "fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; int4: "
-        "the same, but weights of all layers but the first and last in 5.1 bits, scales included (default fp32)"
+        "the same, but weights of all layers but the first and last in 5.1 bits, scales included; of the dialect "
+        "standard also bf16, and there int8 and int4 are the layers' weights alone, with fp16 products (default fp32)"
+    ),
+    "device": "where it will run; with cuda the dialect is standard (default cpu)",
+    "dialect": (
+        "operators of the graph; ort: ONNX Runtime's own attention, one sequence at a time, the faster one on a CPU; "
+        "standard: ONNX's, for CUDA and batches (default: by --device)"
     ),
     "parity": (
         "what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest (default "
@@ -58,10 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda: export(options(argv)))
 
 
+PRECISION_NAMES = tuple(dict.fromkeys(name for names in PRECISIONS_OF.values() for name in names))
 OPTIONS = (
     option("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory"),
     option("--out", type=Path, help=HELP["out"]),
-    option("--precision", choices=ORT_PRECISIONS, default="fp32", help=HELP["precision"]),
+    option("--precision", choices=PRECISION_NAMES, default="fp32", help=HELP["precision"]),
+    option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
+    option("--dialect", choices=tuple(PRECISIONS_OF), help=HELP["dialect"]),
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
     option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
     option("--task", help=HELP["task"]),
@@ -74,7 +87,22 @@ OPTIONS = (
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = command_parser("export.onnx", "Writes a bundle for ONNX Runtime, checked against PyTorch.", OPTIONS)
     add_directory_options(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    args.dialect = args.dialect or ("standard" if args.device == "cuda" else "ort")
+    check_precision(args.dialect, args.precision, args.device)
+    return args
+
+
+def check_precision(dialect: str, precision: str, device: str) -> None:
+    """Raises UserError for a precision that a dialect, or CUDA with that dialect, does not have."""
+    known = PRECISIONS_OF[dialect]
+    if precision not in known:
+        raise UserError(f"--precision is {precision}; the dialect {dialect} has {', '.join(known)}")
+    if device == "cuda" and precision not in (kernels := KERNELS[device][dialect]):
+        raise UserError(
+            f"CUDA has kernels for {', '.join(kernels)} in the dialect {dialect}, not for {precision}; leave --dialect "
+            "out: standard has all"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +115,7 @@ class OnnxBundle:
     ckpt: Path
     overrides: Overrides
     precision: str = "fp32"
+    dialect: str = "ort"
     parity: str = "auto"
     capacity: int | None = None
     task: str | None = None
@@ -114,20 +143,22 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     check_template(source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
-    engine = Engine(f"ort-{wanted.precision}", "ort", wanted.precision, "cpu", None, "", {}, {})
+    target = "cpu" if wanted.dialect == "ort" else "any"
+    engine = Engine(f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {})
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []
     with working_folder(out) as folder:
         with report_write_errors(out):
-            files = write_ort_graph(source, contract, wanted.precision, folder)
-        formats = formats_of("ort", wanted.precision)
-        for check in prove(source, contract, files[0], wanted.precision, wanted.parity, formats):
+            files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
+        computed, judged = computed_with(source, wanted.dialect, wanted.precision)
+        formats = formats_of(wanted.dialect, wanted.precision)
+        for check in prove(computed, contract, files[0], judged, wanted.parity, formats):
             checks.append(check)
             print(check, file=stream, flush=True)
         engine = replace(engine, model=files[0].name)
         if all(check.ok for check in checks):
-            engine, check = add_reference(source, contract, engine, wanted, folder)
+            engine, check = add_reference(computed, contract, engine, wanted, folder)
             checks.append(check)
             print(check, file=stream, flush=True)
         if all(check.ok for check in checks):
@@ -135,7 +166,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
             files += [folder / engine.reference.file] if engine.reference else []
             with report_write_errors(out):
                 made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
-            if proves_whole(source, wanted.parity):  # then it was measured by its reference here
+            if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # measured by it here
                 first_load.remember(made.engine(engine.name), "cpu")
     return checks
 
@@ -143,11 +174,15 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
 def add_reference(
     source: Checkpoint, contract: Contract, engine: Engine, wanted: OnnxBundle, folder: Path
 ) -> tuple[Engine, Check]:
-    """Records a reference into the folder; returns the engine with it, and the check of it."""
+    """Records a reference into the folder; returns the engine with it, and the check of it.
+
+    source: with the weights that the graph computes with.
+    """
     requests = recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
-    formats = formats_of("ort", engine.precision)
+    formats = formats_of(engine.dialect, engine.precision)
     if proves_whole(source, wanted.parity):
-        backend = OrtBackend(folder / engine.model, contract)
+        runs = PRECISIONS[engine.precision].on_cpu
+        backend = OrtBackend(folder / engine.model, contract) if runs else None
         made = record_reference(source, contract, engine, backend, requests, formats, folder)
     else:
         made = record_streamed(source, contract, engine, requests[-1], formats, folder)

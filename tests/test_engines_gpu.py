@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runtime import load
 from runtime.backend import Forward
 from runtime.bundle.store import Bundle, Engine, read
-from runtime.decoding.loop import generate
+from runtime.decoding.loop import generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import load_session
 from runtime.engines.ort.ort_cuda import CUDA
@@ -49,7 +49,7 @@ def why_skipped() -> str | None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The sample student with engines for ONNX Runtime in fp32 and fp16."""
+    """The sample student with engines for ONNX Runtime in fp32 and fp16, in both dialects."""
     if reason := why_skipped():
         pytest.skip(reason)
     if named := os.environ.get("BLOCKSTEP_GPU_BUNDLE"):
@@ -57,8 +57,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from export import onnx  # needed where engines are built, and only there
 
     folder = tmp_path_factory.mktemp("gpu") / "student.bundle"
-    for precision in ("fp32", "fp16"):
-        assert onnx.main(["--ckpt", str(CKPT), "--out", str(folder), "--precision", precision]) == 0
+    for dialect in ("ort", "standard"):
+        for precision in ("fp32", "fp16"):
+            words = ("--precision", precision, "--dialect", dialect)
+            assert onnx.main(["--ckpt", str(CKPT), "--out", str(folder), *words]) == 0
     return read(folder)
 
 
@@ -158,20 +160,25 @@ def test_a_step_is_not_far_above_the_bandwidth_floor(made: Bundle, backend: TrtB
     assert step < max(FLOOR * floor, 1e-3), "1 ms: below it, launching and waiting decide and not the weights"
 
 
-@pytest.fixture(scope="module")
-def halves(exported: Bundle) -> tuple[Model, Model]:
-    """The fp16 engine of ONNX Runtime on the CPU and on the GPU."""
+def on_cuda(exported: Bundle, engine: str) -> Model:
+    """An engine of ONNX Runtime on the GPU; skips where it cannot run there."""
     from runtime.engines.ort.no_telemetry import ort
 
     if CUDA not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA")
     try:
-        there = load(exported.path, device="cuda")
+        return load(exported.path, engine=engine, device="cuda")
     except UserError as error:
         if "cannot run" in str(error):  # no driver or library for it; a graph that is refused is an error
             pytest.skip(str(error))
         raise
-    return load(exported.path, engine="ort-fp16"), there
+
+
+@pytest.fixture(scope="module", params=["standard-fp32", "standard-fp16", "ort-fp16"])
+def halves(request: pytest.FixtureRequest, exported: Bundle) -> tuple[Model, Model]:
+    """An engine of ONNX Runtime on the CPU and on the GPU."""
+    there = on_cuda(exported, request.param)
+    return load(exported.path, engine=request.param), there
 
 
 def test_onnxruntime_on_the_gpu_predicts_as_on_the_cpu(halves: tuple[Model, Model]) -> None:
@@ -203,8 +210,20 @@ def test_most_answers_of_onnxruntime_on_the_gpu_are_the_cpus(halves: tuple[Model
     assert sum(same) >= 0.9 * len(same)
 
 
-def test_fp32_is_refused_on_the_gpu(exported: Bundle, halves: tuple[Model, Model]) -> None:
+def test_batches_of_onnxruntime_on_the_gpu_answer_as_one_request_does(exported: Bundle) -> None:
+    model = on_cuda(exported, "standard-fp32")
+    asked = [Request(each, DecodeOptions(48)) for each in prompts(24, model.backend.contract.vocab)]
+    alone = [generate(model.backend, each).token_ids for each in asked]
+    for slots in (3, 8):
+        found = [result.token_ids for result in generate_batch(model.backend, asked, slots=slots)]
+        same = sum(ours == theirs for ours, theirs in zip(found, alone, strict=True))
+        print(f"{slots} at once: {same} of {len(asked)} answers are the solo ones")
+        assert same >= len(asked) - 1, "another batch is another order of sums"
+
+
+def test_the_other_dialects_fp32_is_refused_on_the_gpu(exported: Bundle) -> None:
     """By the manifest, and by where ONNX Runtime puts the nodes if the manifest does not tell."""
+    on_cuda(exported, "ort-fp16")  # skips where there is no CUDA
     with pytest.raises(UserError, match="CUDA has no kernels for ort-fp32"):
         load(exported.path, engine="ort-fp32", device="cuda")
     with pytest.raises(UserError, match="GroupQueryAttention, which reads or writes the KV cache"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from export.contract_from_checkpoint import exported_contract
-from export.graph.dialect_ort import LARGE, likeliest
+from export.graph.dialect_ort import LARGE, first_best
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
 from export.proof.instrumented import twin_of
@@ -174,7 +174,7 @@ def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int,
         np.random.default_rng(seed).integers(0, 3, (7, vocab)).astype(np.float32)
     )  # mostly equals
     logits[0] = 0
-    assert torch.equal(likeliest(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
+    assert torch.equal(first_best(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

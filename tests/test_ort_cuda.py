@@ -65,7 +65,7 @@ def test_a_bundle_without_fp16_is_refused_before_its_files_are_read(
     for main in (generate.main, bench.main):
         error = refusal(main, made, capsys)
         assert f"CUDA has no kernels for ort-{precision} (ort, {precision})" in error
-        assert "python -m export.onnx --precision fp16" in error and "--device cpu" in error
+        assert "python -m export.onnx --device cuda" in error and "--device cpu" in error
 
 
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
@@ -179,7 +179,7 @@ def test_a_graph_is_refused_if_the_kv_cache_would_be_read_or_written_elsewhere(
             check_placement(on_cuda(assigned, operator), cached)
     last = max(cached)  # one layer's alone is enough
     moved = [(CPU if name == last else CUDA, name, operator) for _, name, operator in assigned]
-    with pytest.raises(UserError, match="--precision fp16"):
+    with pytest.raises(UserError, match="--device cuda"):
         check_placement(moved, cached)
 
 

@@ -69,14 +69,17 @@ def test_every_engine_and_precision_is_proved_and_timed_with_and_without_cuda_gr
     assert gpu_report.main(["--no-install"]) == 0
     rows = table(capsys)
     precisions = ["fp32", "fp16", "bf16", "int8", "int8-static", "fp8", "int4", "nvfp4"]
-    expected = [("ONNX Runtime, CPU", "fp32"), ("ONNX Runtime, CUDA", "fp16")]
+    expected = [(f"ONNX Runtime, CPU, {dialect}", "fp32") for dialect in ("ort", "standard")]
+    expected += [("ONNX Runtime, CUDA, standard", each) for each in ("fp32", "fp16", "bf16", "int8", "int4")]
+    expected.append(("ONNX Runtime, CUDA, ort", "fp16"))
     assert list(rows) == expected + [(e, p) for e in ("TensorRT", "TensorRT for RTX") for p in precisions]
     assert all(row[0] == "yes" for row in rows.values())
     assert rows["TensorRT", "int8"] == ["yes", "0.240", "0.240", "800"]
     assert "GPU tests: 3 passed" in (gpu_report.FOLDER / "report.md").read_text()
     calls = [" ".join(each) for each in gpu.ran]
-    [on_gpu] = [each for each in calls if each.startswith("runtime.verify") and "cuda" in each]
-    assert on_gpu.endswith("--engine ort-fp16 --device cuda"), "fp32 is refused on CUDA"
+    on_gpu = [each for each in calls if each.startswith("runtime.verify") and each.endswith("--device cuda")]
+    of_ort = [each for each in on_gpu if "--engine ort-" in each]
+    assert len(on_gpu) == 6 and [each.split()[-3] for each in of_ort] == ["ort-fp16"], "the others are refused on CUDA"
     for name in (f"trt-{precision}-{flavor}" for precision in precisions for flavor in ("tensorrt", "rtx")):
         [proof] = [each for each in calls if each.startswith("export.verify") and each.endswith(f"--engine {name}")]
         times = [each for each in calls if each.startswith("runtime.bench") and f"--engine {name}" in each]
@@ -106,7 +109,7 @@ def test_what_cannot_be_had_leaves_its_row_with_the_reason_and_fails_nothing(
     rows = table(capsys)
     assert rows["TensorRT", "all 8"][0] == "not to be had here: no TensorRT is installed here"
     assert rows["TensorRT for RTX", "nvfp4"][0].endswith("nvfp4 needs a GPU of compute capability 100 or newer")
-    assert rows["ONNX Runtime, CUDA", "fp16"][0].startswith("not to be had here: it needs NVIDIA's driver 580")
+    assert rows["ONNX Runtime, CUDA, ort", "fp16"][0].startswith("not to be had here: it needs NVIDIA's driver 580")
     assert rows["TensorRT for RTX", "fp8"][2] == "none could be captured"
     assert not any(each[0] == "runtime.bench" and "cuda" in each for each in gpu.ran), "an engine that is not there"
 

@@ -22,12 +22,14 @@ Cache = tuple[Tensor, Tensor]  # keys and values of a layer, each [batch, kv_hea
 class Place:
     """Where the tokens of a forward lie and what they see.
 
-    past_length int64 [batch]; width: tokens of the forward; visible int64 [batch, width], None with `full` attention;
-    cos, sin fp32 [capacity, head_dim / 2], the rotary tables of all positions; dtype: of heads and cache.
+    past_length int64 [batch]; width: tokens of the forward; length: positions of the cache, None without one; visible
+    int64 [batch, width], None with `full` attention; cos, sin fp32 [capacity, head_dim / 2], the rotary tables of all
+    positions; dtype: of heads and cache.
     """
 
     past_length: Tensor
     width: int
+    length: int | None
     visible: Tensor | None
     cos: Tensor
     sin: Tensor

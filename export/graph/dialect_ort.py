@@ -102,7 +102,7 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     )
 
 
-def likeliest(logits: Tensor) -> Tensor:
+def first_best(logits: Tensor) -> Tensor:
     """The first best token of each row. A large vocabulary's group is found first: ArgMax reads one number at a time,
     ReduceMax many, and takes a tenth of its time."""
     vocab = logits.shape[1]
@@ -116,4 +116,4 @@ def likeliest(logits: Tensor) -> Tensor:
     return group * size + found.argmax(-1)
 
 
-ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, likeliest)
+ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, first_best)

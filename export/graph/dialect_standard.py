@@ -1,6 +1,8 @@
-"""The dialects in standard ONNX: `trt`, for TensorRT from 10.15 on and TensorRT-RTX, and `plain`, for older ones.
+"""The dialects in standard ONNX: `standard`, for ONNX Runtime on CUDA and on the CPU, any number of sequences at once;
+`trt`, for TensorRT from 10.15 on and TensorRT-RTX; `plain`, for older ones.
 
-Both take a cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the heads' dtype.
+The latter two take a cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the heads'
+dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 from train.transformer.network import ModelConfig, rotate
 
 from .dialect import Cache, Dialect, Place, never, split_heads
+from .dialect_ort import first_best, rms_normalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,11 @@ class StandardFrame:
     mask: Tensor | None
 
 
-def trt_frame(place: Place) -> StandardFrame:
-    """The mask over the whole capacity, where the new keys lie among the others: in the dtype of the heads."""
-    if place.visible is None:
+def whole_frame(place: Place) -> StandardFrame:
+    """The mask over the whole cache, where the new keys lie among the others: in the dtype of the heads."""
+    if place.visible is None or place.length is None:
         return _frame(place, None)
-    return _frame(place, prefix_mask(place.visible, torch.arange(len(place.cos))[None], place.dtype))
+    return _frame(place, prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
 def plain_frame(place: Place) -> StandardFrame:
@@ -143,5 +146,8 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(-1, keepdim=True)
 
 
-TRT = Dialect("trt", 24, "in_place", False, False, 1, trt_frame, scatter_attention, rms_norm, likeliest)
+STANDARD = Dialect(
+    "standard", 24, "in_place", True, True, 1, whole_frame, scatter_attention, rms_normalization, first_best
+)
+TRT = Dialect("trt", 24, "in_place", False, False, 1, whole_frame, scatter_attention, rms_norm, likeliest)
 PLAIN = Dialect("plain", 18, "delta", False, False, 1, plain_frame, written_out_attention, rms_norm, likeliest)

@@ -26,10 +26,10 @@ from train.transformer.network import Attention, Layer, RMSNorm, rotary_tables
 
 from .dialect import NEVER, Cache, Dialect, Place, split_heads
 from .dialect_ort import ORT
-from .dialect_standard import PLAIN, TRT
+from .dialect_standard import PLAIN, STANDARD, TRT
 from .lazy_weights import attach, name_hidden_states, set_aside, skeleton
 
-DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, TRT, PLAIN)}
+DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, STANDARD, TRT, PLAIN)}
 
 
 class Norm(nn.Module):
@@ -144,7 +144,8 @@ class StepGraph(nn.Module):
         if not self.full:
             past_length, visible, rows = rest[:3]
             cache = rest[3:]
-        frame = self.frame(Place(past_length, input_ids.shape[1], visible, self.cos, self.sin, self.dtype))
+        length = None if self.full else cache[0].shape[2]
+        frame = self.frame(Place(past_length, input_ids.shape[1], length, visible, self.cos, self.sin, self.dtype))
         x = F.embedding(input_ids, self.embedding).float()
         present: list[Tensor] = []
         for i, layer in enumerate(self.layers):
@@ -213,8 +214,9 @@ def trace(
     called `hidden.0`, the embeddings, to `hidden.{layers}`.
 
     capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
-    many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialect
-    `ort` as many as a further input `top_k` says. Raises UserError where the dialect does not take the shape.
+    many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialects
+    `ort` and `standard` as many as a further input `top_k` says. Raises UserError for a shape that the dialect does not
+    take.
     """
     shape, chosen = checkpoint.model, DIALECTS[dialect]
     if shape.head_dim % chosen.head_multiple:

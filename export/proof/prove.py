@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
@@ -46,6 +47,9 @@ def prove(
     graph = check_onnx(model)
     yield graph
     if not graph.ok:
+        return
+    if not PRECISIONS[precision].on_cpu:
+        yield Check("steps", True, f"not run: ONNX Runtime's CPU has no {precision}")
         return
     if not proves_whole(source, parity):
         yield from by_layer(source, contract, model, precision, formats)

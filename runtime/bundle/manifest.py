@@ -135,8 +135,10 @@ class Engine:
         return "delta" if self.dialect == "plain" else "in_place"
 
     def is_called(self, name: str) -> bool:
-        """Returns whether `--engine` means it by a kind: its dialect's, or that of native code of any dialect."""
-        return self.kind.name == name if name in KINDS and KINDS[name].native_code else self.dialect == name
+        """Returns whether `--engine` means it by a kind, which runs it, or by its dialect."""
+        if name in KINDS:
+            return self.kind.name == name and self.dialect in KINDS[name].dialects
+        return self.dialect == name
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -171,7 +173,7 @@ class Bundle:
         return self.matching(name)[0]
 
     def matching(self, name: str | None = None) -> tuple[Engine, ...]:
-        """The engine of that name, or else all of that kind: a dialect, or `trt` for TensorRT's of any dialect.
+        """The engine of that name, or else all of that kind, `ort` or `trt`, or of that dialect.
 
         By default those for ONNX Runtime. Raises UserError listing the engines where there is none.
         """

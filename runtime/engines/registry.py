@@ -83,7 +83,7 @@ KINDS = {
             "ort",
             suffix=".onnx",
             native_code=False,
-            dialects=("ort",),
+            dialects=("ort", "standard"),
             devices=DEVICES,
             packages=("onnxruntime", "onnxruntime-gpu"),
             open=open_ort.open_backend,

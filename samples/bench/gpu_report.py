@@ -127,25 +127,28 @@ def machine() -> list[str]:
 
 def ort_targets() -> Iterator[Target | Row]:
     """Yields ONNX Runtime's engines: on the CPU, to compare with, and those that CUDA has kernels for."""
-    from runtime.engines.ort.ort_cuda import CUDA_PRECISIONS
+    from runtime.engines.ort.ort_cuda import KERNELS
     from runtime.engines.registry import KINDS
     from runtime.errors import UserError
 
     bundle = str(FOLDER / "student.bundle")
 
-    def target(engine: str, precision: str, *device: str) -> Target:
-        export = ("export.onnx", "--ckpt", CKPT, "--out", bundle, "--precision", precision)
-        verify = ("runtime.verify", bundle, "--engine", f"ort-{precision}", *device)
-        return Target(engine, precision, export, verify, f"ort-{precision}", device, refusals=bool(device))
+    def target(dialect: str, precision: str, device: str) -> Target:
+        name, words = f"{dialect}-{precision}", ("--device", device)
+        export = ("export.onnx", "--ckpt", CKPT, "--out", bundle, "--precision", precision, "--dialect", dialect)
+        verify = ("runtime.verify", bundle, "--engine", name, *words)
+        label = f"ONNX Runtime, {device.upper()}, {dialect}"
+        return Target(label, precision, export, verify, name, words, refusals=device != "cpu")
 
-    yield target("ONNX Runtime, CPU", "fp32")
+    for dialect in KERNELS["cpu"]:
+        yield target(dialect, "fp32", "cpu")
     try:
         KINDS["ort"].import_library("cuda")
     except UserError as error:
-        yield missing("ONNX Runtime, CUDA", ", ".join(CUDA_PRECISIONS["ort"]), str(error))
+        yield missing("ONNX Runtime, CUDA", ", ".join(KERNELS["cuda"]["standard"]), str(error))
         return
-    for precision in CUDA_PRECISIONS["ort"]:
-        yield target("ONNX Runtime, CUDA", precision, "--device", "cuda")
+    for dialect, precisions in KERNELS["cuda"].items():
+        yield from (target(dialect, precision, "cuda") for precision in precisions)
 
 
 def trt_targets() -> Iterator[Target | Row]:

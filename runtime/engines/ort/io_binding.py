@@ -98,21 +98,22 @@ class Binding:
         return group
 
 
-def specs(contract: Contract, delta: str | None, top_k: int) -> dict[str, ArraySpec]:
-    """The small arrays of a contract's graph. delta: the cache's type where the graph returns the new positions; top_k:
-    how many top tokens are read."""
+def specs(contract: Contract, batch: int, delta: str | None, top_k: int) -> dict[str, ArraySpec]:
+    """The small arrays of a contract's graph. batch: sequences of a forward pass; delta: the cache's type where the
+    graph returns the new positions; top_k: how many top tokens are read."""
     c = contract
-    table = {name: ArraySpec("width", "int64", (1, OPEN)) for name in ("input_ids", "visible")}
-    table["past_length"] = ArraySpec("width", "int64", (1,))
-    table["rows"] = ArraySpec("n", "int64", (1, OPEN))
+    table = {name: ArraySpec("width", "int64", (batch, OPEN)) for name in ("input_ids", "visible")}
+    table["past_length"] = ArraySpec("width", "int64", (batch,))
+    table["rows"] = ArraySpec("n", "int64", (batch, OPEN))
     table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
-    table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (1, OPEN)) for name in REDUCED}
+    table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (batch, OPEN)) for name in REDUCED}
     if top_k:
         table |= {
-            name: ArraySpec("n", kind, (1, OPEN, top_k)) for name, kind in zip(TOP, ("int64", "float32"), strict=True)
+            name: ArraySpec("n", kind, (batch, OPEN, top_k))
+            for name, kind in zip(TOP, ("int64", "float32"), strict=True)
         }
-    table["logits"] = ArraySpec("n", "float32", (1, OPEN, c.vocab))  # of a graph exported with them
+    table["logits"] = ArraySpec("n", "float32", (batch, OPEN, c.vocab))  # of a graph exported with them
     if delta is not None:
-        new = ArraySpec("width", delta, (1, c.kv_heads, OPEN, c.head_dim))
+        new = ArraySpec("width", delta, (batch, c.kv_heads, OPEN, c.head_dim))
         table |= {cache_names(i)[1]: new for i in range(2 * c.layers)}
     return table

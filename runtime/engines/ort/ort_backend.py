@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backend import Floats, Forward, Proposal
-from ...contract import REDUCED, TOP, Contract, cache_names
+from ...contract import FIELD_LIMITS, REDUCED, TOP, Contract, cache_names
 from ...errors import DeviceError, NumericalError, UserError
 from . import ort_cuda
 from .io_binding import Binding, specs
@@ -21,23 +23,32 @@ from .saturation import require_exact_products
 from .threads import physical_cores
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # which numpy has too
+PADDED = 2  # blocks behind its capacity, to which a batch may pad a sequence, see `Backend.open`
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
 
 
 @dataclass(frozen=True, slots=True)
 class CacheForm:
-    """How a graph keeps its cache. dtype: numpy's name; capacity: its length, None where the host chooses it; delta:
-    whether the graph returns the new positions alone, which the host then writes behind the past."""
+    """How a graph keeps its cache.
+
+    dtype: its name; capacity: its length, None if the host chooses it; delta: whether the graph returns the new
+    positions alone, which the host then writes behind the past; batch: whether it takes any number of sequences, as the
+    dialect `standard` does, whose attention then reads the cache to its end.
+    """
 
     dtype: str
     capacity: int | None
     delta: bool
+    batch: bool = False
 
 
 class OrtBackend:
-    """A step graph of any dialect behind the backend protocol; see `runtime.backend`. One sequence at a time.
+    """A step graph of any dialect behind the backend protocol; see `runtime.backend`.
+
+    One sequence at a time, or of the dialect `standard` as many as the contract's `batch`.
 
     model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
     by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
@@ -60,14 +71,19 @@ class OrtBackend:
         self.session = model
         self.contract, self.capacity, self.device = contract, 0, device
         self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
-        self.cache: NDArray[Any] = np.zeros(0)  # [2 * layers, 1, kv_heads, capacity, head_dim]; keys, values by turns
+        self.cache: NDArray[Any] = np.zeros(
+            0
+        )  # [2 * layers, batch, kv_heads, capacity, head_dim]; keys, values in turn
         self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
         self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
+        self._batch = 0  # sequences of a forward pass
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
-        self._form = cache_form(self.session)
+        self._form = cache_form(self.session, device)
         if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
             self.contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
+        if self._form.batch:
+            self.contract = replace(self.contract, batch=FIELD_LIMITS["batch"])
         if self._form.delta and device != "cpu":
             raise UserError("a graph of the dialect plain keeps its cache on the host; run it without --device cuda")
         self._check_graph()
@@ -81,25 +97,29 @@ class OrtBackend:
         return OrtBackend(self.session, self.contract, device=self.device)
 
     def open(self, batch: int, capacity: int) -> None:
-        if batch != 1:
+        if batch > self.contract.batch:
             raise UserError(f"{batch} sequences were given at once; this engine runs one, decode them in turn")
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
-        if capacity > self.capacity:
-            self._allocate(bucket(capacity, self.contract.capacity))
-        else:
+        room = PADDED * self.contract.block if batch > 1 else 0
+        wanted = bucket(capacity + room, self.contract.capacity + room)
+        # Attention that reads a cache to its end is the slower the longer that is, so there a shorter one is made too.
+        fits = wanted == self.capacity if self._form.batch else wanted <= self.capacity
+        if fits and batch == self._batch:
             self._zero()
+        else:
+            self._allocate(batch, wanted)
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
-        width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length[0])
+        width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length.max())
         top_k = self.contract.top_k if forward.top else 0
         binding = self._bound(top_k)
         arrays = binding.resize(width, n)
         arrays["input_ids"][:] = forward.input_ids
         arrays["rows"][:] = forward.rows
         if self._parts:
-            arrays["past_length"][:] = past
+            arrays["past_length"][:] = forward.past_length
             arrays["visible"][:] = forward.visible
         self._reach = max(self._reach, past + width)
         if "top_k" in arrays:  # 0 spares a greedy step the search, where leaving outputs unbound does not
@@ -120,24 +140,37 @@ class OrtBackend:
         return min(ids) >= 0 and max(ids) < self.contract.vocab and self.contract.mask_id not in ids
 
     def read_cache(self) -> NDArray[Any]:
-        """Returns the KV cache, from a GPU a copy of it. [2 * layers, 1, kv_heads, capacity, head_dim]"""
-        return self.cache if self.device == "cpu" else np.stack([part.numpy() for part in self._parts])
+        """Returns the KV cache, a copy from a GPU, bf16 as fp32. [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        held = self._held()
+        return held if self._form.dtype != "bfloat16" else (held.astype(np.uint32) << 16).view(np.float32)
+
+    def _held(self) -> NDArray[Any]:
+        """The KV cache as `_bind` takes it: itself on the CPU, a copy of what is on a GPU."""
+        if self.device == "cpu":
+            return self.cache
+        return np.stack([on_host(part, self._form.dtype) for part in self._parts])
 
     def keep(self, rows: NDArray[Any]) -> None:
-        if rows.tolist() != [0]:
-            raise ValueError(f"rows {rows.tolist()} of a batch of one")
+        if not len(rows) or min(rows) < 0 or max(rows) >= self._batch:
+            raise ValueError(f"rows {rows.tolist()} of a batch of {self._batch}")
+        if rows.tolist() == list(range(self._batch)):
+            return
+        self._batch, kept = len(rows), np.take(self._held(), rows, axis=1)
+        if self._parts:
+            self._bind(kept)
+        self._bindings.clear()
 
     def _zero(self) -> None:
         """Forgets everything, at the cost of what was written; on a GPU, of nothing.
 
-        A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention, whose KV cache has a
-        length of the host's choice, reads no position before this request wrote it, so nothing is uploaded to a GPU.
-        Attention over a fixed capacity reads all of it: there the zeros are.
+        A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention reads no position
+        before this request wrote it, so nothing is uploaded to a GPU. Attention over the whole cache, of a fixed
+        capacity or of a batch, reads all of it: there the zeros are.
         """
         self.cache[..., : self._reach, :] = 0
-        if self.device != "cpu" and self._form.capacity is not None:
+        if self.device != "cpu" and (self._form.batch or self._form.capacity is not None):
             for part in self._parts:
-                part.update_inplace(np.zeros(part.shape(), self._form.dtype))
+                part.update_inplace(np.zeros(part.shape(), numpys(self._form.dtype)))
         self._reach = 0
 
     def _run(self, binding: Binding) -> None:
@@ -147,37 +180,43 @@ class OrtBackend:
             reason = " ".join(str(error).split())[:300]
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
-    def _allocate(self, capacity: int) -> None:
+    def _allocate(self, batch: int, capacity: int) -> None:
         c, cached = self.contract, self.contract.has_cache
         capacity = self._form.capacity or capacity
-        shape = (2 * c.layers if cached else 0, 1, c.kv_heads, capacity, c.head_dim)
+        shape = (2 * c.layers if cached else 0, batch, c.kv_heads, capacity, c.head_dim)
         try:
-            self.cache, self.capacity, self._reach = np.zeros(shape, self._form.dtype), capacity, 0
+            cache = np.zeros(shape, numpys(self._form.dtype))
         except (MemoryError, ValueError):
-            raise UserError(f"a cache of {capacity} positions does not fit into memory; shorten the request") from None
-        self._parts = [ort.OrtValue.ortvalue_from_numpy(part, self.device, 0) for part in self.cache]
-        if self.device != "cpu":
-            self.cache = self.cache[:0]
+            each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
+            raise UserError(f"a cache of {each} positions does not fit into memory; shorten the request") from None
+        self._batch, self.capacity, self._reach = batch, capacity, 0
+        self._bind(cache)
         self._bindings.clear()
+
+    def _bind(self, cache: NDArray[Any]) -> None:
+        """Makes an array the cache, on a GPU a copy of it."""
+        self._parts = [as_value(part, self._form.dtype, self.device) for part in cache]
+        self.cache = cache if self.device == "cpu" else cache[:0]
 
     def _bound(self, top_k: int) -> Binding:
         """The arrays over this cache: those of greedy requests, and those of sampled ones where there are any."""
         if top_k not in self._bindings:
-            small = specs(self.contract, self._form.dtype if self._form.delta else None, top_k)
+            small = specs(self.contract, self._batch, self._form.dtype if self._form.delta else None, top_k)
             self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self.contract.block, self.device)
         return self._bindings[top_k]
 
     def _check(self, forward: Forward) -> None:
         """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
-        width, past = forward.input_ids.shape[1], int(forward.past_length[0])
-        if forward.input_ids.shape[0] != 1 or past < 0 or past + width > self.capacity:
-            raise ValueError(f"{forward.input_ids.shape} tokens behind {past} in a cache of {self.capacity} positions")
+        width, pasts = forward.input_ids.shape[1], forward.past_length.tolist()
+        if len(pasts) != self._batch or min(pasts) < 0 or max(pasts) + width > self.capacity:
+            raise ValueError(f"{forward.input_ids.shape} tokens behind {pasts} in a cache of {self.capacity} positions")
         least = 1 if self.contract.has_cache else width
-        visible, rows = forward.visible[0].tolist(), forward.rows[0].tolist()  # so few are faster looked at in Python
-        if min(visible) < least or max(visible) > past + width:
-            raise ValueError(f"visible is outside [{least}, {past + width}]")
-        if min(rows) < 0 or max(rows) >= width:
-            raise ValueError(f"rows are outside [0, {width})")
+        # So few are faster looked at in Python.
+        for past, visible, rows in zip(pasts, forward.visible.tolist(), forward.rows.tolist(), strict=True):
+            if min(visible) < least or max(visible) > past + width:
+                raise ValueError(f"visible is outside [{least}, {past + width}]")
+            if min(rows) < 0 or max(rows) >= width:
+                raise ValueError(f"rows are outside [0, {width})")
 
     def _check_graph(self) -> None:
         """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
@@ -201,19 +240,49 @@ class OrtBackend:
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
 
 
-def cache_form(session: ort.InferenceSession) -> CacheForm:
-    """What a step graph says of its cache. Raises UserError for a type that numpy has no numbers for."""
+def numpys(dtype: str) -> str:
+    """The type of the array that holds a cache of that type."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
+    """An array as a graph takes it: the same memory on the CPU, a copy on a GPU."""
+    if dtype != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
+    value.update_inplace(array)
+    return value
+
+
+def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
+    """A copy of what is on a GPU, bf16 as its bits in uint16."""
+    if dtype != "bfloat16":
+        return value.numpy()  # type: ignore[no-any-return]
+    copy = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), BFLOAT16, "cpu", 0)
+    ort.copy_tensors([value], [copy])
+    count = math.prod(value.shape())
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(copy.data_ptr()))
+    return bits.reshape(value.shape()).copy()
+
+
+def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
+    """What a step graph says of its cache. Raises UserError for a type that nothing computes with on the device."""
     past, present = cache_names(0)
     entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
     if entry is None:
         return CacheForm("float32", None, False)
+    batch = len(entry.shape) == 4 and not isinstance(entry.shape[0], int)
     if entry.type not in TYPES:
         raise UserError(f"the model file's cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
+    if TYPES[entry.type] == "bfloat16" and device == "cpu":
+        raise UserError(
+            "the model file's cache is bfloat16, which ONNX Runtime's CPU does not compute; use --device cuda"
+        )
     written, length = (
         next((e.shape[2] for e in entries if e.name == name and len(e.shape) == 4), None)
         for name, entries in ((present, session.get_outputs()), (past, session.get_inputs()))
     )
-    return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length)
+    return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length, batch)
 
 
 def bucket(capacity: int, most: int) -> int:

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Precisions that CUDA has kernels for, by dialect: its GroupQueryAttention takes no fp32, which int8 and int4 graphs
-# have too, and it has no DynamicQuantizeMatMul; the dialect plain keeps its KV cache on the host. Of other dialects
-# `check_placement` decides.
-CUDA_PRECISIONS: dict[str, tuple[str, ...]] = {"ort": ("fp16",), "plain": ()}
+# Dialects by device, the better one first, and the precisions that the device has kernels for. CUDA's
+# GroupQueryAttention takes no fp32, which int8 and int4 graphs have too, and it has no DynamicQuantizeMatMul; the
+# dialect plain keeps its KV cache on the host; the CPU has no products of bf16. Of others `check_placement` decides.
+KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"ort": ("fp32", "fp16", "int8", "int4"), "standard": ("fp32", "fp16", "int8", "int4")},
+    "cuda": {"standard": ("fp32", "fp16", "bf16", "int8", "int4"), "ort": ("fp16",), "plain": ()},
+}
 ATTENTION = {"GroupQueryAttention", "Attention"}
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
-EXPORT = "export one: python -m export.onnx --precision fp16, or use --device cpu"
+EXPORT = "export one: python -m export.onnx --device cuda, or use --device cpu"
 DRIVER = "NVIDIA's driver 580 or newer"  # of CUDA 13, which onnxruntime-gpu is built for from 1.30 on
 ARM_GPUS = "SM89, SM90, SM120 or SM121"  # code in onnxruntime-gpu 1.31.1's aarch64 wheel; a Jetson is SM87 or SM110
 OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded to 10 bits
@@ -36,12 +39,18 @@ QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and it
 
 
 def select_engines(bundle: Bundle, engines: Sequence[Engine], device: str) -> Sequence[Engine]:
-    """Returns the engines that a device has kernels for, the CPU for all. Raises UserError if there is none."""
-    found = [e for e in engines if device != "cuda" or e.precision in CUDA_PRECISIONS.get(e.dialect, (e.precision,))]
+    """Returns the engines that a device has kernels for, the better dialect's first. Raises UserError if there is none.
+
+    On CUDA that is `standard`, whose steps take batches; on the CPU `ort`, whose steps are faster.
+    """
+    kernels = KERNELS[device]
+    order = {dialect: place for place, dialect in enumerate(kernels)}
+    found = [e for e in engines if e.precision in kernels.get(e.dialect, (e.precision,))]
     if found:
-        return found
+        return sorted(found, key=lambda e: order.get(e.dialect, len(order)))
     names = ", ".join(f"{e.name} ({e.dialect}, {e.precision})" for e in engines)
-    raise UserError(f"CUDA has no kernels for {names} of {bundle.path}; --device cuda wants an fp16 engine: {EXPORT}")
+    advice = EXPORT if device == "cuda" else "use --device cuda, or export another precision"
+    raise UserError(f"{device.upper()} has no kernels for {names} of {bundle.path}; {advice}")
 
 
 def install_line() -> str:
@@ -139,11 +148,11 @@ def check_placement(assigned: Iterable[tuple[str, str, str]], cached: Mapping[st
     if wrong:
         raise UserError(
             f"onnxruntime would run {', '.join(sorted(wrong))}, which reads or writes the KV cache, on the CPU and not "
-            f"on CUDA, so tokens would be wrong; --device cuda wants a graph whose KV cache is float16: {EXPORT}"
+            f"on CUDA, so tokens would be wrong: {EXPORT}"
         )
     elsewhere = {operator for provider, _, operator in assigned if provider != CUDA}
     if slow := elsewhere & (ATTENTION | PRODUCTS):
         raise UserError(
-            f"onnxruntime has no CUDA kernel for this graph's {', '.join(sorted(slow))}, which would run on the CPU; "
-            f"--device cuda wants an fp16 graph: {EXPORT}"
+            f"onnxruntime has no CUDA kernel for this graph's {', '.join(sorted(slow))}, which would run on the "
+            f"CPU; {EXPORT}"
         )

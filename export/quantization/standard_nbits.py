@@ -1,0 +1,69 @@
+"""Weights of a `standard` graph in few bits: `com.microsoft.MatMulNBits`, which CUDA and the CPU both have.
+
+The numbers are those that TensorRT's graphs of the same precision hold (`trt_formats`): symmetric, fp16 scales, the
+products in fp16. Activations are not rounded, so the model that these numbers make in PyTorch is the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .lazy_initializers import Quantized
+from .ort_int4 import in_pairs
+from .ort_int8 import DOMAIN
+from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
+from .trt_qdq import products
+
+BITS = {"int8": 8, "int4": 4}  # of a value, by the name of the format
+BLOCK = 32  # inputs, of a format whose scales are of whole outputs: the operator has scales of blocks alone
+
+
+def quantize_for_nbits(model: ir.Model, name: str) -> None:
+    """Stores the layers' weights of a traced fp16 graph in that format of `BITS`, in place.
+
+    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs.
+    """
+    chosen, bits = TRT_FORMATS[name], BITS[name]
+    for node in [*products(model)]:
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None:
+            raise AssertionError(f"{node.name} has no weight")
+        inputs, outputs = weight.const_value.shape.numpy()
+        stored_block = chosen.block_of(inputs)
+        if stored_block is None:
+            continue
+        block = stored_block or BLOCK
+
+        def parts(
+            numbers: WeightArray, stored_block: int = stored_block, block: int = block
+        ) -> dict[str, NDArray[Any]]:
+            return arrays(chosen.quantize(numbers, stored_block), bits, block)
+
+        made, blocks = Quantized(weight, parts), -(-inputs // block)
+        values = made.add(model.graph, name, np.uint8, (outputs, blocks, block * bits // 8))
+        scale = made.add(model.graph, "scale", np.float16, (outputs, blocks))
+        sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+        new = ir.node("MatMulNBits", [node.inputs[0], values, scale], sizes, domain=DOMAIN)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs)
+        del model.graph.initializers[str(weight.name)]
+    model.opset_imports[DOMAIN] = 1
+
+
+def arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:
+    """A weight as the operator takes it: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
+
+    Values are shifted by half their range, the zero point of an operator that is given none.
+    """
+    values, half = stored.values.astype(np.int16).T, 1 << (bits - 1)  # [out, in]
+    outputs, inputs = values.shape
+    blocks = -(-inputs // block)
+    padded = np.full((outputs, blocks * block), half, np.uint8)
+    padded[:, :inputs] = (values + half).astype(np.uint8)
+    in_blocks = padded.reshape(outputs, blocks, block)
+    scale = stored.scale.T if stored.block else np.repeat(stored.scale[:, None], blocks, axis=1)
+    packed = in_blocks if bits == 8 else in_pairs(in_blocks)
+    return {f"int{bits}": packed, "scale": np.ascontiguousarray(scale, np.float16)}
