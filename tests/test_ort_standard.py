@@ -168,7 +168,7 @@ def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: s
     parts = arrays(stored, BITS[name], block)
     x = rng.standard_normal((5, inputs)).astype(np.float16)
     sizes = {"K": inputs, "N": 24, "bits": BITS[name], "block_size": block}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)  # type: ignore[arg-type]
     half, bits = TensorProto.FLOAT16, TensorProto.UINT8
     given = {"x": (half, x), "w": (bits, parts[name]), "s": (half, parts["scale"])}
     inputs_of = [helper.make_tensor_value_info(key, kind, value.shape) for key, (kind, value) in given.items()]
