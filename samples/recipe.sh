@@ -32,9 +32,9 @@ recipe() {
   local init=()
   if [ "$TASK" = pronounce ]; then
     training+=(--dropout 0.1)
-    stage words 22 60 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
+    stage words 42 110 blockstep train teacher --objective causal "${training[@]}" --task pronounce_short \
       --optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32 \
-      --steps "$(n 5000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
+      --steps "$(n 10000 2)" --batch "$(n 128 4)" "${size[@]}" --out "$RUNS/words.pt"
     init=(--init "$RUNS/words.pt" --optimizer muon --learning-rate 2e-3)
   fi
   stage baseline 10 40 blockstep train teacher --objective causal "${training[@]}" "${init[@]}" \

@@ -142,6 +142,11 @@ def test_error_rates_of_answers_made_by_hand() -> None:
     # the second word is missing: one of two words is wrong, three of nine phonemes are deleted
     missing = rates_of(["tomato walk"], ["T AH0 M EY1 T OW2"])
     assert missing["word_error"] == 0.5 and missing["phoneme_error"] == round(3 / 9, 5) and missing["words"] == 2
+    # a word that is left out, or said twice, shifts none behind it
+    skipped = rates_of(["aphid tomato walk"], ["T AH0 M EY1 T OW2 | W AO1 K"])
+    assert skipped["word_error"] == round(1 / 3, 5) and skipped["phoneme_error"] == round(4 / 13, 5)
+    twice = rates_of(["aphid tomato walk"], ["AE1 F AH0 D | AE1 F AH0 D | T AH0 M EY1 T OW2 | W AO1 K"])
+    assert twice["word_error"] == round(1 / 3, 5) and twice["phoneme_error"] == round(4 / 13, 5)
     assert rates_of(["walk"], ["W AO1 K | W AO1 K"])["word_error"] == 1
     assert rates_of(["walk"], [""])["phoneme_error"] == 1
     assert without_stress(["AH0", "K", "IY1", "ER2"]) == ("AH", "K", "IY", "ER")

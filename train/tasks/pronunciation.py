@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from runtime.errors import UserError
 
@@ -158,23 +159,49 @@ def grade(problem: Problem, text: str) -> bool:
 def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
     """Returns word and phoneme error rates, with stress and without, over all words of all problems, and their number.
 
-    The phoneme error rate is the edit distance to the nearest listed pronunciation over that one's length. A word
-    without an answer counts as wrong, with all its phonemes deleted; words too many are wrong words too.
+    As for speech recognition: the fewest substitutions, deletions and insertions that turn an answer into the right
+    one, over the length of that; of words first, then of phonemes. So a word left out is one error, not one for each
+    word after it. Of several listed pronunciations the nearest one counts.
     """
-    rates = {}
+    rates, words = {}, sum(len(spoken_words(problem)) for problem in problems)
     for name, stress in (("", True), ("_without_stress", False)):
-        wrong = edits = length = words = 0
-        for problem, text in zip(problems, texts, strict=True):
-            spoken, given = spoken_words(problem), pronunciations_of(text)
-            words += len(spoken)
-            wrong += max(0, len(given) - len(spoken))
-            for place, word in enumerate(spoken):
-                phonemes = given[place] if place < len(given) else ()
-                phonemes = phonemes if stress else without_stress(phonemes)
-                distance, size = min((edit_distance(phonemes, right), len(right)) for right in listed(word, stress))
-                wrong, edits, length = wrong + (distance > 0), edits + distance, length + size
+        found = (errors_of(spoken_words(p), pronunciations_of(t), stress) for p, t in zip(problems, texts, strict=True))
+        wrong, edits, length = map(sum, zip(*found, strict=True))
         rates |= {f"word_error{name}": round(wrong / words, 5), f"phoneme_error{name}": round(edits / length, 5)}
     return rates | {"words": words}
+
+
+def errors_of(spoken: Sequence[str], given: Sequence[tuple[str, ...]], stress: bool) -> Errors:
+    """Returns the errors of one answer, its words aligned with those that were asked for."""
+    row = [Errors(0, 0, 0)]
+    for word in spoken:
+        row.append(row[-1] + nearest(word, (), stress))
+    for phonemes in given:
+        inserted = Errors(1, len(phonemes), 0)
+        diagonal, row[0] = row[0], row[0] + inserted
+        for place, word in enumerate(spoken, start=1):
+            replaced, deleted = nearest(word, phonemes, stress), nearest(word, (), stress)
+            best = min(diagonal + replaced, row[place] + inserted, row[place - 1] + deleted)
+            diagonal, row[place] = row[place], best
+    return row[-1]
+
+
+class Errors(NamedTuple):
+    """Wrong words, edits of phonemes, and phonemes of the nearest right answer."""
+
+    words: int
+    edits: int
+    length: int
+
+    def __add__(self, other: Errors) -> Errors:  # type: ignore[override]
+        return Errors(self.words + other.words, self.edits + other.edits, self.length + other.length)
+
+
+def nearest(word: str, given: Sequence[str], stress: bool) -> Errors:
+    """Returns the errors of one word, against the listed pronunciation that is nearest."""
+    phonemes = given if stress else without_stress(given)
+    distance, size = min((edit_distance(phonemes, right), len(right)) for right in listed(word, stress))
+    return Errors(int(distance > 0), distance, size)
 
 
 def edit_distance(given: Sequence[str], right: Sequence[str]) -> int:
