@@ -56,6 +56,8 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
         (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
+        (["--slots", "2"], "slots is 2; expected 1 to 1"),
+        (["--slots", "2", "--workers", "2"], "leave --workers 2 out"),
         (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
     ],
 )  # fmt: skip
