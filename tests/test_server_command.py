@@ -109,11 +109,14 @@ def test_the_sample_that_serves_and_calls() -> None:
 
 
 def test_a_load_of_several_clients_gets_solo_answers_and_drains() -> None:
-    line = [sys.executable, "-m", "samples.bench.load", BUNDLE, "--clients", "3", "--seconds", "1", "--alone", "0.5"]
+    line = [sys.executable, "-m", "samples.bench.load", BUNDLE, "--clients", "2", "3", "--seconds", "1"]
+    line += ["--alone", "0.5", "--engine", "ort"]
     line += ["--prompts", "4", "--", "--queue", "1", "--workers", "1"]
     paths = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["answered"] == sum(report["ended_by_the_server"].values()) > 0 and report["exit_code"] == 0
-    assert report["together"]["refused_429"] > 0 == report["together"]["differ_from_solo"]
+    alone, more, most = report["rounds"]
+    assert [each["clients"] for each in (alone, more, most)] == [1, 2, 3] and alone["throughput_ratio"] == 1
+    assert most["refused_429"] > 0 == most["differ_from_solo"] == more["differ_from_solo"]
