@@ -69,7 +69,10 @@ class Backend(Protocol):
     def forward(self, forward: Forward) -> Proposal: ...
 
     def keep(self, rows: NDArray[Any]) -> None:
-        """Goes on with these sequences of the batch alone, in this order."""
+        """Goes on with these sequences of the batch alone, in this order, at most as many as `open` made room for.
+
+        An index that comes again is a free place: nothing is read of it before it is written.
+        """
 
 
 class Inspectable(Backend, Protocol):

@@ -15,6 +15,7 @@ from .decoding.batch import Step
 from .decoding.options import DEFAULTS, DecodeOptions, OptionKeywords, Prompt, Request, settle, token_ids
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
+from .decoding.running_batch import RunningBatch
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -104,6 +105,18 @@ class Model:
         own = self.share()
         return replace(own, _session=Session(own.backend, own.gate))
 
+    def batch(self, slots: int) -> RunningBatch:
+        """A running batch of at most `slots` requests, which has this model for itself from now on.
+
+        Raises UserError if the engine takes fewer sequences at once, or the model is in the middle of an answer.
+        """
+        self._check_process()
+        if not 1 <= slots <= self.contract.batch:
+            most = self.contract.batch
+            raise UserError(f"slots is {slots}; expected 1 to {most}, the sequences that engine {self.engine} takes")
+        self._acquire()
+        return RunningBatch(self.backend, self.gate, slots)
+
     def request(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Request:
         """The prompt as ids int64 [length], and its options settled. Raises UserError where they make no request.
 
@@ -127,10 +140,13 @@ class Model:
                 "this model was loaded before the process forked; load it in the child, or start that by spawn"
             )
 
-    def _steps(self, request: Request) -> Generator[Step, None, None]:
-        self._check_process()
+    def _acquire(self) -> None:
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
+
+    def _steps(self, request: Request) -> Generator[Step, None, None]:
+        self._check_process()
+        self._acquire()
         try:
             if self._session is None:
                 made = loop.steps(self.backend, [request], gate=self.gate)
@@ -150,18 +166,32 @@ def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[
             return
 
 
+class BlockReader:
+    """Reads finished blocks off the steps of one request, as they come."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._text, self._out = tokenizer.stream(), 0
+
+    def read(self, step: Step) -> Block | None:
+        """The block that this step finished, None if it is still in progress."""
+        text = self._text
+        if step.result is not None:
+            ids = step.result.token_ids[self._out :]
+            last = text.push(ids[:-1] if step.result.finish == "eos" else ids) + text.finish()
+            return Block(step.block, ids, last, step.result)
+        if step.open.any():
+            return None
+        ids = tuple(step.tokens[step.given :].tolist())
+        self._out += len(ids)
+        return Block(step.block, ids, text.push(ids), None)
+
+
 def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
     """The finished blocks of one request's steps."""
-    text, out = tokenizer.stream(), 0
+    reader = BlockReader(tokenizer)
     for step in steps:
-        if step.result is not None:
-            ids = step.result.token_ids[out:]
-            last = text.push(ids[:-1] if step.result.finish == "eos" else ids) + text.finish()
-            yield Block(step.block, ids, last, step.result)
-        elif not step.open.any():
-            ids = tuple(step.tokens[step.given :].tolist())
-            out += len(ids)
-            yield Block(step.block, ids, text.push(ids), None)
+        if (block := reader.read(step)) is not None:
+            yield block
 
 
 def collect_answer(stream: Iterable[Block]) -> Answer:

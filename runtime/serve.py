@@ -26,7 +26,6 @@ from .cli import (
     served_name,
 )
 from .errors import UserError
-from .model import ModelPool
 from .server.sockets import is_local, listen, url_of
 
 if TYPE_CHECKING:
@@ -43,7 +42,14 @@ HELP = {  # of the options whose text is longer than their line
     "allow-host": (
         "a further name that clients call a loopback address by, as behind a proxy; its port and case are ignored"
     ),
-    "workers": "requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)",
+    "workers": (
+        "threads that decode one request at a time, each with a KV cache of its own over the same weights (default: 2; "
+        "1 on TensorRT)"
+    ),
+    "slots": (
+        "requests decoded in one forward pass, by an engine of several sequences (default: as many as it takes; 1: "
+        "--workers threads)"
+    ),
     "adaptive-threshold": (
         "threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the other "
         "with a full queue (default: the bundle's, always)"
@@ -91,16 +97,16 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.adaptive_threshold import Pressure, span
     from .server.metrics import Counters
     from .server.service import Service
-    from .server.worker_pool import Workers
+    from .server.worker_pool import Workers, choose_decoders
 
-    keys, pool = api_keys(args.api_key_file), ModelPool(model, args.workers)
+    keys, decoders = api_keys(args.api_key_file), choose_decoders(model, args.workers, args.slots)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
     if args.adaptive_threshold is not None:
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
-    workers = Workers(pool, args.queue, threshold)
+    workers = Workers(decoders, args.queue, threshold)
     own = None if model.gate.unit is None else (lambda: model.gate.threshold)
     return Service(
         model,
@@ -144,6 +150,7 @@ OPTIONS = (
     option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
     option("--name", help="what clients call the model (default: the bundle's name)"),
     option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
+    option("--slots", type=at_least_1, metavar="N", help=HELP["slots"]),
     option(
         "--queue", type=at_least_1, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)"
     ),

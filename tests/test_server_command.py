@@ -56,6 +56,8 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
         (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
+        (["--slots", "2"], "slots is 2; expected 1 to 1"),
+        (["--slots", "2", "--workers", "2"], "leave --workers 2 out"),
         (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
     ],
 )  # fmt: skip
@@ -107,11 +109,14 @@ def test_the_sample_that_serves_and_calls() -> None:
 
 
 def test_a_load_of_several_clients_gets_solo_answers_and_drains() -> None:
-    line = [sys.executable, "-m", "samples.bench.load", BUNDLE, "--clients", "3", "--seconds", "1", "--alone", "0.5"]
+    line = [sys.executable, "-m", "samples.bench.load", BUNDLE, "--clients", "2", "3", "--seconds", "1"]
+    line += ["--alone", "0.5", "--engine", "ort"]
     line += ["--prompts", "4", "--", "--queue", "1", "--workers", "1"]
     paths = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=paths, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["answered"] == sum(report["ended_by_the_server"].values()) > 0 and report["exit_code"] == 0
-    assert report["together"]["refused_429"] > 0 == report["together"]["differ_from_solo"]
+    alone, more, most = report["rounds"]
+    assert [each["clients"] for each in (alone, more, most)] == [1, 2, 3] and alone["throughput_ratio"] == 1
+    assert most["refused_429"] > 0 == most["differ_from_solo"] == more["differ_from_solo"]

@@ -36,9 +36,16 @@ def student(model: Model) -> Iterator[Served]:
         yield server
 
 
-def paced(folder: Path, prompt: str, answer: str) -> tuple[Model, Paced]:
+@pytest.fixture(params=[None, 1], ids=["threads", "batch"])
+def slots(request: pytest.FixtureRequest) -> int | None:
+    """Both ways of decoding, one request at a time."""
+    way: int | None = request.param
+    return way
+
+
+def paced(folder: Path, prompt: str, answer: str, batch: int = 1) -> tuple[Model, Paced]:
     """A model that says `answer` four tokens a block, three steps a block, each when it is let."""
-    made = speaker(folder, prompt, answer, every_other)
+    made = speaker(folder, prompt, answer, every_other, batch=batch)
     script = Paced(says(len(ids_of(prompt)), ids_of(answer), every_other))
     made.backend.script = script  # type: ignore[attr-defined]
     return made, script
@@ -52,9 +59,9 @@ def test_requests_at_once_get_their_solo_answers(student: Served, model: Model) 
         assert answer.choices[0].text == model.generate(prompt, raw=True, max_new_tokens=40).text
 
 
-def test_a_full_queue_is_429_and_the_client_comes_again(tmp_path: Path) -> None:
+def test_a_full_queue_is_429_and_the_client_comes_again(tmp_path: Path, slots: int | None) -> None:
     model, script = paced(tmp_path, "hi", "abcd")
-    with ThreadPoolExecutor(3) as pool, served(model, room=1) as server, server.client() as client:
+    with ThreadPoolExecutor(3) as pool, served(model, slots=slots, room=1) as server, server.client() as client:
         first = pool.submit(says_hi, client)
         until(lambda: server.service.workers.running == 1)
         second = pool.submit(says_hi, client)
@@ -72,9 +79,9 @@ def says_hi(client: OpenAI) -> str:
     return client.completions.create(model="student", prompt="hi").choices[0].text
 
 
-def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path) -> None:
+def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path, slots: int | None) -> None:
     model, script = paced(tmp_path, "hi", "abcdefghijkl")
-    with served(model) as server:
+    with served(model, slots=slots) as server:
         body = {"prompt": "hi", "stream": True, "stream_canvas": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
             until(lambda: script.begun == 1)
@@ -104,9 +111,9 @@ def asked(server: Served, body: dict[str, str]) -> socket.socket:
     return connection
 
 
-def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
+def test_a_drain_finishes_what_was_begun(tmp_path: Path, slots: int | None) -> None:
     model, script = paced(tmp_path, "hi", "abcdefgh")
-    with served(model) as server, ThreadPoolExecutor(2) as pool:
+    with served(model, slots=slots) as server, ThreadPoolExecutor(2) as pool:
         begun = [pool.submit(server.post, {"prompt": "hi"}) for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         server.server.should_exit = True
@@ -115,9 +122,9 @@ def test_a_drain_finishes_what_was_begun(tmp_path: Path) -> None:
         assert [done.result().json()["choices"][0]["text"] for done in begun] == ["abcdefgh"] * 2
 
 
-def test_a_drain_that_takes_too_long_is_broken_off_within_a_step(tmp_path: Path) -> None:
+def test_a_drain_that_takes_too_long_is_broken_off_within_a_step(tmp_path: Path, slots: int | None) -> None:
     model, script = paced(tmp_path, "hi", "abcdefgh")
-    with served(model, drain=1) as server, ThreadPoolExecutor(2) as pool:
+    with served(model, slots=slots, drain=1) as server, ThreadPoolExecutor(2) as pool:
         begun = [pool.submit(server.post, {"prompt": "hi"}) for _ in range(2)]
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         server.server.should_exit = True
@@ -135,10 +142,10 @@ def refuses(url: str) -> bool:
     return False
 
 
-def test_the_threshold_gives_way_as_the_queue_grows_and_comes_back(tmp_path: Path) -> None:
+def test_the_threshold_gives_way_as_the_queue_grows_and_comes_back(tmp_path: Path, slots: int | None) -> None:
     model, script = paced(tmp_path, "hi", "abcd")
     pressure = lambda waiting: Pressure(0.9, 0.2, 4, waiting)  # noqa: E731
-    with served(model, threshold=pressure) as server, ThreadPoolExecutor(3) as pool:
+    with served(model, slots=slots, threshold=pressure) as server, ThreadPoolExecutor(3) as pool:
         assert server.metric("blockstep_threshold") == pytest.approx(0.9)
         first = pool.submit(server.post, {"prompt": "hi"})
         until(lambda: script.begun == 1)
@@ -162,12 +169,12 @@ def test_the_ends_of_an_adaptive_threshold_follow_the_gate(model: Model) -> None
             span(wrong, model.gate, 100)
 
 
-def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path) -> None:
+def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path, slots: int | None) -> None:
     model = speaker(tmp_path, "hi", "abcd")
     good, left = model.backend.script, [1, 1]  # type: ignore[attr-defined]
     broken = lambda forward: proposal([[3] * 4], [[float("nan")] * 4]) if left and left.pop() else good(forward)  # noqa: E731
     model.backend.script = broken  # type: ignore[attr-defined]
-    with served(model) as server, server.client() as client:
+    with served(model, slots=slots) as server, server.client() as client:
         with pytest.raises(openai.InternalServerError, match="not finite numbers"):
             client.completions.create(model="student", prompt="hi")
         with pytest.raises(openai.APIError, match="not finite numbers"):
@@ -175,14 +182,14 @@ def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path) -> 
         assert client.completions.create(model="student", prompt="hi").choices[0].text == "abcd"
 
 
-def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path) -> None:
+def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path, slots: int | None) -> None:
     model = speaker(tmp_path, "hi", "abcd")
 
     def lost(forward: Forward) -> Proposal:
         raise DeviceError("the GPU is gone")
 
     model.backend.script = lost  # type: ignore[attr-defined]
-    with served(model) as server:
+    with served(model, slots=slots) as server:
         assert httpx.get(f"{server.url}/readyz").json() == {"ready": True, "proved": None}
         assert server.post({"prompt": "hi"}).json()["error"]["message"] == "the GPU is gone"
         assert httpx.get(f"{server.url}/readyz").status_code == 503

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class Batch:
     """`slots` places for requests on a backend, which is opened for sequences of at most `capacity` positions.
 
     A place whose request has its answer is free for another one at any step: each sequence has a length of its own.
+    The backend computes as many sequences as there are places; `fit` makes them fewer or more, up to `slots`.
     What the one before left in the cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
     Raises UserError where the backend cannot run so many.
     """
@@ -55,6 +56,7 @@ class Batch:
             raise UserError(f"slots is {slots}; expected at least 1")
         self._backend, self._rule, self._capacity = backend, rule, capacity
         self._slots: list[Progress | None] = [None] * slots
+        self._most = slots
         self._clock = time.perf_counter()  # where a request's time begins: when its place was there, opening included
         backend.open(slots, capacity)
 
@@ -78,30 +80,41 @@ class Batch:
         """Frees every place."""
         self._slots = [None] * len(self._slots)
 
-    def shrink(self) -> None:
-        """Gives up free places where they are many; the backend then computes less."""
-        live = [slot for slot, _ in self._live()]
-        if len(live) <= FEW * len(self._slots):
-            self._backend.keep(np.array(live))
-            self._slots = [self._slots[slot] for slot in live]
+    def drop(self, request: Progress) -> None:
+        """Frees the place of a request that nobody wants any more."""
+        self._slots = [None if s is request else s for s in self._slots]
 
-    def step(self) -> list[Step]:
+    def fit(self, waiting: int = 0) -> None:
+        """Makes places for the requests at work and so many more; gives up free ones where they are many."""
+        live = [slot for slot, _ in self._live()]
+        if not live:
+            self._clock = time.perf_counter()
+        needed = min(max(1, len(live) + waiting), self._most)
+        if FEW * len(self._slots) < needed <= len(self._slots):
+            return
+        free = [live[0] if live else 0] * (needed - len(live))
+        self._backend.keep(np.array(live + free))
+        self._slots = [*(self._slots[slot] for slot in live), *(None for _ in free)]
+
+    def step(self, only: Progress | None = None) -> list[Step]:
         """Runs one forward where a sequence needs one and decides on each canvas that was in it or needs none.
 
-        Raises NumericalError for scores that are not numbers.
+        only: this request alone goes on. Raises NumericalError for scores that are not numbers; then, as with what the
+        backend raises, no request has gone on, and each may be tried alone.
         """
         live = dict(self._live())
-        inputs = {slot: own for slot, s in live.items() if (own := s.inputs()) is not None}
-        ready = {slot: s for slot, s in live.items() if slot not in inputs}
+        chosen = {slot: s for slot, s in live.items() if only in (None, s)}
+        inputs = {slot: own for slot, s in chosen.items() if (own := s.inputs()) is not None}
+        ready = {slot: s for slot, s in chosen.items() if slot not in inputs}
         if inputs:
             out = self._backend.forward(self._assemble(live, inputs))
-            if not _numbers(out):
+            if not _numbers(out, inputs):
                 raise NumericalError(
                     "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
                 )
             ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.asked)}
         self._clock = time.perf_counter()
-        for slot, s in live.items():
+        for slot, s in chosen.items():
             if s.prefilled is None:  # a first forward with the canvas in it is a step; so is none at all
                 s.prefilled = s.started if slot in ready else self._clock
         return self._decide(ready, inputs) if ready else []
@@ -159,10 +172,17 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, result)
 
 
-def _numbers(out: Proposal) -> bool:
-    """Whether all scores are numbers: a sum is none where one of them is none, and cheaper than a look at each."""
-    known = math.isfinite(float(out.confidence.sum()) + float(out.entropy.sum()))
-    return known and (out.top_logprob is None or not np.isnan(out.top_logprob).any())
+def _numbers(out: Proposal, slots: Iterable[int]) -> bool:
+    """Whether all scores of these slots are numbers. What stands in the other places nobody reads: a request that
+    failed may have left something else there."""
+    return _finite(out.parts()) or all(_finite([part[slot] for part in out.parts()]) for slot in slots)
+
+
+def _finite(parts: Sequence[NDArray[Any]]) -> bool:
+    """Whether a proposal's parts are numbers: a sum is none where one of them is none, and cheaper than a look at each.
+    A top token's probability may be 0."""
+    known = math.isfinite(float(parts[1].sum()) + float(parts[2].sum()))
+    return known and not any(np.isnan(part).any() for part in parts[4:])
 
 
 def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -77,7 +77,7 @@ def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
             batch.add(waiting)
             waiting = next(queue, None)
         if waiting is None:
-            batch.shrink()
+            batch.fit()
         if done := batch.step():
             yield done
 

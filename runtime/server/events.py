@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..decoding.batch import Step
 from ..decoding.options import Threshold
-from ..model import Block, Model, blocks
+from ..model import Block, BlockReader, Model
 from ..text.terminal import end_of_canvas, tokens_text
 from .request import ServerRequest
 from .stop_strings import Stops
@@ -93,60 +93,76 @@ Deliver = Callable[[Event], None]
 def answer(
     model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
 ) -> None:
-    """Decodes one request and hands its events out, an End last. It stops after the step at which `wanted` is false.
+    """Decodes one request by itself and hands its events out. It stops after the step at which `wanted` is false.
 
     Raises what `Model.steps` raises.
     """
-    seen: list[float] = []
-    steps = model.steps(ask.prompt, ask.options, threshold=_noted(model, threshold, seen))
-    work, finish = PendingAnswer(model, ask, deliver), "cancelled"
+    work = PendingAnswer(model, ask, threshold, deliver)
+    steps = model.steps(work.request.prompt, work.request.options)
     try:
-        for block in blocks(work.watched(steps, wanted), model.tokenizer):
-            work.finish(block)
-            if work.stops.hit:
-                finish = "stop"
+        for step in steps:
+            if not work.take(step, wanted()):
                 break
-            if block.result is not None:
-                finish = block.result.finish
     finally:
         steps.close()
-    deliver(End(finish, work.counts(work.before), (min(seen), max(seen)) if seen else None))
+    work.end()
 
 
 class PendingAnswer:
-    """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events."""
+    """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events.
 
-    def __init__(self, model: Model, ask: ServerRequest, deliver: Deliver) -> None:
+    request: what is decoded. Its threshold is the given one, each value of which is noted as it is read.
+    """
+
+    def __init__(self, model: Model, ask: ServerRequest, threshold: Threshold | None, deliver: Deliver) -> None:
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
-        self.stops, self.before = Stops(ask.stop), 0  # tokens in finished blocks
+        self._seen: list[float] = []  # thresholds
+        self.request = model.request(ask.prompt, ask.options, threshold=_noted(model, threshold, self._seen))
+        self._finish = "cancelled"  # why it ended
+        self._stops, self._before = Stops(ask.stop), 0  # tokens in finished blocks
+        self._blocks = BlockReader(model.tokenizer)
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
         self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward, from 1
         self._ran = self._block = self._given = 0
 
-    def watched(self, steps: Generator[Step, None, None], wanted: Callable[[], bool]) -> Iterator[Step]:
-        """The same steps, each noted and drawn before it is passed on, as long as the answer is wanted."""
-        for step in steps:
-            self._ran += step.slot >= 0  # else what the step before left known decided it
-            self._block, self._given = step.block, step.given
-            self._confidence = step.confidence
-            self._fixed[np.flatnonzero(step.accepted)] = max(1, self.counts(0).forwards)
-            if not wanted():
-                return
-            if self._ask.canvas and step.result is None and step.open.any():
-                self._deliver(self._canvas(step))
-            yield step
+    def take(self, step: Step, wanted: bool) -> bool:
+        """Notes a step and hands out what it settles, nothing if the answer is not wanted any more.
 
-    def finish(self, block: Block) -> None:
-        """Gives out what a finished block settles."""
+        Returns whether the answer goes on; `end` is to be called otherwise.
+        """
+        self._ran += step.slot >= 0  # else what the step before left known decided it
+        self._block, self._given = step.block, step.given
+        self._confidence = step.confidence
+        self._fixed[np.flatnonzero(step.accepted)] = max(1, self._counts(0).forwards)
+        if not wanted:
+            return False
+        if (block := self._blocks.read(step)) is not None:
+            return self._hand_out(block)
+        if self._ask.canvas:
+            self._deliver(self._canvas(step))
+        return True
+
+    def end(self) -> None:
+        """Hands out the End."""
+        seen = self._seen
+        self._deliver(End(self._finish, self._counts(self._before), (min(seen), max(seen)) if seen else None))
+
+    def _hand_out(self, block: Block) -> bool:
+        """Hands out what a finished block settles. Returns whether the answer goes on."""
         tokens = tuple(self._spelled(block)) if self._ask.logprobs or self._ask.canvas else ()
-        self.before += len(block.token_ids)
-        text = self.stops.push(block.text)
-        if block.result is not None and not self.stops.hit:
-            text += self.stops.finish()
-        self._deliver(Finished(block.index, text, tokens, self.counts(self.before)))
+        self._before += len(block.token_ids)
+        text = self._stops.push(block.text)
+        if block.result is not None and not self._stops.hit:
+            text += self._stops.finish()
+        self._deliver(Finished(block.index, text, tokens, self._counts(self._before)))
+        if self._stops.hit:
+            self._finish = "stop"
+        elif block.result is not None:
+            self._finish = block.result.finish
+        return not self._stops.hit and block.result is None
 
-    def counts(self, tokens: int) -> Counts:
+    def _counts(self, tokens: int) -> Counts:
         """With so many tokens fixed. Only blocks of one commit in forwards of their own, see `decode.steps`."""
         separate = self._contract.block == 1 and self._contract.has_cache
         return Counts(tokens, self._ran, self._ran + (self._block if separate else 0))
@@ -164,14 +180,14 @@ class PendingAnswer:
             self._offset += len(completes)
 
     def _canvas(self, step: Step) -> ShownBlock:
-        last = end_of_canvas(step, self._contract.eos_ids, self.before)
+        last = end_of_canvas(step, self._contract.eos_ids, self._before)
         cells = []
         for text, places in tokens_text(self._tokenizer, [], step, last):
             fixed = not step.open[places].any()
             sure = float(self._confidence[places].min()) if fixed else None
             cells.append(ShownToken(text, sure, int(self._fixed[places].max()) if fixed else None))
-        out = self.before + int((~step.open[step.given : last]).sum())
-        return ShownBlock(step.block, tuple(cells), self.counts(out))
+        out = self._before + int((~step.open[step.given : last]).sum())
+        return ShownBlock(step.block, tuple(cells), self._counts(out))
 
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:

@@ -1,4 +1,4 @@
-"""Threads that answer requests in their order, each with a cache of its own over one engine's weights."""
+"""Requests in their order, given to the threads that decode them: each by itself, or many in one running batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from ..decoding.batch import Step
+from ..decoding.options import Threshold
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Model, ModelPool
-from .events import Counts, Deliver, End, Failure, answer
+from .events import Counts, Deliver, End, Failure, PendingAnswer, answer
 from .http_errors import Refusal
 from .request import ServerRequest
 
@@ -19,31 +22,44 @@ LOG = logging.getLogger(__name__)
 
 
 class Job:
-    """A request among the workers: what is asked, who hears of it, whether it is still wanted.
+    """A request among the workers: what is asked, who hears of it, whether it is still wanted, when it was begun.
 
     `deliver` is called on a worker's thread, with an End or a Failure at last, whatever happens.
     """
 
-    __slots__ = ("ask", "deliver", "wanted")
+    __slots__ = ("ask", "deliver", "started", "wanted")
 
     def __init__(self, ask: ServerRequest, deliver: Deliver) -> None:
         self.ask, self.deliver, self.wanted = ask, deliver, True
+        self.started = 0.0  # by time.perf_counter
+
+
+class Decoder(Protocol):
+    """What one thread runs: it takes jobs from the workers, until there are no more, and ends each."""
+
+    @property
+    def places(self) -> int:
+        """How many jobs it decodes at once."""
+        ...
+
+    def run(self, workers: Workers) -> None: ...
 
 
 class Workers:
-    """One thread per model of the pool, which keeps it; at most `room` requests wait for one.
+    """One thread per decoder; at most `room` requests wait for one, and the first of them is taken first.
 
     threshold: what a step without a threshold of its own reads, None for the gate's own.
     """
 
-    def __init__(self, pool: ModelPool, room: int, threshold: Callable[[], float] | None = None) -> None:
+    def __init__(self, decoders: Sequence[Decoder], room: int, threshold: Callable[[], float] | None = None) -> None:
         self.room, self._threshold = room, threshold
+        self._places = sum(decoder.places for decoder in decoders)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed, self.running = False, 0  # whether no more come, and how many are being answered
         self.broken = False  # a device has failed, which lasts
         self._mean = 0.0  # seconds an answer takes, of the latest ones
-        self._threads = [threading.Thread(target=self._work, args=(pool.take(),), daemon=True) for _ in pool.models]
+        self._threads = [threading.Thread(target=decoder.run, args=(self,), daemon=True) for decoder in decoders]
         for thread in self._threads:
             thread.start()
 
@@ -62,7 +78,7 @@ class Workers:
         """Raises Refusal 429 if too many requests wait, 503 after `close`."""
         if self._closed:
             raise Refusal(503, "the server is going down; ask another one", code="draining")
-        if len(self._jobs) + self.running >= self.room + len(self._threads):
+        if len(self._jobs) + self.running >= self.room + self._places:
             raise self._full()
 
     def withdraw(self, job: Job) -> None:
@@ -83,37 +99,121 @@ class Workers:
             thread.join()
 
     def _full(self) -> Refusal:
-        expected = self._mean * (len(self._jobs) + 1) / len(self._threads)
+        expected = self._mean * (len(self._jobs) + 1) / self._places
         # Seconds are whole in the standard header; OpenAI's clients read the finer one first.
         wait = {"retry-after": f"{max(1, math.ceil(expected))}", "retry-after-ms": f"{max(10, round(1000 * expected))}"}
         message = f"{len(self._jobs)} requests are waiting; try again later"
         return Refusal(429, message, code="queue_full", headers=wait)
 
-    def _work(self, model: Model) -> None:
-        while (job := self._next()) is not None:
-            started = time.perf_counter()
-            self._answer(model, job)
-            with self._changed:
-                self.running -= 1
-                took = time.perf_counter() - started
-                self._mean = took if not self._mean else 0.9 * self._mean + 0.1 * took
-
-    def _next(self) -> Job | None:
+    def take(self, wait: bool) -> Job | None:
+        """The next job, begun; None if there is none now, or with `wait` if there will be none any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if wait:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
             if not self._jobs:
                 return None
             self.running += 1
-            return self._jobs.popleft()
+            job = self._jobs.popleft()
+        job.started = time.perf_counter()
+        return job
 
-    def _answer(self, model: Model, job: Job) -> None:
+    def threshold(self, job: Job) -> Threshold | None:
+        """The threshold of a job's steps: its own, or what all others read."""
         own = job.ask.options.threshold
-        try:
-            answer(model, job.ask, self._threshold if own is None else own, lambda: job.wanted, job.deliver)
-        except (UserError, NumericalError, DeviceError) as error:
+        return self._threshold if own is None else own
+
+    def done(self, job: Job) -> None:
+        """Notes that a job has ended."""
+        with self._changed:
+            self.running -= 1
+            took = time.perf_counter() - job.started
+            self._mean = took if not self._mean else 0.9 * self._mean + 0.1 * took
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """Ends a job with a Failure."""
+        message = "the answer failed inside the server; its log says why"
+        if isinstance(error, UserError | NumericalError | DeviceError):
             LOG.error("an answer failed: %s", error)
             self.broken = self.broken or isinstance(error, DeviceError)
-            job.deliver(Failure(" ".join(str(error).split())))
-        except Exception:  # one request's failure must not take the thread away from the others
-            LOG.exception("an answer failed")
-            job.deliver(Failure("the answer failed inside the server; its log says why"))
+            message = " ".join(str(error).split())
+        else:
+            LOG.error("an answer failed", exc_info=error)
+        job.deliver(Failure(message))
+        self.done(job)
+
+
+class SoloDecoder:
+    """Answers one job after the other."""
+
+    places = 1
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def run(self, workers: Workers) -> None:
+        while (job := workers.take(wait=True)) is not None:
+            try:
+                answer(self._model, job.ask, workers.threshold(job), lambda: job.wanted, job.deliver)
+            except Exception as error:  # one request's failure must not take the thread away from the others
+                workers.fail(job, error)
+            else:
+                workers.done(job)
+
+
+class BatchDecoder:
+    """Answers up to `places` jobs in one running batch, which they join and leave between forward passes."""
+
+    def __init__(self, model: Model, places: int) -> None:
+        self.places, self._model, self._batch = places, model, model.batch(places)
+        self._jobs: dict[int, tuple[Job, PendingAnswer]] = {}  # by number in the batch
+
+    def run(self, workers: Workers) -> None:
+        while self._fill(workers):
+            outcome = self._batch.step()
+            for step in outcome.steps:
+                self._hear(workers, step)
+            for number, error in outcome.failed.items():
+                workers.fail(self._jobs.pop(number)[0], error)
+
+    def _fill(self, workers: Workers) -> bool:
+        """Takes back what nobody wants, and a job for each free place. Returns whether there are any."""
+        for number in [number for number, (job, _) in self._jobs.items() if not job.wanted]:
+            self._end(workers, number)
+        while self._batch.free and (job := workers.take(wait=not self._jobs)) is not None:
+            try:
+                work = PendingAnswer(self._model, job.ask, workers.threshold(job), job.deliver)
+                self._jobs[self._batch.add(work.request)] = job, work
+            except Exception as error:
+                workers.fail(job, error)
+        return bool(self._jobs)
+
+    def _hear(self, workers: Workers, step: Step) -> None:
+        job, work = self._jobs[step.row]
+        try:
+            if not work.take(step, job.wanted):
+                self._end(workers, step.row)
+        except Exception as error:  # as in its text; the others go on
+            self._batch.drop(step.row)
+            self._jobs.pop(step.row, None)
+            workers.fail(job, error)
+
+    def _end(self, workers: Workers, number: int) -> None:
+        """Ends a job and frees its place, whether or not its answer is whole."""
+        self._batch.drop(number)
+        job, work = self._jobs.pop(number)
+        work.end()
+        workers.done(job)
+
+
+def choose_decoders(model: Model, workers: int | None, slots: int | None) -> Sequence[Decoder]:
+    """One running batch if the engine takes several sequences in a forward pass, or else threads that share it.
+
+    workers: threads, however many sequences the engine takes. slots: of the batch, by default as many as the engine
+    takes; 1 is no batch. Raises UserError for both of them, and for more than the engine takes.
+    """
+    if workers is not None and slots is not None and slots > 1:
+        raise UserError(f"--slots {slots} is one batch on one thread; leave --workers {workers} out, or give --slots 1")
+    most = slots or (model.contract.batch if workers is None else 1)
+    if most > 1:
+        return (BatchDecoder(model, most),)
+    return [SoloDecoder(each) for each in ModelPool(model, workers).models]

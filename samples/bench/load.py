@@ -2,6 +2,8 @@
 
 What follows `--` goes to the server. Every client asks again and again, waits as long as a 429 says, and compares each
 answer with the solo answer to the same prompt. Run it on an otherwise idle machine: the clients need its cores too.
+`--clients 4 16` measures 1, 4 and 16 clients in turn. An engine of several sequences is measured once with
+`-- --slots 1`, each request by itself on threads, and once with `-- --slots 16`, all in one batch.
 """
 
 from __future__ import annotations
@@ -138,45 +140,50 @@ def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Clien
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Both rounds over one server, its memory and its end."""
+    """All rounds over one server, its memory in the last one, and its end."""
     task = tasks.choose_tasks(args.task)[0]
     problems = list(task.problems("valid", args.prompts, 7))
-    model = load(args.bundle)
+    model = load(args.bundle, engine=args.engine)
     solo = [model.generate(problem.prompt, raw=True) for problem in problems]
     inside = sorted(model.generate(problem.prompt, raw=True).result.seconds for problem in problems)
     prompts, reports, everyone = [problem.prompt for problem in problems], [], []
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *args.server]
+    line += [] if args.engine is None else ["--engine", args.engine]
+    rounds = [(1, args.alone), *((count, args.seconds) for count in args.clients)]
     with tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as server:
             url, process = json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)  # type: ignore[union-attr]
-            for count, seconds in ((1, args.alone), (args.clients, args.seconds)):
+            for number, (count, seconds) in enumerate(rounds, 1):
                 work, started = Load(url, prompts, solo), time.perf_counter()
-                clients, memory = together(work, count, seconds, process, end=bool(reports))
+                clients, memory = together(work, count, seconds, process, end=number == len(rounds))
                 reports.append(summary(clients, work, time.perf_counter() - started))
                 reports[-1]["right"] = right(task, problems, clients)
                 everyone += clients
             code = server.wait(120)
         log.seek(0)
         ended = Counter(ENDED.findall(log.read()))
-    alone, many = reports
+    for each in reports:
+        each["throughput_ratio"] = round(each["tokens_per_second"] / max(1e-9, reports[0]["tokens_per_second"]), 3)
     warm = [used >> 20 for used in memory[len(memory) // 10 :]]
     return {
-        "alone": alone, "together": many, "in_process_p50": round(inside[len(inside) // 2], 4),
-        "throughput_ratio": round(many["tokens_per_second"] / max(1e-9, alone["tokens_per_second"]), 3),
+        "rounds": reports, "in_process_p50": round(inside[len(inside) // 2], 4),
         "memory_mb": {"after_a_tenth": warm[0], "last": warm[-1], "most": max(warm)},
         "ended_by_the_server": dict(ended), "answered": sum(len(client.answers) for client in everyone),
-        "exit_code": code, "server": args.server,
+        "exit_code": code, "engine": args.engine, "server": args.server,
     }  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
-    parser.add_argument("--clients", type=int, default=64, help="at once (default: 64)")
-    parser.add_argument("--seconds", type=float, default=120, help="before SIGTERM (default: 120)")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[64], help="at once, a round for each number (default: 64)"
+    )
+    parser.add_argument("--seconds", type=float, default=120, help="of each of these rounds (default: 120)")
     parser.add_argument("--alone", type=float, default=20, help="seconds of one client before (default: 20)")
     parser.add_argument("--prompts", type=int, default=100, help="different prompts (default: 100)")
     parser.add_argument("--task", default="math", help="math or code (default: math)")
+    parser.add_argument("--engine", help="of the bundle, for the server and the solo answers (default: the first)")
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])
@@ -185,7 +192,7 @@ def main() -> int:
     print(json.dumps(report))
     begun = sum(report["ended_by_the_server"].values())
     whole = report["ended_by_the_server"].get("eos", 0) + report["ended_by_the_server"].get("length", 0)
-    same = report["together"]["differ_from_solo"] == report["alone"]["differ_from_solo"] == 0
+    same = not any(each["differ_from_solo"] for each in report["rounds"])
     adaptive = "--adaptive-threshold" in args.server  # answers differ then, and that is what is to be seen
     return 0 if begun == whole == report["answered"] and (same or adaptive) and report["exit_code"] == 0 else 1
 

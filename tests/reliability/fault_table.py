@@ -160,7 +160,7 @@ FAULTS = (
     Fault(
         "the queue has no end",
         "runtime/server/worker_pool.py",
-        "if len(self._jobs) + self.running >= self.room + len(self._threads):",
+        "if len(self._jobs) + self.running >= self.room + self._places:",
         "if False:",
         "server_load server_openai",
     ),

@@ -22,7 +22,7 @@ from runtime.server.connection_limits import make_server
 from runtime.server.metrics import Counters
 from runtime.server.service import Service
 from runtime.server.sockets import listen, url_of
-from runtime.server.worker_pool import Workers
+from runtime.server.worker_pool import BatchDecoder, SoloDecoder, Workers
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PROMPTS = [(SAMPLES / f"prompt_{task}.txt").read_text(encoding="utf-8").rstrip() for task in ("math", "code")]
@@ -56,13 +56,14 @@ class Served:
 
 @contextmanager
 def served(
-    model: Model, workers: int = 1, room: int = 32,
+    model: Model, workers: int = 1, room: int = 32, slots: int | None = None,
     threshold: Callable[[Callable[[], int]], Callable[[], float]] | None = None, drain: int = 20,
     name: str = "student",
     **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
-    """A server; threshold: makes the one in force from a function that counts who waits."""
-    queue = Workers(ModelPool(model, workers), room, threshold and threshold(lambda: queue.waiting))
+    """A server; threshold: makes the one in force from a function that counts who waits; slots: of a batch."""
+    pool = [BatchDecoder(model, slots)] if slots else [SoloDecoder(each) for each in ModelPool(model, workers).models]
+    queue = Workers(pool, room, threshold and threshold(lambda: queue.waiting))
     counters = Counters(queue, threshold and threshold(lambda: queue.waiting))
     service = Service(model, name, queue, counters, **settings)
     with listen("127.0.0.1", 0) as place:

@@ -64,9 +64,10 @@ def says(prompt: int, answer: Sequence[int], confidence: Confidence, shift: bool
     """A script that proposes answer token i behind a prompt of that length, end tokens after the last."""
 
     def script(forward: Forward) -> Proposal:
-        places = (forward.past_length[:, None] + forward.rows + shift - prompt)[0].tolist()
+        places = (forward.past_length[:, None] + forward.rows + shift - prompt).tolist()
         return proposal(
-            [[answer[i] if 0 <= i < len(answer) else END for i in places]], [[confidence(i) for i in places]]
+            [[answer[i] if 0 <= i < len(answer) else END for i in row] for row in places],
+            [[confidence(i) for i in row] for row in places],
         )
 
     return script

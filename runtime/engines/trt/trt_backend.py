@@ -91,7 +91,12 @@ class TrtBackend:
         return Proposal(*whole)
 
     def keep(self, rows: NDArray[Any]) -> None:
-        self._slots = self._slots[rows]
+        again = np.ones(len(rows), np.bool_)
+        again[np.unique(rows, return_index=True)[1]] = False
+        slots = self._slots[rows]
+        idle = np.setdiff1d(np.arange(self.contract.batch), slots)  # rows of the engine that run for nobody
+        slots[again] = idle[: np.count_nonzero(again)]
+        self._slots = slots
 
     def close(self) -> None:
         """Gives the GPU's memory back; the backend cannot be used any more."""

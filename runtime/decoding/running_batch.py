@@ -1,0 +1,112 @@
+"""Requests that join and leave a batch between forward passes, as a server has them: first come, first served."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..backend import Backend
+from ..contract import GateSpec
+from ..errors import NumericalError, UserError
+from .batch import Batch, Step
+from .loop import Beginning
+from .options import Request
+from .request_state import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one forward pass did. steps: to the requests whose block was in it; failed: which requests ended by what."""
+
+    steps: list[Step]
+    failed: Mapping[int, Exception] = field(default_factory=dict)
+
+
+class RunningBatch:
+    """A batch of at most `slots` requests and the queue in front of it, which one thread drives.
+
+    Every answer is its solo one in fp32, whoever else is in the batch, comes or goes. A request enters it at the first
+    forward pass at which there is a place, after all that came before it: a wide prompt that has no room next to the
+    others (see `Batch.takes`) waits, at most until they have their answers, and nobody overtakes it. In the batch each
+    forward pass serves every request. gate: replaces the contract's.
+    """
+
+    def __init__(self, backend: Backend, gate: GateSpec | None, slots: int) -> None:
+        self.slots = slots
+        self._backend, self._begin = backend, Beginning(backend.contract, gate, {})
+        self._batch: Batch | None = None  # opened when it is first needed, and again after a failure
+        self._damaged = False  # a request failed, and what it left in the KV cache may be no numbers
+        self._waiting: deque[Progress] = deque()
+        self._running: dict[int, Progress] = {}  # by number, in the order in which they came
+        self._count = 0
+
+    @property
+    def free(self) -> int:
+        """How many places nobody has or waits for."""
+        return max(0, self.slots - len(self._running) - len(self._waiting))
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request lacks its answer."""
+        return bool(self._running or self._waiting)
+
+    def add(self, request: Request) -> int:
+        """Queues a request. Returns its number, the `row` of its steps. Raises UserError if it does not fit."""
+        progress = self._begin(self._count, request)
+        self._waiting.append(progress)
+        self._count += 1
+        return progress.row
+
+    def drop(self, number: int) -> None:
+        """Gives up a request, in the queue or in the batch. Its place is free for the next forward pass."""
+        self._waiting = deque(s for s in self._waiting if s.row != number)
+        progress = self._running.pop(number, None)
+        if progress is not None and self._batch is not None:
+            self._batch.drop(progress)
+
+    def step(self) -> Outcome:
+        """Admits requests, runs one forward pass and decides on its blocks.
+
+        A request that the engine refuses, or whose scores are not numbers, fails alone. A device that fails, or
+        anything unforeseen, ends all that are in the batch; those that wait stay, unless no batch can be opened.
+        """
+        try:
+            batch = self._admit()
+            try:
+                outcome = Outcome(batch.step())
+            except (UserError, NumericalError) as error:
+                outcome = self._step_each(batch, error)
+        except Exception as error:
+            ended = [*self._running] or [s.row for s in self._waiting]
+            self._batch, outcome = None, Outcome([], dict.fromkeys(ended, error))
+        self._damaged = self._damaged or bool(outcome.failed)
+        for number in [*outcome.failed, *(step.row for step in outcome.steps if step.result is not None)]:
+            self.drop(number)
+        return outcome
+
+    def _admit(self) -> Batch:
+        """Fills the places. After a failure nobody enters until the others have left; the batch is then opened anew."""
+        if self._damaged and not self._running:
+            self._batch, self._damaged = None, False
+        if self._batch is None:
+            self._batch = Batch(self._backend, self._begin.rule, self.slots, self._backend.contract.capacity)
+        if not self._damaged:
+            self._batch.fit(len(self._waiting))
+            while self._waiting and self._batch.takes(self._waiting[0]):
+                progress = self._waiting.popleft()
+                self._running[progress.row] = progress
+                self._batch.add(progress)
+        return self._batch
+
+    def _step_each(self, batch: Batch, error: Exception) -> Outcome:
+        """After a forward pass that failed: one for each request by itself, which tells whose fault it was."""
+        if len(self._running) == 1:
+            return Outcome([], dict.fromkeys(self._running, error))
+        steps, failed = list[Step](), dict[int, Exception]()
+        for number, progress in self._running.items():
+            try:
+                steps += batch.step(progress)
+            except (UserError, NumericalError) as own:
+                failed[number] = own
+        return Outcome(steps, failed)
