@@ -16,15 +16,17 @@ shift 2
 ask() { "$environment/bin/python" -c "import sys, sysconfig as s; print($1)"; }
 
 triton=$(ask "s.get_path('platlib')")/pytriton/tritonserver version=$(ask "s.get_python_version()")
-library=$(ask "s.get_config_var('LIBDIR')") name=libpython$version.so.1.0
 [ -x "$triton/bin/tritonserver" ] || fail "no Triton in $environment; pip install --no-deps nvidia-pytriton==0.7.0"
 stub=$triton/python_backend_stubs/$version/triton_python_backend_stub
 [ -x "$stub" ] || fail "the wheel has no stub for Python $version; make $environment with Python 3.11 or 3.12"
-"$environment/bin/python" -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' ||
-  fail "numpy is 2 or newer, which the stub of Triton 24.10 misreads; pip install 'numpy<2' in $environment"
-# The stub embeds Python: it is linked against this library, and takes its packages from the first python3 in PATH.
-export LD_LIBRARY_PATH="$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" PATH="$environment/bin:$PATH"
-! ldd "$stub" | grep -q 'not found' || fail "no $name in $library; on Debian: apt install libpython$version"
+"$environment/bin/python" -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' 2> /dev/null ||
+  fail "no numpy below 2 in $environment, and the stub of Triton 24.10 misreads newer ones; pip install 'numpy<2'"
+# The stub embeds Python: it is linked against its library, and takes packages from the first python3 in PATH.
+library=$(ask "s.get_config_var('LIBDIR')")
+export LD_LIBRARY_PATH="$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export PATH="$environment/bin:$PATH"
+missing=$(ldd "$stub" | sed -n 's/ => not found//p' | tr '\t\n' '  ')
+[ -z "$missing" ] || fail "the stub needs$missing; on Debian: apt install libpython$version"
 
 ln -sf "$stub" "$triton/backends/python/"
 exec "$triton/bin/tritonserver" --model-repository="$repository" --backend-directory="$triton/backends" \
