@@ -7,7 +7,7 @@ triton-inference-server/python_backend documents.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,13 @@ from blockstep.decoding.options import Prompt
 from blockstep.model import ModelPool, blocks, while_wanted
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+INPUTS = ("text_input", "input_ids", "max_tokens", "threshold", "stream")
+# A field that is not an input reaches the model as a parameter. These would change the answer: `blockstep serve` reads
+# them, or other servers call max_tokens so. What is left is not refused: an operator may have headers passed on so.
+REFUSED = (
+    "temperature", "stop", "logprobs", "top_logprobs", "stream_canvas",
+    "max_new_tokens", "max_completion_tokens", "max_output_tokens", "n_predict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,20 +101,34 @@ def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
 
 
 def read_request(request: Any) -> TritonRequest:
-    """The request of these tensors. Raises UserError for one that has the wrong shape, and for a prompt that is not
-    text or ids."""
+    """The request of these tensors. Raises UserError for one that has the wrong shape, for a prompt that is not text
+    or ids, and for a parameter that would change the answer."""
+    check_parameters(json.loads(request.parameters()))
     text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
     if (text is None) == (ids is None):
         raise UserError("expected either text_input or input_ids; send one of the two")
     max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
-        DecodeOptions(
-            max_new_tokens=None if max_tokens is None else int(max_tokens),
-            threshold=None if threshold is None else float(threshold),
-        ),
+        DecodeOptions(max_new_tokens=_limit(max_tokens), threshold=None if threshold is None else float(threshold)),
         bool(stream),
     )
+
+
+def check_parameters(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a parameter of `REFUSED`, unless its value asks for nothing, as a temperature of 0 does."""
+    for name in REFUSED:
+        if given.get(name):
+            raise UserError(f"{name} is not supported here; leave it out (the inputs are {', '.join(INPUTS)})")
+
+
+def _limit(max_tokens: Any) -> int | None:
+    """The most new tokens; None for none given, which -1 is too, as over HTTP."""
+    if max_tokens is None or max_tokens == -1:
+        return None
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
+    return int(max_tokens)
 
 
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:

@@ -105,6 +105,9 @@ def test_ids_a_limit_and_a_threshold(model: Any) -> None:
     assert asked(model, input_ids=ids).texts == [ANSWER]
     cut = asked(model, input_ids=ids, max_tokens=np.array([2], np.int32))
     assert cut.texts == [ANSWER[:2]] and cut.finish == ["length"]
+    assert asked(model, input_ids=ids, max_tokens=np.array([-1], np.int32)).texts == [ANSWER]  # as over HTTP: no limit
+    asking_nothing = {"temperature": 0, "stop": "", "logprobs": False, "x-request-id": "7"}
+    assert asked(model, input_ids=ids, given=asking_nothing).texts == [ANSWER]
     usual, loose = (asked(model, input_ids=ids, **more) for more in ({}, {"threshold": np.array([0.2])}))
     assert usual.texts == loose.texts and usual.looks > loose.looks
 
@@ -121,7 +124,9 @@ def test_ids_a_limit_and_a_threshold(model: Any) -> None:
         ({"input_ids": np.full(100, 5)}, "leaves room for"),
         ({"text_input": text(PROMPT), "threshold": [1.5]}, "outside [0, 1]"),
         ({"text_input": text(PROMPT), "max_tokens": [1, 2]}, "max_tokens has 2 elements"),
-        ({"text_input": text(PROMPT), "max_tokens": [0]}, "expected at least 1"),
+        ({"text_input": text(PROMPT), "max_tokens": [0]}, "max_tokens is 0; expected at least 1"),
+        ({"text_input": text(PROMPT), "given": {"temperature": 0.7}}, "temperature is not supported here; leave"),
+        ({"text_input": text(PROMPT), "given": {"max_new_tokens": 5}}, "the inputs are text_input, input_ids, max_tok"),
     ],
 )
 def test_a_request_that_cannot_be_answered_fails_alone(model: Any, tensors: dict[str, Any], told: str) -> None:
@@ -180,6 +185,10 @@ def test_the_repository_has_the_whole_bundle_and_the_model_as_it_stands(written:
     assert all((written / "1" / "bundle" / file.name).read_bytes() == file.read_bytes() for file in bundle.iterdir())
     assert (written / "1" / "model.py").read_bytes() == triton.MODEL.read_bytes()
     assert list(written.parent.iterdir()) == [written]
+
+
+def test_the_model_names_the_inputs_that_the_config_has(module: ModuleType) -> None:
+    assert tuple(triton.INPUTS) == module.INPUTS
 
 
 def test_writing_needs_no_torch() -> None:

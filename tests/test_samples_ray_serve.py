@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import httpx
 import psutil
 import pytest
 from openai import OpenAI
+from serving import outside
 
 from runtime import Answer, load
 from samples.ray_serve.__main__ import main
@@ -124,17 +124,6 @@ def load_on(url: str, prompts: Sequence[str], solo: Sequence[Answer]) -> Iterato
         client.join(400)
         assert len(client.answers) == client.asked > 0
         assert [text for _, text in client.answers] == [solo[index].text for index, _ in client.answers]
-
-
-def outside(processes: Sequence[psutil.Process]) -> tuple[list[str], list[str]]:
-    """Processes that another machine could reach, and such that are connected to one."""
-    listening, connected = [], []
-    for process in processes:
-        for connection in process.net_connections("inet"):
-            for end, found in ((connection.laddr, listening), (connection.raddr, connected)):
-                if end and not ipaddress.ip_address(end.ip.removeprefix("::ffff:")).is_loopback:
-                    found.append(" ".join(process.cmdline()))
-    return listening, connected
 
 
 @pytest.mark.smoke

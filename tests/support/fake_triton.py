@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,14 +77,21 @@ class Sender:
 
 
 class Request:
-    """A client's request: the tensors it sends, and what comes back."""
+    """A client's request: the tensors and parameters it sends, and what comes back."""
 
-    def __init__(self, cancelled: Callable[[int], bool] = lambda looks: False, **tensors: Any) -> None:
+    def __init__(
+        self, cancelled: Callable[[int], bool] = lambda looks: False, given: Mapping[str, Any] | None = None,
+        **tensors: Any,
+    ) -> None:  # fmt: skip
+        self._parameters = json.dumps(dict(given or {}))
         self._inputs: Mapping[str, Tensor] = {name: Tensor(name, np.asarray(v)) for name, v in tensors.items()}
         self.sender = Sender(cancelled)
 
     def inputs(self) -> Mapping[str, Tensor]:
         return self._inputs
+
+    def parameters(self) -> str:
+        return self._parameters
 
     def get_response_sender(self) -> Sender:
         return self.sender

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvicorn
 from openai import OpenAI
 
@@ -102,3 +104,14 @@ class Paced:
 
     def let(self, forwards: int) -> None:
         self._let.release(forwards)
+
+
+def outside(processes: Sequence[psutil.Process]) -> tuple[list[str], list[str]]:
+    """Processes that another machine could reach, and such that are connected to one."""
+    listening, connected = [], []
+    for process in processes:
+        for connection in process.net_connections("inet"):
+            for end, found in ((connection.laddr, listening), (connection.raddr, connected)):
+                if end and not ipaddress.ip_address(end.ip.removeprefix("::ffff:")).is_loopback:
+                    found.append(" ".join(process.cmdline()))
+    return listening, connected
