@@ -190,27 +190,32 @@ def test_an_engine_computes_as_many_sequences_as_are_at_work() -> None:
     assert backend.opened == 1 and batch.free == 3
 
 
-Fault = Callable[[Remembering, Forward, Proposal], Proposal]
+Fault = Callable[["Faulty", Forward, Proposal], Proposal]
 
 
 class Faulty(Remembering):
-    """What `fault` does to a forward and its proposal, on top."""
+    """What `fault` does to a forward and its proposal, on top. poisoned: slots whose cache holds what is no number."""
 
     def __init__(self, spec: Contract, fault: Fault, ends: bool = True) -> None:
         super().__init__(spec, ends)
-        self.fault = fault
+        self.fault, self.poisoned = fault, set[int]()
+
+    def open(self, batch: int, capacity: int) -> None:
+        super().open(batch, capacity)
+        self.poisoned.clear()
 
     def forward(self, forward: Forward) -> Proposal:
         return self.fault(self, forward, super().forward(forward))
 
 
-def not_numbers(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
-    """Scores of a sequence that begins with BAD are none, also after its request has left."""
-    out.entropy[backend.ids[:, 0] == BAD] = np.nan
+def not_numbers(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
+    """Scores of a sequence that begins with BAD are no numbers, nor what its slot gives after it."""
+    backend.poisoned |= {*np.flatnonzero(backend.ids[:, 0] == BAD).tolist()}
+    out.entropy[[*backend.poisoned]] = np.nan
     return out
 
 
-def refused(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+def refused(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
     """A prompt that begins with BAD is refused at its second forward."""
     begun = (backend.ids[:, 0] == BAD) & (forward.past_length > 0)
     if (forward.visible[begun] > 1).any():  # not where it is another one's turn
@@ -252,7 +257,7 @@ def test_what_a_failed_request_left_costs_the_others_nothing_and_nobody_takes_it
 
 
 def test_two_that_an_engine_takes_one_after_the_other_alone_both_get_their_answers() -> None:
-    def narrow(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+    def narrow(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
         if (forward.visible[:, 0] > BLOCK).sum() > 1:
             raise UserError("these tokens see each other")
         return out
@@ -270,7 +275,7 @@ def test_two_that_an_engine_takes_one_after_the_other_alone_both_get_their_answe
 def test_a_device_that_fails_ends_all_of_the_batch_and_the_next_ones_get_a_new_one(error: Exception) -> None:
     left = [error]
 
-    def lost(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+    def lost(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
         if len(backend.computed) == 3 and left:
             raise left.pop()
         return out
