@@ -87,12 +87,12 @@ class Batch:
     def fit(self, waiting: int = 0) -> None:
         """Makes places for the requests at work and so many more; gives up free ones where they are many."""
         live = [slot for slot, _ in self._live()]
-        if not live:
+        if not live:  # since the last step nobody was at work
             self._clock = time.perf_counter()
         needed = min(max(1, len(live) + waiting), self._most)
         if FEW * len(self._slots) < needed <= len(self._slots):
             return
-        free = [live[0] if live else 0] * (needed - len(live))
+        free = [live[0] if live else 0] * (needed - len(live))  # a copy of any, which the host reads nothing of
         self._backend.keep(np.array(live + free))
         self._slots = [*(self._slots[slot] for slot in live), *(None for _ in free)]
 
