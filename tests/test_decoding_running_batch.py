@@ -19,7 +19,7 @@ from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
 from runtime.decoding.batch import Step
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request, settle
-from runtime.decoding.running_batch import RunningBatch
+from runtime.decoding.running_batch import PATIENCE, RunningBatch
 from runtime.errors import DeviceError, NumericalError, UserError
 from runtime.model import Model
 
@@ -175,19 +175,31 @@ def test_a_wide_prompt_that_waits_for_room_is_not_overtaken() -> None:
     assert 16 < first[2] <= first[3] and not batch.busy
 
 
-def test_an_engine_computes_as_many_sequences_as_are_at_work() -> None:
-    spec, long = remembering_contract(4), DecodeOptions(12, threshold=1.0)
+def test_an_engine_computes_as_many_sequences_as_are_at_work_and_fewer_once_places_stay_free() -> None:
+    spec, long = remembering_contract(4), DecodeOptions(24, threshold=1.0)
     backend = Remembering(spec, ends=False)
     batch = RunningBatch(backend, None, 4)
-    made = [batch.add(Request(np.array([number + 3]), long)) for number in range(2)]
+
+    def add(count: int) -> list[int]:
+        return [batch.add(Request(np.array([number + 3]), long)) for number in range(count)]
+
+    made = add(2)
     batch.step()
-    made += [batch.add(Request(np.array([number + 3]), long)) for number in range(2, 4)]
+    made += add(2)
     batch.step()
-    for number in made[1:]:
+    for number in made[2:]:
         batch.drop(number)
+    for _ in range(PATIENCE + 1):
         batch.step()
-    assert [sequences for sequences, _ in backend.computed] == [2, 4, 3, 2, 1]
-    assert backend.opened == 1 and batch.free == 3
+    batch.drop(made[0])
+    batch.step()
+    add(1)
+    batch.step()
+    assert [sequences for sequences, _ in backend.computed] == [2, 4, *[4] * PATIENCE, 2, 2, 2]
+    assert backend.opened == 1 and batch.free == 2
+    for _ in range(40):
+        batch.step()
+    assert backend.computed[-1][0] == 1 and batch.free == 4
 
 
 Fault = Callable[["Faulty", Forward, Proposal], Proposal]
