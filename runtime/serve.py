@@ -47,8 +47,8 @@ HELP = {  # of the options whose text is longer than their line
         "1 on TensorRT)"
     ),
     "slots": (
-        "requests decoded in one forward pass, by an engine of several sequences (default: as many as it takes; 1: "
-        "--workers threads)"
+        "requests decoded in one forward pass, by an engine of several sequences (default: as many as it takes, at "
+        "most 16; 1: --workers threads)"
     ),
     "adaptive-threshold": (
         "threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the other "

@@ -19,7 +19,7 @@ from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
 from runtime.decoding.batch import Step
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request, settle
-from runtime.decoding.running_batch import RunningBatch
+from runtime.decoding.running_batch import PATIENCE, RunningBatch
 from runtime.errors import DeviceError, NumericalError, UserError
 from runtime.model import Model
 
@@ -175,42 +175,59 @@ def test_a_wide_prompt_that_waits_for_room_is_not_overtaken() -> None:
     assert 16 < first[2] <= first[3] and not batch.busy
 
 
-def test_an_engine_computes_as_many_sequences_as_are_at_work() -> None:
-    spec, long = remembering_contract(4), DecodeOptions(12, threshold=1.0)
+def test_an_engine_computes_as_many_sequences_as_are_at_work_and_fewer_once_places_stay_free() -> None:
+    spec, long = remembering_contract(4), DecodeOptions(24, threshold=1.0)
     backend = Remembering(spec, ends=False)
     batch = RunningBatch(backend, None, 4)
-    made = [batch.add(Request(np.array([number + 3]), long)) for number in range(2)]
+
+    def add(count: int) -> list[int]:
+        return [batch.add(Request(np.array([number + 3]), long)) for number in range(count)]
+
+    made = add(2)
     batch.step()
-    made += [batch.add(Request(np.array([number + 3]), long)) for number in range(2, 4)]
+    made += add(2)
     batch.step()
-    for number in made[1:]:
+    for number in made[2:]:
         batch.drop(number)
+    for _ in range(PATIENCE + 1):
         batch.step()
-    assert [sequences for sequences, _ in backend.computed] == [2, 4, 3, 2, 1]
-    assert backend.opened == 1 and batch.free == 3
+    batch.drop(made[0])
+    batch.step()
+    add(1)
+    batch.step()
+    assert [sequences for sequences, _ in backend.computed] == [2, 4, *[4] * PATIENCE, 2, 2, 2]
+    assert backend.opened == 1 and batch.free == 2
+    for _ in range(40):
+        batch.step()
+    assert backend.computed[-1][0] == 1 and batch.free == 4
 
 
-Fault = Callable[[Remembering, Forward, Proposal], Proposal]
+Fault = Callable[["Faulty", Forward, Proposal], Proposal]
 
 
 class Faulty(Remembering):
-    """What `fault` does to a forward and its proposal, on top."""
+    """What `fault` does to a forward and its proposal, on top. poisoned: slots whose cache holds what is no number."""
 
     def __init__(self, spec: Contract, fault: Fault, ends: bool = True) -> None:
         super().__init__(spec, ends)
-        self.fault = fault
+        self.fault, self.poisoned = fault, set[int]()
+
+    def open(self, batch: int, capacity: int) -> None:
+        super().open(batch, capacity)
+        self.poisoned.clear()
 
     def forward(self, forward: Forward) -> Proposal:
         return self.fault(self, forward, super().forward(forward))
 
 
-def not_numbers(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
-    """Scores of a sequence that begins with BAD are none, also after its request has left."""
-    out.entropy[backend.ids[:, 0] == BAD] = np.nan
+def not_numbers(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
+    """Scores of a sequence that begins with BAD are no numbers, nor what its slot gives after it."""
+    backend.poisoned |= {*np.flatnonzero(backend.ids[:, 0] == BAD).tolist()}
+    out.entropy[[*backend.poisoned]] = np.nan
     return out
 
 
-def refused(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+def refused(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
     """A prompt that begins with BAD is refused at its second forward."""
     begun = (backend.ids[:, 0] == BAD) & (forward.past_length > 0)
     if (forward.visible[begun] > 1).any():  # not where it is another one's turn
@@ -252,7 +269,7 @@ def test_what_a_failed_request_left_costs_the_others_nothing_and_nobody_takes_it
 
 
 def test_two_that_an_engine_takes_one_after_the_other_alone_both_get_their_answers() -> None:
-    def narrow(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+    def narrow(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
         if (forward.visible[:, 0] > BLOCK).sum() > 1:
             raise UserError("these tokens see each other")
         return out
@@ -270,7 +287,7 @@ def test_two_that_an_engine_takes_one_after_the_other_alone_both_get_their_answe
 def test_a_device_that_fails_ends_all_of_the_batch_and_the_next_ones_get_a_new_one(error: Exception) -> None:
     left = [error]
 
-    def lost(backend: Remembering, forward: Forward, out: Proposal) -> Proposal:
+    def lost(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
         if len(backend.computed) == 3 and left:
             raise left.pop()
         return out

@@ -156,6 +156,7 @@ def test_an_engine_of_several_sequences_is_given_a_batch_and_another_one_threads
 
     assert chosen(1, None, None) == chosen(4, 1, None) == chosen(4, 1, 1) == chosen(4, None, 1) == [(SoloDecoder, 1)]
     assert chosen(4, None, None) == [(BatchDecoder, 4)] and chosen(4, None, 3) == [(BatchDecoder, 3)]
+    assert chosen(4096, None, None) == [(BatchDecoder, 16)] and chosen(4096, None, 20) == [(BatchDecoder, 20)]
     with pytest.raises(UserError, match="slots is 5; expected 1 to 4"):
         chosen(4, None, 5)
     with pytest.raises(UserError, match="leave --workers 1 out"):

@@ -56,7 +56,7 @@ class Batch:
             raise UserError(f"slots is {slots}; expected at least 1")
         self._backend, self._rule, self._capacity = backend, rule, capacity
         self._slots: list[Progress | None] = [None] * slots
-        self._most = slots
+        self._most, self._idle = slots, 0  # calls of `fit` in turn at which many places were free
         self._clock = time.perf_counter()  # where a request's time begins: when its place was there, opening included
         backend.open(slots, capacity)
 
@@ -84,15 +84,18 @@ class Batch:
         """Frees the place of a request that nobody wants any more."""
         self._slots = [None if s is request else s for s in self._slots]
 
-    def fit(self, waiting: int = 0) -> None:
-        """Makes places for the requests at work and so many more; gives up free ones where they are many."""
+    def fit(self, waiting: int = 0, patience: int = 0) -> None:
+        """Makes places for the requests at work and so many more; gives up free ones if they are many and have been at
+        `patience` calls before, or if nobody is at work."""
         live = [slot for slot, _ in self._live()]
-        if not live:
+        if not live:  # since the last step nobody was at work
             self._clock = time.perf_counter()
         needed = min(max(1, len(live) + waiting), self._most)
-        if FEW * len(self._slots) < needed <= len(self._slots):
+        self._idle = self._idle + 1 if needed <= FEW * len(self._slots) else 0
+        if needed <= len(self._slots) and self._idle <= (patience if live else 0):
             return
-        free = [live[0] if live else 0] * (needed - len(live))
+        self._idle = 0
+        free = [live[0] if live else 0] * (needed - len(live))  # a copy of any, which the host reads nothing of
         self._backend.keep(np.array(live + free))
         self._slots = [*(self._slots[slot] for slot in live), *(None for _ in free)]
 

@@ -14,6 +14,8 @@ from .loop import Beginning
 from .options import Request
 from .request_state import Progress
 
+PATIENCE = 8  # forward passes before free places are given up, which copies the KV cache: the next request may be near
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -92,7 +94,7 @@ class RunningBatch:
         if self._batch is None:
             self._batch = Batch(self._backend, self._begin.rule, self.slots, self._backend.contract.capacity)
         if not self._damaged:
-            self._batch.fit(len(self._waiting))
+            self._batch.fit(len(self._waiting), PATIENCE)
             while self._waiting and self._batch.takes(self._waiting[0]):
                 progress = self._waiting.popleft()
                 self._running[progress.row] = progress

@@ -19,6 +19,7 @@ from .http_errors import Refusal
 from .request import ServerRequest
 
 LOG = logging.getLogger(__name__)
+SLOTS = 16  # by default, of an engine that takes as many sequences or more
 
 
 class Job:
@@ -209,11 +210,11 @@ def choose_decoders(model: Model, workers: int | None, slots: int | None) -> Seq
     """One running batch if the engine takes several sequences in a forward pass, or else threads that share it.
 
     workers: threads, however many sequences the engine takes. slots: of the batch, by default as many as the engine
-    takes; 1 is no batch. Raises UserError for both of them, and for more than the engine takes.
+    takes, at most SLOTS; 1 is no batch. Raises UserError for both of them, and for more than the engine takes.
     """
     if workers is not None and slots is not None and slots > 1:
         raise UserError(f"--slots {slots} is one batch on one thread; leave --workers {workers} out, or give --slots 1")
-    most = slots or (model.contract.batch if workers is None else 1)
+    most = slots or (min(model.contract.batch, SLOTS) if workers is None else 1)
     if most > 1:
         return (BatchDecoder(model, most),)
     return [SoloDecoder(each) for each in ModelPool(model, workers).models]
