@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,7 @@ from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.registry import OpenOptions
 from runtime.engines.trt.cuda import load_cuda
-from runtime.errors import UserError
+from runtime.errors import DeviceError, UserError
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
@@ -92,8 +93,9 @@ def verify(args: argparse.Namespace) -> int:
     if engine.kind.native_code:
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     formats = formats_of(engine.dialect, engine.precision)
-    compared = compared_with_pytorch(made, engine, source, candidate, requests, formats)
-    *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
+    with in_place_of_tensorrt(engine):
+        compared = compared_with_pytorch(made, engine, source, candidate, requests, formats)
+        *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     checks = parity.checks(precision=engine.precision, bound=whole_bound(parity.lost) if formats else None)
     for check in checks:
         print(check, file=stream)
@@ -135,6 +137,17 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
         )
     contract = replace(made.contract, capacity=engine.build.capacity)
     return OrtBackend(made.path / engine.graph, contract, files=engine.files, allow_spinning=False)
+
+
+@contextmanager
+def in_place_of_tensorrt(engine: Engine) -> Iterator[None]:
+    """Raises UserError if ONNX Runtime's CPU fails at the graph of an engine of TensorRT's, which is no fault of it."""
+    try:
+        yield
+    except DeviceError as error:
+        if engine.build is None or has_gpu():
+            raise
+        raise UserError(f"{engine.name} cannot be compared here: {error}; verify it on the GPU") from None
 
 
 def has_gpu() -> bool:

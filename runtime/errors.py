@@ -1,9 +1,12 @@
-"""The errors users meet: a mistake of theirs, numbers that make no sense, an engine that failed."""
+"""The errors users meet: a mistake of theirs, numbers that make no sense, an engine that failed; and warnings."""
 
 from __future__ import annotations
 
+import sys
+
 LONGEST = 1500  # characters of a message
 ADVICE = 300  # of them at its end, where it says what to do
+_warned: set[str] = set()
 
 
 class UserError(ValueError):
@@ -27,3 +30,10 @@ class NumericalError(ArithmeticError):
 class DeviceError(RuntimeError):
     """A forward of ONNX Runtime, a call of the GPU's driver or of TensorRT failed. Told in one line that names the
     call; commands exit 1."""
+
+
+def warn_once(what: str, text: str) -> None:
+    """Says on stderr, once per process, what is done without."""
+    if what not in _warned:
+        _warned.add(what)
+        print("warning:", text, file=sys.stderr)

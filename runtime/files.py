@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import warn_once
 
 # What a file system answers that does not know fsync of a file or of a folder, other than that it failed.
 UNKNOWN = {
@@ -21,7 +22,6 @@ UNKNOWN = {
     errno.ENOTTY,
 }  # fmt: skip
 REPOSITORY = "models--"  # begins the folder of a model, models--OWNER--NAME, in a Hugging Face cache
-_warned: set[str] = set()
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def flush(path: Path) -> None:
     except OSError as error:
         if error.errno not in UNKNOWN:
             raise
-        _warn(
+        warn_once(
             "flush", f"{path} cannot be flushed to the disk ({error.strerror}); a power cut may lose what was written"
         )
 
@@ -178,16 +178,9 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
         raise
     except (ImportError, OSError) as error:  # ENOSYS, ENOLCK, EOPNOTSUPP, and EBADF for a folder on NFS
         reason = getattr(error, "strerror", None) or "this system has none"
-        _warn("lock", f"{folder.parent} has no file locks ({reason}); let no two runs write to one place at a time")
+        warn_once("lock", f"{folder.parent} has no file locks ({reason}); let no two runs write to one place at a time")
         return False
     return True
-
-
-def _warn(what: str, text: str) -> None:
-    """Says on stderr, once per process, what is done without."""
-    if what not in _warned:
-        _warned.add(what)
-        print("warning:", text, file=sys.stderr)
 
 
 def _beside(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from runtime import files
+from runtime import errors, files
 from runtime.bundle import store
 from runtime.errors import UserError
 from runtime.files import stage, sweep
@@ -81,7 +81,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, call: str, code: int, folders_only
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr({"flock": "fcntl.flock", "fsync": "os.fsync"}[call], refuse)
-    monkeypatch.setattr(files, "_warned", set())
+    monkeypatch.setattr(errors, "_warned", set())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL])

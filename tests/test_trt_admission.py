@@ -263,7 +263,7 @@ def test_without_a_driver_or_a_gpu_one_is_told_what_runs(status: int, tmp_path: 
     path = tmp_path / "a.bundle"
     add_ort(path)
     bundle, cuda = add_engine(path, tiny.contract(), trusted=False), FakeCuda()
-    cuda.devices = 0
+    cuda.devices, cuda.driver = 0, 0
     if status:
         cuda.fail["cudaGetDeviceCount"] = (status, 0)
     told = refused(bundle, cuda=cuda)
@@ -271,6 +271,15 @@ def test_without_a_driver_or_a_gpu_one_is_told_what_runs(status: int, tmp_path: 
     cuda.fail["cudaGetDeviceCount"] = (700, 0)
     with pytest.raises(DeviceError, match="cudaGetDeviceCount failed: scripted fault"):
         opened(bundle, cuda=cuda)
+
+
+def test_a_driver_for_an_older_cuda_is_told_with_the_package_for_it(tmp_path: Path) -> None:
+    path, cuda = tmp_path / "a.bundle", FakeCuda()
+    add_ort(path)
+    cuda.fail["cudaGetDeviceCount"], cuda.driver = (35, 0), 12080
+    told = refused(add_engine(path, tiny.contract()), cuda=cuda)
+    assert "needs a newer NVIDIA driver, 580 or newer for CUDA 13 (NVIDIA's driver here is for CUDA 12.8), or" in told
+    assert "pip install blockstep tensorrt-cu12" in told and told.endswith("; --engine ort runs here")
 
 
 def test_what_was_built_here_cannot_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,8 +333,14 @@ def test_what_is_asked_of_tensorrt_exists_in_the_real_library() -> None:
         "ICudaEngine": (
             "device_memory_size_v2", "num_io_tensors", "num_optimization_profiles", "get_tensor_name",
             "get_tensor_mode", "get_tensor_dtype", "get_tensor_shape", "get_tensor_profile_shape",
-            "get_aliased_input_tensor", "create_execution_context",
+            "get_aliased_input_tensor", "create_execution_context", "get_tensor_location", "create_runtime_config",
         ),
+        "IRuntimeConfig": (
+            "dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy",
+            "create_runtime_cache", "set_runtime_cache",
+        ),
+        "IRuntimeCache": ("serialize", "deserialize"), "TensorLocation": ("DEVICE",),
+        "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
         "Runtime": ("deserialize_cuda_engine",), "ILogger": ("INTERNAL_ERROR", "ERROR"),
         "TensorIOMode": ("INPUT", "OUTPUT"), "DataType": ("INT64", "FLOAT", "HALF", "BF16"),
         "ExecutionContextAllocationStrategy": ("USER_MANAGED",),

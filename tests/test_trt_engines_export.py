@@ -18,11 +18,12 @@ from fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from trt_student import LIBRARY, plan, student
+from trt_student import LIBRARY, graph, plan, student
 
 from export import trt as command
 from export import verify
 from export.precisions import PRECISIONS
+from export.proof import instrumented
 from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, missing
@@ -34,9 +35,10 @@ from export.trt_engines.report import BuildReport
 from runtime import generate as run
 from runtime.bundle import trust_records
 from runtime.bundle.store import Engine, read, sha256
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.trt.cuda import Cuda, load_cuda
 from runtime.engines.trt.trt_backend import open_engines
-from runtime.errors import UserError
+from runtime.errors import DeviceError, UserError
 from train.storage.student_pt import save
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +98,7 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     build = engine.build
     assert build is not None and engine.name == "trt-fp16-rtx-sm86-sm89-sm120-64" and engine.target == "sm86,sm89,sm120"
     assert (build.flavor, build.capacity, build.batch, build.dtype) == ("rtx", 64, 1, "float16")
-    assert build.profiles == ((4, 4), (8, 8), (1, 64)) and build.device is None
+    assert build.profiles == ((4, 4), (8, 8), (1, 64)) and build.device is None and build.options["user_allocation"]
     assert engine.files.keys() == {engine.model, build.onnx} and engine.model.endswith(".engine")
     assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
     assert trust_records.was_built(engine.files[engine.model]) and not trust_records.was_built(engine.files[build.onnx])
@@ -271,6 +273,31 @@ def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixt
                 verify.candidate_of(read(made / "student.bundle"), other, trust=False)
 
 
+def test_a_graph_that_the_cpu_fails_at_is_to_be_verified_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = Engine("trt-int8-static", "trt", "int8-static", "sm89", None, "a.engine", {}, {}, plan("trt").build("a"))
+    for gpu, engine, error in (
+        (False, stand_in, UserError), (True, stand_in, DeviceError),
+        (False, replace(stand_in, dialect="ort", build=None), DeviceError),
+    ):  # fmt: skip
+        monkeypatch.setattr(verify, "has_gpu", lambda gpu=gpu: gpu)
+        with pytest.raises(error) as told, verify.in_place_of_tensorrt(engine):
+            raise DeviceError("onnxruntime failed on the cpu: no such kernel")
+        own = "trt-int8-static cannot be compared here: onnxruntime failed on the cpu: no such kernel; verify it on the"
+        assert str(told.value).startswith(own) == (error is UserError)
+
+
+def test_a_twin_that_does_not_load_is_a_device_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, contract = graph(tmp_path, student())
+    shipped = OrtBackend(file, contract)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED :\nno kernel")
+
+    monkeypatch.setattr(instrumented.ort, "InferenceSession", refuse)
+    with pytest.raises(DeviceError, match=r"onnxruntime cannot load .*\.onnx with its logits \(.*NOT_IMPLEMENTED : no"):
+        instrumented.twin_of(file, shipped)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -332,7 +359,8 @@ def test_the_commands_for_a_jetson_are_understood() -> None:
 def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_support, "find_spec", lambda name: None)
     monkeypatch.setattr(gpu_support.platform, "machine", lambda: "x86_64")
-    assert gpu_support.install_line("rtx") == "pip install 'blockstep[rtx]'"
+    line = gpu_support.install_line("rtx")
+    assert line.startswith("pip install 'blockstep[rtx]'") and "tensorrt-rtx-cu12" in line
     line = gpu_support.install_line("tensorrt")
     assert line.startswith("pip install 'blockstep[trt]'") and "driver 580" in line and "tensorrt-cu12" in line
     monkeypatch.setattr(gpu_support, "JETSON", tmp_path)

@@ -21,6 +21,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.quantization.trt_qdq import products, quantize_for_trt
+from export.trt_engines import builder
 from export.trt_engines.builder import (
     BuilderSettings,
     build_engine,
@@ -197,6 +198,34 @@ def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
     outputs = {network.get_output(i).name: network.get_output(i) for i in range(network.num_outputs)}
     for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")):
         assert (tuple(outputs[name].shape), outputs[name].dtype.name) == ((1, -1, 32), dtype)
+
+
+def test_contexts_of_an_engine_for_rtx_allocate_nothing_while_they_run(small: tuple[Path, Contract]) -> None:
+    trt, polygraphy = libraries("rtx")
+    with overheard():
+        parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
+        made = configuration(trt, BuilderSettings("rtx", (89,)), ((4, 4),), small[1], parts[1], None)(*parts[:2])
+    assert made.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION), "needed to capture CUDA graphs"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TypeError("pybind11::init(): factory function returned nullptr"), "returned nullptr$"),
+        (RuntimeError("CUDA driver version is insufficient"), "is insufficient; pip install .* tensorrt-cu12 "),
+    ],
+)
+def test_what_the_builders_bindings_raise_is_a_device_error(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    made = libraries("rtx")
+    monkeypatch.setattr(builder, "libraries", lambda flavor: made)
+    monkeypatch.setattr(builder, "_build", refuse)
+    with pytest.raises(DeviceError, match=f"TensorRT does not build a.onnx: .*{told}"):
+        build_engine(Path("a.onnx"), tiny.contract(), ((4, 4),), BuilderSettings("tensorrt"))
 
 
 def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:

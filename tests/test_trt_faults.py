@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from fake_tensorrt import FakeTensorRT
+from fake_tensorrt import FakeContext, FakeTensorRT
 from trt_bundle import PROFILES, fake_backend
 
+from runtime import errors
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import DeviceError, UserError
+from train.torch_backend import TorchBackend
 
 FAULTS = [
     ("cudaGetDeviceProperties", 0), ("cudaStreamCreateWithFlags", 0), ("cudaHostAlloc", 0), ("cudaHostAlloc", 3),
     *(("cudaMalloc", n) for n in range(8)), ("cudaMemcpyAsync", 0), ("cudaMemcpyAsync", 3),
-    ("cudaStreamSynchronize", 0), ("cudaStreamSynchronize", 1), ("cudaStreamBeginCapture", 0),
-    ("cudaStreamEndCapture", 0), ("cudaGraphInstantiate", 1), ("cudaGraphDestroy", 0), ("cudaGraphLaunch", 0),
-    ("cudaMemsetAsync", 0), ("cudaGraphLaunch", 4),
+    ("cudaStreamSynchronize", 0), ("cudaStreamSynchronize", 1), ("cudaGraphLaunch", 0), ("cudaMemsetAsync", 0),
+    ("cudaGraphLaunch", 4),
 ]  # fmt: skip
 
 
@@ -44,8 +45,47 @@ def test_a_call_that_fails_is_named_in_one_line_and_nothing_leaks(name: str, bef
     cuda.queue.clear()
     if backend is not None:
         backend.close()
-    undestroyed = {"graphs": 2} if name == "cudaGraphDestroy" else {}  # the graph and what was made of it
-    assert cuda.leaks() == undestroyed
+    assert cuda.leaks() == {}
+
+
+CAPTURE = ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"]
+
+
+@pytest.mark.parametrize("name", [*CAPTURE, "is_stream_capturable", "execute_async_v3"])
+def test_a_capture_that_fails_is_said_once_and_kernels_are_launched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors, "_warned", set())
+    plain = FakeContext.execute_async_v3
+
+    def execute(context: FakeContext, stream: int) -> bool:
+        if context.cuda.recording is not None:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        return plain(context, stream)
+
+    def faulty(fake: FakeTensorRT) -> None:
+        if name in CAPTURE:
+            fake.cuda.fail[name] = (700, 0)
+        elif name == "is_stream_capturable":
+            fake.capturable = False
+
+    if name == "execute_async_v3":
+        monkeypatch.setattr(FakeContext, name, execute)
+    contract, model = tiny.contract(), tiny.model(11)
+    request = Request(np.arange(3, 12), DecodeOptions(16))
+    for _ in range(2):
+        backend, cuda, _ = fake_backend(tmp_path, model, contract, library=faulty)
+        assert backend.name.endswith(", without CUDA graphs")
+        assert generate(backend, request).token_ids == generate(TorchBackend(model, contract), request).token_ids
+        assert "cudaGraphLaunch" not in cuda.called()
+        assert ("cudaGetLastError" in cuda.called()) == (name != "is_stream_capturable")
+        cuda.fail.clear()
+        backend.close()
+        undestroyed = {"graphs": 4} if name == "cudaGraphDestroy" else {}  # two graphs and what was made of them
+        assert cuda.leaks() == undestroyed
+    told = capsys.readouterr().err
+    assert told.startswith("warning: the engine runs without CUDA graphs, so every step is slower: ")
+    assert told.count("\n") == 1 and name in told
 
 
 def test_a_gpu_that_is_too_small_is_the_users_to_solve(tmp_path: Path) -> None:
@@ -79,6 +119,62 @@ def test_what_tensorrt_refuses_is_told_with_its_reason(method: str, told: str, t
     assert "\n" not in str(error.value)
     made[0].cuda.queue.clear()
     assert made[0].cuda.leaks() == {}
+
+
+RAISES = [
+    "create_execution_context", "set_optimization_profile_async", "set_tensor_address", "set_input_shape",
+    "execute_async_v3", "get_tensor_profile_shape",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, IndexError, TypeError, MemoryError])
+@pytest.mark.parametrize("method", RAISES)
+def test_what_the_bindings_raise_is_a_device_error_of_one_line(
+    method: str, error: type[Exception], tmp_path: Path
+) -> None:
+    made: list[FakeTensorRT] = []
+
+    def raising(fake: FakeTensorRT) -> None:
+        made.append(fake)
+        fake.raises[method] = error("Error in set\noptimization profile.")
+
+    with pytest.raises(DeviceError, match=r"failed: Error in set optimization profile\.") as told:
+        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
+    assert "\n" not in str(told.value)
+    made[0].cuda.queue.clear()
+    assert made[0].cuda.leaks() == {}
+
+
+@pytest.mark.parametrize("method", ["Runtime", "deserialize_cuda_engine"])
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("factory function returned nullptr", "build it again here: python -m export.trt"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "pip install blockstep tensorrt-cu12"),
+    ],
+)
+def test_a_library_that_raises_when_it_loads_says_what_to_do(
+    method: str, reason: str, advice: str, tmp_path: Path
+) -> None:
+    def raising(fake: FakeTensorRT) -> None:
+        fake.raises[method] = TypeError(reason)
+
+    with pytest.raises(UserError, match="cannot load the engine") as told:
+        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
+    assert f"({method} failed: {reason}; {method} was refused); " in str(told.value) and advice in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["rows", "past_key_values.0.key", "token"])
+def test_a_tensor_that_is_read_on_the_host_is_refused_before_it_gets_an_address(name: str, tmp_path: Path) -> None:
+    made: list[FakeTensorRT] = []
+
+    def shapes(fake: FakeTensorRT) -> None:
+        made.append(fake)
+        fake.on_host.add(name)
+
+    with pytest.raises(UserError, match=f"the engine reads {name} on the host, as a shape, .* build it again"):
+        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=shapes)
+    assert made[0].contexts == []
 
 
 def test_a_file_that_tensorrt_does_not_load_is_told_with_its_reason(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.contract import Contract
+from runtime.engines.trt.bindings import RAISED
+from runtime.engines.trt.engine import INSTALL, NEEDS_NEWER_DRIVER
 from runtime.errors import DeviceError
 
 from .gpu_support import libraries
@@ -85,8 +87,10 @@ def build_engine(
             try:
                 made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
                 return Built(*made, decompose)
-            except polygraphy.exception.PolygraphyException as error:
+            except (polygraphy.exception.PolygraphyException, *RAISED) as error:
                 reason = error_text(said, error)
+            if settings.flavor == "tensorrt" and NEEDS_NEWER_DRIVER in reason:
+                reason += f"; {INSTALL['tensorrt']}"
             if decompose or NEEDS_DECOMPOSING not in reason:
                 raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
             said.clear()
@@ -99,7 +103,7 @@ def parse_network(model: Path, flavor: str) -> Network:
     with overheard() as said, native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
-        except polygraphy.exception.PolygraphyException as error:
+        except (polygraphy.exception.PolygraphyException, *RAISED) as error:
             raise DeviceError(f"TensorRT does not take {model.name}: {error_text(said, error)}") from None
         return inspect(trt, network)
 
@@ -135,7 +139,7 @@ def configuration(
     progress: ShowProgress | None,
 ) -> Callable[..., Any]:
     """Polygraphy's loader of the builder's configuration."""
-    from polygraphy.backend.trt import CreateConfig, Profile
+    from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
     common: dict[str, Any] = {"profiles": []}
     for least, most in profiles:
@@ -151,8 +155,10 @@ def configuration(
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         capabilities = [divmod(target, 10) for target in settings.targets]
-        made: Callable[..., Any] = CreateConfigRTX(
-            compute_capabilities=capabilities or None, use_gpu=not capabilities, **common
+        made: Callable[..., Any] = PostprocessConfig(
+            CreateConfigRTX(compute_capabilities=capabilities or None, use_gpu=not capabilities, **common),
+            # Without it a context may allocate while it runs, so it cannot be captured as a CUDA graph.
+            lambda builder, network, config: config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION),
         )
         return made
     common |= {

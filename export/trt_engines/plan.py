@@ -53,6 +53,8 @@ class Plan:
             "decomposed": decomposed,
             "graph": graph.recipe,
         }
+        if self.library.flavor == "rtx":
+            options["user_allocation"] = True  # engines from before it cannot be captured, and are built again
         return Build(
             flavor=self.library.flavor,
             version=self.library.version,
@@ -89,11 +91,12 @@ def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library
     profiles = profiles_for(contract, asked.capacity, settings.max_prompt)
     if settings.targets:
         return Plan(asked, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
-    gpu = load_cuda().gpu()
+    cuda = load_cuda()
+    gpu = cuda.gpu()
     if gpu is None:
         raise UserError(
             "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
-            "--bundle, or give --flavor rtx"
+            f"--bundle, or give --flavor rtx; a GPU here needs {cuda.why_no_gpu()}"
         )
     if settings.hardware_compatibility:  # for all from Ampere on, and the builder measures on one of them
         least = min(gpu.capability, AMPERE)

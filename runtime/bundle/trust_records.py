@@ -1,8 +1,9 @@
 """What this machine remembers outside of bundles, in the user's cache folder: files seen whole, engines built or proved
-here."""
+here, kernels compiled for them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from .. import files
 from ..errors import UserError
+
+DIGEST = 32  # bytes of a sha256, which stands before what it is of
 
 
 def folder() -> Path:
@@ -60,6 +63,30 @@ def remember_proved(key: str) -> None:
     try:
         (folder() / "proved").mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder() / "proved" / key).touch()
+    except (OSError, RuntimeError):
+        return
+
+
+def kernels(key: str) -> bytes | None:
+    """Returns what was remembered of the kernels that a library compiled; see `runtime.engines.trt.rtx_kernels`.
+
+    They are native code, so None if the file is damaged or another user wrote it.
+    """
+    try:
+        with (folder() / "kernels" / key).open("rb") as file:
+            owner, digest, compiled = os.fstat(file.fileno()).st_uid, file.read(DIGEST), file.read()
+    except (OSError, RuntimeError):
+        return None
+    mine = not hasattr(os, "getuid") or owner == os.getuid()
+    return compiled if mine and hashlib.sha256(compiled).digest() == digest else None
+
+
+def remember_kernels(key: str, compiled: bytes) -> None:
+    """Remembers such kernels; if they cannot be written, nothing is remembered, and they are compiled again."""
+    try:
+        (folder() / "kernels").mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = hashlib.sha256(compiled).digest() + compiled
+        files.write_whole(folder() / "kernels" / key, lambda temporary: temporary.write_bytes(content), durable=False)
     except (OSError, RuntimeError):
         return
 

@@ -96,7 +96,7 @@ KINDS = {
             native_code=True,
             dialects=("trt", "plain"),
             devices=("cuda",),
-            packages=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
+            packages=("tensorrt", "tensorrt-cu12", "tensorrt-rtx", "tensorrt-rtx-cu12", "cuda-bindings"),
             open=open_tensorrt,
         ),
     )

@@ -30,7 +30,7 @@ class FakeCuda:
 
     def __init__(self, capability: int = 89, name: str = "Fake 4090", total: int = 1 << 30) -> None:
         self.gpu = SimpleNamespace(name=name.encode(), major=capability // 10, minor=capability % 10)
-        self.total, self.devices = total, 1
+        self.total, self.devices, self.driver = total, 1, 13000
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.pinned: dict[int, NDArray[np.uint8]] = {}
         self.streams: set[int] = set()
@@ -91,6 +91,12 @@ class FakeCuda:
 
     def _cudaGetDeviceCount(self) -> int:
         return self.devices
+
+    def _cudaDriverGetVersion(self) -> int:
+        return self.driver
+
+    def _cudaGetLastError(self) -> None:
+        pass
 
     def _cudaGetDeviceProperties(self, index: int) -> SimpleNamespace:
         assert index == 0

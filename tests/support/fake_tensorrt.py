@@ -36,11 +36,14 @@ class Plan:
 class FakeTensorRT:
     """A TensorRT module. plans: engines by their file's content. changes: what its engines say differently of a tensor.
 
-    refuse: methods that answer False or None. capturable: what contexts answer, None where there is no such question.
+    refuse: methods that answer False or None; raises: methods that raise. capturable: what contexts answer, None where
+    there is no such question. on_host: tensors that are read on the host. rtx: be TensorRT for RTX, whose contexts
+    compile a kernel for each shape that the cache of their configuration has none for; compiled: these, in order.
     """
 
-    __name__, __version__ = "tensorrt", "10.16.1.11"
+    __version__ = "10.16.1.11"
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
+    TensorLocation = SimpleNamespace(DEVICE="DEVICE", HOST="HOST")
     DataType = SimpleNamespace(INT64="INT64", FLOAT="FLOAT", HALF="HALF", BF16="BF16")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
 
@@ -50,18 +53,27 @@ class FakeTensorRT:
         def __init__(self) -> None:
             pass
 
-    def __init__(self, cuda: FakeCuda, plans: dict[bytes, Plan]) -> None:
-        self.cuda, self.plans = cuda, plans
+    def __init__(self, cuda: FakeCuda, plans: dict[bytes, Plan], rtx: bool = False) -> None:
+        self.cuda, self.plans, self.rtx = cuda, plans, rtx
+        self.__name__ = "tensorrt_rtx" if rtx else "tensorrt"
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="LAZY", EAGER="EAGER", NONE="NONE")
         self.changes: dict[str, tuple[str, str, tuple[int, ...]] | None] = {}
         self.aliases: dict[str, str] = {}
         self.refuse: set[str] = set()
+        self.raises: dict[str, Exception] = {}
+        self.on_host: set[str] = set()
+        self.compiled: list[str] = []
+        self.environment = "driver 580"  # a runtime cache of another one is refused
         self.capturable: bool | None = None
         self.contexts: list[FakeContext] = []
 
     def Runtime(self, logger: Any) -> SimpleNamespace:
         self.logger = logger
+        self.raise_for("Runtime")
 
         def deserialize_cuda_engine(content: bytes) -> FakeEngine | None:
+            self.raise_for("deserialize_cuda_engine")
             if content not in self.plans:
                 logger.log(2, "a warning")
                 logger.log(1, "magic tag\ndoes not match")
@@ -69,6 +81,11 @@ class FakeTensorRT:
             return FakeEngine(self, self.plans[content])
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+    def raise_for(self, name: str) -> None:
+        if name in self.raises:
+            self.logger.log(1, f"{name} was refused")
+            raise self.raises[name]
 
 
 class FakeEngine:
@@ -81,6 +98,8 @@ class FakeEngine:
         }
         self.device_memory_size_v2 = plan.scratch
         self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), len(plan.profiles)
+        if library.rtx:
+            self.create_runtime_config = lambda: FakeRuntimeConfig(library)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -94,7 +113,11 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name][2]
 
+    def get_tensor_location(self, name: str) -> str:
+        return "HOST" if name in self.library.on_host else "DEVICE"
+
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
+        self.library.raise_for("get_tensor_profile_shape")
         least, most = self.plan.profiles[index] if name == "input_ids" else (1, self.plan.rows)
         return [(self.plan.contract.batch, size) for size in (least, most, most)]
 
@@ -102,18 +125,60 @@ class FakeEngine:
         in_place = self.plan.contract.cache == "in_place" and name.startswith("present.")
         return self.library.aliases.get(name, name.replace("present", "past_key_values") if in_place else None)
 
-    def create_execution_context(self, strategy: str) -> FakeContext | None:
-        assert strategy == "USER_MANAGED"
+    def create_execution_context(self, how: Any) -> FakeContext | None:
+        self.library.raise_for("create_execution_context")
+        config = how if self.library.rtx else None
+        assert (config.allocation if config else how) == "USER_MANAGED"
         if "create_execution_context" in self.library.refuse:
             return None
-        self.library.contexts.append(FakeContext(self))
+        self.library.contexts.append(FakeContext(self, config))
         return self.library.contexts[-1]
+
+
+class FakeRuntimeConfig:
+    """TensorRT for RTX's IRuntimeConfig, with its runtime cache."""
+
+    def __init__(self, library: FakeTensorRT) -> None:
+        self.library, self.cache, self.allocation = library, None, "STATIC"
+        self.dynamic_shapes_kernel_specialization_strategy = "LAZY"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        self.library.raise_for("create_runtime_cache")
+        return FakeRuntimeCache(self.library)
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class FakeRuntimeCache:
+    """IRuntimeCache: kernels by their shapes; what another environment serialized is refused."""
+
+    def __init__(self, library: FakeTensorRT) -> None:
+        self.library = library
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return "\n".join([self.library.environment, *sorted(self.kernels)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.library.raise_for("deserialize")
+        environment, *kernels = blob.decode().split("\n")
+        if environment != self.library.environment:
+            self.library.logger.log(1, "the cache is of another environment")
+            return False
+        self.kernels = set(kernels)
+        return True
 
 
 class FakeContext:
     """One context; its model runs on the buffers whose addresses it has when the work is done."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, config: FakeRuntimeConfig | None) -> None:
+        self.config = config
         self.engine, self.library, self.cuda = engine, engine.library, engine.library.cuda
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -125,6 +190,7 @@ class FakeContext:
 
     def _answer(self, name: str) -> bool:
         self.log.append(name)
+        self.library.raise_for(name)
         if name in self.library.refuse:
             self.library.logger.log(1, f"{name} was refused")
         return name not in self.library.refuse
@@ -158,6 +224,10 @@ class FakeContext:
         for name, (mode, _, shape) in self.engine.tensors.items():
             assert mode == "OUTPUT" or -1 not in shape or name in self.shapes, f"{name} has no shape"
         shapes = dict(self.shapes)
+        if self.config is not None and (kernel := str(sorted(shapes.items()))) not in self.config.cache.kernels:
+            assert self.cuda.recording is None, "compiling breaks a capture"
+            self.library.compiled.append(kernel)
+            self.config.cache.kernels.add(kernel)
         self.cuda.enqueue(lambda: self._compute(shapes), stream)
         return self._answer("execute_async_v3")
 

@@ -61,17 +61,19 @@ def plan_of(model: Transformer, contract: Contract, build: Build, cache: str) ->
 def fake_backend(
     folder: Path, model: Transformer, contract: Contract, *, dialect: str = "trt", capacities: tuple[int, ...] = (64,),
     batch: int = 1, profiles: tuple[tuple[int, int], ...] = PROFILES, dtype: str = "float32", graphs: bool = True,
-    library: Any = None,
+    library: Any = None, flavor: str = "tensorrt",
 ) -> tuple[TrtBackend, FakeCuda, FakeTensorRT]:  # fmt: skip
     """The backend over the fake, from a bundle with an engine for each capacity. library: changes the fake before."""
     full = contract.attention == "full"
     cache = "none" if full else "delta" if dialect == "plain" else "in_place"
     builds = [replace(BUILD, capacity=c, batch=batch, profiles=profiles, dtype=dtype) for c in capacities]
     for build in builds:
-        changes = {"capacity": build.capacity, "batch": batch, "profiles": profiles, "dtype": dtype}
+        changes = {"capacity": build.capacity, "batch": batch, "profiles": profiles, "dtype": dtype, "flavor": flavor}
         bundle = add_engine(folder / "a.bundle", contract, dialect=dialect, **changes)
     cuda = FakeCuda()
-    fake = FakeTensorRT(cuda, {content_of(build): plan_of(model, contract, build, cache) for build in builds})
+    fake = FakeTensorRT(
+        cuda, {content_of(build): plan_of(model, contract, build, cache) for build in builds}, flavor == "rtx"
+    )
     if library is not None:
         library(fake)
     backend = open_engines(bundle, bundle.matching("trt"), cuda=Cuda(cuda), library=lambda _: fake, graphs=graphs)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from ...errors import DeviceError, UserError
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-NO_DRIVER = (3, 34, 35, 100)  # initialisation failed, a stub library, a driver too old or none, no device
+OLD_DRIVER = 35  # cudaErrorInsufficientDriver, also if there is none
+NO_DRIVER = (3, 34, OLD_DRIVER, 100)  # initialisation failed, a stub library, a driver too old or none, no device
+FOR_CUDA_12 = "for CUDA 12 instead: pip install blockstep tensorrt-cu12 'polygraphy>=0.53' 'cuda-python>=12.6,<13'"
 Handle = Any  # a stream's or a graph's handle of cuda.bindings; int() gives what TensorRT takes
 
 
@@ -45,6 +47,15 @@ class Cuda:
         self._check("cudaGetDeviceCount", status)
         found = self._call("cudaGetDeviceProperties", 0)
         return Gpu(found.name.decode(), 10 * found.major + found.minor)
+
+    def why_no_gpu(self) -> str:
+        """What is to be done for there to be a GPU: to be said after "needs"."""
+        old = int(self._calls.cudaGetDeviceCount()[0]) == OLD_DRIVER
+        status, version = self._calls.cudaDriverGetVersion()  # 0 if there is no driver
+        if not (old and int(status) == 0 and version):
+            return "an NVIDIA driver"
+        here = f"NVIDIA's driver here is for CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"a newer NVIDIA driver, 580 or newer for CUDA 13 ({here}), or what is {FOR_CUDA_12}"
 
     def free_bytes(self) -> int:
         """Device memory that is free."""
@@ -126,6 +137,10 @@ class Cuda:
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:
             self._call("cudaGraphDestroy", graph)
+
+    def forget_error(self) -> None:
+        """Resets the error of the last call, which a library may look at; what cannot be reset fails the next one."""
+        self._calls.cudaGetLastError()
 
     def launch(self, graph: Handle, stream: Handle) -> None:
         self._call("cudaGraphLaunch", graph, stream)

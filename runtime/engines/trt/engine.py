@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import Any
@@ -11,16 +11,20 @@ import numpy as np
 
 from ...backend import Floats, Forward, Ints, Proposal
 from ...contract import TOP, Contract, cache_names
-from ...errors import DeviceError, UserError
-from .cuda import Cuda
+from ...errors import DeviceError, UserError, warn_once
+from .bindings import call, one_line
+from .cuda import FOR_CUDA_12, Cuda
 from .kv_cache import DeviceCache
 from .profile import Lane, Widths, choose_profile
+from .rtx_kernels import RtxKernels
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavour to module
+CUDA_13 = "for CUDA 13 and NVIDIA's driver 580 or newer"
 INSTALL = {
-    "tensorrt": "pip install 'blockstep[trt]', for CUDA 13 and NVIDIA's driver 580 or newer; for CUDA 12 tensorrt-cu12",
-    "rtx": "pip install 'blockstep[rtx]'",
+    "tensorrt": f"pip install 'blockstep[trt]', {CUDA_13}; {FOR_CUDA_12}",
+    "rtx": f"pip install 'blockstep[rtx]', {CUDA_13}; {FOR_CUDA_12.replace('tensorrt', 'tensorrt-rtx')}",
 }
+NEEDS_NEWER_DRIVER = "driver version is insufficient"  # what CUDA tells a TensorRT that is for a newer one
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # names in the library's DataType
 OPEN = -1  # a dimension that a forward decides
 
@@ -39,28 +43,28 @@ class TrtEngine:
 
     content: the engine's file, of a source that is trusted, since loading it runs native code. contract: with the
     engine's own capacity, batch, dtype and cache. graphs: whether forwards of fixed width are replays of CUDA graphs.
+    kernels: what its compiled kernels are called in the user's cache folder, for TensorRT for RTX; see `RtxKernels`.
     Raises UserError where the engine cannot be loaded or is not the graph of that contract, DeviceError where a call
     fails; what was allocated until then is given back.
     """
 
-    def __init__(self, content: bytes, contract: Contract, cuda: Cuda, library: Any, graphs: bool = True) -> None:
+    def __init__(
+        self, content: bytes, contract: Contract, cuda: Cuda, library: Any, graphs: bool = True, kernels: str = ""
+    ) -> None:
         self.contract, self._cuda = contract, cuda
         self._written: tuple[Ints, int, int] | None = None  # of the last forward: past [batch], its tokens, run with
         self._messages: list[str] = []
-        self._runtime = library.Runtime(_logger(library, self._messages))
-        self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise UserError(
-                f"{library.__name__} {library.__version__} cannot load the engine ({self._said()}); build it again "
-                "here: python -m export.trt"
-            )
-        check_graph(self._engine, library, contract)
-        self.profiles = list(_widths(self._engine))
+        self._runtime, self._engine = self._deserialize(content, library)
+        call("looking at the engine", check_graph, self._engine, library, contract)
+        self.profiles: list[Widths] = call("looking at its profiles", lambda: list(_widths(self._engine)))
         with ExitStack() as stack:
             self._stream = cuda.stream()
             stack.callback(cuda.destroy_stream, self._stream)
             self.cache = DeviceCache(cuda, self._stream, contract, self.widest, stack)
+            self._kernels = None
+            if library.__name__ == LIBRARIES["rtx"]:
+                self._kernels = call("create_runtime_config", RtxKernels, self._engine, library, kernels)
+                self._said()  # why it refused what was stored, if it did, is nothing to the user
             self._lanes = self._prepare(library, stack)
             try:
                 self._warm(graphs, stack)
@@ -109,9 +113,11 @@ class TrtEngine:
         """Gives everything back; the engine cannot be used any more."""
         self._drain()
         try:
+            if self._kernels is not None:
+                self._kernels.store()
             self._stack.close()
         finally:
-            self._lanes, self._engine, self._runtime = [], None, None  # in this order: each points into the next
+            self._lanes, self._kernels, self._engine, self._runtime = [], None, None, None  # each points into the next
 
     def _drain(self) -> None:
         """Waits for what is under way, which uses the memory that is given back next."""
@@ -130,19 +136,34 @@ class TrtEngine:
             if columns := min(max(now - start, 0), width):
                 self.cache.append(row, start, columns, padded)
 
+    def _deserialize(self, content: bytes, library: Any) -> tuple[Any, Any]:
+        """TensorRT's runtime and the engine that it makes of a file's content."""
+        try:
+            runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
+            runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
+            engine, said = call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content), self._said()
+        except DeviceError as error:
+            engine, said = None, f"{error}; {self._said()}"
+        if engine is None:
+            flavor = next(each for each, name in LIBRARIES.items() if name == library.__name__)
+            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in said else "build it again here: python -m export.trt"
+            raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({said}); {advice}")
+        return runtime, engine
+
     def _prepare(self, library: Any, stack: ExitStack) -> list[Lane]:
         """A context for each profile, everything bound; they run one after the other, so they share their scratch."""
         size = max(self._engine.device_memory_size_v2, 1)
         scratch = self._cuda.allocate(size)
         stack.callback(self._cuda.free, scratch)
-        lanes = []
+        lanes, how = [], library.ExecutionContextAllocationStrategy.USER_MANAGED
         for profile in self.profiles:
-            context = self._engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+            create = self._engine.create_execution_context
+            context = call("create_execution_context", create, self._kernels.config if self._kernels else how)
             if context is None:
                 raise DeviceError(f"create_execution_context failed: {self._said()}")
-            context.set_device_memory(scratch, size)
+            call("set_device_memory", context.set_device_memory, scratch, size)
             lane = Lane(self._cuda, self._stream, context, profile, self.contract.batch, self.contract.top_k, stack)
-            self._must(context.set_optimization_profile_async(profile.index, int(self._stream)), "a profile")
+            self._must("a profile", context.set_optimization_profile_async, profile.index, int(self._stream))
             self._bind(lane)
             lanes.append(lane)
         self._cuda.synchronize(self._stream)
@@ -156,16 +177,17 @@ class TrtEngine:
             past, present = cache_names(i)
             addresses[past], addresses[present] = part, self.cache.news[i] if self.cache.news else part
         for name, (mode, _, shape) in tensors(self.contract).items():
-            self._must(context.set_tensor_address(name, addresses[name]), f"the address of {name}")
+            self._must(f"the address of {name}", context.set_tensor_address, name, addresses[name])
             if mode == "INPUT" and OPEN in tuple(self._engine.get_tensor_shape(name)):
                 size = lane.widths.rows if name == "rows" else lane.widths.most
                 self._shape(context, name, tuple(size if n == OPEN else n for n in shape))
 
     def _shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
-        self._must(context.set_input_shape(name, shape), f"the shape {list(shape)} of {name}")
+        self._must(f"the shape {list(shape)} of {name}", context.set_input_shape, name, shape)
 
     def _warm(self, graphs: bool, stack: ExitStack) -> None:
         """Runs every profile once, so that libraries have loaded and allocated what they want, and captures graphs."""
+        why_not = None
         for lane in self._lanes:
             batch, width = self.contract.batch, lane.widths.most
             ids = np.full((batch, width), self.contract.pad_id, np.int64)
@@ -173,8 +195,13 @@ class TrtEngine:
             lane.feed(Forward(ids, zeros, np.ones_like(ids), zeros[:, None]), width, self.contract.pad_id)
             self._run(lane)
             if graphs and lane.widths.fixed:
-                lane.capture(stack)
+                why_not = lane.capture(stack) or why_not
                 self._run(lane)
+        if why_not is not None:
+            said = f"{why_not} (TensorRT said: {self._said()})"
+            warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {said}")
+        if self._kernels is not None:
+            self._kernels.store()
 
     def _run(self, lane: Lane) -> None:
         try:
@@ -182,14 +209,18 @@ class TrtEngine:
         except DeviceError as error:
             raise DeviceError(f"{error}; TensorRT said: {self._said()}") from None
 
-    def _must(self, taken: bool, what: str) -> None:
+    def _must(self, what: str, method: Callable[..., bool], *arguments: Any) -> None:
+        try:
+            taken, reason = call(method.__name__, method, *arguments), ""
+        except DeviceError as error:
+            taken, reason = False, f"{error}; "
         if not taken:
-            raise DeviceError(f"TensorRT does not take {what}: {self._said()}")
+            raise DeviceError(f"TensorRT does not take {what}: {reason}{self._said()}")
 
     def _said(self) -> str:
         """What the library complained of since the last time, in one line."""
-        said, self._messages[:] = " ".join(" ".join(self._messages).split()), []
-        return said[:300] or "it gave no reason"
+        said, self._messages[:] = one_line(" ".join(self._messages)), []
+        return said or "it gave no reason"
 
 
 def check_graph(engine: Any, library: Any, contract: Contract) -> None:
@@ -204,6 +235,11 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
         same = engine.get_tensor_mode(name) == getattr(library.TensorIOMode, mode)
         if not (fits and same and engine.get_tensor_dtype(name) == getattr(library.DataType, TYPES[dtype])):
             wrong.append(name)
+        elif engine.get_tensor_location(name) != library.TensorLocation.DEVICE:
+            raise UserError(
+                f"the engine reads {name} on the host, as a shape, and is given GPU memory alone; build it again: "
+                "python -m export.trt"
+            )
     alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
     if contract.cache == "in_place" and not wrong and alias is not None:
         wrong += [present for past, present in map(cache_names, range(2 * contract.layers)) if alias(present) != past]

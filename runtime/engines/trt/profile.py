@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...backend import Forward, Proposal
 from ...contract import REDUCED, TOP
 from ...errors import DeviceError, UserError
+from .bindings import call
 from .cuda import Cuda, Handle
 
 ALIGNED = 256  # bytes; what cudaMalloc gives and TensorRT wants of every address
@@ -139,15 +140,21 @@ class Lane:
         names = (*REDUCED, *(TOP if top else ()))
         return Proposal(*(self.outputs.array(name, *self._shapes[name])[:, :asked].copy() for name in names))
 
-    def capture(self, stack: ExitStack) -> None:
-        """Keeps its forward as a CUDA graph, where the engine can; it has to have run once."""
+    def capture(self, stack: ExitStack) -> str | None:
+        """Keeps its forward pass as a CUDA graph; it has to have run once. Returns why it cannot be captured, if so."""
         capturable = getattr(self.context, "is_stream_capturable", None)  # TensorRT for RTX alone may say no
-        if capturable is None or capturable(int(self._stream)):
+        try:
+            if capturable is not None and not call("is_stream_capturable", capturable, int(self._stream)):
+                return "is_stream_capturable is false, as in older builds; build it again: python -m export.trt"
             self._graph = self._cuda.capture(self._stream, self._enqueue)
-            stack.callback(self._cuda.destroy_graph, self._graph)
+        except DeviceError as error:
+            self._cuda.forget_error()
+            return str(error)
+        stack.callback(self._cuda.destroy_graph, self._graph)
+        return None
 
     def _enqueue(self) -> None:
         self._cuda.to_device(self.inputs.device, self.inputs.host, self._stream)
-        if not self.context.execute_async_v3(int(self._stream)):
+        if not call("execute_async_v3", self.context.execute_async_v3, int(self._stream)):
             raise DeviceError("execute_async_v3 failed: TensorRT did not take the forward")
         self._cuda.to_host(self.outputs.host, self.outputs.device, self._stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,7 @@ class TrtBackend:
         graphs: bool = True,
     ) -> None:
         self.engines = tuple(engines)
-        self._bundle, self._cuda, self._library = bundle, cuda, library
+        self._bundle, self._cuda, self._library, self._gpu = bundle, cuda, library, gpu
         self._trust, self._graphs = trust, graphs
         self._loaded: dict[str, TrtEngine] = {}
         self._slots = np.arange(0)
@@ -107,12 +108,17 @@ class TrtBackend:
         if engine.name not in self._loaded:
             contract = engine_contract(self._bundle.contract, engine)
             file = content(self._bundle.path, engine, self._trust)
-            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs)
+            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs, self._kernels_of(engine))
             self._loaded[engine.name] = loaded
             if tuple((p.least, p.most) for p in loaded.profiles) != built(engine).profiles:
                 self.close()
                 raise UserError(f"{engine.name} has other profiles than its manifest says; build it again")
         return self._loaded[engine.name]
+
+    def _kernels_of(self, engine: Engine) -> str:
+        """What the kernels that TensorRT for RTX compiles for an engine are called: they are for this GPU alone."""
+        parts = (engine.files[engine.model], self._library.__version__, self._gpu.name, str(self._gpu.capability))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _shared(self) -> Contract:
         """The contract that requests are checked against: the largest engine's, as far as its profiles reach."""
@@ -177,7 +183,7 @@ def open_engines(
     cuda = cuda or load_cuda()
     gpu = cuda.gpu()
     if gpu is None:
-        raise UserError(f"the engine is built; running it needs an NVIDIA driver; {otherwise(bundle)}")
+        raise UserError(f"the engine is built; running it needs {cuda.why_no_gpu()}; {otherwise(bundle)}")
     reasons = []
     for engine in engines:
         build = built(engine)
