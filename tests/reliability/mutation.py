@@ -25,7 +25,7 @@ TITLE = "Mutation testing"
 ROOT = Path(__file__).parents[2]
 DECODING = (
     "decoding_loop", "decoding_cached", "runtime_model", "decoding_batch", "decoding_prefix_cache",
-    "decoding_logits_rows", "decoding_infill", "decoding_sampled", "decoding_any_scores",
+    "decoding_logits_rows", "decoding_infill", "decoding_sampled", "decoding_any_scores", "decoding_running_batch",
 )  # fmt: skip
 MODULES = {
     "decoding/gate": ("decoding_gate", "decoding_any_scores", "decoding_loop"),
