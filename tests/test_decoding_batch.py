@@ -20,6 +20,7 @@ from trt_bundle import fake_backend
 
 from runtime.backend import Backend, Forward, Ints, Proposal
 from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
+from runtime.decoding import batch as batch_module
 from runtime.decoding import block_layout, request_state
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
@@ -225,3 +226,10 @@ def test_blocks_of_different_sizes_side_by_side_are_their_solo_runs(
     assert [generate(alone, request, fused=False).token_ids for request in asked] == solo
     assert {len(step.tokens) for done in steps(alone, asked[:1]) for step in done} <= {1, 2, 4}
     assert len({len(step.tokens) for done in steps(side_by_side, asked) for step in done}) == 3
+
+
+def test_canvases_of_several_sizes_stand_under_one_another_with_zeros_behind() -> None:
+    one, other = np.array([5, 6, 7]), np.array([8])
+    assert batch_module._stack([one, other]).tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch_module._stack([one, one]).tolist() == [[5, 6, 7]] * 2
+    assert np.shares_memory(batch_module._stack([one]), one)
