@@ -46,30 +46,30 @@ recipe() {
     --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
-  stage trajectories 6 20 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
+  stage trajectories 8 25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
     --count "$(n "$(of 600 1000)" 4)" --shard "$(n 128 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
-  stage answers 4 15 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
+  stage answers 16 60 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" --temperatures 0 \
     --threshold 0.98 --count "$(n "$(of 1500 3000)" 4)" --shard "$(n 256 4)" --seed 1 --out "$RUNS/answers"
 
   # One student per method, all block-causal, all from the teacher's weights, with a share of the next-token loss.
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
-  stage cdlm 8 30 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
+  stage cdlm 10 35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" \
     --out "$RUNS/cdlm.pt"
   stage cd4lm 7 25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" --out "$RUNS/cd4lm.pt"
-  stage dparallel 7 25 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
+  stage dparallel 12 45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
     --trajectories "$RUNS/answers" "${right[@]}" --steps "$(n "$(of 400 800)" 2)" --batch "$(n 32 2)" \
     --out "$RUNS/dparallel.pt"
 
   # Each student's threshold: the fewest forward passes at which it is not below its teacher, on validation problems.
-  stage teacher-valid 2 6 blockstep train evaluate --ckpt "$RUNS/teacher.pt" --task "$TASK" --split valid \
+  stage teacher-valid 3 9 blockstep train evaluate --ckpt "$RUNS/teacher.pt" --task "$TASK" --split valid \
     --count "$(n 1000 4)" --out "$RUNS/teacher-valid.json"
   local method
   for method in cdlm cd4lm dparallel; do
-    stage "$method-threshold" 1 4 blockstep train calibrate --ckpt "$RUNS/$method.pt" --target 0.5 \
+    stage "$method-threshold" 5 15 blockstep train calibrate --ckpt "$RUNS/$method.pt" --target 0.5 \
       --teacher-report "$RUNS/teacher-valid.json" --out "$RUNS/$method-threshold.json"
   done
 
@@ -88,7 +88,7 @@ recipe() {
   done
   evaluate ort-fp32 1 2 --bundle "$RUNS/student.bundle" --engine ort-fp32
   evaluate ort-int8 1 2 --bundle "$RUNS/student.bundle" --engine ort-int8
-  evaluate teacher 10 30 --ckpt "$RUNS/teacher.pt"
+  evaluate teacher 12 40 --ckpt "$RUNS/teacher.pt"
 
   # What was made, by which versions, in which time; and the table.
   stage table 1 1 python samples/study/recipe_table.py "$RUNS"
