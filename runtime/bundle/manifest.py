@@ -92,10 +92,11 @@ class RecordedReference:
 class Engine:
     """One way to run the model.
 
-    target: `cpu`, `any` for a graph of standard operators, which TensorRT may be to build of, or the compute capabilities
-    it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's, since quantisation shifts confidences;
-    model: the file to load; files: all its files with their sha256; parity: what was measured against PyTorch when it
-    was made; build: where the file is TensorRT's, None where it is an ONNX graph; reference: None if there is none.
+    target: `cpu`, `any` for a graph of standard operators, which TensorRT may be to build of, or the compute
+    capabilities it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's,
+    since quantisation shifts confidences; model: the file to load; files: all its files with their sha256; parity: what
+    was measured against PyTorch when it was made; build: where the file is TensorRT's, None where it is an ONNX graph;
+    reference: None if there is none.
     """
 
     name: Annotated[str, PRINTABLE]
