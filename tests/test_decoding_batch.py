@@ -233,3 +233,23 @@ def test_canvases_of_several_sizes_stand_under_one_another_with_zeros_behind() -
     assert batch_module._stack([one, other]).tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch_module._stack([one, one]).tolist() == [[5, 6, 7]] * 2
     assert np.shares_memory(batch_module._stack([one]), one)
+
+
+def test_places_are_given_up_once_they_were_free_for_as_many_calls_in_turn() -> None:
+    kept = []
+    backend = SimpleNamespace(
+        contract=tiny.contract(), open=lambda *_: None, keep=lambda rows: kept.append(rows.tolist())
+    )
+    batch = Batch(backend, Gate(tiny.contract().gate, (tiny.END,)), 4, 32)  # type: ignore[arg-type]
+    for _ in range(4):
+        batch.add(SimpleNamespace(result=None))  # type: ignore[arg-type]
+    for _ in range(5):
+        batch.fit(patience=2)
+    assert kept == []
+    batch._slots[0] = batch._slots[2] = None
+    batch.fit(patience=2)
+    batch.fit(waiting=2, patience=2)  # somebody wants them: counting begins anew
+    assert kept == []
+    for _ in range(3):
+        batch.fit(patience=2)
+    assert kept == [[1, 3]]
