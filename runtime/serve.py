@@ -47,8 +47,8 @@ HELP = {  # of the options whose text is longer than their line
         "1 on TensorRT)"
     ),
     "slots": (
-        "requests decoded in one forward pass, by an engine of several sequences (default: as many as it takes, at "
-        "most 16; 1: --workers threads)"
+        "requests decoded in one forward pass, by an engine of several sequences (default: on a GPU as many as it "
+        "takes, at most 16; 1, the default on a CPU: --workers threads)"
     ),
     "adaptive-threshold": (
         "threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the other "
@@ -99,7 +99,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.service import Service
     from .server.worker_pool import Workers, choose_decoders
 
-    keys, decoders = api_keys(args.api_key_file), choose_decoders(model, args.workers, args.slots)
+    keys, decoders = api_keys(args.api_key_file), choose_decoders(model, args.workers, args.slots, args.device)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,10 @@ def test_an_engine_of_several_sequences_is_given_a_batch_and_another_one_threads
     assert chosen(1, None, None) == chosen(4, 1, None) == chosen(4, 1, 1) == chosen(4, None, 1) == [(SoloDecoder, 1)]
     assert chosen(4, None, None) == [(BatchDecoder, 4)] and chosen(4, None, 3) == [(BatchDecoder, 3)]
     assert chosen(4096, None, None) == [(BatchDecoder, 16)] and chosen(4096, None, 20) == [(BatchDecoder, 20)]
+    for device, slots, kind in (("cpu", None, SoloDecoder), ("cuda", None, BatchDecoder), ("cpu", 2, BatchDecoder)):
+        shared = model_of(tmp_path, 4)
+        shared.backend.share = partial(Remembering, shared.backend.contract)  # type: ignore[attr-defined]
+        assert {type(each) for each in choose_decoders(shared, None, slots, device)} == {kind}
     with pytest.raises(UserError, match="slots is 5; expected 1 to 4"):
         chosen(4, None, 5)
     with pytest.raises(UserError, match="leave --workers 1 out"):

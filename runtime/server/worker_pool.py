@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..backend import Shareable
 from ..decoding.batch import Step
 from ..decoding.options import Threshold
 from ..errors import DeviceError, NumericalError, UserError
@@ -206,15 +207,17 @@ class BatchDecoder:
         workers.done(job)
 
 
-def choose_decoders(model: Model, workers: int | None, slots: int | None) -> Sequence[Decoder]:
+def choose_decoders(model: Model, workers: int | None, slots: int | None, device: str = "cpu") -> Sequence[Decoder]:
     """One running batch if the engine takes several sequences in a forward pass, or else threads that share it.
 
+    On the CPU, whose cores threads fill as well, a batch is slower (LOG.md, 2026-11-30) and not the default.
     workers: threads, however many sequences the engine takes. slots: of the batch, by default as many as the engine
     takes, at most SLOTS; 1 is no batch. Raises UserError for both of them, and for more than the engine takes.
     """
     if workers is not None and slots is not None and slots > 1:
         raise UserError(f"--slots {slots} is one batch on one thread; leave --workers {workers} out, or give --slots 1")
-    most = slots or (min(model.contract.batch, SLOTS) if workers is None else 1)
+    threads = workers is not None or (device == "cpu" and isinstance(model.backend, Shareable))
+    most = slots or (1 if threads else min(model.contract.batch, SLOTS))
     if most > 1:
         return (BatchDecoder(model, most),)
     return [SoloDecoder(each) for each in ModelPool(model, workers).models]
