@@ -13,6 +13,7 @@ from .contract import Contract
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+PADDED = 2  # blocks behind its own end, to which a backend of several sequences may be asked to pad one
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,13 @@ from export.proof.prove import prove
 from export.quantization.standard_nbits import BITS, arrays
 from export.quantization.standard_nbits import BLOCK as WHOLE_OUTPUTS
 from export.quantization.trt_formats import TRT_FORMATS
+from runtime.backend import PADDED
 from runtime.bundle.store import read
 from runtime.contract import ALIGNMENTS, ATTENTIONS, FIELD_LIMITS
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
 from runtime.decoding.loop import Beginning, answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
-from runtime.engines.ort import ort_backend
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend, as_value, cache_form, on_host
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
@@ -143,7 +143,7 @@ def test_a_short_request_pays_for_no_longer_one_before_it(cached: OrtBackend) ->
     for batch, capacity in ((1, 64), (1, 8), (2, 8), (2, 64), (1, 8)):
         cached.open(batch, capacity)
         sizes.append(cached.cache.shape[1:4:2])
-    padded = 64 + ort_backend.PADDED * BLOCK
+    padded = 64 + PADDED * BLOCK
     assert sizes == [(1, 64), (1, 64), (2, 64), (2, padded), (1, 64)]
 
 
@@ -152,7 +152,7 @@ def test_the_other_dialect_takes_one_sequence_and_says_so(tmp_path: Path) -> Non
     contract = exported_contract(source, None, TOP_K)
     engine = OrtBackend(write_ort_graph(source, contract, "fp32", tmp_path)[0], contract, threads=1)
     assert engine.contract.batch == 1
-    with pytest.raises(UserError, match="2 sequences were given at once; this engine runs one"):
+    with pytest.raises(UserError, match="2 sequences were given at once; this engine runs 1"):
         engine.open(2, 16)
 
 

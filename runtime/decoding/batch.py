@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Backend, Bools, Floats, Forward, Ints, Proposal
+from ..backend import PADDED, Backend, Bools, Floats, Forward, Ints, Proposal
 from ..errors import NumericalError, UserError
 from .gate import Gate
 from .request_state import NOTHING, Inputs, Progress, Result
 
-PADDED = 2  # blocks behind its own end, to which a backend of several sequences may be asked to pad one
 FEW = 0.75  # of the slots in use; below, the others are given up, where nobody waits for them
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backend import Floats, Forward, Proposal
+from ...backend import PADDED, Floats, Forward, Proposal
 from ...contract import FIELD_LIMITS, REDUCED, TOP, Contract, cache_names
 from ...errors import DeviceError, NumericalError, UserError
 from . import ort_cuda
@@ -23,7 +23,6 @@ from .saturation import require_exact_products
 from .threads import physical_cores
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
-PADDED = 2  # blocks behind its capacity, to which a batch may pad a sequence, see `Backend.open`
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
@@ -98,7 +97,9 @@ class OrtBackend:
 
     def open(self, batch: int, capacity: int) -> None:
         if batch > self.contract.batch:
-            raise UserError(f"{batch} sequences were given at once; this engine runs one, decode them in turn")
+            raise UserError(
+                f"{batch} sequences were given at once; this engine runs {self.contract.batch}, decode them in turn"
+            )
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         room = PADDED * self.contract.block if batch > 1 else 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backend import Floats, Forward, Proposal
+from ...backend import PADDED, Floats, Forward, Proposal
 from ...bundle.manifest import Build, Bundle, Engine
 from ...contract import Contract
 from ...decoding.block_layout import block_ends
@@ -145,7 +145,7 @@ class TrtBackend:
 
 def slack(contract: Contract) -> int:
     """Positions that a ragged batch may pad behind a row's own end: a committed block and a canvas of another row."""
-    return 2 * contract.block if contract.batch > 1 else 0
+    return PADDED * contract.block if contract.batch > 1 else 0
 
 
 def reach(build: Build, contract: Contract) -> int:
