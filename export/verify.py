@@ -19,7 +19,7 @@ from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.engines.registry import OpenOptions
+from runtime.engines.registry import OpenOptions, choose_engines
 from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import DeviceError, UserError
 from train import open_checkpoint
@@ -80,7 +80,8 @@ def verify(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
-    source, engine = open_checkpoint.load(args.ckpt, overrides), made.engine(args.engine)
+    engine = choose_engines(made, args.engine, "cpu")[0]
+    source = open_checkpoint.load(args.ckpt, overrides)
     if args.template_args is None:
         source = replace(source, chat_template=made.chat_template)  # with the arguments it was exported with
     check_origin(made, args.ckpt, open_checkpoint.fingerprint(args.ckpt, overrides))

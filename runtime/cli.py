@@ -23,7 +23,7 @@ Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
     "engine": f"an engine of the bundle, or {' or '.join(KINDS)}: the first such that runs here (default: {DEFAULT})",
-    "device": "where an ONNX Runtime engine runs; cuda takes fp16 engines (default: cpu)",
+    "device": "where an ONNX Runtime engine runs; cuda takes the dialect standard, and fp16 of ort (default: cpu)",
     "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
     "verify": (
         "check the files' hashes, try them in a process of their own, and replay a part of what PyTorch computed, at "

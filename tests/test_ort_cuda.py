@@ -65,7 +65,7 @@ def test_a_bundle_without_fp16_is_refused_before_its_files_are_read(
     for main in (generate.main, bench.main):
         error = refusal(main, made, capsys)
         assert f"CUDA has no kernels for ort-{precision} (ort, {precision})" in error
-        assert "python -m export.onnx --device cuda" in error and "--device cpu" in error
+        assert "python -m export.onnx --ckpt CKPT --device cuda" in error and "--device cpu" in error
 
 
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")

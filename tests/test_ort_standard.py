@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from onnx import TensorProto, helper
 from tiny import BLOCK
 
 from export import onnx as export_onnx
+from export import verify
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import PRECISIONS_OF, computed_with, write_ort_graph
 from export.precisions import PRECISIONS
@@ -270,3 +273,15 @@ def test_cuda_is_exported_for_in_the_dialect_standard() -> None:
     assert export_onnx.options([*given, "--device", "cuda"]).dialect == "standard"
     assert export_onnx.options(given).dialect == "ort"
     assert export_onnx.options([*given, "--dialect", "standard"]).device == "cpu"
+
+
+def test_verify_against_pytorch_takes_the_engine_that_runs_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made.bundle"
+    shutil.copytree(SAMPLES / "student.bundle", made)
+    values = json.loads((made / "manifest.json").read_text())
+    values["engines"][0] |= {"name": "standard-bf16", "dialect": "standard", "precision": "bf16"}
+    (made / "manifest.json").write_text(json.dumps(values))
+    assert verify.main([str(made), "--ckpt", str(SAMPLES / "student.pt"), "--prompts", "1"]) == 2
+    assert "CPU has no kernels for standard-bf16" in capsys.readouterr().err

@@ -31,7 +31,7 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 ATTENTION = {"GroupQueryAttention", "Attention"}
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
-EXPORT = "export one: python -m export.onnx --device cuda, or use --device cpu"
+EXPORT = "export one: python -m export.onnx --ckpt CKPT --device cuda, or use --device cpu"
 DRIVER = "NVIDIA's driver 580 or newer"  # of CUDA 13, which onnxruntime-gpu is built for from 1.30 on
 ARM_GPUS = "SM89, SM90, SM120 or SM121"  # code in onnxruntime-gpu 1.31.1's aarch64 wheel; a Jetson is SM87 or SM110
 OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded to 10 bits
