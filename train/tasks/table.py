@@ -54,7 +54,6 @@ TASKS = {
     "math": Task("math", word_problems.problems, _grade_math),
     "code": Task("code", functions.problems, functions.grade_many),
     "pronounce": _pronounce("pronounce"),
-    "pronounce_short": _pronounce("pronounce_short", longest=2),  # to begin with: long sentences are slow to align
     "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as published splits are
 }
 
