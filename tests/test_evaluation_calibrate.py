@@ -268,6 +268,14 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(
     assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+def test_two_reports_of_one_task_are_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, report = speaking_bundle(tmp_path, "say 1", "yes"), str(teacher_report(tmp_path, own, [1]))
+    assert calibrate.main(["--bundle", str(made), "--data", str(own), "--teacher-report", report, report]) == 2
+    assert capsys.readouterr().err == (
+        "error: --teacher-report has two reports of own; give one per task, of the model with more right\n"
+    )
+
+
 def test_a_gate_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
     made = speaking_bundle(tmp_path, "p", "a")
     before = (made / "manifest.json").read_bytes()

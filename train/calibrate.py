@@ -31,10 +31,11 @@ from .storage.output_files import check_file, replace_file
 COUNT = 400  # validation problems a task, where no report names them
 HELP = {  # of the options whose text is longer than their line
     "teacher-report": (
-        "of train.evaluate --out on the validation split, one a task; the same problems are answered again (default, "
-        "with --bundle: what its fp32 engine does is measured, by its own gate)"
+        "of train.evaluate --out on the validation split, one per task: of the teacher, or of another model that has "
+        "more right; the same problems are answered again (default, with --bundle: what its fp32 engine does is "
+        "measured, by its own gate)"
     ),
-    "target": "percentage points below the teacher, or the fp32 engine, at most (default 0.5)",
+    "target": "percentage points below that model, or the fp32 engine, at most (default 0.5)",
     "by": (
         "what has to be within the target: the difference's mean, or the lower end of its 95 %% interval (default mean)"
     ),
@@ -111,6 +112,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         check_file(path)
     held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args.bundle, args.engine)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
+    check_one_per_task(known)
     model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     subject = evaluated_model.open_evaluated_model(model)
     gate = evaluated_model.chosen_gate(subject.gate, args.gate)
@@ -130,6 +132,13 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     return told
+
+
+def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
+    """Raises UserError for a second report of a task, which would replace the first."""
+    names = [report.task.name for report in reports]
+    if again := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise UserError(f"--teacher-report has two reports of {again}; give one per task, of the model with more right")
 
 
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
