@@ -39,6 +39,7 @@ from .ipa_to_arpabet import arpabet
 WORKER = Path(__file__).with_name("rival_worker.py")
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 NOT_INSTALLED = 3
+SENTENCE = 20  # words
 SEED = 0  # the order of the problems, as `blockstep train evaluate` has it by default
 
 
@@ -87,11 +88,6 @@ RIVALS = {
 def drawn() -> list[tasks.Problem]:
     """Returns every held-out word once."""
     return list(tasks.choose_tasks("pronounce")[0].problems("test", sys.maxsize, SEED))
-
-
-def sentences() -> list[tasks.Problem]:
-    """Returns the held-out words in sentences of 20."""
-    return list(tasks.choose_tasks("pronounce")[0].problems("test_sentences", sys.maxsize, SEED))
 
 
 def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) -> dict[str, Any]:
@@ -162,26 +158,33 @@ def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.
 
 
 def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
-    """Returns the row of a bundle's engine: words one by one, then sentences. Raises UserError if it did not run."""
-    options = ("--model", bundle, "--engine", engine)
-    found = run_worker(python, "blockstep", [problem.prompt for problem in problems], *options)
+    """Returns the row of a bundle's engine: words one by one, then sentences, whose words are asked for at once.
+
+    `sentences` has the forward passes of a sentence (those of its batch, or the sum over its words if the engine takes
+    one sequence), sentences per second, and how many answers differ from those of words asked one by one. Raises
+    UserError if the engine did not run.
+    """
+    options, words = ("--model", bundle, "--engine", engine), [problem.prompt for problem in problems]
+    found = run_worker(python, "blockstep", words, *options)
+    answers = found.pop("answers")
     row = {
         "name": engine, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
-        **rates(problems, found.pop("answers")), **found,
+        **rates(problems, answers), **found,
     }  # fmt: skip
-    asked = sentences()
-    spoken = run_worker(python, "blockstep", [problem.prompt for problem in asked], *options)
+    whole = len(words) // SENTENCE * SENTENCE
+    spoken = run_worker(python, "blockstep", words[:whole], *options, "--together", SENTENCE)
     row["sentences"] = {
-        **rates(asked, spoken["answers"], each=False), "forwards": spoken["forwards"],
-        "per_second": spoken["words_per_second"], "problems": len(asked),
+        "problems": whole // SENTENCE, "forwards": spoken["forwards"],
+        "per_second": spoken["words_per_second"] / SENTENCE,
+        "differing": sum(one != other for one, other in zip(answers[:whole], spoken["answers"], strict=True)),
     }  # fmt: skip
     return row
 
 
-def rates(problems: Sequence[tasks.Problem], texts: Sequence[str], each: bool = True) -> dict[str, Any]:
+def rates(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> dict[str, Any]:
     """Returns error rates with intervals, and which words are wrong, in the order of the problems."""
     figures, wrong = measure_task(tasks.choose_tasks("pronounce")[0], problems, texts)
-    return {**figures, **({"per_problem": wrong} if each else {})}
+    return {**figures, "per_problem": wrong}
 
 
 def conditions() -> dict[str, Any]:

@@ -22,13 +22,13 @@ from train.evaluation.intervals import paired_difference
 from train.storage.output_files import replace_file
 
 from . import study_figures
+from .pronounce_rivals import SENTENCE
 from .recipe_table import read_reports
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MAIN = "word_error_without_stress"  # what published figures have
 RATES = (MAIN, "word_error", "phoneme_error_without_stress", "phoneme_error")
 SAME_DATA = "phonetisaurus"  # the rival that was trained on our train split, which differences are taken to
-SENTENCE = 20  # words
 OLD, NEW = "the CMUdict of PRONALSYL 2007", "the newest CMUdict of 2018, without stress"
 SOURCE = "README of cmusphinx/g2p-seq2seq"
 PUBLISHED = (
@@ -59,7 +59,8 @@ COSTS = """
 ## Forward passes, time, memory, disk
 
 One core, one word per call unless said. \\*: every call starts the program. Memory is the most that the process held;
-an install is the packages and all that they need, without Python. A sentence has {} words.
+an install is the packages and all that they need, without Python. A sentence is {} words, which ours is asked for at
+once: its forward passes are those of their batch, or the sum over the words if the engine takes one sequence.
 """
 LOADS = """
 {}; the load average was {} to {} when these were measured, and times are right only if it was near 1."""
@@ -68,16 +69,13 @@ LOADS = """
 Row = dict[str, Any]
 
 
-def model_row(name: str, report: Mapping[str, Any], sentence: Mapping[str, Any] | None) -> Row:
+def model_row(name: str, report: Mapping[str, Any]) -> Row:
     """Returns the row of an evaluation report. Raises UserError if it is not of the task."""
     if MAIN not in report:
         raise UserError(f"the report of {name} has no {MAIN}; evaluate the task pronounce again, with this version")
     row: Row = {"name": name, "ours": True, "ranked": True, "stress": True, "data": "our train split"}
     row |= {key: report[key] for rate in RATES for key in (rate, f"{rate}_95") if key in report}
     row |= {"words": report["words"], "forwards": report["forwards"], "per_problem": report["per_problem"]}
-    if sentence:
-        row["sentence_forwards"] = sentence["forwards"]
-        row["sentence_word_error_without_stress"] = sentence[MAIN]
     path = Path(report["model"])
     if path.is_file():
         row["weights_bytes"] = path.stat().st_size
@@ -98,14 +96,13 @@ def cost(row: Mapping[str, Any]) -> Row:
     if row["ours"]:
         found["ms_per_sentence"] = 1000 / row["sentences"]["per_second"]
         found["sentence_forwards"] = row["sentences"]["forwards"]
+        found["sentence_differing"] = row["sentences"]["differing"]
     return found
 
 
 def rows_of(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
     """Returns the rows of our models, in the order in which they were evaluated, and those of the rivals after them."""
-    reports = read_reports(runs)
-    spoken = reports.get("test_sentences", {})
-    rows = [model_row(name, report, spoken.get(name)) for name, report in reports.get("test", {}).items()]
+    rows = [model_row(name, report) for name, report in read_reports(runs).get("test", {}).items()]
     here = {row["name"]: row for row in rows}
     for name, measured in rivals["rows"].items():
         if name not in here:

@@ -1,10 +1,10 @@
 """Runs one rival of the pronunciation table, with the standard library and the rival's own package alone.
 
-    PYTHON samples/study/rival_worker.py NAME [--model FILE] [--engine NAME] [--calls N] < words > report.json
+    PYTHON samples/study/rival_worker.py NAME [--model FILE] [--engine NAME] [--together N] [--calls N] < words
 
 `samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
 report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
-is measured by the same lines of code: `blockstep`, whose lines may be whole sentences.
+is measured by the same lines of code: `blockstep`, which may be asked for the words of a sentence at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rival:
         batch: whether one call takes many words.
         program: whether a call starts a program, whose memory counts instead of this process's.
         known: how many of the words the package's own lexicon has, None if it has none to look into.
-        forwards: forward passes of each answer so far, where a rival counts them.
+        forwards: forward passes of each call for `together` words so far, if a rival counts them.
     """
 
     predict: Callable[[Sequence[str]], list[str]]
@@ -91,21 +91,53 @@ def peak_mb(process: int | str = "self") -> float:
     return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
-def blockstep(model: Path | None, engine: str | None = None) -> Rival:
-    """Loads an engine of a bundle of ours, with one thread."""
+def blockstep(model: Path | None, engine: str | None = None, together: int = 1) -> Rival:
+    """Loads an engine of a bundle of ours, with one thread, and asks it for `together` words at once.
+
+    If the engine takes several sequences, they share a batch and its forward passes; or else each takes its own.
+    """
     assert model is not None
     loaded = import_module("blockstep").load(model, engine=engine, threads=1)
+    slots = min(together, loaded.contract.batch)
+    batch = loaded.batch(slots) if slots > 1 else None
     forwards: list[int] = []
 
     def predict(words: Sequence[str]) -> list[str]:
-        answers = [loaded.generate(word) for word in words]
-        forwards.extend(answer.result.forwards for answer in answers)
-        return [answer.text for answer in answers]
+        texts: list[str] = []
+        for place in range(0, len(words), together):
+            asked = words[place : place + together]
+            answers, passes = one_by_one(loaded, asked) if batch is None else in_batch(loaded, batch, asked)
+            texts += answers
+            forwards.append(passes)
+        return texts
 
     manifest = json.loads((model / "manifest.json").read_text())
     files = next(each["files"] for each in manifest["engines"] if each["name"] == loaded.engine)
     size = sum((model / file).stat().st_size for file in [*files, manifest["tokenizer"]["file"], "manifest.json"])
     return Rival(predict, {**installed("blockstep", "onnxruntime"), WEIGHTS: ("", size)}, forwards=forwards)
+
+
+def one_by_one(loaded: Any, words: Sequence[str]) -> tuple[list[str], int]:
+    """Returns the answers to words and the sum of their forward passes."""
+    answers = [loaded.generate(word) for word in words]
+    return [answer.text for answer in answers], sum(answer.result.forwards for answer in answers)
+
+
+def in_batch(loaded: Any, batch: Any, words: Sequence[str]) -> tuple[list[str], int]:
+    """Returns the answers to words and the forward passes of the batch that they share. Raises what an answer does."""
+    numbers = [batch.add(loaded.request(word)) for word in words]
+    texts: dict[int, str] = {}
+    passes = 0
+    while batch.busy:
+        outcome = batch.step()
+        for error in outcome.failed.values():
+            raise error
+        passes += not outcome.steps or any(step.slot >= 0 for step in outcome.steps)
+        for step in outcome.steps:
+            if (result := step.result) is not None:
+                ids = result.token_ids[:-1] if result.finish == "eos" else result.token_ids
+                texts[step.row] = loaded.tokenizer.decode(ids)
+    return [texts[number] for number in numbers], passes
 
 
 def g2p_en(model: Path | None) -> Rival:
@@ -202,13 +234,15 @@ def size_of(part: Distribution) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def report(name: str, words: Sequence[str], model: Path | None, calls: int, engine: str | None) -> dict[str, Any]:
+def report(
+    name: str, words: Sequence[str], model: Path | None, calls: int, engine: str | None, together: int = 1
+) -> dict[str, Any]:
     """Loads a rival and asks it for all words; if it takes them at once, then for the first `calls` one by one too."""
     started = time.perf_counter()
-    rival = RIVALS[name](model) if engine is None else blockstep(model, engine)
+    rival = RIVALS[name](model) if engine is None else blockstep(model, engine, together)
     loaded = time.perf_counter()
     answers = rival.predict(words)
-    seconds, forwards = time.perf_counter() - loaded, sum(rival.forwards)
+    seconds, forwards = time.perf_counter() - loaded, rival.forwards.copy()
     per_second = len(words) / seconds
     batched = per_second if rival.batch else None
     if rival.batch:
@@ -226,7 +260,7 @@ def report(name: str, words: Sequence[str], model: Path | None, calls: int, engi
         "program_per_call": rival.program,
         "peak_mb": PROGRAMS.peak_mb if rival.program else peak_mb(),
         "packages": {part: {"version": version, "bytes": size} for part, (version, size) in rival.packages.items()},
-        "forwards": forwards / len(words) if forwards else None,
+        "forwards": sum(forwards) / len(forwards) if forwards else None,
         "known": rival.known(words) if rival.known else None,
         "python": sys.version.split()[0],
     }
@@ -239,11 +273,12 @@ def main() -> int:
     p.add_argument("--model", type=Path, help="file that the rival loads")
     p.add_argument("--calls", type=int, default=200, help="words that are asked one by one (default 200)")
     p.add_argument("--engine", help="of a bundle of ours")
+    p.add_argument("--together", type=int, default=1, help="words that ours is asked for at once (default 1)")
     args = p.parse_args()
     words = sys.stdin.read().splitlines()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     try:
-        found = report(args.name, words, args.model, args.calls, args.engine)
+        found = report(args.name, words, args.model, args.calls, args.engine, args.together)
     except (ImportError, PackageNotFoundError) as error:
         print(f"not installed: {error}", file=sys.stderr)
         return 3
