@@ -1,0 +1,84 @@
+"""The recipe's stages, with programs that only note how they are called; `make train-smoke` runs the real ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+RECIPE = Path(__file__).parent.parent / "samples" / "recipe.sh"
+STUB = """#!/bin/sh
+echo "blockstep $*" >> "$CALLS"
+case "$*" in *"$FAILING"*) [ -n "$FAILING" ] && exit 1 ;; esac
+exit 0
+"""
+STUDENTS = ["cdlm", "cd4lm", "dparallel"]
+
+
+def run(folder: Path, task: str, failing: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs the recipe with stubs of blockstep and python; a command that has the words `failing` in it ends in 1."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    for name in ("blockstep", "python"):
+        (programs / name).write_text(STUB, encoding="utf-8")
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(folder / "calls")}
+    environment |= {"TASK": task, "RUNS": str(folder / "runs"), "FAILING": failing, **settings}
+    return subprocess.run(["bash", str(RECIPE)], capture_output=True, text=True, env=environment)
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def stages(folder: Path) -> list[str]:
+    lines = (folder / "runs" / "stages.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("task", "held_to", "splits"), [("pronounce", "baseline", ["test"]), ("math", "teacher", ["test", "test_surface"])]
+)
+def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
+    done = run(tmp_path, task, SMOKE="1")
+    assert done.returncode == 0, done.stderr
+    models = ["baseline", *STUDENTS, "ort-fp32", "ort-int8", "teacher"]
+    assert stages(tmp_path) == [
+        "baseline", "teacher", "trajectories", "answers", *STUDENTS, f"{held_to}-valid",
+        *(f"{name}-threshold" for name in STUDENTS), "export-fp32", "export-int8",
+        *(f"{model}-{split}" for model in models for split in splits), "table",
+    ]  # fmt: skip
+    held = [line for line in calls(tmp_path) if "--teacher-report" in line]
+    assert len(held) == 3 and all(f"--teacher-report {tmp_path}/runs/{held_to}-valid.json" in line for line in held)
+    # a second run has nothing to do
+    before = calls(tmp_path)
+    assert run(tmp_path, task, SMOKE="1").returncode == 0 and calls(tmp_path) == before
+
+
+def test_pronounce_trains_on_canvases_of_a_word_and_math_as_before(tmp_path: Path) -> None:
+    for task, given in (("pronounce", "--context 64 --canvas 32"), ("math", "--context 512")):
+        folder = tmp_path / task
+        folder.mkdir()
+        run(folder, task, SMOKE="1")
+        trained = [line for line in calls(folder) if "train teacher" in line]
+        assert len(trained) == 2 and all(f" {given} --out " in line for line in trained)
+        assert all(("--dropout 0.1" in line) == (task == "pronounce") for line in trained)
+
+
+def test_a_student_that_no_threshold_keeps_up_goes_on_with_its_own(tmp_path: Path) -> None:
+    report = tmp_path / "runs" / "cd4lm-threshold.json"
+    report.parent.mkdir()
+    report.write_text("{}", encoding="utf-8")
+    done = run(tmp_path, "pronounce", "train calibrate --ckpt " + str(tmp_path / "runs" / "cd4lm.pt"), SMOKE="1")
+    assert done.returncode == 0 and stages(tmp_path)[-1] == "table"
+
+
+def test_a_stage_that_fails_stops_the_recipe_and_is_run_again(tmp_path: Path) -> None:
+    done = run(tmp_path, "pronounce", "train calibrate", SMOKE="1")
+    assert done.returncode == 1 and "stopped in the stage cdlm-threshold" in done.stderr
+    assert stages(tmp_path)[-1] == "baseline-valid"
+    assert run(tmp_path, "pronounce", SMOKE="1").returncode == 0 and stages(tmp_path)[-1] == "table"
