@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.."
 TASK=${TASK:-pronounce}
 RUNS=${RUNS:-runs/$TASK}
 
-# stage NAME, expected minutes on two cores with AMX or AVX-512 BF16, and with AVX2 alone, COMMAND.
-# n A B: A, or B in a smoke run. of A B: A of pronounce, B of the other tasks.
+# stage NAME, expected minutes of pronounce, of the other tasks, COMMAND. Minutes are for two cores: with AMX or AVX-512
+# BF16 / with AVX2 alone. n A B: A, or B in a smoke run. of A B: A of pronounce, B of the other tasks.
 recipe() {
   # Tokens of prompt and answer; the longest word of pronounce has 28 letters and as many phonemes.
   local size=(--context 512)
@@ -34,49 +34,49 @@ recipe() {
     new=(--optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32)
     masked=(--optimizer muon --learning-rate 3e-3)
   fi
-  stage baseline "$(of 12 10)" "$(of 67 40)" blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
+  stage baseline 12/67 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
     --steps "$(n "$(of 6000 4000)" 2)" --batch "$(n "$(of 128 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
-  stage teacher "$(of 17 12)" "$(of 94 45)" blockstep train teacher --objective masked "${training[@]}" \
+  stage teacher 17/94 12/45 blockstep train teacher --objective masked "${training[@]}" \
     --init "$RUNS/baseline.pt" --steps "$(n "$(of 3000 2500)" 2)" --batch "$(n "$(of 128 32)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
-  stage trajectories "$(of 3 8)" "$(of 9 25)" blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage trajectories 3/8 8/25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --count "$(n "$(of 6000 1000)" 4)" --shard "$(n "$(of 512 128)" 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
-  stage answers "$(of 2 16)" "$(of 6 60)" blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage answers 2/6 16/60 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 3000)" 4)" --shard "$(n "$(of 512 256)" 4)" --seed 1 \
     --out "$RUNS/answers"
 
   # One student per method, all block-causal, all from the teacher's weights, with a share of the next-token loss.
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   local updates=(--steps "$(n "$(of 1200 800)" 2)" --batch "$(n "$(of 64 32)" 2)")
-  stage cdlm 10 35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
+  stage cdlm 7/32 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" "${updates[@]}" --out "$RUNS/cdlm.pt"
-  stage cd4lm 7 25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
+  stage cd4lm 4/15 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     "${updates[@]}" --out "$RUNS/cd4lm.pt"
-  stage dparallel 12 45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
+  stage dparallel 10/50 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
     --trajectories "$RUNS/answers" "${right[@]}" "${updates[@]}" --out "$RUNS/dparallel.pt"
 
   # Each student's threshold: the fewest forward passes at which it is not below the better one of baseline and teacher,
   # on validation problems. Of pronounce that is the baseline; held to a weak teacher, a weak student would do.
   local better
   better=$(of baseline teacher)
-  stage "$better-valid" "$(of 1 3)" "$(of 2 9)" blockstep train evaluate --ckpt "$RUNS/$better.pt" --task "$TASK" \
+  stage "$better-valid" 1/2 3/9 blockstep train evaluate --ckpt "$RUNS/$better.pt" --task "$TASK" \
     --split valid --count "$(n "$(of 2000 1000)" 4)" --out "$RUNS/$better-valid.json"
   local method
   for method in cdlm cd4lm dparallel; do
-    stage "$method-threshold" "$(of 2 5)" "$(of 6 15)" calibrate "$RUNS/$method-threshold.json" --ckpt "$RUNS/$method.pt" \
+    stage "$method-threshold" 3/10 5/15 calibrate "$RUNS/$method-threshold.json" --ckpt "$RUNS/$method.pt" \
       --target 0.5 --teacher-report "$RUNS/$better-valid.json"
   done
 
   # The engines that run without PyTorch, in fp32 and int8, each compared with PyTorch before it is written.
   local precision
   for precision in fp32 int8; do
-    stage "export-$precision" 1 2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
+    stage "export-$precision" 1/2 1/2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
       --out "$RUNS/student.bundle"
   done
 
@@ -84,21 +84,21 @@ recipe() {
   # The teacher, which runs its whole canvas once per token, takes longest.
   local model
   for model in baseline cdlm cd4lm dparallel; do
-    evaluate "$model" 1 2 --ckpt "$RUNS/$model.pt"
+    evaluate "$model" 1/3 1/2 --ckpt "$RUNS/$model.pt"
   done
-  evaluate ort-fp32 1 2 --bundle "$RUNS/student.bundle" --engine ort-fp32
-  evaluate ort-int8 1 2 --bundle "$RUNS/student.bundle" --engine ort-int8
-  evaluate teacher "$(of 3 12)" "$(of 9 40)" --ckpt "$RUNS/teacher.pt"
+  evaluate ort-fp32 1/2 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
+  evaluate ort-int8 1/2 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
+  evaluate teacher 3/8 12/40 --ckpt "$RUNS/teacher.pt"
 
   # What was made, by which versions, in which time; and the table.
-  stage table 1 1 python samples/study/recipe_table.py "$RUNS"
+  stage table 1/1 1/1 python samples/study/recipe_table.py "$RUNS"
 }
 
 evaluate() { # NAME, MINUTES, MINUTES, options that name the model
-  local split name=$1 fast=$2 slow=$3
+  local split name=$1 words=$2 others=$3
   shift 3
   for split in $(splits); do
-    stage "$name-$split" "$fast" "$slow" blockstep train evaluate "$@" --task "$TASK" --split "$split" \
+    stage "$name-$split" "$words" "$others" blockstep train evaluate "$@" --task "$TASK" --split "$split" \
       --count "$(n 10000 4)" --out "$RUNS/$name-$split.json"
   done
 }
@@ -130,14 +130,14 @@ fail() {
 
 fast_cpu() { grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; }
 
-minutes() { if fast_cpu; then echo "$1"; else echo "$2"; fi; }
+minutes() { if fast_cpu; then echo "${1%/*}"; else echo "${1#*/}"; fi; }
 
 # The command that a finished stage was run with, or nothing.
 finished() { [ -f "$RUNS/stages.tsv" ] && awk -F'\t' -v stage="$1" '$1 == stage { print $3 }' "$RUNS/stages.tsv"; }
 
 stage() { # NAME, MINUTES, MINUTES, COMMAND
   local name=$1 expected before
-  expected=$(minutes "$2" "$3")
+  expected=$(minutes "$(of "$2" "$3")")
   shift 3
   before=$(finished "$name" || true)
   if [ -n "$planning" ]; then
