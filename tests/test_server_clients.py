@@ -52,12 +52,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     """The fields of each request that reaches the server."""
     seen: Sent = []
 
-    def noting(model: Model, name: str, most: int | None, api: Any, body: Any) -> Any:
+    def noting(model: Model, name: str, most: int | None, api: Any, body: Any, places: int) -> Any:
         seen.append((api.prompt, frozenset(body)))
-        return reading(model, name, most, api, body)
+        return reading(model, name, most, api, body, places)
 
-    reading = handler.read_server_request
-    monkeypatch.setattr(handler, "read_server_request", noting)
+    reading = handler.read_server_requests
+    monkeypatch.setattr(handler, "read_server_requests", noting)
     return seen
 
 

@@ -168,7 +168,7 @@ WRONG: list[tuple[str, Any]] = [
     ("logit_bias", {"5": 1}), ("nonsense", 1), ("temperature", 7), ("temperature", "hot"), ("temperature", -1),
     ("logprobs", 2), ("stop", ["a"] * 33), ("stop", ""), ("stream", 1), ("threshold", 1.5), ("threshold", "low"),
     ("seed", "x"), ("stream_canvas", True), ("stream_options", {"include_usage": True}), ("prompt", ""),
-    ("prompt", ["a", "b"]), ("prompt", [1.5]), ("max_tokens", 1.5), ("messages", []), ("threshold", 10**400),
+    ("prompt", []), ("prompt", [1.5]), ("max_tokens", 1.5), ("messages", []), ("threshold", 10**400),
 ]  # fmt: skip
 
 

@@ -20,82 +20,96 @@ LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What all parts of one reply have in common. cached: whether its committed tokens were kept in a cache."""
+    """What all parts of one reply have in common.
 
-    ask: ServerRequest
+    asks: the request of each choice; cached: whether committed tokens were kept in a cache.
+    """
+
+    asks: Sequence[ServerRequest]
     model: str
     cached: bool
     last: ClassVar[bytes] = b"data: [DONE]\n\n"  # of a stream
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    _ends: list[End] = field(default_factory=list)  # of a stream, those that it has closed
 
-    def whole(self, finished: Sequence[Finished], end: End) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    @property
+    def ask(self) -> ServerRequest:
+        """The first request, which has all that the others have but for the prompt and the seed."""
+        return self.asks[0]
+
+    def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+        """The body of a reply that is not streamed. answers: blocks and end of each choice, in the requests' order."""
+        choices = [self._choice(index, *answer) for index, answer in enumerate(answers)]
+        ends = [end for _, end in answers]
+        own = [own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
+        alone = len(own) == 1
+        if not alone:
+            choices = [{**choice, "blockstep": counted} for choice, counted in zip(choices, own, strict=True)]
+        body = {**self._head(False), "choices": choices, "usage": self._usage(ends)}
+        return {**body, "blockstep": own[0]} if alone else body
+
+    def _choice(self, index: int, finished: Sequence[Finished], end: End) -> dict[str, Any]:
         text = "".join(block.text for block in finished)
         scores = self._logprobs([token for block in finished for token in block.tokens], len(text))
-        choice: dict[str, Any] = {"index": 0, "logprobs": scores, "finish_reason": REASONS[end.finish]}
+        choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": REASONS[end.finish]}
         if self.ask.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        return {
-            **self._head(False),
-            "choices": [choice],
-            "usage": self._usage(end),
-            "blockstep": own_fields(self.ask, self.cached, end),
-        }
+            return {**choice, "message": {"role": "assistant", "content": text, "refusal": None}}
+        return {**choice, "text": text}
 
-    def chunks(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream says of an event."""
+    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
+        """What a stream says of an event of one choice."""
         if isinstance(event, ShownBlock):
-            return [self.canvas(event)]
+            return [self.canvas(index, event)]
         if isinstance(event, Finished):
-            return self.block(event)
+            return self.block(index, event)
         if isinstance(event, Failure):
             return [Refusal(500, event.message, code="failed").body]
-        return self.closing(event)
+        return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
         """What a stream begins with."""
-        return [self._chunk({"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
+        return [self._chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
 
-    def block(self, block: Finished) -> list[dict[str, Any]]:
+    def block(self, index: int, block: Finished) -> list[dict[str, Any]]:
         """A finished block, where it has something to say."""
         if not (block.text or block.tokens):
             return []
         scores = self._logprobs(block.tokens, None)
-        chunk = self._chunk({"content": block.text} if self.ask.chat else block.text, scores, None)
+        chunk = self._chunk(index, {"content": block.text} if self.ask.chat else block.text, scores, None)
         if self.ask.canvas:
             tokens = [_cell(t.completes, t.confidence, t.step) for t in block.tokens]
-            chunk["canvas"] = {"block": block.block, "done": True, "cells": tokens, **counts(block)}
+            chunk["canvas"] = {"index": index, "block": block.block, "done": True, "cells": tokens, **counts(block)}
         return [chunk]
 
-    def canvas(self, canvas: ShownBlock) -> dict[str, Any]:
+    def canvas(self, index: int, canvas: ShownBlock) -> dict[str, Any]:
         """The block in work: a chunk without choices, which OpenAI's clients pass over."""
         cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
-        drawn = {"block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
+        drawn = {"index": index, "block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
         return {**self._head(True), "choices": [], "canvas": drawn}
 
-    def closing(self, end: End) -> list[dict[str, Any]]:
-        """The reason of the end, and the usage where it is asked for."""
-        last = self._chunk({} if self.ask.chat else "", None, REASONS[end.finish])
-        last["blockstep"] = own_fields(self.ask, self.cached, end)
-        if not self.ask.usage:
+    def closing(self, index: int, end: End) -> list[dict[str, Any]]:
+        """The reason of a choice's end, and after the last one the usage where it is asked for."""
+        last = self._chunk(index, {} if self.ask.chat else "", None, REASONS[end.finish])
+        last["blockstep"] = own_fields(self.asks[index], self.cached, end)
+        self._ends.append(end)
+        if not self.ask.usage or len(self._ends) < len(self.asks):
             return [last]
-        return [last, {**self._head(True), "choices": [], "usage": self._usage(end)}]
+        return [last, {**self._head(True), "choices": [], "usage": self._usage(self._ends)}]
 
     def _head(self, streamed: bool) -> dict[str, Any]:
         kind = ("chat.completion" + ".chunk" * streamed) if self.ask.chat else "text_completion"
         start = "chatcmpl-" if self.ask.chat else "cmpl-"
         return {"id": start + self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, content: dict[str, str] | str, scores: Any, reason: str | None) -> dict[str, Any]:
+    def _chunk(self, index: int, content: dict[str, str] | str, scores: Any, reason: str | None) -> dict[str, Any]:
         name = "delta" if self.ask.chat else "text"
-        choice = {"index": 0, name: content, "logprobs": scores, "finish_reason": reason}
+        choice = {"index": index, name: content, "logprobs": scores, "finish_reason": reason}
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
 
-    def _usage(self, end: End) -> dict[str, int]:
-        prompt, tokens = len(self.ask.prompt), end.counts.tokens
+    def _usage(self, ends: Sequence[End]) -> dict[str, int]:
+        """Tokens of all prompts and all answers."""
+        prompt, tokens = sum(len(ask.prompt) for ask in self.asks), sum(end.counts.tokens for end in ends)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
     def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""One request over HTTP: its body read, its job given to the workers, its events sent as one reply or as a stream."""
+"""One request over HTTP: its body read, its jobs given to the workers, their events sent whole or as a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .completions_json import Reply
 from .events import End, Event, Failure, Finished
 from .http_errors import Refusal, in_json
 from .intake import parse_body
-from .request import RESPONSES, Api, ServerRequest, read_server_request
+from .request import RESPONSES, Api, ServerRequest, read_server_requests
 from .responses_json import ResponsesReply
 from .service import Service
 from .worker_pool import Job
@@ -27,9 +27,11 @@ from .worker_pool import Job
 LOG = logging.getLogger(__name__)
 BODY_SECONDS = 30.0  # for a request's body to arrive
 
+Feed = asyncio.Queue[tuple[int, Event]]  # events of a request's jobs, each with its job's index
+
 
 async def complete(service: Service, api: Api, request: Request) -> Response:
-    """One answer, whole or streamed. Raises Refusal if there is none."""
+    """One reply, whole or streamed, with an answer to each prompt. Raises Refusal if there is none."""
     started = time.perf_counter()
     try:
         content = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
@@ -39,21 +41,22 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
         return Response(status_code=LEFT)
     service.workers.check_room()  # before any work on what a client sent
 
-    def read() -> tuple[Any, ServerRequest]:
-        body = parse_body(content)
-        return body, read_server_request(service.model, service.name, service.most, api, body)
+    def read() -> tuple[Any, tuple[ServerRequest, ...]]:
+        body, most = parse_body(content), service.workers.most
+        return body, read_server_requests(service.model, service.name, service.most, api, body, most)
 
-    body, ask = await service.intake.run(len(content), read)
-    feed: asyncio.Queue[Event] = asyncio.Queue()
-    job = Job(ask, _into(feed))
-    service.workers.submit(job)
+    body, asks = await service.intake.run(len(content), read)
+    feed: Feed = asyncio.Queue()
+    jobs = [Job(ask, _into(feed, index)) for index, ask in enumerate(asks)]
+    service.workers.submit(*jobs)
     cached = service.model.contract.has_cache
-    reply = ResponsesReply(ask, service.name, cached, body) if api is RESPONSES else Reply(ask, service.name, cached)
-    events = _events(service, request, job, feed, started)
-    if ask.stream:
+    responses = api is RESPONSES
+    reply = ResponsesReply(asks[0], service.name, cached, body) if responses else Reply(asks, service.name, cached)
+    events = _events(service, request, jobs, feed, started)
+    if asks[0].stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_lines(reply, events), headers=headers, media_type="text/event-stream")
-    return await _whole(reply, events)
+    return await _whole(reply, events, len(jobs))
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -72,13 +75,13 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
-def _into(feed: asyncio.Queue[Event]) -> Callable[[Event], None]:
-    """Takes events on a worker's thread and puts them into a queue of the running loop."""
+def _into(feed: Feed, index: int) -> Callable[[Event], None]:
+    """Takes events of a job on a worker's thread and puts them, with its index, into a queue of the running loop."""
     loop = asyncio.get_running_loop()
 
     def deliver(event: Event) -> None:
         try:
-            loop.call_soon_threadsafe(feed.put_nowait, event)
+            loop.call_soon_threadsafe(feed.put_nowait, (index, event))
         except RuntimeError:  # the loop is closed: a drain that took too long was broken off
             return
 
@@ -86,62 +89,85 @@ def _into(feed: asyncio.Queue[Event]) -> Callable[[Event], None]:
 
 
 async def _events(
-    service: Service, request: Request, job: Job, feed: asyncio.Queue[Event], started: float
-) -> AsyncGenerator[Event, None]:
-    """A job's events to its last; a client that leaves takes the job back."""
-    gone = asyncio.create_task(_withdraw_when_gone(service, request, job))
-    first, event = True, None
+    service: Service, request: Request, jobs: Sequence[Job], feed: Feed, started: float
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """The jobs' events, each with its job's index, to the last End or to the first Failure.
+
+    A client that leaves takes all of them back, and so does a Failure.
+    """
+    gone = asyncio.create_task(_withdraw_when_gone(service, request, jobs))
+    begun, ended = set[int](), dict[int, tuple[Event, float]]()
+    event: Event | None = None
     try:
-        while not isinstance(event, End | Failure):
-            event = await feed.get()
-            if first and isinstance(event, Finished):
-                service.counters.first_block(time.perf_counter() - started)
-                first = False
+        while len(ended) < len(jobs) and not isinstance(event, Failure):
+            index, event = await feed.get()
+            seconds = time.perf_counter() - started
+            if isinstance(event, Finished) and index not in begun:
+                service.counters.first_block(seconds)
+                begun.add(index)
             if isinstance(event, End) and event.finish != "cancelled":
-                service.counters.answered(event, time.perf_counter() - started)
-            yield event
+                service.counters.answered(event, seconds)
+            if isinstance(event, End | Failure):
+                ended[index] = event, seconds
+            if isinstance(event, Failure) and len(jobs) > 1:
+                event = Failure(f"prompt[{index}]: {event.message}")
+            yield index, event
     finally:
         gone.cancel()
-        service.workers.withdraw(job)
-        _log(service, request.url.path, job.ask, event, time.perf_counter() - started)
+        _withdraw(service, jobs)
+        for index, job in enumerate(jobs):
+            last, seconds = ended.get(index, (None, time.perf_counter() - started))
+            _log(service, request.url.path, job.ask, last, seconds)
 
 
-async def _withdraw_when_gone(service: Service, request: Request, job: Job) -> None:
+async def _withdraw_when_gone(service: Service, request: Request, jobs: Sequence[Job]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
-    service.workers.withdraw(job)
+    _withdraw(service, jobs)
 
 
-async def _whole(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> Response:
-    finished = []
+def _withdraw(service: Service, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        service.workers.withdraw(job)
+
+
+async def _whole(
+    reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None], count: int
+) -> Response:
+    finished, ends = [list[Finished]() for _ in range(count)], dict[int, End]()
     async with aclosing(events):
-        async for event in events:
+        async for index, event in events:
             if isinstance(event, Finished):
-                finished.append(event)
+                finished[index].append(event)
             elif isinstance(event, Failure):
                 raise Refusal(500, event.message, code="failed")
-            elif isinstance(event, End) and event.finish != "cancelled":
-                return await run_in_threadpool(_written, reply, finished, event)
-    return Response(status_code=LEFT)
+            elif isinstance(event, End):
+                if event.finish == "cancelled":
+                    return Response(status_code=LEFT)
+                ends[index] = event
+    return await run_in_threadpool(_written, reply, [(finished[index], ends[index]) for index in range(count)])
 
 
-def _written(reply: Reply | ResponsesReply, finished: Sequence[Finished], end: End) -> Response:
+def _written(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
     """The reply's JSON, which takes a while with log probabilities."""
-    return in_json(reply.whole(finished, end))
+    return in_json(reply.whole(answers))
 
 
-async def _lines(reply: Reply | ResponsesReply, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
+async def _lines(
+    reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None]
+) -> AsyncIterator[bytes]:
     """The stream of server-sent events. A failure in the middle is one too, and no last line follows it."""
     for chunk in reply.opening():
         yield _line(chunk)
     async with aclosing(events):
-        async for event in events:
+        async for index, event in events:
             if isinstance(event, End) and event.finish == "cancelled":
                 return
-            for chunk in reply.chunks(event):
+            for chunk in reply.chunks(index, event):
                 yield _line(chunk)
-            if isinstance(event, End):
-                yield reply.last
+            if isinstance(event, Failure):
+                return
+    yield reply.last
 
 
 def _line(chunk: dict[str, Any]) -> bytes:

@@ -57,10 +57,13 @@ class ServerRequest:
     best: bool = False
 
 
-def read_server_request(model: Model, name: str, most: int | None, api: Api, body: Any) -> ServerRequest:
-    """The request that a decoded JSON body makes of `model`, served as `name`, with at most `most` new tokens.
+def read_server_requests(
+    model: Model, name: str, most: int | None, api: Api, body: Any, places: int
+) -> tuple[ServerRequest, ...]:
+    """The requests that a decoded JSON body makes of `model`, one per prompt, alike but for their prompts and seeds.
 
-    Raises Refusal naming the field that is wrong or not supported.
+    name: what the model is served as; most: new tokens of each; places: how many prompts a body may have. Raises
+    Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"the body is {json_type(body)}; expected a JSON object")
@@ -69,21 +72,20 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
     if fields.get("model") not in (None, "", name):
         raise unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
-    request = _request(model, api, fields, most)
-    logprobs, best = _logprobs(fields, chat, request.options.temperature > 0)
-    tokens = new_tokens(model.contract, request.prompt, request.options)
-    limited = tokens if most is None else min(most, tokens)
-    return ServerRequest(
-        prompt=request.prompt,
-        options=replace(request.options, max_new_tokens=limited, threshold=_threshold(model, fields)),
-        chat=chat,
-        stop=_stops(fields),
-        stream=stream,
-        usage=_usage(fields, stream),
-        canvas=_canvas(fields, stream),
-        logprobs=logprobs,
-        best=best,
-    )
+    requests = _requests(model, api, fields, most, places)
+    logprobs, best = _logprobs(fields, chat, requests[0].options.temperature > 0)
+    shared: dict[str, Any] = {
+        "chat": chat, "stop": _stops(fields), "stream": stream, "usage": _usage(fields, stream),
+        "canvas": _canvas(fields, stream), "logprobs": logprobs, "best": best,
+    }  # fmt: skip
+    threshold = _threshold(model, fields)
+    made = []
+    for request in requests:
+        tokens = new_tokens(model.contract, request.prompt, request.options)
+        limited = tokens if most is None else min(most, tokens)
+        options = replace(request.options, max_new_tokens=limited, threshold=threshold)
+        made.append(ServerRequest(request.prompt, options, **shared))
+    return tuple(made)
 
 
 def unknown_model(asked: Any, name: str) -> Refusal:
@@ -102,25 +104,28 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
     return temperature, seed
 
 
-def _request(model: Model, api: Api, fields: Mapping[str, Any], most: int | None) -> Request:
-    """The prompt with its room and sampling. What does not fit is blamed on the prompt unless fewer tokens would."""
+def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
+    """The prompts with their room and sampling. What does not fit is blamed on a prompt unless fewer tokens would."""
     temperature, seed = _sampling(model, fields)
     limit, wanted = _room(fields, api.limits, most)
-    with _blame(api.prompt):
-        prompt = token_ids(_prompt(model, api, fields))
-        check_ids(model.contract, prompt)
-        check_room(model.contract, len(prompt), 1)
-    with _blame(limit):
-        return model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
+    prompts, made = _prompts(api, fields, places), list[Request]()
+    for field, value in prompts.items():
+        with _blame(field):
+            prompt = token_ids(_prompt(model, api, fields, field, value))
+            check_ids(model.contract, prompt)
+            check_room(model.contract, len(prompt), 1)
+        with _blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
+            made.append(model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed))
+    return made
 
 
 @contextmanager
-def _blame(field: str) -> Iterator[None]:
-    """Names the field of the request that a UserError is about."""
+def _blame(field: str, name: str | None = None) -> Iterator[None]:
+    """Names the field of the request that a UserError is about; name: in the message, the field itself by default."""
     try:
         yield
     except UserError as error:
-        raise Refusal(400, f"{field}: {' '.join(str(error).split())}", field) from None
+        raise Refusal(400, f"{name or field}: {' '.join(str(error).split())}", field) from None
 
 
 def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
@@ -138,8 +143,21 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
     return name, wanted
 
 
-def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[int]:
-    prompt, tokenizer = fields.get(api.prompt), model.tokenizer
+def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]:
+    """The values of a body's prompts, each by its field's name: a list of texts or of lists of ids is one per entry."""
+    given = fields.get(api.prompt)
+    if api is not COMPLETIONS or not isinstance(given, list) or not any(isinstance(one, str | list) for one in given):
+        return {api.prompt: given}
+    if len(given) > places:
+        message = f"prompt has {len(given)} entries; this server holds {places} requests at once, so send fewer"
+        raise Refusal(400, message, api.prompt)
+    if len(given) == 1:
+        return {api.prompt: given[0]}
+    return {f"{api.prompt}[{place}]": one for place, one in enumerate(given)}
+
+
+def _prompt(model: Model, api: Api, fields: Mapping[str, Any], field: str, prompt: Any) -> Ints | list[int]:
+    tokenizer = model.tokenizer
     if api is RESPONSES:
         conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
         return tokenizer.encode_messages(conversation)
@@ -147,15 +165,14 @@ def _prompt(model: Model, api: Api, fields: Mapping[str, Any]) -> Ints | list[in
         with _blame("chat_template_kwargs"):
             arguments = check_arguments(fields.get("chat_template_kwargs", {}))
         return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template), arguments)
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str) and prompt:
         return tokenizer.encode(prompt)
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         if len(prompt) > model.contract.capacity:  # an array of them would be made for nothing
             check_room(model.contract, len(prompt), 1)
         return prompt
-    raise Refusal(400, "prompt has to be one text or one list of token ids, and not empty", "prompt")
+    what = "a text or a list of token ids" if field != api.prompt else "a text, a list of token ids, or a list of these"
+    raise Refusal(400, f"{field} has to be {what}, and not empty", field)
 
 
 def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -43,8 +43,9 @@ class ResponsesReply:
         }
         self._text, self._numbers = "", count()
 
-    def whole(self, finished: Sequence[Finished], end: End) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+        """The body of a reply that is not streamed, of one answer."""
+        [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
         return self._ended(end)
 
@@ -58,8 +59,8 @@ class ResponsesReply:
             self._event("response.content_part.added", **self._place, part=_part("")),
         ]
 
-    def chunks(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream says of an event; there is no form for a block in work."""
+    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
+        """What a stream says of an event of the one answer, 0; there is no form for a block in work."""
         if isinstance(event, Finished):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}

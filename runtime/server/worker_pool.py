@@ -69,19 +69,24 @@ class Workers:
     def waiting(self) -> int:
         return len(self._jobs)
 
-    def submit(self, job: Job) -> None:
-        """Queues a request. Raises what `check_room` raises."""
-        with self._changed:
-            self.check_room()
-            self._jobs.append(job)
-            self._changed.notify()
+    @property
+    def most(self) -> int:
+        """How many requests may wait and be answered together."""
+        return self.room + self._places
 
-    def check_room(self) -> None:
-        """Raises Refusal 429 if too many requests wait, 503 after `close`."""
+    def submit(self, *jobs: Job) -> None:
+        """Queues requests, all of them or none. Raises what `check_room` raises."""
+        with self._changed:
+            self.check_room(len(jobs))
+            self._jobs.extend(jobs)
+            self._changed.notify(len(jobs))
+
+    def check_room(self, count: int = 1) -> None:
+        """Raises Refusal 429 if too many requests wait for `count` more, 503 after `close`."""
         if self._closed:
             raise Refusal(503, "the server is going down; ask another one", code="draining")
-        if len(self._jobs) + self.running >= self.room + self._places:
-            raise self._full()
+        if len(self._jobs) + self.running + count > self.most:
+            raise self._full(count)
 
     def withdraw(self, job: Job) -> None:
         """Nobody waits for it any more: it leaves the queue now, or its worker after the step in work."""
@@ -100,11 +105,12 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    def _full(self) -> Refusal:
-        expected = self._mean * (len(self._jobs) + 1) / self._places
+    def _full(self, count: int) -> Refusal:
+        expected = self._mean * (len(self._jobs) + count) / self._places
         # Seconds are whole in the standard header; OpenAI's clients read the finer one first.
         wait = {"retry-after": f"{max(1, math.ceil(expected))}", "retry-after-ms": f"{max(10, round(1000 * expected))}"}
-        message = f"{len(self._jobs)} requests are waiting; try again later"
+        more = f" and {count} more do not fit" if count > 1 else ""
+        message = f"{len(self._jobs)} requests are waiting{more}; try again later"
         return Refusal(429, message, code="queue_full", headers=wait)
 
     def take(self, wait: bool) -> Job | None:
