@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, needs_tools, run
+from speaking import speaking_bundle
 
 from runtime import load
 
@@ -27,7 +28,7 @@ def output(*words: str | Path) -> str:
 
 def test_the_numbered_samples_are_short_and_in_the_table() -> None:
     names = sorted(path.name for path in SAMPLES.glob("[0-9]_*"))
-    assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6"]
+    assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6", "7"]
     assert [name for name in names if (SAMPLES / name).read_text(encoding="utf-8").count("\n") > 40] == []
     table = (SAMPLES / "README.md").read_text(encoding="utf-8")
     assert [name for name in [*names, "c/", "jetson/", "own.jsonl"] if f"| `{name}` |" not in table] == []
@@ -49,6 +50,24 @@ def test_streaming_and_showing_blocks() -> None:
     steps = [line for line in lines if "accepted:" in line]
     assert "".join(texts) == answer.text and lines == [*lines[: len(texts)], *steps]
     assert "·" in steps[0] and steps[-1].startswith("block 1, ")
+
+
+def test_pronouncing_a_sentence_word_by_word(tmp_path: Path) -> None:
+    sample, bundle = SAMPLES / "7_pronounce.py", speaking_bundle(tmp_path, "walk", "W AO1 K")
+    model = load(bundle, threads=1)
+    words = ["Walk", "the", "dog's", "lead"]
+    spoken = [model.generate(word).text for word in words]
+    assert spoken[0] == spoken[3] == "W AO1 K" and spoken[1] != spoken[2] != spoken[3]
+    *lines, whole = output(sys.executable, sample, "Walk the dog’s lead, 12 -- '!", bundle).splitlines()
+    assert [line.split(None, 1)[0] for line in lines] == words
+    assert [line[17:] for line in lines] == spoken and whole == " | ".join(spoken)
+    for words_given, said in (
+        (("12 -- '!",), "has no word; give a sentence"),
+        ((), "has no word; give a sentence"),
+        (("Walk.", tmp_path / "none.bundle"), "does not exist; make train writes one, runs/pronounce/student.bundle"),
+    ):
+        done = run(sys.executable, sample, *words_given, cwd="/", env=ENVIRONMENT)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.native
