@@ -91,11 +91,11 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
         rows.append(
             {
                 "tokens": tokens,
-                "tokens_per_step": tokens / result.steps,
+                "tokens_per_step": tokens / max(1, result.steps),
                 "tokens_per_forward": result.tokens_per_forward,
                 "tokens_per_second": tokens / result.seconds,
                 "seconds": result.seconds,
-                "host_ms_per_forward": 1000 * host / result.forwards,
+                "host_ms_per_forward": 1000 * host / max(1, result.forwards),
                 "open_ms": 1000 * backend.open_seconds,
             }
         )

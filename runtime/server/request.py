@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
-from ..checked_fields import FLAG, Expected
+from ..checked_fields import FLAG, TEXT, Expected
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.options import DecodeOptions, Request, new_tokens, token_ids
+from ..decoding.options import DecodeOptions, Request, mode_of, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model
@@ -35,7 +35,7 @@ class Api:
     fields: frozenset[str]
 
 
-OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold"))
+OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold", "mode"))
 SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
 COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
 CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs", "chat_template_kwargs"})
@@ -75,7 +75,9 @@ def read_server_request(model: Model, name: str, most: int | None, api: Api, bod
     limited = tokens if most is None else min(most, tokens)
     return ServerRequest(
         prompt=request.prompt,
-        options=replace(request.options, max_new_tokens=limited, threshold=_threshold(model, fields)),
+        options=replace(
+            request.options, max_new_tokens=limited, threshold=_threshold(model, fields, request.options.mode)
+        ),
         chat=chat,
         stop=_stops(fields),
         stream=stream,
@@ -105,13 +107,15 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
 def _request(model: Model, api: Api, fields: Mapping[str, Any], most: int | None) -> Request:
     """The prompt with its room and sampling. What does not fit is blamed on the prompt unless fewer tokens would."""
     temperature, seed = _sampling(model, fields)
+    with _blame("mode"):
+        mode = mode_of(model.contract, _read(fields, "mode", TEXT, None))
     limit, wanted = _room(fields, api.limits, most)
     with _blame(api.prompt):
         prompt = token_ids(_prompt(model, api, fields))
         check_ids(model.contract, prompt)
         check_room(model.contract, len(prompt), 1)
     with _blame(limit):
-        return model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed)
+        return model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed, mode=mode)
 
 
 @contextmanager
@@ -206,9 +210,11 @@ def _canvas(fields: Mapping[str, Any], stream: bool) -> bool:
     return canvas
 
 
-def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
+def _threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -> float | None:
     if "threshold" not in fields:
         return None
+    if mode != "block":
+        raise Refusal(400, f"a threshold was given with mode {mode}, which has no gate; send one of them", "threshold")
     try:
         return model.gate.check_threshold(_number(fields, "threshold", 0.0), model.contract.vocab)
     except UserError as error:
