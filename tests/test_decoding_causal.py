@@ -1,7 +1,4 @@
-"""Models that are autoregressive too: their three modes against everything recomputed, and each against the others.
-
-The slow decode below shares nothing with `runtime/` but the contract's values: no cache, no rows, masks written out.
-"""
+"""Models that are autoregressive too: their three modes against everything recomputed, and each against the others."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from slow_causal import TooClose, slow_blocks, slow_causal
 
 from runtime.contract import Contract, parse_contract
 from runtime.decoding import loop
@@ -21,9 +19,9 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.errors import UserError
 from train.torch_backend import TorchBackend
-from train.transformer.network import Transformer, initialize, rotary_tables
+from train.transformer.network import Transformer, initialize
 
-CAPACITY, CLOSE = 40, 1e-5
+CAPACITY = 40
 PERIOD = 3  # of the texts that a model is taught, so that its drafts are accepted
 KINDS = {
     "seeded": {"attention": "causal_context", "shift": False, "modes": ["block", "speculative", "causal"]},
@@ -34,84 +32,6 @@ KINDS = {
 
 def contract(kind: str, **changes: Any) -> Contract:
     return tiny.contract(**{"capacity": CAPACITY, **KINDS[kind], **changes})
-
-
-class TooClose(Exception):
-    """Two tokens are as good as one another: which is the best is a matter of rounding."""
-
-
-@torch.no_grad()
-def predictions(model: Transformer, spec: Contract, ids: Sequence[int], both_ways: range) -> torch.Tensor:
-    """Probabilities fp64 [length, vocab] of every row, the mask token at 0. both_ways: positions that see each other,
-    all others see what is before them, and themselves."""
-    length = len(ids)
-    seen = torch.ones(length, length, dtype=torch.bool).tril()
-    for row in both_ways:
-        seen[row, both_ways.start : both_ways.stop] = True
-    mask = torch.where(seen, 0.0, float("-inf"))[None, None]
-    cos, sin = rotary_tables(torch.arange(length)[None, None], model.config.head_dim, model.config.rope_theta)
-    x = model.embed_tokens(torch.tensor([list(ids)]))
-    for layer in model.layers:
-        x = layer(x, cos, sin, mask, None)
-    logits = model.logits(model.norm(x))[0].double()
-    logits[:, spec.mask_id] = float("-inf")
-    return torch.softmax(logits, dim=-1)
-
-
-def best(row: torch.Tensor) -> int:
-    two = row.topk(2)
-    if float(two.values[0] - two.values[1]) < CLOSE:
-        raise TooClose
-    return int(two.indices[0])
-
-
-def ended(spec: Contract, ids: Sequence[int], wanted: int) -> list[int] | None:
-    """The answer if these tokens hold all of it."""
-    for i, token in enumerate(ids[:wanted]):
-        if token in spec.eos_ids:
-            return [*ids[: i + 1]]
-    return [*ids[:wanted]] if len(ids) >= wanted else None
-
-
-def slow_causal(model: Transformer, spec: Contract, prompt: Sequence[int], wanted: int) -> list[int]:
-    """Token by token."""
-    answer: list[int] = []
-    while (done := ended(spec, answer, wanted)) is None:
-        answer.append(best(predictions(model, spec, [*prompt, *answer], range(0))[-1]))
-    return done
-
-
-def slow_blocks(model: Transformer, spec: Contract, prompt: Sequence[int], wanted: int, threshold: float) -> list[int]:
-    """Hugging Face's loop of Nemotron-Labs-Diffusion, or for a shift the same with the row before each position."""
-    ids, begin = [*prompt], len(prompt)
-    while True:
-        places = range(begin, begin + spec.block)
-        canvas = {place: spec.mask_id for place in places}
-        waiting = [*places]
-        if spec.seeded:
-            canvas[begin] = best(predictions(model, spec, ids, range(0))[-1])
-            waiting.remove(begin)
-        while True:
-            known = [canvas[p] for p in range(begin, min(waiting, default=places.stop))]
-            if (done := ended(spec, [*ids[len(prompt) :], *known], wanted)) is not None:
-                return done
-            if not waiting:
-                break
-            said = predictions(model, spec, [*ids, *canvas.values()], places)
-            rows = {p: said[p - spec.shift] for p in waiting}
-            if spec.shift and begin in rows:
-                rows[begin] = predictions(model, spec, ids, range(0))[-1]
-            sure = {p: float(row.max()) for p, row in rows.items()}
-            order = sorted(waiting, key=lambda p: -sure[p])
-            calls = [abs(sure[p] - threshold) for p in waiting]
-            calls += [sure[order[0]] - sure[order[1]]] if len(order) > 1 and sure[order[0]] < threshold else []
-            if min(calls) < CLOSE:
-                raise TooClose
-            for place in [p for p in waiting if sure[p] >= threshold] or order[:1]:
-                canvas[place] = best(rows[place])
-                waiting.remove(place)
-        ids += canvas.values()
-        begin += spec.block
 
 
 @cache
