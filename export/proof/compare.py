@@ -307,7 +307,7 @@ def compare(
 
 
 def gated_mode(contract: Contract) -> str:
-    """The mode whose steps two engines are compared in. A near tie of a draft would move a speculative answer's steps."""
+    """The mode in which two engines' steps are compared; a near tie of a draft would move speculative ones."""
     return "block" if "block" in contract.modes else "causal"
 
 

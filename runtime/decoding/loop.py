@@ -133,4 +133,5 @@ class Beginning:
             suffix=token_ids(options.suffix),
             past=past,
             sampler=drawing,
+            mode=options.mode or "block",
         )

@@ -22,9 +22,9 @@ class Result:
 
     token_ids include the end token; finish: eos | length. steps: forwards with an open position; commits: finished
     blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not counted;
-    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were
-    any. Times in seconds; prefill_seconds is 0 where the first forward was a step, with the prompt in it or none to
-    prefill.
+    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were any;
+    mode: see `options.DecodeOptions`. Times in seconds; prefill_seconds is 0 where the first forward was a step, with
+    the prompt in it or none to prefill.
     """
 
     token_ids: tuple[int, ...]
@@ -37,10 +37,16 @@ class Result:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     seed: int | None = None
+    mode: str = "block"
 
     @property
     def tokens_per_forward(self) -> float:
         return len(self.token_ids) / max(1, self.forwards)
+
+    @property
+    def one_a_step(self) -> int:
+        """Forwards that as many tokens take with one a step, at least; see `one_a_step`."""
+        return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,7 @@ class Progress:
         "contract",
         "forwards",
         "latest",
+        "mode",
         "open",
         "prefilled",
         "result",
@@ -191,12 +198,14 @@ class Progress:
         self,
         contract: Contract,
         row: int,
+        mode: str,
         wanted: int,
         room: int,
         threshold: Callable[[], float],
         sampler: Sampler | None,
     ) -> None:
-        self.contract, self.row, self.wanted, self.room, self.threshold = contract, row, wanted, room, threshold
+        self.contract, self.row, self.mode, self.wanted, self.room = contract, row, mode, wanted, room
+        self.threshold = threshold
         self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
         self.prefilled: float | None = None
         self.sampler = sampler  # None takes the best tokens
@@ -251,6 +260,7 @@ class Progress:
             blocks=self.blocks,
             cached=self.contract.has_cache,
             seed=self.sampler.seed if self.sampler else None,
+            mode=self.mode,
         )
 
 
@@ -273,9 +283,10 @@ class BlockProgress(Progress):
         suffix: Ints = NOTHING,
         past: int = 0,
         sampler: Sampler | None = None,
+        mode: str = "block",
     ) -> None:
         room = positions_for(contract, len(prompt), wanted)
-        super().__init__(contract, row, wanted, room, threshold, sampler)
+        super().__init__(contract, row, mode, wanted, room, threshold, sampler)
         # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
         self.ahead = np.full(room - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
@@ -346,6 +357,14 @@ class BlockProgress(Progress):
             self.answer += fresh
             self.sequence.commit(self.canvas)
             self._begin_block(NOTHING)
+
+
+def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
+    """Forwards that so many tokens take with one a step, at least.
+
+    Separate commits come on top in the mode `block`, whatever the steps; in the others the prompt's gives a token.
+    """
+    return tokens + forwards - steps if mode == "block" else max(0, tokens - 1)
 
 
 def nothing_yet(block: int, top_k: int) -> Proposal:

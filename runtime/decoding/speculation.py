@@ -92,7 +92,7 @@ class SpeculativeProgress(Progress):
     ) -> None:
         most = 2 * contract.block - 1 if contract.attention == "causal" else contract.block
         room = min(contract.capacity, len(prompt) + wanted - 1 + most)
-        super().__init__(contract, row, wanted, room, threshold, sampler)
+        super().__init__(contract, row, "speculative", wanted, room, threshold, sampler)
         self.sequence, self.tail, self.blocks = Draft(contract, prompt, past, room), 0, 1
         self.confirmed = False  # whether the canvas is of confirmed tokens, or of masks that were drafted for
         self._show(1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..decoding.batch import Step
 from ..decoding.options import Threshold, mode_of
+from ..decoding.request_state import one_a_step
 from ..model import Block, BlockReader, Model
 from ..text.terminal import end_of_canvas, tokens_text
 from .request import ServerRequest
@@ -39,16 +40,18 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits."""
+    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits, and
+    in which mode."""
 
     tokens: int
     steps: int
     forwards: int
+    mode: str
 
     @property
     def one_a_step(self) -> int:
-        """Forwards that as many tokens would take with one a step; separate commits come on top, whatever the steps."""
-        return self.tokens + self.forwards - self.steps
+        """Forwards that as many tokens would take with one a step."""
+        return one_a_step(self.mode, self.tokens, self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ class PendingAnswer:
     def __init__(self, model: Model, ask: ServerRequest, threshold: Threshold | None, deliver: Deliver) -> None:
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self._seen: list[float] = []  # thresholds
-        read = _noted(model, threshold, self._seen) if mode_of(model.contract, ask.options.mode) == "block" else None
+        self._mode = mode_of(model.contract, ask.options.mode)
+        read = _noted(model, threshold, self._seen) if self._mode == "block" else None
         self.request = model.request(ask.prompt, ask.options, threshold=read)
         self._finish = "cancelled"  # why it ended
         self._stops, self._before = Stops(ask.stop), 0  # tokens in finished blocks
@@ -164,7 +168,7 @@ class PendingAnswer:
 
     def _counts(self, tokens: int) -> Counts:
         """With so many tokens fixed."""
-        return Counts(tokens, self._steps, self._forwards)
+        return Counts(tokens, self._steps, self._forwards, self._mode)
 
     def _spelled(self, block: Block) -> Iterator[Token]:
         """The block's tokens, with what each completes; the end token, which has no text, is left out."""

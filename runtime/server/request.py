@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
-from ..checked_fields import FLAG, TEXT, Expected
+from ..checked_fields import FLAG, TEXT, Expected, optional
 from ..decoding.block_layout import check_ids, check_room
 from ..decoding.options import DecodeOptions, Request, mode_of, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
@@ -108,7 +108,7 @@ def _request(model: Model, api: Api, fields: Mapping[str, Any], most: int | None
     """The prompt with its room and sampling. What does not fit is blamed on the prompt unless fewer tokens would."""
     temperature, seed = _sampling(model, fields)
     with _blame("mode"):
-        mode = mode_of(model.contract, _read(fields, "mode", TEXT, None))
+        mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
     limit, wanted = _room(fields, api.limits, most)
     with _blame(api.prompt):
         prompt = token_ids(_prompt(model, api, fields))
