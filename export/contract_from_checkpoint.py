@@ -12,6 +12,7 @@ from runtime.files import in_cache, name_of, named
 from runtime.text import chat_template
 from train.checkpoint import Checkpoint
 from train.torch_backend import contract_of
+from train.transformer.rope import QUERY_SCALE, longest
 
 CAPACITY = 1024  # positions, by default
 
@@ -32,12 +33,23 @@ def default_out(ckpt: Path) -> Path:
     return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
 
 
+def check_query_scale(source: Checkpoint, capacity: int) -> None:
+    """Raises UserError if queries are scaled by their position within the capacity, which no graph here computes."""
+    most = longest(source.model.rope_scaling)
+    if most is not None and capacity > most:
+        raise UserError(
+            f"--capacity is {capacity}, but from position {most} on this model scales its queries (Llama 4's "
+            f"{QUERY_SCALE}), which is not supported; expected 1 to {most}"
+        )
+
+
 def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
     """Returns the contract with its capacity in tokens and its count of top tokens.
 
     Raises UserError if the model has no room for that length, or has fewer tokens to give.
     """
     context = source.decoding.context
+    check_query_scale(source, capacity or min(CAPACITY, context))
     if capacity is not None and not 1 <= capacity <= context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
     known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cli import DONE, ENGINE_OPTIONS, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
+from .cli import DONE, ENGINE_OPTIONS, MODE_OPTION, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .perf.conditions import describe_conditions
@@ -28,7 +28,7 @@ def bench(args: argparse.Namespace) -> int:
     """Loads the bundle, measures, prints."""
     texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
     model = load_model(args)
-    asked = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold)
+    asked = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold, mode=args.mode)
     requests = [model.request(text, asked) for text in texts]
     prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
     values: dict[str, Any] = {
@@ -97,6 +97,7 @@ OPTIONS = (
     option("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)"),
     option("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name"),
     option("--no-cuda-graphs", action="store_true", help="launch each kernel of a TensorRT engine, to compare"),
+    MODE_OPTION,
     TEMPLATE_OPTION,
     *ENGINE_OPTIONS,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from . import files
+from .contract import MODES
 from .engines.registry import DEFAULT, DEVICES, KINDS
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
@@ -25,6 +26,10 @@ HELP = {  # of the options whose text is longer than their line
     "engine": f"an engine of the bundle, or {' or '.join(KINDS)}: the first such that runs here (default: {DEFAULT})",
     "device": "where an ONNX Runtime engine runs; cuda takes the dialect standard, and fp16 of ort (default: cpu)",
     "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
+    "mode": (
+        "block: blocks of masks filled by the accept rule; causal: token by token, as an autoregressive model; "
+        "speculative: the causal answer, drafted block by block (default: the model's own, of those that it can)"
+    ),
     "verify": (
         "check the files' hashes, try them in a process of their own, and replay a part of what PyTorch computed, at "
         "the first load, always, or never (default: first)"
@@ -132,6 +137,7 @@ ENGINE_OPTIONS = (  # of every command that loads a bundle
     option("--trust-engine", action="store_true", help=HELP["trust-engine"]),
     option("--allow-spinning", action=argparse.BooleanOptionalAction, default=True, help=HELP["allow-spinning"]),
 )
+MODE_OPTION = option("--mode", choices=MODES, help=HELP["mode"])
 # Of commands that put prompts into a chat template.
 TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from .checked_fields import NUMBER_LIMIT, Expected, number, one_of, optional, parse_fields, whole
+from .checked_fields import NUMBER_LIMIT, Expected, number, one_of, optional, parse_fields, row, whole
 from .decoding.gate import COMPARE, RULES, Unit
 from .errors import UserError
 
 ALIGNMENTS = ("prompt", "absolute", "end")
-ATTENTIONS = ("block_causal", "full")
+ATTENTIONS = ("block_causal", "full", "causal_context", "causal")
+CAUSAL = ATTENTIONS[2:]  # committed tokens see nothing behind themselves, so that the model is autoregressive too
+MODES = ("block", "speculative", "causal")
 CACHES = ("in_place", "delta", "none")
 METRICS = ("confidence", "entropy")
 REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
@@ -73,7 +75,8 @@ class GateSpec:
 class Contract:
     """Shape, ids and decoding rules of an exported model.
 
-    alignment, attention, shift: see the README's table. block, canvas, capacity: tokens, of the largest block if
+    alignment, attention, shift: see the README's table. modes: how it may be decoded, the default first
+    (`decoding.options`). block, canvas, capacity: tokens, of the largest block if
     they differ (`decoding.block_layout`). `canvas` is how many answer
     positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
     PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where
@@ -100,17 +103,35 @@ class Contract:
     top_k: Annotated[int, whole(0)] = 0
     batch: Annotated[int, size("batch")] = 1
     max_prompt: Annotated[int | None, optional(whole(1))] = None
+    modes: Annotated[tuple[str, ...], row(one_of(MODES), f"a list of {', '.join(MODES)}", len(MODES))] = MODES[:1]
 
     @property
     def has_cache(self) -> bool:
         """Whether it keeps keys and values; a `full` model computes the whole sequence in every forward pass."""
         return self.attention != "full"
 
+    @property
+    def commits_causally(self) -> bool:
+        """Whether committed tokens, the prompt's too, see nothing behind themselves, as an autoregressive model's."""
+        return self.attention in CAUSAL
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a block's first token is what the last committed row predicts, settled before the rest is predicted.
+
+        So decodes a model whose rows predict their own token in a block and the next one when they are committed.
+        """
+        return self.attention == "causal_context" and not self.shift
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}
         if self.max_prompt is None:
             del values["max_prompt"]
+        if self.modes == MODES[:1]:  # older versions know no other
+            del values["modes"]
+        else:
+            values["modes"] = list(self.modes)
         return values
 
 
@@ -135,7 +156,7 @@ def parse_gate(values: Any) -> GateSpec:
 
 def parse_contract(values: Any) -> Contract:
     """A contract from plain values, as a manifest holds them. Raises UserError naming the field that is wrong."""
-    contract = parse_fields(Contract, values, "contract", eos_ids=tuple, gate=parse_gate)
+    contract = parse_fields(Contract, values, "contract", eos_ids=tuple, gate=parse_gate, modes=tuple)
     if contract.top_k >= contract.vocab:
         raise UserError(f"contract.top_k is {contract.top_k}, not below the vocabulary of {contract.vocab}")
     _check_tokens(contract)
@@ -144,7 +165,20 @@ def parse_contract(values: Any) -> Contract:
     contract.gate.own_threshold(contract.vocab)
     if (contract.cache == "none") == contract.has_cache:
         raise UserError(f"contract.cache is {contract.cache} with attention {contract.attention}; only full has none")
+    _check_modes(contract)
     return contract
+
+
+def _check_modes(contract: Contract) -> None:
+    attention, modes = contract.attention, contract.modes
+    if len({*modes}) < len(modes):
+        raise UserError(f"contract.modes is {', '.join(modes)}; expected each once")
+    if not contract.commits_causally and modes != MODES[:1]:
+        raise UserError(f"contract.modes is {', '.join(modes)} with attention {attention}; {CAUSAL} alone have others")
+    if attention == "causal" and ("block" in modes or not contract.shift):
+        raise UserError("contract.attention is causal, whose rows predict the next token: no mode block, and a shift")
+    if attention == "causal_context" and contract.alignment != "prompt":
+        raise UserError(f"contract.alignment is {contract.alignment} with attention {attention}; expected prompt")
 
 
 def _check_tokens(contract: Contract) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from .cli import (
     DONE,
     ENGINE_OPTIONS,
+    MODE_OPTION,
     TEMPLATE_OPTION,
     command_parser,
     dataclass_of,
@@ -120,6 +121,7 @@ OPTIONS = (
     ),
     option("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"]),
     option("--seed", type=int, metavar="N", help=HELP["seed"]),
+    MODE_OPTION,
     option("--raw", action="store_true", help="leave the bundle's chat template out"),
     option("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary"),
     option("--json", action="store_true", help="print one JSON object with the counts and the times in seconds"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import BLOCK, END, MASK, VOCAB, Scripted, arbitrary
 
 from runtime.backend import Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.contract import ALIGNMENTS
 from runtime.decoding.loop import generate_batch, steps
 from runtime.decoding.options import DecodeOptions, Request
 from train.torch_backend import TorchBackend
@@ -35,7 +35,8 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(
-    gate=gates(), alignment=st.sampled_from(ALIGNMENTS), shift=st.booleans(), attention=st.sampled_from(ATTENTIONS),
+    gate=gates(), alignment=st.sampled_from(ALIGNMENTS), shift=st.booleans(),
+    attention=st.sampled_from(tiny.ATTENTIONS),
     fused=st.booleans(), sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=3),
     seed=st.integers(0, 2**31),
 )  # fmt: skip
@@ -77,7 +78,8 @@ def mask_first(seed: int, lead: float, levels: int) -> tiny.Script:
 
 
 @given(
-    gate=gates(), alignment=st.sampled_from(ALIGNMENTS), shift=st.booleans(), attention=st.sampled_from(ATTENTIONS),
+    gate=gates(), alignment=st.sampled_from(ALIGNMENTS), shift=st.booleans(),
+    attention=st.sampled_from(tiny.ATTENTIONS),
     fused=st.booleans(), lead=st.sampled_from([0.0, 1.0, 1e4]), levels=st.integers(0, 20), seed=st.integers(0, 2**31),
 )  # fmt: skip
 @settings(max_examples=50)

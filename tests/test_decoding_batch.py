@@ -19,7 +19,7 @@ from tiny import BLOCK, Scripted, canvases, proposal
 from trt_bundle import fake_backend
 
 from runtime.backend import Backend, Forward, Ints, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
+from runtime.contract import ALIGNMENTS, Contract, GateSpec
 from runtime.decoding import batch as batch_module
 from runtime.decoding import block_layout, request_state
 from runtime.decoding.batch import Batch
@@ -67,7 +67,7 @@ class Bounded:
         return self.inner.forward(forward)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_answers_of_a_stream_are_those_of_each_request_alone(alignment: str, shift: bool, attention: str) -> None:

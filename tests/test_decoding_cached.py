@@ -15,7 +15,7 @@ from slow_decode import distributions, slow_decode
 from tiny import BLOCK, END, MASK, VOCAB
 
 from runtime.backend import Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
+from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.loop import generate, generate_batch, steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import NumericalError
@@ -67,7 +67,7 @@ def test_cached_decoding_equals_recomputing_everything() -> None:
     print(f"BLOCKSTEP_SEED={seed}")  # shown with any failure, one that is no assert too
     rng = random.Random(seed)
     excused, runs, several, forced, ends = [], 0, 0, 0, set()
-    kinds = itertools.product(ALIGNMENTS, (False, True), ATTENTIONS, (False, True), LENGTHS * (1 + tiny.FULL))
+    kinds = itertools.product(ALIGNMENTS, (False, True), tiny.ATTENTIONS, (False, True), LENGTHS * (1 + tiny.FULL))
     for alignment, shift, attention, fused, length in kinds:
         contract = tiny.contract(alignment=alignment, shift=shift, attention=attention)
         model, prompt = tiny.model(rng.randrange(2**31)), tiny.prompt(rng, length)
@@ -102,7 +102,7 @@ def test_cached_decoding_equals_recomputing_everything() -> None:
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_rows_of_a_ragged_batch_equal_their_solo_runs(alignment: str, shift: bool, attention: str, fused: bool) -> None:
     contract = tiny.contract(alignment=alignment, shift=shift, attention=attention)

@@ -20,7 +20,7 @@ from export import onnx as export
 from export.proof.compare import compare
 from runtime import generate as command
 from runtime import load
-from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract, GateSpec
+from runtime.contract import ALIGNMENTS, Contract, GateSpec
 from runtime.decoding.block_layout import room_before_suffix
 from runtime.decoding.loop import generate, generate_batch, steps
 from runtime.decoding.options import DecodeOptions, Request
@@ -61,7 +61,7 @@ def slow_infill(
     return ids[len(prompt) : len(prompt) + gap], taken, closest
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_infilling_equals_recomputing_everything(alignment: str, shift: bool, attention: str) -> None:
@@ -90,7 +90,7 @@ def test_infilling_equals_recomputing_everything(alignment: str, shift: bool, at
     assert compared, f"seed {seed}"
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 def test_what_follows_changes_what_is_written_before_it(attention: str) -> None:
     rng, answers = random.Random(0), set()
     backend = TorchBackend(tiny.model(0), tiny.contract(attention=attention, block=8, canvas=8))

@@ -17,7 +17,7 @@ from test_graph_step import LENGTHS, pair
 from tiny import BLOCK, Scripted, canvases
 
 from runtime.backend import Backend, Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.contract import ALIGNMENTS
 from runtime.decoding.loop import generate, generate_batch, steps
 from runtime.decoding.options import DecodeOptions, Request
 from train.collect import ONE_A_STEP, collect, gate_of
@@ -73,7 +73,7 @@ def test_open_rows_give_the_answers_of_every_row(alignment: str, shift: bool, at
     assert fewer >= 2 * len(LENGTHS)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 def test_open_rows_of_a_ragged_batch_give_the_answers_of_every_row(attention: str) -> None:
     seed = tiny.fresh_seed()
     rng, model = random.Random(seed), tiny.model(seed)

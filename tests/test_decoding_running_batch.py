@@ -15,7 +15,7 @@ from remembering import TOP, Remembering, remembering_contract
 from tiny import BLOCK
 
 from runtime.backend import Backend, Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS, Contract
+from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.batch import Step
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request, settle
@@ -82,7 +82,7 @@ def drive(
     return came, failed, dropped
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_hundreds_of_mixed_requests_are_their_solo_runs_step_by_step(

@@ -15,7 +15,7 @@ from slow_decode import slow_decode
 from tiny import BLOCK, VOCAB, Scripted, proposal
 
 from runtime.backend import Forward, Proposal
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.contract import ALIGNMENTS
 from runtime.decoding.loop import generate, generate_batch, steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
@@ -25,7 +25,7 @@ from train.torch_backend import TorchBackend
 
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2)
 TOP = 8
-KINDS = list(itertools.product(ALIGNMENTS, (False, True), ATTENTIONS))
+KINDS = list(itertools.product(ALIGNMENTS, (False, True), tiny.ATTENTIONS))
 told = [f"{alignment}-{'shift' if shift else 'own'}-{attention}" for alignment, shift, attention in KINDS]
 
 

@@ -18,7 +18,7 @@ from tiny import BLOCK, MASK, PAD
 
 from runtime.backend import Forward, Proposal
 from runtime.bundle.store import read, set_gate, write
-from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
+from runtime.contract import ALIGNMENTS, GateSpec
 from runtime.errors import UserError
 from train import calibrate, evaluate, tasks
 from train.calibrate import ThresholdOutcome
@@ -63,7 +63,7 @@ class Recording:
         return self.seen[-1][1]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: str) -> None:

@@ -19,7 +19,7 @@ from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
 from export.proof.instrumented import twin_of
 from runtime.backend import Forward
-from runtime.contract import ALIGNMENTS, ATTENTIONS
+from runtime.contract import ALIGNMENTS
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend, bucket, cache_names
@@ -177,7 +177,7 @@ def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int,
     assert torch.equal(first_best(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 def test_a_head_that_prefers_the_mask_token_emits_none(attention: str, tmp_path: Path) -> None:
     source = tiny.certain(2, tiny.MASK, lead=10.0, attention=attention)
     reference, candidate = pair(source, tmp_path)

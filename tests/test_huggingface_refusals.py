@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,20 @@ def test_overrides_are_for_directories_and_an_unknown_directory_can_be_named(tmp
 def test_a_block_that_only_the_user_can_know_is_asked_for(tmp_path: Path) -> None:
     foreign.write(tmp_path, "sdar")
     assert "has no block_size, and sdar comes in several; give --block" in refusal(tmp_path, Overrides(canvas=CANVAS))
-    foreign.change_config(tmp_path, block_size=6)
-    assert load(tmp_path, Overrides(canvas=CANVAS)).decoding.block == 6
+    foreign.change_config(tmp_path, block_size=2 * BLOCK)
+    assert load(tmp_path, Overrides(canvas=2 * CANVAS)).decoding.block == 2 * BLOCK
+
+
+@pytest.mark.parametrize(("folder", "block"), [("sdar", 3), ("sdar", 7), ("I-DLM-8B", 4), ("idlm", 8)])
+def test_a_config_that_may_be_of_two_families_is_asked_about(folder: str, block: int, tmp_path: Path) -> None:
+    foreign.write(tmp_path / folder, "sdar")
+    foreign.change_config(tmp_path / folder, block_size=block)
+    reason = refusal(tmp_path / folder, SMALL)
+    assert f"block_size {block}, which may be SDAR or I-DLM; name its --family, sdar or idlm" in reason
+    assert load(tmp_path / folder, replace(SMALL, family="sdar")).decoding.attention == "block_causal"
+    as_idlm = load(tmp_path / folder, replace(SMALL, family="idlm")).decoding
+    assert (as_idlm.attention, as_idlm.shift, as_idlm.block) == ("causal", True, BLOCK)
+    assert "--block (4 in the" in refusal(tmp_path / folder, Overrides(family="idlm"))
 
 
 def test_ends_and_gate_of_the_command_line_overrule_a_directorys(

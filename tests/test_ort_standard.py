@@ -31,7 +31,7 @@ from export.quantization.standard_nbits import BLOCK as WHOLE_OUTPUTS
 from export.quantization.trt_formats import TRT_FORMATS
 from runtime.backend import PADDED
 from runtime.bundle.store import read
-from runtime.contract import ALIGNMENTS, ATTENTIONS, FIELD_LIMITS
+from runtime.contract import ALIGNMENTS, FIELD_LIMITS
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
 from runtime.decoding.loop import Beginning, answers, generate, generate_batch
@@ -53,7 +53,7 @@ def graph_of(source: Checkpoint, folder: Path, precision: str = "fp32") -> Path:
     return write_ort_graph(source, exported_contract(source, None, TOP_K), precision, folder, dialect="standard")[0]
 
 
-@pytest.fixture(scope="module", params=ATTENTIONS)
+@pytest.fixture(scope="module", params=tiny.ATTENTIONS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     seed = tiny.fresh_seed()
     print(f"BLOCKSTEP_SEED={seed}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from runtime.checked_fields import OBJECT, TEXT, row
-from runtime.contract import TOKEN, size
+from runtime.checked_fields import OBJECT, TEXT, one_of, row
+from runtime.contract import MODES, TOKEN, size
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 
@@ -34,6 +34,14 @@ class Decoding:
     eos_ids: Annotated[tuple[int, ...], row(TOKEN, f"1 to {MOST_IDS} token ids", MOST_IDS)]
     pad_id: Annotated[int, TOKEN]
     gate: Annotated[dict[str, Any], OBJECT]
+    modes: Annotated[tuple[str, ...], row(one_of(MODES), f"a list of {', '.join(MODES)}", len(MODES))] = MODES[:1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as files hold them: of the modes only what older versions do not know."""
+        values = {**asdict(self), "eos_ids": list(self.eos_ids), "modes": list(self.modes)}
+        if self.modes == MODES[:1]:
+            del values["modes"]
+        return values
 
     @property
     def has_cache(self) -> bool:

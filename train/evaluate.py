@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backend import Backend
-from runtime.cli import DONE, add_options, command_parser, dataclass_of, option, print_json
+from runtime.cli import DONE, MODE_OPTION, add_options, command_parser, dataclass_of, option, print_json
 from runtime.cli import run as run_command
+from runtime.decoding.options import mode_of
 from runtime.errors import UserError
 
 from . import tasks
@@ -61,14 +62,16 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     other = read_evaluation(args.against) if args.against else None
     task, problems = drawn(args)
     subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
-    gate = chosen_gate(subject.gate, args.gate, args.threshold)
+    mode, gate = mode_of(subject.backend.contract, args.mode), chosen_gate(subject.gate, args.gate, args.threshold)
+    if mode != "block" and (args.gate or args.threshold is not None):
+        raise UserError(f"--gate or --threshold was given with mode {mode}, which has no gate; leave one of them out")
     kept = fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
     asked = {"task": task.name, "split": args.split, "seed": args.seed}
     if other is not None:
         check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
-    found = evaluate_model(subject, task, problems, gate)
+    found = evaluate_model(subject, task, problems, gate, mode=mode)
     figures, wrong = measure_task(task, problems, found.texts)
     per_problem = {
         "right": [int(verdict) for verdict in found.right],
@@ -77,7 +80,13 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         **wrong,
         **({"left_out": left_out} if left_out else {}),
     }
-    report = {**settings_of(args, subject.backend, asked), "gate": asdict(gate), **found.summary(), **figures}
+    report = {
+        **settings_of(args, subject.backend, asked),
+        "mode": mode,
+        "gate": asdict(gate),
+        **found.summary(),
+        **figures,
+    }
     report["by_group"] = by_group(problems, found.right)
     if other is not None:
         report["against"] = compared(other, per_problem)
@@ -130,6 +139,7 @@ def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> 
 
 
 OPTIONS = (
+    MODE_OPTION,
     option("--threshold", type=float, help="gate: probability, nats or factor"),
     option("--task", default="math", help="math or code (default math)"),
     option("--data", type=Path, help="JSON lines instead of a task"),

@@ -47,6 +47,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
             "gate": dict(decoding.gate),
             "batch": batch,
             "top_k": top_k,
+            "modes": list(decoding.modes),
         }
     )
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from export.precisions import PRECISIONS
 from runtime.backend import Backend, Bools, Floats, Forward, Proposal
-from runtime.contract import GateSpec
+from runtime.contract import Contract, GateSpec
 from runtime.decoding.batch import Step
 from runtime.decoding.gate import RULES
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import generate, steps
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
@@ -288,19 +288,47 @@ def compare(
     without one, only the best tokens' are compared. arithmetic: the candidate's own in PyTorch
     (`quantized_reference`), which runs the same forwards, for `Parity.lost`.
     """
-    once = not candidate.contract.has_cache
+    once, mode = not candidate.contract.has_cache, gated_mode(candidate.contract)
     both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
     for number, request in enumerate(requests):
         for fused in (True, False)[: 1 if once or number % separate else 2]:
-            ours = [(done[0], both.gaps.of_canvas(done[0])) for done in steps(both, [request], fused=fused, gate=rule)]
-            theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule)]
+            ours = [
+                (done[0], both.gaps.of_canvas(done[0]))
+                for done in steps(both, [request], fused=fused, gate=rule, mode=mode)
+            ]
+            theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule, mode=mode)]
             answers += 1
             place = first_difference([step for step, _ in ours], theirs)
             if place is not None:
                 differing.append(Difference(number, fused, place, closest_call(rule, *ours[place])))
         yield Parity(both.distance, answers, tuple(differing), both.lost)
+
+
+def gated_mode(contract: Contract) -> str:
+    """The mode in which two engines' steps are compared; a near tie of a draft would move speculative ones."""
+    return "block" if "block" in contract.modes else "causal"
+
+
+def compare_speculative(reference: TorchBackend, candidate: Candidate, requests: Sequence[Request]) -> Check:
+    """Whether the candidate's speculative answers are PyTorch's causal ones, token for token.
+
+    An answer may part from it where PyTorch's two best tokens were within TIE; those are counted. Precisions that
+    round are counted alone by who calls this.
+    """
+    gaps, excused, differ = SideBySide(reference, candidate, None, None), 0, 0
+    for request in requests:
+        made = [(done[0], gaps.gaps.of_canvas(done[0])) for done in steps(gaps, [request], mode="causal")]
+        causal = [int(step.tokens[0]) for step, _ in made]
+        found = generate(candidate, request, mode="speculative").token_ids
+        place = next((i for i, (a, b) in enumerate(zip(causal, found, strict=False)) if a != b), None)
+        if place is None and len(causal) == len(found):
+            continue
+        close = place is not None and float(made[place][1][0]) < TIE
+        excused, differ = excused + close, differ + (not close)
+    text = f"{differ} of {len(requests)} speculative answers differ from PyTorch's causal ones"
+    return Check("modes", differ == 0, text + (f", {excused} at a near tie" if excused else ""))
 
 
 def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:

@@ -23,7 +23,7 @@ from train.torch_backend import TorchBackend
 from train.transformer.network import ModelConfig
 
 from .by_layer import by_layer
-from .compare import TIE, compare
+from .compare import TIE, compare, compare_speculative
 from .instrumented import twin_of
 from .quantized_reference import QuantizedBackend, whole_bound
 
@@ -59,6 +59,8 @@ def prove(
     twin, arithmetic = twin_of(model, candidate), QuantizedBackend(source, contract, formats) if formats else None
     *_, found = compare(reference, candidate, requests, separate=1, twin=twin, arithmetic=arithmetic)
     yield from found.checks(TIE, precision, whole_bound(found.lost) if formats else None)
+    if "speculative" in contract.modes and PRECISIONS[precision].exact:
+        yield compare_speculative(reference, candidate, requests)
 
 
 def proves_whole(source: Checkpoint, parity: str) -> bool:

@@ -44,7 +44,7 @@ from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
 from train.torch_backend import TorchBackend
 
-from .compare import closest_call
+from .compare import closest_call, gated_mode
 from .quantized_reference import QuantizedBackend
 from .token_gaps import TokenGaps
 
@@ -118,7 +118,7 @@ def record(reference: TorchBackend | QuantizedBackend, requests: Sequence[Reques
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
         before, margin = len(recorder.forwards), 1.0
-        for [step] in steps(recorder, [request]):
+        for [step] in steps(recorder, [request], mode=gated_mode(reference.contract)):
             gap = recorder.gaps.of_canvas(step)
             if (step.open | step.accepted).any():
                 margin = min(margin, closest_call(gate, step, gap))

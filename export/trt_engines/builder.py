@@ -57,7 +57,7 @@ ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in al
 
 
 def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
-    """The widths that decoding meets: a block (the hot one), two for a fused commit, and prefills in buckets.
+    """The widths that decoding meets: those of `fixed_widths`, and prefills in buckets.
 
     max_prompt: of a prefill, all that the capacity leaves room for by default. A model without a cache has one range.
     """
@@ -65,12 +65,23 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
         return ((contract.canvas + 1, capacity),)
     block = contract.block
     widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill has the first canvas behind it
-    fixed = [(width, width) for width in (block, 2 * block) if width <= capacity]
+    fixed = [(width, width) for width in fixed_widths(contract) if width <= capacity]
     edges, edge = [], max(128, 2 * block)
     while edge < widest:
         edges.append(edge)
         edge *= 4
     return (*fixed, *zip([1, *(edge + 1 for edge in edges)], [*edges, widest], strict=True))
+
+
+def fixed_widths(contract: Contract) -> list[int]:
+    """Tokens of the forward passes that decoding repeats: a block, first; two with a fused commit, or a draft behind a
+    verified one; one where the model decodes token by token too."""
+    block, widths = contract.block, [contract.block]
+    if contract.attention == "causal":
+        widths.append(2 * block - 1)
+    elif not contract.seeded:
+        widths.append(2 * block)
+    return widths + [1] * ("causal" in contract.modes and block > 1)
 
 
 def build_engine(

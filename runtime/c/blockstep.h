@@ -29,7 +29,7 @@ extern "C" {
 /* declarations */
 
 /* Of this header. It grows with every change that a host would have to be compiled again for. */
-#define BLOCKSTEP_VERSION 1
+#define BLOCKSTEP_VERSION 2
 
 /* What the functions return. */
 #define BLOCKSTEP_OK 0
@@ -82,6 +82,7 @@ typedef struct {
     /* Read at every forward, and while the request waits for its turn: not 0 cancels. Another thread should store to it
        atomically (__atomic_store_n, or a std::atomic<int>). */
     const int *cancel;
+    const char *mode; /* "block", "speculative" or "causal", as far as the model can; NULL: its own */
 } blockstep_request;
 
 /* Freed with blockstep_free. Of a cancelled answer, the finished blocks; its counts and times are 0. */

@@ -68,6 +68,7 @@ class HostCalls:
             self._prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
+            mode=self._text(request.mode, "mode") or None,
             threshold=float(request.threshold[0]) if request.threshold else None,
             temperature=temperature,
             seed=int(seed[0]) if seed else None,

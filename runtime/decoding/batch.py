@@ -26,7 +26,8 @@ class Step:
     confidence: of each position's latest prediction, so a final one's is that it was accepted with; 0 for what was
     given. asked [n]: the positions that the forward predicted, in the order of its rows. `row` is the request's index;
     `slot` its place in the forward just run, or -1 where none was needed; `block` counts the answer's blocks from 0;
-    `given` is how many of the canvas's first tokens belong to the prompt.
+    `given` is how many of the canvas's first tokens belong to the prompt. steps, forwards: of the request so far, as in
+    its `Result`.
     """
 
     row: int
@@ -38,6 +39,8 @@ class Step:
     accepted: Bools
     confidence: Floats
     asked: Ints
+    steps: int
+    forwards: int
     result: Result | None
 
 
@@ -118,7 +121,7 @@ class Batch:
         self._clock = time.perf_counter()
         for slot, s in chosen.items():
             if s.prefilled is None:  # a first forward with the canvas in it is a step; so is none at all
-                s.prefilled = s.started if slot in ready else self._clock
+                s.prefilled = s.started if s.forwards or slot not in inputs else self._clock
         return self._decide(ready, inputs) if ready else []
 
     def _live(self) -> Iterator[tuple[int, Progress]]:
@@ -159,19 +162,21 @@ class Batch:
             [limits[s.threshold] for s in chosen],
         )
         rows = zip(ready.items(), accepted, strict=True)
-        return [_step(slot, s, own[: len(s.open)], inputs.get(slot)) for (slot, s), own in rows]
+        return [_step(slot, s, s.accept(own[: len(s.open)]), inputs.get(slot)) for (slot, s), own in rows]
 
 
 def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Step:
     """Writes down what the gate accepted of a canvas, for which a forward was run or not."""
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
     s.finalize(accepted)
-    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked)
+    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked[: len(canvas)])  # what is confirmed alone
     result = s.result
     if result is not None and s.prefilled is not None:
         seconds = time.perf_counter() - s.started
         result = replace(result, seconds=seconds, prefill_seconds=s.prefilled - s.started)
-    return Step(s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, result)
+    return Step(
+        s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, s.steps, s.forwards, result
+    )
 
 
 def _numbers(out: Proposal, slots: Iterable[int]) -> bool:

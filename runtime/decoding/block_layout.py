@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..backend import Ints
-from ..contract import Contract
+from ..contract import Contract, GateSpec
 from ..errors import UserError
 
 
@@ -38,11 +40,29 @@ def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends
 
 
+def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
+    """How far each position sees once it is committed: to itself in causal models, else as `block_ends`.
+
+    int64 [prompt + answer]
+    """
+    if contract.commits_causally:
+        return np.arange(1, prompt + answer + 1, dtype=np.int64)
+    return block_ends(contract, prompt, answer)
+
+
+def token_by_token(contract: Contract) -> Contract:
+    """The contract of the same model decoded as an autoregressive one: blocks of one token, each predicted by the
+    row before."""
+    return replace(
+        contract, alignment="absolute", attention="block_causal", shift=True, block=1, gate=GateSpec(rule="count")
+    )
+
+
 def check_reuse(contract: Contract) -> None:
     """Raises UserError where no prompt can begin with keys and values that another one left."""
     if not contract.has_cache:
         raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
-    if contract.alignment == "prompt":
+    if contract.alignment == "prompt" and not contract.commits_causally:
         raise UserError(
             "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
             "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)"
@@ -56,6 +76,8 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     tokens left committed. With `end`, blocks are counted back from the prompt's end, so that both have to be short by
     the same. With `shift` something is committed in front of an open canvas, whose first token it predicts.
     """
+    if contract.commits_causally:
+        contract = token_by_token(contract)
     block, start = contract.block, committed_prompt(contract, len(prompt))
     short = len(prompt) % block if contract.alignment == "end" else 0
     if contract.alignment == "end" and earlier % block != short:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from ..backend import Backend
 from ..contract import Contract, GateSpec
 from .batch import Batch, Step
-from .block_layout import positions_for
+from .block_layout import token_by_token
 from .gate import Gate
-from .options import OptionKeywords, Request, new_tokens, settle, threshold_reader, token_ids
-from .request_state import Progress, Result
+from .options import OptionKeywords, Request, settle, threshold_reader, token_ids
+from .request_state import BlockProgress, Progress, Result
 from .sampling import sampler
+from .speculation import SpeculativeProgress
 
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
@@ -39,8 +40,7 @@ def steps(
     begin = Beginning(backend.contract, gate, options)
     queue = [begin(row, request) for row, request in enumerate(requests)]
     if queue:
-        asked = zip(requests, queue, strict=True)
-        room = max(positions_for(backend.contract, len(r.prompt), p.wanted) for r, p in asked)
+        room = max(progress.room for progress in queue)
         together = len(queue) if slots is None else min(slots, len(queue))
         yield from _run(Batch(backend, begin.rule, together, room), iter(queue))
 
@@ -120,14 +120,18 @@ class Beginning:
         options = settle(contract, request.prompt, replace(request.options, **self._shared))
         alike = options.threshold is self._threshold
         reader = self._reader if alike else threshold_reader(options.threshold, self.rule.spec, contract.vocab)
-        return Progress(
-            contract,
+        wanted, drawing = options.max_new_tokens or 0, sampler(options.temperature, options.seed)
+        if options.mode == "speculative":
+            return SpeculativeProgress(contract, row, request.prompt, wanted, reader, past, drawing)
+        return BlockProgress(
+            contract if options.mode == "block" else token_by_token(contract),
             row,
             request.prompt,
-            wanted=new_tokens(contract, request.prompt, options),
+            wanted=wanted,
             threshold=reader,
             fused=options.fused,
             suffix=token_ids(options.suffix),
             past=past,
-            sampler=sampler(options.temperature, options.seed),
+            sampler=drawing,
+            mode=options.mode or "block",
         )

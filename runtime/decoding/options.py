@@ -11,7 +11,7 @@ import numpy as np
 from ..backend import Ints
 from ..contract import Contract, GateSpec
 from ..errors import UserError
-from .block_layout import check_ids, check_room, check_suffix, room_before_suffix, room_for_answer
+from .block_layout import check_ids, check_room, check_suffix, room_before_suffix, room_for_answer, token_by_token
 from .sampling import check_sampling, sampler
 
 NEW_TOKENS = 256  # by default, cut to the room that the prompt leaves
@@ -36,6 +36,9 @@ class DecodeOptions:
             masked position is sampled at every step, see `sampling.Sampler`.
         seed: An int64 that repeats the same samples; None samples one, which the result reports.
         raw: Whether a text prompt goes without the bundle's chat template. Ids have none.
+        mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as an autoregressive
+            model; `speculative` with the causal mode's tokens, drafted by the block and verified together. None for
+            the first of the contract's `modes`, which are those that it can.
     """
 
     max_new_tokens: int | None = None
@@ -45,6 +48,7 @@ class DecodeOptions:
     temperature: float = 0.0
     seed: int | None = None
     raw: bool = False
+    mode: str | None = None
 
 
 class OptionKeywords(TypedDict, total=False):
@@ -57,6 +61,7 @@ class OptionKeywords(TypedDict, total=False):
     temperature: float
     seed: int | None
     raw: bool
+    mode: str | None
 
 
 DEFAULTS = DecodeOptions()
@@ -75,13 +80,38 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
 
     Raises UserError if the request does not fit the model. The threshold is checked by `threshold_reader`.
     """
+    mode = mode_of(contract, options.mode)
+    if mode != "block":
+        contract = _alone(contract, options, mode)
     suffix, wanted = token_ids(options.suffix), new_tokens(contract, prompt, options)
     check_ids(contract, prompt)
     check_room(contract, len(prompt), wanted)
     check_suffix(contract, len(prompt), wanted, suffix)
     check_sampling(contract, options.temperature, options.seed)
     drawing = sampler(options.temperature, options.seed)
-    return replace(options, max_new_tokens=wanted, suffix=suffix, seed=None if drawing is None else drawing.seed)
+    seed = None if drawing is None else drawing.seed
+    return replace(options, max_new_tokens=wanted, suffix=suffix, seed=seed, mode=mode)
+
+
+def mode_of(contract: Contract, mode: str | None) -> str:
+    """Returns the mode, or the contract's own for None. Raises UserError for one that the model cannot."""
+    if mode is None:
+        return contract.modes[0]
+    if mode not in contract.modes:
+        can = " or ".join(contract.modes)
+        raise UserError(f"mode is {mode!r}; this model decodes in the mode {can}")
+    return mode
+
+
+def _alone(contract: Contract, options: DecodeOptions, mode: str) -> Contract:
+    """Returns the contract of a model that is decoded token by token. Raises UserError for options without a use."""
+    if options.threshold is not None:
+        raise UserError(f"a threshold was given with mode {mode}, which has no gate; leave one of them out")
+    if len(options.suffix):
+        raise UserError(
+            f"a suffix was given with mode {mode}, which sees nothing behind a token; leave one of them out"
+        )
+    return token_by_token(contract)
 
 
 def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_bounds, block_ends, committed_prompt, positions_for
+from .block_layout import block_bounds, block_ends, committed_ends, committed_prompt, positions_for
 from .sampling import Sampler
 
 NOTHING = np.zeros(0, np.int64)
@@ -22,9 +22,9 @@ class Result:
 
     token_ids include the end token; finish: eos | length. steps: forwards with an open position; commits: finished
     blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not counted;
-    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were
-    any. Times in seconds; prefill_seconds is 0 where the first forward was a step, with the prompt in it or none to
-    prefill.
+    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were any;
+    mode: see `options.DecodeOptions`. Times in seconds; prefill_seconds is 0 where the first forward was a step, with
+    the prompt in it or none to prefill.
     """
 
     token_ids: tuple[int, ...]
@@ -37,10 +37,16 @@ class Result:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     seed: int | None = None
+    mode: str = "block"
 
     @property
     def tokens_per_forward(self) -> float:
         return len(self.token_ids) / max(1, self.forwards)
+
+    @property
+    def one_a_step(self) -> int:
+        """Forwards that as many tokens take with one a step, at least; see `one_a_step`."""
+        return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +63,34 @@ class Inputs:
     asked: Ints
 
 
+class Sequence(Protocol):
+    """The tokens of one request as the model is given them. past: how many are in the KV cache."""
+
+    past: int
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward pass."""
+        ...
+
+
 @final
 class CachedBlocks:
     """What a model with a KV cache is given: `pending` tokens that are not in it yet, and the block in progress.
 
     past: so many tokens are in the cache. fused: pending tokens share a forward pass with the block; with blocks of one
-    they never do, since the last committed row alone decides.
+    they never do, since the last committed row alone decides, nor with a seed, which comes before the block's rest.
     """
 
-    __slots__ = ("_contract", "_ends", "_fused", "past", "pending")
+    __slots__ = ("_committed", "_contract", "_ends", "_first", "_fused", "past", "pending")
 
     def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
-        self._contract, self._fused = contract, fused and contract.block > 1
+        self._contract, self._fused = contract, fused and contract.block > 1 and not contract.seeded
+        self._first = int(contract.shift or contract.seeded)  # positions that the last committed row predicts
         self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
-        self._ends = block_ends(contract, len(prompt), len(answer))  # how far each position sees; [prompt + answer]
+        # How far each position sees in the block in progress, and committed; [prompt + answer]
+        self._ends = block_ends(contract, len(prompt), len(answer))
+        self._committed = committed_ends(contract, len(prompt), len(answer))
 
     @property
     def width(self) -> int:
@@ -84,15 +104,16 @@ class CachedBlocks:
         None if the last committed row predicted all: of blocks of one with `shift`, as in an AR model.
         """
         shift, past, pending = self._contract.shift, self.past, len(self.pending)
+        visible = self._committed[past : past + pending]
         if pending and not self._fused:
-            asked = masked[:shift].nonzero()[0]  # the last row predicts position 0, or nothing
-            return Inputs(self.pending, self._ends[past : past + pending], past, np.array([pending - 1]), asked)
+            asked = masked[: self._first].nonzero()[0]  # the last row predicts position 0, or nothing
+            return Inputs(self.pending, visible, past, np.array([pending - 1]), asked)
         asked, ids = masked.nonzero()[0], canvas
         if pending:
             ids = np.concatenate((self.pending, canvas))
-        elif shift and masked[0]:
+        elif self._first and masked[0]:
             asked = asked[1:]  # what the last committed row predicted of position 0 is known
-        visible = self._ends[past : past + len(ids)]
+        visible = np.concatenate((visible, self._ends[past + pending : past + len(ids)]))
         return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None
 
     def receive(self) -> tuple[bool, bool]:
@@ -138,24 +159,25 @@ class WholeCanvas:
 
 
 class Progress:
-    """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it."""
+    """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it.
+
+    room: how many positions it occupies at the most. canvas, open, latest: the block in progress, which of its
+    positions are masked, and what was predicted of each last; tail: how many of its first tokens belong to the prompt.
+    """
 
     __slots__ = (
-        "ahead",
         "answer",
         "blocks",
         "canvas",
-        "closed",
         "commits",
         "contract",
-        "draws",
-        "ends",
         "forwards",
         "latest",
-        "most",
+        "mode",
         "open",
         "prefilled",
         "result",
+        "room",
         "row",
         "sampler",
         "sequence",
@@ -165,6 +187,90 @@ class Progress:
         "threshold",
         "wanted",
     )
+
+    canvas: Ints
+    open: Bools
+    latest: Proposal
+    sequence: Sequence
+    tail: int
+
+    def __init__(
+        self,
+        contract: Contract,
+        row: int,
+        mode: str,
+        wanted: int,
+        room: int,
+        threshold: Callable[[], float],
+        sampler: Sampler | None,
+    ) -> None:
+        self.contract, self.row, self.mode, self.wanted, self.room = contract, row, mode, wanted, room
+        self.threshold = threshold
+        self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
+        self.prefilled: float | None = None
+        self.sampler = sampler  # None takes the best tokens
+        self.answer: list[int] = []
+        self.steps = self.commits = self.forwards = self.blocks = 0
+        self.result: Result | None = None
+
+    @property
+    def progress(self) -> float:
+        """The share of the answer that is out."""
+        raise NotImplementedError
+
+    def inputs(self) -> Inputs | None:
+        """What the next forward pass needs; None if none is needed before the gate decides."""
+        raise NotImplementedError
+
+    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+        """Takes what its slot of a forward predicts of the asked positions. Returns whether something is decided."""
+        raise NotImplementedError
+
+    def draw(self) -> None:
+        """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
+        raise NotImplementedError
+
+    def accept(self, gated: Bools) -> Bools:
+        """Which open positions are accepted. gated: what the gate says. bool [block] each"""
+        raise NotImplementedError
+
+    def finalize(self, accepted: Bools) -> None:
+        """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
+        the next block where it is time."""
+        raise NotImplementedError
+
+    def _ended(self, fresh: list[int]) -> bool:
+        """Ends the answer if these tokens, the next of it in order, hold its end. Returns whether they do."""
+        ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
+        left = self.wanted - len(self.answer)
+        if ends and ends[0] < left:
+            self._end(fresh[: ends[0] + 1], "eos")
+        elif len(fresh) >= left:
+            self._end(fresh[:left], "length")
+        return self.result is not None
+
+    def _end(self, fresh: list[int], finish: str) -> None:
+        self.answer += fresh
+        self.result = Result(
+            token_ids=tuple(self.answer),
+            finish=finish,
+            steps=self.steps,
+            commits=self.commits,
+            forwards=self.forwards,
+            blocks=self.blocks,
+            cached=self.contract.has_cache,
+            seed=self.sampler.seed if self.sampler else None,
+            mode=self.mode,
+        )
+
+
+@final
+class BlockProgress(Progress):
+    """A request whose blocks are filled as the gate accepts tokens."""
+
+    __slots__ = ("ahead", "closed", "draws", "ends", "most", "seeding")
+
+    sequence: CachedBlocks | WholeCanvas
 
     def __init__(
         self,
@@ -177,20 +283,17 @@ class Progress:
         suffix: Ints = NOTHING,
         past: int = 0,
         sampler: Sampler | None = None,
+        mode: str = "block",
     ) -> None:
-        self.contract, self.row, self.wanted, self.threshold = contract, row, wanted, threshold
+        room = positions_for(contract, len(prompt), wanted)
+        super().__init__(contract, row, mode, wanted, room, threshold, sampler)
         # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
-        self.ahead = np.full(positions_for(contract, len(prompt), wanted) - len(prompt), contract.mask_id)
+        self.ahead = np.full(room - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
         self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # of each position's block
         self.most = wanted if len(suffix) else len(self.ahead)  # nothing behind the suffix is asked for
-        self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
-        self.prefilled: float | None = None
-        self.sampler, self.draws = sampler, 0  # None takes the best tokens
+        self.draws, self.seeding = 0, False  # whether the first token alone is decided now
         self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
-        self.answer: list[int] = []
-        self.steps = self.commits = self.forwards = self.blocks = 0
-        self.result: Result | None = None
         kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
         self.sequence = kind(contract, prompt, self.ahead, past, fused)
         self._begin_block(prompt[committed_prompt(contract, len(prompt)) :])
@@ -218,7 +321,8 @@ class Progress:
         return self.sequence.inputs(self.canvas, self.open)
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it."""
+        """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it, or
+        what was committed says the canvas's first token, which is decided by itself."""
         for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbour's top tokens are left out
             kept[asked] = new[slot, : len(asked)]
         committing, stepping = self.sequence.receive()
@@ -226,7 +330,8 @@ class Progress:
         self.commits += commits
         self.steps += stepping
         self.forwards += commits or stepping
-        return stepping
+        self.seeding = self.contract.seeded and not stepping
+        return stepping or self.seeding
 
     def draw(self) -> None:
         """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
@@ -236,6 +341,10 @@ class Progress:
             np.copyto(self.latest.confidence, drawn.confidence, where=self.open)
             self.draws += 1
 
+    def accept(self, gated: Bools) -> Bools:
+        """Which open positions are accepted: what the gate says, or the seed alone. bool [block]"""
+        return self.open & (np.arange(len(self.open)) == 0) if self.seeding else gated
+
     def finalize(self, accepted: Bools) -> None:
         """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
         the next block where it is time."""
@@ -244,29 +353,18 @@ class Progress:
         settled = int(self.open.argmax())  # positions with no open one before them
         settled = settled if self.open[settled] else len(self.open)
         fresh = self.canvas[self.tail : settled].tolist()
-        ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
-        left = self.wanted - len(self.answer)
-        if ends and ends[0] < left:
-            self._end(fresh[: ends[0] + 1], "eos")
-        elif len(fresh) >= left:
-            self._end(fresh[:left], "length")
-        elif settled == len(self.open):
+        if not self._ended(fresh) and settled == len(self.open):
             self.answer += fresh
             self.sequence.commit(self.canvas)
             self._begin_block(NOTHING)
 
-    def _end(self, fresh: list[int], finish: str) -> None:
-        self.answer += fresh
-        self.result = Result(
-            token_ids=tuple(self.answer),
-            finish=finish,
-            steps=self.steps,
-            commits=self.commits,
-            forwards=self.forwards,
-            blocks=self.blocks,
-            cached=self.contract.has_cache,
-            seed=self.sampler.seed if self.sampler else None,
-        )
+
+def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
+    """Forwards that so many tokens take with one a step, at least.
+
+    Separate commits come on top in the mode `block`, whatever the steps; in the others the prompt's gives a token.
+    """
+    return tokens + forwards - steps if mode == "block" else max(0, tokens - 1)
 
 
 def nothing_yet(block: int, top_k: int) -> Proposal:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..backend import Backend, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding import loop
-from ..decoding.block_layout import block_ends, committed_prompt
+from ..decoding.block_layout import committed_ends, committed_prompt
 from ..decoding.options import Request
 from ..model import Model
 
@@ -69,7 +69,7 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
         kinds += [("step", whole(contract, prompt)) for prompt in places(contract.capacity - contract.canvas, 1)]
     else:
         pasts = places(contract.capacity - 2 * contract.block, contract.block)
-        for name, make in (("step", canvas), ("step, half open", half), ("commit", commit), ("fused step", fused)):
+        for name, make in repeated(contract):
             kinds += [(name, make(contract, past)) for past in pasts]
         kinds += [("prefill", prefill(contract, length)) for length in prefill_lengths(contract)]
     for name, forward in kinds:
@@ -78,6 +78,19 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
             backend.open(1, past + width)
             seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
             yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
+
+
+def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
+    """The forwards of a model with a cache, by name, that its modes repeat."""
+    found: list[tuple[str, Callable[[Contract, int], Forward]]] = []
+    if "block" in contract.modes:
+        found += [("step", canvas), ("step, half open", half), ("commit", commit)]
+        found += [] if contract.seeded else [("fused step", fused)]
+    if "speculative" in contract.modes:
+        found += [("verification", verification)]
+    if "causal" in contract.modes:
+        found += [("token", token)]
+    return found
 
 
 def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[str, Any]:
@@ -91,11 +104,11 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
         rows.append(
             {
                 "tokens": tokens,
-                "tokens_per_step": tokens / result.steps,
+                "tokens_per_step": tokens / max(1, result.steps),
                 "tokens_per_forward": result.tokens_per_forward,
                 "tokens_per_second": tokens / result.seconds,
                 "seconds": result.seconds,
-                "host_ms_per_forward": 1000 * host / result.forwards,
+                "host_ms_per_forward": 1000 * host / max(1, result.forwards),
                 "open_ms": 1000 * backend.open_seconds,
             }
         )
@@ -120,20 +133,36 @@ def _step(contract: Contract, past: int, n: int) -> Forward:
 
 def commit(contract: Contract, past: int) -> Forward:
     """A finished block alone, of which the last row is asked."""
-    visible = np.full(contract.block, past + contract.block)
-    return _forward(contract, past, visible, np.array([contract.block - 1]))
+    return _forward(contract, past, committed(contract, past), np.array([contract.block - 1]))
 
 
 def fused(contract: Contract, past: int) -> Forward:
     """A finished block and the next canvas in one."""
     block = contract.block
-    visible = past + block * np.repeat([1, 2], block)
+    visible = np.append(committed(contract, past), np.full(block, past + 2 * block))
     return _forward(contract, past, visible, block + np.arange(block) - contract.shift)
+
+
+def committed(contract: Contract, past: int) -> Ints:
+    """How far each token of a finished block sees. int64 [block]"""
+    block = contract.block
+    return past + (np.arange(1, block + 1) if contract.commits_causally else np.full(block, block))
+
+
+def verification(contract: Contract, past: int) -> Forward:
+    """A drafted block, all rows of which are asked; behind it the next draft if the model makes both at once."""
+    width = 2 * contract.block - 1 if contract.attention == "causal" else contract.block
+    return _forward(contract, past, past + np.arange(1, width + 1), np.arange(width))
+
+
+def token(contract: Contract, past: int) -> Forward:
+    """A token of a model that decodes token by token."""
+    return _forward(contract, past, np.array([past + 1]), np.zeros(1, np.int64))
 
 
 def prefill(contract: Contract, length: int) -> Forward:
     """A prompt's committed tokens, of which the last row is asked."""
-    return _forward(contract, 0, block_ends(contract, length), np.array([length - 1]))
+    return _forward(contract, 0, committed_ends(contract, length), np.array([length - 1]))
 
 
 def whole(contract: Contract, prompt: int) -> Forward:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decoding.batch import Step
-from ..decoding.options import Threshold
+from ..decoding.options import Threshold, mode_of
+from ..decoding.request_state import one_a_step
 from ..model import Block, BlockReader, Model
 from ..text.terminal import end_of_canvas, tokens_text
 from .request import ServerRequest
@@ -39,16 +40,18 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits."""
+    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits, and
+    in which mode."""
 
     tokens: int
     steps: int
     forwards: int
+    mode: str
 
     @property
     def one_a_step(self) -> int:
-        """Forwards that as many tokens would take with one a step; separate commits come on top, whatever the steps."""
-        return self.tokens + self.forwards - self.steps
+        """Forwards that as many tokens would take with one a step."""
+        return one_a_step(self.mode, self.tokens, self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +120,25 @@ class PendingAnswer:
     def __init__(self, model: Model, ask: ServerRequest, threshold: Threshold | None, deliver: Deliver) -> None:
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self._seen: list[float] = []  # thresholds
-        self.request = model.request(ask.prompt, ask.options, threshold=_noted(model, threshold, self._seen))
+        self._mode = mode_of(model.contract, ask.options.mode)
+        read = _noted(model, threshold, self._seen) if self._mode == "block" else None
+        self.request = model.request(ask.prompt, ask.options, threshold=read)
         self._finish = "cancelled"  # why it ended
         self._stops, self._before = Stops(ask.stop), 0  # tokens in finished blocks
         self._blocks = BlockReader(model.tokenizer)
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
         self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward, from 1
-        self._ran = self._block = self._given = 0
+        self._steps = self._forwards = self._given = 0
 
     def take(self, step: Step, wanted: bool) -> bool:
         """Notes a step and hands out what it settles, nothing if the answer is not wanted any more.
 
         Returns whether the answer goes on; `end` is to be called otherwise.
         """
-        self._ran += step.slot >= 0  # else what the step before left known decided it
-        self._block, self._given = step.block, step.given
+        self._steps, self._forwards, self._given = step.steps, step.forwards, step.given
         self._confidence = step.confidence
-        self._fixed[np.flatnonzero(step.accepted)] = max(1, self._counts(0).forwards)
+        self._fixed[np.flatnonzero(step.accepted)] = max(1, step.forwards)
         if not wanted:
             return False
         if (block := self._blocks.read(step)) is not None:
@@ -163,9 +167,8 @@ class PendingAnswer:
         return not self._stops.hit and block.result is None
 
     def _counts(self, tokens: int) -> Counts:
-        """With so many tokens fixed. Only blocks of one commit in forwards of their own, see `decode.steps`."""
-        separate = self._contract.block == 1 and self._contract.has_cache
-        return Counts(tokens, self._ran, self._ran + (self._block if separate else 0))
+        """With so many tokens fixed."""
+        return Counts(tokens, self._steps, self._forwards, self._mode)
 
     def _spelled(self, block: Block) -> Iterator[Token]:
         """The block's tokens, with what each completes; the end token, which has no text, is left out."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
-from ..checked_fields import FLAG, Expected
+from ..checked_fields import FLAG, TEXT, Expected, optional
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.options import DecodeOptions, Request, new_tokens, token_ids
+from ..decoding.options import DecodeOptions, Request, mode_of, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model
@@ -35,7 +35,7 @@ class Api:
     fields: frozenset[str]
 
 
-OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold"))
+OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold", "mode"))
 SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
 COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
 CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs", "chat_template_kwargs"})
@@ -78,7 +78,7 @@ def read_server_requests(
         "chat": chat, "stop": _stops(fields), "stream": stream, "usage": _usage(fields, stream),
         "canvas": _canvas(fields, stream), "logprobs": logprobs, "best": best,
     }  # fmt: skip
-    threshold = _threshold(model, fields)
+    threshold = _threshold(model, fields, requests[0].options.mode)
     made = []
     for request in requests:
         tokens = new_tokens(model.contract, request.prompt, request.options)
@@ -107,6 +107,8 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
 def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
     """The prompts with their room and sampling. What does not fit is blamed on a prompt unless fewer tokens would."""
     temperature, seed = _sampling(model, fields)
+    with _blame("mode"):
+        mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
     limit, wanted = _room(fields, api.limits, most)
     prompts, made = _prompts(api, fields, places), list[Request]()
     for field, value in prompts.items():
@@ -115,7 +117,7 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
             check_ids(model.contract, prompt)
             check_room(model.contract, len(prompt), 1)
         with _blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
-            made.append(model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed))
+            made.append(model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed, mode=mode))
     return made
 
 
@@ -223,9 +225,11 @@ def _canvas(fields: Mapping[str, Any], stream: bool) -> bool:
     return canvas
 
 
-def _threshold(model: Model, fields: Mapping[str, Any]) -> float | None:
+def _threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -> float | None:
     if "threshold" not in fields:
         return None
+    if mode != "block":
+        raise Refusal(400, f"a threshold was given with mode {mode}, which has no gate; send one of them", "threshold")
     try:
         return model.gate.check_threshold(_number(fields, "threshold", 0.0), model.contract.vocab)
     except UserError as error:

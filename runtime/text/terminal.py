@@ -104,12 +104,11 @@ def summary(result: Result) -> str:
     """One line: forwards, tokens a forward, seconds, the forwards that one token a step would take, a seed if there is
     one, and whether there was no cache."""
     tokens = len(result.token_ids)
-    single = tokens + result.forwards - result.steps  # separate commits come on top, whatever the steps
     further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no cache")
     return (
         f"{tokens} tokens in {result.forwards} forwards, {result.tokens_per_forward:.2f} a forward, "
         f"in {result.seconds:.2f} s (prefill {result.prefill_seconds:.2f} s); "
-        f"one token a step takes at least {single} forwards{further}"
+        f"one token a step takes at least {result.one_a_step} forwards{further}"
     )
 
 

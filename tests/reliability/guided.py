@@ -84,7 +84,7 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
         file.write_bytes(content)
         settings = read_settings(directory, Overrides(family="qwen3") if name == "config" else Overrides())
         shape = model_config(settings)
-        stored_student(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape.vocab)
+        stored_student(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape)
 
     return read_config
 

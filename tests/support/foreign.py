@@ -34,6 +34,7 @@ class Foreign:
     ends: tuple[str, ...]
     head_dim: int = 8
     tied: bool = False
+    names: tuple[tuple[str, str], ...] = ()  # what stands in tensor names in place of stock ones
 
 
 def code(name: str) -> dict[str, Any]:
@@ -46,7 +47,8 @@ FOREIGN = {
     "llada": Foreign("Llama", {"model_type": "llada", **code("LLaDAModelLM"), "mask_token_id": "<|mdm_mask|>",
         "block_type": "llama", "layer_norm_type": "rms", "alibi": False, "rope": True, "include_bias": False,
         "include_qkv_bias": False, "attention_layer_norm": False, "block_group_size": 1, "clip_qkv": None,
-        "activation_type": "silu", "scale_logits": False}, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>")),
+        "activation_type": "silu", "scale_logits": False}, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>"),
+        names=OURS_TO_LLADA),
     "fast-dllm-v2": Foreign("Qwen2", {"model_type": "Fast_dLLM_Qwen", **code("Fast_dLLM_QwenForCausalLM"),
         "bd_size": BLOCK}, "|<MASK>|", ("<|im_end|>",), tied=True),
     "sdar": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "attention_bias": False},
@@ -56,13 +58,24 @@ FOREIGN = {
     "bd3lm-qwen2": Foreign("Qwen2", {"model_type": "a2d-qwen2", "architectures": ["A2DQwen2LMHeadModel"]},
         "<|mask|>", ("<|im_end|>",), tied=True),
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 0.25, "original_max_position_embeddings": 64, "beta_fast": 32.0,
+    "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}  # fmt: skip
+CAUSAL = {  # models that are autoregressive too
+    "nemotron": Foreign("Ministral3", {"model_type": "nemotron_labs_diffusion", **code("NemotronLabsDiffusionModel"),
+        "mask_token_id": "<SPECIAL_100>", "block_size": BLOCK, "dlm_paradigm": "bidirectional", "sliding_window": None,
+        "attention_bias": False, "mlp_bias": False}, "<SPECIAL_100>", ("</s>", "<|im_end|>"), head_dim=16,
+        names=(("model.", "encoder."), ("lm_head.", "diffusion_head."))),
+    "idlm": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "mask_token_id": "<|MASK|>",
+        "block_size": BLOCK - 1, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16),
+}  # fmt: skip
+KNOWN = {**FOREIGN, **CAUSAL}
 
 
 def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
     """The keys that transformers' own configs have."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4 if foreign.stock == "Llama" else 2}
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **heads}
-    if foreign.stock == "Qwen3":
+    if foreign.stock in ("Qwen3", "Ministral3"):
         sizes["head_dim"] = foreign.head_dim
     rest = {"max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
     return {**sizes, **rest, "rope_theta": 5000.0, "rope_scaling": rope or None, "tie_word_embeddings": foreign.tied}
@@ -104,9 +117,8 @@ def tensors_of(foreign: Foreign, model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if foreign.tied and name == "lm_head.weight":
             continue
-        if foreign.stock == "Llama":
-            for ours, theirs in OURS_TO_LLADA:
-                name = name.replace(ours, theirs)
+        for ours, theirs in foreign.names:
+            name = name.replace(ours, theirs)
         found[name] = tensor.contiguous().clone()
     return found
 
@@ -115,7 +127,7 @@ def write(
     folder: Path, name: str, seed: int = 0, rope: dict[str, Any] | None = None, template: str = "", sharp: float = 1.0
 ) -> nn.Module:  # fmt: skip
     """Writes the family's directory and returns the stock model with the same weights."""
-    foreign = FOREIGN[name]
+    foreign = KNOWN[name]
     folder.mkdir(parents=True, exist_ok=True)
     engine = byte_tokenizer()
     specials = ("<|startoftext|>", foreign.mask, *foreign.ends)
@@ -187,7 +199,7 @@ class Stock:
 
 def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, alpha: float, **config: Any) -> None:
     """Writes a PEFT LoRA adapter over the linear layers that match, and applies it to the stock model as PEFT does."""
-    foreign, tensors, targets = FOREIGN[name], {}, []
+    foreign, tensors, targets = KNOWN[name], {}, []
     folder.mkdir()
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     generator = torch.Generator().manual_seed(7)
@@ -196,9 +208,8 @@ def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, 
             a = torch.randn(rank, module.in_features, generator=generator) * 0.3
             b = torch.randn(module.out_features, rank, generator=generator) * 0.3
             stored = path
-            if foreign.stock == "Llama":
-                for ours, theirs in OURS_TO_LLADA:
-                    stored = stored.replace(ours, theirs)
+            for ours, theirs in foreign.names:
+                stored = stored.replace(ours, theirs)
             targets.append(stored)
             tensors |= {f"base_model.model.{stored}.lora_A.weight": a, f"base_model.model.{stored}.lora_B.weight": b}
 

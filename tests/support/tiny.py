@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what needs torch imports it itself: tests of the runtime al
 
 FULL = "BLOCKSTEP_FULL" in os.environ  # the full product of parameters, as `make test-all` sets it
 PAD, END, MASK, VOCAB, BLOCK = 0, 1, 2, 24, 4
+ATTENTIONS = ("block_causal", "full")  # that go with every alignment and shift
 
 CONTRACT: dict[str, Any] = {
     "alignment": "prompt", "attention": "block_causal", "shift": False, "cache": "in_place", "block": BLOCK,

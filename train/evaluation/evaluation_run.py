@@ -67,11 +67,12 @@ def evaluate(
     fused: bool = True,
     batch: int = BATCH,
     ask: prompts.Encode | None = None,
+    mode: str | None = None,
 ) -> Evaluation:
     """Decodes and grades `problems`, `batch` at a time, those of about one length together.
 
-    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default. Raises UserError
-    for a prompt that leaves no room for an answer, before any work.
+    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default; mode: the
+    contract's own by default. Raises UserError for a prompt that leaves no room for an answer, before any work.
     """
     requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
@@ -81,7 +82,7 @@ def evaluate(
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
             part = [requests[i] for i in chosen]
-            done = generate_batch(backend, part, gate=gate, threshold=threshold, fused=fused)
+            done = generate_batch(backend, part, gate=gate, threshold=threshold, fused=fused, mode=mode)
             results.update(zip(chosen, done, strict=True))
             bar.update(len(chosen))
     seconds = time.perf_counter() - started
@@ -93,7 +94,7 @@ def evaluate(
 def evaluate_model(
     subject: EvaluatedModel, task: tasks.Task, problems: Sequence[tasks.Problem], gate: GateSpec, **options: Any
 ) -> Evaluation:
-    """Evaluates an opened model by this gate; options: `threshold` and `fused`, as of `evaluate`."""
+    """Evaluates an opened model by this gate; options: `threshold`, `fused` and `mode`, as of `evaluate`."""
     own: dict[str, Any] = {"batch": subject.batch, "ask": subject.ask}
     return evaluate(subject.backend, subject.tokenizer, task, problems, gate=gate, **own, **options)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def read(folder: Path) -> StudentFile | None:
 def write(folder: Path, family: str, decoding: Decoding, template_args: Mapping[str, Any]) -> None:
     """Says how the model of a directory is decoded; written last, when its other files are there."""
     files = sorted([FILE, *(file.name for file in folder.iterdir())])
-    values = {"format": FORMAT, "family": family, "decoding": asdict(decoding), "files": files}
+    values = {"format": FORMAT, "family": family, "decoding": decoding.as_dict(), "files": files}
     if template_args:
         values["template_args"] = dict(template_args)
     (folder / FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")

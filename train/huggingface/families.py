@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Family:
     is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
     for the block size, `block` the default, None where a family comes in several and only the user can tell; mask,
     ends: token strings, looked up in the tokenizer; gate: as its authors decode; template_args: that its authors give
-    the chat template, where it reads them.
+    the chat template, where it reads them; modes: as in `runtime.contract`; drafts_adapter: a folder beside the weights
+    with an adapter for drafts alone.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Family:
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     template_args: dict[str, Any] = field(default_factory=dict)
+    modes: tuple[str, ...] = ("block",)
+    drafts_adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,23 @@ BD3LM_QWEN2 = replace(
     BD3LM_QWEN3, name="bd3lm-qwen2", model_types=("a2d-qwen2",), qk_norm=False, head_dim=None, qkv_bias=True,
     fixed=QWEN_FIXED,
 )  # fmt: skip
+NEMOTRON = Family(
+    "nemotron", ("nemotron_labs_diffusion",), CONFIDENT, "<SPECIAL_100>", ("</s>", "<|im_end|>"), shift=False,
+    alignment="prompt", attention="causal_context", block_key="block_size", head_dim=128,
+    renames=((r"encoder\.(.+)", r"\1"), (r"diffusion_head\.(.+)", r"lm_head.\1")),
+    fixed={
+        "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "sliding_window": (None,),
+        "dlm_type": ("llada",),
+    },
+    modes=("block", "speculative", "causal"), drafts_adapter="linear_spec_lora",
+)  # fmt: skip
+IDLM = Family(
+    "idlm", (), ONE_A_STEP, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), shift=True, alignment="absolute",
+    attention="causal", block=None, qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+    modes=("speculative", "causal"),
+)  # fmt: skip
 FAMILIES = (
-    DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2,
+    DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2, NEMOTRON, IDLM,
     # The same configs as their base's, so that only the user can tell them from it.
     replace(DREAM, name="cdlm-dream", model_types=(), attention="block_causal"),
     replace(LLADA, name="cdlm-llada", model_types=(), attention="block_causal"),
@@ -151,6 +170,7 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
             return found[0]
         raise UserError(f"the family of {path.parent} is {name}; expected one of {', '.join(FAMILY_NAMES)}")
     if found := [family for family in FAMILIES if kind in family.model_types]:
+        _check_not_idlm(found[0], config, path)
         return found[0]
     known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
     code = ", which code of its own defines (auto_map), and no such code is run" if config.get("auto_map") else ""
@@ -158,3 +178,17 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
         f"{path} has model_type {kind!r}{code}; expected one of {known}, or name its "
         f"--family: {', '.join(FAMILY_NAMES)}"
     )
+
+
+def _check_not_idlm(family: Family, config: dict[str, Any], path: Path) -> None:
+    """Raises UserError if a config that means SDAR may be of I-DLM, whose authors write the same `model_type`.
+
+    SDAR's blocks are powers of two from 4; I-DLM's config has N - 1 or 2 N - 1 there, which is 3 or 7 as published.
+    """
+    size = config.get("block_size")
+    odd = isinstance(size, int) and (size < 4 or size & (size - 1) != 0)
+    if family is SDAR and (odd or re.search(r"i-?dlm", path.parent.name, re.IGNORECASE)):
+        raise UserError(
+            f"{path} has model_type sdar and block_size {size!r}, which may be SDAR or I-DLM; name its --family, sdar "
+            "or idlm, and its --block"
+        )

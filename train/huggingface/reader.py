@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from runtime.text.chat_template import reads, with_defaults
 from train.checkpoint import MOST_IDS, Checkpoint, Decoding
 from train.transformer.network import ABOVE_0, ModelConfig
-from train.transformer.rope import parse_scaling
+from train.transformer.rope import LARGEST, longest, parse_scaling
 
 from . import blockstep_json, peft_merge
 from .blockstep_json import StudentFile
@@ -44,16 +44,25 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
         )
     shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
-    decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape.vocab), overrides)
+    decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
     _check(decoding, settings, shape.vocab)
     weights = read_weights(folder, shape, settings.family.renames)
     if overrides.adapter is not None:
+        _check_adapter(settings.family, overrides.adapter)
         weights = peft_merge.merge(weights, overrides.adapter, settings.family.renames)
     template = text.chat_template
     if template is not None:
         arguments = template_args(folder, replace(overrides, template_args=None))
         template = with_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
     return Checkpoint(shape, decoding, weights, text.tokenizer, template)
+
+
+def _check_adapter(family: Family, folder: Path) -> None:
+    if folder.resolve().name == family.drafts_adapter:
+        raise UserError(
+            f"{folder} is an adapter for the drafts of {family.name} alone; merged it would change what is verified: "
+            "leave --adapter out"
+        )
 
 
 def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
@@ -191,12 +200,13 @@ def _refuse_others(settings: NormalizedConfig) -> None:
         raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
 
 
-def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, vocab: int) -> Decoding:
+def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
     """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
-    family, context = settings.family, settings.integer("max_position_embeddings")
+    family, most = settings.family, longest(shape.rope_scaling)
+    context = min(settings.integer("max_position_embeddings"), most or LARGEST)
     block = _above_0("--block", overrides.block) or block_of(settings)
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
-    gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, vocab)
+    gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, shape.vocab)
     if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
         del gate["sub_block"]
     ends = overrides.eos_ids or end_ids(settings, text)
@@ -204,7 +214,7 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, vo
     if pad == UNSET:
         pad = text.ids.get(text.special.get("pad_token", ""), ends[0])
     how = (family.alignment, family.attention, family.shift)
-    return Decoding(*how, block, canvas, context, mask, ends, pad, gate)
+    return Decoding(*how, block, canvas, context, mask, ends, pad, gate, family.modes)
 
 
 def block_of(settings: NormalizedConfig) -> int:
@@ -212,6 +222,11 @@ def block_of(settings: NormalizedConfig) -> int:
     family = settings.family
     if family.block_key is not None and settings.get(family.block_key) is not None:
         return settings.integer(family.block_key)
+    if family.block is None and family.block_key is None:
+        raise UserError(
+            f"{settings.path} does not say how many tokens {family.name} confirms at once; give --block (4 in the "
+            "published models)"
+        )
     if family.block is None:
         raise UserError(f"{settings.path} has no {family.block_key}, and {family.name} comes in several; give --block")
     return family.block

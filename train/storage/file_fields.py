@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.checked_fields import first_wrong
+from runtime.contract import MODES
 from runtime.errors import UserError
+from train.checkpoint import Decoding
 
 
 def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
     """Returns values of `config`, exactly these dataclasses' fields. Raises UserError naming the first wrong one."""
+    config = {"modes": MODES[:1], **config} if Decoding in kinds else config  # older files have none
     wanted = {field.name for kind in kinds for field in fields(kind)}
     unknown, missing = sorted(config.keys() - wanted), sorted(wanted - config.keys())
     if unknown or missing:
@@ -20,4 +23,4 @@ def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, A
         raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
     for name, value, expected in filter(None, (first_wrong(kind, config) for kind in kinds)):
         raise UserError(f"{path} has {reprlib.repr(value)} as {name}; expected {expected}; write it anew with train.*")
-    return {**config, "eos_ids": tuple(config["eos_ids"])}
+    return {**config, "eos_ids": tuple(config["eos_ids"]), "modes": tuple(config["modes"])}

@@ -27,8 +27,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
 
     Raises UserError if `path` cannot be written.
     """
-    config = {**asdict(checkpoint.model), **asdict(checkpoint.decoding)}
-    config["eos_ids"] = list(checkpoint.decoding.eos_ids)
+    config = {**asdict(checkpoint.model), **checkpoint.decoding.as_dict()}
     state = {
         "format": FORMAT,
         "config": config,

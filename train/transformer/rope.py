@@ -13,12 +13,13 @@ from runtime.errors import UserError
 
 LARGEST = 1 << 24  # of a factor or a context
 SPAN = "original_max_position_embeddings"
+QUERY_SCALE = "llama_4_scaling_beta"  # 1 + beta ln(1 + floor(position / SPAN)), so 1 before SPAN: see `longest`
 NEEDED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", SPAN),
     "yarn": ("factor", SPAN),
 }
-OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}
+OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", QUERY_SCALE)}
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
@@ -34,8 +35,24 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
         return inverse / factor, 1.0
     if scaling["rope_type"] == "llama3":
         return _llama3(inverse, scaling), 1.0
-    magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return _yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", magnitude)
+    return _yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", _magnitude(scaling))
+
+
+def longest(scaling: Mapping[str, Any]) -> int | None:
+    """Positions up to which a scaling is computed here, None for any: queries are not scaled by their position."""
+    return int(scaling[SPAN]) if QUERY_SCALE in scaling else None
+
+
+def _magnitude(scaling: Mapping[str, Any]) -> float:
+    """YaRN's factor of cosines and sines: of its two scales the quotient, where a config has both."""
+
+    def scale(by: float) -> float:
+        factor = scaling["factor"]
+        return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if "mscale" in scaling and "mscale_all_dim" in scaling:
+        return scale(scaling["mscale"]) / scale(scaling["mscale_all_dim"])
+    return scale(1.0)
 
 
 def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:

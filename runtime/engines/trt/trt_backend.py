@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...backend import PADDED, Floats, Forward, Proposal
 from ...bundle.manifest import Build, Bundle, Engine
 from ...contract import Contract
-from ...decoding.block_layout import block_ends
+from ...decoding.block_layout import committed_ends
 from ...errors import UserError
 from ..registry import DEFAULT
 from .admission import content, siblings, why_not
@@ -127,7 +127,7 @@ class TrtBackend:
         if not contract.has_cache:
             return replace(contract, capacity=reach(build, contract))
         capacity = contract.capacity - slack(contract)
-        limited = block_ends(contract, max(1, capacity))[0] > widest  # the first token of a prompt sees further
+        limited = committed_ends(contract, max(1, capacity))[0] > widest  # the first token of a prompt sees further
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
     def _whole_batch(self, forward: Forward) -> Forward:

@@ -1,0 +1,174 @@
+"""Causal self-speculation: a model drafts a block and keeps what its own causal predictions confirm.
+
+The answer is the model's causal (autoregressive) one, token for token in fp32, in fewer forward passes. Two ways to
+draft: all positions of a block at once, which see each other and a causal context (`causal_context`: one forward pass
+drafts, another verifies; Nemotron-Labs-Diffusion's linear_spec_generate), or as masks behind the tokens that are
+verified (`causal`: one forward pass does both; I-DLM). What was not confirmed is given up by counting fewer tokens as
+committed: its keys and values lie behind them and are overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+
+from ..backend import Bools, Ints, Proposal
+from ..contract import Contract
+from .request_state import NOTHING, Inputs, Progress, nothing_yet
+from .sampling import Sampler
+
+
+@final
+class Draft:
+    """What a model is given: a prompt's tokens, or the seed (the one token known but not committed) and a draft.
+
+    past: so many tokens are in the cache. room: positions that there are at the most. drafted: tokens that the model
+    guessed behind the seed, still to be verified. together: masks stand behind them, whose predictions are the next
+    draft if all of this one is confirmed; else a draft has a forward pass of its own.
+    """
+
+    __slots__ = ("_block", "_mask", "_rows_before", "_together", "drafted", "past", "pending", "room", "seed")
+
+    def __init__(self, contract: Contract, prompt: Ints, past: int, room: int) -> None:
+        self._block, self._mask, self._rows_before = contract.block, contract.mask_id, int(contract.shift)
+        self._together = contract.attention == "causal"
+        self.past, self.pending, self.room, self.seed = past, prompt[past:], room, -1
+        self.drafted = NOTHING
+
+    @property
+    def _masks(self) -> int:
+        """How many tokens the next forward pass drafts: up to a block with the seed, as far as there is room."""
+        wanted = self._block - 1 if self._together or not len(self.drafted) else 0
+        return max(0, min(wanted, self.room - self.past - 1 - len(self.drafted)))
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the next forward pass confirms tokens; else it drafts alone."""
+        return self._together or len(self.drafted) > 0 or not self._masks
+
+    @property
+    def width(self) -> int:
+        """Tokens of the next forward pass."""
+        return len(self.pending) or 1 + len(self.drafted) + self._masks
+
+    def inputs(self) -> Inputs:
+        """The prompt, of which the last row is asked, or seed and draft with the rows that verify or draft."""
+        past, pending, masks = self.past, len(self.pending), self._masks
+        if pending:
+            visible = np.arange(past + 1, past + pending + 1)
+            return Inputs(self.pending, visible, past, np.array([pending - 1]), np.zeros(1, np.int64))
+        ids = np.concatenate(([self.seed], self.drafted, np.full(masks, self._mask)))
+        if self.verifies:
+            rows = np.arange(len(ids))
+            return Inputs(ids, past + 1 + rows, past, rows, rows[: 1 + len(self.drafted)])
+        rows = np.arange(1, len(ids)) - self._rows_before
+        return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
+
+    def commit(self, tokens: int) -> None:
+        """Counts so many of the last forward pass's first tokens as committed."""
+        self.past += tokens
+        self.pending = NOTHING
+
+
+@final
+class SpeculativeProgress(Progress):
+    """A request whose tokens are drafted and verified. A verification's tokens make a block, of 1 to `block` tokens."""
+
+    __slots__ = ("confirmed",)
+
+    sequence: Draft
+
+    def __init__(
+        self,
+        contract: Contract,
+        row: int,
+        prompt: Ints,
+        wanted: int,
+        threshold: Callable[[], float],
+        past: int = 0,
+        sampler: Sampler | None = None,
+    ) -> None:
+        most = 2 * contract.block - 1 if contract.attention == "causal" else contract.block
+        room = min(contract.capacity, len(prompt) + wanted - 1 + most)
+        super().__init__(contract, row, "speculative", wanted, room, threshold, sampler)
+        self.sequence, self.tail, self.blocks = Draft(contract, prompt, past, room), 0, 1
+        self.confirmed = False  # whether the canvas is of confirmed tokens, or of masks that were drafted for
+        self._show(1)
+
+    @property
+    def progress(self) -> float:
+        """The share of the answer that is out."""
+        return len(self.answer) / self.wanted
+
+    def inputs(self) -> Inputs:
+        """What the next forward pass needs."""
+        return self.sequence.inputs()
+
+    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+        """Takes what its slot of a forward says: the seed behind the prompt, a draft, or what is confirmed of one."""
+        sequence = self.sequence
+        if prefill := len(sequence.pending):
+            self._confirm(out, slot, 1)
+            sequence.commit(prefill)
+            return True
+        self.forwards += 1
+        drafting, said = sequence._masks, 1 + len(sequence.drafted)
+        self.steps += drafting > 0
+        if not sequence.verifies:
+            sequence.drafted = out.token[slot, :drafting].astype(np.int64)
+            self._show(1 + drafting)
+            self.latest.confidence[:drafting], self.latest.entropy[:drafting] = (
+                part[slot, :drafting] for part in (out.confidence, out.entropy)
+            )
+            return True
+        self.commits += 1
+        confirmed = self._confirm(out, slot, said)
+        sequence.commit(confirmed)
+        whole = confirmed == said  # else the masks stood behind a token that is not the answer's
+        most = min(drafting, sequence.room - sequence.past - 1) if whole else 0
+        sequence.drafted = out.token[slot, said : said + most].astype(np.int64)
+        return True
+
+    def _confirm(self, out: Proposal, slot: int, said: int) -> int:
+        """Makes a block of the causal predictions up to the first that is not the drafted token, that one included.
+
+        Returns how many they are. The last of them is the next seed.
+        """
+        tokens, confidence = out.token[slot, :said].copy(), out.confidence[slot, :said].copy()
+        if self.sampler is not None:  # each as the causal mode draws it: at its position and as many draws
+            for place in range(said):
+                number = len(self.answer) + place
+                drawn = self.sampler(Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number)
+                tokens[place], confidence[place] = drawn.token[0], drawn.confidence[0]
+        same = tokens[:-1] == self.sequence.drafted[: said - 1]
+        confirmed = said if same.all() else int(same.argmin()) + 1
+        self.sequence.seed = int(tokens[confirmed - 1])
+        self._show(confirmed)
+        self.latest = Proposal(tokens[:confirmed], confidence[:confirmed], out.entropy[slot, :confirmed].copy())
+        self.confirmed = True
+        return confirmed
+
+    def _show(self, size: int) -> None:
+        """Makes so many masks the canvas, of which nothing is predicted yet."""
+        self.canvas, self.open = np.full(size, self.contract.mask_id), np.ones(size, np.bool_)
+        self.latest, self.confirmed = nothing_yet(size, 0), False
+
+    def draw(self) -> None:
+        """Nothing: what is confirmed was drawn when it came, and drafts are the best tokens."""
+
+    def accept(self, gated: Bools) -> Bools:
+        """All that was confirmed, nothing of a draft. bool [block]"""
+        return self.open & self.confirmed
+
+    def finalize(self, accepted: Bools) -> None:
+        """Takes a block of confirmed tokens, bool [block] all of them, into the answer; ends it where it is time."""
+        np.copyto(self.canvas, self.latest.token, where=accepted)
+        self.open ^= accepted
+        if not self.confirmed:
+            return
+        fresh = self.canvas.tolist()
+        if not self._ended(fresh):
+            self.answer += fresh
+            self.blocks += 1

@@ -1,0 +1,204 @@
+"""Models that are autoregressive too: their three modes against everything recomputed, and each against the others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from slow_causal import TooClose, slow_blocks, slow_causal
+
+from runtime.contract import Contract, parse_contract
+from runtime.decoding import loop
+from runtime.decoding.options import DecodeOptions, Request
+from runtime.decoding.request_state import Result
+from runtime.errors import UserError
+from train.torch_backend import TorchBackend
+from train.transformer.network import Transformer, initialize
+
+CAPACITY = 40
+PERIOD = 3  # of the texts that a model is taught, so that its drafts are accepted
+KINDS = {
+    "seeded": {"attention": "causal_context", "shift": False, "modes": ["block", "speculative", "causal"]},
+    "shifted": {"attention": "causal_context", "shift": True, "modes": ["block", "speculative", "causal"]},
+    "idlm": {"attention": "causal", "shift": True, "modes": ["speculative", "causal"], "alignment": "absolute"},
+}
+
+
+def contract(kind: str, **changes: Any) -> Contract:
+    return tiny.contract(**{"capacity": CAPACITY, **KINDS[kind], **changes})
+
+
+@cache
+def learned(kind: str) -> Transformer:
+    """A tiny model that has learned a hundred updates of periodic text, under its causal mask and its drafts' masks."""
+    spec, model = contract(kind), initialize(Transformer(tiny.shape(0)), 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        unit = torch.randint(3, tiny.VOCAB, (16, PERIOD), generator=generator)
+        text = unit.repeat(1, 8)  # [batch, 24]
+        begin = int(torch.randint(PERIOD, text.shape[1] - spec.block, (), generator=generator))
+        seen = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool).tril()
+        noisy = text.clone()
+        noisy[:, begin + 1 : begin + spec.block] = spec.mask_id
+        drafts = seen.clone()
+        if kind != "idlm":
+            drafts[begin : begin + spec.block, begin : begin + spec.block] = True
+        loss = torch.zeros(())
+        for ids, mask, own in ((text, seen, False), (noisy, drafts, True)):
+            additive = torch.where(mask, 0.0, float("-inf"))[None, None].expand(len(ids), 1, -1, -1)
+            logits = model.logits(model(ids, mask=additive))
+            if not own:
+                loss = loss + torch.nn.functional.cross_entropy(
+                    logits[:, PERIOD:-1].flatten(0, 1), text[:, PERIOD + 1 :].flatten()
+                )
+            else:
+                rows = torch.arange(begin + 1, begin + spec.block)
+                said = logits[:, rows - int(spec.shift)]
+                loss = loss + torch.nn.functional.cross_entropy(said.flatten(0, 1), text[:, rows].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
+def taught(kind: str, seed: int = 0) -> tuple[TorchBackend, Contract]:
+    spec = contract(kind, batch=4)
+    return TorchBackend(learned(kind), spec), spec
+
+
+def random_backend(kind: str, seed: int) -> tuple[TorchBackend, Contract]:
+    spec = contract(kind, batch=4)
+    return TorchBackend(tiny.model(seed), spec), spec
+
+
+def prompts(rng: random.Random, periodic: bool, count: int) -> list[list[int]]:
+    """Prompts of every length around the borders of blocks."""
+    found = []
+    for number in range(count):
+        length = 1 + number % (2 * tiny.BLOCK + 2)
+        unit = [rng.randrange(3, tiny.VOCAB) for _ in range(PERIOD)]
+        found.append((unit * length)[: length + PERIOD] if periodic else tiny.prompt(rng, length).tolist())
+    return found
+
+
+def request(prompt: Sequence[int], wanted: int, mode: str, **more: Any) -> Request:
+    return Request(np.array(prompt, np.int64), DecodeOptions(wanted, mode=mode, **more))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [random_backend, taught])
+def test_every_mode_gives_what_recomputing_everything_gives(kind: str, make: Any) -> None:
+    seed = tiny.fresh_seed() % 1000
+    backend, spec = make(kind, seed)
+    model, rng = backend.model, random.Random(seed)
+    compared: dict[str, int] = dict.fromkeys(spec.modes, 0)
+    rounds, tokens = 0, 0
+    for prompt in prompts(rng, make is taught, 30 if not tiny.FULL else 200):
+        wanted = rng.choice([1, 2, tiny.BLOCK, 13])
+        for mode in spec.modes:
+            threshold = rng.choice([0.2, 0.9])
+            more = {"threshold": threshold} if mode == "block" else {}
+            try:
+                if mode == "block":
+                    right = slow_blocks(model, spec, prompt, wanted, threshold)
+                else:
+                    right = slow_causal(model, spec, prompt, wanted)
+            except TooClose:
+                continue
+            got = loop.generate(backend, request(prompt, wanted, mode, **more))
+            assert [*got.token_ids] == right, f"seed {seed}, mode {mode}, prompt {prompt}, wanted {wanted}"
+            compared[mode] += 1
+            if mode == "speculative":
+                rounds, tokens = rounds + got.commits, tokens + max(0, len(got.token_ids) - 1)
+    assert min(compared.values()) > 10, f"seed {seed}: {compared}"
+    if make is taught:
+        assert tokens > 1.5 * rounds, f"seed {seed}: drafts are hardly accepted"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_mixed_modes_gives_the_solo_answers(kind: str) -> None:
+    seed = tiny.fresh_seed() % 1000
+    backend, spec = taught(kind, seed)
+    rng = random.Random(seed)
+    asked = [request(p, rng.randint(1, 14), rng.choice(spec.modes)) for p in prompts(rng, True, 24)]
+    alone = [loop.generate(backend, one) for one in asked]
+    for slots in (2, 3, 4):
+        together = loop.generate_batch(backend, asked, slots=slots)
+        assert [r.token_ids for r in together] == [r.token_ids for r in alone], f"seed {seed}, {slots} slots"
+        assert [counts(r) for r in together] == [counts(r) for r in alone], f"seed {seed}, {slots} slots"
+
+
+def counts(result: Result) -> tuple[int, int, int, int]:
+    return result.steps, result.commits, result.forwards, result.blocks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_speculation_is_the_causal_mode_with_that_seed(kind: str) -> None:
+    backend = TorchBackend(learned(kind), contract(kind, top_k=8))
+    rng, different = random.Random(0), set()
+    for number, prompt in enumerate(prompts(rng, True, 20)):
+        more = {"temperature": 1.0, "seed": number}
+        one, other = (loop.generate(backend, request(prompt, 12, mode, **more)) for mode in ("speculative", "causal"))
+        assert one.token_ids == other.token_ids and one.seed == number
+        different.add(one.token_ids != loop.generate(backend, request(prompt, 12, "causal")).token_ids)
+    assert True in different
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_ends_where_the_capacity_does(kind: str) -> None:
+    backend, spec = taught(kind)
+    for length in range(CAPACITY - 2 * tiny.BLOCK, CAPACITY):
+        prompt = ([5, 6, 7] * CAPACITY)[:length]
+        one, other = (loop.generate(backend, request(prompt, CAPACITY - length, mode)) for mode in spec.modes[-2:])
+        assert one.token_ids == other.token_ids
+    with pytest.raises(UserError, match="leaves room for 2 new ones"):
+        loop.generate(backend, request([5] * (CAPACITY - 2), 3, "causal"))
+
+
+def test_forwards_are_counted_as_the_authors_do() -> None:
+    backend, _ = taught("seeded")
+    prompt, wanted = [5, 6, 7] * 3, 13
+    causal = loop.generate(backend, request(prompt, wanted, "causal"))
+    got = loop.generate(backend, request(prompt, wanted, "speculative"))
+    assert causal.forwards == wanted - 1 and got.forwards == got.steps + got.commits < causal.forwards
+    block = loop.generate(backend, request(prompt, wanted, "block"))
+    assert (block.blocks, block.commits) == (4, 3) and block.forwards == block.steps + block.commits
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"modes": ["block", "block"]}, "each once"),
+     ({"attention": "block_causal", "modes": ["causal"]}, "alone have others"),
+     ({"attention": "causal", "modes": ["block"]}, "no mode block"),
+     ({"attention": "causal", "shift": False, "modes": ["causal"]}, "and a shift"),
+     ({"alignment": "end", "attention": "causal_context"}, "expected prompt"),
+     ({"modes": []}, "a list of block, speculative, causal"), ({"modes": ["fast"]}, "a list of block")],
+)  # fmt: skip
+def test_modes_that_do_not_fit_are_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        parse_contract({**tiny.CONTRACT, **changes})
+
+
+def test_modes_stand_in_the_manifest_only_if_there_are_others() -> None:
+    assert "modes" not in tiny.contract().as_dict()
+    spec = contract("seeded")
+    assert parse_contract(spec.as_dict()) == spec and spec.as_dict()["modes"] == ["block", "speculative", "causal"]
+
+
+def test_options_that_a_mode_has_no_use_for_are_refused() -> None:
+    backend, _ = random_backend("seeded", 0)
+    for more, expected in (({"threshold": 0.5}, "which has no gate"), ({"suffix": [4]}, "nothing behind a token")):
+        for mode in ("speculative", "causal"):
+            with pytest.raises(UserError, match=expected):
+                loop.generate(backend, request([5, 6], 4, mode, **more))
+    with pytest.raises(UserError, match="mode is 'fast'; this model decodes in the mode block or spec"):
+        loop.generate(backend, request([5, 6], 4, "fast"))
+    with pytest.raises(UserError, match="mode is 'causal'; this model decodes in the mode block"):
+        loop.generate(TorchBackend(tiny.model(0), tiny.contract()), request([5, 6], 4, "causal"))
