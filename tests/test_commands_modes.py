@@ -154,13 +154,22 @@ def test_c_takes_a_mode(opened: Opened, bundle: Path, model: Model) -> None:
     assert code == opened.lib.BLOCKSTEP_OK, opened.error()
     try:
         for mode in MODES:
-            name = opened.ffi.new("char[]", mode.encode())
-            got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=name)
+            got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=mode.encode())
             right = model.generate(TAUGHT * 2, max_new_tokens=12, mode=mode).result
             assert got.answer is not None and got.answer["token_ids"] == right.token_ids
             assert got.answer["forwards"] == right.forwards
-        got = opened.ask(loaded, token_ids=TAUGHT, mode=opened.ffi.new("char[]", b"fast"))
-        assert got.code == opened.lib.BLOCKSTEP_MISTAKE and "mode is 'fast'" in got.error
+        for fields, expected in (
+            ({"mode": b"fast"}, "mode is 'fast'"),
+            ({"mode": b"causal", "size": 4}, "a size that"),
+        ):
+            got = opened.ask(loaded, token_ids=TAUGHT, **fields)
+            assert got.code == opened.lib.BLOCKSTEP_MISTAKE and expected in got.error
+        older = opened.ffi.offsetof("blockstep_decoding", "mode")  # a host that knows no mode has the model's own
+        got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=b"causal", size=older)
+        assert (
+            got.answer is not None
+            and got.answer["token_ids"] == model.generate(TAUGHT * 2, max_new_tokens=12).result.token_ids
+        )
     finally:
         opened.lib.blockstep_close(loaded)
 
