@@ -1,4 +1,4 @@
-"""Whether an engine fits a Jetson, by arithmetic: python -m export.fit student.bundle --device orin-nano"""
+"""Whether an engine fits a device, by arithmetic: python -m export.fit student.bundle --device orin-nano"""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 
-MEMORY = {"orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128}  # GB, shared by CPU and GPU
+MEMORY = {  # GB, of a Jetson shared by CPU and GPU, of a card its own
+    "orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128,
+    "rtx-4060": 8, "rtx-4070": 12, "rtx-4080": 16, "rtx-4090": 24, "rtx-5090": 32,
+}  # fmt: skip
 SYSTEM = 2.0  # GB for the system, the CUDA context and the libraries; an assumption, not a measurement
 BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2}
 MOST = 1 << 20  # positions; no longer caches are looked for
 DESCRIPTION = (
-    "Adds up an engine's weights, cache and activations, and says which Jetson holds them. GB are 1e9 bytes. An "
-    "estimate from shapes; exit 1 where --device is given and too small."
+    "Adds up an engine's weights, cache and activations, and says which Jetson or RTX card holds them. GB are 1e9 "
+    "bytes. An estimate from shapes; exit 1 where --device is given and too small."
 )
 HELP = {
     "engine": f"which engine, {' or '.join(KINDS)} (default: TensorRT's, else the first)",

@@ -33,8 +33,7 @@ extern "Python" {
     int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
     int python_verify(char *bundle, blockstep_options *options);
     int python_generate(
-        blockstep_model *model, blockstep_request *request, double temperature, int64_t *seed,
-        blockstep_answer **answer);
+        blockstep_model *model, blockstep_request *request, blockstep_decoding *decoding, blockstep_answer **answer);
     int python_describe(blockstep_model *model, blockstep_contract **contract);
     int python_close(blockstep_model *model);
 }

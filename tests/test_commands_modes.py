@@ -28,21 +28,19 @@ MODES = ("block", "speculative", "causal")
 TAUGHT = [5, 9, 7]
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student.pt of the modes, of the model that learned periodic text."""
+def write_bundle(folder: Path) -> Path:
+    """The bundle of a student.pt beside it, of the model that learned periodic text."""
     own = {name: value for name, value in KINDS["shifted"].items() if name != "modes"}
     made = tiny.checkpoint(config=tiny.shape(0), modes=MODES, gate={"threshold": 0.5}, **own)
-    path = tmp_path_factory.mktemp("student") / "student.pt"
+    path, out = folder / "student.pt", folder / "student.bundle"
     save(replace(made, weights=dict(learned("shifted").state_dict())), path)
-    return path
+    assert export.main(["--ckpt", str(path), "--capacity", "48", "--top-k", "8", "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture(scope="module")
-def bundle(student: Path) -> Path:
-    out = student.with_suffix(".bundle")
-    assert export.main(["--ckpt", str(student), "--capacity", "48", "--top-k", "8", "--out", str(out)]) == 0
-    return out
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +55,8 @@ def prompts(count: int) -> Iterator[list[int]]:
         yield (unit * 9)[: PERIOD + number % 9]
 
 
-def test_the_modes_are_read_back_from_the_checkpoint_and_the_bundle(student: Path, model: Model) -> None:
-    assert read(student).decoding.modes == model.contract.modes == MODES
+def test_the_modes_are_read_back_from_the_checkpoint_and_the_bundle(bundle: Path, model: Model) -> None:
+    assert read(bundle.with_suffix(".pt")).decoding.modes == model.contract.modes == MODES
 
 
 def test_speculative_answers_are_the_causal_ones_in_fewer_forward_passes(model: Model) -> None:
@@ -154,13 +152,22 @@ def test_c_takes_a_mode(opened: Opened, bundle: Path, model: Model) -> None:
     assert code == opened.lib.BLOCKSTEP_OK, opened.error()
     try:
         for mode in MODES:
-            name = opened.ffi.new("char[]", mode.encode())
-            got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=name)
+            got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=mode.encode())
             right = model.generate(TAUGHT * 2, max_new_tokens=12, mode=mode).result
             assert got.answer is not None and got.answer["token_ids"] == right.token_ids
             assert got.answer["forwards"] == right.forwards
-        got = opened.ask(loaded, token_ids=TAUGHT, mode=opened.ffi.new("char[]", b"fast"))
-        assert got.code == opened.lib.BLOCKSTEP_MISTAKE and "mode is 'fast'" in got.error
+        for fields, expected in (
+            ({"mode": b"fast"}, "mode is 'fast'"),
+            ({"mode": b"causal", "size": 4}, "a size that"),
+        ):
+            got = opened.ask(loaded, token_ids=TAUGHT, **fields)
+            assert got.code == opened.lib.BLOCKSTEP_MISTAKE and expected in got.error
+        older = opened.ffi.offsetof("blockstep_decoding", "mode")  # a host that knows no mode has the model's own
+        got = opened.ask(loaded, token_ids=TAUGHT * 2, max_new_tokens=12, mode=b"causal", size=older)
+        assert (
+            got.answer is not None
+            and got.answer["token_ids"] == model.generate(TAUGHT * 2, max_new_tokens=12).result.token_ids
+        )
     finally:
         opened.lib.blockstep_close(loaded)
 

@@ -58,7 +58,7 @@ def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
     llada = changed(weights=16_000_000_000, hidden=4096, ffn=12288, heads=32, kv_heads=32, layers=32, vocab=126464)
     need = needed(llada, 1024)
     fits = {device: verdict(device, llada, need, 2.0).fits for device in MEMORY}
-    assert fits == {"orin-nano": False, "orin-nx": False, "agx-orin": True, "thor": True}
+    assert [device for device, each in fits.items() if each] == ["agx-orin", "thor", "rtx-4090", "rtx-5090"]
     assert verdict("orin-nano", llada, need, 2.0).largest_capacity is None
 
 

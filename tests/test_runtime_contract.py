@@ -55,7 +55,7 @@ def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[fl
     ("changes", "said"),
     [
         ({"alignment": "left"}, "contract.alignment is 'left'"),
-        ({"attention": "causal"}, "contract.attention is 'causal'"),
+        ({"attention": "both"}, "contract.attention is 'both'"),
         ({"cache": "copy"}, "contract.cache is 'copy'"),
         ({"cache": "none"}, "contract.cache is none"),
         ({"attention": "full"}, "contract.cache is in_place"),

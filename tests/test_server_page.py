@@ -34,6 +34,13 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def modes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_commands_modes import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("modes"))
+
+
+@pytest.fixture(scope="module")
 def model() -> Model:
     return load(ROOT / "samples" / "student.bundle", threads=1)
 
@@ -162,3 +169,23 @@ def test_the_page_needs_no_other_host() -> None:
 
     Links().feed(PAGE)
     assert linked == ["data:,"] and "://" not in PAGE and "innerHTML" not in PAGE
+
+
+@pytest.mark.browser
+def test_a_model_of_several_modes_lets_one_be_chosen(browser: Any, modes_bundle: Path) -> None:
+    model = load(modes_bundle, threads=1)
+    with served(model.share()) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.locator("#mode option").first.wait_for(state="attached")
+        assert page.locator("#mode option").all_text_contents() == ["block", "speculative", "causal"]
+        found = {}
+        for mode in ("block", "speculative", "causal"):
+            page.select_option("#mode", mode)
+            assert page.locator("#gate").is_visible() == (mode == "block")
+            text, expected = answered(page, "%#'%#'"), model.generate("%#'%#'", mode=mode)
+            assert text == expected.text
+            found[mode] = int(page.locator("#forwards").text_content())
+            assert found[mode] == expected.result.forwards
+        assert found["speculative"] < found["causal"]
+        page.close()

@@ -29,7 +29,7 @@ extern "C" {
 /* declarations */
 
 /* Of this header. It grows with every change that a host would have to be compiled again for. */
-#define BLOCKSTEP_VERSION 2
+#define BLOCKSTEP_VERSION 1
 
 /* What the functions return. */
 #define BLOCKSTEP_OK 0
@@ -82,8 +82,15 @@ typedef struct {
     /* Read at every forward, and while the request waits for its turn: not 0 cancels. Another thread should store to it
        atomically (__atomic_store_n, or a std::atomic<int>). */
     const int *cancel;
-    const char *mode; /* "block", "speculative" or "causal", as far as the model can; NULL: its own */
 } blockstep_request;
+
+/* How tokens are chosen, for blockstep_decode. It may grow: a host says with size how much of it it knows. */
+typedef struct {
+    size_t size;         /* sizeof(blockstep_decoding) */
+    double temperature;  /* 0: the best tokens; above it, to 5, tokens are drawn, of a bundle exported with --top-k */
+    const int64_t *seed; /* of the draws: with the same one the same answer; NULL draws one, which is not told */
+    const char *mode;    /* "block", "speculative" or "causal", as far as the model can; NULL: its own */
+} blockstep_decoding;
 
 /* Freed with blockstep_free. Of a cancelled answer, the finished blocks; its counts and times are 0. */
 typedef struct {
@@ -134,6 +141,11 @@ BLOCKSTEP_PUBLIC int blockstep_generate(
    was exported with --top-k. With the same seed the same answer; NULL draws one, which is not told. */
 BLOCKSTEP_PUBLIC int blockstep_sample(
     blockstep_model *model, const blockstep_request *request, double temperature, const int64_t *seed,
+    blockstep_answer **answer);
+
+/* As blockstep_generate, with tokens chosen as told. decoding may be NULL. */
+BLOCKSTEP_PUBLIC int blockstep_decode(
+    blockstep_model *model, const blockstep_request *request, const blockstep_decoding *decoding,
     blockstep_answer **answer);
 
 /* The model's contract. *contract is NULL after an error. */

@@ -62,16 +62,16 @@ class HostCalls:
         if not proof.ok:
             raise Differs("; ".join(f"{check.name}: {check.detail}" for check in proof.checks if not check.ok))
 
-    def generate(self, model: Any, request: Any, temperature: float, seed: Any, out: Any) -> None:
+    def generate(self, model: Any, request: Any, decoding: Any, out: Any) -> None:
         pool, _ = self._loaded(model)
         asked = pool.models[0].request(
             self._prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
-            mode=self._text(request.mode, "mode") or None,
             threshold=float(request.threshold[0]) if request.threshold else None,
-            temperature=temperature,
-            seed=int(seed[0]) if seed else None,
+            temperature=decoding.temperature,
+            seed=int(decoding.seed[0]) if decoding.seed else None,
+            mode=self._text(decoding.mode, "mode") or None,
         )
 
         def wanted() -> bool:

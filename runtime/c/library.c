@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "blockstep.h"
@@ -14,7 +15,7 @@ static int python_attach(int chosen, char *package);
 static int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
 static int python_verify(char *bundle, blockstep_options *options);
 static int python_generate(
-    blockstep_model *model, blockstep_request *request, double temperature, int64_t *seed, blockstep_answer **answer);
+    blockstep_model *model, blockstep_request *request, blockstep_decoding *decoding, blockstep_answer **answer);
 static int python_describe(blockstep_model *model, blockstep_contract **contract);
 static int python_close(blockstep_model *model);
 
@@ -175,20 +176,36 @@ int blockstep_verify(const char *bundle, const blockstep_options *options)
 
 int blockstep_generate(blockstep_model *model, const blockstep_request *request, blockstep_answer **answer)
 {
-    return blockstep_sample(model, request, 0.0, NULL, answer);
+    return blockstep_decode(model, request, NULL, answer);
 }
 
 int blockstep_sample(
     blockstep_model *model, const blockstep_request *request, double temperature, const int64_t *seed,
     blockstep_answer **answer)
 {
+    blockstep_decoding decoding = {.size = sizeof decoding, .temperature = temperature, .seed = seed};
+
+    return blockstep_decode(model, request, &decoding, answer);
+}
+
+int blockstep_decode(
+    blockstep_model *model, const blockstep_request *request, const blockstep_decoding *decoding,
+    blockstep_answer **answer)
+{
+    blockstep_decoding known = {0};
+
     if (answer != NULL)
         *answer = NULL;
     if (!ready())
         return BLOCKSTEP_PYTHON;
     if (request == NULL)
         return mistake("request is NULL; expected a prompt to answer");
-    return python_generate(model, (blockstep_request *)request, temperature, (int64_t *)seed, answer);
+    if (decoding != NULL) {
+        if (decoding->size < sizeof decoding->size || decoding->size > sizeof known)
+            return mistake("decoding has a size that is none of this library's; set it to sizeof(blockstep_decoding)");
+        memcpy(&known, decoding, decoding->size);
+    }
+    return python_generate(model, (blockstep_request *)request, &known, answer);
 }
 
 int blockstep_describe(blockstep_model *model, const blockstep_contract **contract)

@@ -46,7 +46,7 @@ class Counts:
     tokens: int
     steps: int
     forwards: int
-    mode: str
+    mode: str = "block"
 
     @property
     def one_a_step(self) -> int:

@@ -77,7 +77,7 @@ class Opened:
     def ask(self, model: Any, **fields: Any) -> Reply:
         """One request; prompt as bytes, token_ids as a list, threshold as a number, the rest as it is.
 
-        With a temperature, and a seed or none, it is sampled.
+        With a temperature, and a seed or none, it is sampled; with a mode, as bytes, decoded in it.
         """
         new, kept = self.ffi.new, dict(fields)
         drawn = [kept.pop("temperature"), kept.pop("seed", None)] if "temperature" in kept else []
@@ -91,6 +91,10 @@ class Opened:
             kept["threshold"] = new("double *", kept["threshold"])
         out = new("blockstep_answer **")
         call = self.lib.blockstep_sample if drawn else self.lib.blockstep_generate
+        if "mode" in kept:
+            text = new("char[]", kept.pop("mode"))
+            size = kept.pop("size", self.ffi.sizeof("blockstep_decoding"))
+            drawn, call = [new("blockstep_decoding *", {"size": size, "mode": text})], self.lib.blockstep_decode
         code = call(model, new("blockstep_request *", kept), *drawn, out)
         error = self.error()
         if not out[0]:
