@@ -92,9 +92,7 @@ def test_verify_says_whether_the_engine_computes_what_pytorch_did(opened: Opened
 
 @pytest.mark.native
 @pytest.mark.parametrize("sleeping", [0, 1])
-def test_threads_spin_or_sleep_as_the_host_says(
-    sleeping: int, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_spin_or_sleep_as_the_host_says(sleeping: int, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     told, add = [], ort.SessionOptions.add_session_config_entry
 
     def listen(options: Any, *entry: str) -> None:
