@@ -18,12 +18,13 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from test_export_onnx import student
 from tiny import BLOCK
 
 from export import onnx as export_onnx
 from export import verify
 from export.contract_from_checkpoint import exported_contract
-from export.graph.ort_graph import PRECISIONS_OF, computed_with, write_ort_graph
+from export.graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
 from export.precisions import PRECISIONS
 from export.proof.prove import prove
 from export.quantization.standard_nbits import BITS, arrays
@@ -41,6 +42,7 @@ from runtime.engines.ort.ort_backend import OrtBackend, as_value, cache_form, on
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -187,13 +189,31 @@ def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: s
 def test_every_precision_is_proved_by_the_numbers_that_it_stores(precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(6)
     contract, file = exported_contract(source, None, TOP_K), graph_of(source, tmp_path, precision)
-    computed, judged = computed_with(source, "standard", precision)
-    assert judged == "fp16" and (computed is source) == (precision == "fp16")
+    other = compared_with(source, "standard", precision)
+    computed, judged = other.source, other.precision
+    assert judged == "fp16" and (computed is source) == (precision == "fp16") == (other.note == "")
     assert all(check.ok for check in prove(computed, contract, file, judged))
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert ("MatMulNBits" in operators) == (precision in BITS) and "DynamicQuantizeMatMul" not in operators
     if precision == "int4":  # and not by those that it was made of, which int8 is nearer to than fp16 has to be
         assert not all(check.ok for check in prove(source, contract, file, judged))
+
+
+def test_an_export_and_verify_compare_the_same_and_say_so_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(student(), ckpt := tmp_path / "student.pt")
+    words = ["--ckpt", str(ckpt), "--task", "math"]
+    assert export_onnx.main([*words, "--dialect", "standard", "--precision", "int4"]) == 0
+    exported = capsys.readouterr().out
+    assert verify.main([str(ckpt.with_suffix(".bundle")), *words, "--engine", "standard", "--prompts", "2"]) == 0
+    verified = capsys.readouterr().out
+    note = "next to the int4 numbers that it stores, by the bounds of fp16: "
+    for told in (exported, verified):
+        assert f"[ok] steps: {note}max |d log p| of the best token " in told and f"[ok] answers: {note}" in told
+        assert float(told.split("best token ")[1].split()[0]) < 0.02 and "(bound 1e-01)" in told
+    lost = float(verified.split("those numbers are up to ")[1].split()[0])
+    assert lost > 0.02, "4 bits cost more than the engine is off by"
 
 
 def test_bf16_is_checked_as_onnx_alone_and_kept_for_cuda(tmp_path: Path) -> None:
