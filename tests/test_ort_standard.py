@@ -37,6 +37,7 @@ from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
 from runtime.decoding.loop import Beginning, answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
+from runtime.decoding.running_batch import RunningBatch
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend, as_value, cache_form, on_host
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
@@ -141,6 +142,26 @@ def test_a_batch_that_shrinks_goes_on_with_the_sequences_that_stay(cached: OrtBa
         with pytest.raises(ValueError, match="of a batch of 2"):
             cached.keep(np.array(rows, np.int64))
     assert contract.batch == FIELD_LIMITS["batch"]
+
+
+def test_a_batch_whose_cache_grows_answers_as_one_that_was_long_from_the_start(tmp_path: Path) -> None:
+    rng, source = np.random.default_rng(3), tiny.checkpoint(4, context=256)
+    cached = OrtBackend(graph_of(source, tmp_path), exported_contract(source, None, TOP_K), threads=1)
+    lengths, asked = [*LENGTHS, 70, 3, 150], list[Request]()
+    for length in lengths:
+        ids = rng.integers(3, tiny.VOCAB, length)
+        asked.append(Request(ids, DecodeOptions(2 * BLOCK, threshold=0.8)))
+    expected = [generate(cached, each).token_ids for each in asked]
+    batch, found, sizes = RunningBatch(cached, None, 4), dict[int, tuple[int, ...]](), list[int]()
+    for request in asked:
+        batch.add(request)
+        outcome = batch.step()
+        sizes.append(cached.capacity)
+        found |= {step.row: step.result.token_ids for step in outcome.steps if step.result}
+    while batch.busy:
+        found |= {step.row: step.result.token_ids for step in batch.step().steps if step.result}
+    assert [found[n] for n in range(len(asked))] == expected
+    assert sizes[0] == 64 and sizes == sorted(sizes) and cached.capacity > 150
 
 
 def test_a_short_request_pays_for_no_longer_one_before_it(cached: OrtBackend) -> None:
