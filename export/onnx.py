@@ -27,7 +27,7 @@ from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
-from .graph.ort_graph import PRECISIONS_OF, computed_with, write_ort_graph
+from .graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
 from .precisions import PRECISIONS
 from .proof.held_out import recorded_requests
 from .proof.prove import WHOLE, prove, proves_whole, sample_requests
@@ -151,14 +151,15 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     with working_folder(out) as folder:
         with report_write_errors(out):
             files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
-        computed, judged = computed_with(source, wanted.dialect, wanted.precision)
+        other = compared_with(source, wanted.dialect, wanted.precision)
         formats = formats_of(wanted.dialect, wanted.precision)
-        for check in prove(computed, contract, files[0], judged, wanted.parity, formats):
+        for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
+            check = found if found.name == "graph" else other.told(found)
             checks.append(check)
             print(check, file=stream, flush=True)
         engine = replace(engine, model=files[0].name)
         if all(check.ok for check in checks):
-            engine, check = add_reference(computed, contract, engine, wanted, folder)
+            engine, check = add_reference(other.source, contract, engine, wanted, folder)
             checks.append(check)
             print(check, file=stream, flush=True)
         if all(check.ok for check in checks):

@@ -14,12 +14,13 @@ from typing import cast
 
 from tqdm import tqdm
 
+from runtime.backend import Backend, Inspectable
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.engines.registry import OpenOptions, choose_engines
+from runtime.engines.registry import DEVICES, OpenOptions, choose_engines
 from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import DeviceError, UserError
 from train import open_checkpoint
@@ -29,12 +30,13 @@ from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
+from .graph.ort_graph import ComparedWith, compared_with
 from .precisions import PRECISIONS
-from .proof.compare import EXACT, NOTICED, Candidate, Parity, compare
+from .proof.compare import EXACT, NOTICED, Parity, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
 from .proof.quantized_reference import QuantizedBackend, whole_bound
-from .quantization.ort_formats import ORT_FORMATS, OrtFormats, formats_of
+from .quantization.ort_formats import ORT_FORMATS, formats_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 OPTIONS = (
     option("bundle", type=Path, help="the bundle's folder"),
     option("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from"),
-    option("--engine", help="which of its engines (default: the first for ONNX Runtime)"),
+    option("--engine", help="which of its engines (default: the first for ONNX Runtime that runs on the device)"),
+    option("--device", choices=DEVICES, default="cpu", help="where an ONNX Runtime engine runs (default: cpu)"),
     option("--prompts", type=int, default=200, help="how many held-out prompts (default 200)"),
     option("--task", default="math,code", help="sample tasks the prompts come from (default math,code)"),
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
@@ -64,7 +67,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     entropies = ", ".join(f"{row.entropy:g} in {row.name}" for row in PRECISIONS.values() if row.entropy < math.inf)
     bounds = (
         f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
-        f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch), or entropy by more than "
+        f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch, or in the dialect standard "
+        "than in fp16, next to the numbers that it stores), or entropy by more than "
         f"{entropies}; in fp32 also where that of any token "
         f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
         "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
@@ -80,24 +84,30 @@ def verify(args: argparse.Namespace) -> int:
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
-    engine = choose_engines(made, args.engine, "cpu")[0]
+    engine = choose_engines(made, args.engine, args.device)[0]
+    engine.kind.import_library(args.device)
     source = open_checkpoint.load(args.ckpt, overrides)
     if args.template_args is None:
         source = replace(source, chat_template=made.chat_template)  # with the arguments it was exported with
     check_origin(made, args.ckpt, open_checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
-    candidate = candidate_of(made, engine, args.trust_engine)
+    candidate = candidate_of(made, engine, args.trust_engine, args.device)
     contract = candidate.contract
     asked = held_out_texts(args.task, args.data, args.prompts)
     encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
     requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
-    if engine.kind.native_code:
+    if engine.kind.native_code or args.device != "cpu":
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
-    formats = formats_of(engine.dialect, engine.precision)
+    other = compared_with(source, engine.dialect, engine.precision)
+    arithmetic = arithmetic_of(source, engine, contract, other)
     with in_place_of_tensorrt(engine):
-        compared = compared_with_pytorch(made, engine, source, candidate, requests, formats)
+        compared = compared_with_pytorch(made, engine, other.source, candidate, requests, arithmetic)
         *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    checks = parity.checks(precision=engine.precision, bound=whole_bound(parity.lost) if formats else None)
+    bound = whole_bound(parity.lost) if isinstance(arithmetic, QuantizedBackend) else None
+    checks = [other.told(check) for check in parity.checks(precision=other.precision, bound=bound)]
+    if other.note:
+        stored = f"; those numbers are up to {parity.lost:.1e} nats from the checkpoint's (no bound)"
+        checks[0] = replace(checks[0], detail=checks[0].detail + stored)
     for check in checks:
         print(check, file=stream)
     if args.json:
@@ -112,25 +122,33 @@ def compared_with_pytorch(
     made: Bundle,
     engine: Engine,
     source: Checkpoint,
-    candidate: Candidate,
+    candidate: Inspectable,
     requests: Sequence[Request],
-    formats: OrtFormats | None,
+    arithmetic: Backend | None,
 ) -> Iterator[Parity]:
-    """Compares the engine with its checkpoint in PyTorch, see `compare`."""
+    """Compares the engine with a checkpoint in PyTorch, see `compare`."""
     contract, model = candidate.contract, source.build()
     limit_threads(parameters=sum(each.numel() for each in model.parameters()))
     reference = TorchBackend(model, contract, barred=source.missing_ids())
     twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
-    arithmetic = QuantizedBackend(source, contract, formats) if formats else None
     return compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
 
 
-def candidate_of(made: Bundle, engine: Engine, trust: bool) -> Candidate:
+def arithmetic_of(source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith) -> Backend | None:
+    """Returns what is run beside for `Parity.lost`: an engine's own arithmetic, or the checkpoint that it is not
+    compared with."""
+    if formats := formats_of(engine.dialect, engine.precision):
+        return QuantizedBackend(source, contract, formats)
+    return TorchBackend(source.build(), contract, barred=source.missing_ids()) if other.note else None
+
+
+def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu") -> Inspectable:
     """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
     if engine.build is None or has_gpu():
         spinning = engine.kind.native_code  # not of ONNX Runtime's threads: PyTorch and the engine take turns
-        _, backend = engine.kind.open(made, [engine], OpenOptions(trust_engine=trust, allow_spinning=spinning))
-        return cast(Candidate, backend)
+        options = OpenOptions(device, trust_engine=trust, allow_spinning=spinning)
+        _, backend = engine.kind.open(made, [engine], options)
+        return cast(Inspectable, backend)
     if not (runs := PRECISIONS[engine.precision].on_cpu) or engine.batch > 1:
         what = f"batches of {engine.batch}" if runs else f"graphs of {engine.precision}"
         raise UserError(

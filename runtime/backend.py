@@ -85,6 +85,14 @@ class Inspectable(Backend, Protocol):
 
 
 @runtime_checkable
+class Growable(Protocol):
+    """A backend whose KV cache can be made longer while there are sequences in it."""
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for at least as many positions per sequence, as `Backend.open` does; what is there stays."""
+
+
+@runtime_checkable
 class Shareable(Protocol):
     """A backend whose weights several threads may use at once, each through a backend with a cache of its own."""
 

@@ -23,7 +23,10 @@ T = TypeVar("T")
 Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
-    "engine": f"an engine of the bundle, or {' or '.join(KINDS)}: the first such that runs here (default: {DEFAULT})",
+    "engine": (
+        f"an engine of the bundle, a dialect such as standard, or {' or '.join(KINDS)}: the first such that runs here "
+        f"(default: {DEFAULT})"
+    ),
     "device": "where an ONNX Runtime engine runs; cuda takes the dialect standard, and fp16 of ort (default: cpu)",
     "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
     "mode": (
@@ -48,6 +51,12 @@ HELP = {  # of the options whose text is longer than their line
 
 class Parser(argparse.ArgumentParser):
     """Options; a wrong one is a UserError and so a single line, where argparse would print the usage too."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for kind, expected in ((int, "a whole number"), (float, "a number")):
+            self.register("type", kind, expect(kind, expected))
+        self.register("type", Path, expect(parse_path, "a path"))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the options")
@@ -202,6 +211,13 @@ def at_least_1(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
+
+
+def parse_path(text: str) -> Path:
+    """Parses a path; an empty one would be the current folder."""
+    if not text:
+        raise ValueError
+    return Path(text)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:

@@ -111,9 +111,10 @@ class Model:
         Raises UserError if the engine takes fewer sequences at once, or the model is in the middle of an answer.
         """
         self._check_process()
-        if not 1 <= slots <= self.contract.batch:
-            most = self.contract.batch
-            raise UserError(f"slots is {slots}; expected 1 to {most}, the sequences that engine {self.engine} takes")
+        most = self.contract.batch
+        if not 1 <= slots <= most:
+            counts = f"1 to {most}, the sequences" if most > 1 else "1, the one sequence"
+            raise UserError(f"slots is {slots}; expected {counts} that engine {self.engine} takes")
         self._acquire()
         return RunningBatch(self.backend, self.gate, slots)
 

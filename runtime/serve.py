@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from .cli import (
     run,
     served_name,
 )
+from .engines.registry import choose_engines
 from .errors import UserError
 from .server.sockets import is_local, listen, url_of
 
@@ -99,7 +101,11 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     from .server.service import Service
     from .server.worker_pool import Workers, choose_decoders
 
-    keys, decoders = api_keys(args.api_key_file), choose_decoders(model, args.workers, args.slots, args.device)
+    keys = api_keys(args.api_key_file)
+    if args.workers is None and args.slots is not None and args.slots > model.contract.batch == 1:
+        advice = batching(Path(args.bundle), args.device)
+        raise UserError(f"--slots is {args.slots}, but engine {model.engine} takes one sequence; {advice}")
+    decoders = choose_decoders(model, args.workers, args.slots, args.device)
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
@@ -119,6 +125,19 @@ def service(args: argparse.Namespace, model: Model) -> Service:
         keys=keys,
         log_prompts=args.log_prompts,
     )
+
+
+def batching(path: Path, device: str) -> str:
+    """What to do for an engine that takes batches: name one of the bundle's for that device, or make one."""
+    from .bundle.manifest import read
+
+    bundle, names = read(path), list[str]()
+    for engine in bundle.engines:
+        with suppress(UserError):  # one that the device has no kernels for
+            names += [engine.name] if engine.takes_batches and choose_engines(bundle, engine.name, device) else []
+    if names:
+        return f"give --engine {' or '.join(names)}, or --slots 1"
+    return "give --slots 1, or export one that takes batches: python -m export.onnx --dialect standard"
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:

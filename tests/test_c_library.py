@@ -19,6 +19,8 @@ from speaking import every_other, speaking_bundle
 
 from runtime import Model, capi, load
 from runtime.capi import build_library, main
+from runtime.engines.ort.no_telemetry import ort
+from runtime.engines.ort.ort_backend import SPINNING
 
 ANSWER = "abcdefgh" * 4  # eight blocks of the speaking model
 
@@ -86,6 +88,26 @@ def test_verify_says_whether_the_engine_computes_what_pytorch_did(opened: Opened
     assert lib.blockstep_verify(str(wrong).encode(), options) == lib.BLOCKSTEP_DIFFERS
     assert opened.error().startswith("keys: mean norm of new keys, relative: off by ")
     assert lib.blockstep_verify(opened.ffi.NULL, options) == lib.BLOCKSTEP_MISTAKE
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("sleeping", [0, 1])
+def test_threads_spin_or_sleep_as_the_host_says(sleeping: int, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, add = [], ort.SessionOptions.add_session_config_entry
+
+    def listen(options: Any, *entry: str) -> None:
+        told.append(entry)
+        add(options, *entry)
+
+    monkeypatch.setattr(ort.SessionOptions, "add_session_config_entry", listen)
+    expected, ok = [(SPINNING, "0")] * sleeping, opened.lib.BLOCKSTEP_OK
+    code, model = opened.load(BUNDLE, threads=1, no_allow_spinning=sleeping)
+    assert code == ok and [entry for entry in told if entry[0] == SPINNING] == expected, opened.error()
+    opened.lib.blockstep_close(model)
+    told.clear()
+    options = opened.ffi.new("blockstep_options *", {"threads": 1, "no_allow_spinning": sleeping})
+    assert opened.lib.blockstep_verify(BUNDLE.encode(), options) == ok
+    assert [entry for entry in told if entry[0] == SPINNING] == expected
 
 
 @pytest.mark.native
@@ -276,10 +298,10 @@ def test_an_answer_at_a_temperature_is_pythons(opened: Opened, speaking: Any, tm
 
 
 @pytest.mark.native
-def test_structs_are_those_that_hosts_of_version_1_were_compiled_with(opened: Opened) -> None:
+def test_structs_are_those_that_hosts_of_version_2_were_compiled_with(opened: Opened) -> None:
     names = ("options", "block", "request", "answer", "contract")
     sizes = [opened.ffi.sizeof(f"blockstep_{name}") for name in names]
-    assert opened.lib.blockstep_version() == 1 and sizes == [32, 40, 64, 72, 72], sizes
+    assert opened.lib.blockstep_version() == 2 and sizes == [40, 40, 64, 72, 72], sizes
 
 
 @pytest.mark.native
@@ -328,7 +350,7 @@ def test_the_header_and_the_c_source_agree_with_the_python_behind_them(tmp_path:
 def test_the_header_is_strict_c_and_cpp(tmp_path: Path) -> None:
     needs_tools()
     for name, standard in (("it.c", "c99"), ("it.cpp", "c++11")):
-        (tmp_path / name).write_text('#include "blockstep.h"\nint main(void) { return blockstep_version() != 1; }\n')
+        (tmp_path / name).write_text('#include "blockstep.h"\nint main(void) { return blockstep_version() != 2; }\n')
         compiler = "cc" if name == "it.c" else "c++"
         flags = [f"-std={standard}", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{capi.SOURCES}"]
         done = run(compiler, *flags, tmp_path / name)

@@ -227,6 +227,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is not a directory; expected a directory of config.json" in capsys.readouterr().err
     assert check_model.main([str(tmp_path)]) == 2
     assert "has no config.json; expected a directory of config.json" in capsys.readouterr().err
+    assert check_model.main([""]) == 2
+    assert "got ''; expected a path" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{}")
     assert check_model.main([str(tmp_path), "--python", "no-such-python"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -154,6 +154,7 @@ def _changed(**changes: Any) -> Callable[[Path], None]:
         (_changed(config={"alignment": "left"}), [], "contract.alignment is 'left'"),
         (_changed(), ["--capacity", "513"], "--capacity is 513; expected 1 to 512"),
         (_changed(), ["--capacity", "0"], "--capacity is 0; expected 1 to 512"),
+        (_changed(), ["--capacity", "abc"], "got 'abc'; expected a whole number"),
         (_changed(), ["--capacity", "4"], "no room for an answer; expected at least 5"),
         (_changed(), ["--precision", "fp64"], "--precision"),
         (_changed(), ["--out", "/dev/null/student.bundle"], "/dev/null/student.bundle cannot be written"),

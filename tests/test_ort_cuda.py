@@ -18,7 +18,10 @@ import pytest
 import tiny
 import torch
 from onnx import TensorProto, helper
+from test_export_onnx import student
 
+from export import onnx as export_onnx
+from export import verify
 from export.contract_from_checkpoint import exported_contract
 from export.graph import step_graph
 from runtime import bench, generate, load
@@ -26,11 +29,13 @@ from runtime.bundle.manifest import Engine, read
 from runtime.contract import ALIGNMENTS, Contract, cache_names
 from runtime.decoding.loop import generate as decode
 from runtime.decoding.options import DecodeOptions, Request
+from runtime.engines.ort import ort_cuda
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.onnx_nodes import cache_nodes, nodes
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
 from runtime.engines.ort.ort_cuda import CPU, CUDA, assignments, check_placement, select_engines
 from runtime.errors import UserError
+from train.storage.student_pt import save
 
 GOLDEN = Path(__file__).parent / "golden"
 SAMPLE = GOLDEN.parent.parent / "samples" / "student.bundle"
@@ -317,3 +322,26 @@ def test_a_kv_cache_of_fixed_capacity_is_zeroed_for_every_request(graphs: dict[s
         device.spoil()
         assert decode(there, request).token_ids == decode(here, request).token_ids
     assert device.uploads == len(requests()) * len(device.values)
+
+
+def test_an_engine_is_verified_against_pytorch_on_the_device_that_it_runs_on(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both engine and instrumented graph, whose KV caches are read back from the device."""
+    save(student(), ckpt := tmp_path / "student.pt")
+    made = str(ckpt.with_suffix(".bundle"))
+    assert export_onnx.main(["--ckpt", str(ckpt), "--dialect", "standard"]) == 0
+    words = [made, "--ckpt", str(ckpt), "--prompts", "2", "--task", "math", "--device", "cuda"]
+    opened = list[Any]()
+    pretending = Pretending(monkeypatch, [CUDA, CPU])
+    monkeypatch.setattr(ort_cuda, "check_placement", lambda assigned, cached: opened.append(pretending.asked))
+    before = len(device.values)
+    assert verify.main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out.splitlines()[-1])
+    assert told["max"]["every_log_prob"] is not None and 0 < told["max"]["keys"] < 1e-4
+    assert "standard-fp32: onnxruntime on cuda" in captured.err and len(device.values) > before
+    assert [CUDA in str(each) for each in (*opened, pretending.asked)] == [True, True], "the engine, then its twin"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
+    assert verify.main(words) == 2
+    assert "runs on the CPU alone" in capsys.readouterr().err

@@ -18,12 +18,13 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from test_export_onnx import student
 from tiny import BLOCK
 
 from export import onnx as export_onnx
 from export import verify
 from export.contract_from_checkpoint import exported_contract
-from export.graph.ort_graph import PRECISIONS_OF, computed_with, write_ort_graph
+from export.graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
 from export.precisions import PRECISIONS
 from export.proof.prove import prove
 from export.quantization.standard_nbits import BITS, arrays
@@ -36,11 +37,13 @@ from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
 from runtime.decoding.loop import Beginning, answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
+from runtime.decoding.running_batch import RunningBatch
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend, as_value, cache_form, on_host
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
+from train.storage.student_pt import save
 from train.torch_backend import TorchBackend
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -141,6 +144,26 @@ def test_a_batch_that_shrinks_goes_on_with_the_sequences_that_stay(cached: OrtBa
     assert contract.batch == FIELD_LIMITS["batch"]
 
 
+def test_a_batch_whose_cache_grows_answers_as_one_that_was_long_from_the_start(tmp_path: Path) -> None:
+    rng, source = np.random.default_rng(3), tiny.checkpoint(4, context=256)
+    cached = OrtBackend(graph_of(source, tmp_path), exported_contract(source, None, TOP_K), threads=1)
+    lengths, asked = [*LENGTHS, 70, 3, 150], list[Request]()
+    for length in lengths:
+        ids = rng.integers(3, tiny.VOCAB, length)
+        asked.append(Request(ids, DecodeOptions(2 * BLOCK, threshold=0.8)))
+    expected = [generate(cached, each).token_ids for each in asked]
+    batch, found, sizes = RunningBatch(cached, None, 4), dict[int, tuple[int, ...]](), list[int]()
+    for request in asked:
+        batch.add(request)
+        outcome = batch.step()
+        sizes.append(cached.capacity)
+        found |= {step.row: step.result.token_ids for step in outcome.steps if step.result}
+    while batch.busy:
+        found |= {step.row: step.result.token_ids for step in batch.step().steps if step.result}
+    assert [found[n] for n in range(len(asked))] == expected
+    assert sizes[0] == 64 and sizes == sorted(sizes) and cached.capacity > 150
+
+
 def test_a_short_request_pays_for_no_longer_one_before_it(cached: OrtBackend) -> None:
     sizes = []
     for batch, capacity in ((1, 64), (1, 8), (2, 8), (2, 64), (1, 8)):
@@ -187,13 +210,31 @@ def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: s
 def test_every_precision_is_proved_by_the_numbers_that_it_stores(precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(6)
     contract, file = exported_contract(source, None, TOP_K), graph_of(source, tmp_path, precision)
-    computed, judged = computed_with(source, "standard", precision)
-    assert judged == "fp16" and (computed is source) == (precision == "fp16")
+    other = compared_with(source, "standard", precision)
+    computed, judged = other.source, other.precision
+    assert judged == "fp16" and (computed is source) == (precision == "fp16") == (other.note == "")
     assert all(check.ok for check in prove(computed, contract, file, judged))
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert ("MatMulNBits" in operators) == (precision in BITS) and "DynamicQuantizeMatMul" not in operators
     if precision == "int4":  # and not by those that it was made of, which int8 is nearer to than fp16 has to be
         assert not all(check.ok for check in prove(source, contract, file, judged))
+
+
+def test_an_export_and_verify_compare_the_same_and_say_so_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(student(), ckpt := tmp_path / "student.pt")
+    words = ["--ckpt", str(ckpt), "--task", "math"]
+    assert export_onnx.main([*words, "--dialect", "standard", "--precision", "int4"]) == 0
+    exported = capsys.readouterr().out
+    assert verify.main([str(ckpt.with_suffix(".bundle")), *words, "--engine", "standard", "--prompts", "2"]) == 0
+    verified = capsys.readouterr().out
+    note = "next to the int4 numbers that it stores, by the bounds of fp16: "
+    for told in (exported, verified):
+        assert f"[ok] steps: {note}max |d log p| of the best token " in told and f"[ok] answers: {note}" in told
+        assert float(told.split("best token ")[1].split()[0]) < 0.02 and "(bound 1e-01)" in told
+    lost = float(verified.split("those numbers are up to ")[1].split()[0])
+    assert lost > 0.02, "4 bits cost more than the engine is off by"
 
 
 def test_bf16_is_checked_as_onnx_alone_and_kept_for_cuda(tmp_path: Path) -> None:

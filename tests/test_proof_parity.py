@@ -51,8 +51,7 @@ class Damaged:
             self.said(proposal)
         return proposal
 
-    @property
-    def cache(self) -> np.ndarray:
+    def read_cache(self) -> np.ndarray:
         """[2 * layers, 1, kv_heads, capacity, head_dim], keys and values by turns."""
         cache = self.inner.cache.copy()
         if self.kept:

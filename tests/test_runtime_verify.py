@@ -160,7 +160,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"first_load_bounds": {"answers": 1.0}},
         "first_load_bounds has ['answers']; expected",
     ),
-    "more than there are": ({"first_load": 1000}, "first_load is 1000, of 39 forward passes"),
+    "more than there are": ({"first_load": 1000}, "first_load is 1000; expected at most 39"),
 }
 
 
@@ -168,7 +168,8 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 def test_bounds_and_counts_that_would_judge_nothing_are_refused(misfit: str) -> None:
     changes, reason = MISFITS[misfit]
     recorded = replace(MADE.engine().reference, **changes)
-    assert reason in refusal(lambda: read_reference(SAMPLE, recorded, MADE.contract))
+    told = refusal(lambda: read_reference(SAMPLE, recorded, MADE.contract))
+    assert reason in told and told.startswith(f"{SAMPLE / 'manifest.json'}: ")
 
 
 def test_a_reference_is_none_of_the_engines_files(bundle: Path) -> None:

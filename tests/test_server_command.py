@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,7 +57,7 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
         (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
-        (["--slots", "2"], "slots is 2; expected 1 to 1"),
+        (["--slots", "2"], "--slots is 2, but engine ort-fp32 takes one sequence; give --slots 1, or export"),
         (["--slots", "2", "--workers", "2"], "leave --workers 2 out"),
         (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
     ],
@@ -65,6 +66,20 @@ def test_a_mistake_ends_in_one_line(given: list[str], told: str, capsys: pytest.
     assert main([BUNDLE, "--port", "0", *given]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
+
+
+def test_the_engines_of_the_bundle_that_take_batches_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = shutil.copytree(BUNDLE, tmp_path / "both.bundle")
+    values = json.loads((both / "manifest.json").read_text())
+    for precision in ("fp32", "bf16"):  # which the CPU has no kernels for
+        own = {"name": f"standard-{precision}", "dialect": "standard", "precision": precision}
+        values["engines"].append({**values["engines"][0], **own})
+    (both / "manifest.json").write_text(json.dumps(values))
+    assert main([str(both), "--port", "0", "--slots", "4"]) == 2
+    told = "--slots is 4, but engine ort-fp32 takes one sequence; give --engine standard-fp32, or --slots 1"
+    assert told in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_and_an_empty_key_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import re
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -68,6 +69,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert (tmp_path / "parts.pt.resume").exists()  # until what came of it is written
     forget(tmp_path / "parts.pt")
     assert not (tmp_path / "parts.pt.resume").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(22, "Invalid argument"), EOFError(), RuntimeError("miniz")])
+def test_a_stopped_run_that_was_cut_short_is_told_without_the_librarys_own_words(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    run(tmp_path / "run.pt", stop=7)
+    kept = tmp_path / "run.pt.resume"
+    told = re.escape(f"{kept} is no stopped run to go on with (it is damaged or cut short); delete it")
+    content = kept.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        kept.write_bytes(content[:length])
+        with pytest.raises(UserError, match=told):
+            run(tmp_path / "run.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "run.pt")
+
+
+def test_what_a_killed_run_left_of_a_save_goes_when_the_next_one_begins(tmp_path: Path) -> None:
+    left = tmp_path / ".run.pt.resume.part"
+    left.mkdir()
+    (left / "run.pt.resume").write_bytes(b"half")
+    run(tmp_path / "run.pt", stop=1)  # before it saves
+    assert not left.exists()
 
 
 def test_muon_has_the_layers_matrices_alone_and_both_optimizers_the_rate_of_the_step(tmp_path: Path) -> None:

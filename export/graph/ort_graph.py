@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from export.quantization.ort_formats import ORT_FORMATS, formats_of, quantize_fo
 from export.quantization.standard_nbits import BITS, quantize_for_nbits
 from export.quantization.stored_weights import with_stored_weights
 from runtime.contract import Contract
+from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 
 from .graph_writer import EXTERNAL, write_graph
@@ -35,13 +37,34 @@ def write_ort_graph(
     return write_graph(model, folder, f"{dialect}-{precision}", external)
 
 
-def computed_with(source: Checkpoint, dialect: str, precision: str) -> tuple[Checkpoint, str]:
-    """Returns the checkpoint with the numbers that a graph multiplies with, and the precision that it is one of then.
+@dataclass(frozen=True, slots=True)
+class ComparedWith:
+    """What an engine is compared with in PyTorch.
 
-    Stored weights that stand for other numbers are these, in products of fp16. Weights whose rounding goes together
-    with that of activations (`formats_of`) stay as they are.
+    Args:
+        source: the checkpoint, or the same with the numbers that the engine's stored weights stand for.
+        precision: by whose bounds.
+        note: what the checks say of it, "" of the checkpoint itself.
+    """
+
+    source: Checkpoint
+    precision: str
+    note: str = ""
+
+    def told(self, check: Check) -> Check:
+        """Returns a check of the comparison with the note in it."""
+        return replace(check, detail=self.note + check.detail)
+
+
+def compared_with(source: Checkpoint, dialect: str, precision: str) -> ComparedWith:
+    """Returns what a graph is compared with, at its export and after.
+
+    In the dialect `standard` few bits are of weights alone: their products are those of fp16, of the numbers that the
+    weights stand for, and so is the comparison. Weights whose rounding goes together with that of activations
+    (`formats_of`), and those of TensorRT, which rounds in its own way, stay as they are.
     """
     row = PRECISIONS[precision]
-    if formats_of(dialect, precision) is not None or row.weights is None:
-        return source, precision
-    return with_stored_weights(source, row.weights), "fp16"
+    if dialect != "standard" or row.weights is None:
+        return ComparedWith(source, precision)
+    note = f"next to the {precision} numbers that it stores, by the bounds of fp16: "
+    return ComparedWith(with_stored_weights(source, row.weights), "fp16", note)

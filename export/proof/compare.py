@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.precisions import PRECISIONS
-from runtime.backend import Backend, Bools, Floats, Forward, Proposal
+from runtime.backend import Backend, Bools, Floats, Forward, Inspectable, Proposal
 from runtime.contract import Contract, GateSpec
 from runtime.decoding.batch import Step
 from runtime.decoding.gate import RULES
@@ -140,13 +140,6 @@ def within(bound: float) -> str:
     return f" (bound {bound:.0e})" if math.isfinite(bound) else " (no bound)"
 
 
-class Candidate(Backend, Protocol):
-    """An engine whose cache [2 * layers, batch, kv_heads, capacity, head_dim] can be looked at."""
-
-    @property
-    def cache(self) -> NDArray[Any]: ...
-
-
 class SideBySide:
     """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says.
 
@@ -158,7 +151,7 @@ class SideBySide:
     def __init__(
         self,
         reference: TorchBackend,
-        candidate: Candidate,
+        candidate: Inspectable,
         twin: OrtBackend | None = None,
         arithmetic: Backend | None = None,
     ) -> None:
@@ -217,7 +210,8 @@ class SideBySide:
         if theirs.top_logprob is not None:
             deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
         if self.reference.cache is not None:
-            deltas.append(wide(self.twin.cache[..., new, :]) - wide(self.candidate.cache[..., new, :]))
+            theirs_now, again_now = (wide(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
+            deltas.append(again_now - theirs_now)
         apart = worst(before.every_log_prob or 0.0, between(log_probs, every))
         self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas), every_log_prob=apart)
 
@@ -226,7 +220,7 @@ class SideBySide:
         cache = self.reference.cache
         if cache is None:
             return np.zeros(1, np.float32), np.zeros(1, np.float32)
-        theirs = wide(self.candidate.cache[..., new, :])
+        theirs = wide(self.candidate.read_cache()[..., new, :])
         keys, values = (torch.stack([part[..., new, :] for part in parts]) for parts in (cache.keys, cache.values))
         return relative(keys, theirs[0::2]), relative(values, theirs[1::2])
 
@@ -273,7 +267,7 @@ def worst(before: float, *deltas: NDArray[Any]) -> float:
 
 def compare(
     reference: TorchBackend,
-    candidate: Candidate,
+    candidate: Inspectable,
     requests: Sequence[Request],
     *,
     gate: GateSpec | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from runtime.engines.ort import ort_cuda
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.ort.ort_files import map_weights
@@ -16,9 +17,9 @@ from runtime.errors import DeviceError
 def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     """The graph in `model` once more, over a cache of its own, its `last_logits` those that it reduces to its outputs.
 
-    shipped: the engine of that file, whose contract and session options it takes; a graph that has logits is its own
-    twin. Nothing is written, and weights in a file of their own are read from where they lie. Raises DeviceError if
-    ONNX Runtime does not load it.
+    shipped: the engine of that file, whose contract, session options and device it takes; a graph that has logits is
+    its own twin. Nothing is written, and weights in a file of their own are read from where they lie. Raises
+    DeviceError if ONNX Runtime does not load it.
     """
     if any(output.name == "logits" for output in shipped.session.get_outputs()):
         return shipped.share()
@@ -27,12 +28,12 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     options = shipped.session.get_session_options()
     weights = map_weights(options, model.parent, linked_weights(graph, model.parent))
     try:
-        session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.providers(shipped.device))
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:200]
         raise DeviceError(f"onnxruntime cannot load {model.name} with its logits ({reason})") from None
     del weights  # which had to live until here
-    return OrtBackend(session, shipped.contract)
+    return OrtBackend(session, shipped.contract, device=shipped.device)
 
 
 def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:

@@ -104,9 +104,8 @@ class QuantizedBackend:
         self.torch, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
         self._last = made.last
 
-    @property
-    def cache(self) -> Floats:
-        """[2 * layers, batch, kv_heads, capacity, head_dim], keys and values in turn."""
+    def read_cache(self) -> Floats:
+        """Returns the KV cache. [2 * layers, batch, kv_heads, capacity, head_dim], keys and values in turn"""
         kept = self.torch.cache
         if kept is None:
             return np.zeros(0, np.float32)

@@ -131,6 +131,11 @@ class Engine:
         return self.build.batch if self.build else 1
 
     @property
+    def takes_batches(self) -> bool:
+        """Whether a forward pass takes several sequences: as many as it was built for, or any number."""
+        return self.batch > 1 or (self.build is None and self.dialect == "standard")
+
+    @property
     def cache(self) -> str:
         """How its graph keeps a KV cache, as `Contract.cache` has it."""
         return "delta" if self.dialect == "plain" else "in_place"

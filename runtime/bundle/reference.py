@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..backend import Floats, Forward, Ints
 from ..contract import Contract
 from ..errors import UserError
-from .manifest import RecordedReference, regular
+from .manifest import MANIFEST, RecordedReference, regular
 
 FILE_LIMIT = 1 << 20  # bytes of a file
 ARRAY_LIMIT = 16 << 20  # bytes of all its arrays together, unpacked
@@ -143,15 +143,16 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
         raise UserError(f"{file} has more than {FILE_LIMIT} bytes, which is no reference; export the bundle again")
     if hashlib.sha256(content).hexdigest() != recorded.sha256:
         raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
+    check_bounds(folder, recorded, contract)
     try:
-        check_bounds(recorded, contract)
         reference = parse_arrays(unpack(content), contract)
-        if recorded.first_load > len(reference.forwards):
-            raise ValueError(f"first_load is {recorded.first_load}, of {len(reference.forwards)} forward passes")
-        return reference
     except (ValueError, LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is no reference of this bundle ({reason}); export the bundle again") from None
+    if recorded.first_load > (count := len(reference.forwards)):
+        reason = f"first_load is {recorded.first_load}; expected at most {count}, the forward passes of {recorded.file}"
+        raise UserError(f"{folder / MANIFEST}: {reason}; export the bundle again")
+    return reference
 
 
 def figures_of(contract: Contract) -> set[str]:
@@ -161,14 +162,16 @@ def figures_of(contract: Contract) -> set[str]:
     return {BEST, ENTROPY, LARGEST} | top | norms
 
 
-def check_bounds(recorded: RecordedReference, contract: Contract) -> None:
-    """Raises ValueError unless there is a bound of every figure that engines of the contract have, and of no other."""
+def check_bounds(folder: Path, recorded: RecordedReference, contract: Contract) -> None:
+    """Raises UserError unless the manifest has a bound of every figure that engines of the contract have, and of no
+    other."""
     figures = figures_of(contract)
     for place, names in (
         ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
     ):  # fmt: skip
         if names != figures:
-            raise ValueError(f"{place} has {sorted(names)}; expected {sorted(figures)}")
+            reason = f"{place} has {sorted(names)}; expected {sorted(figures)}"
+            raise UserError(f"{folder / MANIFEST}: {reason}; export the bundle again")
 
 
 def unpack(content: bytes) -> dict[str, NDArray[Any]]:

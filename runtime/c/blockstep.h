@@ -29,7 +29,7 @@ extern "C" {
 /* declarations */
 
 /* Of this header. It grows with every change that a host would have to be compiled again for. */
-#define BLOCKSTEP_VERSION 1
+#define BLOCKSTEP_VERSION 2
 
 /* What the functions return. */
 #define BLOCKSTEP_OK 0
@@ -56,6 +56,8 @@ typedef struct {
                            the engine has one cache */
     int verify_always;  /* check the files' hashes at every load, not only at the first */
     int trust_engine;   /* load a TensorRT engine that this machine did not build: native code, which runs as you */
+    int no_allow_spinning; /* let ONNX Runtime's threads sleep while they wait, which spares CPU time where other work
+                              shares the cores; 0: they spin */
 } blockstep_options;
 
 /* A finished block; its pointers last until on_block returns. */

@@ -46,6 +46,7 @@ class HostCalls:
             verify="always" if options.verify_always else "first",
             device=self._text(options.device, "device") or "cpu",
             trust_engine=bool(options.trust_engine),
+            allow_spinning=not options.no_allow_spinning,
         )
         if options.at_once < 0:
             raise UserError(f"at_once is {options.at_once}; expected at least 1, or 0 for the default")
@@ -56,7 +57,8 @@ class HostCalls:
     def verify(self, bundle: Any, options: Any) -> None:
         options = options or self._ffi.new("blockstep_options *")
         device = self._text(options.device, "device") or "cpu"
-        opened = OpenOptions(device, options.threads or None, bool(options.trust_engine))
+        spinning = not options.no_allow_spinning
+        opened = OpenOptions(device, options.threads or None, bool(options.trust_engine), spinning)
         engine = self._text(options.engine, "engine") or None
         proof = prove_bundle(Path(self._text(bundle, "bundle")), engine, opened)
         if not proof.ok:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import PADDED, Backend, Bools, Floats, Forward, Ints, Proposal
+from ..backend import PADDED, Backend, Bools, Floats, Forward, Growable, Ints, Proposal
 from ..errors import NumericalError, UserError
 from .gate import Gate
 from .request_state import NOTHING, Inputs, Progress, Result
@@ -47,6 +47,8 @@ class Step:
 class Batch:
     """`slots` places for requests on a backend, which is opened for sequences of at most `capacity` positions.
 
+    If the backend can, `reach` makes that more.
+
     A place whose request has its answer is free for another one at any step: each sequence has a length of its own.
     The backend computes as many sequences as there are places; `fit` makes them fewer or more, up to `slots`.
     What the one before left in the cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
@@ -56,7 +58,7 @@ class Batch:
     def __init__(self, backend: Backend, rule: Gate, slots: int, capacity: int) -> None:
         if slots < 1:
             raise UserError(f"slots is {slots}; expected at least 1")
-        self._backend, self._rule, self._capacity = backend, rule, capacity
+        self._backend, self._rule, self.capacity = backend, rule, capacity
         self._slots: list[Progress | None] = [None] * slots
         self._most, self._idle = slots, 0  # calls of `fit` in turn at which many places were free
         self._clock = time.perf_counter()  # where a request's time begins: when its place was there, opening included
@@ -70,8 +72,25 @@ class Batch:
     def takes(self, request: Progress) -> bool:
         """Whether there is a place, and room: a forward is as wide for all as for the one that needs most."""
         past = [s.sequence.past for _, s in self._live()]
-        room = self._capacity + PADDED * self._backend.contract.block
+        room = self.capacity + PADDED * self._backend.contract.block
         return not past or (len(past) < len(self._slots) and max(past) + request.sequence.width <= room)
+
+    @property
+    def full(self) -> bool:
+        """Whether every place is taken."""
+        return sum(1 for _ in self._live()) == len(self._slots)
+
+    def reach(self, request: Progress) -> None:
+        """Makes the KV cache as long as a request needs it, its next forward pass next to the others included.
+
+        So a batch that grows takes the same requests at the same time as one that was opened at its longest.
+        """
+        contract = self._backend.contract
+        beside = max((s.sequence.past for _, s in self._live()), default=0) + request.sequence.width
+        needed = min(max(len(request.ends), beside - PADDED * contract.block), contract.capacity)
+        if needed > self.capacity and isinstance(self._backend, Growable):
+            self._backend.grow(needed)
+            self.capacity = needed
 
     def add(self, request: Progress) -> None:
         """Begins a request that it `takes`."""

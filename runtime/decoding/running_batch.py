@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..backend import Backend
+from ..backend import Backend, Growable
 from ..contract import GateSpec
 from ..errors import NumericalError, UserError
 from .batch import Batch, Step
@@ -14,6 +14,7 @@ from .loop import Beginning
 from .options import Request
 from .request_state import Progress
 
+LONG = 2  # times what is needed; so long a KV cache is given up when nobody is at work
 PATIENCE = 8  # forward passes before free places are given up, which copies the KV cache: the next request may be near
 
 
@@ -74,11 +75,11 @@ class RunningBatch:
         anything unforeseen, ends all that are in the batch; those that wait stay, unless no batch can be opened.
         """
         try:
-            batch = self._admit()
+            batch, refused = self._admit()
             try:
-                outcome = Outcome(batch.step())
+                outcome = Outcome(batch.step(), refused)
             except (UserError, NumericalError) as error:
-                outcome = self._step_each(batch, error)
+                outcome = self._step_each(batch, error, refused)
         except Exception as error:
             ended = [*self._running] or [s.row for s in self._waiting]
             self._batch, outcome = None, Outcome([], dict.fromkeys(ended, error))
@@ -87,27 +88,46 @@ class RunningBatch:
             self.drop(number)
         return outcome
 
-    def _admit(self) -> Batch:
-        """Fills the places. After a failure nobody enters until the others have left; the batch is then opened anew."""
-        if self._damaged and not self._running:
+    def _admit(self) -> tuple[Batch, dict[int, Exception]]:
+        """Fills the places. After a failure nobody enters until the others have left; the batch is then opened anew.
+
+        Returns the batch, and who had to be refused since the KV cache cannot be made as long as they need it.
+        """
+        capacity, refused = self._needed(), dict[int, Exception]()
+        long = self._batch is not None and bool(self._waiting) and self._batch.capacity > LONG * capacity
+        if not self._running and (self._damaged or long):
             self._batch, self._damaged = None, False
         if self._batch is None:
-            self._batch = Batch(self._backend, self._begin.rule, self.slots, self._backend.contract.capacity)
+            self._batch = Batch(self._backend, self._begin.rule, self.slots, capacity)
         if not self._damaged:
             self._batch.fit(len(self._waiting), PATIENCE)
-            while self._waiting and self._batch.takes(self._waiting[0]):
+            while self._waiting and not self._batch.full:
+                try:
+                    self._batch.reach(self._waiting[0])
+                except UserError as error:
+                    refused[self._waiting.popleft().row] = error
+                    continue
+                if not self._batch.takes(self._waiting[0]):
+                    break
                 progress = self._waiting.popleft()
                 self._running[progress.row] = progress
                 self._batch.add(progress)
-        return self._batch
+        return self._batch, refused
 
-    def _step_each(self, batch: Batch, error: Exception) -> Outcome:
+    def _needed(self) -> int:
+        """Positions of the KV cache that a batch is opened with: what those who wait need, if it can grow later."""
+        if not isinstance(self._backend, Growable):
+            return self._backend.contract.capacity
+        return max((len(progress.ends) for progress in self._waiting), default=1)
+
+    def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> Outcome:
         """After a forward pass that failed: one for each request by itself, which tells whose fault it was."""
         if len(self._running) == 1:
-            return Outcome([], dict.fromkeys(self._running, error))
-        steps, failed = list[Step](), dict[int, Exception]()
+            return Outcome([], {**refused, **dict.fromkeys(self._running, error)})
+        steps, failed = list[Step](), dict(refused)
         for number, progress in self._running.items():
             try:
+                batch.reach(progress)  # those before it have gone on
                 steps += batch.step(progress)
             except (UserError, NumericalError) as own:
                 failed[number] = own

@@ -110,7 +110,8 @@ class Workers:
         # Seconds are whole in the standard header; OpenAI's clients read the finer one first.
         wait = {"retry-after": f"{max(1, math.ceil(expected))}", "retry-after-ms": f"{max(10, round(1000 * expected))}"}
         more = f" and {count} more do not fit" if count > 1 else ""
-        message = f"{len(self._jobs)} requests are waiting{more}; try again later"
+        waiting = len(self._jobs)
+        message = f"{waiting} {'request is' if waiting == 1 else 'requests are'} waiting{more}; try again later"
         return Refusal(429, message, code="queue_full", headers=wait)
 
     def take(self, wait: bool) -> Job | None:

@@ -8,6 +8,7 @@ either. Nothing in it is code: torch.distributed.checkpoint would do, but for it
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -111,8 +112,16 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
     except UserError:
         raise
     except BROKEN as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no stopped run to go on with ({reason}); delete it to start afresh") from None
+        what = f"{path} is no stopped run to go on with ({_reason(error)})"
+        raise UserError(f"{what}; delete it to start afresh") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is none. Of one that was cut short the libraries tell about their own insides, or nothing."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the latter: a seek before its start
+        return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
+    plain = type(error) is ValueError or isinstance(error, FileNotFoundError)
+    return " ".join(str(error).split())[:200] if plain else "it is damaged or cut short"
 
 
 def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from runtime import files
 from runtime.cli import DONE, print_json
 from runtime.errors import NumericalError
 from train import distributed
@@ -111,6 +112,7 @@ def train_model(
     identity.pop("save_every", None)  # makes no difference to what is learnt
     distributed.check_same(identity)
     left = resume.path_of(out)
+    distributed.on_first(lambda: files.sweep(left))
     first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
     log, shown = progress.Log(out.with_name(out.name + ".log.jsonl"), tensorboard, first), dict[str, float]()
     pace = progress.Pace()

@@ -76,6 +76,7 @@ class OrtBackend:
         self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
         self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
         self._batch = 0  # sequences of a forward pass
+        self._room = 0  # positions behind those of a request, for padding
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
         self._form = cache_form(self.session, device)
@@ -102,14 +103,29 @@ class OrtBackend:
             )
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
-        room = PADDED * self.contract.block if batch > 1 else 0
-        wanted = bucket(capacity + room, self.contract.capacity + room)
+        self._room = PADDED * self.contract.block if batch > 1 else 0
+        wanted = self._length(capacity)
         # Attention that reads a cache to its end is the slower the longer that is, so there a shorter one is made too.
         fits = wanted == self.capacity if self._form.batch else wanted <= self.capacity
         if fits and batch == self._batch:
             self._zero()
         else:
             self._allocate(batch, wanted)
+
+    def grow(self, capacity: int) -> None:
+        if self._form.capacity is not None or (wanted := self._length(capacity)) <= self.capacity:
+            return
+        held = self._held()
+        cache = self._zeros(self._batch, wanted)
+        cache[..., : self.capacity, :] = held
+        self._bindings.clear()
+        self._parts, self.capacity = [], 0  # on a GPU the shorter one goes before the longer one takes its memory
+        self._bind(cache)
+        self.capacity = wanted
+
+    def _length(self, capacity: int) -> int:
+        """Of a KV cache for requests of so many positions."""
+        return bucket(capacity + self._room, self.contract.capacity + self._room)
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
@@ -182,17 +198,21 @@ class OrtBackend:
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
     def _allocate(self, batch: int, capacity: int) -> None:
-        c, cached = self.contract, self.contract.has_cache
         capacity = self._form.capacity or capacity
-        shape = (2 * c.layers if cached else 0, batch, c.kv_heads, capacity, c.head_dim)
-        try:
-            cache = np.zeros(shape, numpys(self._form.dtype))
-        except (MemoryError, ValueError):
-            each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
-            raise UserError(f"a cache of {each} positions does not fit into memory; shorten the request") from None
+        cache = self._zeros(batch, capacity)
         self._batch, self.capacity, self._reach = batch, capacity, 0
         self._bind(cache)
         self._bindings.clear()
+
+    def _zeros(self, batch: int, capacity: int) -> NDArray[Any]:
+        """An empty KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        c = self.contract
+        shape = (2 * c.layers if c.has_cache else 0, batch, c.kv_heads, capacity, c.head_dim)
+        try:
+            return np.zeros(shape, numpys(self._form.dtype))
+        except (MemoryError, ValueError):
+            each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
+            raise UserError(f"a cache of {each} positions does not fit into memory; shorten the request") from None
 
     def _bind(self, cache: NDArray[Any]) -> None:
         """Makes an array the cache, on a GPU a copy of it."""

@@ -92,8 +92,7 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     missing = preload()
     ort.set_default_logger_severity(QUIET)  # it tells on stderr, in colors, what is refused below in one line
     try:
-        # The fallback would print to stdout, and load the graph once more, on the CPU.
-        session = create_session(model, files, options, providers=[(CUDA, OPTIONS), CPU], enable_fallback=0)
+        session = create_session(model, files, options, **providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
     except Exception as error:  # its errors share no class of their own
         reason = " ".join(str(error).split())[:300]
@@ -106,6 +105,14 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
         )
     check_placement(assignments(session), cache_nodes(model))
     return session
+
+
+def providers(device: str) -> dict[str, Any]:
+    """Returns the arguments of `InferenceSession` that choose a device."""
+    if device == "cpu":
+        return {"providers": [CPU]}
+    # The fallback would print to stdout, and load the graph once more, on the CPU.
+    return {"providers": [(CUDA, OPTIONS), CPU], "enable_fallback": 0}
 
 
 def preload() -> str:
