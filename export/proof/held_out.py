@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
@@ -64,9 +65,9 @@ def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, 
         chosen = recorded_problems(task or "", data)
         encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
         return [shortened(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
-    texts = [problem.prompt for problem in recorded_problems(TASKS, None)]
-    for made in (texts, vocabulary_texts(source, contract)):
-        known = [text for text in made if restores(source, contract, text)]
+    texts, tokenizer = [problem.prompt for problem in recorded_problems(TASKS, None)], source.read_tokenizer()
+    for made in (texts, vocabulary_texts(tokenizer, contract)):
+        known = [text for text in made if restores(tokenizer, contract, text)]
         encoded = prompts.of_checkpoint(source, raw=False)(known) if known else []
         kept = [ids for ids in encoded if ids and max(ids) < contract.vocab and room_for_answer(contract, len(ids))]
         if kept:
@@ -81,17 +82,16 @@ def shortened(request: Request) -> Request:
     return replace(request, options=replace(request.options, max_new_tokens=wanted))
 
 
-def restores(source: Checkpoint, contract: Contract, text: str) -> bool:
+def restores(tokenizer: Tokenizer, contract: Contract, text: str) -> bool:
     """Returns whether the tokenizer gives a text back as it was, of tokens that the model knows."""
-    tokenizer = source.read_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     same = tokenizer.decode(ids, skip_special_tokens=False).split() == text.split()
     return bool(ids) and same and max(ids) < contract.vocab and contract.mask_id not in ids
 
 
-def vocabulary_texts(source: Checkpoint, contract: Contract) -> list[str]:
+def vocabulary_texts(tokenizer: Tokenizer, contract: Contract) -> list[str]:
     """Makes texts of random common tokens, without special ones."""
-    rng, tokenizer = np.random.default_rng(SEED), source.read_tokenizer()
+    rng = np.random.default_rng(SEED)
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = [id for id in range(min(COMMON_IDS, contract.vocab)) if id not in special]
     return [tokenizer.decode(rng.choice(ids, TEXT_TOKENS).tolist()) for _ in range(RECORDED)] if ids else []
