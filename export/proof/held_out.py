@@ -36,7 +36,7 @@ def held_out_problems(names: str, data: Path | None, count: int) -> list[list[ta
         raise UserError(f"--prompts is {count}; expected at least 1")
     chosen = tasks.choose_tasks(names, data)
     shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
-    return [task.problems("valid", n, SEED) for task, n in zip(chosen, shares, strict=True)]
+    return [list(task.problems("valid", n, SEED)) for task, n in zip(chosen, shares, strict=True)]
 
 
 def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
