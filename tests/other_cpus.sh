@@ -5,7 +5,7 @@ set -eu
 usage() {
   cat <<'TEXT'
 Usage: tests/other_cpus.sh [--sample DIR] [--suite] [CPU ...]
-       tests/other_cpus.sh --matrix [--sample DIR] [CPU ...]
+       tests/other_cpus.sh --matrix [--first-loads] [--sample DIR] [CPU ...]
 
 Runs the sample student in fp32, fp16, int8 and int4 under emulated CPUs and compares its keys and values with PyTorch's.
 
@@ -22,6 +22,7 @@ bound and what was farthest off. CPUs are these three (default: all five), and
   a72       aarch64 on a Cortex-A72, as in a Raspberry Pi 4, without the int8 dot products of the A76
 
   --matrix      replay references; no load may be refused, unless int8 products are made to saturate
+  --first-loads with --matrix: replay what a first load does and no more, as whole references take an emulator minutes
   --sample DIR  sample that tests/support/forced_steps.py (with --matrix: honest_bundles.py) wrote to DIR (default: write
                 it anew)
   --suite       also run the suite's quantized tests on the x86-64 CPUs (half an hour each)
@@ -37,19 +38,21 @@ TEXT
 }
 
 main() {
-  sample='' suite='' matrix='' cpus=''
+  sample='' suite='' matrix='' part='' cpus=''
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) usage; exit 0 ;;
       --sample) [ $# -gt 1 ] || refuse "--sample needs a folder"; sample=$(realpath "$2"); shift ;;
       --suite) suite=yes ;;
       --matrix) matrix=yes ;;
+      --first-loads) part=--first-loads ;;
       haswell | nehalem | aarch64 | native | a72) cpus="$cpus $1" ;;
       *) refuse "$1 is neither an option nor a CPU; expected haswell, nehalem or aarch64" ;;
     esac
     shift
   done
   case "$matrix$cpus" in native | ' native'* | *' a72'*) [ "$matrix" ] || refuse "native and a72 need --matrix" ;; esac
+  [ "$matrix" ] || [ ! "$part" ] || refuse "--first-loads needs --matrix"
   cd "$(dirname "$0")/.."
   PYTHON=${PYTHON:-$PWD/.venv/bin/python} folder=$(realpath -m "${OTHER_CPUS:-.other_cpus}")
   work=$(mktemp -d)
@@ -78,15 +81,15 @@ run_matrix() {
   fi
   failed=0
   for cpu in "$@"; do
-    python=$folder/$cpu/bin/python machine=x86_64 whole=''
+    python=$folder/$cpu/bin/python machine=x86_64 replayed=$part
     case $cpu in
-      native) python=$PYTHON machine=$(uname -m) whole=--whole ;;
+      native) python=$PYTHON machine=$(uname -m) replayed=${part:---whole} ;;
       aarch64 | a72) machine=aarch64 && "install_$cpu" ;;
       *) "install_$cpu" ;;
     esac
     unpack_oldest
     for packages in '' ":$folder/oldest-$machine"; do
-      PYTHONPATH="$PWD$packages" "$python" tests/support/honest_loads.py "$cpu" "$sample" $whole || failed=1
+      PYTHONPATH="$PWD$packages" "$python" tests/support/honest_loads.py "$cpu" "$sample" $replayed || failed=1
     done
   done
   "$PYTHON" tests/support/honest_loads.py summary "$sample" || failed=1

@@ -39,7 +39,7 @@ def test_every_precision_is_right_on_an_emulated_cpu(cpu: str, sample: Path) -> 
 
 def test_the_script_says_how_it_is_used_and_refuses_what_it_does_not_know() -> None:
     assert "haswell" in run_script("--help").stdout
-    assert "--matrix" in run_script("a72").stderr
+    assert "--matrix" in run_script("a72").stderr and "needs --matrix" in run_script("--first-loads").stderr
     done = run_script("z80")
     assert (done.returncode, done.stdout) == (2, "")
     assert (

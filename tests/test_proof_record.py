@@ -14,11 +14,12 @@ import tiny
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.precisions import PRECISIONS, Floors
+from export.proof import held_out
 from export.proof import record as module
-from export.proof.held_out import recorded_requests
+from export.proof.held_out import recorded_problems, recorded_requests
 from export.proof.prove import sample_requests
 from export.proof.quantized_reference import QuantizedBackend
-from export.proof.record import Recording, bounds_of, record_reference, round_up, scatter_of
+from export.proof.record import Recording, bounds_of, first_load_count, record_reference, round_up, scatter_of
 from export.proof.record_streamed import record_streamed
 from export.quantization.ort_formats import formats_of
 from runtime.backend import Forward
@@ -59,7 +60,7 @@ def test_an_engine_keeps_the_bounds_that_its_export_records(
     assert made.check.ok and made.file.name == made.entry.file and made.entry.first_load == len(reference.forwards)
     assert all(check.ok for check in prove(backend, reference.forwards, made.entry.bounds))
     assert all(each.ok for each in judge_answers(backend, reference.answers, contract.gate, made.entry.bounds))
-    names = {"log_prob", "entropy", "largest_log_prob"} | ({"top_log_prob"} if top_k else set())
+    names = {"log_prob", "entropy", "largest_log_prob"} | ({"top_log_prob", "top_spread"} if top_k else set())
     names |= set() if decoding else {"keys", "values"}
     assert made.entry.bounds.keys() - {"answers"} == names == made.entry.first_load_bounds.keys()
     assert ("answers" in made.entry.bounds) == (precision == "fp32")
@@ -116,6 +117,30 @@ def test_prompts_are_of_the_tokenizers_common_tokens_if_it_does_not_know_the_tas
     contract = exported_contract(source, None)
     requests = recorded_requests(source, contract, None, None)
     assert requests and all(request.prompt.max() < contract.vocab for request in requests)
+
+
+def test_a_reference_is_of_forty_prompts_whose_tasks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = recorded_problems("math,code", None)
+    assert [bool(each.tests) for each in problems] == 20 * [False, True]  # code has tests
+    monkeypatch.setattr(held_out, "RECORDED", 5)
+    assert {each.prompt for each in recorded_problems("math,code", None)} <= {each.prompt for each in problems}
+
+
+def test_a_model_of_many_operations_records_eight_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.checkpoint(1)
+    contract = exported_contract(source, None)
+    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    requests = recorded_requests(source, contract, None, None)[:12]
+    assert len(module.record(reference, requests, module.operations_of(source)).answers) == 12
+    monkeypatch.setattr(module, "RECORD", 1.0)
+    assert len(module.record(reference, requests, module.operations_of(source)).answers) == 8
+
+
+def test_a_first_load_replays_no_more_rows_than_show_a_fault() -> None:
+    source = tiny.checkpoint(1)
+    forwards = still(40)  # of 16 rows
+    assert first_load_count(source, forwards) == 29 < 40
+    assert first_load_count(source, forwards[:20]) == 20
 
 
 def scattered(rng: np.random.Generator, passes: int) -> Replayed:

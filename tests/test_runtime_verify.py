@@ -25,8 +25,8 @@ from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from runtime.open_bundle import load
 from runtime.proof import first_load
-from runtime.proof.judge import judge, prove
-from runtime.proof.replay import replay
+from runtime.proof.judge import judge, measure, prove
+from runtime.proof.replay import Replayed, replay
 
 ROOT = Path(__file__).parent.parent
 SAMPLE, GOLDEN = ROOT / "samples" / "student.bundle", Path(__file__).parent / "golden"
@@ -68,7 +68,7 @@ def put_reference(bundle: Path, content: bytes) -> Bundle:
 def test_a_reference_is_read_as_it_was_written_and_is_the_same_file_again(tmp_path: Path) -> None:
     write_reference(tmp_path / "a.npz", REFERENCE)
     assert (tmp_path / "a.npz").read_bytes() == (SAMPLE / MADE.engine().reference.file).read_bytes()
-    assert len(REFERENCE.forwards) > 20 and len(REFERENCE.answers) == 8
+    assert len(REFERENCE.forwards) > 20 and len(REFERENCE.answers) == 40
     assert REFERENCE.forwards[0].begins and REFERENCE.forwards[0].top_token.shape[1] == 32
 
 
@@ -100,7 +100,7 @@ def packed(method: int, **contents: bytes) -> bytes:
     return content.getvalue()
 
 
-INTS = np.dtype("<i4")
+INTS, COUNT = np.dtype("<i4"), len(REFERENCE.answers)
 DAMAGED = {
     "no archive": (lambda: b"PK no archive", "not a zip file"),
     "a missing array": (lambda: arrays(norms=None), "expected begins"),
@@ -110,11 +110,11 @@ DAMAGED = {
     "a claimed shape": (lambda: claiming("(99999999999,)"), "begins"),
     "a header that is no literal": (lambda: claiming("{[]: -1}"), "begins has not the header"),
     "another compression": (lambda: packed(zipfile.ZIP_LZMA), "another method than deflate"),
-    "an id too large": (lambda: arrays(answer_ids=np.full(8, 1 << 20, INTS)), "answer_ids has an id"),
+    "an id too large": (lambda: arrays(answer_ids=np.full(COUNT, 1 << 20, INTS)), "answer_ids has an id"),
     "a length too many": (lambda: arrays(rows=np.zeros(1, INTS)), "rows is [1]"),
-    "a margin below 0": (lambda: arrays(margin=np.full(8, -1, "<f4")), "margin has a number below 0"),
-    "an answer too long": (lambda: arrays(wanted=np.full(8, 512, INTS)), "beyond the capacity 512"),
-    "a NaN": (lambda: arrays(margin=np.full(8, np.nan, "<f4")), "margin has a number"),
+    "a margin below 0": (lambda: arrays(margin=np.full(COUNT, -1, "<f4")), "margin has a number below 0"),
+    "an answer too long": (lambda: arrays(wanted=np.full(COUNT, 512, INTS)), "beyond the capacity 512"),
+    "a NaN": (lambda: arrays(margin=np.full(COUNT, np.nan, "<f4")), "margin has a number"),
     "a position too far": (
         lambda: arrays(past_length=np.full(len(REFERENCE.forwards), 500, INTS)), "beyond the capacity 512"
     ),
@@ -160,7 +160,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"first_load_bounds": {"answers": 1.0}},
         "first_load_bounds has ['answers']; expected",
     ),
-    "more than there are": ({"first_load": 1000}, "first_load is 1000; expected at most 39"),
+    "more than there are": ({"first_load": 1000}, f"first_load is 1000; expected at most {len(REFERENCE.forwards)}"),
 }
 
 
@@ -170,6 +170,35 @@ def test_bounds_and_counts_that_would_judge_nothing_are_refused(misfit: str) -> 
     recorded = replace(MADE.engine().reference, **changes)
     told = refusal(lambda: read_reference(SAMPLE, recorded, MADE.contract))
     assert reason in told and told.startswith(f"{SAMPLE / 'manifest.json'}: ")
+
+
+def test_a_bundle_from_before_the_spread_was_a_figure_is_judged_by_the_others() -> None:
+    recorded = MADE.engine().reference
+    before = {name: bound for name, bound in BOUNDS.items() if name != "top_spread"}
+    part = {name: bound for name, bound in recorded.first_load_bounds.items() if name != "top_spread"}
+    forwards = read_reference(SAMPLE, replace(recorded, bounds=before, first_load_bounds=part), MADE.contract).forwards[
+        :3
+    ]
+    names = [check.name for check in judge(forwards, replay(engine(), forwards), before)]
+    assert names == ["keys", "values", "top_log_prob", "log_prob", "entropy", "largest_log_prob", "tokens"]
+
+
+def test_a_spread_is_of_the_tokens_after_the_best_and_not_of_what_moves_them_together() -> None:
+    forwards = REFERENCE.forwards[:3]
+    right = replay(engine(), forwards)
+    top, step = right.top_logprob, np.where(np.arange(len(right.token)) % 2, 0.1, -0.1)[:, None]
+    best = np.arange(top.shape[1]) == 0
+    assert spread_of(replace(right, top_logprob=top + step)) < 1e-5
+    assert spread_of(replace(right, top_logprob=np.where(best, top - 0.1, top))) < 1e-5
+    middle = top[:, 1:].mean(1, keepdims=True)
+    assert spread_of(replace(right, top_logprob=np.where(best, top, middle + 1.01 * (top - middle)))) == pytest.approx(
+        0.01, rel=1e-3
+    )
+    assert "top_spread" not in measure(forwards, replace(right, top_logprob=top[:, :2]))
+
+
+def spread_of(replayed: Replayed) -> float:
+    return measure(REFERENCE.forwards[:3], replayed)["top_spread"].value
 
 
 def test_a_reference_is_none_of_the_engines_files(bundle: Path) -> None:
@@ -191,7 +220,8 @@ def test_verify_prints_a_line_per_check_and_ends_with_0(capsys: pytest.CaptureFi
     assert verify.main([str(SAMPLE), "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all((line.startswith("[ok] ") and "bound" in line) or "differ" in line for line in lines[:-1])
-    names = ["keys", "values", "top_log_prob", "log_prob", "entropy", "largest_log_prob", "tokens", "answers"]
+    means = ["keys", "values", "top_log_prob", "top_spread", "log_prob", "entropy"]
+    names = [*means, "largest_log_prob", "tokens", "answers"]
     assert [line.split()[1].rstrip(":") for line in lines[:-1]] == names
     assert lines[-1].startswith(f"ort-fp32 on onnxruntime: {len(REFERENCE.forwards)} forward passes")
 

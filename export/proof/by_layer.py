@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,22 +249,34 @@ def head(
     ), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
-@torch.no_grad()
 def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
     """What PyTorch predicts of states [1, n, hidden] behind the last layer, and all log-probabilities [1, n, vocab]."""
+    [found] = predictions(source, contract, [x], int8)
+    return found
+
+
+@torch.no_grad()
+def predictions(
+    source: Checkpoint, contract: Contract, states: Sequence[Floats], int8: bool = False
+) -> list[tuple[Proposal, Tensor]]:
+    """Predicts of several states as `predicted` of one, over each slice of the head once, which is quantized there."""
     config = source.model
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
-    normed = norm(torch.from_numpy(x).float())
+    normed = [norm(torch.from_numpy(x).float()) for x in states]
     weight = source.weights["embed_tokens.weight" if config.tied else "lm_head.weight"]  # [vocab, hidden]
-    slices = torch.split(weight, SLICE)
-    columns = [Int8Linear(some)(normed) if int8 else normed @ some.float().T for some in slices]
-    logits = torch.cat(columns, dim=-1)[..., : contract.vocab]
+    columns: list[list[Tensor]] = [[] for _ in states]
+    for some in torch.split(weight, SLICE):
+        product = Int8Linear(some) if int8 else partial(torch.matmul, other=some.float().T)
+        for made, x in zip(columns, normed, strict=True):
+            made.append(product(x))
     with torch.device("meta"):
         empty = Transformer(config)
-    backend = TorchBackend(empty, contract, barred=source.missing_ids())
-    proposal = backend.propose(logits, top=bool(contract.top_k))
-    assert backend.log_probs is not None  # they were just made
-    return proposal, backend.log_probs
+    backend, found = TorchBackend(empty, contract, barred=source.missing_ids()), list[tuple[Proposal, Tensor]]()
+    for made in columns:
+        proposal = backend.propose(torch.cat(made, dim=-1)[..., : contract.vocab], top=bool(contract.top_k))
+        assert backend.log_probs is not None  # they were just made
+        found.append((proposal, backend.log_probs))
+    return found
 
 
 def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:

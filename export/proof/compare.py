@@ -305,7 +305,7 @@ def gated_mode(contract: Contract) -> str:
     return "block" if "block" in contract.modes else "causal"
 
 
-def compare_speculative(reference: TorchBackend, candidate: Candidate, requests: Sequence[Request]) -> Check:
+def compare_speculative(reference: TorchBackend, candidate: Inspectable, requests: Sequence[Request]) -> Check:
     """Whether the candidate's speculative answers are PyTorch's causal ones, token for token.
 
     An answer may part from it where PyTorch's two best tokens were within TIE; those are counted. Precisions that

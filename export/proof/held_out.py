@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
@@ -18,18 +20,29 @@ from train.data import prompts
 
 SEED = 20  # of the held-out problems
 TASKS = "math,code"  # whose texts any tokenizer of English knows
-RECORDED, ANSWER = 8, 96  # prompts of a recorded reference, and most tokens of an answer
+RECORDED, ANSWER = 40, 96  # prompts of a recorded reference, and most tokens of an answer
 COMMON_IDS = 2000  # of a vocabulary, the first ones, of which texts are made
 TEXT_TOKENS = 24  # of such a text
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
     """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
+    return [problem for each in held_out_problems(names, data, count) for problem in each]
+
+
+def held_out_problems(names: str, data: Path | None, count: int) -> list[list[tasks.Problem]]:
+    """Takes problems as `held_out_texts`, each task's in a list of their own."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
     chosen = tasks.choose_tasks(names, data)
     shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
-    return [p for task, n in zip(chosen, shares, strict=True) for p in task.problems("valid", n, SEED)]
+    return [list(task.problems("valid", n, SEED)) for task, n in zip(chosen, shares, strict=True)]
+
+
+def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
+    """Takes the problems of a recorded reference. Tasks take turns: the part that a first load replays is of each."""
+    turns = zip_longest(*held_out_problems(names, data, RECORDED))
+    return [problem for turn in turns for problem in turn if problem is not None]
 
 
 def held_out_requests(
@@ -49,12 +62,12 @@ def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, 
     may be none, of a tokenizer that knows too little.
     """
     if task or data:
-        chosen = held_out_texts(task or "", data, RECORDED)
+        chosen = recorded_problems(task or "", data)
         encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
         return [shortened(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
-    texts = [problem.prompt for problem in held_out_texts(TASKS, None, RECORDED)]
-    for made in (texts, vocabulary_texts(source, contract)):
-        known = [text for text in made if restores(source, contract, text)]
+    texts, tokenizer = [problem.prompt for problem in recorded_problems(TASKS, None)], source.read_tokenizer()
+    for made in (texts, vocabulary_texts(tokenizer, contract)):
+        known = [text for text in made if restores(tokenizer, contract, text)]
         encoded = prompts.of_checkpoint(source, raw=False)(known) if known else []
         kept = [ids for ids in encoded if ids and max(ids) < contract.vocab and room_for_answer(contract, len(ids))]
         if kept:
@@ -69,17 +82,16 @@ def shortened(request: Request) -> Request:
     return replace(request, options=replace(request.options, max_new_tokens=wanted))
 
 
-def restores(source: Checkpoint, contract: Contract, text: str) -> bool:
+def restores(tokenizer: Tokenizer, contract: Contract, text: str) -> bool:
     """Returns whether the tokenizer gives a text back as it was, of tokens that the model knows."""
-    tokenizer = source.read_tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     same = tokenizer.decode(ids, skip_special_tokens=False).split() == text.split()
     return bool(ids) and same and max(ids) < contract.vocab and contract.mask_id not in ids
 
 
-def vocabulary_texts(source: Checkpoint, contract: Contract) -> list[str]:
+def vocabulary_texts(tokenizer: Tokenizer, contract: Contract) -> list[str]:
     """Makes texts of random common tokens, without special ones."""
-    rng, tokenizer = np.random.default_rng(SEED), source.read_tokenizer()
+    rng = np.random.default_rng(SEED)
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = [id for id in range(min(COMMON_IDS, contract.vocab)) if id not in special]
     return [tokenizer.decode(rng.choice(ids, TEXT_TOKENS).tolist()) for _ in range(RECORDED)] if ids else []

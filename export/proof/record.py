@@ -27,6 +27,7 @@ from runtime.bundle.reference import (
     LARGEST,
     TOP,
     TOP_MEAN,
+    TOP_SPREAD,
     VALUES,
     RecordedAnswer,
     RecordedForward,
@@ -50,7 +51,10 @@ from .token_gaps import TokenGaps
 
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
 IDS = 30_000  # tokens of its forward passes, of which the same holds
+RECORD = 3e11  # floating-point operations that forward passes of more than FEW answers may take: seconds of one core
+FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
+FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
 # Where another machine's last bit of fp32 rounds an activation to another step, the rows after it change. So figures
 # that are means scatter by their standard error, about which this machine's own figure, one such sample, says little.
 ERRORS = 5  # standard errors between this machine's figure and a bound
@@ -110,10 +114,13 @@ class Recorder:
         return mean_norms(torch.stack(parts).numpy())
 
 
-def record(reference: TorchBackend | QuantizedBackend, requests: Sequence[Request]) -> Reference:
+def record(
+    reference: TorchBackend | QuantizedBackend, requests: Sequence[Request], operations: float = 0.0
+) -> Reference:
     """Generates the requests in PyTorch, with the contract's gate, and returns what was computed on the way.
 
-    Requests that would make it larger than a bundle's reader allows are left out, but for the first.
+    Requests that would make it larger than a bundle's reader allows are left out, but for the first, and after FEW
+    those that would take too long. operations: floating-point ones per token of a forward pass.
     """
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
@@ -123,7 +130,8 @@ def record(reference: TorchBackend | QuantizedBackend, requests: Sequence[Reques
             if (step.open | step.accepted).any():
                 margin = min(margin, closest_call(gate, step, gap))
             result = step.result
-        if answers and too_large(recorder.forwards):
+        slow = len(answers) >= FEW and operations * ids_of(recorder.forwards) > RECORD
+        if answers and (slow or too_large(recorder.forwards)):
             del recorder.forwards[before:]
             break
         assert result is not None  # of the last step
@@ -134,8 +142,7 @@ def record(reference: TorchBackend | QuantizedBackend, requests: Sequence[Reques
 
 def too_large(forwards: Sequence[RecordedForward]) -> bool:
     """Returns whether these are more than a reference of less than 1 MB has room for."""
-    ids = sum(each.forward.input_ids.size for each in forwards)
-    return sum(each.entropy.size for each in forwards) > ROWS or ids > IDS
+    return rows_of(forwards) > ROWS or ids_of(forwards) > IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,7 @@ def record_reference(
         reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
     else:
         reference = QuantizedBackend(source, contract, formats)
-    recorded, kept = record(reference, requests), PRECISIONS[engine.precision]
+    recorded, kept = record(reference, requests, operations_of(source)), PRECISIONS[engine.precision]
     first = first_load_count(source, recorded.forwards)
     if backend is None:
         bounds, part = (least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first]))
@@ -220,11 +227,21 @@ def rows_of(forwards: Sequence[RecordedForward]) -> int:
     return sum(each.entropy.size for each in forwards)
 
 
+def ids_of(forwards: Sequence[RecordedForward]) -> int:
+    """Returns how many tokens forward passes are over."""
+    return sum(each.forward.input_ids.size for each in forwards)
+
+
+def operations_of(source: Checkpoint) -> int:
+    """Returns how many floating-point operations a token of a forward pass takes, those of attention left out."""
+    return 2 * sum(math.prod(shape) for shape in expected_shapes(source.model).values())
+
+
 def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
-    """Returns how many of the forward passes a first load has time for: two of a large model."""
-    parameters = sum(math.prod(shape) for shape in expected_shapes(source.model).values())
-    operations = np.cumsum([2 * parameters * each.forward.input_ids.size for each in forwards])
-    return min(len(forwards), max(2, int((operations <= FIRST_LOAD).sum())))
+    """Returns how many of the forward passes a first load needs and has time for: two of a large model."""
+    operations = operations_of(source) * np.cumsum([each.forward.input_ids.size for each in forwards])
+    before = np.cumsum([0, *(each.entropy.size for each in forwards[:-1])])
+    return min(len(forwards), max(2, int(((operations <= FIRST_LOAD) & (before < FIRST_ROWS)).sum())))
 
 
 def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
@@ -286,7 +303,7 @@ def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
     room = max(1.0, math.sqrt(FLOOR_ROWS / rows))
     norms = dict.fromkeys((KEYS, VALUES), room * least.mean_norm)
     means = dict.fromkeys((TOP_MEAN, BEST, ENTROPY), room * least.mean_log_prob)
-    return {**norms, **means, LARGEST: least.largest_log_prob}
+    return {**norms, **means, TOP_SPREAD: room * least.mean_spread, LARGEST: least.largest_log_prob}
 
 
 def limits_of(engine: Engine) -> dict[str, float]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats, formats_of
 from export.quantization.ort_int8 import restored
-from runtime.backend import Forward, Proposal
+from runtime.backend import Floats, Forward, Proposal
 from runtime.bundle.manifest import Engine
 from runtime.bundle.reference import TOP, RecordedForward, Reference
 from runtime.contract import Contract
@@ -33,7 +33,7 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache
 from train.transformer.network import Layer, ModelConfig, prefix_mask, rotary_tables
 
-from .by_layer import loaded, predicted
+from .by_layer import loaded, predictions
 from .quantized_reference import RowsLayer, quantized
 from .record import Recording, bounds_of, copy_of, scatter_of, write_recording
 
@@ -54,7 +54,10 @@ def record_streamed(
         layer = RowsLayer(quantized(alone, formats.of_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
-    recorded, scattered = (each.predict(source, contract, bool(formats)) for each in passes)
+    states = [each.logits_states(place) for each in passes for place in range(len(forwards))]
+    found = predictions(source, contract, states, bool(formats))
+    halves = found[: len(forwards)], found[len(forwards) :]
+    recorded, scattered = (each.recorded(half) for each, half in zip(passes, halves, strict=True))
     replayed = replayed_of(scattered, contract.top_k)
     bounds = bounds_of(engine, recorded, replayed, scatter_of(recorded, replayed))
     rows = sum(each.entropy.size for each in recorded)
@@ -132,12 +135,15 @@ class Pass:
                 new = [part[0][:, :, past : past + width] for part in (store.keys, store.values)]
                 self.norms[place].append(mean_norms(torch.stack(new).numpy())[0])
 
-    def predict(self, source: Checkpoint, contract: Contract, int8: bool) -> list[RecordedForward]:
-        """Returns what was computed, from the states after the last layer."""
+    def logits_states(self, place: int) -> Floats:
+        """Returns the states after the last layer of a forward pass's logits rows. fp32 [1, n, hidden]"""
+        states: Floats = self.hidden[place][:, self.forwards[place].rows[0]].numpy()
+        return states
+
+    def recorded(self, found: Sequence[tuple[Proposal, Tensor]]) -> list[RecordedForward]:
+        """Returns what was computed, of what the head predicts in each forward pass."""
         made = []
-        for place, forward in enumerate(self.forwards):
-            states = self.hidden[place][:, forward.rows[0]].numpy()
-            out, log_probs = predicted(source, contract, states, int8)
+        for place, (forward, (out, log_probs)) in enumerate(zip(self.forwards, found, strict=True)):
             best = log_probs[0].topk(min(TOP, int(torch.isfinite(log_probs[0]).sum(-1).min())))  # [n, K]
             norms = np.array(self.norms[place], np.float32).reshape(-1, 2)
             top = best.indices.numpy(), best.values.numpy()

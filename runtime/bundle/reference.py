@@ -31,6 +31,7 @@ FORWARDS_LIMIT = 1 << 12
 TOP = 32  # log-probabilities per logits row
 KEYS, VALUES = "keys", "values"  # figures of a replay, see `runtime.proof.judge`
 TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
+TOP_SPREAD, SPREAD_LEAST = "top_spread", 3  # and the fewest top tokens that have one: it is of all but the best
 ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
 MAGIC = b"\x93NUMPY\x01\x00"
 HEADER = re.compile(rb"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(([0-9, ]*)\), \} *\n")
@@ -158,18 +159,19 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
 def figures_of(contract: Contract) -> set[str]:
     """Returns the names of the figures that engines of a contract have."""
     top = {TOP_MEAN} if contract.top_k else set[str]()
+    spread = {TOP_SPREAD} if contract.top_k >= SPREAD_LEAST else set[str]()
     norms = {KEYS, VALUES} if contract.has_cache else set[str]()
-    return {BEST, ENTROPY, LARGEST} | top | norms
+    return {BEST, ENTROPY, LARGEST} | top | spread | norms
 
 
 def check_bounds(folder: Path, recorded: RecordedReference, contract: Contract) -> None:
     """Raises UserError unless the manifest has a bound of every figure that engines of the contract have, and of no
-    other."""
+    other. Bundles exported before `top_spread` was a figure have none of it."""
     figures = figures_of(contract)
     for place, names in (
         ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
     ):  # fmt: skip
-        if names != figures:
+        if names not in (figures, figures - {TOP_SPREAD}):
             reason = f"{place} has {sorted(names)}; expected {sorted(figures)}"
             raise UserError(f"{folder / MANIFEST}: {reason}; export the bundle again")
 

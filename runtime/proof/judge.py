@@ -14,8 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Backend, Inspectable
-from ..bundle.reference import ANSWERS, BEST, ENTROPY, KEYS, LARGEST, TOP_MEAN, VALUES, RecordedAnswer, RecordedForward
+from ..backend import Backend, Floats, Inspectable
+from ..bundle.reference import (
+    ANSWERS,
+    BEST,
+    ENTROPY,
+    KEYS,
+    LARGEST,
+    SPREAD_LEAST,
+    TOP_MEAN,
+    TOP_SPREAD,
+    VALUES,
+    RecordedAnswer,
+    RecordedForward,
+)
 from ..contract import GateSpec
 from ..decoding.loop import generate
 from ..decoding.options import DecodeOptions, Request
@@ -25,6 +37,7 @@ WORDS = {  # figure: what it is, with its unit
     KEYS: "mean norm of new keys, relative",
     VALUES: "mean norm of new values, relative",
     TOP_MEAN: "mean log p of the top tokens, nats",
+    TOP_SPREAD: "mean spread of log p over the top tokens after the best, relative",
     BEST: "mean log p of the best token, nats",
     ENTROPY: "mean entropy, nats",
     LARGEST: "largest |d log p| of the best token, nats",
@@ -66,9 +79,24 @@ def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, 
     top = np.concatenate([each.top_logprob for each in forwards])
     if replayed.top_logprob is not None:
         count = min(top.shape[1], replayed.top_logprob.shape[1])
-        found[TOP_MEAN] = (replayed.top_logprob[:, :count] - top[:, :count]).mean(1, np.float64) / len(top)
+        mine, theirs = replayed.top_logprob[:, :count], top[:, :count]
+        found[TOP_MEAN] = (mine - theirs).mean(1, np.float64) / len(top)
+        if count >= SPREAD_LEAST:
+            found[TOP_SPREAD] = spread_terms(mine, theirs)
     best, entropy = replayed.log_prob - top[:, 0], replayed.entropy - np.concatenate([e.entropy for e in forwards])
     return {**found, **{name: part.astype(np.float64) / len(top) for name, part in ((BEST, best), (ENTROPY, entropy))}}
+
+
+def spread_terms(mine: Floats, theirs: Floats) -> NDArray[np.float64]:
+    """Returns what each row adds to the relative difference of spreads, standard deviations over tokens.
+
+    What moves all log-probabilities of a row together, as a rounded activation's step does to the best token's, leaves
+    a spread as it is. The best token is left out, which is far from the rest or not. mine, theirs: fp32 [rows, K]
+    """
+    with np.errstate(invalid="ignore"):  # NaN is for the judge to refuse
+        spread, recorded = (part[:, 1:].std(1, np.float64) for part in (mine, theirs))
+    found: NDArray[np.float64] = (spread - recorded) / max(recorded.sum(), np.finfo(np.float32).tiny)
+    return found
 
 
 def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:

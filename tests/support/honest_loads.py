@@ -1,9 +1,9 @@
-"""Replays references where nothing is wrong: honest_loads.py CPU DIR [--whole], started by other_cpus.sh --matrix.
+"""Replays references where nothing is wrong: honest_loads.py CPU DIR [PART], started by other_cpus.sh --matrix.
 
 DIR holds the bundles of honest_bundles.py. Every engine of each is opened with 1 and 2 threads and judged as a first
-load does, but in this process; with --whole, and quantized ones with one thread, by the whole reference too. If int8
-products saturate, a first load with the probe switched off has to be refused. Each load is a line of DIR/loads.jsonl,
-of which `honest_loads.py summary DIR` prints what was farthest off. Needs runtime/ alone.
+load does, but in this process; with PART --whole, and without --first-loads quantized ones with one thread, by the
+whole reference too. If int8 products saturate, a first load with the probe switched off has to be refused. Each load is
+a line of DIR/loads.jsonl, of which `honest_loads.py summary DIR` prints what was farthest off. Needs runtime/ alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from runtime.proof.judge import judge_answers, judge_figures, judge_tokens, meas
 from runtime.proof.replay import replay
 
 THREADS = (1, 2)
+WHOLE, FIRST_LOADS = "--whole", "--first-loads"  # what is replayed of each reference; default: see above
 LOADS = "loads.jsonl"
 REFUSED = ("does not compute on this machine what PyTorch computed", "use --engine ort-fp32, which passes here")
 PROBE = "from blockstep.load_check import report\n"
@@ -57,16 +58,17 @@ def replayed(bundle: Bundle, engine: Engine, threads: int, whole: bool) -> dict[
     return {"passes": len(passes), "figures": figures, "bounds": bounds, "wrong": wrong, "cpu_seconds": seconds}
 
 
-def loads(cpu: str, folder: Path, whole: bool) -> Iterator[dict[str, Any]]:
-    """Yields a record per bundle, engine, count of threads and part of the reference."""
+def loads(cpu: str, folder: Path, part: str) -> Iterator[dict[str, Any]]:
+    """Yields a record per bundle, count of threads, engine and part of the reference."""
     versions = {name: installed_version(name) for name in ("onnxruntime", "numpy")}
     for path in sorted(folder.glob("*.bundle")):
         bundle = read(path)
-        for engine in bundle.engines:
-            for threads in THREADS:
-                for part in parts_of(bundle, engine, whole or (threads == 1 and engine.precision.startswith("int"))):
+        for threads in THREADS:
+            for engine in bundle.engines:
+                some = part != FIRST_LOADS and threads == 1 and engine.precision.startswith("int")
+                for whole in parts_of(bundle, engine, part == WHOLE or some):
                     where = {"cpu": cpu, **versions, "model": path.stem, "precision": engine.precision}
-                    yield {**where, "threads": threads, "whole": part, **replayed(bundle, engine, threads, part)}
+                    yield {**where, "threads": threads, "whole": whole, **replayed(bundle, engine, threads, whole)}
 
 
 def parts_of(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
@@ -110,7 +112,7 @@ def refusals(folder: Path) -> Iterator[tuple[str, bool, str]]:
         load_check.CHILD = program
 
 
-def main(cpu: str, folder: Path, whole: bool) -> int:
+def main(cpu: str, folder: Path, part: str) -> int:
     """Prints a line per load and returns the exit code: 1 if an honest load is refused or a saturating one is not."""
     load_check.SECONDS = PATIENCE
     expected, features, failed = CPUS.get(cpu), cpu_features(), 0  # nothing is known of this machine's own
@@ -118,7 +120,7 @@ def main(cpu: str, folder: Path, whole: bool) -> int:
         print(f"[x] {cpu}: {expected.has} and no {expected.lacks} expected, found {' '.join(features)}")
         return 1
     with open(folder / LOADS, "a", buffering=1, encoding="utf-8") as file:
-        for record in loads(cpu, folder, whole):
+        for record in loads(cpu, folder, part):
             print(f"[{'x' if record['wrong'] else 'ok'}] {line_of(record)}", flush=True)
             file.write(json.dumps(record) + "\n")
             failed += bool(record["wrong"])
@@ -151,7 +153,7 @@ def summarize(folder: Path) -> int:
 def run(words: Sequence[str]) -> int:
     if words[0] == "summary":
         return summarize(Path(words[1]))
-    return main(words[0], Path(words[1]), "--whole" in words[2:])
+    return main(words[0], Path(words[1]), words[2] if len(words) > 2 else "")
 
 
 if __name__ == "__main__":
