@@ -221,7 +221,7 @@ class Growing(Remembering):
         self.lengths.append(capacity)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_kv_cache_that_grows_changes_no_answer_and_no_schedule(alignment: str, attention: str) -> None:
     seed = tiny.fresh_seed()
