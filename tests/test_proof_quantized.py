@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare
 from export.proof.instrumented import twin_of
 from export.proof.prove import prove, sample_requests
-from export.proof.quantized_reference import QuantizedBackend, quantized, whole_bound
+from export.proof.quantized_reference import QuantizedBackend, RowsLayer, quantized, whole_bound
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
 from export.quantization.ort_int8 import Int8Linear, Rounding, rounded
 from runtime.bundle import store
@@ -177,3 +179,14 @@ def test_verify_holds_a_quantized_bundle_to_what_its_bits_cost(
     capsys.readouterr()
     assert verify.main(words) == 1
     assert "[x] steps" in capsys.readouterr().out
+
+
+def test_a_layer_that_is_not_needed_any_more_gives_its_memory_back_at_once() -> None:
+    layer = RowsLayer(tiny.model(0).layers[0])  # type: ignore[arg-type]
+    kept = weakref.ref(layer.layer)
+    gc.disable()
+    try:
+        del layer
+        assert kept() is None  # a large model's layers would pile up until Python looks for cycles
+    finally:
+        gc.enable()

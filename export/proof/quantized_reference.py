@@ -6,6 +6,7 @@ one it is as far as fp32 rounding takes it: an activation at the edge of two ste
 
 from __future__ import annotations
 
+import weakref
 from typing import TypeVar, cast
 
 import numpy as np
@@ -50,7 +51,8 @@ class RowsLayer(nn.Module):
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer, self.rows = layer, torch.zeros(1, 1, dtype=torch.int64)
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (self.pick(given[0]),))
+        own = weakref.proxy(self)  # in a cycle the weights would stay until Python looks for cycles
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (own.pick(given[0]),))
 
     def pick(self, x: Tensor) -> Tensor:
         """Returns the rows of x [batch, width, size]: [batch, n, size]."""

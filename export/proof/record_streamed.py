@@ -54,6 +54,7 @@ def record_streamed(
         layer = RowsLayer(quantized(alone, formats.of_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
+        del alone, layer  # before the next one is read
     states = [each.logits_states(place) for each in passes for place in range(len(forwards))]
     found = predictions(source, contract, states, bool(formats))
     halves = found[: len(forwards)], found[len(forwards) :]
