@@ -17,6 +17,7 @@ from runtime.contract import Contract, parse_contract
 from runtime.decoding import loop
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
+from runtime.decoding.running_batch import RunningBatch
 from runtime.errors import UserError
 from train.torch_backend import TorchBackend
 from train.transformer.network import Transformer, initialize
@@ -133,6 +134,23 @@ def test_a_batch_of_mixed_modes_gives_the_solo_answers(kind: str) -> None:
         together = loop.generate_batch(backend, asked, slots=slots)
         assert [r.token_ids for r in together] == [r.token_ids for r in alone], f"seed {seed}, {slots} slots"
         assert [counts(r) for r in together] == [counts(r) for r in alone], f"seed {seed}, {slots} slots"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_running_batch_takes_requests_of_every_mode(kind: str) -> None:
+    backend, spec = taught(kind)
+    rng = random.Random(0)
+    asked = [request(p, rng.randint(1, 14), rng.choice(spec.modes)) for p in prompts(rng, True, 20)]
+    batch, waiting, found = RunningBatch(backend, None, 4), [*asked], dict[int, Result]()
+    while waiting or batch.busy:
+        for _ in range(min(len(waiting), rng.randint(0, 3))):
+            batch.add(waiting.pop(0))
+        if batch.busy:
+            outcome = batch.step()
+            assert not outcome.failed
+            found |= {step.row: step.result for step in outcome.steps if step.result is not None}
+    for number, one in enumerate(asked):
+        assert found[number].token_ids == loop.generate(backend, one).token_ids, (kind, number)
 
 
 def counts(result: Result) -> tuple[int, int, int, int]:

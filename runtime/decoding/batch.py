@@ -87,7 +87,7 @@ class Batch:
         """
         contract = self._backend.contract
         beside = max((s.sequence.past for _, s in self._live()), default=0) + request.sequence.width
-        needed = min(max(len(request.ends), beside - PADDED * contract.block), contract.capacity)
+        needed = min(max(request.room, beside - PADDED * contract.block), contract.capacity)
         if needed > self.capacity and isinstance(self._backend, Growable):
             self._backend.grow(needed)
             self.capacity = needed

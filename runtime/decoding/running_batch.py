@@ -118,7 +118,7 @@ class RunningBatch:
         """Positions of the KV cache that a batch is opened with: what those who wait need, if it can grow later."""
         if not isinstance(self._backend, Growable):
             return self._backend.contract.capacity
-        return max((len(progress.ends) for progress in self._waiting), default=1)
+        return max((progress.room for progress in self._waiting), default=1)
 
     def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> Outcome:
         """After a forward pass that failed: one for each request by itself, which tells whose fault it was."""
