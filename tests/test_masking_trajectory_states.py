@@ -6,15 +6,21 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
 
+from runtime.contract import ALIGNMENTS
+from runtime.decoding import loop
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
+from train import collect
 from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
-from train.masking import trajectory_states
+from train.masking import noise, trajectory_states
+from train.torch_backend import TorchBackend
 
 M, P = tiny.MASK, tiny.PAD
 PROMPT = (5, 6, 7)
@@ -106,6 +112,32 @@ def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> Non
         seen = [3] * 3 + [3 + 4 * (1 + place // 4) for place in range(length - 3)]
         assert found.visible[row, :length].tolist() == seen and (found.visible[row, length:] == 1).all()
         assert (found.earlier[row, :3] == torch.tensor(PROMPT)).all() and (found.earlier[row, length:] == P).all()
+
+
+@pytest.mark.parametrize("target", ["completed", "partial"])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
+    shift: bool, alignment: str, target: str
+) -> None:
+    """The student's forward pass on y gives the hidden state with which the first token after y was accepted."""
+    seed = tiny.fresh_seed()
+    contract, model = tiny.contract(shift=shift, alignment=alignment, batch=4), tiny.model(seed)
+    backend, rng = TorchBackend(model, contract, keep_hidden=True), np.random.default_rng(seed)
+    prompts = [rng.integers(3, tiny.VOCAB, length) for length in range(1, 2 * tiny.BLOCK + 2)]
+    found = collect.answered(backend, [prompt.tolist() for prompt in prompts], 4)
+    for t, prompt in zip(found, prompts, strict=True):
+        answer = loop.generate(backend, Request(prompt, DecodeOptions(contract.canvas)), gate=collect.ONE_A_STEP)
+        assert tuple(t.tokens[: len(answer.token_ids)].tolist()) == answer.token_ids, f"seed {seed}"
+        states = trajectory_states.draw_states([t] * 12, contract, target, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            hidden = model(states.earlier, states.visible)[noise.predicting(states.unmasked, shift)]
+        rows, places = states.unmasked.nonzero(as_tuple=True)
+        order = t.order[places - len(prompt)]
+        for row in range(12):
+            mine = (rows == row).nonzero().flatten()
+            one = mine[order[mine].argmin()]
+            assert torch.allclose(hidden[one], states.hidden[one], atol=0.02), f"seed {seed}"
 
 
 def test_a_state_pair_is_the_same_for_the_same_generator() -> None:

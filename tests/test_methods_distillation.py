@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from block_alone import block_alone
 from pupils import LINES, teacher_of
 
 from export import onnx as export
 from runtime import generate, load
+from runtime.contract import Contract
 from runtime.decoding import loop
-from runtime.decoding.block_layout import block_ends
 from runtime.errors import UserError
 from train import collect, distill, losses, open_checkpoint
 from train.data.batches import Example
@@ -33,20 +34,22 @@ from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
 from train.trainer.training_loop import Loss
 
+SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
+
 
 def laid_out(
-    seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0
+    seed: int, sizes: Sequence[tuple[int, int]] = SIZES, least: int = 0, contract: Contract | None = None
 ) -> AnswerBlocks:
     """Prompts and answers of those sizes in tokens, filled to whole blocks of 4."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
     examples = [Example(tuple(prompt), tuple(answer)) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.contract(), least, generator)
+    return noise.lay_out(examples, contract or tiny.contract(), least, generator)
 
 
 def units_of(laid: AnswerBlocks, blocks: bool) -> noise.Units:
     """Its blocks of 4, or its whole canvases."""
-    return noise.blocks_at(laid.offsets(), tiny.contract()) if blocks else noise.whole_canvases(laid)
+    return cd4lm.units_of(laid, tiny.contract(attention="block_causal" if blocks else "full"))
 
 
 @pytest.mark.parametrize(
@@ -174,12 +177,14 @@ def test_a_share_of_rows_is_spread_among_them() -> None:
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("attention", ["full", "block_causal"])
-def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) -> None:
-    """Against a forward for each row, and under the block-causal mask for each block with clean tokens before it."""
+@pytest.mark.parametrize(
+    ("attention", "alignment"), [("full", "prompt"), ("block_causal", "prompt"), ("block_causal", "absolute")]
+)
+def test_positions_are_asked_as_they_are_decoded(attention: str, alignment: str, shift: bool) -> None:
+    """Against a forward for each row, and over a KV cache for each block with clean tokens before it."""
     seed = tiny.fresh_seed()
-    contract, model, laid = tiny.contract(shift=shift, attention=attention), tiny.model(seed), laid_out(seed)
-    generator = torch.Generator().manual_seed(seed)
+    contract, model = tiny.contract(shift=shift, attention=attention, alignment=alignment), tiny.model(seed)
+    generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, contract=contract)
     masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()
     asked = masked & (torch.rand(laid.ids.shape, generator=generator) < 0.7)
     with torch.no_grad():
@@ -187,13 +192,13 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
         for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
             noisy = laid.ids[row].masked_fill(masked[row], tiny.MASK)
             for place in asked[row].nonzero().flatten().tolist():
-                first = start + (place - start) // tiny.BLOCK * tiny.BLOCK
-                ids, seen = noisy[:end], torch.full((end,), end)
-                if attention == "block_causal":
+                border = 0 if alignment == "absolute" else start
+                first = border + (place - border) // tiny.BLOCK * tiny.BLOCK
+                if contract.has_cache:
                     ids = torch.cat((laid.ids[row, :first], noisy[first : first + tiny.BLOCK]))
-                    ids = ids[:first] if shift and place == first else ids  # the last committed row predicts it
-                    seen = torch.from_numpy(block_ends(contract, start, len(noisy) - start))[: len(ids)]
-                alone = model(ids[None], seen[None])[0, place - shift]
+                    alone = block_alone(model, contract, ids, start, first)[place - first]
+                else:
+                    alone = model(noisy[None, :end], torch.full((1, end), end))[0, place - shift]
                 assert torch.allclose(alone, next(found), atol=1e-4), f"seed {seed}"
     assert next(found, None) is None
 
@@ -307,7 +312,7 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
         loss_of(3)[0].backward()
         learning.step()
     contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
-    answers = dparallel.answers(lesson.found, contract.eos_ids)
+    answers = dparallel.answers(lesson.found, contract)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
     laid = noise.lay_out([answers[i] for i in picked], contract, lesson.least(), generator)
     both, behind = dparallel.halves(laid, contract, 0.5, generator)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from runtime import files
 from runtime.cli import at_least_1, command_parser, option
+from runtime.decoding.block_layout import longest_answer
 from runtime.errors import UserError
 
 from . import distributed, open_checkpoint, tasks
@@ -135,8 +136,6 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
     if args.next_token and not student.decoding.shift:
         source = args.student or args.teacher
         raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
-    if student.decoding.alignment == "absolute" and student.decoding.has_cache:
-        raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
     if args.student is None:
         return
     if files.real_path(args.out) == files.real_path(args.teacher):
@@ -165,11 +164,12 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
     found = [t for t in everything if t.right or not only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
-    for width, canvas in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
-        if width != saved.model.width or canvas != saved.decoding.canvas:
+    longest = longest_answer(contract_of(saved))
+    for width, positions in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
+        if width != saved.model.width or positions != longest:
             raise UserError(
-                f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
-                f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
+                f"the trajectories are of a model of width {width} and answers of {positions} positions, the teacher "
+                f"has {saved.model.width} and {longest}; collect them with this teacher"
             )
     return found
 

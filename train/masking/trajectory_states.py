@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, block_ends
+from runtime.decoding.block_layout import block_bounds, block_ends, whole_blocks
 from train import distributed
 from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
@@ -60,8 +61,9 @@ def draw_states(
 
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
+    t = _in_blocks(t, contract)
     prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
-    ends = block_bounds(contract, 0, len(t.tokens))[1].clip(max=len(t.tokens))
+    ends = block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
     limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # of the blocks
     current = int(chance[0] * (len(limits) - 1))
     start, end = limits[current : current + 2]
@@ -88,3 +90,14 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
         torch.cat((clean, open_later)),
         t.hidden[:reach][new].float(),  # autocast on a CPU cannot join fp16
     )
+
+
+def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
+    """The same trajectory with as many positions as its answer's whole blocks have."""
+    prompt, stored = len(t.prompt), len(t.tokens)
+    more = whole_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
+    tokens, order = (
+        F.pad(part, (0, more), value=filler)
+        for part, filler in ((t.tokens, contract.pad_id), (t.order, NEVER_ACCEPTED))
+    )
+    return replace(t, tokens=tokens, order=order, hidden=F.pad(t.hidden, (0, 0, 0, more)))
