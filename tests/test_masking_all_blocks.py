@@ -33,11 +33,15 @@ def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator
     return all_blocks.copies(laid, contract, all_blocks.noise(laid, contract, 2, generator))
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("shift", [False, True])
-def test_one_doubled_forward_equals_a_forward_for_each_block(shift: bool, alignment: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "alignment", "shift"),
+    [*(("block_causal", alignment, shift) for alignment in ALIGNMENTS for shift in (False, True)),
+     ("causal_context", "prompt", True)],
+)  # fmt: skip
+def test_one_doubled_forward_equals_a_forward_for_each_block(attention: str, alignment: str, shift: bool) -> None:
     seed = tiny.fresh_seed()
-    contract, generator = tiny.contract(shift=shift, alignment=alignment), torch.Generator().manual_seed(seed)
+    contract = tiny.contract(attention=attention, shift=shift, alignment=alignment)
+    generator = torch.Generator().manual_seed(seed)
     model, laid = tiny.model(seed), laid_out(seed, generator, LENGTHS, contract)
     both = copies_of(laid, contract, generator)
     with torch.no_grad():

@@ -115,15 +115,19 @@ def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> Non
 
 
 @pytest.mark.parametrize("target", ["completed", "partial"])
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "alignment", "shift"),
+    [*(("block_causal", alignment, shift) for alignment in ALIGNMENTS for shift in (False, True)),
+     ("causal_context", "prompt", True)],
+)  # fmt: skip
 def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
-    shift: bool, alignment: str, target: str
+    attention: str, alignment: str, shift: bool, target: str
 ) -> None:
     """The student's forward pass on y gives the hidden state with which the first token after y was accepted."""
     seed = tiny.fresh_seed()
-    contract, model = tiny.contract(shift=shift, alignment=alignment, batch=4), tiny.model(seed)
-    backend, rng = TorchBackend(model, contract, keep_hidden=True), np.random.default_rng(seed)
+    contract = tiny.contract(attention=attention, shift=shift, alignment=alignment, batch=4)
+    model, rng = tiny.model(seed), np.random.default_rng(seed)
+    backend = TorchBackend(model, contract, keep_hidden=True)
     prompts = [rng.integers(3, tiny.VOCAB, length) for length in range(1, 2 * tiny.BLOCK + 2)]
     found = collect.answered(backend, [prompt.tolist() for prompt in prompts], 4)
     for t, prompt in zip(found, prompts, strict=True):
@@ -138,6 +142,18 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
             mine = (rows == row).nonzero().flatten()
             one = mine[order[mine].argmin()]
             assert torch.allclose(hidden[one], states.hidden[one], atol=0.02), f"seed {seed}"
+
+
+def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_there_alone() -> None:
+    contract = tiny.contract(attention="causal_context", shift=True)
+    found = trajectory_states.draw_states([trajectory()] * 40, contract, "completed", torch.Generator().manual_seed(1))
+    first, second = (1, 2, 3), (7, 7, 7, 7)
+    for y, later in zip(found.visible.tolist(), found.visible_later.tolist(), strict=True):
+        if max(y) == 11:  # the first block is drawn, the second behind it is masked in both
+            assert y[:11] == [*first, *second, 11, 11, 11, 11] and later[:11] == [*range(1, 8), 11, 11, 11, 11]
+        else:
+            assert y[:15] == [*range(1, 8), *[11] * 4, *[15] * 4] and later[:15] == [*range(1, 12), *[15] * 4]
+    assert {max(y) for y in found.visible.tolist()} == {11, 15}
 
 
 def test_a_state_pair_is_the_same_for_the_same_generator() -> None:

@@ -178,7 +178,8 @@ def test_a_share_of_rows_is_spread_among_them() -> None:
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(
-    ("attention", "alignment"), [("full", "prompt"), ("block_causal", "prompt"), ("block_causal", "absolute")]
+    ("attention", "alignment"),
+    [("full", "prompt"), ("block_causal", "prompt"), ("block_causal", "absolute"), ("causal_context", "prompt")],
 )
 def test_positions_are_asked_as_they_are_decoded(attention: str, alignment: str, shift: bool) -> None:
     """Against a forward for each row, and over a KV cache for each block with clean tokens before it."""
@@ -228,6 +229,9 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student_pt.save(teacher_of(16, 1), folder / "small.pt")
     student_pt.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
     student_pt.save(teacher_of(16, 1, block=6), folder / "longer.pt")
+    student_pt.save(teacher_of(16, 1, shift=False), folder / "own_rows.pt")
+    student_pt.save(teacher_of(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
+    student_pt.save(teacher_of(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
     return folder
@@ -393,6 +397,7 @@ def test_every_method_trains_every_student_it_makes(
     assert distill.main(words_for(school, method, out, "--attention", attention, *given)) == 0
     made, before = open_checkpoint.load(out), open_checkpoint.load(start)
     assert made.decoding == replace(before.decoding, attention=attention, gate=dict(METHODS[method].gate))
+    assert made.decoding.modes == ("block",)  # its causal answers were not taught
     changed = {name for name, weight in made.weights.items() if not torch.equal(weight, before.weights[name])}
     linear = {name for name in before.weights if name.split(".")[-2] in peft_train.LINEARS}
     assert changed == (linear if "--lora-rank" in extra else set(before.weights))
@@ -403,7 +408,7 @@ def test_every_method_trains_every_student_it_makes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("cdlm --attention full", "makes block_causal students; got --attention full"),
+        ("cdlm --attention full", "makes block_causal or causal_context students; got --attention full"),
         ("cd4lm --trajectories x", "--trajectories was given with --method cd4lm; it is of cdlm or dparallel"),
         ("cd4lm --no-only-right", "--only-right was given with --method cd4lm"),
         ("dparallel --target partial", "--target was given with --method dparallel; it is of cdlm"),
@@ -412,6 +417,9 @@ def test_every_method_trains_every_student_it_makes(
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),
         ("dparallel --ordered 1.5", "--ordered is 1.5; expected a share from 0 to 1"),
+        ("cdlm --teacher {}/own_rows.pt --attention causal_context", "has no shift: students whose rows predict their"),
+        ("cd4lm --teacher {}/seeded.pt", "is here the last committed row's (causal_context"),
+        ("dparallel --teacher {}/causal.pt", "the teacher decodes token by token and fills no blocks"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
         ("cd4lm --student {}/longer.pt", "differ in block"),
         ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),

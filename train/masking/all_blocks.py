@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends
+from runtime.decoding.block_layout import committed_ends
 from train import distributed, losses
 from train.data.batches import Stream
 from train.device import select, send
@@ -87,8 +87,8 @@ def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
-    """A clean and a noisy copy of each row, block-causal. In the noisy one the prompt's last tokens are given too, if
-    they share the first block.
+    """A clean copy of each row, causal in causal models, and a noisy one, both block-causal else. In the noisy one the
+    prompt's last tokens are given too, if they share the first block.
 
     masked bool [batch, noisy]: what is masked of the positions that `canvas.blocks` has.
     """
@@ -112,7 +112,7 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)
     for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
-        visible[row, :length] = torch.from_numpy(block_ends(contract, start, length - start))
+        visible[row, :length] = torch.from_numpy(committed_ends(contract, start, length - start))
     return torch.arange(clean + noisy) < visible[:, :, None]
 
 

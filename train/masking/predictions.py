@@ -18,7 +18,7 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
     """The hidden states [n, hidden] that predict the `asked` positions, in row-major order.
 
     masked, asked bool [batch, width]: what is masked of the canvases, and which of their positions are to be predicted.
-    A `full` model sees the whole noisy answer. Of a `block_causal` one each block sees the answer before it clean, as
+    A `full` model sees the whole noisy answer. Of one with a KV cache each block sees the answer before it clean, as
     it does when it is decoded, so that all blocks are asked in one forward.
     """
     if not contract.has_cache:
