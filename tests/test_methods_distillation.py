@@ -230,6 +230,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student_pt.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
     student_pt.save(teacher_of(16, 1, block=6), folder / "longer.pt")
     student_pt.save(teacher_of(16, 1, shift=False), folder / "own_rows.pt")
+    student_pt.save(teacher_of(16, 1, alignment="end"), folder / "ending.pt")
     student_pt.save(teacher_of(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
     student_pt.save(teacher_of(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
@@ -418,6 +419,7 @@ def test_every_method_trains_every_student_it_makes(
         ("dparallel --certainty -1", "--certainty is -1"),
         ("dparallel --ordered 1.5", "--ordered is 1.5; expected a share from 0 to 1"),
         ("cdlm --teacher {}/own_rows.pt --attention causal_context", "has no shift: students whose rows predict their"),
+        ("cd4lm --teacher {}/ending.pt --attention causal_context", "is aligned end; expected prompt"),
         ("cd4lm --teacher {}/seeded.pt", "is here the last committed row's (causal_context"),
         ("dparallel --teacher {}/causal.pt", "the teacher decodes token by token and fills no blocks"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),

@@ -142,6 +142,11 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
     if args.next_token and not student.decoding.shift:
         source = args.student or args.teacher
         raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
+    if args.attention == "causal_context" and student.decoding.alignment != "prompt":
+        raise UserError(
+            f"--attention {args.attention} was given, but {args.student or args.teacher} is aligned "
+            f"{student.decoding.alignment}; expected prompt: leave it out"
+        )
     if contract_of(student).seeded:
         raise UserError(
             f"--attention {args.attention} was given, but {args.student or args.teacher} has no shift: students whose "
