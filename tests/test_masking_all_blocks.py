@@ -78,6 +78,19 @@ def test_the_prompts_part_of_a_shared_block_is_given_and_counts_in_no_unit(align
             assert tuple(int(part[row, position]) for part in (units.number, units.place, units.size)) == expected
 
 
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(alignment: str) -> None:
+    seed = tiny.fresh_seed()
+    contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
+    laid, model = laid_out(seed, generator, contract=contract), tiny.model(seed)
+    masked, short = all_blocks.noise(laid, contract, 2, generator), laid.length - laid.start < 8
+    assert short.any() and not short.all()
+    with torch.no_grad():
+        whole = all_blocks.predicting(model, all_blocks.copies(laid, contract, masked))
+        alone = all_blocks.predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
+    assert torch.allclose(whole[short][masked[short]], alone[masked[short]], atol=1e-4), f"seed {seed}"
+
+
 def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
     generator = torch.Generator().manual_seed(0)
     laid = laid_out(0, generator)

@@ -90,9 +90,10 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     """A clean copy of each row, causal in causal models, and a noisy one, both block-causal else. In the noisy one the
     prompt's last tokens are given too, if they share the first block.
 
-    masked bool [batch, noisy]: what is masked of the positions that `canvas.blocks` has.
+    masked bool [batch, noisy]: what is masked of the positions that `canvas.blocks` has, which of some rows of a batch
+    may be as many as of all.
     """
-    clean, positions = canvas.ids.shape[1], canvas.blocks(contract)
+    clean, positions = canvas.ids.shape[1], canvas.blocks(contract, masked.shape[1])
     noisy = positions.shape[1]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
     source = source.masked_fill(positions >= canvas.length[:, None], contract.pad_id)

@@ -50,13 +50,16 @@ class AnswerBlocks:
         """The chosen rows alone, of the same width. chosen bool [batch]."""
         return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
-    def blocks(self, contract: Contract) -> Tensor:
-        """The positions of each answer's blocks, int64 [batch, noisy]: from where the first begins, which is before the
-        answer if the prompt's last tokens share it (`absolute`), as many as the longest has in whole blocks."""
+    def blocks(self, contract: Contract, width: int = 0) -> Tensor:
+        """The positions of each answer's blocks, int64 [batch, noisy], `width` of them at least.
+
+        From where the first begins, which is before the answer if the prompt's last tokens share it (`absolute`), as
+        many as the longest has in whole blocks.
+        """
         starts = self.start.tolist()
         first = [committed_prompt(contract, start) for start in starts]
         reach = [whole_blocks(contract, s, n - s) for s, n in zip(starts, self.length.tolist(), strict=True)]
-        widest = max(end - begin for begin, end in zip(first, reach, strict=True))
+        widest = max(width, *(end - begin for begin, end in zip(first, reach, strict=True)))
         return torch.tensor(first)[:, None] + torch.arange(widest)
 
 
