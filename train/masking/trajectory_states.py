@@ -61,7 +61,7 @@ def draw_states(
             full[row, : len(part)] = part
         visible[:, row, : sees.shape[1]] = sees
         hidden.append(states)
-    return States(ids, later, *visible, unmasked, masked, torch.cat(hidden))
+    return States(ids, later, visible[0], visible[1], unmasked, masked, torch.cat(hidden))
 
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
