@@ -144,6 +144,15 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
             assert torch.allclose(hidden[one], states.hidden[one], atol=0.02), f"seed {seed}"
 
 
+def test_a_full_teachers_trajectory_is_read_in_its_students_blocks_to_the_end_of_the_last() -> None:
+    contract = tiny.contract(alignment="absolute")  # blocks end at 4, 8, 12, 16; the trajectory at 3 + 12
+    found = trajectory_states.draw_states([trajectory()] * 60, contract, "completed", torch.Generator().manual_seed(2))
+    ends = found.visible.max(1).values
+    assert {*ends.tolist()} == {8, 12, 16}
+    for row in (ends == 16).nonzero().flatten().tolist():
+        assert found.later[row, 12:16].tolist() == [M] * 4 and found.masked[row, 12:16].all()
+
+
 def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_there_alone() -> None:
     contract = tiny.contract(attention="causal_context", shift=True)
     found = trajectory_states.draw_states([trajectory()] * 40, contract, "completed", torch.Generator().manual_seed(1))
