@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from export import onnx as export
-from runtime import generate
+from runtime import generate, load
+from runtime.contract import MODES
+from runtime.decoding.loop import generate as decode
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request
 from train import collect, distill, evaluate, losses, open_checkpoint, tasks, teacher
@@ -212,6 +215,35 @@ def test_student_bundle_answer_and_evaluation_are_one(
     assert tuple(answer["token_ids"]) == expected[0].token_ids and answer["forwards"] == expected[0].forwards
 
 
+def test_a_student_that_learned_next_tokens_too_drafts_for_itself(
+    school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its three modes, in PyTorch and in both dialects: speculative answers are the causal ones in fewer forwards."""
+    out, folder = tmp_path / "student.pt", tmp_path / "student.bundle"
+    words = f"--method dparallel --attention causal_context --next-token 1 --teacher {school.teacher} --no-only-right"
+    words += f" --trajectories {school.trajectories} --data {school.data} --steps 200 --batch 16 --no-bf16 --out {out}"
+    assert call(distill.main, f"{words} --learning-rate 5e-3") == 0
+    assert open_checkpoint.load(out).decoding.modes == MODES
+    assert call(export.main, f"--ckpt {out}") == call(export.main, f"--ckpt {out} --dialect standard") == 0
+    engines = (f"--ckpt {out}", *(f"--bundle {folder} --engine {name}-fp32" for name in ("ort", "standard")))
+    reports: dict[str, dict[str, list[int]]] = {}
+    for mode, source in itertools.product(MODES, engines):
+        report = tmp_path / "report.json"
+        words = f"{source} --data {school.data} --split train --count 16 --mode {mode} --out {report}"
+        assert call(evaluate.main, words) == 0
+        found = json.loads(report.read_text(encoding="utf-8"))
+        assert found["mode"] == mode and reports.setdefault(mode, found["per_problem"]) == found["per_problem"]
+    assert sum(reports["causal"]["forwards"]) > 1.3 * sum(reports["speculative"]["forwards"])
+    assert call(evaluate.main, f"--ckpt {out} --data {school.data} --mode causal --threshold 0.5") == 2
+    assert "which has no gate" in capsys.readouterr().err
+    model, backend = load(folder), backend_of(out)[1]
+    for line in LINES[:8]:
+        answers = [model.generate(line["prompt"], max_new_tokens=12, mode=mode) for mode in ("speculative", "causal")]
+        request = Request(model.request(line["prompt"]).prompt, DecodeOptions(12, mode="causal"))
+        tokens = {answer.result.token_ids for answer in answers} | {decode(backend, request).token_ids}
+        assert len(tokens) == 1, line
+
+
 def untrained(folder: Path, **decoding: object) -> Path:
     """A teacher that knows nothing, with a tokenizer of the sample tasks."""
     texts = [text for p in tasks.choose_tasks("code")[0].problems("train", 30, 0) for text in (p.prompt, p.answer)]
@@ -240,21 +272,20 @@ def test_a_sample_task_and_a_teacher_without_shift_go_the_same_way(
 
 
 @pytest.mark.parametrize(
-    ("decoding", "told"),
+    "decoding",
     [
-        ({"attention": "block_causal", "shift": True}, "block_causal with shift"),
-        ({"attention": "block_causal", "alignment": "absolute"}, "aligned absolute"),
+        {"attention": "block_causal", "alignment": "absolute", "shift": True, "block": 1},
+        {"attention": "causal", "shift": True, "modes": ("speculative", "causal")},
     ],
 )
-def test_teachers_whose_states_would_be_wrong_are_refused(
-    decoding: dict[str, object], told: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_teachers_that_fill_no_blocks_are_refused(
+    decoding: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = f"--ckpt {untrained(tmp_path, **decoding)} --out {tmp_path / 'out'}"
     assert call(collect.main, words) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and told in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
-    collect.check_teacher(contract_of(open_checkpoint.load(untrained(tmp_path, attention="block_causal"))))
+    assert err.startswith("error: the teacher decodes token by token") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from block_alone import block_alone
 from slow_decode import distributions
 from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
 from tiny import BLOCK, MASK, PAD
@@ -91,6 +92,25 @@ def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: s
             expected.append((best.values.item(), int(best.indices) == text[place]))
     assert confidence == pytest.approx([sure for sure, _ in expected], abs=1e-4), f"seed {seed}"
     assert right.tolist() == [verdict for _, verdict in expected], f"seed {seed}"
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_probe_of_a_causal_context_sees_committed_tokens_causally_and_a_seed_given(shift: bool) -> None:
+    seed = tiny.fresh_seed()
+    rng, model = random.Random(seed), tiny.model(seed)
+    contract = tiny.contract(attention="causal_context", shift=shift)
+    examples = [Example(tuple(tiny.prompt(rng, 1 + n).tolist()), (5, 6, 7, 8, 9, 10, 11)) for n in range(9)]
+    backend = Recording(TorchBackend(model, contract))
+    reliability.probe(backend, examples, seed)
+    for example, (forward, said) in zip(examples, backend.seen, strict=True):
+        ids = torch.from_numpy(forward.input_ids[0])
+        first = len(ids) - BLOCK
+        scores = model.logits(block_alone(model, contract, ids, len(example.prompt), first)).detach()
+        scores[:, MASK] = float("-inf")
+        sure = scores.softmax(-1).max(-1).values.numpy()
+        open_ = (ids[first:] == MASK).numpy()
+        assert said.confidence[0][open_] == pytest.approx(sure[open_], abs=1e-4), f"seed {seed}"
+        assert shift or not open_[0]
 
 
 def test_answers_without_room_are_not_asked_for() -> None:

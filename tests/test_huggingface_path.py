@@ -25,6 +25,8 @@ from train import collect, distill, evaluate, open_checkpoint
 from train.data import prompts
 from train.data.trajectories import read_shards
 from train.huggingface.families import Overrides
+from train.methods.table import METHODS
+from train.torch_backend import TorchBackend, contract_of
 
 SIZES = ["--block", str(BLOCK), "--canvas", str(CANVAS)]
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"
@@ -232,3 +234,31 @@ def test_a_directory_is_evaluated_under_both_masks(tmp_path: Path, capsys: pytes
     for attention in ("full", "block_causal"):
         assert evaluate.main([*words, *SIZES, "--attention", attention, "--json"]) == 0
         assert told(capsys)["attention"] == attention
+
+
+@pytest.mark.parametrize("name", ["sdar", "fast-dllm-v2"])
+def test_teachers_whose_prompts_share_a_block_with_the_answer_are_distilled_by_every_method(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign.write(tmp_path / "teacher", name)
+    lines(tmp_path)
+    assert collect.main(collecting(tmp_path)) == 0
+    found = read_shards(tmp_path / "trajectories")
+    assert {len(t.prompt) % BLOCK for t in found} - {0} and {len(t.tokens) for t in found} == {CANVAS + BLOCK - 1}
+    before = open_checkpoint.load(tmp_path / "teacher", Overrides(block=BLOCK, canvas=CANVAS))
+    for method in METHODS:
+        words = distilling(tmp_path, tmp_path / f"{method}.pt", "--method", method)
+        if not METHODS[method].from_trajectories:
+            place = words.index("--trajectories")
+            words = [word for word in [*words[:place], *words[place + 2 :]] if word != "--no-only-right"]
+        assert distill.main(words) == 0
+        made = open_checkpoint.load(tmp_path / f"{method}.pt")
+        assert made.decoding == replace(before.decoding, gate=dict(METHODS[method].gate))
+        assert not same(made.weights, before.weights) and all(w.isfinite().all() for w in made.weights.values())
+    assert export.main(["--ckpt", str(tmp_path / "cdlm.pt")]) == 0
+    made, model = open_checkpoint.load(tmp_path / "cdlm.pt"), load(tmp_path / "cdlm.bundle")
+    backend = TorchBackend(made.build(), contract_of(made))
+    assert model.contract.alignment == "absolute"
+    for length in range(1, 2 * BLOCK + 2):
+        request = model.request("say yes 9"[:length], max_new_tokens=7, raw=True)
+        assert model.generate(request.prompt, max_new_tokens=7).result.token_ids == generate(backend, request).token_ids

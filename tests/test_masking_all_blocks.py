@@ -7,50 +7,88 @@ import random
 import pytest
 import tiny
 import torch
+from block_alone import block_alone
 from torch import Tensor
 
-from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends
+from runtime.contract import ALIGNMENTS, Contract
 from train.data.batches import Example
 from train.masking import all_blocks, noise
 from train.masking.noise import AnswerBlocks
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
+LENGTHS = tuple((prompt, 1 + 5 * prompt % 11) for prompt in range(1, 2 * tiny.BLOCK + 2))  # around blocks' borders
 
 
-def laid_out(seed: int, generator: torch.Generator) -> AnswerBlocks:
+def laid_out(
+    seed: int, generator: torch.Generator, sizes: tuple[tuple[int, int], ...] = SIZES, contract: Contract | None = None
+) -> AnswerBlocks:
     """Prompts and answers of random tokens, most of them not whole blocks."""
     rng = random.Random(seed)
-    drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
+    drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in sizes]
     examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.contract(), 0, generator)
+    return noise.lay_out(examples, contract or tiny.contract(), 0, generator)
 
 
 def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:
     return all_blocks.copies(laid, contract, all_blocks.noise(laid, contract, 2, generator))
 
 
-@pytest.mark.parametrize("alignment", ["prompt", "end"])
-@pytest.mark.parametrize("shift", [False, True])
-def test_one_doubled_forward_equals_a_forward_for_each_block(shift: bool, alignment: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "alignment", "shift"),
+    [*(("block_causal", alignment, shift) for alignment in ALIGNMENTS for shift in (False, True)),
+     ("causal_context", "prompt", True)],
+)  # fmt: skip
+def test_one_doubled_forward_equals_a_forward_for_each_block(attention: str, alignment: str, shift: bool) -> None:
     seed = tiny.fresh_seed()
-    contract, generator = tiny.contract(shift=shift, alignment=alignment), torch.Generator().manual_seed(seed)
-    model, laid = tiny.model(seed), laid_out(seed, generator)
+    contract = tiny.contract(attention=attention, shift=shift, alignment=alignment)
+    generator = torch.Generator().manual_seed(seed)
+    model, laid = tiny.model(seed), laid_out(seed, generator, LENGTHS, contract)
     both = copies_of(laid, contract, generator)
     with torch.no_grad():
         hidden = model(both.ids, mask=both.mask, positions=both.positions)
         hidden = hidden.gather(1, both.rows[..., None].expand(-1, -1, hidden.shape[-1]))  # [batch, noisy, width]
         for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
             noisy = both.ids[row, laid.ids.shape[1] :]
-            for first in range(0, end - start, tiny.BLOCK):
-                place = slice(first, first + tiny.BLOCK)
-                ids = torch.cat((laid.ids[row, : start + first], noisy[place]))
-                alone = model(ids[None], torch.from_numpy(block_ends(contract, start, first + tiny.BLOCK))[None])[0]
-                if shift:  # position 0 is the business of the last committed row, in a forward without this block
-                    before = laid.ids[row, : start + first]
-                    last = model(before[None], torch.from_numpy(block_ends(contract, start, first))[None])[0, -1:]
-                    alone = torch.cat((last, alone[-tiny.BLOCK : -1]))
-                assert torch.allclose(alone[-tiny.BLOCK :], hidden[row, place], atol=1e-4), f"seed {seed}"
+            opening = start // tiny.BLOCK * tiny.BLOCK if alignment == "absolute" else start
+            assert (end - opening) % tiny.BLOCK == 0 and end - start >= LENGTHS[row][1] > end - start - tiny.BLOCK
+            for begin in range(opening, end, tiny.BLOCK):
+                place = slice(begin - opening, begin - opening + tiny.BLOCK)
+                ids = torch.cat((laid.ids[row, :begin], noisy[place]))
+                alone, given = block_alone(model, contract, ids, start, begin), max(0, start - begin)
+                assert torch.allclose(alone[given:], hidden[row, place][given:], atol=1e-4), f"seed {seed}"
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_the_prompts_part_of_a_shared_block_is_given_and_counts_in_no_unit(alignment: str) -> None:
+    seed = tiny.fresh_seed()
+    contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
+    laid = laid_out(seed, generator, LENGTHS, contract)
+    positions, met = laid.blocks(contract), torch.zeros(laid.ids.shape, dtype=torch.bool)
+    for _ in range(60):
+        masked = all_blocks.noise(laid, contract, 2, generator)
+        for row, column in masked.nonzero().tolist():
+            met[row, positions[row, column]] = True
+    assert torch.equal(met, laid.inside()), f"seed {seed}"
+    units = noise.blocks_at(laid, contract, laid.everywhere())
+    for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
+        shared = start % tiny.BLOCK if alignment == "absolute" else 0
+        for position in range(start, end):
+            number, place = divmod(position - start + shared, tiny.BLOCK)
+            expected = (number, place, tiny.BLOCK) if number else (0, place - shared, tiny.BLOCK - shared)
+            assert tuple(int(part[row, position]) for part in (units.number, units.place, units.size)) == expected
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(alignment: str) -> None:
+    seed = tiny.fresh_seed()
+    contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
+    laid, model = laid_out(seed, generator, contract=contract), tiny.model(seed)
+    masked, short = all_blocks.noise(laid, contract, 2, generator), laid.length - laid.start < 8
+    assert short.any() and not short.all()
+    with torch.no_grad():
+        whole = all_blocks.predicting(model, all_blocks.copies(laid, contract, masked))
+        alone = all_blocks.predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
+    assert torch.allclose(whole[short][masked[short]], alone[masked[short]], atol=1e-4), f"seed {seed}"
 
 
 def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:

@@ -6,15 +6,21 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
 
+from runtime.contract import ALIGNMENTS
+from runtime.decoding import loop
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
+from train import collect
 from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
-from train.masking import trajectory_states
+from train.masking import noise, trajectory_states
+from train.torch_backend import TorchBackend
 
 M, P = tiny.MASK, tiny.PAD
 PROMPT = (5, 6, 7)
@@ -106,6 +112,57 @@ def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> Non
         seen = [3] * 3 + [3 + 4 * (1 + place // 4) for place in range(length - 3)]
         assert found.visible[row, :length].tolist() == seen and (found.visible[row, length:] == 1).all()
         assert (found.earlier[row, :3] == torch.tensor(PROMPT)).all() and (found.earlier[row, length:] == P).all()
+
+
+@pytest.mark.parametrize("target", ["completed", "partial"])
+@pytest.mark.parametrize(
+    ("attention", "alignment", "shift"),
+    [*(("block_causal", alignment, shift) for alignment in ALIGNMENTS for shift in (False, True)),
+     ("causal_context", "prompt", True)],
+)  # fmt: skip
+def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
+    attention: str, alignment: str, shift: bool, target: str
+) -> None:
+    """The student's forward pass on y gives the hidden state with which the first token after y was accepted."""
+    seed = tiny.fresh_seed()
+    contract = tiny.contract(attention=attention, shift=shift, alignment=alignment, batch=4)
+    model, rng = tiny.model(seed), np.random.default_rng(seed)
+    backend = TorchBackend(model, contract, keep_hidden=True)
+    prompts = [rng.integers(3, tiny.VOCAB, length) for length in range(1, 2 * tiny.BLOCK + 2)]
+    found = collect.answered(backend, [prompt.tolist() for prompt in prompts], 4)
+    for t, prompt in zip(found, prompts, strict=True):
+        answer = loop.generate(backend, Request(prompt, DecodeOptions(contract.canvas)), gate=collect.ONE_A_STEP)
+        assert tuple(t.tokens[: len(answer.token_ids)].tolist()) == answer.token_ids, f"seed {seed}"
+        states = trajectory_states.draw_states([t] * 12, contract, target, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            hidden = model(states.earlier, states.visible)[noise.predicting(states.unmasked, shift)]
+        rows, places = states.unmasked.nonzero(as_tuple=True)
+        order = t.order[places - len(prompt)]
+        for row in range(12):
+            mine = (rows == row).nonzero().flatten()
+            one = mine[order[mine].argmin()]
+            assert torch.allclose(hidden[one], states.hidden[one], atol=0.02), f"seed {seed}"
+
+
+def test_a_full_teachers_trajectory_is_read_in_its_students_blocks_to_the_end_of_the_last() -> None:
+    contract = tiny.contract(alignment="absolute")  # blocks end at 4, 8, 12, 16; the trajectory at 3 + 12
+    found = trajectory_states.draw_states([trajectory()] * 60, contract, "completed", torch.Generator().manual_seed(2))
+    ends = found.visible.max(1).values
+    assert {*ends.tolist()} == {8, 12, 16}
+    for row in (ends == 16).nonzero().flatten().tolist():
+        assert found.later[row, 12:16].tolist() == [M] * 4 and found.masked[row, 12:16].all()
+
+
+def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_there_alone() -> None:
+    contract = tiny.contract(attention="causal_context", shift=True)
+    found = trajectory_states.draw_states([trajectory()] * 40, contract, "completed", torch.Generator().manual_seed(1))
+    first, second = (1, 2, 3), (7, 7, 7, 7)
+    for y, later in zip(found.visible.tolist(), found.visible_later.tolist(), strict=True):
+        if max(y) == 11:  # the first block is drawn, the second behind it is masked in both
+            assert y[:11] == [*first, *second, 11, 11, 11, 11] and later[:11] == [*range(1, 8), 11, 11, 11, 11]
+        else:
+            assert y[:15] == [*range(1, 8), *[11] * 4, *[15] * 4] and later[:15] == [*range(1, 12), *[15] * 4]
+    assert {max(y) for y in found.visible.tolist()} == {11, 15}
 
 
 def test_a_state_pair_is_the_same_for_the_same_generator() -> None:

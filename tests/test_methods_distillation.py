@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from block_alone import block_alone
 from pupils import LINES, teacher_of
 
 from export import onnx as export
 from runtime import generate, load
+from runtime.contract import Contract
 from runtime.decoding import loop
-from runtime.decoding.block_layout import block_ends
 from runtime.errors import UserError
 from train import collect, distill, losses, open_checkpoint
 from train.data.batches import Example
@@ -33,20 +34,22 @@ from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
 from train.trainer.training_loop import Loss
 
+SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
+
 
 def laid_out(
-    seed: int, sizes: Sequence[tuple[int, int]] = ((5, 7), (9, 14), (3, 2), (1, 4)), least: int = 0
+    seed: int, sizes: Sequence[tuple[int, int]] = SIZES, least: int = 0, contract: Contract | None = None
 ) -> AnswerBlocks:
     """Prompts and answers of those sizes in tokens, filled to whole blocks of 4."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [(torch.randint(3, tiny.VOCAB, (n,), generator=generator).tolist() for n in pair) for pair in sizes]
     examples = [Example(tuple(prompt), tuple(answer)) for prompt, answer in drawn]
-    return noise.lay_out(examples, tiny.contract(), least, generator)
+    return noise.lay_out(examples, contract or tiny.contract(), least, generator)
 
 
 def units_of(laid: AnswerBlocks, blocks: bool) -> noise.Units:
     """Its blocks of 4, or its whole canvases."""
-    return noise.blocks_at(laid.offsets(), tiny.contract()) if blocks else noise.whole_canvases(laid)
+    return cd4lm.units_of(laid, tiny.contract(attention="block_causal" if blocks else "full"))
 
 
 @pytest.mark.parametrize(
@@ -174,12 +177,15 @@ def test_a_share_of_rows_is_spread_among_them() -> None:
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("attention", ["full", "block_causal"])
-def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) -> None:
-    """Against a forward for each row, and under the block-causal mask for each block with clean tokens before it."""
+@pytest.mark.parametrize(
+    ("attention", "alignment"),
+    [("full", "prompt"), ("block_causal", "prompt"), ("block_causal", "absolute"), ("causal_context", "prompt")],
+)
+def test_positions_are_asked_as_they_are_decoded(attention: str, alignment: str, shift: bool) -> None:
+    """Against a forward for each row, and over a KV cache for each block with clean tokens before it."""
     seed = tiny.fresh_seed()
-    contract, model, laid = tiny.contract(shift=shift, attention=attention), tiny.model(seed), laid_out(seed)
-    generator = torch.Generator().manual_seed(seed)
+    contract, model = tiny.contract(shift=shift, attention=attention, alignment=alignment), tiny.model(seed)
+    generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, contract=contract)
     masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()
     asked = masked & (torch.rand(laid.ids.shape, generator=generator) < 0.7)
     with torch.no_grad():
@@ -187,13 +193,13 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, shift: bool) ->
         for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
             noisy = laid.ids[row].masked_fill(masked[row], tiny.MASK)
             for place in asked[row].nonzero().flatten().tolist():
-                first = start + (place - start) // tiny.BLOCK * tiny.BLOCK
-                ids, seen = noisy[:end], torch.full((end,), end)
-                if attention == "block_causal":
+                border = 0 if alignment == "absolute" else start
+                first = border + (place - border) // tiny.BLOCK * tiny.BLOCK
+                if contract.has_cache:
                     ids = torch.cat((laid.ids[row, :first], noisy[first : first + tiny.BLOCK]))
-                    ids = ids[:first] if shift and place == first else ids  # the last committed row predicts it
-                    seen = torch.from_numpy(block_ends(contract, start, len(noisy) - start))[: len(ids)]
-                alone = model(ids[None], seen[None])[0, place - shift]
+                    alone = block_alone(model, contract, ids, start, first)[place - first]
+                else:
+                    alone = model(noisy[None, :end], torch.full((1, end), end))[0, place - shift]
                 assert torch.allclose(alone, next(found), atol=1e-4), f"seed {seed}"
     assert next(found, None) is None
 
@@ -223,6 +229,10 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student_pt.save(teacher_of(16, 1), folder / "small.pt")
     student_pt.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
     student_pt.save(teacher_of(16, 1, block=6), folder / "longer.pt")
+    student_pt.save(teacher_of(16, 1, shift=False), folder / "own_rows.pt")
+    student_pt.save(teacher_of(16, 1, alignment="end"), folder / "ending.pt")
+    student_pt.save(teacher_of(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
+    student_pt.save(teacher_of(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
     return folder
@@ -307,7 +317,7 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
         loss_of(3)[0].backward()
         learning.step()
     contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
-    answers = dparallel.answers(lesson.found, contract.eos_ids)
+    answers = dparallel.answers(lesson.found, contract)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
     laid = noise.lay_out([answers[i] for i in picked], contract, lesson.least(), generator)
     both, behind = dparallel.halves(laid, contract, 0.5, generator)
@@ -388,6 +398,7 @@ def test_every_method_trains_every_student_it_makes(
     assert distill.main(words_for(school, method, out, "--attention", attention, *given)) == 0
     made, before = open_checkpoint.load(out), open_checkpoint.load(start)
     assert made.decoding == replace(before.decoding, attention=attention, gate=dict(METHODS[method].gate))
+    assert made.decoding.modes == ("block",)  # its causal answers were not taught
     changed = {name for name, weight in made.weights.items() if not torch.equal(weight, before.weights[name])}
     linear = {name for name in before.weights if name.split(".")[-2] in peft_train.LINEARS}
     assert changed == (linear if "--lora-rank" in extra else set(before.weights))
@@ -398,7 +409,7 @@ def test_every_method_trains_every_student_it_makes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("cdlm --attention full", "makes block_causal students; got --attention full"),
+        ("cdlm --attention full", "makes block_causal or causal_context students; got --attention full"),
         ("cd4lm --trajectories x", "--trajectories was given with --method cd4lm; it is of cdlm or dparallel"),
         ("cd4lm --no-only-right", "--only-right was given with --method cd4lm"),
         ("dparallel --target partial", "--target was given with --method dparallel; it is of cdlm"),
@@ -407,6 +418,10 @@ def test_every_method_trains_every_student_it_makes(
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),
         ("dparallel --ordered 1.5", "--ordered is 1.5; expected a share from 0 to 1"),
+        ("cdlm --teacher {}/own_rows.pt --attention causal_context", "has no shift: students whose rows predict their"),
+        ("cd4lm --teacher {}/ending.pt --attention causal_context", "is aligned end; expected prompt"),
+        ("cd4lm --teacher {}/seeded.pt", "is here the last committed row's (causal_context"),
+        ("dparallel --teacher {}/causal.pt", "the teacher decodes token by token and fills no blocks"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
         ("cd4lm --student {}/longer.pt", "differ in block"),
         ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from runtime import files
 from runtime.cli import DONE, at_least_1, command_parser, option, print_json
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.block_layout import block_bounds
+from runtime.decoding.block_layout import block_bounds, committed_prompt, longest_answer
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
@@ -83,26 +83,25 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
     return shards
 
 
-def collect(
-    backend: TorchBackend, asked: Sequence[np.ndarray], canvas: int, pad_id: int, gate: GateSpec = ONE_A_STEP
-) -> list[Trajectory]:
+def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec = ONE_A_STEP) -> list[Trajectory]:
     """Decodes the asked prompts [length]; trajectories in their order, not graded yet.
 
     Where the gate takes several tokens in a step they are numbered from left to right, as if settled one by one.
     """
-    width = backend.model.config.width
-    tokens = torch.full((len(asked), canvas), pad_id)
-    order = torch.full((len(asked), canvas), NEVER_ACCEPTED)
-    hidden = torch.zeros(len(asked), canvas, width, dtype=torch.float16)
-    taken, starts = [0] * len(asked), np.unique(block_bounds(backend.contract, 0, canvas)[0])
-    latest = torch.zeros(len(asked), backend.contract.block, width)  # with `shift` position 0 may be earlier
-    requests = [Request(prompt, DecodeOptions(canvas)) for prompt in asked]
+    contract, width = backend.contract, backend.model.config.width
+    positions = longest_answer(contract)
+    tokens = torch.full((len(asked), positions), contract.pad_id)
+    order = torch.full((len(asked), positions), NEVER_ACCEPTED)
+    hidden = torch.zeros(len(asked), positions, width, dtype=torch.float16)
+    taken, starts = [0] * len(asked), [block_starts(contract, len(prompt)) for prompt in asked]
+    latest = torch.zeros(len(asked), contract.block, width)  # with `shift` position 0 may be earlier
+    requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in asked]
     for done in steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend was made with keep_hidden
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
-            start = int(starts[step.block])
-            for place in np.flatnonzero(step.accepted[: canvas - start]).tolist():
+            start = starts[step.row][step.block]
+            for place in np.flatnonzero(step.accepted).tolist():
                 position = start + place
                 tokens[step.row, position] = int(step.tokens[place])
                 hidden[step.row, position] = latest[step.row, place]
@@ -111,14 +110,21 @@ def collect(
     return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]
 
 
+def block_starts(contract: Contract, prompt: int) -> list[int]:
+    """Where each block begins, counted from the prompt's end: the first one before it if the two share a block."""
+    begins = block_bounds(contract, prompt, longest_answer(contract))[0][committed_prompt(contract, prompt) :]
+    found: list[int] = (np.unique(begins) - prompt).tolist()
+    return found
+
+
 def graded(
-    found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, end_ids: tuple[int, ...]
+    found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, contract: Contract
 ) -> list[Trajectory]:
     """The same trajectories with `right` set by the task's own grading."""
     texts = []
     for trajectory in found:
-        ids = trajectory.tokens.tolist()
-        ends = [i for i, token in enumerate(ids) if token in end_ids]
+        ids = trajectory.tokens[: contract.canvas].tolist()
+        ends = [i for i, token in enumerate(ids) if token in contract.eos_ids]
         texts.append(tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=False))
     verdicts = shard.task.grade_many(shard.problems, texts)
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
@@ -159,7 +165,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
         if not path.exists():
             backend = TorchBackend(model, contract, temperature=shard.temperature, seed=shard.seed(args.seed), **how)
             found = answered(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
-            write_shard(path, graded(found, shard, tokenizer, contract.eos_ids))
+            write_shard(path, graded(found, shard, tokenizer, contract))
             new += len(found)
         else:
             files.sweep(path)
@@ -182,11 +188,9 @@ def answered(
     backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
 ) -> list[Trajectory]:
     """Trajectories of prompts in their order, `batch` decoded at a time."""
-    contract, asked = backend.contract, [np.array(ids, np.int64) for ids in encoded]
+    asked = [np.array(ids, np.int64) for ids in encoded]
     return [
-        found
-        for first in range(0, len(asked), batch)
-        for found in collect(backend, asked[first : first + batch], contract.canvas, contract.pad_id, gate)
+        found for first in range(0, len(asked), batch) for found in collect(backend, asked[first : first + batch], gate)
     ]
 
 
@@ -215,11 +219,9 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
 
 
 def check_teacher(contract: Contract) -> None:
-    """Raises UserError for a teacher whose canvases do not hold the answer's tokens with their hidden states."""
-    if contract.has_cache and contract.shift:  # a block's position 0 is predicted by a row of an earlier forward
-        raise UserError("the teacher is block_causal with shift, so a block's first state is lost; give a full one")
-    if contract.has_cache and contract.alignment == "absolute":  # the prompt's tail shares the first canvas
-        raise UserError("the teacher is block_causal and aligned absolute, so prompts share a canvas; give a full one")
+    """Raises UserError for a teacher that fills no blocks, as an autoregressive one."""
+    if "block" not in contract.modes or (contract.has_cache and contract.shift and contract.block == 1):
+        raise UserError("the teacher decodes token by token and has no states between; give a masked-diffusion one")
 
 
 def same_settings(path: Path, settings: dict[str, object]) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from runtime import files
 from runtime.cli import at_least_1, command_parser, option
+from runtime.contract import MODES, Contract
+from runtime.decoding.block_layout import longest_answer
 from runtime.errors import UserError
 
 from . import distributed, open_checkpoint, tasks
@@ -58,7 +60,10 @@ HELP = {  # of the options whose text is longer than their line
     ),
     "dtype": "of the weights in --out, adapters apart, which are fp32 (default fp32)",
     "task": "ground truth, for cdlm's denoising term, cd4lm, --next-token (default math,code)",
-    "next-token": "share of the next-token loss beside them, for a teacher with shift (default 0)",
+    "next-token": (
+        "share of the next-token loss beside them, for a teacher with shift; it teaches a causal_context student the "
+        "modes speculative and causal (default 0)"
+    ),
 }
 
 
@@ -88,7 +93,9 @@ def distill(args: argparse.Namespace) -> Fitted:
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
     start = open_checkpoint.load(args.student, alike) if args.student else saved
-    student = replace(start, decoding=replace(start.decoding, attention=args.attention, gate=dict(method.gate)))
+    modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
+    how_decoded = replace(start.decoding, attention=args.attention, gate=dict(method.gate), modes=modes)
+    student = replace(start, decoding=how_decoded)
     check(args, saved, student)
     overrides = alike if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
@@ -135,8 +142,17 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
     if args.next_token and not student.decoding.shift:
         source = args.student or args.teacher
         raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
-    if student.decoding.alignment == "absolute" and student.decoding.has_cache:
-        raise UserError("the teacher is aligned absolute, where prompts share canvases; give one aligned prompt or end")
+    if args.attention == "causal_context" and student.decoding.alignment != "prompt":
+        raise UserError(
+            f"--attention {args.attention} was given, but {args.student or args.teacher} is aligned "
+            f"{student.decoding.alignment}; expected prompt: leave it out"
+        )
+    if contract_of(student).seeded:
+        raise UserError(
+            f"--attention {args.attention} was given, but {args.student or args.teacher} has no shift: students whose "
+            "rows predict their own token in a block and the next one when committed are not supported; leave it out"
+        )
+    check_blocks(args.method, contract_of(saved))
     if args.student is None:
         return
     if files.real_path(args.out) == files.real_path(args.teacher):
@@ -146,6 +162,17 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
         raise UserError(
             f"--student {args.student} and the teacher differ in {other}; expected a student with the teacher's tokens "
             "and blocks: train both with one tokenizer and one layout"
+        )
+
+
+def check_blocks(method: str, teacher: Contract) -> None:
+    """Raises UserError for a teacher that a method cannot ask for a masked block."""
+    if "block" not in teacher.modes:
+        raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
+    if teacher.seeded and not table.METHODS[method].from_trajectories:
+        raise UserError(
+            f"--method {method} asks the teacher for whole blocks, whose first token is here the last committed row's "
+            "(causal_context without shift), which is not supported; take cdlm or dparallel"
         )
 
 
@@ -165,11 +192,12 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
     found = [t for t in everything if t.right or not only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
-    for width, canvas in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
-        if width != saved.model.width or canvas != saved.decoding.canvas:
+    longest = longest_answer(contract_of(saved))
+    for width, positions in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
+        if width != saved.model.width or positions != longest:
             raise UserError(
-                f"the trajectories are of a model of width {width} and canvas {canvas}, the teacher has "
-                f"{saved.model.width} and {saved.decoding.canvas}; collect them with this teacher"
+                f"the trajectories are of a model of width {width} and answers of {positions} positions, the teacher "
+                f"has {saved.model.width} and {longest}; collect them with this teacher"
             )
     return found
 

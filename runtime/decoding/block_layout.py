@@ -100,6 +100,12 @@ def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
     return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
+def longest_answer(contract: Contract) -> int:
+    """The most positions that an answer of a canvas's tokens occupies, its last block to the end."""
+    lengths = range(contract.block, 2 * contract.block)
+    return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
+
+
 def room_for_answer(contract: Contract, prompt: int) -> int:
     """The most tokens an answer to a prompt of that length may have; 0 where not even one fits."""
     if not contract.has_cache:

@@ -27,9 +27,10 @@ SETTINGS = "collect.json"  # what a folder was collected with
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One decoding. tokens and order int64 [canvas]; hidden fp16 [canvas, width].
+    """One decoding. tokens and order int64 [positions]; hidden fp16 [positions, width].
 
-    order: the step at which the teacher finalised the position, NEVER behind the end token; `right`: graded.
+    positions: as `longest_answer` says, a canvas if blocks begin at the prompt's end. order: the step at which the
+    teacher finalised the position, NEVER behind the end token; `right`: graded.
     """
 
     prompt: tuple[int, ...]

@@ -12,13 +12,14 @@ from tokenizers import Tokenizer
 
 from runtime.backend import Backend
 from runtime.cli import add_options, option
-from runtime.contract import GateSpec, parse_gate
+from runtime.contract import MODES, GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 from train import checkpoint, open_checkpoint
 from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options
 from train.data import prompts
 from train.huggingface.families import Overrides
+from train.methods import table
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 OWN = ("--attention", "--gate")  # here they are for every checkpoint, the gate for bundles too
@@ -65,7 +66,8 @@ class EvaluatedModel:
 def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
     """Returns a checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask."""
     if attention is not None:
-        saved = replace(saved, decoding=replace(saved.decoding, attention=attention))
+        modes = saved.decoding.modes if attention == saved.decoding.attention else MODES[:1]
+        saved = replace(saved, decoding=replace(saved.decoding, attention=attention, modes=modes))
     return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
 
 
@@ -112,7 +114,7 @@ def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: fl
 
 MODEL_OPTIONS = (
     option("--engine", help="engine of the bundle (default its first)"),
-    option("--attention", choices=("block_causal", "full"), help="run the weights under another mask"),
+    option("--attention", choices=table.ALL, help="run the weights under another mask"),
     option("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})"),
     option("--threads", type=int, help=HELP["threads"]),
     option("--bf16", action="store_true", default=None, help=HELP["bf16"]),

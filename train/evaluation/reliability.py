@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.backend import Backend, Bools, Floats, Forward
-from runtime.decoding.block_layout import block_bounds, block_ends, committed_prompt, room_for_answer
+from runtime.decoding.block_layout import block_bounds, block_ends, committed_ends, committed_prompt, room_for_answer
 from train.data.batches import Example
 
 BINS = 15
@@ -71,15 +71,17 @@ def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floa
     low = rng.choice(np.unique(begins[committed_prompt(contract, prompt) :]).tolist())
     high = int(ends[low])
     places, ratio = np.arange(low, high), rng.random()
-    masked = (places >= prompt) & np.array([rng.random() < ratio for _ in places])
+    asked = places >= max(prompt, low + contract.seeded)  # a seed is known before the rest is predicted
+    masked = asked & np.array([rng.random() < ratio for _ in places])
     if not masked[places < len(known)].any():
-        masked = places >= prompt  # a step has an open position
+        masked = asked  # a step has an open position
     width = high if contract.has_cache else prompt + contract.canvas
     ids = np.full(width, contract.mask_id, np.int64)
     ids[:low] = known[:low]
     filled = np.append(known, np.full(len(places), contract.pad_id))[low:high]
     ids[low:high] = np.where(masked, contract.mask_id, filled)
-    visible = block_ends(contract, prompt, width - prompt)
+    settled, ends = committed_ends(contract, prompt, width - prompt), block_ends(contract, prompt, width - prompt)
+    visible = np.concatenate((settled[:low], ends[low:])) if contract.has_cache else ends
     rows = np.maximum(places - contract.shift, 0)
     backend.open(1, width)
     said = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible[None], rows[None]))

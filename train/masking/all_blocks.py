@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, block_ends
+from runtime.decoding.block_layout import committed_ends
 from train import distributed, losses
 from train.data.batches import Stream
 from train.device import select, send
@@ -30,7 +29,8 @@ class Copies:
     """Inputs of one forward of width = clean width + noisy width, and where its predictions are.
 
     ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: what
-    is to be predicted; rows int64 [batch, noisy]: which of the width's rows predict each noisy position.
+    is to be predicted, of the positions that `AnswerBlocks.blocks` has; rows int64 [batch, noisy]: which of the width's
+    rows predict each noisy position.
     """
 
     ids: Tensor
@@ -70,14 +70,14 @@ def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: tor
     early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
     In every second row the ratio is of single positions, in the others of the block's end, as in `masking.block_mask`.
     """
-    rows, place = len(canvas.ids), torch.arange(canvas.widest())
-    blocks = masking.blocks_at(place, contract)
+    positions = canvas.blocks(contract)
+    rows, blocks = len(positions), masking.blocks_at(canvas, contract, positions)
     drawn = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
-    ratio = drawn[:, blocks.number]
-    scattered = torch.rand((rows, len(place)), generator=generator) < ratio
+    ratio = drawn.gather(1, blocks.number)
+    scattered = torch.rand(positions.shape, generator=generator) < ratio
     behind = masking.tail(blocks, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
-    return chosen & (place < (canvas.length - canvas.start)[:, None])
+    return chosen & (positions >= canvas.start[:, None]) & (positions < canvas.length[:, None])
 
 
 def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
@@ -87,22 +87,23 @@ def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
-    """A clean and a noisy copy of each row, block-causal, where a block of the canvas begins at the prompt's end.
+    """A clean copy of each row, causal in causal models, and a noisy one, both block-causal else. In the noisy one the
+    prompt's last tokens are given too, if they share the first block.
 
-    masked bool [batch, noisy]: what the noisy copy of each canvas has masked, as wide as the widest canvas at least.
+    masked bool [batch, noisy]: what is masked of the positions that `canvas.blocks` has, which of some rows of a batch
+    may be as many as of all.
     """
-    clean, noisy = canvas.ids.shape[1], masked.shape[1]
-    place = torch.arange(noisy)
-    positions = canvas.start[:, None] + place  # [batch, noisy]
+    clean, positions = canvas.ids.shape[1], canvas.blocks(contract, masked.shape[1])
+    noisy = positions.shape[1]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
+    source = source.masked_fill(positions >= canvas.length[:, None], contract.pad_id)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
-    begins = [block_bounds(contract, start, noisy)[0][start:] for start in canvas.start.tolist()]
-    before = torch.from_numpy(np.stack(begins))  # clean tokens that a noisy block sees, [batch, noisy]
+    before = masking.begins_at(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
     seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
-    rows = clean + place.expand_as(positions)
-    if contract.shift:  # a block's first token is predicted by the committed row before it
-        rows = torch.where(positions == before, positions - 1, rows - 1)
+    rows = clean + torch.arange(noisy).expand_as(positions)
+    if contract.shift:  # a block's first token is predicted by the committed row before it; position 0 is given
+        rows = torch.where(positions == before, (positions - 1).clamp_min(0), rows - 1)
     everywhere = torch.cat((torch.arange(clean).expand(len(ids), clean), positions), dim=1)
     return Copies(ids, everywhere, mask, masked, rows)
 
@@ -112,7 +113,7 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)
     for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
-        visible[row, :length] = torch.from_numpy(block_ends(contract, start, length - start))
+        visible[row, :length] = torch.from_numpy(committed_ends(contract, start, length - start))
     return torch.arange(clean + noisy) < visible[:, :, None]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, whole_blocks
+from runtime.decoding.block_layout import block_bounds, committed_prompt, whole_blocks
 from train import distributed
 from train.data.batches import Example, pad
 
@@ -33,6 +34,10 @@ class AnswerBlocks:
         """Each position's place on its canvas, negative in the prompt. int64 [batch, width]."""
         return torch.arange(self.ids.shape[1]) - self.start[:, None]
 
+    def everywhere(self) -> Tensor:
+        """All positions. int64 [batch, width]."""
+        return torch.arange(self.ids.shape[1]).expand(self.ids.shape)
+
     def inside(self) -> Tensor:
         """True on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
@@ -45,16 +50,24 @@ class AnswerBlocks:
         """The chosen rows alone, of the same width. chosen bool [batch]."""
         return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
-    def widest(self) -> int:
-        """Positions of the longest canvas."""
-        return int((self.length - self.start).max())
+    def blocks(self, contract: Contract, width: int = 0) -> Tensor:
+        """The positions of each answer's blocks, int64 [batch, noisy], `width` of them at least.
+
+        From where the first begins, which is before the answer if the prompt's last tokens share it (`absolute`), as
+        many as the longest has in whole blocks.
+        """
+        starts = self.start.tolist()
+        first = [committed_prompt(contract, start) for start in starts]
+        reach = [whole_blocks(contract, s, n - s) for s, n in zip(starts, self.length.tolist(), strict=True)]
+        widest = max(width, *(end - begin for begin, end in zip(first, reach, strict=True)))
+        return torch.tensor(first)[:, None] + torch.arange(widest)
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
     """What masks are sampled for, blocks or whole canvases: each position's unit, place in it and unit's size.
 
-    int64 [batch, width], or what broadcasts to it, each.
+    int64 [batch, n], or what broadcasts to it, each.
     """
 
     number: Tensor
@@ -62,12 +75,29 @@ class Units:
     size: Tensor
 
 
-def blocks_at(offsets: Tensor, contract: Contract) -> Units:
-    """The blocks of places on a canvas, as decoding has them; places in the prompt count as the first one."""
-    places = offsets.clamp_min(0)
-    begins, ends = map(torch.from_numpy, block_bounds(contract, 0, int(places.max()) + 1))
-    number = torch.unique(begins, return_inverse=True)[1]
-    return Units(number[places], places - begins[places], (ends - begins)[places])
+def begins_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Tensor:
+    """Where the block of each position begins, as decoding has it. positions, and what is returned, int64 [batch, n]"""
+    return _bounds(canvas, contract, positions)[0].gather(1, positions)
+
+
+def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Units:
+    """The blocks of positions int64 [batch, n], as decoding has them, without the prompt's part of the first.
+
+    What lies in the prompt counts as the first one's first place.
+    """
+    begins, ends = _bounds(canvas, contract, positions)
+    inside = torch.maximum(torch.arange(begins.shape[1]), canvas.start[:, None])
+    begins, ends = torch.maximum(begins.gather(1, inside), canvas.start[:, None]), ends.gather(1, inside)
+    number = (begins.diff(dim=1, prepend=begins[:, :1]) != 0).cumsum(1)
+    return Units(*(part.gather(1, positions) for part in (number, inside - begins, ends - begins)))
+
+
+def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the block of every position up to the last of these begins and ends; int64 [batch, reach] each."""
+    reach = max(int(positions.max()), int(canvas.start.max())) + 1
+    bounds = [block_bounds(contract, start, reach - start) for start in canvas.start.tolist()]
+    begins, ends = (torch.from_numpy(np.stack(part)) for part in zip(*bounds, strict=True))
+    return begins, ends
 
 
 def whole_canvases(canvas: AnswerBlocks) -> Units:
@@ -112,7 +142,7 @@ def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Genera
     right is the order in which most answers settle.
     """
     rows, width = canvas.ids.shape
-    blocks = blocks_at(canvas.offsets(), contract)
+    blocks = blocks_at(canvas, contract, canvas.everywhere())
     current = sample_block(canvas, blocks, generator)
     ratio = torch.rand((rows, 1), generator=generator)
     scattered = torch.rand((rows, width), generator=generator) < ratio

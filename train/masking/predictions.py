@@ -18,22 +18,22 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
     """The hidden states [n, hidden] that predict the `asked` positions, in row-major order.
 
     masked, asked bool [batch, width]: what is masked of the canvases, and which of their positions are to be predicted.
-    A `full` model sees the whole noisy answer. Of a `block_causal` one each block sees the answer before it clean, as
+    A `full` model sees the whole noisy answer. Of one with a KV cache each block sees the answer before it clean, as
     it does when it is decoded, so that all blocks are asked in one forward.
     """
     if not contract.has_cache:
         ids = laid.ids.masked_fill(masked, contract.mask_id)
         hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
         return select(hidden, noise.predicting(asked, contract.shift))
-    both = all_blocks.copies(laid, contract, on_canvas(laid, masked))
-    return select(all_blocks.predicting(run, both), on_canvas(laid, asked))
+    both = all_blocks.copies(laid, contract, in_blocks(laid, masked, contract))
+    return select(all_blocks.predicting(run, both), in_blocks(laid, asked, contract))
 
 
-def on_canvas(laid: AnswerBlocks, flags: Tensor) -> Tensor:
-    """Flags of whole rows, bool [batch, width], as flags of the canvases alone, bool [batch, noisy]."""
-    places = laid.start[:, None] + torch.arange(laid.widest())  # [batch, noisy]
-    found = flags.gather(1, places.clamp_max(flags.shape[1] - 1))
-    return found & (places < laid.length[:, None])
+def in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
+    """Flags of whole rows, bool [batch, width], as flags of the answers' blocks alone, bool [batch, noisy]."""
+    positions = laid.blocks(contract)
+    found = flags.gather(1, positions.clamp_max(flags.shape[1] - 1))
+    return found & (positions < laid.length[:, None])
 
 
 def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:

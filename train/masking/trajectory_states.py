@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, block_ends
+from runtime.decoding.block_layout import block_bounds, block_ends, committed_ends, whole_blocks
 from train import distributed
 from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
@@ -19,14 +21,16 @@ from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 class States:
     """A batch of states y and y* of the same trajectories, each cut behind the drawn block (or the one after it).
 
-    earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible int64 [batch, width];
-    unmasked bool [batch, width]: finalised between y and y*; masked bool [batch, width]: still masked in y*;
+    earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible, visible_later int64 [batch,
+    width]: of y and of y*, which differ in causal models alone, where y* has a block more that is committed; unmasked
+    bool [batch, width]: finalised between y and y*; masked bool [batch, width]: still masked in y*;
     hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
     """
 
     earlier: Tensor
     later: Tensor
     visible: Tensor
+    visible_later: Tensor
     unmasked: Tensor
     masked: Tensor
     hidden: Tensor
@@ -49,19 +53,21 @@ def draw_states(
     width = width_for(longest)
     shape = (len(drawn), width)
     ids = torch.full(shape, contract.pad_id)
-    later, visible = ids.clone(), torch.ones(shape, dtype=torch.int64)
+    later, visible = ids.clone(), torch.ones((2, *shape), dtype=torch.int64)
     unmasked, masked = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     hidden = []
     for row, (tokens, later_tokens, sees, new, still, states) in enumerate(drawn):
-        for full, part in ((ids, tokens), (later, later_tokens), (visible, sees), (unmasked, new), (masked, still)):
+        for full, part in ((ids, tokens), (later, later_tokens), (unmasked, new), (masked, still)):
             full[row, : len(part)] = part
+        visible[:, row, : sees.shape[1]] = sees
         hidden.append(states)
-    return States(ids, later, visible, unmasked, masked, torch.cat(hidden))
+    return States(ids, later, visible[0], visible[1], unmasked, masked, torch.cat(hidden))
 
 
 def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
+    t = _in_blocks(t, contract)
     prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
-    ends = block_bounds(contract, 0, len(t.tokens))[1].clip(max=len(t.tokens))
+    ends = block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
     limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # of the blocks
     current = int(chance[0] * (len(limits) - 1))
     start, end = limits[current : current + 2]
@@ -80,11 +86,30 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     new = open_now & ~open_later & finalized[:reach]
     tokens, masks = t.tokens[:reach], contract.mask_id
     clean = torch.zeros(len(prompt), dtype=torch.bool)
+    whole = end if target == "completed" else start  # what is committed in y*
+    seen = [_prefixes(contract, len(prompt), reach, committed) for committed in (start, whole)]
     return (
         torch.cat((prompt, tokens.masked_fill(open_now, masks))),
         torch.cat((prompt, tokens.masked_fill(open_later, masks))),
-        torch.from_numpy(block_ends(contract, len(prompt), reach)),
+        torch.stack(seen),
         torch.cat((clean, new)),
         torch.cat((clean, open_later)),
         t.hidden[:reach][new].float(),  # autocast on a CPU cannot join fp16
     )
+
+
+def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Tensor:
+    """How far each position sees, of a prompt and `reach` positions of an answer of which so many are committed."""
+    settled, ends = committed_ends(contract, prompt, reach), block_ends(contract, prompt, reach)
+    return torch.from_numpy(np.concatenate((settled[: prompt + committed], ends[prompt + committed :])))
+
+
+def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
+    """The same trajectory with as many positions as its answer's whole blocks have."""
+    prompt, stored = len(t.prompt), len(t.tokens)
+    more = whole_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
+    tokens, order = (
+        F.pad(part, (0, more), value=filler)
+        for part, filler in ((t.tokens, contract.pad_id), (t.order, NEVER_ACCEPTED))
+    )
+    return replace(t, tokens=tokens, order=order, hidden=F.pad(t.hidden, (0, 0, 0, more)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.contract import Contract
 from runtime.errors import UserError
 from train import distributed, losses
 from train.cli_options import parse_numbers
@@ -72,6 +73,13 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
     return masked, min(int(size * teacher), masked)
 
 
+def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
+    """What masks are sampled for: the blocks of a model with a KV cache, the whole canvases of one without."""
+    if contract.has_cache:
+        return noise.blocks_at(canvas, contract, canvas.everywhere())
+    return noise.whole_canvases(canvas)
+
+
 def nested_masks(
     canvas: AnswerBlocks, units: Units, ordered: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +108,7 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
         generator = lesson.generator(step)
         examples = lesson.stream.examples(step)
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        units = noise.blocks_at(laid.offsets(), contract) if contract.has_cache else noise.whole_canvases(laid)
+        units = units_of(laid, contract)
         masked, less = nested_masks(laid, units, ordered, generator)
         laid, masked, less = laid.mine(), distributed.mine(masked), distributed.mine(less)
         weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]

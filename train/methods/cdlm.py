@@ -1,4 +1,4 @@
-"""CDLM (arXiv 2511.19269): a block-causal student learns from the states of a teacher's trajectories.
+"""CDLM (arXiv 2511.19269): a student with a KV cache learns from the states of a teacher's trajectories.
 
 With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) where tokens were finalised between the
 two, KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper
@@ -61,7 +61,7 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
         found = [lesson.found[i] for i in chosen]
         drawn = trajectory_states.draw_states(found, contract, target, generator)
         with torch.no_grad():
-            ahead = said(model, select(lesson.run(drawn.later, drawn.visible), rows_of(drawn.masked)))
+            ahead = said(model, select(lesson.run(drawn.later, drawn.visible_later), rows_of(drawn.masked)))
             # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
             taught = said(teacher, send(drawn.hidden, ahead.device).float())
         torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would go on with

@@ -27,12 +27,12 @@ from .setup import Lesson
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
 
 
-def answers(found: Sequence[Trajectory], eos_ids: tuple[int, ...]) -> list[Example]:
-    """What the teacher answered, each to its end token, or whole where it has none."""
+def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
+    """What the teacher answered, each to its end token, or as long as a canvas if it has none."""
     examples = []
     for trajectory in found:
-        ids = trajectory.tokens.tolist()
-        end = next((i + 1 for i, token in enumerate(ids) if token in eos_ids), len(ids))
+        ids = trajectory.tokens[: contract.canvas].tolist()
+        end = next((i + 1 for i, token in enumerate(ids) if token in contract.eos_ids), len(ids))
         examples.append(Example(trajectory.prompt, tuple(ids[:end])))
     return examples
 
@@ -46,7 +46,7 @@ def halves(
     Without a KV cache the block is drawn from those of the answer. With one it is all blocks at once, which for such a
     model is the same task for each of them, and nothing after, which it does not see.
     """
-    inside, blocks = canvas.inside(), noise.blocks_at(canvas.offsets(), contract)
+    inside, blocks = canvas.inside(), noise.blocks_at(canvas, contract, canvas.everywhere())
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
     chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, blocks, 1, generator)[1]
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
@@ -63,7 +63,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
 
     What lies behind an answer's end weighs FILLER.
     """
-    contract, taught = lesson.contract, answers(lesson.found, lesson.contract.eos_ids)
+    contract, taught = lesson.contract, answers(lesson.found, lesson.contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = lesson.generator(step)

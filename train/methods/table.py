@@ -17,7 +17,8 @@ from train.trainer.training_loop import Loss
 from . import cd4lm, cdlm, dparallel
 from .setup import Lesson
 
-BOTH = ("block_causal", "full")
+CACHED = ("block_causal", "causal_context")
+ALL = (*CACHED, "full")
 TARGETS = ("completed", "partial")
 DEFAULTS: dict[str, Any] = {
     "weights": "1,0.5,1",
@@ -30,7 +31,10 @@ DEFAULTS: dict[str, Any] = {
     "only_right": True,
 }
 HELP = {  # of the options whose text is longer than their line
-    "attention": "the student's: full (of cd4lm and dparallel) has no cache (default block_causal)",
+    "attention": (
+        "the student's: full (of cd4lm and dparallel) has no KV cache; causal_context, for a teacher with shift, can "
+        "draft for itself if it learns with --next-token too (default block_causal)"
+    ),
     "trajectories": "folders written by train.collect with this teacher (needed)",
     "weights": "of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA 1,0.5,0.1)",
     "shares": "of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)",
@@ -87,17 +91,15 @@ def _ordered(values: Mapping[str, Any]) -> float:
 
 
 METHODS = {
-    "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, ("block_causal",), cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares", "ordered"), True, BOTH, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(
-        ("certainty", "ordered", "trajectories", "only_right"), False, BOTH, dparallel.GATE, _dparallel
-    ),
+    "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, CACHED, cdlm.GATE, _cdlm),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, ALL, cd4lm.GATE, _cd4lm),
+    "dparallel": Method(("certainty", "ordered", "trajectories", "only_right"), False, ALL, dparallel.GATE, _dparallel),
 }
 
 
 METHOD_OPTIONS = (
     option("--method", choices=METHODS, default="cdlm", help="(default cdlm)"),
-    option("--attention", choices=BOTH, default="block_causal", help=HELP["attention"]),
+    option("--attention", choices=ALL, default="block_causal", help=HELP["attention"]),
 )
 OWN_OPTIONS = {  # by the methods that have them
     "cdlm and dparallel": (
@@ -136,7 +138,8 @@ def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[
                 f"--{key.replace('_', '-')} was given with --method {name}; it is of {owners}: leave it out"
             )
     if attention not in method.attentions:
-        raise UserError(f"--method {name} makes {method.attentions[0]} students; got --attention {attention}")
+        made = " or ".join(method.attentions)
+        raise UserError(f"--method {name} makes {made} students; got --attention {attention}")
     if method.from_trajectories and given["trajectories"] is None:
         raise UserError(f"--method {name} needs --trajectories; write some with python -m train.collect")
     return method, {each: DEFAULTS[each] if given[each] is None else given[each] for each in method.options}
