@@ -50,7 +50,7 @@ def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.
     values = json.loads(captured.out)
     assert set(values) == {
         "text", "token_ids", "finish", "steps", "commits", "forwards", "blocks", "tokens_per_forward", "seconds",
-        "prefill_seconds", "load_seconds", "engine", "cached", "seed",
+        "prefill_seconds", "load_seconds", "engine", "cached", "seed", "mode",
     }  # fmt: skip
     tokens = [*ids_of(ANSWER), tiny.END]
     assert (values["text"], values["token_ids"], values["engine"]) == (ANSWER, tokens, "ort-fp32")

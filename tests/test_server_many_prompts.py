@@ -123,7 +123,7 @@ def test_each_prompt_has_a_place_of_its_own_in_the_queue(tmp_path: Path) -> None
         first = pool.submit(server.post, {"prompt": ["hi", "hi"]})
         until(lambda: server.service.workers.running == server.service.workers.waiting == 1)
         refused = server.post({"prompt": ["hi"] * 3})  # two places are left
-        assert refused.status_code == 429 and "1 requests are waiting and 3 more do not fit" in refused.text
+        assert refused.status_code == 429 and "1 request is waiting and 3 more do not fit" in refused.text
         assert server.service.workers.waiting == 1
         second = pool.submit(server.post, {"prompt": ["hi", "hi"]})
         until(lambda: server.service.workers.waiting == 3)

@@ -160,7 +160,7 @@ FAULTS = (
     Fault(
         "the queue has no end",
         "runtime/server/worker_pool.py",
-        "if len(self._jobs) + self.running >= self.room + self._places:",
+        "if len(self._jobs) + self.running + count > self.most:",
         "if False:",
         "server_load server_openai",
     ),
@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = torch.from_numpy(np.stack(begins))",
-        "before = torch.from_numpy(np.stack(begins)) + contract.block",
+        "before = masking.begins_at(canvas, contract, positions)",
+        "before = masking.begins_at(canvas, contract, positions) + contract.block",
         "masking_all_blocks",
     ),
     Fault(
