@@ -88,7 +88,8 @@ CAUSAL = {  # models that are autoregressive too
         "attention_bias": False, "mlp_bias": False}, "<SPECIAL_100>", ("</s>", "<|im_end|>"), head_dim=16,
         names=(("model.", "encoder."), ("lm_head.", "diffusion_head."))),
     "idlm": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "mask_token_id": "<|MASK|>",
-        "block_size": BLOCK - 1, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16),
+        "block_size": BLOCK - 1, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16,
+        told=False),
 }  # fmt: skip
 KNOWN = {**FOREIGN, **CAUSAL}
 
