@@ -57,10 +57,12 @@ def test_an_exported_directory_answers_as_the_stock_class(
 ) -> None:
     folder = tmp_path / "Tiny-1.5B-Chat"
     stock: Any = foreign.write(folder, name, seed=3, template=TEMPLATE, sharp=4.0)
-    assert export.main(["--ckpt", str(folder), *SIZES, "--json"]) == 0
+    named = ["--family", name] if foreign.family_of(name) else []
+    assert export.main(["--ckpt", str(folder), *SIZES, *named, "--json"]) == 0
     made = Path(told(capsys)["bundle"])
     assert made == tmp_path / "Tiny-1.5B-Chat.bundle"
-    model, read = load(made), open_checkpoint.load(folder, Overrides(block=BLOCK, canvas=CANVAS))
+    given = Overrides(block=BLOCK, canvas=CANVAS, family=foreign.family_of(name))
+    model, read = load(made), open_checkpoint.load(folder, given)
     prompt, slow = np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1), Stock(stock, read.vocab())
     answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
     result = generate(model.backend, Request(prompt, DecodeOptions(CANVAS - 1)), gate=GateSpec(threshold=0.4))
@@ -70,7 +72,7 @@ def test_an_exported_directory_answers_as_the_stock_class(
     special = [tokenizer.token_to_id(token) for token in ("<|startoftext|>", foreign.FOREIGN[name].ends[0])]
     assert chat == [special[0], *tokenizer.encode("hi", add_special_tokens=False).ids, special[1]]
 
-    words = [str(made), "--ckpt", str(folder), "--data", str(lines(tmp_path)), "--prompts", "4"]
+    words = [str(made), "--ckpt", str(folder), *named, "--data", str(lines(tmp_path)), "--prompts", "4"]
     assert verify.main([*words, "--json"]) == 0 and told(capsys)["answers"] >= 4
     foreign.change_config(folder, note="another")
     assert verify.main(words) == 2

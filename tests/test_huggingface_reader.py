@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock
+from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock, family_of
 from slow_decode import distributions, slow_decode
 from test_decoding_cached import Noisy
 
@@ -50,7 +50,7 @@ def apart(folder: Path, stock: torch.nn.Module, overrides: Overrides = SMALL) ->
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_forward_is_that_of_the_stock_class(name: str, tmp_path: Path) -> None:
-    assert apart(tmp_path, foreign.write(tmp_path, name)) <= 1e-5
+    assert apart(tmp_path, foreign.write(tmp_path, name), replace(SMALL, family=family_of(name))) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", STRETCHES)
@@ -63,7 +63,8 @@ def test_stretched_rotary_positions_are_those_of_the_stock_class(kind: str, tmp_
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_a_family_decodes_by_is_its_own(name: str, tmp_path: Path) -> None:
     foreign.write(tmp_path, name)
-    read, family = load(tmp_path, SMALL), next(family for family in FAMILIES if family.name == name)
+    read = load(tmp_path, replace(SMALL, family=family_of(name)))
+    family = next(family for family in FAMILIES if family.name == name)
     tokenizer, decoding = read.read_tokenizer(), read.decoding
     assert (decoding.attention, decoding.alignment, decoding.shift) == (
         family.attention,
@@ -74,6 +75,25 @@ def test_what_a_family_decodes_by_is_its_own(name: str, tmp_path: Path) -> None:
     assert decoding.eos_ids == tuple(tokenizer.token_to_id(end) for end in FOREIGN[name].ends)
     assert (decoding.block, decoding.canvas, decoding.context) == (BLOCK, CANVAS, CONTEXT)
     contract_of(read)  # raises where anything of it does not fit
+
+
+AS_PUBLISHED = {  # attention, alignment, shift, block, comparator, threshold: of loops and cards, not of the rows
+    "dream-reasoner": ("block_causal", "absolute", False, BLOCK, ">", 0.9),  # its config.json's block
+    "illada": ("full", "prompt", False, 32, ">=", 0.9),
+    "stable-diffcoder": ("block_causal", "absolute", False, 4, ">=", 0.95),
+    "efficient-dlm": ("block_causal", "prompt", False, 32, ">=", 0.9),
+    "open-dcoder": ("full", "prompt", True, 32, ">=", 0.9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_PUBLISHED)
+def test_a_directory_alone_is_decoded_as_its_authors_do(name: str, tmp_path: Path) -> None:
+    foreign.write(tmp_path, name)
+    read = load(tmp_path, Overrides(family=family_of(name))).decoding
+    gate = GateSpec(**read.gate)
+    assert gate.rule == "threshold" and gate.metric == "confidence" and gate.min == 1
+    told = (read.attention, read.alignment, read.shift, read.block, gate.comparator, gate.threshold)
+    assert told == AS_PUBLISHED[name]
 
 
 def passed_by_two(slow: Any, contract: Contract, prompt: list[int]) -> float:
@@ -93,7 +113,7 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
 ) -> None:
     seed = tiny.fresh_seed()
     slow: Any = foreign.write(tmp_path, name, seed % 1000, sharp=4.0)
-    read = load(tmp_path, replace(SMALL, attention=attention))
+    read = load(tmp_path, replace(SMALL, attention=attention, family=family_of(name)))
     contract, rng = contract_of(read), np.random.default_rng(seed)
     backend = Noisy(TorchBackend(read.build(), contract), seed)
     slow, several, excused = Stock(slow, contract.vocab), 0, []
@@ -142,6 +162,16 @@ def test_a_copy_of_a_tied_head_and_stored_frequencies_are_no_extra_tensors(tmp_p
     foreign.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="has a head of its own"):
         load(tmp_path, SMALL)
+
+
+def test_efficient_dlm_is_read_under_the_names_of_its_predecessor_too(tmp_path: Path) -> None:
+    stock = foreign.write(tmp_path, "efficient-dlm")
+    tensors = foreign.tensors_of(FOREIGN["efficient-dlm"], stock)
+    renamed = {
+        name.replace("model.", "encoder.").replace("lm_head", "diffusion_head"): t for name, t in tensors.items()
+    }
+    foreign.save_file(renamed, tmp_path / "model.safetensors")
+    assert apart(tmp_path, stock) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "stable"), [("dream", False), ("llada", True)])

@@ -12,6 +12,7 @@ from typing import Any
 import foreign
 import pytest
 import tiny
+import tokenizers
 import torch
 from foreign import BLOCK, CANVAS, FOREIGN, VOCAB
 
@@ -214,6 +215,85 @@ def test_a_config_that_may_be_of_two_families_is_asked_about(folder: str, block:
     as_idlm = load(tmp_path / folder, replace(SMALL, family="idlm")).decoding
     assert (as_idlm.attention, as_idlm.shift, as_idlm.block) == ("causal", True, BLOCK)
     assert "--block (4 in the" in refusal(tmp_path / folder, Overrides(family="idlm"))
+
+
+NAMED: tuple[tuple[dict[str, Any], str], ...] = (  # as these directories' configs say, and what the line names
+    ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"], "num_experts": 256}, "experts (llada2_moe)"),
+    ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": 64}, "mixture of experts (llada)"),
+    ({"model_type": "sdar_moe"}, "reads most of the experts"),
+    (
+        {"model_type": "diffusion_gemma", "canvas_length": 256, "vision_config": {"a": 1}},
+        "is DiffusionGemma, which is not supported: each of its steps is conditioned on",
+    ),
+    ({"model_type": "lfm2_diffusion", "canvas_length": 128}, "LFM2.5-Diffusion starts from random tokens"),
+    ({"model_type": "lfm2"}, "some of its layers are convolutions"),
+    ({"model_type": "nemotron_labs_diffusion_vlm"}, "is a vision model (nemotron_labs_diffusion_vlm)"),
+    ({"architectures": ["NemotronLabsDiffusionVLMModel"]}, "is a vision model"),
+    ({"model_type": "llava_llada", "vision_config": {"hidden_size": 8}}, "is a vision model (llava_llada)"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [None, "sdar"])
+@pytest.mark.parametrize(("changes", "reason"), NAMED)
+def test_a_family_that_cannot_be_decoded_is_refused_by_name_even_if_another_is_named(
+    changes: dict[str, Any], reason: str, family: str | None, tmp_path: Path
+) -> None:
+    foreign.write(tmp_path, "dream")
+    foreign.change_config(tmp_path, **changes)
+    told = refusal(tmp_path, replace(SMALL, family=family))
+    assert reason in told and "not supported" in told and told.startswith(str(tmp_path / "config.json"))
+
+
+def add_tokens(folder: Path, *tokens: str) -> None:
+    file = folder / "tokenizer.json"
+    engine = tokenizers.Tokenizer.from_file(str(file))
+    engine.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in tokens])
+    engine.save(str(file))
+
+
+def test_a_tokenizer_tells_dreamon_from_dream(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream")
+    add_tokens(tmp_path, "<|expand|>")
+    for family in (None, "dream", "dparallel-dream"):
+        assert "has the token <|expand|>, so that it is DreamOn" in refusal(tmp_path, replace(SMALL, family=family))
+
+
+def test_padding_and_the_tokenizers_own_end_end_an_answer_of_dreams_shape_too(tmp_path: Path) -> None:
+    foreign.write(tmp_path, "dream")
+    add_tokens(tmp_path, "<|dlm_pad|>", "<|im_end|>")
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": "<|im_end|>"}))
+    read = load(tmp_path, SMALL)
+    find = read.read_tokenizer().token_to_id
+    assert read.decoding.eos_ids == (find("<|endoftext|>"), find("<|dlm_pad|>"), find("<|im_end|>"))
+
+
+BY_CLASS = {"dream-reasoner": "Dream", "stable-diffcoder": "llama", "efficient-dlm": "qwen3"}
+
+
+@pytest.mark.parametrize("name", BY_CLASS)
+def test_a_model_type_of_another_model_is_overruled_by_the_class_and_never_enough(name: str, tmp_path: Path) -> None:
+    foreign.write(tmp_path, name)
+    by_class = load(tmp_path, SMALL).decoding
+    foreign.change_config(tmp_path, auto_map=None)
+    assert load(tmp_path, SMALL).decoding == by_class
+    foreign.change_config(tmp_path, architectures=["OtherForCausalLM"])
+    known = "an extra tensor model.layers.0.self_attn.k_norm" if name == "dream-reasoner" else "or name its --family"
+    assert known in refusal(tmp_path)
+    assert load(tmp_path, replace(SMALL, family=name)).decoding == by_class
+
+
+@pytest.mark.parametrize("name", [*BY_CLASS, "illada", "open-dcoder"])
+def test_a_mask_that_only_the_tokenizers_vocabulary_has_is_found_or_asked_for(name: str, tmp_path: Path) -> None:
+    foreign.write(tmp_path, name)
+    given = replace(SMALL, family=foreign.family_of(name))
+    before = load(tmp_path, given).decoding.mask_id
+    settings, tokenizer = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "mask_token": None}))
+    foreign.change_config(tmp_path, mask_token_id=None)
+    assert load(tmp_path, given).decoding.mask_id == before
+    tokenizer.write_text(tokenizer.read_text().replace(json.dumps(FOREIGN[name].mask), '"<|other|>"'))
+    assert "give --mask-id" in refusal(tmp_path, given)
 
 
 def test_ends_and_gate_of_the_command_line_overrule_a_directorys(

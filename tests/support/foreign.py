@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,18 @@ OURS_TO_LLADA = (  # as LLaDA's own modeling file names what Llama names otherwi
 )  # fmt: skip
 
 
+LLADA_KEYS = {"vocab_size": "embedding_size", "hidden_size": "d_model", "intermediate_size": "mlp_hidden_size",
+    "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads",
+    "max_position_embeddings": "max_sequence_length", "tie_word_embeddings": "weight_tying"}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """How one family's tiny checkpoint is made. stock: transformers' names; own: config.json beyond the shape."""
+    """How one family's tiny checkpoint is made. stock: transformers' names; own: config.json beyond the shape.
+
+    keys: what stands in config.json in place of stock names, which then lacks hidden_act; told: whether it tells the
+    family, which the user has to name otherwise.
+    """
 
     stock: str
     own: dict[str, Any]
@@ -35,6 +44,9 @@ class Foreign:
     head_dim: int = 8
     tied: bool = False
     names: tuple[tuple[str, str], ...] = ()  # what stands in tensor names in place of stock ones
+    kv_heads: int = 2
+    keys: dict[str, str] = field(default_factory=dict)
+    told: bool = True
 
 
 def code(name: str) -> dict[str, Any]:
@@ -48,7 +60,7 @@ FOREIGN = {
         "block_type": "llama", "layer_norm_type": "rms", "alibi": False, "rope": True, "include_bias": False,
         "include_qkv_bias": False, "attention_layer_norm": False, "block_group_size": 1, "clip_qkv": None,
         "activation_type": "silu", "scale_logits": False}, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>"),
-        names=OURS_TO_LLADA),
+        names=OURS_TO_LLADA, kv_heads=4, keys=LLADA_KEYS),
     "fast-dllm-v2": Foreign("Qwen2", {"model_type": "Fast_dLLM_Qwen", **code("Fast_dLLM_QwenForCausalLM"),
         "bd_size": BLOCK}, "|<MASK>|", ("<|im_end|>",), tied=True),
     "sdar": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "attention_bias": False},
@@ -57,6 +69,16 @@ FOREIGN = {
         "attention_bias": False}, "<|mask|>", ("<|im_end|>",), head_dim=16, tied=True),
     "bd3lm-qwen2": Foreign("Qwen2", {"model_type": "a2d-qwen2", "architectures": ["A2DQwen2LMHeadModel"]},
         "<|mask|>", ("<|im_end|>",), tied=True),
+    "dream-reasoner": Foreign("Qwen3", {"model_type": "Dream", **code("DreamForCausalLM"), "mask_token_id": "<|MASK|>",
+        "block_size": BLOCK, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>")),
+    "illada": Foreign("Llama", {"model_type": "illada", **code("ILLaDAForCausalLM"), "layer_norm_eps": None,
+        "attention_bias": False, "mlp_bias": False}, "<[MASK]>", ("<[end]>",), tied=True),
+    "stable-diffcoder": Foreign("Llama", {"model_type": "llama", **code("StableDiffcoderForCausalLM"),
+        "attention_bias": False, "mlp_bias": False}, "<[MASK_TOKEN]>", ("<[end]>",)),
+    "efficient-dlm": Foreign("Qwen3", {"model_type": "qwen3", **code("EfficientDLM"), "attention_bias": False,
+        "dlm_paradigm": "block_diff"}, "<|fim_pad|>", ("<|endoftext|>",), head_dim=16),
+    "open-dcoder": Foreign("Qwen2", {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"],
+        "use_sliding_window": False}, "[MASK]", ("<|endoftext|>",), tied=True, told=False),
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 0.25, "original_max_position_embeddings": 64, "beta_fast": 32.0,
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}  # fmt: skip
@@ -66,14 +88,20 @@ CAUSAL = {  # models that are autoregressive too
         "attention_bias": False, "mlp_bias": False}, "<SPECIAL_100>", ("</s>", "<|im_end|>"), head_dim=16,
         names=(("model.", "encoder."), ("lm_head.", "diffusion_head."))),
     "idlm": Foreign("Qwen3", {"model_type": "sdar", **code("SDARForCausalLM"), "mask_token_id": "<|MASK|>",
-        "block_size": BLOCK - 1, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16),
+        "block_size": BLOCK - 1, "attention_bias": False}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), head_dim=16,
+        told=False),
 }  # fmt: skip
 KNOWN = {**FOREIGN, **CAUSAL}
 
 
+def family_of(name: str) -> str | None:
+    """What --family has to be for a directory that `write` made: None if its config.json tells."""
+    return None if KNOWN[name].told else name
+
+
 def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
     """The keys that transformers' own configs have."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4 if foreign.stock == "Llama" else 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": foreign.kv_heads}
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **heads}
     if foreign.stock in ("Qwen3", "Ministral3"):
         sizes["head_dim"] = foreign.head_dim
@@ -101,11 +129,8 @@ def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None,
 def config_of(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> dict[str, Any]:
     """config.json in the family's own keys; token strings in it stand for their ids."""
     shape = shape_of(foreign, rope)
-    if foreign.stock == "Llama":
-        theirs = {"vocab_size": "embedding_size", "hidden_size": "d_model", "intermediate_size": "mlp_hidden_size",
-            "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads",
-            "max_position_embeddings": "max_sequence_length", "tie_word_embeddings": "weight_tying"}  # fmt: skip
-        shape = {theirs.get(name, name): value for name, value in shape.items() if name != "hidden_act"}
+    if foreign.keys:
+        shape = {foreign.keys.get(name, name): value for name, value in shape.items() if name != "hidden_act"}
     own = {k: ids[v] if isinstance(v, str) and v in ids else v for k, v in foreign.own.items()}
     end = ids[foreign.ends[0]]
     return {**shape, **own, "eos_token_id": end, "pad_token_id": end, "torch_dtype": "float32"}

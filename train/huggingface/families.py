@@ -36,19 +36,25 @@ LLADA_FIXED: dict[str, tuple[Any, ...]] = {
 QWEN_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "use_sliding_window": (False,), "use_mrope": (False,), "mlp_bias": (False,)
 }  # fmt: skip
+QWEN3_FIXED: dict[str, tuple[Any, ...]] = {**QWEN_FIXED, "attention_bias": (False,)}
+LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "layer_norm_eps": (None,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """What one family's config.json does not say, or says in its own words.
 
-    model_types: those of config.json that mean it, none where only --family can tell; renames: (pattern, replacement)
-    of tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it
-    is there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name
-    for the block size, `block` the default, None where a family comes in several and only the user can tell; mask,
-    ends: token strings, looked up in the tokenizer; gate: as its authors decode; template_args: that its authors give
-    the chat template, where it reads them; modes: as in `runtime.contract`; drafts_adapter: a folder beside the weights
-    with an adapter for drafts alone.
+    model_types: those of config.json that mean it; classes: class names there that mean it, before any model_type, for
+    those whose model_type is another model's; neither if only --family can tell; renames: (pattern, replacement) of
+    tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it is
+    there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name for
+    the block size, `block` the default, None where a family comes in several and only the user can tell; mask, ends:
+    token strings, looked up in the tokenizer, whose own end token is added; unlike: a token by which a tokenizer is
+    known as that of a model with this config that is decoded otherwise, and what that model is; gate: as its authors
+    decode; template_args: that its authors give the chat template, where it reads them; modes: as in
+    `runtime.contract`; drafts_adapter: a folder beside the weights with an adapter for drafts alone.
     """
 
     name: str
@@ -70,6 +76,8 @@ class Family:
     template_args: dict[str, Any] = field(default_factory=dict)
     modes: tuple[str, ...] = ("block",)
     drafts_adapter: str | None = None
+    classes: tuple[str, ...] = ()
+    unlike: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +106,35 @@ CERTAIN = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "thresh
 ONE_A_STEP = {"rule": "count", "min": 1}
 
 DREAM = Family(
-    "dream", ("Dream",), CONFIDENT, "<|mask|>", ("<|endoftext|>",), shift=True, alignment="prompt", attention="full",
-    qkv_bias=True, fixed=QWEN_FIXED,
+    "dream", ("Dream",), CONFIDENT, "<|mask|>", ("<|endoftext|>", "<|dlm_pad|>"), shift=True, alignment="prompt",
+    attention="full", qkv_bias=True, fixed=QWEN_FIXED,
+    unlike=("<|expand|>", "DreamOn, which lengthens and shortens its canvas by such tokens while it is decoded"),
+)  # fmt: skip
+DREAM_REASONER = Family(
+    "dream-reasoner", (), {**CONFIDENT, "comparator": ">"}, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), shift=False,
+    alignment="absolute", attention="block_causal", block_key="block_size", qk_norm=True, fixed=QWEN3_FIXED,
+    classes=("DreamForCausalLM",),
 )  # fmt: skip
 LLADA = Family(
     "llada", ("llada",), CONFIDENT, "<|mdm_mask|>", ("<|endoftext|>", "<|eot_id|>"), shift=False, alignment="prompt",
     attention="full", qkv_bias=None, renames=LLADA_NAMES, keys=LLADA_KEYS, fixed=LLADA_FIXED,
+)  # fmt: skip
+ILLADA = Family(
+    "illada", ("illada",), CONFIDENT, "<[MASK]>", (), shift=False, alignment="prompt", attention="full",
+    fixed=LLAMA_FIXED,
+)  # fmt: skip
+STABLE_DIFFCODER = Family(
+    "stable-diffcoder", (), {**CONFIDENT, "threshold": 0.95}, "<[MASK_TOKEN]>", (), shift=False, alignment="absolute",
+    attention="block_causal", block=4, fixed=LLAMA_FIXED, classes=("StableDiffcoderForCausalLM",),
+)  # fmt: skip
+EFFICIENT_DLM = Family(
+    "efficient-dlm", (), CONFIDENT, "<|fim_pad|>", (), shift=False, alignment="prompt", attention="block_causal",
+    qk_norm=True, head_dim=128, fixed={**QWEN3_FIXED, "dlm_type": ("llada",)}, classes=("EfficientDLM",),
+    renames=((r"(?:model|encoder)\.(.+)", r"\1"), (r"(?:lm|diffusion)_head\.(.+)", r"lm_head.\1")),
+)  # fmt: skip
+OPEN_DCODER = Family(
+    "open-dcoder", (), CONFIDENT, "[MASK]", (), shift=True, alignment="prompt", attention="full", qkv_bias=True,
+    fixed=QWEN_FIXED,
 )  # fmt: skip
 FAST_DLLM = Family(
     "fast-dllm-v2", ("Fast_dLLM_Qwen",), {**CONFIDENT, "comparator": ">", "sub_block": 8}, "|<MASK>|", ("<|im_end|>",),
@@ -112,11 +143,11 @@ FAST_DLLM = Family(
 SDAR = Family(
     "sdar", ("sdar",), {**CONFIDENT, "comparator": ">", "threshold": 0.85}, "<|MASK|>",
     ("<|im_end|>", "<|endoftext|>"), shift=False, alignment="absolute", attention="block_causal", block=None,
-    block_key="block_size", qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+    block_key="block_size", qk_norm=True, head_dim=128, fixed=QWEN3_FIXED,
 )  # fmt: skip
 BD3LM_QWEN3 = Family(
     "bd3lm-qwen3", ("a2d-qwen3",), ONE_A_STEP, "<|mask|>", (), shift=False, alignment="end", attention="block_causal",
-    qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+    qk_norm=True, head_dim=128, fixed=QWEN3_FIXED,
     template_args={"enable_thinking": False},  # as dllm's samplers and evaluations render prompts
 )  # fmt: skip
 BD3LM_QWEN2 = replace(
@@ -135,11 +166,12 @@ NEMOTRON = Family(
 )  # fmt: skip
 IDLM = Family(
     "idlm", (), ONE_A_STEP, "<|MASK|>", ("<|im_end|>", "<|endoftext|>"), shift=True, alignment="absolute",
-    attention="causal", block=None, qk_norm=True, head_dim=128, fixed={**QWEN_FIXED, "attention_bias": (False,)},
+    attention="causal", block=None, qk_norm=True, head_dim=128, fixed=QWEN3_FIXED,
     modes=("speculative", "causal"),
 )  # fmt: skip
 FAMILIES = (
-    DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2, NEMOTRON, IDLM,
+    DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2, NEMOTRON, IDLM, DREAM_REASONER, ILLADA, STABLE_DIFFCODER,
+    EFFICIENT_DLM, OPEN_DCODER,
     # The same configs as their base's, so that only the user can tell them from it.
     replace(DREAM, name="cdlm-dream", model_types=(), attention="block_causal"),
     replace(LLADA, name="cdlm-llada", model_types=(), attention="block_causal"),
@@ -155,20 +187,28 @@ PLAIN_FAMILIES = (
     replace(BD3LM_QWEN2, name="llama", model_types=(), template_args={}, qkv_bias=False),
 )
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size")
+REFUSED = (  # a pattern of model types and classes, the family, and why it cannot be decoded here
+    (r"diffusion_?gemma", "DiffusionGemma", "each of its steps is conditioned on the last one's predictions"),
+    (
+        r"lfm2", "LFM2 (LFM2.5-Diffusion is one)",
+        "some of its layers are convolutions, and LFM2.5-Diffusion starts from random tokens instead of masks",
+    ),
+)  # fmt: skip
 
 
 def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
-    """The family of a config.json's values, or the named one, PLAIN too. UserError where it is none, or has experts."""
-    kind = config.get("model_type")
-    classes = config.get("architectures")
-    classes = [str(each) for each in classes] if isinstance(classes, list) else []
-    experts = any(config.get(key) for key in EXPERTS)
-    if experts or any("moe" in word.lower() for word in (str(kind), *classes)):
-        raise UserError(f"{path} is a mixture of experts ({kind}), which is not supported; give a dense model")
+    """The family of a config.json's values, or the named one, PLAIN too.
+
+    Raises UserError if it is none, or one of those that are refused by name: experts, vision, REFUSED.
+    """
+    kind, classes = config.get("model_type"), _classes(config)
+    _refuse_by_name(config, kind, classes, path)
     if name is not None:
         if found := [family for family in (*FAMILIES, *PLAIN_FAMILIES) if family.name == name]:
             return found[0]
         raise UserError(f"the family of {path.parent} is {name}; expected one of {', '.join(FAMILY_NAMES)}")
+    if found := [family for family in FAMILIES if set(classes) & set(family.classes)]:
+        return found[0]
     if found := [family for family in FAMILIES if kind in family.model_types]:
         _check_not_idlm(found[0], config, path)
         return found[0]
@@ -178,6 +218,31 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
         f"{path} has model_type {kind!r}{code}; expected one of {known}, or name its "
         f"--family: {', '.join(FAMILY_NAMES)}"
     )
+
+
+def _classes(config: dict[str, Any]) -> list[str]:
+    """The class names in a config.json: those of `architectures`, and of `auto_map` without their module."""
+    listed, mapped = config.get("architectures"), config.get("auto_map")
+    names = [*(listed if isinstance(listed, list) else []), *(mapped.values() if isinstance(mapped, dict) else [])]
+    return [str(name).rpartition(".")[2] for name in names]
+
+
+def _refuse_by_name(config: dict[str, Any], kind: Any, classes: list[str], path: Path) -> None:
+    """Raises UserError for models that only look like one of the families, or never can be: it names what they are."""
+    words = [str(kind), *classes]
+    for pattern, family, why in REFUSED:
+        if any(re.search(pattern, word, re.IGNORECASE) for word in words):
+            raise UserError(f"{path} is {family}, which is not supported: {why}; give a model of another family")
+    if any(config.get(key) for key in EXPERTS) or any("moe" in word.lower() for word in words):
+        raise UserError(
+            f"{path} is a mixture of experts ({kind}), which is not supported: a step over a whole block reads most of "
+            "the experts; give a dense model"
+        )
+    if config.get("vision_config") or any(re.search(r"_vlm?$|VLM?(?=Model|For)", word) for word in words):
+        raise UserError(
+            f"{path} is a vision model ({kind}), which is not supported: only text can be given here; give a model of "
+            "text alone"
+        )
 
 
 def _check_not_idlm(family: Family, config: dict[str, Any], path: Path) -> None:

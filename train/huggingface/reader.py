@@ -203,6 +203,9 @@ def _refuse_others(settings: NormalizedConfig) -> None:
 def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
     """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
     family, most = settings.family, longest(shape.rope_scaling)
+    if family.unlike is not None and family.unlike[0] in text.ids:
+        token, why = family.unlike
+        raise UserError(f"{settings.path.parent} has the token {token}, so that it is {why}; it is not supported")
     context = min(settings.integer("max_position_embeddings"), most or LARGEST)
     block = _above_0("--block", overrides.block) or block_of(settings)
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
@@ -288,10 +291,9 @@ def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: in
 
 
 def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
-    """The ids that end an answer: the family's tokens, else the tokenizer's, else the configs'. UserError for none."""
-    named = [text.ids[token] for token in settings.family.ends if token in text.ids]
-    if not named and text.special.get("eos_token") in text.ids:
-        named = [text.ids[text.special["eos_token"]]]
+    """The ids that end an answer: the family's tokens and the tokenizer's, else the configs'. UserError for none."""
+    tokens = (*settings.family.ends, text.special.get("eos_token", ""))
+    named = [text.ids[token] for token in tokens if token in text.ids]
     if not named:
         generation = settings.path.with_name(GENERATION)
         written = [settings.values, read_json(generation) if generation.is_file() else {}]
