@@ -120,7 +120,7 @@ def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool, 
     contract, model, rng = tiny.contract(shift=shift), tiny.model(2), random.Random(2)
     backend = TorchBackend(model, contract, keep_hidden=True)
     asked, gate = [tiny.prompt(rng, length) for length in LENGTHS], gate_of(threshold)
-    found = collect(backend, asked, 3 * BLOCK, tiny.PAD, gate)
+    found = collect(backend, asked, gate)
     requests = [Request(prompt, DecodeOptions(3 * BLOCK)) for prompt in asked]
     alone, one_a_step = ([generate(backend, each, gate=g) for each in requests] for g in (gate, ONE_A_STEP))
     for each, result in zip(found, alone, strict=True):
