@@ -158,11 +158,11 @@ def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
     def script(forward: Forward) -> Proposal:  # the second answer's first scores are not numbers
         return proposal([[3] * 4], [[float("nan")] * 4]) if paces.begun == each + 1 else good(forward)
 
-    paces = model.backend.script = Paced(script)  # type: ignore[attr-defined]
+    paces = Paced(script)
     said = "prompt[1]: the model's scores are not finite numbers"
     with served(model) as server:
         for streamed in (False, True):
-            paces.begun = 0
+            paces = model.backend.script = Paced(script)  # type: ignore[attr-defined]
             paces.let(each + 1)
             answer = server.post({"prompt": ["hi"] * 9, "stream": streamed})
             if streamed:
@@ -174,7 +174,7 @@ def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
             until(lambda: server.service.workers.waiting == 0)
             paces.let(1)
             until(lambda: server.service.workers.running == 0)
-            assert paces.begun == each + 2  # none but the one that was in work is begun
+            assert paces.begun in (each + 1, each + 2)  # none is begun but one that may have been in work
 
 
 def test_chats_have_one_conversation(server: Served) -> None:
