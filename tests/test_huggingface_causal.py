@@ -23,7 +23,7 @@ from slow_causal import TooClose, slow_blocks, slow_causal
 from export import onnx as export
 from runtime import load as load_bundle
 from runtime.contract import Contract
-from runtime.decoding import block_layout, loop, request_state, speculation
+from runtime.decoding import block_layout, loop, sequence, speculation
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
@@ -128,7 +128,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def everything_committed_both_ways(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(request_state, "committed_ends", block_layout.block_ends)
+    patch.setattr(sequence, "committed_ends", block_layout.block_ends)
 
 
 def prompt_both_ways(patch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def prompt_both_ways(patch: pytest.MonkeyPatch) -> None:
         own = block_layout.committed_ends(spec, prompt, answer)
         return np.maximum(own, np.where(np.arange(len(own)) < prompt, prompt, 0))
 
-    patch.setattr(request_state, "committed_ends", ends)
+    patch.setattr(sequence, "committed_ends", ends)
 
 
 def commits_both_ways(patch: pytest.MonkeyPatch) -> None:
@@ -144,17 +144,17 @@ def commits_both_ways(patch: pytest.MonkeyPatch) -> None:
         causal = block_layout.committed_ends(spec, prompt, answer)
         return np.where(np.arange(len(causal)) < prompt, causal, block_layout.block_ends(spec, prompt, answer))
 
-    patch.setattr(request_state, "committed_ends", ends)
+    patch.setattr(sequence, "committed_ends", ends)
 
 
 def causal_blocks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(request_state, "block_ends", block_layout.committed_ends)
+    patch.setattr(sequence, "block_ends", block_layout.committed_ends)
 
 
 def no_roll_back(patch: pytest.MonkeyPatch) -> None:
     def commit(self: Any, tokens: int) -> None:
         self.past += tokens if len(self.pending) else 1 + len(self.drafted)
-        self.pending = request_state.NOTHING
+        self.pending = sequence.NOTHING
 
     patch.setattr(speculation.Draft, "commit", commit)
     patch.setattr(speculation.Draft, "_masks", property(lambda self: 1))

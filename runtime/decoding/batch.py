@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..backend import PADDED, Backend, Bools, Floats, Forward, Growable, Ints, Proposal
 from ..errors import NumericalError, UserError
 from .gate import Gate
-from .request_state import NOTHING, Inputs, Progress, Result
+from .request_state import Progress, Result
+from .sequence import NOTHING, Inputs
 
 FEW = 0.75  # of the slots in use; below, the others are given up, where nobody waits for them
 

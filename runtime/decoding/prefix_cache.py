@@ -13,7 +13,8 @@ from .batch import Batch, Step
 from .block_layout import check_reuse, reusable
 from .loop import Beginning
 from .options import OptionKeywords, Request
-from .request_state import NOTHING, Progress
+from .request_state import Progress
+from .sequence import NOTHING
 
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11

@@ -1,19 +1,19 @@
-"""One request on its way from prompt to answer: what the model is given next, and the block in progress."""
+"""One request on its way from prompt to answer: how far it is, and the block in progress."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_bounds, block_ends, committed_ends, committed_prompt, positions_for
+from .block_layout import block_bounds, committed_prompt, positions_for
 from .sampling import Sampler
-
-NOTHING = np.zeros(0, np.int64)
+from .sequence import NOTHING, CachedBlocks, Inputs, Sequence, WholeCanvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,116 +49,7 @@ class Result:
         return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """One sequence's part of a forward: ids [width], visible [width], its committed length, and rows [n].
-
-    asked [up to n]: which positions of the canvas the first of those rows predict.
-    """
-
-    ids: Ints
-    visible: Ints
-    past: int
-    rows: Ints
-    asked: Ints
-
-
-class Sequence(Protocol):
-    """The tokens of one request as the model is given them. past: how many are in the KV cache."""
-
-    past: int
-
-    @property
-    def width(self) -> int:
-        """Tokens of the next forward pass."""
-        ...
-
-
-@final
-class CachedBlocks:
-    """What a model with a KV cache is given: `pending` tokens that are not in it yet, and the block in progress.
-
-    past: so many tokens are in the cache. fused: pending tokens share a forward pass with the block; with blocks of one
-    they never do, since the last committed row alone decides, nor with a seed, which comes before the block's rest.
-    """
-
-    __slots__ = ("_committed", "_contract", "_ends", "_first", "_fused", "past", "pending")
-
-    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
-        self._contract, self._fused = contract, fused and contract.block > 1 and not contract.seeded
-        self._first = int(contract.shift or contract.seeded)  # positions that the last committed row predicts
-        self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
-        # How far each position sees in the block in progress, and committed; [prompt + answer]
-        self._ends = block_ends(contract, len(prompt), len(answer))
-        self._committed = committed_ends(contract, len(prompt), len(answer))
-
-    @property
-    def width(self) -> int:
-        """Tokens of the next forward pass."""
-        start = self.past + len(self.pending)
-        return len(self.pending) + (self._fused or not len(self.pending)) * (int(self._ends[start]) - start)
-
-    def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
-        """The pending tokens, the block, or both if fused.
-
-        None if the last committed row predicted all: of blocks of one with `shift`, as in an AR model.
-        """
-        shift, past, pending = self._contract.shift, self.past, len(self.pending)
-        visible = self._committed[past : past + pending]
-        if pending and not self._fused:
-            asked = masked[: self._first].nonzero()[0]  # the last row predicts position 0, or nothing
-            return Inputs(self.pending, visible, past, np.array([pending - 1]), asked)
-        asked, ids = masked.nonzero()[0], canvas
-        if pending:
-            ids = np.concatenate((self.pending, canvas))
-        elif self._first and masked[0]:
-            asked = asked[1:]  # what the last committed row predicted of position 0 is known
-        visible = np.concatenate((visible, self._ends[past + pending : past + len(ids)]))
-        return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None
-
-    def receive(self) -> tuple[bool, bool]:
-        """Notes that a forward pass was run. Returns whether it committed tokens and whether the block was in it."""
-        pending, self.pending = len(self.pending), NOTHING
-        self.past += pending
-        return pending > 0, self._fused or not pending
-
-    def commit(self, canvas: Ints) -> None:
-        """Takes a finished block, whose keys and values the next forward pass leaves in the cache."""
-        self.pending = canvas
-
-
-@final
-class WholeCanvas:
-    """What a model without a KV cache is given: prompt and whole canvas, each time anew. past, fused: of no use."""
-
-    __slots__ = ("_contract", "_first", "_ids", "past")
-
-    def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
-        self._contract, self._first, self.past = contract, len(prompt), 0
-        self._ids = np.concatenate((prompt, answer))  # [prompt + canvas]
-
-    @property
-    def width(self) -> int:
-        """Tokens of the next forward pass."""
-        return len(self._ids)
-
-    def inputs(self, canvas: Ints, masked: Bools) -> Inputs:
-        """The whole sequence to the end of the canvas, of which the block in progress is predicted."""
-        asked, ids = masked.nonzero()[0], self._ids.copy()
-        ids[self._first : self._first + len(canvas)] = canvas
-        return Inputs(ids, block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked)
-
-    def receive(self) -> tuple[bool, bool]:
-        """Returns whether a forward pass committed tokens, never, and whether the block was in it, always."""
-        return False, True
-
-    def commit(self, canvas: Ints) -> None:
-        """Takes a finished block."""
-        self._ids[self._first : self._first + len(canvas)] = canvas
-        self._first += len(canvas)
-
-
-class Progress:
+class Progress(ABC):
     """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it.
 
     room: how many positions it occupies at the most. canvas, open, latest: the block in progress, which of its
@@ -214,30 +105,30 @@ class Progress:
         self.result: Result | None = None
 
     @property
+    @abstractmethod
     def progress(self) -> float:
         """The share of the answer that is out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self) -> Inputs | None:
         """What the next forward pass needs; None if none is needed before the gate decides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
         """Takes what its slot of a forward predicts of the asked positions. Returns whether something is decided."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self) -> None:
         """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accept(self, gated: Bools) -> Bools:
         """Which open positions are accepted. gated: what the gate says. bool [block] each"""
-        raise NotImplementedError
 
+    @abstractmethod
     def finalize(self, accepted: Bools) -> None:
         """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
         the next block where it is time."""
-        raise NotImplementedError
 
     def _ended(self, fresh: list[int]) -> bool:
         """Ends the answer if these tokens, the next of it in order, hold its end. Returns whether they do."""

@@ -16,8 +16,9 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .request_state import NOTHING, Inputs, Progress, nothing_yet
+from .request_state import Progress, nothing_yet
 from .sampling import Sampler
+from .sequence import NOTHING, Inputs
 
 
 @final

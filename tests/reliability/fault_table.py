@@ -58,7 +58,7 @@ FAULTS = (
     ),
     Fault(
         "next-token-shifted rows are read one too far",
-        "runtime/decoding/request_state.py",
+        "runtime/decoding/sequence.py",
         "return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None",
         "return Inputs(ids, visible, past, pending + asked, asked) if len(asked) else None",
         "decoding_cached decoding_loop",

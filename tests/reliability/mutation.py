@@ -34,6 +34,8 @@ MODULES = {
         "decoding_batch",
     ),
     "decoding/request_state": DECODING,
+    "decoding/sequence": DECODING,
+    "decoding/speculation": ("decoding_causal",),
     "decoding/batch": DECODING,
     "decoding/loop": DECODING,
     "contract": ("runtime_contract", "decoding_gate", "decoding_loop", "bundle_any_manifest", "decoding_any_scores"),
