@@ -5,6 +5,7 @@ What differs between model families is data here and never an `if family ==` els
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -116,12 +117,22 @@ class Contract:
         return self.attention in CAUSAL
 
     @property
+    def autoregressive(self) -> bool:
+        """Whether it decodes token by token alone: no mode `block`, or blocks of one, predicted by the token before."""
+        return "block" not in self.modes or (self.has_cache and self.shift and self.block == 1)
+
+    @property
     def seeded(self) -> bool:
         """Whether a block's first token is what the last committed row predicts, settled before the rest is predicted.
 
         So decodes a model whose rows predict their own token in a block and the next one when they are committed.
         """
         return self.attention == "causal_context" and not self.shift
+
+    @property
+    def plainest_mode(self) -> str:
+        """The mode that engines are compared in, whatever the default: near ties in drafts move speculative steps."""
+        return "block" if "block" in self.modes else "causal"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -133,6 +144,13 @@ class Contract:
         else:
             values["modes"] = list(self.modes)
         return values
+
+
+def led_by(modes: Sequence[str], mode: str) -> tuple[str, ...]:
+    """Returns the modes with this one first, as the default. Raises UserError if it is none of them."""
+    if mode not in modes:
+        raise UserError(f"mode is {mode!r}; this model decodes in the mode {' or '.join(modes)}")
+    return (mode, *(each for each in modes if each != mode))
 
 
 def cache_names(part: int) -> tuple[str, str]:

@@ -17,12 +17,13 @@ from slow_decode import distributions
 from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
 from tiny import BLOCK, MASK, PAD
 
+from export import onnx
 from runtime.backend import Forward, Proposal
 from runtime.bundle.store import read, set_gate, write
-from runtime.contract import ALIGNMENTS, GateSpec
+from runtime.contract import ALIGNMENTS, MODES, GateSpec
 from runtime.errors import UserError
-from train import calibrate, evaluate, tasks
-from train.calibrate import ThresholdOutcome
+from train import calibrate, distill, evaluate, open_checkpoint, tasks, teacher
+from train.calibrate import Outcome
 from train.data import prompts
 from train.data.batches import Example
 from train.evaluation import evaluated_model, reliability
@@ -119,8 +120,8 @@ def test_answers_without_room_are_not_asked_for() -> None:
     assert len(confidence) == len(right) == 0 and backend.seen == []
 
 
-def point(threshold: float, forwards: float, difference: float, low: float) -> ThresholdOutcome:
-    return ThresholdOutcome(threshold, forwards, difference, low, {})
+def point(threshold: float | None, forwards: float, difference: float, low: float, mode: str = "block") -> Outcome:
+    return Outcome(mode, threshold, forwards, difference, low, {})
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,10 @@ def test_the_fewest_forwards_within_the_target_are_chosen(target: float, bound: 
         point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.95, 6, -0.004, -0.015),
         point(0.99, 9, 0.0, -0.01),
     ]  # fmt: skip
-    best = calibrate.choose_threshold(points, target, bound)
+    best = calibrate.choose(points, target, bound)
     assert (best.threshold if best else None) == chosen
+    sooner = point(None, 2, -0.002, -0.01, "speculative")
+    assert calibrate.choose([*points, sooner], target, bound) is (sooner if target >= (1 if bound else 0.2) else None)
 
 
 def hasty(forward: Forward) -> Proposal:
@@ -165,10 +168,10 @@ def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     report = BaselineReport(
         tasks.Task("own", lambda *_: iter(problems), grade), problems, [True, True, True, False], [6] * 4
     )
-    low, high = calibrate.sweep_thresholds(subject, GateSpec(), [0.5, 0.9], [report])
+    low, high = calibrate.sweep(subject, GateSpec(), [0.5, 0.9], [report])
     assert (low.difference, low.forwards) == (-0.75, 1) and (high.difference, high.forwards) == (0.25, 3)
     assert high.by_task["own"]["fewer_forwards"] == 2 and low.by_task["own"]["accuracy"] == 0
-    assert calibrate.choose_threshold([low, high], 0.5, False) is high
+    assert calibrate.choose([low, high], 0.5, False) is high
 
 
 def teacher_report(folder: Path, data: Path, right: list[int], split: str = "train") -> Path:
@@ -264,6 +267,38 @@ def test_a_checkpoint_keeps_everything_but_its_threshold(own: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "student.pt"]
     with pytest.raises(UserError, match="calibrate its --bundle"):
         student_pt.set_gate(tmp_path, {})
+
+
+def test_a_mode_that_meets_the_target_in_fewer_forward_passes_becomes_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = json.dumps({"prompt": "one two three", "answer": "four five"}) + "\n"
+    (tmp_path / "own.jsonl").write_text(words * 3, encoding="utf-8")
+    seen = f"--data {tmp_path}/own.jsonl --no-bf16"
+    small = "--width 32 --layers 1 --heads 2 --head-dim 16 --ffn 32 --vocab 300 --block 4 --canvas 16 --context 64"
+    learned = f"{seen} {small} --steps 60 --batch 4 --learning-rate 1e-2 --out {tmp_path}/teacher.pt"
+    assert teacher.main(learned.split()) == 0
+    drafting = f"--method cd4lm --attention causal_context --next-token 1 --teacher {tmp_path}/teacher.pt {seen}"
+    assert distill.main([*drafting.split(), "--steps", "60", "--batch", "4", "--out", f"{tmp_path}/s.pt"]) == 0
+    report = teacher_report(tmp_path, tmp_path / "own.jsonl", [0])
+    asked = f"--ckpt {tmp_path}/s.pt --data {tmp_path}/own.jsonl --teacher-report {report} --json --target 100"
+    before = open_checkpoint.load(tmp_path / "s.pt").decoding
+    capsys.readouterr()
+    assert before.modes == MODES and calibrate.main([*asked.split(), "--thresholds", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["mode"], each["threshold"]) for each in told["points"]] == [("block", 1), ("speculative", None)]
+    fewest = min(told["points"], key=lambda each: each["forwards"])
+    assert (told["mode"], told["chosen"]) == (fewest["mode"], fewest["threshold"]) == ("speculative", None)
+    after = open_checkpoint.load(tmp_path / "s.pt").decoding
+    assert after == replace(before, modes=("speculative", "block", "causal"), gate=after.gate)
+    assert {**before.gate, **after.gate}["threshold"] == before.gate["threshold"]
+    made = tmp_path / "s.bundle"
+    assert onnx.main(["--ckpt", str(tmp_path / "s.pt"), "--out", str(made)]) == 0
+    assert read(made).contract.modes == after.modes
+    set_gate(made, "ort-fp32", GateSpec(), "block")
+    assert read(made).contract.modes == ("block", "speculative", "causal")
+    with pytest.raises(UserError, match="mode is 'other'; this model decodes in the mode block or speculative or c"):
+        set_gate(made, "ort-fp32", GateSpec(), "other")
 
 
 @pytest.mark.parametrize(

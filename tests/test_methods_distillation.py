@@ -17,7 +17,7 @@ from pupils import LINES, teacher_of
 
 from export import onnx as export
 from runtime import generate, load
-from runtime.contract import Contract
+from runtime.contract import MODES, Contract
 from runtime.decoding import loop
 from runtime.errors import UserError
 from train import collect, distill, losses, open_checkpoint
@@ -232,6 +232,8 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student_pt.save(teacher_of(16, 1, shift=False), folder / "own_rows.pt")
     student_pt.save(teacher_of(16, 1, alignment="end"), folder / "ending.pt")
     student_pt.save(teacher_of(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
+    alone = {"alignment": "absolute", "attention": "block_causal", "block": 1}
+    student_pt.save(teacher_of(16, 1, **alone), folder / "rival.pt")
     student_pt.save(teacher_of(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
@@ -406,6 +408,20 @@ def test_every_method_trains_every_student_it_makes(
     assert made.model == before.model
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_that_starts_from_an_autoregressive_model_takes_the_teachers_blocks(
+    method: str, school: Path, tmp_path: Path
+) -> None:
+    given = f"--attention causal_context --next-token 1 --student {school}/rival.pt"
+    assert distill.main(words_for(school, method, tmp_path / "student.pt", *given.split())) == 0
+    made, before = open_checkpoint.load(tmp_path / "student.pt"), open_checkpoint.load(school / "rival.pt")
+    layout = {"alignment": "prompt", "block": 4, "canvas": open_checkpoint.load(school / "teacher.pt").decoding.canvas}
+    assert before.decoding.block == 1 and made.decoding == replace(
+        before.decoding, **layout, attention="causal_context", gate=dict(METHODS[method].gate), modes=MODES
+    )
+    assert made.model == before.model
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -422,6 +438,7 @@ def test_every_method_trains_every_student_it_makes(
         ("cd4lm --teacher {}/ending.pt --attention causal_context", "is aligned end; expected prompt"),
         ("cd4lm --teacher {}/seeded.pt", "is here the last committed row's (causal_context"),
         ("dparallel --teacher {}/causal.pt", "the teacher decodes token by token and fills no blocks"),
+        ("cd4lm --teacher {}/rival.pt", "the teacher decodes token by token and fills no blocks"),
         ("cd4lm --student {}/stranger.pt", "differ in vocabulary"),
         ("cd4lm --student {}/longer.pt", "differ in block"),
         ("cd4lm --student {}/small.pt --out {}/teacher.pt", "is the teacher"),

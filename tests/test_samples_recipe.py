@@ -46,7 +46,8 @@ def stages(folder: Path) -> list[str]:
 def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
     done = run(tmp_path, task, SMOKE="1")
     assert done.returncode == 0, done.stderr
-    models = ["baseline", *STUDENTS, "ort-fp32", "ort-int8", "teacher"]
+    both = (name + mode for name in STUDENTS for mode in ("", "-block"))
+    models = ["baseline", *(both if task == "pronounce" else STUDENTS), "ort-fp32", "ort-int8", "teacher"]
     assert stages(tmp_path) == [
         "baseline", "teacher", "trajectories", "answers", *STUDENTS, f"{held_to}-valid",
         *(f"{name}-threshold" for name in STUDENTS), "export-fp32", "export-int8",
@@ -67,6 +68,18 @@ def test_pronounce_trains_on_canvases_of_a_word_and_math_as_before(tmp_path: Pat
         trained = [line for line in calls(folder) if "train teacher" in line]
         assert len(trained) == 2 and all(f" {given} --out " in line for line in trained)
         assert all(("--dropout 0.1" in line) == (task == "pronounce") for line in trained)
+
+
+def test_students_of_pronounce_start_from_the_baseline_and_draft_for_themselves(tmp_path: Path) -> None:
+    for task, start in (("pronounce", "baseline"), ("math", "teacher")):
+        folder = tmp_path / task
+        folder.mkdir()
+        run(folder, task, SMOKE="1")
+        distilled = [line for line in calls(folder) if "train distill" in line]
+        given = f"--student {folder}/runs/baseline.pt --attention causal_context"
+        assert len(distilled) == 3 and all((given in line) == (start == "baseline") for line in distilled)
+        modes = [line.split("--mode ")[1].split()[0] for line in calls(folder) if "--mode " in line]
+        assert modes == (["speculative", "block"] * 3 if task == "pronounce" else [])
 
 
 def test_a_student_that_no_threshold_keeps_up_goes_on_with_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Finds the threshold that keeps a model within a target of its teacher, and makes it the model's own.
+"""Finds the threshold, or mode, that keeps a model within a target of its teacher, and makes it the model's own.
 
 python -m train.calibrate --ckpt student.pt --teacher-report teacher-math.json teacher-code.json
 python -m train.calibrate --bundle student.bundle --engine ort-int8      # within a target of the bundle's ort-fp32
@@ -43,28 +43,38 @@ HELP = {  # of the options whose text is longer than their line
 
 
 @dataclass(frozen=True, slots=True)
-class ThresholdOutcome:
-    """A threshold and what came of it. by_task: accuracy, forwards, difference to the teacher with its interval."""
+class Outcome:
+    """A mode, in the mode `block` with a threshold, and what came of it.
 
-    threshold: float
+    by_task: accuracy, forwards, difference to the teacher with its interval.
+    """
+
+    mode: str
+    threshold: float | None
     forwards: float
     difference: float
     low: float
     by_task: dict[str, dict[str, Any]]
 
 
-def sweep_thresholds(
+def sweep(
     subject: evaluated_model.EvaluatedModel,
     gate: GateSpec,
     thresholds: Sequence[float],
     reports: Sequence[BaselineReport],
-) -> list[ThresholdOutcome]:
-    """The model on the teacher's problems at each threshold: means over the tasks, differences of the worst one."""
+) -> list[Outcome]:
+    """The model on the teacher's problems at each threshold, and speculatively if it can: means over the tasks,
+    differences of the worst one.
+    """
+    tried: list[tuple[str, float | None]] = [("block", threshold) for threshold in thresholds]
+    if "speculative" in subject.backend.contract.modes:
+        tried.append(("speculative", None))
     points = []
-    for threshold in thresholds:
+    for mode, threshold in tried:
         by_task = {}
         for report in reports:
-            found = evaluation_run.evaluate_model(subject, report.task, report.problems, gate, threshold=threshold)
+            how: dict[str, Any] = {"mode": mode, "threshold": threshold}
+            found = evaluation_run.evaluate_model(subject, report.task, report.problems, gate, **how)
             apart = paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
             by_task[report.task.name] = {
@@ -76,11 +86,11 @@ def sweep_thresholds(
         rows = by_task.values()
         forwards = sum(row["forwards"] for row in rows) / len(by_task)
         worst, low = min(row["difference"] for row in rows), min(row["difference_95"][0] for row in rows)
-        points.append(ThresholdOutcome(threshold, forwards, worst, low, by_task))
+        points.append(Outcome(mode, threshold, forwards, worst, low, by_task))
     return points
 
 
-def choose_threshold(points: Sequence[ThresholdOutcome], target: float, bound: bool) -> ThresholdOutcome | None:
+def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | None:
     """The point of fewest forwards that is at most `target` points below the teacher on every task; None without any.
 
     bound: the lower end of the difference's 95 % interval has to be, not its mean.
@@ -121,13 +131,13 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         chosen = tasks.choose_tasks(args.task, args.data)
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
     known = [baseline.keep_fitting(each, subject) for each in known]
-    points = sweep_thresholds(subject, gate, thresholds, known)
-    best = choose_threshold(points, args.target, args.by == "bound")
+    points = sweep(subject, gate, thresholds, known)
+    best = choose(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)
     if args.plot:
         plots.plot_reliability(args.plot, bins)
     if best is not None and args.write:
-        keep(args, subject, replace(gate, threshold=best.threshold))
+        keep(args, subject, gate, best)
     told = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
@@ -154,8 +164,8 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
 def report(
     args: argparse.Namespace,
     gate: GateSpec,
-    points: Sequence[ThresholdOutcome],
-    best: ThresholdOutcome | None,
+    points: Sequence[Outcome],
+    best: Outcome | None,
     bins: dict[str, list[reliability.Bin]],
 ) -> dict[str, Any]:
     """What --json prints and --out holds."""
@@ -165,6 +175,7 @@ def report(
         "by": args.by,
         "gate": asdict(gate),
         "chosen": None if best is None else best.threshold,
+        "mode": None if best is None else best.mode,
         "written": best is not None and args.write,
         "calibration_error": {name: round(reliability.expected_error(each), 5) for name, each in bins.items()},
         "points": [asdict(point) for point in points],
@@ -172,13 +183,15 @@ def report(
     }
 
 
-def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec) -> None:
-    """Makes the gate the checkpoint's or the engine's own."""
+def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, best: Outcome) -> None:
+    """Makes a threshold the checkpoint's or the engine's own, and its mode the default of the checkpoint or bundle."""
+    if best.threshold is not None:
+        gate = replace(gate, threshold=best.threshold)
     if args.ckpt:
-        return student_pt.set_gate(args.ckpt, asdict(gate))
+        return student_pt.set_gate(args.ckpt, asdict(gate), best.mode)
     from runtime.bundle.store import set_gate
 
-    set_gate(args.bundle, subject.engine, gate)
+    set_gate(args.bundle, subject.engine, gate, best.mode)
 
 
 OPTIONS = (
@@ -217,15 +230,21 @@ def command(args: argparse.Namespace) -> int:
         print_json(told)
     else:
         against = f"   (to {', '.join(told['held_to'])}, worst task)"
-        print(f"{'threshold':>10}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
+        print(f"{'threshold':>11}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
-            low, apart = point["low"], point["difference"]
-            print(f"{point['threshold']:>10g}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")
+            low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])
+            print(f"{named:>11}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")
         print(
             "expected calibration error:", ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
         )
-        print(f"{told['chosen']} meets the target" if told["chosen"] is not None else "no threshold meets the target")
-    return DONE if told["chosen"] is not None else FAILED
+        met = told["mode"] is not None
+        print(f"{name_of(told['mode'], told['chosen'])} meets the target" if met else "no threshold meets the target")
+    return DONE if told["mode"] is not None else FAILED
+
+
+def name_of(mode: str, threshold: float | None) -> str:
+    """The threshold, or the mode that has none."""
+    return mode if threshold is None else f"{threshold:g}"
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
 
 def check_teacher(contract: Contract) -> None:
     """Raises UserError for a teacher that fills no blocks, as an autoregressive one."""
-    if "block" not in contract.modes or (contract.has_cache and contract.shift and contract.block == 1):
+    if contract.autoregressive:
         raise UserError("the teacher decodes token by token and has no states between; give a masked-diffusion one")
 
 

@@ -48,11 +48,13 @@ from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, t
 from .transformer.compiled import CompiledForward
 
 OWN = ("--attention",)  # here it is the student's
-SHARED = ("mask_id", "eos_ids", "pad_id", "alignment", "block", "canvas")
+LAYOUT = ("alignment", "block", "canvas")
+SHARED = ("mask_id", "eos_ids", "pad_id", *LAYOUT)
 HELP = {  # of the options whose text is longer than their line
     "teacher": "a .pt file or Hugging Face directory; the student starts from it too",
     "student": (
-        "where the student starts instead, as one of another size does; with the teacher's vocabulary and blocks"
+        "where the student starts instead, as one of another size does, with the teacher's vocabulary and blocks; or "
+        "an autoregressive model with its vocabulary, which takes the teacher's blocks"
     ),
     "out": (
         "to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
@@ -95,6 +97,8 @@ def distill(args: argparse.Namespace) -> Fitted:
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
     how_decoded = replace(start.decoding, attention=args.attention, gate=dict(method.gate), modes=modes)
+    if contract_of(start).autoregressive:  # it has no blocks of its own
+        how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})
     student = replace(start, decoding=how_decoded)
     check(args, saved, student)
     overrides = alike if args.student else overrides_of(args, OWN)
@@ -167,7 +171,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
 
 def check_blocks(method: str, teacher: Contract) -> None:
     """Raises UserError for a teacher that a method cannot ask for a masked block."""
-    if "block" not in teacher.modes:
+    if teacher.autoregressive:
         raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
     if teacher.seeded and not table.METHODS[method].from_trajectories:
         raise UserError(

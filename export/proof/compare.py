@@ -19,7 +19,7 @@ from torch import Tensor
 
 from export.precisions import PRECISIONS
 from runtime.backend import Backend, Bools, Floats, Forward, Inspectable, Proposal
-from runtime.contract import Contract, GateSpec
+from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
 from runtime.decoding.gate import RULES
 from runtime.decoding.loop import generate, steps
@@ -282,7 +282,7 @@ def compare(
     without one, only the best tokens' are compared. arithmetic: the candidate's own in PyTorch
     (`quantized_reference`), which runs the same forwards, for `Parity.lost`.
     """
-    once, mode = not candidate.contract.has_cache, gated_mode(candidate.contract)
+    once, mode = not candidate.contract.has_cache, candidate.contract.plainest_mode
     both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
@@ -298,11 +298,6 @@ def compare(
             if place is not None:
                 differing.append(Difference(number, fused, place, closest_call(rule, *ours[place])))
         yield Parity(both.distance, answers, tuple(differing), both.lost)
-
-
-def gated_mode(contract: Contract) -> str:
-    """The mode in which two engines' steps are compared; a near tie of a draft would move speculative ones."""
-    return "block" if "block" in contract.modes else "causal"
 
 
 def compare_speculative(reference: TorchBackend, candidate: Inspectable, requests: Sequence[Request]) -> Check:

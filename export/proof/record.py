@@ -45,7 +45,7 @@ from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
 from train.torch_backend import TorchBackend
 
-from .compare import closest_call, gated_mode
+from .compare import closest_call
 from .quantized_reference import QuantizedBackend
 from .token_gaps import TokenGaps
 
@@ -125,7 +125,7 @@ def record(
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
         before, margin = len(recorder.forwards), 1.0
-        for [step] in steps(recorder, [request], mode=gated_mode(reference.contract)):
+        for [step] in steps(recorder, [request], mode=reference.contract.plainest_mode):
             gap = recorder.gaps.of_canvas(step)
             if (step.open | step.accepted).any():
                 margin = min(margin, closest_call(gate, step, gap))

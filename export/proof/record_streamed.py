@@ -96,7 +96,7 @@ class Draft:
 def draft(contract: Contract, request: Request) -> list[Forward]:
     """Returns the first forward passes that the decode loop would run for a request, the first block half accepted."""
     backend = Draft(contract, int(request.prompt[0]))
-    for _ in steps(backend, [request]):
+    for _ in steps(backend, [request], mode=backend.contract.plainest_mode):
         if len(backend.forwards) >= FORWARDS:
             break
     return backend.forwards[:FORWARDS]

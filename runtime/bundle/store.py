@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..contract import Contract, GateSpec
+from ..contract import Contract, GateSpec, led_by
 from ..engines.registry import KINDS
 from ..errors import UserError
 from . import strict_json, trust_records
@@ -122,11 +122,12 @@ def write(
         return read(path)
 
 
-def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
+def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -> Bundle:
     """Makes `gate` the accept rule of an engine: a new manifest in one rename, all other files untouched.
 
     Engines of its dialect and precision get it too: they differ in room or device, which no confidence depends on.
-    Raises UserError where there is no such engine, or the gate does not fit the contract.
+    mode: becomes the default of the bundle's modes, if given. Raises UserError where there is no such engine, or gate
+    or mode do not fit the contract.
     """
     with _locked(path):
         made = read(path)
@@ -136,6 +137,8 @@ def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
                 entry["gate"] = asdict(gate)
+        if mode is not None and len(modes := led_by(made.contract.modes, mode)) > 1:
+            values["contract"]["modes"] = list(modes)
         parse(path, values)
         _write(path / MANIFEST, json.dumps(values, indent=1).encode())
         return read(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runtime.contract import led_by
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint, Decoding
 from train.transformer.network import ModelConfig
@@ -51,16 +52,19 @@ def write_state(state: dict[str, Any], path: Path) -> None:
     replace_file(path, write)
 
 
-def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
+def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> None:
     """Writes another default gate into a student.pt; the rest stays as it is stored, and the file whole throughout.
 
-    Raises UserError if `path` is no such file or cannot be written.
+    mode: becomes the default of the model's modes, if given. Raises UserError if `path` is no such file, the model has
+    no such mode, or nothing can be written.
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
-    read(path)
+    decoding = read(path).decoding
     state = safe_torch_load.read(path)
     state["config"]["gate"] = dict(gate)
+    if mode is not None and len(modes := led_by(decoding.modes, mode)) > 1:
+        state["config"]["modes"] = list(modes)
     write_state(state, path)
 
 
