@@ -50,6 +50,8 @@ def load(
     from .text.chat_template import with_arguments
     from .text.tokenizer import Tokenizer
 
+    if not str(path):  # Path("") is the current folder
+        raise UserError("the bundle's path is empty; expected the folder of a bundle")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1")
     bundle = read(Path(path))

@@ -116,6 +116,7 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
     ("arguments", "reason"),
     [
         (["nowhere", PROMPT], "no bundle at nowhere"),
+        (["", PROMPT], "the bundle's path is empty; expected the folder of a bundle"),
         (["BUNDLE", ""], "the prompt is empty"),
         (["BUNDLE", "--token-ids", ""], "the prompt is empty"),
         (["BUNDLE", "x" * 60], "room for 0"),

@@ -176,6 +176,17 @@ def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: py
     assert not file.exists() and sha256(file.with_name(engine.model)) == engine.files[engine.model]
 
 
+def test_a_manifest_that_does_not_say_what_came_of_a_build_is_no_reason_to_build(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = copy / "student.bundle" / "manifest.json"
+    values = json.loads(manifest.read_text(encoding="utf-8"))
+    del values["engines"][0]["build"]["options"]["decomposed"]
+    manifest.write_text(json.dumps(values), encoding="utf-8")
+    assert command.main(again(copy, "--json")) == 0
+    assert not json.loads(capsys.readouterr().out)["engines"][0]["built"]
+
+
 def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
     bundle, report = read(made / "student.bundle"), BuildReport(io.StringIO())
     shared = TargetBundle(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})

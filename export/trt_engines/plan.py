@@ -134,7 +134,7 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
     old, new = asdict(found.build), asdict(plan.build(onnx or found.build.onnx))
     old_options, new_options = ({**values.pop("options")} for values in (old, new))
     for options in (old_options, new_options):
-        del options["decomposed"]  # what came of a build, not what it was told
+        options.pop("decomposed", None)  # what came of a build, not what it was told
     old, new = flat(old | old_options), flat(new | new_options)
     changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
     wrong = [f"{name} is {old.get(name)}, now {new.get(name)}" for name in changed]
