@@ -38,9 +38,7 @@ def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpe
                 accepted = np.arange(len(block)) == places[0]
             else:
                 progress = (first - begin + len(block) - len(places)) / gap.text.max_tokens
-                accepted = rule(*(part[None] for part in (token, confidence, entropy, masked)), [progress], threshold)[
-                    0
-                ]
+                accepted = rule(token[None], confidence[None], entropy[None], masked[None], [progress], threshold)[0]
             np.copyto(block, token, where=accepted)
             masked &= ~accepted
             settled = block[: int(masked.argmax()) if masked.any() else len(block)].tolist()
