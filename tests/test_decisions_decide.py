@@ -11,6 +11,7 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from letters import LETTERS, Letters
 from slow_decide import Part, TooClose, slow_decide
 
 from runtime.contract import ALIGNMENTS, Contract
@@ -18,23 +19,12 @@ from runtime.decisions.decide import DecisionOptions, decide
 from runtime.decisions.form import Decision, Field, Form, Probability
 from train.torch_backend import TorchBackend
 
-LETTERS = "abcdefghijklmnopqrstu"  # one token each, from 3 on
 KINDS: list[dict[str, Any]] = [
     {"attention": attention, "alignment": alignment, "shift": shift}
     for attention, alignment, shift in itertools.product(tiny.ATTENTIONS, ALIGNMENTS, (False, True))
 ]
 KINDS += [{"attention": "causal_context", "shift": shift} for shift in (False, True)]
 KINDS += [{"attention": "causal", "shift": True, "alignment": each, "modes": ["causal"]} for each in ALIGNMENTS]
-
-
-class Letters:
-    """A tokenizer of letters."""
-
-    def encode(self, text: str) -> Any:
-        return np.array([LETTERS.index(letter) + 3 for letter in text], np.int64)
-
-    def decode(self, ids: Any) -> str:
-        return "".join(LETTERS[i - 3] for i in ids if i >= 3)
 
 
 class OneByOne(TorchBackend):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +17,12 @@ from . import ort_cuda
 from .io_binding import Binding, specs
 from .no_telemetry import ort
 from .ort_files import create_session
+from .ort_values import as_value, numpys, on_host
 from .saturation import require_exact_products
 from .threads import physical_cores
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
-BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
 
@@ -282,31 +280,6 @@ class OrtBackend:
         wrong += [name for name in sorted(given.keys() | made.keys()) if given.get(name) != made.get(name)]
         if wrong:
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
-
-
-def numpys(dtype: str) -> str:
-    """The type of the array that holds a cache of that type."""
-    return "uint16" if dtype == "bfloat16" else dtype
-
-
-def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
-    """An array as a graph takes it: the same memory on the CPU, a copy on a GPU."""
-    if dtype != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
-    value.update_inplace(array)
-    return value
-
-
-def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
-    """A copy of what is on a GPU, bf16 as its bits in uint16."""
-    if dtype != "bfloat16":
-        return value.numpy()  # type: ignore[no-any-return]
-    copy = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), BFLOAT16, "cpu", 0)
-    ort.copy_tensors([value], [copy])
-    count = math.prod(value.shape())
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(copy.data_ptr()))
-    return bits.reshape(value.shape()).copy()
 
 
 def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
