@@ -319,7 +319,7 @@ def test_decisions_are_those_of_pytorch(dialect: str, attention: str, tmp_path: 
     backend, cuda, _ = fake_backend(tmp_path, tiny.model(7), contract, dialect=dialect, profiles=profiles)
     solo = TorchBackend(tiny.model(7), contract)
     form = Form(
-        ("ab", Field((0,), ("c", "de", "fgh")), "k", *(Field((n,), ("a", "b", "q")) for n in range(1, 7)), "xy")
+        ("ab", Field((0,), ("c", "de", "fgh")), "k", *(Field((n,), ("a", "b", "q")) for n in range(1, 7)), "ut")
     )
     for probability, length in itertools.product(PROBABILITIES, (2, 9)):
         prompt = ask(length, 12).prompt
