@@ -175,7 +175,7 @@ WRONG: list[tuple[tuple[Any, ...], str]] = [
     (("abc",), "the form has no field"),
     ((Field(("a", 0), ()),), "the field a.0 has no values"),
     ((Field((), ("a", "")),), "the value '' of the value has no tokens"),
-    ((Field(("a",), ("b", "b")),), "among the values of a are 'b' and itself"),
+    ((Field(("a",), ("b", "b")),), "the values 'b' and 'b' of a have the same tokens"),
     ((Field((), tuple(LETTERS[:9])),), "has 9 values that differ in one token, but this bundle takes 8 candidates"),
     ((FreeText((), 0),), "max_tokens 0; expected at least 1"),
     ((FreeText((), 3), Field((), ("a", "b"))), "nothing ends the free text"),

@@ -101,10 +101,8 @@ def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
         if not ids:
             raise UserError(f"the value {value!r} of {name_of(field.path)} has no tokens; expected a text")
         if ids in seen:
-            same = f"{seen[ids]!r} and {value!r}" if seen[ids] != value else f"{value!r} twice"
-            raise UserError(
-                f"the values of {name_of(field.path)} have {same}, the same tokens; expected different ones"
-            )
+            both = f"{seen[ids]!r} and {value!r}"
+            raise UserError(f"the values {both} of {name_of(field.path)} have the same tokens; expected different ones")
         seen[ids] = value
     if len(whole) == 1:
         return [Slot(field, (whole[0],))]
