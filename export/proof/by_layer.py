@@ -241,9 +241,10 @@ def head(
     feeds: dict[str, NDArray[Any]] = {name: x}
     if parts.takes("top_k"):
         feeds["top_k"] = np.array([contract.top_k])
-    asked = Forward(*[np.zeros((1, ROWS), np.int64)] * 4)
-    if contract.candidates:
-        asked = with_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
+    rows = np.zeros((1, ROWS), np.int64)
+    asked = Forward(rows, rows[0], rows, rows)
+    asked = with_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
+    if asked.candidates is not None:
         feeds[CANDIDATE_INPUT] = asked.candidates
     names = (*REDUCED, *(TOP if contract.top_k else ()), *((CANDIDATE_OUTPUT,) if contract.candidates else ()))
     found = dict(zip(names, parts.run(feeds, names), strict=True))
