@@ -34,18 +34,14 @@ class Layout:
     begins: Mapping[int, int]
 
 
-def lay_out(
-    prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int, tried: Mapping[int, Ids] | None = None
-) -> Layout:
-    """Lays a form out. chosen: tokens of the pieces that have a value, by number; tried: tokens, masks among them, of
-    some others, which otherwise stand with masks in their usual length."""
+def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int) -> Layout:
+    """Lays a form out. chosen: tokens of the pieces that have a value, by number; other fields stand with masks in
+    their usual length."""
     ids, begins = [*prompt], dict[int, int]()
     for number, piece in enumerate(pieces):
         begins[number] = len(ids)
         if number in chosen:
             ids += chosen[number]
-        elif tried and number in tried:
-            ids += tried[number]
         elif isinstance(piece, Slot):
             ids += [mask] * piece.usual
         elif isinstance(piece, Gap):
@@ -64,27 +60,28 @@ def score(
     All fields of a group are scored while the others are masks. Those of one length for all values need no canvas but
     the common one for their first token. Where no forward pass is left, fields that are not through are left out.
     """
-    known = lay_out(prompt, pieces, chosen, canvas.contract.mask_id).begins[group[0]]
-    scores = {number: np.zeros(len(_slot(pieces, number).values)) for number in group}
-    deepest = {number: _slot(pieces, number).longest for number in group}
+    laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
+    slots = {number: _slot(pieces, number) for number in group}
+    scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
+    deepest = {number: slot.longest for number, slot in slots.items()}
     for level in range(max(deepest.values())):
         questions, receivers = [], list[tuple[int, list[int]]]()  # the values that a question is about, of a field
-        for number in group:
-            for own, prefix, places in _nodes(_slot(pieces, number).values, level):
-                masks = (canvas.contract.mask_id,) * (own - level)
-                laid = lay_out(prompt, pieces, chosen, canvas.contract.mask_id, {number: prefix + masks})
-                tokens = tuple(dict.fromkeys(_slot(pieces, number).values[place][level] for place in places))
-                _check_count(canvas, pieces, number, len(tokens))
-                questions.append(Question(laid.ids, laid.begins[number] + level, tokens))
+        for number, slot in slots.items():
+            begin = laid.begins[number]
+            before, behind = laid.ids[:begin], laid.ids[begin + slot.usual :]
+            for own, prefix, places in _nodes(slot.values, level):
+                tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
+                _check_count(canvas, slot, len(tokens))
+                questions.append(Question(before + prefix + mask * (own - level) + behind, begin + level, tokens))
                 receivers.append((number, places))
         try:
-            found = canvas.ask(questions, known)
+            found = canvas.ask(questions, laid.begins[group[0]])
         except OutOfForwards:
             return {number: made for number, made in scores.items() if deepest[number] <= level}
         for (number, places), question, log_probs in zip(receivers, questions, found, strict=True):
             by_token = dict(zip(question.tokens, log_probs.tolist(), strict=True))
             for place in places:
-                scores[number][place] += by_token[_slot(pieces, number).values[place][level]]
+                scores[number][place] += by_token[slots[number].values[place][level]]
     return scores
 
 
@@ -110,10 +107,10 @@ def _slot(pieces: Sequence[Piece], number: int) -> Slot:
     return piece
 
 
-def _check_count(canvas: Canvas, pieces: Sequence[Piece], number: int, count: int) -> None:
+def _check_count(canvas: Canvas, slot: Slot, count: int) -> None:
     most = canvas.contract.candidates
     if count > most:
         raise UserError(
-            f"the field {name_of(_slot(pieces, number).field.path)} has {count} values that differ in one token, but "
+            f"the field {name_of(slot.field.path)} has {count} values that differ in one token, but "
             f"this bundle takes {most} candidates; export it with --candidates {count}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,15 +48,19 @@ def log_prob(model: Any, spec: Contract, prompt: int, ids: Ids, position: int, t
     sequence; behind it are masks."""
     begin, end = block_of(spec, prompt, position)
     whole = [*ids, *[spec.mask_id] * (end - len(ids))][:end]
+    return math.log(float(row(model, spec, prompt, tuple(whole), position, begin, end)[token]))
+
+
+@lru_cache(256)  # values that differ in one token are asked of one canvas
+def row(model: Any, spec: Contract, prompt: int, whole: Ids, position: int, begin: int, end: int) -> torch.Tensor:
+    """The probabilities of a position in the block from `begin` to `end`. [vocab]"""
     if spec.attention in ("block_causal", "full"):
-        row = distributions(model, spec, whole, prompt)[position]
-    elif spec.attention == "causal":
-        row = predictions(model, spec, whole, range(0))[position - 1]
-    elif position == begin:  # what the last committed token says
-        row = predictions(model, spec, whole[:begin], range(0))[-1]
-    else:
-        row = predictions(model, spec, whole, range(begin, end))[position - spec.shift]
-    return math.log(float(row[token]))
+        return distributions(model, spec, whole, prompt)[position]
+    if spec.attention == "causal":
+        return predictions(model, spec, whole, range(0))[position - 1]
+    if position == begin:  # what the last committed token says
+        return predictions(model, spec, whole[:begin], range(0))[-1]
+    return predictions(model, spec, whole, range(begin, end))[position - spec.shift]
 
 
 def common(rows: Sequence[Ids]) -> int:
