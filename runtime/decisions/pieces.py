@@ -40,6 +40,15 @@ class Slot:
         lengths = Counter(map(len, self.values))
         return min(lengths, key=lambda length: (-lengths[length], length))
 
+    def nodes(self, level: int) -> list[tuple[int, Ids, list[int]]]:
+        """The nodes with children of the tries of its values, one trie of each length, at a level from 0: the length,
+        the prefix of so many tokens, and the indices of the values below."""
+        nodes: dict[tuple[int, Ids], list[int]] = {}
+        for place, ids in enumerate(self.values):
+            if len(ids) > level:
+                nodes.setdefault((len(ids), ids[:level]), []).append(place)
+        return [(length, prefix, places) for (length, prefix), places in nodes.items()]
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -110,8 +119,20 @@ def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
     first = next((i for i in range(shortest - 1) if len({ids[i] for ids in whole}) > 1), shortest - 1)
     room = shortest - 1 - first
     last = next((i for i in range(room) if len({ids[-1 - i] for ids in whole}) > 1), room)
-    inner = tuple(ids[first : len(ids) - last] for ids in whole)
-    return [whole[0][:first], Slot(field, inner), whole[0][len(whole[0]) - last :]]
+    slot = Slot(field, tuple(ids[first : len(ids) - last] for ids in whole))
+    _check_count(slot, contract.candidates)
+    return [whole[0][:first], slot, whole[0][len(whole[0]) - last :]]
+
+
+def _check_count(slot: Slot, most: int) -> None:
+    """Raises UserError if more tokens are asked for at one position than the bundle's graph was exported for."""
+    nodes = [(level, places) for level in range(slot.longest) for _, _, places in slot.nodes(level)]
+    count = max(len({slot.values[place][level] for place in places}) for level, places in nodes)
+    if count > most:
+        raise UserError(
+            f"the field {name_of(slot.field.path)} has {count} values that differ in one token, but this bundle takes "
+            f"{most} candidates; export it with --candidates {count}"
+        )
 
 
 def _ids(text: str, encode: Encode, contract: Contract) -> Ids:

@@ -15,9 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
 from .canvas import Canvas, OutOfForwards, Question
-from .pieces import Gap, Ids, Piece, Slot, name_of
+from .pieces import Gap, Ids, Piece, Slot
 
 Scores: TypeAlias = NDArray[np.float64]  # [values]
 
@@ -69,9 +68,8 @@ def score(
         for number, slot in slots.items():
             begin = laid.begins[number]
             before, behind = laid.ids[:begin], laid.ids[begin + slot.usual :]
-            for own, prefix, places in _nodes(slot.values, level):
+            for own, prefix, places in slot.nodes(level):
                 tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
-                _check_count(canvas, slot, len(tokens))
                 questions.append(Question(before + prefix + mask * (own - level) + behind, begin + level, tokens))
                 receivers.append((number, places))
         try:
@@ -85,15 +83,6 @@ def score(
     return scores
 
 
-def _nodes(values: Sequence[Ids], level: int) -> list[tuple[int, Ids, list[int]]]:
-    """The nodes of the tries, one of each length, at a level that have children: length, prefix, the values below."""
-    nodes: dict[tuple[int, Ids], list[int]] = {}
-    for place, ids in enumerate(values):
-        if len(ids) > level:
-            nodes.setdefault((len(ids), ids[:level]), []).append(place)
-    return [(length, prefix, places) for (length, prefix), places in nodes.items()]
-
-
 def probabilities(scores: Scores, temperature: float) -> Scores:
     """softmax(scores / temperature). [values]"""
     heat = (scores - scores.max()) / temperature
@@ -105,12 +94,3 @@ def _slot(pieces: Sequence[Piece], number: int) -> Slot:
     piece = pieces[number]
     assert isinstance(piece, Slot)
     return piece
-
-
-def _check_count(canvas: Canvas, slot: Slot, count: int) -> None:
-    most = canvas.contract.candidates
-    if count > most:
-        raise UserError(
-            f"the field {name_of(slot.field.path)} has {count} values that differ in one token, but "
-            f"this bundle takes {most} candidates; export it with --candidates {count}"
-        )
