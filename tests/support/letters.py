@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.text.tokenizer import TextStream
+
 LETTERS = "abcdefghijklmnopqrstu"  # one token each, from 3 on: all but padding, end and mask of `tiny`
 
 
@@ -18,3 +20,6 @@ class Letters:
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(LETTERS[token - 3] for token in ids if token >= 3)
+
+    def stream(self) -> TextStream:
+        return TextStream(self)  # type: ignore[arg-type]
