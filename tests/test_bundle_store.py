@@ -73,6 +73,17 @@ def test_an_engine_is_added_or_replaced_by_dialect_precision_and_target(tmp_path
         made.engine("trt-fp16")
 
 
+def test_engines_of_one_bundle_have_the_same_count_of_candidates(tmp_path: Path) -> None:
+    """A contract without candidates does not name the field."""
+    store(tmp_path / "a.bundle")
+    assert "candidates" not in (tmp_path / "a.bundle" / "manifest.json").read_text()
+    store(tmp_path / "b.bundle", contract=tiny.contract(candidates=8))
+    with pytest.raises(UserError, match=r"holds ort-fp32 with candidates 0, but ort-int8 has 8; export with the same"):
+        store(tmp_path / "a.bundle", INT8, b"int8", contract=tiny.contract(candidates=8))
+    with pytest.raises(UserError, match=r"holds ort-fp32 with candidates 8, but ort-int8 has 0; export with the same"):
+        store(tmp_path / "b.bundle", INT8, b"int8")
+
+
 def test_engines_of_one_bundle_have_the_same_count_of_top_tokens(tmp_path: Path) -> None:
     path = tmp_path / "a.bundle"
     store(path)

@@ -39,8 +39,9 @@ from runtime.decoding.loop import Beginning, answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.running_batch import RunningBatch
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.ort_backend import OrtBackend, as_value, cache_form, on_host
+from runtime.engines.ort.ort_backend import OrtBackend, cache_form
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
+from runtime.engines.ort.ort_values import as_value, on_host
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.storage.student_pt import save

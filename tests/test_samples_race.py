@@ -97,6 +97,14 @@ def test_ratios_are_taken_round_by_round_beside_goal_and_limit() -> None:
     assert pair["p10"] == pair["p90"] == 0.25  # though each alone spread by a factor of two
 
 
+def test_a_step_that_is_given_no_candidates_is_held_against_a_graph_without_them() -> None:
+    rows = [row("blockstep fp32", width, 256, 40, 40, 80, ours=True) for width in (1, 32)]
+    rows += [row("blockstep fp32 with candidates", width, 256, 41, 42, 82, ours=True) for width in (1, 32)]
+    [entry] = [entry for entry in ratios(rows, SHAPE, DEVICE) if "given no candidates" in entry["what"]]
+    assert entry["contender"] == "blockstep fp32 with candidates" and "B 32, past 256" in entry["what"]
+    assert entry["value"] == pytest.approx(41 / 40) and (entry["most"], entry["reached"]) == (None, None)
+
+
 def test_the_hosts_loop_is_judged_by_the_widest_step() -> None:
     ms = {"p10": 0.5, "median": 1.0, "p90": 2.0}
     alone, share, absent = of_loop(measured_rows(), {"blockstep int8": ms, "not raced": ms})

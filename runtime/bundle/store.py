@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +189,12 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
         return []
     stay = [e for e in old.engines if e.key != new.key]
     if stay and old.contract != contract:
-        known, wanted = old.contract.as_dict(), contract.as_dict()
-        wrong = next(name for name in wanted if known[name] != wanted[name])
+        names = [each.name for each in fields(Contract)]
+        wrong = next(name for name in names if getattr(old.contract, name) != getattr(contract, name))
+        known, wanted = (str(getattr(each, wrong)) for each in (old.contract, contract))
         raise UserError(
-            f"{path} holds {stay[0].name} with {wrong} {known[wrong]}, but {new.name} has {wanted[wrong]}; export with "
-            "the same, or into another bundle"
+            f"{path} holds {stay[0].name} with {wrong} {known}, but {new.name} has {wanted}; export with the same, or "
+            "into another bundle"
         )
     return stay
 

@@ -34,6 +34,7 @@ GOALS = (
 )
 OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # the most that the other ratios may be
 LOOP, LOOP_US = 0.03, 100.0  # the most that the host's loop may take: of a step, and in microseconds
+PLAIN, WITH_CANDIDATES = "blockstep fp32", "blockstep fp32 with candidates"  # contenders
 PARTS = ("p10", "median", "p90")
 LONG, SHORT = 4096, 256  # capacities
 MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
@@ -58,6 +59,7 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
         yield from of_past(mine, shape, device)
     for mine in each:
         yield from of_width(mine)
+    yield from of_candidates(ours)
 
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
@@ -109,6 +111,16 @@ def of_width(mine: Sequence[Row]) -> Iterator[Row]:
         what = f"B {width}, past {MIDDLE}, over its own autoregressive forward (B 1)"
         limit = wide["limit_ms"] / one["limit_ms"]
         yield judged(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
+
+
+def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
+    """The widest step of a graph that takes candidates and is given none over the same without them."""
+    mine, plain = named(rows, WITH_CANDIDATES), named(rows, PLAIN)
+    if mine and plain:
+        row, other = at(mine, widest(mine), MIDDLE), at(plain, widest(plain), MIDDLE)
+        if row and other:
+            what = f"B {row['width']}, past {MIDDLE}, exported for decisions and given no candidates, over {PLAIN}"
+            yield judged(what, times(row) / times(other), contender=WITH_CANDIDATES, limit=1.0)
 
 
 def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:

@@ -22,12 +22,13 @@ from .contender import Cell, Contender
 from .loop_cost import host_ms
 from .onnx_step import OnnxStep
 from .race import race
-from .ratios import LONG, MIDDLE, SHORT, of_loop, ratios
+from .ratios import LONG, MIDDLE, SHORT, WITH_CANDIDATES, of_loop, ratios
 from .standin import standin
 from .torch_step import TorchStep
 
 TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
 LLAMA = ("Q8_0", "Q4_0")
+CANDIDATES = 64  # of a row, that the graph for typed decisions takes
 SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing is in any cache
 
 
@@ -70,14 +71,15 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
 
 
 def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
-    """This project in every precision that export.onnx writes."""
+    """This project in every precision that export.onnx writes, and a graph that takes candidates, given none."""
     source = standin(plan.shape)
-    contract = contract_from_checkpoint.exported_contract(source, LONG)
-    for precision in ort_graph.ORT_PRECISIONS:
-        name = f"blockstep {precision}"
+    kinds = [(precision, 0) for precision in ort_graph.ORT_PRECISIONS] + [("fp32", CANDIDATES)]
+    for precision, candidates in kinds:
+        name = WITH_CANDIDATES if candidates else f"blockstep {precision}"
         if plan.wants(name):
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
-            where = folder / precision
+            contract = contract_from_checkpoint.exported_contract(source, LONG, candidates=candidates)
+            where = folder / f"{precision}-{candidates}"
             where.mkdir()
             model = ort_graph.write_ort_graph(source, contract, precision, where)[0]
             options = {"model": str(model), "contract": contract, "threads": plan.threads}

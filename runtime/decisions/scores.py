@@ -1,0 +1,96 @@
+"""Scores of the values of fields: sums of log-probabilities, level by level over the tries of their tokens.
+
+The score of a value is the sum of log p of its tokens, each given those before it: p of the whole vocabulary, read at
+the token's position on a canvas on which the earlier tokens of the value are placed and the later ones are masks. All
+prefixes of a level are asked together. Values of different token counts move what follows them, so each count has
+canvases of its own; their scores are compared as they are, not divided by the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canvas import Canvas, OutOfForwards, Question
+from .pieces import Gap, Ids, Piece, Slot
+
+Scores: TypeAlias = NDArray[np.float64]  # [values]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The sequence of a form of which some fields have their values.
+
+    ids: from the prompt's first token on, masks at positions without a token, up to the form's end or the first free
+    text without one. begins: the position of each piece in it, by its number.
+    """
+
+    ids: Ids
+    begins: Mapping[int, int]
+
+
+def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int) -> Layout:
+    """Lays a form out. chosen: tokens of the pieces that have a value, by number; other fields stand with masks in
+    their usual length."""
+    ids, begins = [*prompt], dict[int, int]()
+    for number, piece in enumerate(pieces):
+        begins[number] = len(ids)
+        if number in chosen:
+            ids += chosen[number]
+        elif isinstance(piece, Slot):
+            ids += [mask] * piece.usual
+        elif isinstance(piece, Gap):
+            break
+        else:
+            ids += piece
+    return Layout(tuple(ids), begins)
+
+
+def score(
+    canvas: Canvas, prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], group: Sequence[int]
+) -> dict[int, Scores]:
+    """The scores of the values of each field of a group, by its number; the first of them is the form's first field
+    without a value.
+
+    All fields of a group are scored while the others are masks. Those of one length for all values need no canvas but
+    the common one for their first token. Where no forward pass is left, fields that are not through are left out.
+    """
+    laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
+    slots = {number: _slot(pieces, number) for number in group}
+    scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
+    deepest = {number: slot.longest for number, slot in slots.items()}
+    for level in range(max(deepest.values())):
+        questions, receivers = [], list[tuple[int, list[int]]]()  # the values that a question is about, of a field
+        for number, slot in slots.items():
+            begin = laid.begins[number]
+            before, behind = laid.ids[:begin], laid.ids[begin + slot.usual :]
+            for own, prefix, places in slot.nodes(level):
+                tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
+                questions.append(Question(before + prefix + mask * (own - level) + behind, begin + level, tokens))
+                receivers.append((number, places))
+        try:
+            found = canvas.ask(questions, laid.begins[group[0]])
+        except OutOfForwards:
+            return {number: made for number, made in scores.items() if deepest[number] <= level}
+        for (number, places), question, log_probs in zip(receivers, questions, found, strict=True):
+            by_token = dict(zip(question.tokens, log_probs.tolist(), strict=True))
+            for place in places:
+                scores[number][place] += by_token[slots[number].values[place][level]]
+    return scores
+
+
+def probabilities(scores: Scores, temperature: float) -> Scores:
+    """softmax(scores / temperature). [values]"""
+    heat = (scores - scores.max()) / temperature
+    made: Scores = np.exp(heat) / np.exp(heat).sum()
+    return made
+
+
+def _slot(pieces: Sequence[Piece], number: int) -> Slot:
+    piece = pieces[number]
+    assert isinstance(piece, Slot)
+    return piece
