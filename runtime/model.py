@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
@@ -23,8 +23,11 @@ from .errors import UserError
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
 
+    from .decisions.document import TypedDecision
+    from .decisions.form import Probability
     from .text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted
 
 
@@ -124,6 +127,29 @@ class Model:
             return decide(self.backend, self.tokenizer, self.gate, ids, form, options)
         finally:
             self._busy.release()
+
+    @overload
+    def decide(
+        self, prompt: Prompt, schema: type[T], *, probability: Probability = ..., max_forwards: int | None = ...
+    ) -> TypedDecision[T]: ...
+
+    @overload
+    def decide(
+        self, prompt: Prompt, schema: object, *, probability: Probability = ..., max_forwards: int | None = ...
+    ) -> TypedDecision[Any]: ...
+
+    def decide(
+        self, prompt: Prompt, schema: Any, *, probability: Probability = "parallel", max_forwards: int | None = None
+    ) -> TypedDecision[Any]:
+        """Decides a value of a type: its fields are chosen among their values, nothing else can come of it.
+
+        schema: a pydantic model, `Literal`, an `Enum`, `bool`, `Annotated[int, ...]` with bounds, a list of strings, or
+        a JSON schema as a dict (docs/decisions.md has the subset). The other arguments are those of `decide_form`.
+        Raises UserError for a schema beyond the subset, naming the construct, and what `decide_form` raises.
+        """
+        from .decisions.typed import decide_type
+
+        return decide_type(self, prompt, schema, probability, max_forwards)
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
