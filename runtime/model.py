@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
 
     from .decisions.document import TypedDecision
-    from .decisions.form import Probability
+    from .decisions.typed import DecisionKeywords
     from .text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -129,27 +129,21 @@ class Model:
             self._busy.release()
 
     @overload
-    def decide(
-        self, prompt: Prompt, schema: type[T], *, probability: Probability = ..., max_forwards: int | None = ...
-    ) -> TypedDecision[T]: ...
+    def decide(self, prompt: Prompt, schema: type[T], **keywords: Unpack[DecisionKeywords]) -> TypedDecision[T]: ...
 
     @overload
-    def decide(
-        self, prompt: Prompt, schema: object, *, probability: Probability = ..., max_forwards: int | None = ...
-    ) -> TypedDecision[Any]: ...
+    def decide(self, prompt: Prompt, schema: object, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]: ...
 
-    def decide(
-        self, prompt: Prompt, schema: Any, *, probability: Probability = "parallel", max_forwards: int | None = None
-    ) -> TypedDecision[Any]:
+    def decide(self, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
         """Decides a value of a type: its fields are chosen among their values, nothing else can come of it.
 
         schema: a pydantic model, `Literal`, an `Enum`, `bool`, `Annotated[int, ...]` with bounds, a list of strings, or
-        a JSON schema as a dict (docs/decisions.md has the subset). The other arguments are those of `decide_form`.
+        a JSON schema as a dict (docs/decisions.md has the subset); keywords: those of `decide_form`.
         Raises UserError for a schema beyond the subset, naming the construct, and what `decide_form` raises.
         """
         from .decisions.typed import decide_type
 
-        return decide_type(self, prompt, schema, probability, max_forwards)
+        return decide_type(self, prompt, schema, **keywords)
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""

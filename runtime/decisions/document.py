@@ -74,15 +74,15 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     where its JSON string would. Raises AssertionError for a value that the form does not have.
     """
     fields = read_fields(made.form, decision, made.lengths)
-    text, left = "", iter(zip(fields, decision.fields, strict=True))
+    text, known = "", {field.path: field for field in fields}
+    own = {field.path: field.value for field in decision.fields}
     for part in made.form.parts:
         if isinstance(part, str):
             text += part
-            continue
-        if (decided := next(left, None)) is None:
+        elif part.path not in known:
             break
-        # A number's own text, as 1.0 or 1e3 in the schema; of free text what its JSON string holds.
-        text += decided[1].value if isinstance(part, Field) else json_text(decided[0].value)[1:-1]
+        else:  # a number's own text, as 1.0 or 1e3 in the schema; of free text what its JSON string holds
+            text += own[part.path] if isinstance(part, Field) else json_text(known[part.path].value)[1:-1]
     value = None if decision.partial else json.loads(text)
     if not decision.partial:
         _check(value, made.form.parts, fields)
@@ -96,11 +96,12 @@ def read_fields(
 
     Raises AssertionError for a field or value that the form does not have.
     """
-    places = [part for part in form.parts if not isinstance(part, str)]
+    places = {part.path: part for part in form.parts if not isinstance(part, str)}
     fields = []
-    for place, decided in zip(places, decision.fields, strict=False):
-        if decided.path != place.path:
-            raise AssertionError(f"a field at {decided.path} was decided in the place of {place.path}")
+    for decided in decision.fields:
+        place = places.get(decided.path)
+        if place is None:
+            raise AssertionError(f"a field at {decided.path} was decided, which the form does not have")
         if isinstance(place, Field):
             fields.append(_distribution(place, decided))
         else:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.options import Prompt
 from .document import TypedDecision, read_fields
-from .form import Field, Form, Probability
+from .form import Field, Form
 from .keywords import json_text
 from .schema import SchemaForm, enclose
-from .typed import decide_schema
+from .typed import DecisionKeywords, decide_schema
 
 if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
+
     from ..model import Model
 
 NAME, ARGUMENTS = '{"name":', ',"arguments":'
@@ -41,14 +43,13 @@ def decide_call(
     prompt: Prompt,
     functions: Mapping[str, SchemaForm],
     optional: bool,
-    probability: Probability,
-    max_forwards: int | None,
+    **keywords: Unpack[DecisionKeywords],
 ) -> Call:
     """Decides a call of one of the functions, by name with the schemas of their arguments; optional: or of none."""
     if len(functions) == 1 and not optional:
-        return _decide_arguments(model, prompt, functions, next(iter(functions)), probability, max_forwards)
+        return _decide_arguments(model, prompt, functions, next(iter(functions)), **keywords)
     form = name_form(functions, optional)
-    decided = model.decide_form(prompt, form, probability=probability, max_forwards=max_forwards)
+    decided = model.decide_form(prompt, form, **keywords)
     fields = read_fields(form, decided)
     chosen: TypedDecision[Any] = TypedDecision(
         decided.text, None, fields, decided.forwards, decided.partial, decided.probability
@@ -56,10 +57,12 @@ def decide_call(
     name = fields[0].value if fields else None
     if name is None:
         return Call(None, "", chosen)
-    left = None if max_forwards is None else max_forwards - chosen.forwards
-    if left is not None and left < 1:
+    most = keywords.get("max_forwards")
+    if most is not None and most <= chosen.forwards:
         return Call(name, "", replace(chosen, partial=True))
-    call = _decide_arguments(model, prompt, functions, name, probability, left)
+    if most is not None:
+        keywords["max_forwards"] = most - chosen.forwards
+    call = _decide_arguments(model, prompt, functions, name, **keywords)
     whole = replace(
         call.decision, fields=(*chosen.fields, *call.decision.fields), forwards=chosen.forwards + call.decision.forwards
     )
@@ -78,13 +81,8 @@ def call_form(name: str, arguments: SchemaForm) -> SchemaForm:
 
 
 def _decide_arguments(
-    model: Model,
-    prompt: Prompt,
-    functions: Mapping[str, SchemaForm],
-    name: str,
-    probability: Probability,
-    max_forwards: int | None,
+    model: Model, prompt: Prompt, functions: Mapping[str, SchemaForm], name: str, **keywords: Unpack[DecisionKeywords]
 ) -> Call:
-    decision = decide_schema(model, prompt, call_form(name, functions[name]), probability, max_forwards)
+    decision = decide_schema(model, prompt, call_form(name, functions[name]), **keywords)
     text = decision.text.removeprefix(f"{NAME}{json_text(name)}{ARGUMENTS}")
     return Call(name, text if decision.partial else text.removesuffix("}"), decision)

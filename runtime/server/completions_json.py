@@ -66,7 +66,7 @@ class Reply:
         if isinstance(event, Finished):
             return self.block(index, event)
         if isinstance(event, Failure):
-            return [Refusal(500, event.message, code="failed").body]
+            return [failed(event).body]
         return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
@@ -154,6 +154,11 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
         "seed": ask.options.seed,
         **({} if end.decided is None else {"decision": end.decided.decision.as_json()}),
     }
+
+
+def failed(event: Failure) -> Refusal:
+    """What a client hears of an answer that failed."""
+    return Refusal(400, event.message) if event.mistake else Refusal(500, event.message, code="failed")
 
 
 def _reason(end: End) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..decisions.document import TypedDecision
 from ..decisions.function_calls import decide_call
-from ..decisions.typed import decide_schema
+from ..decisions.typed import DecisionKeywords, decide_schema
+from ..decoding.options import Threshold
 from ..model import Model
 from .request import ServerRequest
 
@@ -38,27 +39,32 @@ class Decided:
         return "length" if self.decision.partial else "eos"
 
 
-def decide(model: Model, ask: ServerRequest) -> Decided:
-    """Decides what the request wants decided, on a model that is free. Raises what `Model.decide_form` raises."""
+def decide(model: Model, ask: ServerRequest, threshold: Threshold | None) -> Decided:
+    """Decides what the request wants decided, on a model that is free. threshold: of free texts.
+
+    Raises what `Model.decide_form` raises.
+    """
     wanted = ask.decision
     if wanted is None:
         raise ValueError("the request wants nothing decided")
+    keywords: DecisionKeywords = {
+        "probability": wanted.probability,
+        "max_forwards": wanted.max_forwards,
+        "threshold": threshold,
+    }
     before: TypedDecision[Any] | None = None
     if wanted.functions:
-        call = decide_call(
-            model, ask.prompt, wanted.functions, wanted.optional, wanted.probability, wanted.max_forwards
-        )
+        call = decide_call(model, ask.prompt, wanted.functions, wanted.optional, **keywords)
         before = call.decision
         if call.name is not None or before.partial or wanted.text is None:
             return Decided(call.name, call.arguments, None, before, _tokens(model, before.text))
     if wanted.text is None:
         raise ValueError("the request has neither functions nor a schema")
-    left = wanted.max_forwards
-    if before is not None and left is not None:
-        left -= before.forwards
-        if left < 1:
+    if before is not None and wanted.max_forwards is not None:
+        if wanted.max_forwards <= before.forwards:
             return Decided(None, "", None, replace(before, partial=True), 0)
-    decision = decide_schema(model, ask.prompt, wanted.text, wanted.probability, left)
+        keywords["max_forwards"] = wanted.max_forwards - before.forwards
+    decision = decide_schema(model, ask.prompt, wanted.text, **keywords)
     tokens = _tokens(model, decision.text)
     if before is not None:
         fields, forwards = (*before.fields, *decision.fields), before.forwards + decision.forwards

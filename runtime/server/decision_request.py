@@ -18,7 +18,7 @@ FUNCTIONS = 128  # most of a request, as at OpenAI
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MEANINGS: tuple[str, ...] = get_args(Probability)
 CHOICES = ("none", "auto", "required")
-OF_TEXT = ("stop", "logprobs", "top_logprobs", "threshold", "mode", "temperature")  # of no use to a decision
+OF_TEXT = ("stop", "logprobs", "top_logprobs", "mode", "temperature")  # of no use to a decision
 FIELDS = frozenset(("tools", "tool_choice", "probability", "max_forwards"))
 
 
@@ -40,6 +40,11 @@ class DecisionRequest:
     def may_be_text(self) -> bool:
         """Whether the reply may be text from ordinary decoding."""
         return self.text is None and (self.optional or not self.functions)
+
+    @property
+    def has_free_text(self) -> bool:
+        """Whether a schema has a text from ordinary decoding in it."""
+        return any(made.lengths for made in (*self.functions.values(), *([self.text] if self.text else [])))
 
 
 def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | None:
@@ -63,15 +68,19 @@ def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | No
         return None
     wanted = DecisionRequest(text, functions, optional, probability, most)
     if not wanted.may_be_text:
-        _check_text_fields(fields)
+        _check_text_fields(fields, wanted.has_free_text)
     return wanted
 
 
-def _check_text_fields(fields: Mapping[str, Any]) -> None:
-    """Raises Refusal for a field that could only change ordinary text, unless it changes nothing."""
-    for name in OF_TEXT:
+def _check_text_fields(fields: Mapping[str, Any], free: bool) -> None:
+    """Raises Refusal for a field that could only change ordinary text, unless it changes nothing.
+
+    free: whether there are free texts, which have a threshold.
+    """
+    for name in OF_TEXT if free else (*OF_TEXT, "threshold"):
         value = fields.get(name)
-        if value in (None, [], False) or (name == "mode" and value == "block") or same(value, 0):
+        neutral = name in ("temperature", "top_logprobs") and same(value, 0)
+        if neutral or value in (None, [], False) or (name == "mode" and value == "block"):
             continue
         advice = {
             "temperature": "a decision takes the most probable value of each field; send 0",

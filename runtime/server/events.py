@@ -89,9 +89,10 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The answer could not be finished."""
+    """The answer could not be finished. mistake: whether the request is to blame."""
 
     message: str
+    mistake: bool = False
 
 
 Event = ShownBlock | Finished | End | Failure
@@ -106,7 +107,7 @@ def answer(
 
     Raises what `Model.steps` raises.
     """
-    decided = None if ask.decision is None else decide(model, ask)
+    decided = None if ask.decision is None else decide(model, ask, threshold)
     if decided is not None and hand_out_decision(decided, wanted(), deliver):
         return
     work = PendingAnswer(model, ask, threshold, deliver, decided)

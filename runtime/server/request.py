@@ -18,6 +18,7 @@ from ..text.chat_template import check_arguments
 from .conversation import read_input, read_messages
 from .decision_request import FIELDS as DECISION_FIELDS
 from .decision_request import DecisionRequest, read_decision
+from .decision_room import fit_decision
 from .http_errors import Refusal, json_type, quote_value
 from .neutral_fields import check_neutral
 
@@ -85,7 +86,7 @@ def read_server_requests(
     logprobs, best = _logprobs(fields, chat, requests[0].options.temperature > 0)
     shared: dict[str, Any] = {
         "chat": chat, "stop": _stops(fields), "stream": stream, "usage": _usage(fields, stream),
-        "canvas": _canvas(fields, stream), "logprobs": logprobs, "best": best, "decision": decision,
+        "canvas": _canvas(fields, stream), "logprobs": logprobs, "best": best,
     }  # fmt: skip
     threshold = _threshold(model, fields, requests[0].options.mode)
     made = []
@@ -93,6 +94,11 @@ def read_server_requests(
         tokens = new_tokens(model.contract, request.prompt, request.options)
         limited = tokens if most is None else min(most, tokens)
         options = replace(request.options, max_new_tokens=limited, threshold=threshold)
+        if decision is not None:
+            name, wanted = _room(fields, api.limits, most)
+            tokens = most if wanted is None else wanted
+            param = "tools" if decision.functions else "response_format" if api is CHAT else "text"
+            shared["decision"] = fit_decision(model, request.prompt, decision, param, name, tokens)
         made.append(ServerRequest(request.prompt, options, **shared))
     return tuple(made)
 

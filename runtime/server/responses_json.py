@@ -70,7 +70,7 @@ class ResponsesReply:
                 return []
             return [*self._begin_message(), self._event("response.output_text.delta", **self._place, **delta)]
         if isinstance(event, Failure):
-            error = {"code": "server_error", "message": event.message}
+            error = {"code": "invalid_prompt" if event.mistake else "server_error", "message": event.message}
             return [self._event("response.failed", response=self._response("failed", [], error=error))]
         return [] if isinstance(event, ShownBlock) else self._closing(event)
 

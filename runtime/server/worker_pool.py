@@ -149,7 +149,8 @@ class Workers:
             message = " ".join(str(error).split())
         else:
             LOG.error("an answer failed", exc_info=error)
-        job.deliver(Failure(message))
+        # What a decision's values are to the model shows as late as here, as that it never gives one of their tokens.
+        job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.ask.decision is not None))
         self.done(job)
 
 
@@ -214,7 +215,7 @@ class BatchDecoder:
         decided: Decided | None = None
         if job.ask.decision is not None:
             try:
-                decided = decide(self._decider, job.ask)
+                decided = decide(self._decider, job.ask, workers.threshold(job))
             finally:
                 if not self._own_cache:
                     self._batch.release()
