@@ -79,7 +79,7 @@ class Reply:
             return []
         scores = self._logprobs(block.tokens, None)
         chunk = self._chunk(index, {"content": block.text} if self.ask.chat else block.text, scores, None)
-        if self.ask.canvas:
+        if self.ask.canvas and (self.ask.decision is None or block.tokens):  # a decision has no canvas to show
             tokens = [_cell(t.completes, t.confidence, t.step) for t in block.tokens]
             chunk["canvas"] = {"index": index, "block": block.block, "done": True, "cells": tokens, **counts(block)}
         return [chunk]
