@@ -27,6 +27,7 @@ from .cli import (
     run,
 )
 from .decisions.decide import PROBABILITIES
+from .decisions.form import Probability
 from .decoding.batch import Step
 from .decoding.options import DecodeOptions
 from .errors import UserError
@@ -86,7 +87,7 @@ def generate(args: argparse.Namespace) -> int:
 def decide(model: Model, prompt: str | list[int], schema: Any, args: argparse.Namespace, loaded: float) -> int:
     """Decides the schema and prints the document."""
     started = time.perf_counter()
-    probability = args.probability or "parallel"
+    probability: Probability = args.probability or "parallel"
     decided = model.decide(
         prompt, schema, probability=probability, max_forwards=args.max_forwards, threshold=args.threshold, raw=args.raw
     )

@@ -96,9 +96,9 @@ def read_server_requests(
         options = replace(request.options, max_new_tokens=limited, threshold=threshold)
         if decision is not None:
             name, wanted = _room(fields, api.limits, most)
-            tokens = most if wanted is None else wanted
+            room = most if wanted is None else wanted
             param = "tools" if decision.functions else "response_format" if api is CHAT else "text"
-            shared["decision"] = fit_decision(model, request.prompt, decision, param, name, tokens)
+            shared["decision"] = fit_decision(model, request.prompt, decision, param, name, room)
         made.append(ServerRequest(request.prompt, options, **shared))
     return tuple(made)
 
