@@ -153,7 +153,7 @@ def test_a_model_s_own_validator_has_the_last_word(model: Model) -> None:
 
 def test_a_partial_decision_has_no_value_and_the_text_so_far(model: Model) -> None:
     whole = model.decide(PROMPT, Ticket, probability="ordered")
-    for most in range(1, whole.forwards):
+    for most in {*range(1, whole.forwards, 6), whole.forwards - 1}:
         part = model.decide(PROMPT, Ticket, probability="ordered", max_forwards=most)
         assert part.partial and part.value is None and part.forwards <= most
         assert whole.text.startswith(part.text) and part.fields == whole.fields[: len(part.fields)]
@@ -178,7 +178,7 @@ FUNCTIONS = {"go": PLACE, "stay": read_schema({"type": "object", "properties": {
 
 def test_a_function_is_chosen_and_then_its_arguments_are_decided(model: Model) -> None:
     names = set()
-    for prompt in map(str, range(24)):
+    for prompt in map(str, range(12)):
         choice = model.decide_form(prompt, name_form(FUNCTIONS, True))
         call = decide_call(model, prompt, FUNCTIONS, True)
         names.add(call.name)
@@ -197,10 +197,8 @@ def test_a_function_is_chosen_and_then_its_arguments_are_decided(model: Model) -
         )  # fmt: skip
         short = decide_call(model, prompt, FUNCTIONS, True, max_forwards=choice.forwards)
         if alone.decision.forwards:
-            assert (
-                short.name == call.name and short.decision.partial and short.decision.fields == call.decision.fields[:1]
-            )
-        assert decide_call(model, prompt, FUNCTIONS, True, max_forwards=1).decision.partial or choice.forwards == 1
+            assert short.name == call.name and short.decision.partial
+            assert short.decision.fields == call.decision.fields[:1]
     assert len(names) > 1
 
 
