@@ -103,6 +103,7 @@ class Model:
         temperature: float = 1.0,
         threshold: Threshold | None = None,
         raw: bool = False,
+        wanted: Callable[[], bool] | None = None,
     ) -> Decision:
         """Fills a form: its words are pinned, and each field gets the likeliest of its values (`decisions.decide`).
 
@@ -112,13 +113,14 @@ class Model:
             temperature: Divides the scores of a field's values before the softmax; no choice changes with it.
             threshold: Of the gate, for free texts.
             raw: Whether a text prompt goes without the bundle's chat template.
+            wanted: Called before each forward pass; the decision ends, partial, once it returns false.
 
         Raises:
             UserError: Before any work, if form and prompt do not fit the model, or its bundle has no candidates.
             NumericalError: For scores that are not numbers.
         """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
-        options = DecisionOptions(probability, max_forwards, temperature, threshold)
+        options = DecisionOptions(probability, max_forwards, temperature, threshold, wanted)
         self._check_process()
         self._acquire()
         try:

@@ -160,6 +160,13 @@ def test_a_partial_decision_has_no_value_and_the_text_so_far(model: Model) -> No
     assert model.decide(PROMPT, Ticket, probability="ordered", max_forwards=whole.forwards) == whole
 
 
+def test_a_decision_that_nobody_wants_any_more_ends_after_the_forward_pass_in_work(model: Model) -> None:
+    left = iter([True, True, False])
+    part = model.decide(PROMPT, Ticket, probability="ordered", wanted=lambda: next(left))
+    assert part.partial and part.forwards == 2
+    assert part == model.decide(PROMPT, Ticket, probability="ordered", max_forwards=2)
+
+
 @pytest.mark.parametrize(
     ("written", "most", "content"),
     [

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import openai
 import pytest
 from deciding import deciding_bundle
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 from pydantic import Field as Described
@@ -21,8 +23,11 @@ from serving import SAMPLES, Served, served
 from test_decisions_schema import BOOLEAN, obj
 
 from runtime import Model, load
+from runtime.decisions.form import Field
 from runtime.decisions.function_calls import decide_call
+from runtime.decisions.pieces import Slot
 from runtime.decisions.schema import read_schema
+from runtime.server.decision_room import _prefixes
 from runtime.server.worker_pool import BatchDecoder
 
 PROMPTS = ["where is it", "a", "what?", "12345 6", "é", "call me"]
@@ -116,9 +121,9 @@ def test_parse_gives_what_decide_says(client: OpenAI, model: Model, kind: Any, p
 def test_streams_end_in_the_same_value(client: OpenAI, model: Model) -> None:
     expected = model.decide(PROMPTS[0], Note)
     with client.chat.completions.stream(model="student", messages=messages(PROMPTS[0]), response_format=Note) as stream:
-        kinds = [event.type for event in stream]
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
         final: Any = stream.get_final_completion()
-    assert kinds.count("content.delta") == 1 and final.choices[0].message.parsed == expected.value
+    assert [text for text in deltas if text] == [expected.text] and final.choices[0].message.parsed == expected.value
     assert final.choices[0].finish_reason == "stop"
     plain: Any = client.chat.completions.create(
         model="student", messages=messages(PROMPTS[0]), stream=True, stream_options={"include_usage": True},
@@ -240,6 +245,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "response_format.json_schema.schema has 1000000001 values"),
     (schema_format({"enum": [f"{i:400}" for i in range(9)]}), "response_format", "response_format: a prompt of"),
     (schema_format({"enum": [chr(33 + i) for i in range(90)]}), "response_format", "the field"),
+    (schema_format({"enum": [chr(256 + i) * 60 for i in range(99)]}), "response_format",
+     "response_format: the values begin in 11"),
     ({**WORD, "max_tokens": 2}, "max_tokens", "max_tokens is 2, but the schema's longest reply has 3 tokens"),
     ({**WORD, "stop": ["x"]}, "stop", "stop is a list, but the reply is decided"),
     ({**WORD, "temperature": 0.5}, "temperature", "temperature is 0.5"),
@@ -273,6 +280,16 @@ def test_what_cannot_be_decided_is_a_400_that_names_it(
     assert answer.status_code == 400 and error["message"].startswith(line)
     assert error["param"] in (param, None) and (error["param"] == param or line == "the field")
     assert server.post({"messages": messages("a"), **WORD}, "/v1/chat/completions").status_code == 200
+
+
+VALUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=2, max_size=8, unique=True)
+
+
+@given(st.lists(VALUES, max_size=3))
+def test_beginnings_are_counted_as_they_are(fields: list[list[tuple[int, ...]]]) -> None:
+    slots = [Slot(Field((), ("a",)), tuple(values)) for values in fields]
+    expected = sum(len({(len(v), v[:level]) for v in values for level in range(len(v))}) for values in fields)
+    assert _prefixes([(1, 2), *slots]) == expected
 
 
 def test_functions_share_the_bounds_of_one_schema(server: Served) -> None:

@@ -15,7 +15,7 @@ these. They say nothing of texts that are no value, and are not calibrated. Each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +43,14 @@ class DecisionOptions:
         max_forwards: Most forward passes, the prompt's prefill not counted; None for as many as there are.
         temperature: Above 0, divides the scores before the softmax; below 1 it sharpens. No value changes with it.
         threshold: Of the gate, for free texts; None for the gate's own.
+        wanted: Called before each forward pass; the decision ends, partial, once it returns false.
     """
 
     probability: Probability = "parallel"
     max_forwards: int | None = None
     temperature: float = 1.0
     threshold: Threshold | None = None
+    wanted: Callable[[], bool] | None = None
 
     def check(self) -> None:
         """Raises UserError for values out of bounds."""
@@ -72,7 +74,7 @@ def decide(
     check_contract(backend.contract)
     pieces = encode_form(form, tokenizer.encode, backend.contract)
     threshold = threshold_reader(options.threshold, gate, backend.contract.vocab)
-    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards)
+    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards, options.wanted)
     filling = Filling(canvas, tuple(prompt.tolist()), pieces)
     try:
         while (number := filling.first_open) is not None:

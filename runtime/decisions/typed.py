@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -25,6 +26,7 @@ class DecisionKeywords(TypedDict, total=False):
     temperature: float
     threshold: Threshold | None
     raw: bool
+    wanted: Callable[[], bool] | None
 
 
 def decide_type(model: Model, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +40,9 @@ class Decided:
         return "length" if self.decision.partial else "eos"
 
 
-def decide(model: Model, ask: ServerRequest, threshold: Threshold | None) -> Decided:
-    """Decides what the request wants decided, on a model that is free. threshold: of free texts.
+def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]) -> Decided:
+    """Decides what the request wants decided, on a model that is free. threshold: of free texts; still: whether
+    it is wanted, without which it ends partial.
 
     Raises what `Model.decide_form` raises.
     """
@@ -51,6 +53,7 @@ def decide(model: Model, ask: ServerRequest, threshold: Threshold | None) -> Dec
         "probability": wanted.probability,
         "max_forwards": wanted.max_forwards,
         "threshold": threshold,
+        "wanted": still,
     }
     before: TypedDecision[Any] | None = None
     if wanted.functions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,12 +152,12 @@ def _choice(choice: Any, chat: bool) -> tuple[str, str | None]:
     """One of CHOICES, and the name of a function that has to be called."""
     if isinstance(choice, str) and choice in CHOICES:
         return choice, None
-    form = {"type": "function", "function": {"name": "…"}} if chat else {"type": "function", "name": "…"}
+    form = {"type": "function", "function": {"name": "f"}} if chat else {"type": "function", "name": "f"}
     if isinstance(choice, dict) and choice.get("type") == "function":
         function = choice.get("function") if chat else choice
         if isinstance(function, dict) and isinstance(function.get("name"), str):
             return "required", str(function["name"])
-    message = f"tool_choice is {quote_value(choice)}; expected {', '.join(CHOICES)} or {form}".replace("'", '"')
+    message = f"tool_choice is {quote_value(choice)}; expected {', '.join(CHOICES)} or {json.dumps(form)}"
     raise Refusal(400, message, "tool_choice")
 
 

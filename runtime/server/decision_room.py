@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..backend import Ints
 from ..decisions.canvas import check_contract
 from ..decisions.form import FreeText
 from ..decisions.function_calls import call_form
-from ..decisions.pieces import encode_form, longest
+from ..decisions.pieces import Piece, Slot, encode_form, longest
 from ..decisions.schema import SchemaForm
 from ..decoding.block_layout import check_room, room_for_answer
 from ..errors import UserError
 from ..model import Model
 from .decision_request import DecisionRequest
 from .http_errors import Refusal
+
+PREFIXES = 2048  # of all values of a form, each of which may take a forward pass
 
 
 def fit_decision(
@@ -42,8 +45,11 @@ def _fitted(
     if all(isinstance(part, str) for part in whole.parts):
         return made
     free = [part.max_tokens for part in whole.parts if isinstance(part, FreeText)]
-    tokens = longest(encode_form(whole, model.tokenizer.encode, model.contract)) - sum(free)
+    pieces = encode_form(whole, model.tokenizer.encode, model.contract)
+    tokens = longest(pieces) - sum(free)
     check_room(model.contract, len(prompt), tokens + len(free))
+    if (prefixes := _prefixes(pieces)) > PREFIXES:
+        raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")
     if most is not None and tokens + len(free) > most:
         message = f"{limit} is {most}, but the schema's longest reply has {tokens + len(free)} tokens or more"
         raise Refusal(400, f"{message}; send at least so many", limit)
@@ -54,3 +60,18 @@ def _fitted(
         for part in made.form.parts
     ]
     return replace(made, form=replace(made.form, parts=tuple(shorter)))
+
+
+def _prefixes(pieces: Sequence[Piece]) -> int:
+    """In how many ways the values begin, of each field and token count: the most forward passes of a decision."""
+    count = 0
+    for piece in pieces:
+        if not isinstance(piece, Slot) or len(piece.values) < 2:
+            continue
+        before: tuple[int, ...] = ()
+        for ids in sorted(piece.values, key=lambda ids: (len(ids), ids)):
+            if len(ids) != len(before):
+                before, count = (), count + 1  # of the empty beginning
+            shared = next((i for i, pair in enumerate(zip(ids, before, strict=False)) if pair[0] != pair[1]), 0)
+            before, count = ids, count + len(ids) - shared - 1
+    return count

@@ -107,7 +107,7 @@ def answer(
 
     Raises what `Model.steps` raises.
     """
-    decided = None if ask.decision is None else decide(model, ask, threshold)
+    decided = None if ask.decision is None else decide(model, ask, threshold, wanted)
     if decided is not None and hand_out_decision(decided, wanted(), deliver):
         return
     work = PendingAnswer(model, ask, threshold, deliver, decided)

@@ -215,7 +215,7 @@ class BatchDecoder:
         decided: Decided | None = None
         if job.ask.decision is not None:
             try:
-                decided = decide(self._decider, job.ask, workers.threshold(job))
+                decided = decide(self._decider, job.ask, workers.threshold(job), lambda: job.wanted)
             finally:
                 if not self._own_cache:
                     self._batch.release()
