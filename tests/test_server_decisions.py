@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +29,7 @@ from runtime.decisions.schema import read_schema
 from runtime.server.decision_room import _prefixes
 from runtime.server.worker_pool import BatchDecoder
 
-PROMPTS = ["where is it", "a", "what?", "12345 6", "é", "call me"]
+PROMPTS = ["where is it", "a", "12345 6"]  # of which `auto` makes text, a call of `st` and one of `go`
 
 
 class Color(enum.Enum):
@@ -60,7 +59,8 @@ class Stop(BaseModel):
     pass
 
 
-TOOLS: list[Any] = [pydantic_function_tool(GetWeather), pydantic_function_tool(Stop, name="stop")]
+# Names of as many bytes as `null`: a longer one has more factors, and would hardly ever be chosen at random.
+TOOLS: list[Any] = [pydantic_function_tool(GetWeather, name="go"), pydantic_function_tool(Stop, name="st")]
 FLAT: list[Any] = [{"type": "function", **tool["function"]} for tool in TOOLS]
 FUNCTIONS = {tool["function"]["name"]: read_schema(tool["function"]["parameters"]) for tool in TOOLS}
 
@@ -101,7 +101,7 @@ def decision_of(reply: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("probability", [None, "ordered"])
 def test_parse_gives_what_decide_says(client: OpenAI, model: Model, kind: Any, probability: str | None) -> None:
     extra = {} if probability is None else {"extra_body": {"probability": probability}}
-    for prompt in PROMPTS[:3]:
+    for prompt in PROMPTS[:2]:
         expected = model.decide(prompt, kind, probability=probability or "parallel")
         chat: Any = client.chat.completions.parse(
             model="student", messages=messages(prompt), response_format=kind, max_tokens=300, temperature=0, **extra
@@ -145,9 +145,9 @@ def test_streams_end_in_the_same_value(client: OpenAI, model: Model) -> None:
 
 @pytest.mark.parametrize("forced", [True, False], ids=["forced", "required"])
 def test_a_function_s_call_is_parsed(client: OpenAI, model: Model, forced: bool) -> None:
-    functions = {"GetWeather": FUNCTIONS["GetWeather"]} if forced else FUNCTIONS
-    choice: Any = {"type": "function", "function": {"name": "GetWeather"}} if forced else "required"
-    flat: Any = {"type": "function", "name": "GetWeather"} if forced else "required"
+    functions = {"go": FUNCTIONS["go"]} if forced else FUNCTIONS
+    choice: Any = {"type": "function", "function": {"name": "go"}} if forced else "required"
+    flat: Any = {"type": "function", "name": "go"} if forced else "required"
     for prompt in PROMPTS:
         expected = decide_call(model, model.tokenizer.encode_chat(prompt), functions, False)
         chat: Any = client.chat.completions.parse(
@@ -155,7 +155,7 @@ def test_a_function_s_call_is_parsed(client: OpenAI, model: Model, forced: bool)
         )
         [call] = chat.choices[0].message.tool_calls
         assert (call.function.name, call.function.arguments) == (expected.name, expected.arguments)
-        if call.function.name == "GetWeather":
+        if call.function.name == "go":
             assert call.function.parsed_arguments == GetWeather.model_validate_json(expected.arguments)
         assert chat.choices[0].finish_reason == "tool_calls" and chat.choices[0].message.content is None
         assert decision_of(chat) == json.loads(json.dumps(expected.decision.as_json()))
@@ -168,7 +168,7 @@ def test_a_function_s_call_is_parsed(client: OpenAI, model: Model, forced: bool)
         response: Any = client.responses.create(model="student", input=prompt, tools=FLAT, tool_choice=flat)
         [item] = response.output
         assert (item.type, item.name, item.arguments) == ("function_call", expected.name, expected.arguments)
-        assert item.call_id and item.status == "completed" and response.tools[0].name == "GetWeather"
+        assert item.call_id and item.status == "completed" and response.tools[0].name == "go"
         with client.responses.stream(model="student", input=prompt, tools=FLAT, tool_choice=flat) as events:
             kinds = [event.type for event in events]
             last: Any = events.get_final_response()
@@ -182,23 +182,23 @@ def test_a_function_s_call_is_parsed(client: OpenAI, model: Model, forced: bool)
 
 def test_auto_calls_a_function_or_says_what_it_says_without_tools(client: OpenAI, model: Model) -> None:
     called = set()
-    for prompt in (*PROMPTS, *map(str, range(12))):
+    for prompt in PROMPTS:
         expected = decide_call(model, model.tokenizer.encode_chat(prompt), FUNCTIONS, True)
         called.add(expected.name)
-        asked: Any = {"model": "student", "messages": messages(prompt), "tools": TOOLS, "max_tokens": 90}
+        asked: Any = {"model": "student", "messages": messages(prompt), "tools": TOOLS, "max_tokens": 24}
         chat: Any = client.chat.completions.create(**asked)
         said = json.loads(json.dumps(expected.decision.as_json()))
         if expected.name is not None:
             assert chat.choices[0].message.tool_calls[0].function.arguments == expected.arguments
             continue
         assert decision_of(chat) == said and chat.choices[0].message.tool_calls is None
-        assert chat.choices[0].message.content == model.generate(prompt, max_new_tokens=90).text
+        assert chat.choices[0].message.content == model.generate(prompt, max_new_tokens=24).text
         typed: Any = client.chat.completions.parse(**{**asked, "max_tokens": 300}, response_format=Place)
         place = model.decide(prompt, Place)
         assert typed.choices[0].message.parsed == place.value
         assert decision_of(typed)["forwards"] == expected.decision.forwards + place.forwards
         assert decision_of(typed)["fields"] == said["fields"] + json.loads(json.dumps(place.as_json()))["fields"]
-    assert None in called and len(called) > 1
+    assert called == {None, "go", "st"}
 
 
 def test_tools_that_are_not_to_be_called_change_nothing(client: OpenAI, model: Model) -> None:
@@ -348,8 +348,6 @@ def test_a_running_batch_decides_between_its_forward_passes(model: Model, own_ca
     texts = {prompt: model.generate(prompt, max_new_tokens=40).text for prompt in PROMPTS}
     places = {prompt: model.decide(prompt, Place).text for prompt in PROMPTS}
     with served(shared, slots=3) as running, running.client() as client, ThreadPoolExecutor(6) as pool:
-        decoder = next(thread for thread in threading.enumerate() if "run" in thread.name)
-        assert decoder is not None
 
         def ask(number: int) -> tuple[str, str]:
             prompt = PROMPTS[number % len(PROMPTS)]
@@ -360,7 +358,7 @@ def test_a_running_batch_decides_between_its_forward_passes(model: Model, own_ca
             got = client.chat.completions.parse(**asked, response_format=Place)
             return places[prompt], got.choices[0].message.content
 
-        for expected, got in pool.map(ask, range(36)):
+        for expected, got in pool.map(ask, range(18)):
             assert got == expected
 
 
