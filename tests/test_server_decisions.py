@@ -185,14 +185,14 @@ def test_auto_calls_a_function_or_says_what_it_says_without_tools(client: OpenAI
     for prompt in PROMPTS:
         expected = decide_call(model, model.tokenizer.encode_chat(prompt), FUNCTIONS, True)
         called.add(expected.name)
-        asked: Any = {"model": "student", "messages": messages(prompt), "tools": TOOLS, "max_tokens": 24}
+        asked: Any = {"model": "student", "messages": messages(prompt), "tools": TOOLS, "max_tokens": 60}
         chat: Any = client.chat.completions.create(**asked)
         said = json.loads(json.dumps(expected.decision.as_json()))
         if expected.name is not None:
             assert chat.choices[0].message.tool_calls[0].function.arguments == expected.arguments
             continue
         assert decision_of(chat) == said and chat.choices[0].message.tool_calls is None
-        assert chat.choices[0].message.content == model.generate(prompt, max_new_tokens=24).text
+        assert chat.choices[0].message.content == model.generate(prompt, max_new_tokens=60).text
         typed: Any = client.chat.completions.parse(**{**asked, "max_tokens": 300}, response_format=Place)
         place = model.decide(prompt, Place)
         assert typed.choices[0].message.parsed == place.value
