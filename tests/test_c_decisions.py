@@ -92,7 +92,7 @@ def test_mistakes_have_their_line(opened: Opened, loaded: Any) -> None:
         ("{", request, None, "schema is not JSON"),
         ("[]", request, None, "schema is '[]'; expected a JSON schema"),
         ('{"type": "number"}', request, None, "schema.type is"),
-        (text, {}, None, "the request has neither prompt nor token_ids"),
+        (text, {}, None, "the request has neither prompt and token_ids"),
         (text, {**request, "max_new_tokens": 3}, None, "max_new_tokens or on_block is given"),
         (text, request, {"probability": "both"}, "probability is 'both'"),
         (text, request, {"max_forwards": -1}, "max_forwards is -1"),
