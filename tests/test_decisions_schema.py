@@ -208,6 +208,7 @@ LARGE = {
     "depth": (nested(MAX_DEPTH + 1), "deep"),
     "a chain of references": ({"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(900)},
                                "$ref": "#/$defs/d0"}, "deep"),
+    "a long value": ({"enum": ["a" * 511, "b"]}, "513 characters"),
     "long values": ({"enum": ["a" * 40_000, "b" * 40_000]}, "characters"),
     "long values, combined": ({"anyOf": [array({"enum": ["a" * 5_000, "b"]}, 8)]}, "characters"),
     "long names": (obj(**{"x" * 70_000: BOOLEAN}), "characters"),

@@ -244,7 +244,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (schema_format({"type": "integer", "minimum": 0, "maximum": 10**9}), "response_format",
      "response_format.json_schema.schema has 1000000001 values"),
     (schema_format({"enum": [f"{i:400}" for i in range(9)]}), "response_format", "response_format: a prompt of"),
-    (schema_format({"enum": [chr(33 + i) for i in range(90)]}), "response_format", "the field"),
+    (schema_format({"enum": [chr(33 + i) for i in range(90)]}), "response_format", "response_format: the field"),
     (schema_format({"enum": [chr(256 + i) * 60 for i in range(99)]}), "response_format",
      "response_format: the values begin in 11"),
     ({**WORD, "max_tokens": 2}, "max_tokens", "max_tokens is 2, but the schema's longest reply has 3 tokens"),
@@ -278,7 +278,7 @@ def test_what_cannot_be_decided_is_a_400_that_names_it(
     answer = server.post({"messages": messages("a"), **body}, "/v1/chat/completions")
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["message"].startswith(line)
-    assert error["param"] in (param, None) and (error["param"] == param or line == "the field")
+    assert error["param"] == param
     assert server.post({"messages": messages("a"), **WORD}, "/v1/chat/completions").status_code == 200
 
 

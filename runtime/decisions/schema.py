@@ -34,6 +34,7 @@ MAX_ALL_VALUES = 4096  # of all fields
 MAX_DEPTH = 32  # of schemas within schemas, references counted
 MAX_SCHEMAS = 1024  # that are read, what is referred to each time
 MAX_CHARACTERS = 1 << 16  # of all words and values
+MAX_VALUE = 512  # characters of a value: each of its tokens may take a forward pass
 TEXT_TOKENS = 64  # of a free text without maxLength
 MAX_TEXT_TOKENS = 1024
 
@@ -271,6 +272,8 @@ class _Reader:
         self._check_count(len(different), place)
         if len(different) == 1:
             return [different[0]]
+        if (longest := max(map(len, different))) > MAX_VALUE:
+            refuse(place, f"has a value of {longest} characters; expected at most {MAX_VALUE}")
         self._read.values += len(different)
         if self._read.values > MAX_ALL_VALUES:
             refuse(place, f"brings the values of all fields above {MAX_ALL_VALUES}; expected fewer")
