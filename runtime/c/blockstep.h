@@ -171,7 +171,7 @@ BLOCKSTEP_PUBLIC int blockstep_decode(
 
 /* Decides a JSON document of a JSON schema, which docs/decisions.md has the subset of: each field is chosen among its
    values, and nothing outside the schema can come. Of the request it takes prompt or token_ids, raw, threshold (of free
-   texts) and cancel, which is read while it waits for its turn. deciding may be NULL. *decision is NULL after an error. */
+   texts) and cancel; max_new_tokens and on_block have to be 0. deciding may be NULL. *decision is NULL after an error. */
 BLOCKSTEP_PUBLIC int blockstep_decide(
     blockstep_model *model, const blockstep_request *request, const char *schema, const blockstep_deciding *deciding,
     blockstep_decision **decision);

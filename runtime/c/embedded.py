@@ -104,7 +104,11 @@ class HostCalls:
         probability: Any = self._text(deciding.probability, "probability") or "parallel"
         if deciding.max_forwards < 0:
             raise UserError(f"max_forwards is {deciding.max_forwards}; expected at least 1, or 0 for all")
-        lent = pool.take_while(lambda: not self._lib.raised(request.cancel))
+
+        def still() -> bool:
+            return not self._lib.raised(request.cancel)
+
+        lent = pool.take_while(still)
         if lent is None:
             self._put_decision(out, TypedDecision("", None, (), 0, True, probability), 0.0)
             return
@@ -117,6 +121,7 @@ class HostCalls:
                 max_forwards=deciding.max_forwards or None,
                 threshold=float(request.threshold[0]) if request.threshold else None,
                 raw=bool(request.raw),
+                wanted=still,
             )
         finally:
             pool.give(lent)
