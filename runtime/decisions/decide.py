@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +25,14 @@ from ..backend import Backend, Ints
 from ..contract import GateSpec
 from ..decoding.options import Threshold, threshold_reader
 from ..errors import UserError
-from ..text.tokenizer import Tokenizer
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
 from .free_text import write_text
 from .pieces import Gap, Ids, Piece, Slot, encode_form, longest
 from .scores import Layout, Scores, lay_out, probabilities, score
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
 
 PROBABILITIES: tuple[Probability, ...] = ("parallel", "ordered")
 
