@@ -28,12 +28,16 @@ PRIVATE = """
 void tell(const char *message);
 int raised(const int *flag);
 blockstep_answer *new_answer(size_t text_length, size_t token_count);
+blockstep_decision *new_decision(size_t text_length, size_t json_length);
 extern "Python" {
     int python_attach(int chosen, char *package);
     int python_load(char *bundle, blockstep_options *options, blockstep_model **model);
     int python_verify(char *bundle, blockstep_options *options);
     int python_generate(
         blockstep_model *model, blockstep_request *request, blockstep_decoding *decoding, blockstep_answer **answer);
+    int python_decide(
+        blockstep_model *model, blockstep_request *request, char *schema, blockstep_deciding *deciding,
+        blockstep_decision **decision);
     int python_describe(blockstep_model *model, blockstep_contract **contract);
     int python_close(blockstep_model *model);
 }

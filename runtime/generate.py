@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+from .bundle.strict_json import read as read_json
 from .cli import (
     DONE,
     ENGINE_OPTIONS,
     MODE_OPTION,
     TEMPLATE_OPTION,
+    at_least_1,
     command_parser,
     dataclass_of,
     load_model,
@@ -21,6 +26,8 @@ from .cli import (
     print_json,
     run,
 )
+from .decisions.decide import PROBABILITIES
+from .decisions.form import Probability
 from .decoding.batch import Step
 from .decoding.options import DecodeOptions
 from .errors import UserError
@@ -36,6 +43,14 @@ HELP = {  # of the options whose text is longer than their line
         "draws tokens from softmax(log p / T), T above 0 to 5; needs a bundle exported with --top-k (default: 0, the "
         "best tokens)"
     ),
+    "json-schema": (
+        "JSON schema of closed choices: each is decided among its values, and the answer is a JSON document of it "
+        "(docs/decisions.md has the subset; --json adds how probable each value is)"
+    ),
+    "probability": (
+        "what a value's probability means with --json-schema: parallel, of each field with the others masked; ordered, "
+        "given the fields before it, in more forward passes (default: parallel)"
+    ),
     "seed": "of the draws: with the same one the same answer (default: drawn; --json and --show tell it)",
 }
 
@@ -47,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Loads the bundle, answers, prints."""
-    prompt = read_prompt(args)
+    prompt, schema = read_prompt(args), None if args.json_schema is None else read_schema_file(args.json_schema)
+    check_options(args)
     started = time.perf_counter()
     model = load_model(args)
     loaded = time.perf_counter() - started
+    if schema is not None:
+        return decide(model, prompt, schema, args, loaded)
     steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
     if args.show:
         steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
@@ -64,6 +82,50 @@ def generate(args: argparse.Namespace) -> int:
     if args.show:
         print(summary(answer.result), file=sys.stderr)
     return DONE
+
+
+def decide(model: Model, prompt: str | list[int], schema: Any, args: argparse.Namespace, loaded: float) -> int:
+    """Decides the schema and prints the document."""
+    started = time.perf_counter()
+    probability: Probability = args.probability or "parallel"
+    decided = model.decide(
+        prompt, schema, probability=probability, max_forwards=args.max_forwards, threshold=args.threshold, raw=args.raw
+    )
+    seconds = time.perf_counter() - started
+    if args.json:
+        document = {"text": decided.text, "value": decided.value, **decided.as_json()}
+        print_json({**document, "seconds": seconds, "load_seconds": loaded, "engine": model.engine})
+        return DONE
+    print(decided.text)
+    if decided.partial:
+        print(f"partial: --max-forwards {args.max_forwards} ended it before every field had a value", file=sys.stderr)
+    return DONE
+
+
+def read_schema_file(path: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises UserError if it has none."""
+    try:
+        schema = read_json(path)
+    except OSError as error:
+        raise UserError(f"--json-schema {path} cannot be read ({error.strerror}); give a file") from None
+    except ValueError as error:
+        raise UserError(f"--json-schema {path} is not JSON ({error}); expected a JSON schema") from None
+    if not isinstance(schema, dict):
+        raise UserError(f"--json-schema {path} holds {json.dumps(schema)[:40]}; expected a JSON schema, an object")
+    return schema
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options without a use: of decisions without a schema, of ordinary text with one."""
+    decides = args.json_schema is not None
+    unused = {
+        "--show": args.show, "--suffix": args.suffix, "--temperature": args.temperature, "--mode": args.mode,
+        "--seed": args.seed is not None, "--max-new-tokens": args.max_new_tokens is not None,
+    } if decides else {"--probability": args.probability, "--max-forwards": args.max_forwards}  # fmt: skip
+    for name, given in unused.items():
+        if given:
+            where = "has no use with --json-schema" if decides else "is of decisions, with --json-schema"
+            raise UserError(f"{name} {where}; leave it out")
 
 
 def printed(stream: Iterable[Block]) -> Iterator[Block]:
@@ -122,6 +184,9 @@ OPTIONS = (
     option("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"]),
     option("--seed", type=int, metavar="N", help=HELP["seed"]),
     MODE_OPTION,
+    option("--json-schema", type=Path, metavar="FILE", help=HELP["json-schema"]),
+    option("--probability", choices=PROBABILITIES, help=HELP["probability"]),
+    option("--max-forwards", type=at_least_1, metavar="N", help="forward passes of a decision at most (default: all)"),
     option("--raw", action="store_true", help="leave the bundle's chat template out"),
     option("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary"),
     option("--json", action="store_true", help="print one JSON object with the counts and the times in seconds"),

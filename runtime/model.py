@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
@@ -23,8 +23,11 @@ from .errors import UserError
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
 
+    from .decisions.document import TypedDecision
+    from .decisions.typed import DecisionKeywords
     from .text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted
 
 
@@ -100,6 +103,7 @@ class Model:
         temperature: float = 1.0,
         threshold: Threshold | None = None,
         raw: bool = False,
+        wanted: Callable[[], bool] | None = None,
     ) -> Decision:
         """Fills a form: its words are pinned, and each field gets the likeliest of its values (`decisions.decide`).
 
@@ -109,13 +113,14 @@ class Model:
             temperature: Divides the scores of a field's values before the softmax; no choice changes with it.
             threshold: Of the gate, for free texts.
             raw: Whether a text prompt goes without the bundle's chat template.
+            wanted: Called before each forward pass; the decision ends, partial, once it returns false.
 
         Raises:
             UserError: Before any work, if form and prompt do not fit the model, or its bundle has no candidates.
             NumericalError: For scores that are not numbers.
         """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
-        options = DecisionOptions(probability, max_forwards, temperature, threshold)
+        options = DecisionOptions(probability, max_forwards, temperature, threshold, wanted)
         self._check_process()
         self._acquire()
         try:
@@ -124,6 +129,23 @@ class Model:
             return decide(self.backend, self.tokenizer, self.gate, ids, form, options)
         finally:
             self._busy.release()
+
+    @overload
+    def decide(self, prompt: Prompt, schema: type[T], **keywords: Unpack[DecisionKeywords]) -> TypedDecision[T]: ...
+
+    @overload
+    def decide(self, prompt: Prompt, schema: object, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]: ...
+
+    def decide(self, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
+        """Decides a value of a type: its fields are chosen among their values, nothing else can come of it.
+
+        schema: a pydantic model, `Literal`, an `Enum`, `bool`, `Annotated[int, ...]` with bounds, a list of strings, or
+        a JSON schema as a dict (docs/decisions.md has the subset); keywords: those of `decide_form`.
+        Raises UserError for a schema beyond the subset, naming the construct, and what `decide_form` raises.
+        """
+        from .decisions.typed import decide_type
+
+        return decide_type(self, prompt, schema, **keywords)
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "engines.ort.ort_backend": {"onnxruntime"},
     "engines.ort.ort_files": {"onnxruntime"},
     "engines.ort.io_binding": {"onnxruntime"},
+    "engines.ort.ort_values": {"onnxruntime"},
     "engines.ort.saturation": {"onnxruntime"},
     "text.tokenizer": {"tokenizers"},
     "text.terminal": {"tokenizers"},

@@ -109,6 +109,25 @@ typedef struct {
     size_t token_count;
 } blockstep_answer;
 
+/* How blockstep_decide decides. It may grow: a host says with size how much of it it knows. */
+typedef struct {
+    size_t size;             /* sizeof(blockstep_deciding) */
+    const char *probability; /* what the probabilities mean, "parallel" or "ordered" (docs/decisions.md); NULL: parallel */
+    int max_forwards;        /* forward passes at most; 0: as many as it takes */
+} blockstep_deciding;
+
+/* A decided JSON document; freed with blockstep_free_decision. */
+typedef struct {
+    int partial;  /* max_forwards or cancel ended it before every field had a value */
+    int forwards; /* without the prompt's prefill */
+    double seconds;
+    const char *text; /* compact JSON; if partial up to the first field without a value. Ends with a zero byte */
+    size_t text_length;
+    const char *json; /* {"fields": [{"path", "value", "confidence", "distribution": [{"value", "probability"}, ...]}, ...],
+                         "forwards", "partial", "probability"}. Ends with a zero byte */
+    size_t json_length;
+} blockstep_decision;
+
 /* What a model is; it lasts until the model is closed. */
 typedef struct {
     int block;      /* tokens a block */
@@ -149,6 +168,16 @@ BLOCKSTEP_PUBLIC int blockstep_sample(
 BLOCKSTEP_PUBLIC int blockstep_decode(
     blockstep_model *model, const blockstep_request *request, const blockstep_decoding *decoding,
     blockstep_answer **answer);
+
+/* Decides a JSON document of a JSON schema, which docs/decisions.md has the subset of: each field is chosen among its
+   values, and nothing outside the schema can come. Of the request it takes prompt or token_ids, raw, threshold (of free
+   texts) and cancel; max_new_tokens and on_block have to be 0. deciding may be NULL. *decision is NULL after an error. */
+BLOCKSTEP_PUBLIC int blockstep_decide(
+    blockstep_model *model, const blockstep_request *request, const char *schema, const blockstep_deciding *deciding,
+    blockstep_decision **decision);
+
+/* Frees a decision; NULL is fine. */
+BLOCKSTEP_PUBLIC void blockstep_free_decision(blockstep_decision *decision);
 
 /* The model's contract. *contract is NULL after an error. */
 BLOCKSTEP_PUBLIC int blockstep_describe(blockstep_model *model, const blockstep_contract **contract);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from itertools import count
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Ints
+from ..decisions.document import TypedDecision
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..engines.registry import OpenOptions
@@ -88,6 +90,43 @@ class HostCalls:
             pool.give(lent)
         return self._put(out, done, result)
 
+    def decide(self, model: Any, request: Any, schema: Any, deciding: Any, out: Any) -> None:
+        pool, _ = self._loaded(model)
+        if request.max_new_tokens or request.on_block:
+            raise UserError("max_new_tokens or on_block is given, which a decision has no use for; leave them 0")
+        text, prompt = self._text(schema, "schema"), self._prompt(request)
+        try:
+            wanted = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"schema is not JSON ({error}); expected a JSON schema") from None
+        if not isinstance(wanted, dict):
+            raise UserError(f"schema is {text[:40]!r}; expected a JSON schema, an object")
+        probability: Any = self._text(deciding.probability, "probability") or "parallel"
+        if deciding.max_forwards < 0:
+            raise UserError(f"max_forwards is {deciding.max_forwards}; expected at least 1, or 0 for all")
+
+        def still() -> bool:
+            return not self._lib.raised(request.cancel)
+
+        lent = pool.take_while(still)
+        if lent is None:
+            self._put_decision(out, TypedDecision("", None, (), 0, True, probability), 0.0)
+            return
+        started = time.perf_counter()
+        try:
+            decided = lent.decide(
+                prompt,
+                wanted,
+                probability=probability,
+                max_forwards=deciding.max_forwards or None,
+                threshold=float(request.threshold[0]) if request.threshold else None,
+                raw=bool(request.raw),
+                wanted=still,
+            )
+        finally:
+            pool.give(lent)
+        self._put_decision(out, decided, time.perf_counter() - started)
+
     def describe(self, model: Any, out: Any) -> None:
         out[0] = self._loaded(model)[1][0]
 
@@ -134,6 +173,17 @@ class HostCalls:
             setattr(answer, name, getattr(result, name))
         out[0] = answer
 
+    def _put_decision(self, out: Any, decided: TypedDecision[Any], seconds: float) -> None:
+        """Writes the decision into memory of C's own."""
+        text, plain = decided.text.encode(), json.dumps(decided.as_json(), allow_nan=False).encode()
+        made = self._lib.new_decision(len(text), len(plain))
+        if not made:
+            raise MemoryError("no memory is left for the decision")
+        self._ffi.memmove(self._ffi.cast("char *", made.text), text, len(text))
+        self._ffi.memmove(self._ffi.cast("char *", made.json), plain, len(plain))
+        made.partial, made.forwards, made.seconds = decided.partial, decided.forwards, seconds
+        out[0] = made
+
     def _prompt(self, request: Any) -> str | Ints:
         if bool(request.prompt) == bool(request.token_ids):
             which = "both" if request.prompt else "neither"
@@ -175,7 +225,7 @@ class HostCalls:
 def bind(ffi: Any, lib: Any) -> None:
     """Makes a Library the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
     library = HostCalls(ffi, lib)
-    for call in (library.load, library.verify, library.generate, library.describe, library.close):
+    for call in (library.load, library.verify, library.generate, library.decide, library.describe, library.close):
         ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
 
 

@@ -16,6 +16,9 @@ static int python_load(char *bundle, blockstep_options *options, blockstep_model
 static int python_verify(char *bundle, blockstep_options *options);
 static int python_generate(
     blockstep_model *model, blockstep_request *request, blockstep_decoding *decoding, blockstep_answer **answer);
+static int python_decide(
+    blockstep_model *model, blockstep_request *request, char *schema, blockstep_deciding *deciding,
+    blockstep_decision **decision);
 static int python_describe(blockstep_model *model, blockstep_contract **contract);
 static int python_close(blockstep_model *model);
 
@@ -47,6 +50,19 @@ static blockstep_answer *new_answer(size_t text_length, size_t token_count)
     answer->text = (const char *)(answer + 1) + ids;
     answer->text_length = text_length;
     return answer;
+}
+
+/* The same of a decision: the struct, then both texts. */
+static blockstep_decision *new_decision(size_t text_length, size_t json_length)
+{
+    blockstep_decision *decision = calloc(1, sizeof *decision + text_length + json_length + 2);
+    if (decision == NULL)
+        return NULL;
+    decision->text = (const char *)(decision + 1);
+    decision->text_length = text_length;
+    decision->json = decision->text + text_length + 1;
+    decision->json_length = json_length;
+    return decision;
 }
 
 /* Starting. */
@@ -206,6 +222,31 @@ int blockstep_decode(
         memcpy(&known, decoding, decoding->size);
     }
     return python_generate(model, (blockstep_request *)request, &known, answer);
+}
+
+int blockstep_decide(
+    blockstep_model *model, const blockstep_request *request, const char *schema, const blockstep_deciding *deciding,
+    blockstep_decision **decision)
+{
+    blockstep_deciding known = {0};
+
+    if (decision != NULL)
+        *decision = NULL;
+    if (!ready())
+        return BLOCKSTEP_PYTHON;
+    if (request == NULL || schema == NULL || decision == NULL)
+        return mistake("request, schema or decision is NULL; expected a prompt, a schema and where to put it");
+    if (deciding != NULL) {
+        if (deciding->size < sizeof deciding->size || deciding->size > sizeof known)
+            return mistake("deciding has a size that is none of this library's; set it to sizeof(blockstep_deciding)");
+        memcpy(&known, deciding, deciding->size);
+    }
+    return python_decide(model, (blockstep_request *)request, (char *)schema, &known, decision);
+}
+
+void blockstep_free_decision(blockstep_decision *decision)
+{
+    free(decision);
 }
 
 int blockstep_describe(blockstep_model *model, const blockstep_contract **contract)

@@ -8,7 +8,7 @@ of a seeded block, the last committed token is run again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ NEVER = -1e29  # log-probabilities below are of tokens that the graph bars, and 
 
 
 class OutOfForwards(Exception):
-    """No forward pass is left of `max_forwards`."""
+    """No forward pass is left of `max_forwards`, or the decision is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,20 @@ class Canvas:
     tokens: the most that the form has. Raises UserError where prompt and form do not fit the model.
     """
 
-    def __init__(self, backend: Backend, prompt: Ints, tokens: int, max_forwards: int | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        prompt: Ints,
+        tokens: int,
+        max_forwards: int | None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> None:
         contract = backend.contract
         check_ids(contract, prompt)
         check_room(contract, len(prompt), tokens)
         self.contract, self._backend, self._left = contract, backend, max_forwards
         self.forwards = self._past = 0
+        self._wanted = wanted
         room = positions_for(contract, len(prompt), tokens)
         self._begins, self._ends = (part.tolist() for part in block_bounds(contract, len(prompt), room - len(prompt)))
         self._canvas_ends = block_ends(contract, len(prompt), room - len(prompt))
@@ -146,6 +154,8 @@ class Canvas:
 
     def _spend(self) -> None:
         if self._left is not None and self.forwards >= self._left:
+            raise OutOfForwards
+        if self._wanted is not None and not self._wanted():
             raise OutOfForwards
         self.forwards += 1
 

@@ -15,8 +15,9 @@ these. They say nothing of texts that are no value, and are not calibrated. Each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +25,14 @@ from ..backend import Backend, Ints
 from ..contract import GateSpec
 from ..decoding.options import Threshold, threshold_reader
 from ..errors import UserError
-from ..text.tokenizer import Tokenizer
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
 from .free_text import write_text
 from .pieces import Gap, Ids, Piece, Slot, encode_form, longest
 from .scores import Layout, Scores, lay_out, probabilities, score
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
 
 PROBABILITIES: tuple[Probability, ...] = ("parallel", "ordered")
 
@@ -43,12 +46,14 @@ class DecisionOptions:
         max_forwards: Most forward passes, the prompt's prefill not counted; None for as many as there are.
         temperature: Above 0, divides the scores before the softmax; below 1 it sharpens. No value changes with it.
         threshold: Of the gate, for free texts; None for the gate's own.
+        wanted: Called before each forward pass; the decision ends, partial, once it returns false.
     """
 
     probability: Probability = "parallel"
     max_forwards: int | None = None
     temperature: float = 1.0
     threshold: Threshold | None = None
+    wanted: Callable[[], bool] | None = None
 
     def check(self) -> None:
         """Raises UserError for values out of bounds."""
@@ -72,7 +77,7 @@ def decide(
     check_contract(backend.contract)
     pieces = encode_form(form, tokenizer.encode, backend.contract)
     threshold = threshold_reader(options.threshold, gate, backend.contract.vocab)
-    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards)
+    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards, options.wanted)
     filling = Filling(canvas, tuple(prompt.tolist()), pieces)
     try:
         while (number := filling.first_open) is not None:

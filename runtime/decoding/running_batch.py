@@ -68,6 +68,12 @@ class RunningBatch:
         if progress is not None and self._batch is not None:
             self._batch.drop(progress)
 
+    def release(self) -> None:
+        """Gives the KV cache up for another use of the engine, while nobody is in the batch: it is opened anew."""
+        if self._running:
+            raise ValueError("the batch has requests in it")
+        self._batch = None
+
     def step(self) -> Outcome:
         """Admits requests, runs one forward pass and decides on its blocks.
 

@@ -52,9 +52,11 @@ class Reply:
     def _choice(self, index: int, finished: Sequence[Finished], end: End) -> dict[str, Any]:
         text = "".join(block.text for block in finished)
         scores = self._logprobs([token for block in finished for token in block.tokens], len(text))
-        choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": REASONS[end.finish]}
+        choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": _reason(end)}
         if self.ask.chat:
-            return {**choice, "message": {"role": "assistant", "content": text, "refusal": None}}
+            call = self._call(end)
+            said = {"content": text} if call is None else {"content": None, "tool_calls": [call]}
+            return {**choice, "message": {"role": "assistant", **said, "refusal": None}}
         return {**choice, "text": text}
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ class Reply:
         if isinstance(event, Finished):
             return self.block(index, event)
         if isinstance(event, Failure):
-            return [Refusal(500, event.message, code="failed").body]
+            return [failed(event).body]
         return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ class Reply:
             return []
         scores = self._logprobs(block.tokens, None)
         chunk = self._chunk(index, {"content": block.text} if self.ask.chat else block.text, scores, None)
-        if self.ask.canvas:
+        if self.ask.canvas and (self.ask.decision is None or block.tokens):  # a decision has no canvas to show
             tokens = [_cell(t.completes, t.confidence, t.step) for t in block.tokens]
             chunk["canvas"] = {"index": index, "block": block.block, "done": True, "cells": tokens, **counts(block)}
         return [chunk]
@@ -89,20 +91,29 @@ class Reply:
         return {**self._head(True), "choices": [], "canvas": drawn}
 
     def closing(self, index: int, end: End) -> list[dict[str, Any]]:
-        """The reason of a choice's end, and after the last one the usage where it is asked for."""
-        last = self._chunk(index, {} if self.ask.chat else "", None, REASONS[end.finish])
+        """A function's call, the reason of a choice's end, and after the last one the usage where it is asked for."""
+        last = self._chunk(index, {} if self.ask.chat else "", None, _reason(end))
         last["blockstep"] = own_fields(self.asks[index], self.cached, end)
+        call = self._call(end)
+        chunks = [] if call is None else [self._chunk(index, {"tool_calls": [{"index": 0, **call}]}, None, None)]
         self._ends.append(end)
         if not self.ask.usage or len(self._ends) < len(self.asks):
-            return [last]
-        return [last, {**self._head(True), "choices": [], "usage": self._usage(self._ends)}]
+            return [*chunks, last]
+        return [*chunks, last, {**self._head(True), "choices": [], "usage": self._usage(self._ends)}]
+
+    def _call(self, end: End) -> dict[str, Any] | None:
+        """The function that is called."""
+        if end.decided is None or end.decided.function is None:
+            return None
+        function = {"name": end.decided.function, "arguments": end.decided.arguments}
+        return {"id": f"call_{self.id}", "type": "function", "function": function}
 
     def _head(self, streamed: bool) -> dict[str, Any]:
         kind = ("chat.completion" + ".chunk" * streamed) if self.ask.chat else "text_completion"
         start = "chatcmpl-" if self.ask.chat else "cmpl-"
         return {"id": start + self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, index: int, content: dict[str, str] | str, scores: Any, reason: str | None) -> dict[str, Any]:
+    def _chunk(self, index: int, content: dict[str, Any] | str, scores: Any, reason: str | None) -> dict[str, Any]:
         name = "delta" if self.ask.chat else "text"
         choice = {"index": index, name: content, "logprobs": scores, "finish_reason": reason}
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
@@ -141,7 +152,19 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
         "threshold": low,
         "highest_threshold": high,
         "seed": ask.options.seed,
+        **({} if end.decided is None else {"decision": end.decided.decision.as_json()}),
     }
+
+
+def failed(event: Failure) -> Refusal:
+    """What a client hears of an answer that failed."""
+    return Refusal(400, event.message) if event.mistake else Refusal(500, event.message, code="failed")
+
+
+def _reason(end: End) -> str:
+    """Why a choice ended, in OpenAI's words."""
+    called = end.finish == "eos" and end.decided is not None and end.decided.function is not None
+    return "tool_calls" if called else REASONS[end.finish]
 
 
 def counts(event: ShownBlock | Finished) -> dict[str, int]:

@@ -12,6 +12,7 @@ from ..decoding.options import Threshold, mode_of
 from ..decoding.request_state import one_a_step
 from ..model import Block, BlockReader, Model
 from ..text.terminal import end_of_canvas, tokens_text
+from .deciding import Decided, decide
 from .request import ServerRequest
 from .stop_strings import Stops
 
@@ -75,18 +76,23 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """finish: eos | length | stop | cancelled. thresholds: the lowest and the highest that a step was run with."""
+    """finish: eos | length | stop | cancelled. thresholds: the lowest and the highest that a step was run with.
+
+    decided: what was decided, of a request that wants it: the reply, or that it is ordinary text.
+    """
 
     finish: str
     counts: Counts
     thresholds: tuple[float, float] | None
+    decided: Decided | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The answer could not be finished."""
+    """The answer could not be finished. mistake: whether the request is to blame."""
 
     message: str
+    mistake: bool = False
 
 
 Event = ShownBlock | Finished | End | Failure
@@ -96,11 +102,15 @@ Deliver = Callable[[Event], None]
 def answer(
     model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
 ) -> None:
-    """Decodes one request by itself and hands its events out. It stops after the step at which `wanted` is false.
+    """Decides or decodes one request by itself and hands its events out. It stops after the step at which `wanted` is
+    false.
 
     Raises what `Model.steps` raises.
     """
-    work = PendingAnswer(model, ask, threshold, deliver)
+    decided = None if ask.decision is None else decide(model, ask, threshold, wanted)
+    if decided is not None and hand_out_decision(decided, wanted(), deliver):
+        return
+    work = PendingAnswer(model, ask, threshold, deliver, decided)
     steps = model.steps(work.request.prompt, work.request.options)
     try:
         for step in steps:
@@ -111,13 +121,35 @@ def answer(
     work.end()
 
 
+def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
+    """Hands out a decision that is the whole reply, as an answer of one block. Returns whether it is."""
+    forwards = decided.decision.forwards
+    counts = Counts(decided.tokens, forwards, forwards)
+    if not wanted:
+        deliver(End("cancelled", counts, None, decided))
+    elif decided.is_whole:
+        if decided.text is not None:
+            deliver(Finished(0, decided.text, (), counts))
+        deliver(End(decided.finish, counts, None, decided))
+    return not wanted or decided.is_whole
+
+
 class PendingAnswer:
     """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events.
 
-    request: what is decoded. Its threshold is the given one, each value of which is noted as it is read.
+    decided: that it is ordinary text, if something had to be decided first. request: what is decoded. Its threshold is
+    the given one, each value of which is noted as it is read.
     """
 
-    def __init__(self, model: Model, ask: ServerRequest, threshold: Threshold | None, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        model: Model,
+        ask: ServerRequest,
+        threshold: Threshold | None,
+        deliver: Deliver,
+        decided: Decided | None = None,
+    ) -> None:
+        self._decided = decided
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self._seen: list[float] = []  # thresholds
         self._mode = mode_of(model.contract, ask.options.mode)
@@ -150,7 +182,8 @@ class PendingAnswer:
     def end(self) -> None:
         """Hands out the End."""
         seen = self._seen
-        self._deliver(End(self._finish, self._counts(self._before), (min(seen), max(seen)) if seen else None))
+        thresholds = (min(seen), max(seen)) if seen else None
+        self._deliver(End(self._finish, self._counts(self._before), thresholds, self._decided))
 
     def _hand_out(self, block: Block) -> bool:
         """Hands out what a finished block settles. Returns whether the answer goes on."""

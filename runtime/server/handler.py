@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from .auth import LEFT
-from .completions_json import Reply
+from .completions_json import Reply, failed
 from .events import End, Event, Failure, Finished
 from .http_errors import Refusal, in_json
 from .intake import parse_body
@@ -110,7 +111,7 @@ async def _events(
             if isinstance(event, End | Failure):
                 ended[index] = event, seconds
             if isinstance(event, Failure) and len(jobs) > 1:
-                event = Failure(f"prompt[{index}]: {event.message}")
+                event = replace(event, message=f"prompt[{index}]: {event.message}")
             yield index, event
     finally:
         gone.cancel()
@@ -140,7 +141,7 @@ async def _whole(
             if isinstance(event, Finished):
                 finished[index].append(event)
             elif isinstance(event, Failure):
-                raise Refusal(500, event.message, code="failed")
+                raise failed(event)
             elif isinstance(event, End):
                 if event.finish == "cancelled":
                     return Response(status_code=LEFT)

@@ -16,6 +16,9 @@ from ..errors import UserError
 from ..model import Model
 from ..text.chat_template import check_arguments
 from .conversation import read_input, read_messages
+from .decision_request import FIELDS as DECISION_FIELDS
+from .decision_request import DecisionRequest, read_decision
+from .decision_room import fit_decision
 from .http_errors import Refusal, json_type, quote_value
 from .neutral_fields import check_neutral
 
@@ -38,13 +41,18 @@ class Api:
 OWN = frozenset(("model", "stream", "stream_options", "temperature", "seed", "threshold", "mode"))
 SCORED = OWN | {"stop", "logprobs", "stream_canvas"}
 COMPLETIONS = Api("prompt", ("max_tokens",), SCORED)
-CHAT = Api("messages", ("max_completion_tokens", "max_tokens"), SCORED | {"top_logprobs", "chat_template_kwargs"})
-RESPONSES = Api("input", ("max_output_tokens",), OWN | {"instructions"})
+CHAT = Api(
+    "messages",
+    ("max_completion_tokens", "max_tokens"),
+    SCORED | DECISION_FIELDS | {"top_logprobs", "chat_template_kwargs", "response_format"},
+)
+RESPONSES = Api("input", ("max_output_tokens",), OWN | DECISION_FIELDS | {"instructions", "text"})
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself."""
+    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself. decision:
+    what is decided, before or instead of ordinary text."""
 
     prompt: Ints
     options: DecodeOptions
@@ -55,6 +63,7 @@ class ServerRequest:
     canvas: bool = False
     logprobs: bool = False
     best: bool = False
+    decision: DecisionRequest | None = None
 
 
 def read_server_requests(
@@ -72,6 +81,7 @@ def read_server_requests(
     if fields.get("model") not in (None, "", name):
         raise unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
+    decision = read_decision(fields, api is CHAT) if chat else None
     requests = _requests(model, api, fields, most, places)
     logprobs, best = _logprobs(fields, chat, requests[0].options.temperature > 0)
     shared: dict[str, Any] = {
@@ -84,6 +94,11 @@ def read_server_requests(
         tokens = new_tokens(model.contract, request.prompt, request.options)
         limited = tokens if most is None else min(most, tokens)
         options = replace(request.options, max_new_tokens=limited, threshold=threshold)
+        if decision is not None:
+            name, wanted = _room(fields, api.limits, most)
+            room = most if wanted is None else wanted
+            param = "tools" if decision.functions else "response_format" if api is CHAT else "text"
+            shared["decision"] = fit_decision(model, request.prompt, decision, param, name, room)
         made.append(ServerRequest(request.prompt, options, **shared))
     return tuple(made)
 

@@ -18,6 +18,7 @@ FIXED: dict[str, Any] = {
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
 }  # fmt: skip
 
+ECHOED = ("text", "tools", "tool_choice")  # of a request that wants something decided
 PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written into events many times over
 
 
@@ -40,8 +41,10 @@ class ResponsesReply:
             "metadata": _metadata(body.get("metadata")),
             **repeated,
             **FIXED,
+            **{name: body[name] for name in ECHOED if ask.decision is not None and body.get(name) is not None},
         }
-        self._text, self._numbers = "", count()
+        self._text, self._numbers, self._begun = "", count(), False  # whether a message was
+        self._sure = ask.decision is None or not ask.decision.functions  # whether it is one and no call
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
         """The body of a reply that is not streamed, of one answer."""
@@ -55,8 +58,7 @@ class ResponsesReply:
         return [
             self._event("response.created", response=begun),
             self._event("response.in_progress", response=begun),
-            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", [])),
-            self._event("response.content_part.added", **self._place, part=_part("")),
+            *(self._begin_message() if self._sure else ()),
         ]
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
@@ -64,20 +66,47 @@ class ResponsesReply:
         if isinstance(event, Finished):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}
-            return [self._event("response.output_text.delta", **self._place, **delta)] if event.text else []
+            if not event.text:
+                return []
+            return [*self._begin_message(), self._event("response.output_text.delta", **self._place, **delta)]
         if isinstance(event, Failure):
-            error = {"code": "server_error", "message": event.message}
+            error = {"code": "invalid_prompt" if event.mistake else "server_error", "message": event.message}
             return [self._event("response.failed", response=self._response("failed", [], error=error))]
         return [] if isinstance(event, ShownBlock) else self._closing(event)
 
+    def _begin_message(self) -> list[dict[str, Any]]:
+        """The events before the first text; none if they were sent."""
+        if self._begun:
+            return []
+        self._begun = True
+        return [
+            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", [])),
+            self._event("response.content_part.added", **self._place, part=_part("")),
+        ]
+
     def _closing(self, end: End) -> list[dict[str, Any]]:
         response = self._ended(end)
-        part, item = _part(self._text), response["output"][0]
+        item = response["output"][0]
+        if item["type"] == "function_call":
+            return [*self._called(item), self._event(f"response.{response['status']}", response=response)]
+        part = _part(self._text)
         return [
+            *self._begin_message(),
             self._event("response.output_text.done", **self._place, text=self._text, logprobs=[]),
             self._event("response.content_part.done", **self._place, part=part),
             self._event("response.output_item.done", output_index=0, item=item),
             self._event(f"response.{response['status']}", response=response),
+        ]
+
+    def _called(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a function's call."""
+        place, arguments = {"item_id": item["id"], "output_index": 0}, item["arguments"]
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        return [
+            self._event("response.output_item.added", output_index=0, item=begun),
+            self._event("response.function_call_arguments.delta", **place, delta=arguments),
+            self._event("response.function_call_arguments.done", **place, arguments=arguments),
+            self._event("response.output_item.done", output_index=0, item=item),
         ]
 
     def _ended(self, end: End) -> dict[str, Any]:
@@ -92,7 +121,7 @@ class ResponsesReply:
         cut = end.finish == "length"
         status = "incomplete" if cut else "completed"
         details = {"reason": "max_output_tokens"} if cut else None
-        output = [self._message(status, [_part(self._text)])]
+        output = [self._call(end, status) or self._message(status, [_part(self._text)])]
         own = own_fields(self._ask, self._cached, end)
         return self._response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
 
@@ -102,6 +131,14 @@ class ResponsesReply:
 
     def _message(self, status: str, content: list[Any]) -> dict[str, Any]:
         return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _call(self, end: End, status: str) -> dict[str, Any] | None:
+        """The function that is called, as an item."""
+        if end.decided is None or end.decided.function is None:
+            return None
+        called = {"name": end.decided.function, "arguments": end.decided.arguments}
+        ids = {"id": self._item.replace("msg_", "fc_"), "call_id": self._item.replace("msg_", "call_")}
+        return {**ids, "type": "function_call", "status": status, **called}
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}

@@ -32,6 +32,12 @@ class Service:
         """The model's entry in /v1/models, with what a page has to know of its gate."""
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
-        own |= {"vocab": contract.vocab, "most": self.most, "top_k": contract.top_k, "modes": contract.modes}
+        own |= {
+            "vocab": contract.vocab,
+            "most": self.most,
+            "top_k": contract.top_k,
+            "candidates": contract.candidates,
+            "modes": contract.modes,
+        }
         own["threshold_most"] = unit and (unit.shown or unit.highest(contract.vocab))
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..backend import Shareable
@@ -15,7 +16,8 @@ from ..decoding.batch import Step
 from ..decoding.options import Threshold
 from ..errors import DeviceError, NumericalError, UserError
 from ..model import Model, ModelPool
-from .events import Counts, Deliver, End, Failure, PendingAnswer, answer
+from .deciding import Decided, decide
+from .events import Counts, Deliver, End, Failure, PendingAnswer, answer, hand_out_decision
 from .http_errors import Refusal
 from .request import ServerRequest
 
@@ -147,7 +149,8 @@ class Workers:
             message = " ".join(str(error).split())
         else:
             LOG.error("an answer failed", exc_info=error)
-        job.deliver(Failure(message))
+        # What a decision's values are to the model shows as late as here, as that it never gives one of their tokens.
+        job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.ask.decision is not None))
         self.done(job)
 
 
@@ -175,6 +178,10 @@ class BatchDecoder:
     def __init__(self, model: Model, places: int) -> None:
         self.places, self._model, self._batch = places, model, model.batch(places)
         self._jobs: dict[int, tuple[Job, PendingAnswer]] = {}  # by number in the batch
+        # Decides between two steps of the batch: on a KV cache of its own, or on the batch's while nobody is in it.
+        self._own_cache = isinstance(model.backend, Shareable)
+        self._decider = model.share() if self._own_cache else replace(model, _busy=threading.Lock())
+        self._held: Job | None = None  # a decision that waits until nobody is in the batch
 
     def run(self, workers: Workers) -> None:
         while self._fill(workers):
@@ -188,13 +195,35 @@ class BatchDecoder:
         """Takes back what nobody wants, and a job for each free place. Returns whether there are any."""
         for number in [number for number, (job, _) in self._jobs.items() if not job.wanted]:
             self._end(workers, number)
-        while self._batch.free and (job := workers.take(wait=not self._jobs)) is not None:
+        while self._batch.free and (job := self._next(workers)) is not None:
             try:
-                work = PendingAnswer(self._model, job.ask, workers.threshold(job), job.deliver)
-                self._jobs[self._batch.add(work.request)] = job, work
+                self._begin(workers, job)
             except Exception as error:
                 workers.fail(job, error)
         return bool(self._jobs)
+
+    def _next(self, workers: Workers) -> Job | None:
+        """The next job, None if there is none now. One that has to wait for the batch's KV cache is held, and nobody
+        overtakes it."""
+        job, self._held = self._held or workers.take(wait=not self._jobs), None
+        if job is not None and job.ask.decision is not None and self._jobs and not self._own_cache:
+            job, self._held = None, job
+        return job
+
+    def _begin(self, workers: Workers, job: Job) -> None:
+        """Decides a job, or takes it into the batch."""
+        decided: Decided | None = None
+        if job.ask.decision is not None:
+            try:
+                decided = decide(self._decider, job.ask, workers.threshold(job), lambda: job.wanted)
+            finally:
+                if not self._own_cache:
+                    self._batch.release()
+            if hand_out_decision(decided, job.wanted, job.deliver):
+                return workers.done(job)
+        work = PendingAnswer(self._model, job.ask, workers.threshold(job), job.deliver, decided)
+        self._jobs[self._batch.add(work.request)] = job, work
+        return None
 
     def _hear(self, workers: Workers, step: Step) -> None:
         job, work = self._jobs[step.row]

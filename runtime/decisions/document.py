@@ -1,0 +1,150 @@
+"""A decision as a JSON document: its text built anew from the form, its value, each field's distribution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from .form import Decision, Field, FieldDecision, Form, FreeText, Path, Probability
+from .keywords import json_text
+from .schema import SchemaForm
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDistribution:
+    """The value chosen for a field, and how probable each value is.
+
+    path: keys and indices from the root; value: a JSON value; confidence: its probability; distribution: all values of
+    the field with their probabilities, which sum to 1, in the schema's order. A free text has no distribution: its
+    confidence is None and its distribution empty.
+    """
+
+    path: Path
+    value: Any
+    confidence: float | None
+    distribution: tuple[tuple[Any, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TypedDecision(Generic[T]):
+    """A decided JSON document, and its value of the type that was asked for.
+
+    Attributes:
+        text: Compact JSON text; of a partial decision the text up to the first field without a value.
+        value: What the text holds, as the schema's type; None of a partial decision.
+        fields: The fields that have a value, in the form's order.
+        forwards: Forward passes, the prompt's prefill not counted.
+        partial: Whether `max_forwards` ended the decision before every field had a value.
+        probability: What the probabilities mean, see `runtime.decisions`.
+    """
+
+    text: str
+    value: T | None
+    fields: tuple[FieldDistribution, ...]
+    forwards: int
+    partial: bool
+    probability: Probability
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what a reply says of the decision next to its text, as JSON values."""
+        return {
+            "fields": [
+                {
+                    "path": list(field.path),
+                    "value": field.value,
+                    "confidence": field.confidence,
+                    "distribution": [{"value": value, "probability": p} for value, p in field.distribution],
+                }
+                for field in self.fields
+            ],
+            "forwards": self.forwards,
+            "partial": self.partial,
+            "probability": self.probability,
+        }
+
+
+def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
+    """Returns a decision on a schema's form as a document with JSON values.
+
+    The text is built from the form's words and the decided values, so that a free text, which may hold anything, ends
+    where its JSON string would. Raises AssertionError for a value that the form does not have.
+    """
+    fields = read_fields(made.form, decision, made.lengths)
+    text, known = "", {field.path: field for field in fields}
+    own = {field.path: field.value for field in decision.fields}
+    for part in made.form.parts:
+        if isinstance(part, str):
+            text += part
+        elif part.path not in known:
+            break
+        else:  # a number's own text, as 1.0 or 1e3 in the schema; of free text what its JSON string holds
+            text += own[part.path] if isinstance(part, Field) else json_text(known[part.path].value)[1:-1]
+    value = None if decision.partial else json.loads(text)
+    if not decision.partial:
+        _check(value, made.form.parts, fields)
+    return TypedDecision(text, value, fields, decision.forwards, decision.partial, decision.probability)
+
+
+def read_fields(
+    form: Form, decision: Decision, lengths: Mapping[Path, int | None] | None = None
+) -> tuple[FieldDistribution, ...]:
+    """Returns the decided fields of a form with JSON values. lengths: the most characters of each free text.
+
+    Raises AssertionError for a field or value that the form does not have.
+    """
+    places = {part.path: part for part in form.parts if not isinstance(part, str)}
+    fields = []
+    for decided in decision.fields:
+        place = places.get(decided.path)
+        if place is None:
+            raise AssertionError(f"a field at {decided.path} was decided, which the form does not have")
+        if isinstance(place, Field):
+            fields.append(_distribution(place, decided))
+        else:
+            written = read_free_text(decided.value, (lengths or {}).get(place.path))
+            fields.append(FieldDistribution(place.path, written, None, ()))
+    return tuple(fields)
+
+
+def read_free_text(written: str, most: int | None) -> str:
+    """Returns the content of the JSON string that begins with this text, to its closing quote, of `most` characters.
+
+    Escapes are read if all of them are JSON's; otherwise the text is taken as it stands.
+    """
+    end, escaped = len(written), False
+    for index, letter in enumerate(written):
+        if letter == '"' and not escaped:
+            end = index
+            break
+        escaped = letter == "\\" and not escaped
+    raw = written[:end]
+    try:
+        content = json.loads(f'"{raw}"', strict=False)
+        content.encode()
+    except ValueError:
+        content = raw
+    return str(content)[:most]
+
+
+def _distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
+    if decided.value not in field.values or len(decided.probabilities) != len(field.values):
+        raise AssertionError(f"{decided.value!r} was decided at {field.path}, which is none of its values")
+    values = [json.loads(text) for text in field.values]
+    pairs = tuple(zip(values, decided.probabilities, strict=True))
+    return FieldDistribution(field.path, json.loads(decided.value), decided.confidence, pairs)
+
+
+def _check(value: Any, parts: Sequence[str | Field | FreeText], fields: Sequence[FieldDistribution]) -> None:
+    """Raises AssertionError unless every field is in the document at its path with the value that was decided."""
+    if len(fields) != sum(not isinstance(part, str) for part in parts):
+        raise AssertionError("a whole decision lacks a field")
+    for field in fields:
+        there = value
+        for step in field.path:
+            there = there[step]
+        if json_text(there) != json_text(field.value):
+            raise AssertionError(f"the document has {there!r} at {field.path}, where {field.value!r} was decided")

@@ -1,0 +1,122 @@
+"""The keywords of a JSON schema that decisions know: which go with which type, their values, refusals by path."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+from ..errors import UserError
+
+# They say nothing about which values are valid. `default` is of who reads a document that lacks the property.
+ANNOTATIONS = frozenset(("title", "description", "default", "examples", "deprecated", "$comment", "$schema", "$id"))
+TYPES: dict[str, frozenset[str]] = {  # each with its keywords
+    "object": frozenset(("properties", "required", "additionalProperties")),
+    "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
+    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
+    "string": frozenset(("maxLength",)),
+    "boolean": frozenset(),
+    "null": frozenset(),
+}
+DEFINITIONS = frozenset(("$defs", "definitions"))  # at the root
+LARGEST = 1 << 53  # up to it every JSON reader has all integers
+
+
+def json_text(value: Any) -> str:
+    """Returns compact JSON text, as a form has it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def integers(schema: dict[str, Any], place: str) -> range:
+    """Returns the integers that a schema of the type integer allows, however many."""
+    step = schema.get("multipleOf", 1)
+    if type(step) is not int or step < 1:
+        refuse(f"{place}.multipleOf", f"is {shown(step)}; expected a whole number from 1 on")
+    least = max(_bounds(schema, place, "minimum", "exclusiveMinimum", 1), default=None)
+    most = min(_bounds(schema, place, "maximum", "exclusiveMaximum", -1), default=None)
+    if least is None or most is None:
+        lacks = "minimum" if least is None else "maximum"
+        refuse(place, f"is an integer without a {lacks}; expected minimum and maximum, or an enum")
+    first, last = -(-least // step), most // step
+    if last < first:
+        refuse(place, f"has no multiple of {step} from {least} to {most}; expected at least one value")
+    return range(step * first, step * last + 1, step)
+
+
+def _bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, side: int) -> Iterator[int]:
+    """The bounds of one side as integers that are within. side: 1 of lower bounds, -1 of upper ones."""
+    for name in (inclusive, exclusive):
+        if name not in schema:
+            continue
+        bound = schema[name]
+        if type(bound) not in (int, float) or (isinstance(bound, float) and not math.isfinite(bound)):
+            refuse(f"{place}.{name}", f"is {shown(bound)}; expected a number")
+        if abs(bound) > LARGEST:
+            refuse(f"{place}.{name}", f"is {shown(bound)}; expected one from -2^53 to 2^53")
+        whole = math.ceil(bound) if side > 0 else math.floor(bound)
+        yield whole + side if name == exclusive and whole == bound else whole
+
+
+def is_of_type(value: Any, name: Any) -> bool:
+    """Whether a JSON value is of a type that JSON schema has."""
+    if isinstance(value, bool) or name == "boolean":
+        return isinstance(value, bool) and name == "boolean"
+    kinds: dict[str, Any] = {
+        "object": dict, "array": list, "string": str, "number": (int, float), "null": type(None),
+    }  # fmt: skip
+    if name == "integer":
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(name, str) and name in kinds and isinstance(value, kinds[name])
+
+
+def distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts, each once; of numbers that are equal, as 1 and 1.0, the first."""
+    seen: dict[Any, str] = {}
+    for text in texts:
+        number = text[:1] in "-0123456789"
+        seen.setdefault(json.loads(text) if number else text, text)
+    return tuple(seen.values())
+
+
+def check_keywords(schema: dict[str, Any], place: str, own: frozenset[str], root: bool) -> None:
+    """Raises UserError for a keyword that is none of these and says something; root: whether definitions may come."""
+    known = own | ANNOTATIONS | (DEFINITIONS if root else frozenset())
+    for name in schema:
+        if name not in known:
+            beside = " or ".join(sorted(own - DEFINITIONS)) or "nothing else"
+            refuse(f"{place}{path_step(name)}", f"is beyond the schemas that can be decided; expected {beside} here")
+
+
+def text_of(value: Any, place: str) -> str:
+    """Returns a value's compact JSON text. Raises UserError if it has none."""
+    try:
+        text = json_text(value)
+        text.encode()
+    except UnicodeEncodeError:
+        refuse(place, "holds half a surrogate pair; expected Unicode")
+    except (TypeError, ValueError, RecursionError):
+        refuse(place, f"is {shown(value)}; expected a value that JSON has")
+    return text
+
+
+def path_step(key: Any) -> str:
+    """A key as it continues a path."""
+    if isinstance(key, str) and key.replace("$", "").isidentifier():
+        return f".{key[:80]}"
+    return f"[{json.dumps(str(key)[:80])}]"
+
+
+def shown(value: Any) -> str:
+    """A value of a schema in a message; what nests is named by its kind."""
+    if isinstance(value, dict | list) and value:
+        plain = isinstance(value, list) and all(isinstance(one, str) for one in value[:8])
+        return json.dumps(value[:8])[:80] if plain else "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return "a huge number"
+    return json.dumps(value, default=repr)[:80]
+
+
+def refuse(place: str, reason: str) -> NoReturn:
+    """Raises UserError about a construct at a place of the schema."""
+    raise UserError(f"{place} {reason}")

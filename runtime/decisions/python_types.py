@@ -1,0 +1,104 @@
+"""Python types as schemas: pydantic models, Literal, Enum, bool, bounded integers, lists of strings, JSON schemas.
+
+pydantic is not imported: a class that makes its own JSON schema and reads a document of it is used as one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from ..errors import UserError
+from .keywords import json_text
+
+EXPECTED = (
+    "expected a pydantic model, Literal[...], an Enum, bool, Annotated[int, ...] with bounds, a list of strings or a "
+    "JSON schema as a dict"
+)
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+@dataclass(frozen=True, slots=True)
+class PythonType:
+    """A type as a JSON schema. read: what makes a value of the type of a document's text and of its JSON value."""
+
+    schema: dict[str, Any]
+    read: Callable[[str, Any], Any]
+
+
+def read_type(kind: Any) -> PythonType:
+    """Returns the schema of a Python type, or of a JSON schema itself. Raises UserError for any other object."""
+    if isinstance(kind, dict):
+        return PythonType(kind, _as_it_is)
+    if isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json"):
+        return _pydantic(kind)
+    if get_origin(kind) is Literal:
+        return _choice(get_args(kind), [_plain(value) for value in get_args(kind)])
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _choice([*kind], [_plain(member) for member in kind])
+    if kind is bool:
+        return PythonType({"type": "boolean"}, _as_it_is)
+    if get_origin(kind) is Annotated and get_args(kind)[0] is int:
+        return PythonType({"type": "integer", **_bounds(get_args(kind)[1:])}, _as_it_is)
+    if isinstance(kind, list | tuple) and kind and all(isinstance(value, str) for value in kind):
+        return _choice(kind, kind)
+    raise UserError(f"the schema is {kind!r}; {EXPECTED}")
+
+
+def _as_it_is(text: str, value: Any) -> Any:
+    return value
+
+
+def _pydantic(kind: Any) -> PythonType:
+    def read(text: str, value: Any) -> Any:
+        try:
+            return kind.model_validate_json(text)  # and not the values: strict models take tuples and enums from JSON
+        except ValueError as error:  # as pydantic's ValidationError is one
+            raise UserError(f"{text} is within the schema, but {kind.__name__} refuses it ({error})") from error
+
+    return PythonType(kind.model_json_schema(), read)
+
+
+def _choice(values: Sequence[Any], plain: Sequence[Any]) -> PythonType:
+    """One of these values, each written as the plain value at its place."""
+    if not values:
+        raise UserError(f"the schema has no values; {EXPECTED}")
+    by_text = dict(zip(map(json_text, reversed(plain)), reversed(values), strict=True))  # of equal ones the first
+    return PythonType({"enum": list(plain)}, lambda text, value: by_text[text])
+
+
+def _plain(value: Any) -> Any:
+    """The JSON value that a value of a Literal or an Enum is written as."""
+    plain = value.value if isinstance(value, enum.Enum) else value
+    if plain is not None and type(plain) not in (str, int, bool):
+        raise UserError(f"the schema has the value {plain!r}; expected text, whole numbers, true, false or None")
+    return plain
+
+
+def _bounds(metadata: Iterable[Any]) -> dict[str, Any]:
+    """Keywords of a JSON schema, of what annotates an integer: a range, annotated_types' bounds, pydantic's Field.
+
+    All of them hold, so that of two lower bounds the higher counts.
+    """
+    bounds: dict[str, Any] = {}
+    for keyword, value in _each_bound(metadata):
+        narrower = max if keyword in ("minimum", "exclusiveMinimum") else min
+        bounds[keyword] = narrower(bounds.get(keyword, value), value)
+    return bounds
+
+
+def _each_bound(metadata: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for item in metadata:
+        if isinstance(item, range):
+            if not item or item.step != 1:
+                raise UserError(f"the schema is an integer in {item}; expected a range that is not empty, of step 1")
+            yield from (("minimum", item[0]), ("maximum", item[-1]))
+            continue
+        yield from _each_bound(getattr(item, "metadata", ()))
+        for name, keyword in BOUNDS.items():
+            if getattr(item, name, None) is not None:
+                yield keyword, getattr(item, name)
+        if getattr(item, "multiple_of", None) is not None:
+            raise UserError(f"the schema is an integer with {item!r}; list its values in a Literal")

@@ -1,0 +1,300 @@
+"""Turns a JSON schema into a form: compact JSON text with a field wherever the schema leaves a choice.
+
+The subset is what pydantic's `model_json_schema` and OpenAI's helpers send for closed choices: docs/decisions.md has
+the table. A form is flat, so that an alternative of `anyOf` is a value of one field, its whole JSON text. Everything
+that is sized by the schema has a bound, since a schema may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+from urllib.parse import unquote
+
+from .form import Field, Form, FreeText, Path
+from .keywords import (
+    ANNOTATIONS,
+    DEFINITIONS,
+    TYPES,
+    check_keywords,
+    distinct,
+    integers,
+    is_of_type,
+    path_step,
+    refuse,
+    shown,
+    text_of,
+)
+
+MAX_VALUES = 1024  # of one field
+MAX_ALL_VALUES = 4096  # of all fields
+MAX_DEPTH = 32  # of schemas within schemas, references counted
+MAX_SCHEMAS = 1024  # that are read, what is referred to each time
+MAX_CHARACTERS = 1 << 16  # of all words and values
+MAX_VALUE = 512  # characters of a value: each of its tokens may take a forward pass
+TEXT_TOKENS = 64  # of a free text without maxLength
+MAX_TEXT_TOKENS = 1024
+
+Part = str | Field | FreeText
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaForm:
+    """The form of a schema. lengths: the most characters of each free text, None if the schema has no bound."""
+
+    form: Form
+    lengths: Mapping[Path, int | None]
+
+
+@dataclass(slots=True)
+class Budget:
+    """What has been read of one schema, or of several that come together."""
+
+    schemas: int = 0
+    values: int = 0
+    characters: int = 0
+
+
+def read_schema(schema: Any, place: str = "schema", budget: Budget | None = None) -> SchemaForm:
+    """Returns the form of a JSON schema. Object properties come in the schema's order, the optional ones too.
+
+    place: what the schema is called in messages; budget: what counts against the bounds already. Raises UserError
+    naming the first construct beyond the subset, or the bound that the schema exceeds, by its path from there.
+    """
+    reader = _Reader(schema, place, budget or Budget())
+    parts = reader.read(schema, place, (), 0, ())
+    return SchemaForm(Form(tuple(_merge(parts))), reader.lengths)
+
+
+def enclose(before: str, made: SchemaForm, after: str, *path: str | int) -> SchemaForm:
+    """Returns a form within words. path: of the schema's document in the one that the words and it make."""
+    parts = [part if isinstance(part, str) else replace(part, path=(*path, *part.path)) for part in made.form.parts]
+    lengths = {(*path, *own): most for own, most in made.lengths.items()}
+    return SchemaForm(Form(tuple(_merge([before, *parts, after]))), lengths)
+
+
+class _Reader:
+    """Reads one schema; what has been read so far counts against the bounds."""
+
+    def __init__(self, root: Any, place: str, budget: Budget) -> None:
+        self._root, self._place, self._read = root, place, budget
+        self.lengths: dict[Path, int | None] = {}
+
+    def read(self, schema: Any, place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+        """The parts of a schema's JSON text. refs: the references that led here."""
+        self._read.schemas += 1
+        if self._read.schemas > MAX_SCHEMAS:
+            refuse(place, f"brings the schemas above {MAX_SCHEMAS}, references counted each time; expected fewer")
+        if depth > MAX_DEPTH:
+            refuse(place, f"is more than {MAX_DEPTH} schemas deep; flatten the schema")
+        if not isinstance(schema, dict):
+            refuse(place, f"is {shown(schema)}; expected a schema as an object")
+        inner = (place, path, depth + 1, refs)
+        if "$ref" in schema:
+            return self._reference(schema, *inner)
+        if "allOf" in schema and isinstance(schema["allOf"], list) and len(schema["allOf"]) == 1:
+            check_keywords(schema, place, frozenset(("allOf",)), not path)
+            return self.read(schema["allOf"][0], f"{place}.allOf[0]", *inner[1:])
+        if "anyOf" in schema:
+            return self._alternatives(schema, *inner)
+        if "enum" in schema or "const" in schema:
+            return self._constants(schema, place, path)
+        if isinstance(schema.get("type"), list):
+            return self._several_types(schema, *inner)
+        return self._typed(schema, *inner)
+
+    def _count_characters(self, count: int, place: str) -> None:
+        self._read.characters += count
+        if self._read.characters > MAX_CHARACTERS:
+            refuse(place, f"brings the schema above {MAX_CHARACTERS} characters of names and values; expected fewer")
+
+    def _reference(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
+        check_keywords(schema, place, frozenset(("$ref",)), not path)
+        name = schema["$ref"]
+        if not isinstance(name, str) or not name.startswith("#"):
+            refuse(f"{place}.$ref", f"is {shown(name)}; expected one within the schema, as in #/$defs/Name")
+        if name in refs or name == "#":
+            refuse(f"{place}.$ref", f"is {shown(name)}, which holds itself; a form has a fixed number of fields")
+        target, where = self._root, self._place
+        for step in name[1:].split("/")[1:]:
+            key = unquote(step).replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or key not in target:
+                refuse(f"{place}.$ref", f"is {shown(name)}, which the schema does not have")
+            target, where = target[key], f"{where}{path_step(key)}"
+        return self.read(target, where, path, depth, (*refs, name))
+
+    def _alternatives(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
+        """The values of all alternatives, as the values of one field."""
+        check_keywords(schema, place, frozenset(("anyOf",)), not path)
+        given, texts = schema["anyOf"], list[str]()
+        if not isinstance(given, list) or not given:
+            refuse(f"{place}.anyOf", f"is {shown(given)}; expected a list of schemas")
+        for index, one in enumerate(given):
+            where = f"{place}.anyOf[{index}]"
+            texts += self._texts(self.read(one, where, path, depth, refs), where)
+        return self._field(texts, f"{place}.anyOf", path)
+
+    def _texts(self, parts: Sequence[Part], place: str) -> Iterator[str]:
+        """All texts that the parts can make."""
+        if any(isinstance(part, FreeText) for part in parts):
+            refuse(place, "holds a free text next to alternatives; expected an enum, or a text without alternatives")
+        choices = [
+            (part,) if isinstance(part, str) else part.values for part in parts if not isinstance(part, FreeText)
+        ]
+        count = math.prod(map(len, choices))
+        self._check_count(count, place)
+        self._count_characters(sum(count // len(texts) * sum(map(len, texts)) for texts in choices), place)
+        return ("".join(texts) for texts in product(*choices))
+
+    def _several_types(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
+        """`"type": ["string", "null"]`: each type with its own keywords, as alternatives."""
+        names = schema["type"]
+        if not names or any(not isinstance(name, str) or name not in TYPES for name in names):
+            refuse(f"{place}.type", f"is {shown(names)}; expected some of {', '.join(TYPES)}")
+        own = frozenset[str]().union(*(TYPES[name] for name in names))
+        check_keywords(schema, place, own | {"type"}, not path)
+        rest = {key: value for key, value in schema.items() if key in own}
+        made: list[dict[str, Any]] = [
+            {"type": name, **{key: value for key, value in rest.items() if key in TYPES[name]}} for name in names
+        ]
+        if len(made) == 1:
+            return self.read(made[0], place, path, depth, refs)
+        return self._field(
+            [text for one in made for text in self._texts(self.read(one, place, path, depth, refs), f"{place}.type")],
+            f"{place}.type",
+            path,
+        )
+
+    def _constants(self, schema: dict[str, Any], place: str, path: Path) -> list[Part]:
+        check_keywords(schema, place, frozenset(("enum", "const", "type")), not path)
+        if "enum" in schema and "const" in schema:
+            refuse(f"{place}.const", "comes with an enum; expected one of them")
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
+        if not isinstance(values, list) or not values:
+            refuse(f"{place}.enum", f"is {shown(values)}; expected a list of values")
+        self._check_count(len(values), f"{place}.enum")
+        names, texts = schema.get("type"), list[str]()
+        for index, value in enumerate(values):
+            where = f"{place}.enum[{index}]" if "enum" in schema else f"{place}.const"
+            if names is not None and not any(
+                is_of_type(value, name) for name in (names if isinstance(names, list) else [names])
+            ):
+                refuse(where, f"is {shown(value)}, which is not of the type {shown(names)}")
+            texts.append(text_of(value, where))
+            self._count_characters(len(texts[-1]), where)
+        return self._field(texts, f"{place}.enum", path)
+
+    def _typed(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+        name = schema.get("type")
+        if "type" not in schema:
+            first = next((name for name in schema if name not in ANNOTATIONS | DEFINITIONS), None)
+            where, told = (
+                (place, "has no type") if first is None else (f"{place}{path_step(first)}", "comes without a type")
+            )
+            refuse(where, f"{told}; expected type, enum, const, anyOf or $ref")
+        if not isinstance(name, str) or name not in TYPES:
+            advice = "; list its values in an enum" if name == "number" else ""
+            refuse(f"{place}.type", f"is {shown(name)}; expected one of {', '.join(TYPES)}{advice}")
+        check_keywords(schema, place, TYPES[name] | {"type"}, not path)
+        if name == "object":
+            return self._object(schema, place, path, depth, refs)
+        if name == "array":
+            return self._array(schema, place, path, depth, refs)
+        if name == "string":
+            return self._free_text(schema, place, path)
+        if name == "integer":
+            numbers = integers(schema, place)
+            self._check_count(len(numbers), place)
+            return self._field(map(str, numbers), place, path)
+        return self._field(["true", "false"] if name == "boolean" else ["null"], place, path)
+
+    def _object(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+        properties, more = schema.get("properties"), schema.get("additionalProperties", False)
+        if properties is None and more is False and "additionalProperties" in schema:
+            properties = {}
+        if not isinstance(properties, dict):
+            refuse(f"{place}.properties", f"is {shown(properties)}; expected an object with the properties' names")
+        if not isinstance(more, bool) or (more and not properties):
+            refuse(f"{place}.additionalProperties", f"is {shown(more)}; expected false, as no others are written")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or any(
+            not isinstance(name, str) or name not in properties for name in required
+        ):
+            refuse(f"{place}.required", f"is {shown(required)}; expected names of properties")
+        parts: list[Part] = ["{"]
+        for index, (name, one) in enumerate(properties.items()):
+            where = f"{place}.properties{path_step(name)}"
+            parts.append(f"{',' if index else ''}{text_of(name, where)}:")
+            self._count_characters(len(name), where)
+            parts += self.read(one, where, (*path, name), depth, refs)
+        return [*parts, "}"]
+
+    def _array(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+        first, rest = schema.get("prefixItems", []), schema.get("items")
+        if not isinstance(first, list):
+            refuse(f"{place}.prefixItems", f"is {shown(first)}; expected a list of schemas")
+        if not (rest is None or rest is False or isinstance(rest, dict)):
+            refuse(f"{place}.items", f"is {shown(rest)}; expected one schema, or false")
+        least, most = schema.get("minItems", 0), schema.get("maxItems", len(first) if rest is False else None)
+        if type(least) is not int or least < 0 or least != most or type(most) is not int:
+            told = f"minItems {shown(least)} and maxItems {shown(most)}"
+            refuse(place, f"has {told}; expected the same number for both, as a form has a fixed number of fields")
+        if least > len(first) and not isinstance(rest, dict):
+            refuse(f"{place}.minItems", f"is {least}, but schemas are given for {len(first)} items; give items")
+        parts: list[Part] = ["["]
+        for index in range(least):
+            where = f"{place}.prefixItems[{index}]" if index < len(first) else f"{place}.items"
+            parts += [","] if index else []
+            parts += self.read(first[index] if index < len(first) else rest, where, (*path, index), depth, refs)
+        return [*parts, "]"]
+
+    def _free_text(self, schema: dict[str, Any], place: str, path: Path) -> list[Part]:
+        most = schema.get("maxLength")
+        if most is not None and (type(most) is not int or most < 0):
+            refuse(f"{place}.maxLength", f"is {shown(most)}; expected a whole number of characters")
+        if most == 0:
+            return ['""']
+        self.lengths[path] = most
+        return ['"', FreeText(path, TEXT_TOKENS if most is None else min(most, MAX_TEXT_TOKENS)), '"']
+
+    def _field(self, texts: Iterable[str], place: str, path: Path) -> list[Part]:
+        """A field of these values, each once; words if there is one alone."""
+        different = distinct(texts)
+        self._check_count(len(different), place)
+        if len(different) == 1:
+            return [different[0]]
+        if (longest := max(map(len, different))) > MAX_VALUE:
+            refuse(place, f"has a value of {longest} characters; expected at most {MAX_VALUE}")
+        self._read.values += len(different)
+        if self._read.values > MAX_ALL_VALUES:
+            refuse(place, f"brings the values of all fields above {MAX_ALL_VALUES}; expected fewer")
+        return [Field(path, different)]
+
+    @staticmethod
+    def _check_count(count: int, place: str) -> None:
+        if count > MAX_VALUES:
+            refuse(place, f"has {shown(count)} values; expected at most {MAX_VALUES}")
+
+
+def _merge(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts with words that follow each other as one."""
+    held = ""
+    for part in parts:
+        if isinstance(part, str):
+            held += part
+            continue
+        if held:
+            yield held
+        held = ""
+        yield part
+    if held:
+        yield held

@@ -1,0 +1,47 @@
+"""Decides a JSON schema or a Python type on a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ..decoding.options import Prompt, Threshold
+from .document import TypedDecision, read_document
+from .form import Decision, Probability
+from .python_types import read_type
+from .schema import SchemaForm, read_schema
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
+
+    from ..model import Model
+
+
+class DecisionKeywords(TypedDict, total=False):
+    """The keywords of `Model.decide_form`."""
+
+    probability: Probability
+    max_forwards: int | None
+    temperature: float
+    threshold: Threshold | None
+    raw: bool
+    wanted: Callable[[], bool] | None
+
+
+def decide_type(model: Model, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
+    """Decides a value of a Python type, or of a JSON schema. Raises what `Model.decide` does."""
+    kind = read_type(schema)
+    decided = decide_schema(model, prompt, read_schema(kind.schema), **keywords)
+    return decided if decided.partial else replace(decided, value=kind.read(decided.text, decided.value))
+
+
+def decide_schema(
+    model: Model, prompt: Prompt, made: SchemaForm, **keywords: Unpack[DecisionKeywords]
+) -> TypedDecision[Any]:
+    """Decides a schema that has been read. One without a choice needs no forward pass."""
+    parts = made.form.parts
+    if all(isinstance(part, str) for part in parts):
+        words = "".join(map(str, parts))
+        return read_document(made, Decision(words, (), 0, False, keywords.get("probability", "parallel")))
+    return read_document(made, model.decide_form(prompt, made.form, **keywords))
