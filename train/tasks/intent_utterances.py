@@ -23,6 +23,7 @@ SENTENCES = 0.3  # share of the forms that are sentences, where the intent has s
 QUESTION = "\0"  # the end of a question, a question mark where a sentence ends
 MINE = re.compile(r"\b(me|my)\b")
 NO_CONTENT = {"reminder_set": {"time", "when", "day"}, "message_send": set[str]()}
+WITHOUT = ("retracted", "nothing", "told")  # no request is left
 MOVED = ("slot_after", "slot_kept")  # the right value is told after the request
 
 Words = dict[str, str]
@@ -68,6 +69,7 @@ def fields_of(phrase: str) -> tuple[str, ...]:
     return tuple(name for _, name, _, _ in string.Formatter().parse(phrase) if name)
 
 
+@cache
 def pairs(intent: str, sentence: bool, split: str) -> tuple[tuple[int, str], ...]:
     """Returns the families of one request in a split: the place of a phrase or sentence, and a form."""
     said = INTENTS[intent].sentences if sentence else INTENTS[intent].phrases
@@ -133,10 +135,10 @@ def other_intent(rng: random.Random, *taken: str) -> str:
     return rng.choice(near if near and rng.random() < NEAR else every)
 
 
-def told(asked: Asked, suffix: str, words: Words | None = None) -> Words:
+def told(asked: Asked, suffix: str) -> Words:
     """Returns a request as a phrase, a gerund and a participle, under names that end in `suffix`."""
     gerund, participle = bend(asked.phrase)
-    words = words or asked.words()
+    words = asked.words()
     made = {"do": asked.phrase, "doing": gerund, "done": participle}
     return {f"{name}{suffix}": phrase.format_map(words) for name, phrase in made.items()}
 
@@ -164,28 +166,31 @@ def draw_utterance(split: str, rng: random.Random) -> Utterance:
     family = (group.name, marker, arrangement)
     if group.name.startswith("slot_"):
         return correct_slot(split, rng, group, marker, arrangement)
-    intent = rng.choice([*INTENTS])
-    names = {*fields_of(arrangement)}
-    words = {"m": marker, "M": capital(marker), "who": rng.choice(WHO)}
+    asked, words = fill_frame(split, rng, arrangement)
+    text = finish(arrangement.format_map({"m": marker, "M": capital(marker), **words}))
+    if group.name in WITHOUT:
+        return Utterance(text, NO_REQUEST, {}, group.name, family)
+    return Utterance(text, asked.intent, asked.slots(), group.name, family)
+
+
+def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked, Words]:
+    """Samples a request and those that are not meant; returns it and the words of a frame's fields but its markers."""
+    names, intent, words = {*fields_of(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
     asked, whole, _ = say(rng, split, intent)
     if "say" in names:
         words["say"] = whole.format_map(asked.words())
     else:
-        asked = ask_any(rng, intent)
+        asked = ask_any(rng, asked.intent)
     words |= told(asked, "")
-    taken = [intent]
+    taken = [asked.intent]
     for suffix in "23":
-        plain = any(f"done{suffix}" in name for name in names)
-        other = ask_any(rng, other_intent(rng, *taken), asked, plain)
+        other = ask_any(rng, other_intent(rng, *taken), asked, plain=f"done{suffix}" in names)
         taken.append(other.intent)
         words |= told(other, suffix)
         if f"say{suffix}" in names:
             second, said, _ = say(rng, split, other.intent, asked)
             words[f"say{suffix}"] = said.format_map(second.words())
-    text = finish(arrangement.format_map(words))
-    if group.name in ("retracted", "nothing", "told"):
-        return Utterance(text, NO_REQUEST, {}, group.name, family)
-    return Utterance(text, intent, asked.slots(), group.name, family)
+    return asked, words
 
 
 def correct_slot(split: str, rng: random.Random, group: Group, marker: str, arrangement: str) -> Utterance:
