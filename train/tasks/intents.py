@@ -29,7 +29,7 @@ SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
 FIELDS = ("intent", *SLOTS)
 # A key with what is before it is a token, and so is a value with its quotation marks, if it is frequent enough; words,
 # digits and all else of an utterance are told apart.
-SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}])| ?[A-Za-z]+|\d|[\s\S]'
+SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
 MAX_FRUITLESS_DRAWS = 10_000
 LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
 SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that each problem has or has not
