@@ -135,7 +135,7 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
     started, bundle, inputs = time.perf_counter(), folder / "model.bundle", folder / "inputs"
     wanted = dataclass_of(
         OnnxBundle, args, ckpt=args.directory, overrides=overrides_of(args), dialect="ort", parity="layers",
-        capacity=None, task=None, top_k=0,
+        capacity=None, task=None, top_k=0, candidates=0,
     )  # fmt: skip
     checks = write_bundle(wanted, bundle, sys.stderr)
     seconds = round(time.perf_counter() - started, 1)

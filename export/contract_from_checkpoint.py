@@ -43,8 +43,8 @@ def check_query_scale(source: Checkpoint, capacity: int) -> None:
         )
 
 
-def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) -> Contract:
-    """Returns the contract with its capacity in tokens and its count of top tokens.
+def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, candidates: int = 0) -> Contract:
+    """Returns the contract with its capacity in tokens and its counts of top tokens and candidates.
 
     Raises UserError if the model has no room for that length, or has fewer tokens to give.
     """
@@ -55,7 +55,13 @@ def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0) 
     known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed
     if not 0 <= top_k <= known:
         raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
-    contract = replace(contract_of(source, top_k=top_k), capacity=capacity or min(CAPACITY, context))
+    if not 0 <= candidates <= known:
+        raise UserError(
+            f"--candidates is {candidates}; expected 0, for no decisions, to {known}, the tokens it may give"
+        )
+    contract = replace(
+        contract_of(source, top_k=top_k, candidates=candidates), capacity=capacity or min(CAPACITY, context)
+    )
     if not room_for_answer(contract, 1):
         least = (contract.block if contract.has_cache else contract.canvas) + 1
         raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")

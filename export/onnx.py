@@ -22,7 +22,7 @@ from runtime.proof import first_load
 from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
-from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
+from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, overrides_of
 from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
@@ -80,6 +80,7 @@ OPTIONS = (
     option("--task", help=HELP["task"]),
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
     TOP_K_OPTION,
+    CANDIDATES_OPTION,
     option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
 )
 
@@ -121,6 +122,7 @@ class OnnxBundle:
     task: str | None = None
     data: Path | None = None
     top_k: int = 0
+    candidates: int = 0
 
 
 def export(args: argparse.Namespace) -> int:
@@ -141,7 +143,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     limit_threads()
     source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
     check_template(source)
-    contract = exported_contract(source, wanted.capacity, wanted.top_k)
+    contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
     target = "cpu" if wanted.dialect == "ort" else "any"
     engine = Engine(f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {})

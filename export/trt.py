@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, print_json, run
 from runtime.errors import UserError
-from train.cli_options import TOP_K_OPTION, add_directory_options, overrides_of
+from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, overrides_of
 
 from .precisions import PRECISIONS
 from .trt_engines.builder import BuilderSettings
@@ -68,6 +68,7 @@ OPTIONS = (
     option("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"]),
     option("--batch", type=int, metavar="N", help="sequences of a forward (default 1)"),
     TOP_K_OPTION,
+    CANDIDATES_OPTION,
     option("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)"),
     option("--data", type=Path, metavar="FILE.jsonl", help=f"JSON lines with prompts, of which {CALIBRATED} takes 64"),
     option("--graph-only", action="store_true", help=HELP["graph-only"]),
@@ -100,7 +101,7 @@ def check_options(args: argparse.Namespace) -> None:
     if (args.ckpt is None) == (args.bundle is None):
         raise UserError("give one of --ckpt, a checkpoint to export, and --bundle, whose graphs are built")
     if args.bundle is not None:
-        for name in ("out", "capacity", "batch", "top_k", "data", "graph_only"):
+        for name in ("out", "capacity", "batch", "top_k", "candidates", "data", "graph_only"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')} is for --ckpt; a bundle's graphs are built as they are")
     for name in ("batch", "max_prompt", "workspace"):

@@ -32,9 +32,10 @@ from train.torch_backend import TorchBackend, limit_threads
 
 from .graph.ort_graph import ComparedWith, compared_with
 from .precisions import PRECISIONS
-from .proof.compare import EXACT, NOTICED, Parity, compare
+from .proof.compare import EXACT, Parity, compare
 from .proof.held_out import held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
+from .proof.log_prob_gaps import NOTICED
 from .proof.quantized_reference import QuantizedBackend, whole_bound
 from .quantization.ort_formats import ORT_FORMATS, formats_of
 

@@ -22,7 +22,8 @@ class Forward:
 
     input_ids [batch, width]; past_length [batch]; visible [batch, width], how many cache positions each query sees, at
     least 1; rows [batch, n], n >= 1, which of the width's rows to predict; top: whether the most likely tokens of each
-    are wanted too, as many as the contract's `top_k`.
+    are wanted too, as many as the contract's `top_k`; candidates [batch, n, C]: tokens whose log-probabilities are
+    wanted of each asked row, at most the contract's `candidates` of them, never the mask token.
     """
 
     input_ids: Ints
@@ -30,6 +31,7 @@ class Forward:
     visible: Ints
     rows: Ints
     top: bool = False
+    candidates: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Proposal:
     """For each asked row the best token (never the mask token), its probability, and the entropy in nats. [batch, n]
 
     top_token, top_logprob [batch, n, K]: the most likely tokens, the best first, and the logarithms of their
-    probabilities, nats; None where the forward did not ask for them.
+    probabilities, nats; None where the forward did not ask for them. candidate_logprob [batch, n, C]: those of the
+    forward's candidates, over the whole vocabulary without the mask token; None where there were none.
     """
 
     token: Ints
@@ -45,9 +48,10 @@ class Proposal:
     entropy: Floats
     top_token: Ints | None = None
     top_logprob: Floats | None = None
+    candidate_logprob: Floats | None = None
 
     def parts(self) -> tuple[NDArray[Any], ...]:
-        """What there is, in the order of the fields: without top tokens the first three."""
+        """What decoding reads, in the order of the fields: without top tokens the first three; no candidates."""
         reduced = (self.token, self.confidence, self.entropy)
         if self.top_token is None or self.top_logprob is None:
             return reduced
@@ -93,7 +97,32 @@ class Growable(Protocol):
 
 
 @runtime_checkable
+class Forkable(Protocol):
+    """A backend that may go on with several copies of one sequence, which share what is committed."""
+
+    @property
+    def most_copies(self) -> int:
+        """How many there may be; 1 for an engine that runs one sequence."""
+        ...
+
+    def fork(self, count: int) -> None:
+        """Goes on with `count` copies of the batch's first sequence, each in a KV cache of its own; 1 ends that."""
+
+
+@runtime_checkable
 class Shareable(Protocol):
     """A backend whose weights several threads may use at once, each through a backend with a cache of its own."""
 
     def share(self) -> Backend: ...
+
+
+def check_candidates(forward: Forward, contract: Contract) -> None:
+    """Raises ValueError for candidates that are no tokens of the model, which engines do not notice. A bug of ours."""
+    if (given := forward.candidates) is None:
+        return
+    if given.shape[:2] != forward.rows.shape or not 1 <= given.shape[2] <= contract.candidates:
+        raise ValueError(
+            f"candidates {given.shape} of rows {forward.rows.shape}; at most {contract.candidates} of each"
+        )
+    if given.min() < 0 or given.max() >= contract.vocab or (given == contract.mask_id).any():
+        raise ValueError(f"candidates are outside [0, {contract.vocab}), or the mask token {contract.mask_id}")

@@ -20,6 +20,7 @@ CACHES = ("in_place", "delta", "none")
 METRICS = ("confidence", "entropy")
 REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
 TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
+CANDIDATE_INPUT, CANDIDATE_OUTPUT = "candidates", "candidate_logprob"  # and where it was exported with candidates
 # Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
 FIELD_LIMITS = {
     "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
@@ -81,7 +82,8 @@ class Contract:
     positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
     PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where
     an engine takes fewer tokens at once than the cache holds and a prompt is one span. top_k: how many of the most
-    likely tokens an engine gives with each row where they are asked for; 0: the best alone.
+    likely tokens an engine gives with each row where they are asked for; 0: the best alone. candidates: the most tokens
+    of each row, named by the host, whose log-probabilities an engine gives where they are asked for; 0: none.
     """
 
     alignment: Annotated[str, one_of(ALIGNMENTS)]
@@ -104,6 +106,7 @@ class Contract:
     batch: Annotated[int, size("batch")] = 1
     max_prompt: Annotated[int | None, optional(whole(1))] = None
     modes: Annotated[tuple[str, ...], row(one_of(MODES), f"a list of {', '.join(MODES)}", len(MODES))] = MODES[:1]
+    candidates: Annotated[int, whole(0)] = 0
 
     @property
     def has_cache(self) -> bool:
@@ -128,6 +131,8 @@ class Contract:
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}
         if self.max_prompt is None:
             del values["max_prompt"]
+        if not self.candidates:
+            del values["candidates"]
         if self.modes == MODES[:1]:  # older versions know no other
             del values["modes"]
         else:
@@ -159,6 +164,8 @@ def parse_contract(values: Any) -> Contract:
     contract = parse_fields(Contract, values, "contract", eos_ids=tuple, gate=parse_gate, modes=tuple)
     if contract.top_k >= contract.vocab:
         raise UserError(f"contract.top_k is {contract.top_k}, not below the vocabulary of {contract.vocab}")
+    if contract.candidates >= contract.vocab:
+        raise UserError(f"contract.candidates is {contract.candidates}, not below the vocabulary of {contract.vocab}")
     _check_tokens(contract)
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")

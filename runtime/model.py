@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from .backend import Backend, Ints, Shareable
 from .contract import Contract, GateSpec
+from .decisions.decide import DecisionOptions, decide
+from .decisions.form import Decision, Form, Probability
 from .decoding import loop
 from .decoding.batch import Step
-from .decoding.options import DEFAULTS, DecodeOptions, OptionKeywords, Prompt, Request, settle, token_ids
+from .decoding.options import DEFAULTS, DecodeOptions, OptionKeywords, Prompt, Request, Threshold, settle, token_ids
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
 from .decoding.running_batch import RunningBatch
@@ -87,6 +89,41 @@ class Model:
     def generate(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Answer:
         """The whole answer."""
         return collect_answer(self.stream(prompt, options, **keywords))
+
+    def decide_form(
+        self,
+        prompt: Prompt,
+        form: Form,
+        *,
+        probability: Probability = "parallel",
+        max_forwards: int | None = None,
+        temperature: float = 1.0,
+        threshold: Threshold | None = None,
+        raw: bool = False,
+    ) -> Decision:
+        """Fills a form: its words are pinned, and each field gets the likeliest of its values (`decisions.decide`).
+
+        Args:
+            probability: What the fields' probabilities mean, `parallel` or `ordered`.
+            max_forwards: Most forward passes; a decision that takes more is returned as it is then, marked `partial`.
+            temperature: Divides the scores of a field's values before the softmax; no choice changes with it.
+            threshold: Of the gate, for free texts.
+            raw: Whether a text prompt goes without the bundle's chat template.
+
+        Raises:
+            UserError: Before any work, if form and prompt do not fit the model, or its bundle has no candidates.
+            NumericalError: For scores that are not numbers.
+        """
+        ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
+        options = DecisionOptions(probability, max_forwards, temperature, threshold)
+        self._check_process()
+        self._acquire()
+        try:
+            if self._session is not None:
+                self._session.forget()
+            return decide(self.backend, self.tokenizer, self.gate, ids, form, options)
+        finally:
+            self._busy.release()
 
     def share(self) -> Model:
         """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""

@@ -17,8 +17,9 @@ import torch
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
-from export.proof.compare import NOTICED, TIE, Difference, Distance, Parity, SideBySide, between, compare, relative
+from export.proof.compare import TIE, Difference, Distance, Parity, SideBySide, compare, relative
 from export.proof.instrumented import add_logits, twin_of
+from export.proof.log_prob_gaps import NOTICED, between
 from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend

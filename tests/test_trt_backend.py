@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import tiny
 from fake_tensorrt import FakeTensorRT
+from letters import Letters
 from trt_bundle import BLOCK, fake_backend
 
 from runtime.backend import Forward
+from runtime.decisions.decide import PROBABILITIES, DecisionOptions, decide
+from runtime.decisions.form import Field, Form
 from runtime.decoding.loop import generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
@@ -306,3 +309,37 @@ def test_a_batched_engine_too_short_for_its_padding_is_opened_and_refuses_reques
     backend, _, _ = fake_backend(tmp_path, model, contract, capacities=(2 * BLOCK,), batch=2, profiles=((4, 4), (1, 8)))
     with pytest.raises(UserError, match="leaves room for 0 new ones in a capacity of 0"):
         generate(backend, ask(1, 1))
+
+
+@pytest.mark.parametrize("attention", ["block_causal", "full"])
+@pytest.mark.parametrize("dialect", ["trt", "plain"])
+def test_decisions_are_those_of_pytorch(dialect: str, attention: str, tmp_path: Path) -> None:
+    contract = tiny.contract(attention=attention, top_k=3, candidates=6, canvas=6 * tiny.BLOCK)
+    profiles = ((4, 4), (8, 8), (1, 16)) if attention == "block_causal" else ((25, 64),)
+    backend, cuda, _ = fake_backend(tmp_path, tiny.model(7), contract, dialect=dialect, profiles=profiles)
+    solo = TorchBackend(tiny.model(7), contract)
+    form = Form(
+        ("ab", Field((0,), ("c", "de", "fgh")), "k", *(Field((n,), ("a", "b", "q")) for n in range(1, 7)), "xy")
+    )
+    for probability, length in itertools.product(PROBABILITIES, (2, 9)):
+        prompt = ask(length, 12).prompt
+        ours, theirs = (
+            decide(each, Letters(), contract.gate, prompt, form, DecisionOptions(probability))  # type: ignore[arg-type]
+            for each in (backend, solo)
+        )
+        assert ours.text == theirs.text and len(ours.fields) == 7
+        for mine, other in zip(ours.fields, theirs.fields, strict=True):
+            np.testing.assert_allclose(mine.probabilities, other.probabilities, atol=1e-5)
+    request = ask(5, 12)  # and answers next to them are what they were
+    assert told(generate(backend, request)) == told(generate(solo, request))
+    backend.close()
+    assert cuda.leaks() == {}
+
+
+def test_an_engine_without_its_manifests_candidates_is_refused(tmp_path: Path) -> None:
+    for name in ("candidates", "candidate_logprob"):
+        with pytest.raises(UserError, match=f"the engine is not that of its manifest: {name} differs"):
+            fake_backend(
+                tmp_path, tiny.model(1), tiny.contract(candidates=6),
+                library=lambda fake, name=name: fake.changes.update({name: None}),
+            )  # fmt: skip

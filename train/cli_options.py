@@ -24,6 +24,10 @@ HELP = {  # of the options whose text is longer than their line
         "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
         "(default 0: the best alone)"
     ),
+    "candidates": (
+        "for typed decisions: as an output the log-probabilities of up to N tokens of a row, which a form names; 64 "
+        "suits (default 0: a bundle without decisions)"
+    ),
     "tensorboard": (
         "folder for TensorBoard's curves: loss, its parts, learning rate, gradient norm, tokens per second (default: "
         "none; needs pip install tensorboard)"
@@ -118,6 +122,7 @@ DIRECTORY_OPTIONS = (
 )
 # Of commands that give prompts to a model, write a step graph, and may be run by several processes.
 RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
+CANDIDATES_OPTION = option("--candidates", type=int, default=0, metavar="N", help=HELP["candidates"])
 TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
 DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
 TRAINING_OPTIONS = (  # of commands that train

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend import Forward, Proposal
+from runtime.backend import Forward, Proposal, check_candidates
 from runtime.contract import Contract, parse_contract
 from runtime.engines.ort.threads import physical_cores
 
 from .checkpoint import Checkpoint
 from .transformer.network import Transformer
 
+COPIES = 64  # of a sequence, each with a KV cache of its own
 LITTLE = 6_000_000  # parameters; of 2.7 M one thread is as fast as two or faster, of 9.7 M slower in wide passes
 
 
-def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contract:
+def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
     """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context.
 
     Its vocabulary ends with the tokenizer's, which may be before the embedding's: ids behind it are never proposed.
-    top_k: how many of the most likely tokens a forward gives where it is asked for them.
+    top_k: how many of the most likely tokens a forward gives where it is asked for them; candidates: of how many tokens
+    that it is asked for it gives the log-probabilities.
     """
     shape, decoding = checkpoint.model, checkpoint.decoding
     return parse_contract(
@@ -47,6 +50,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0) -> Contr
             "gate": dict(decoding.gate),
             "batch": batch,
             "top_k": top_k,
+            "candidates": candidates,
             "modes": list(decoding.modes),
         }
     )
@@ -140,12 +144,22 @@ class TorchBackend:
         kept = self.contract.has_cache
         self.cache = StaticCache(self.contract, batch, capacity, dtype, self.device) if kept else None
 
+    @property
+    def most_copies(self) -> int:
+        """See `runtime.backend.Forkable`."""
+        return COPIES
+
+    def fork(self, count: int) -> None:
+        """See `runtime.backend.Forkable`."""
+        self.keep(np.zeros(count, np.int64))
+
     def keep(self, rows: NDArray[np.int64]) -> None:
         if self.cache is not None:
             self.cache.keep(torch.from_numpy(rows))
 
     @torch.no_grad()
     def forward(self, forward: Forward) -> Proposal:
+        check_candidates(forward, self.contract)
         past = torch.from_numpy(forward.past_length)
         ids, visible = torch.from_numpy(forward.input_ids), torch.from_numpy(forward.visible)
         width, length = ids.shape[1], ids.shape[1]
@@ -160,12 +174,12 @@ class TorchBackend:
             logits = self.model.logits(hidden).float()[..., : self.contract.vocab]
         if self.keep_hidden:
             self.hidden = hidden.float().cpu()
-        return self.propose(logits, forward.top)
+        return self.propose(logits, forward.top, forward.candidates)
 
-    def propose(self, logits: Tensor, top: bool = False) -> Proposal:
+    def propose(self, logits: Tensor, top: bool = False, candidates: NDArray[np.int64] | None = None) -> Proposal:
         """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], mask token and barred ids at -inf.
 
-        top: the most likely tokens too.
+        top: the most likely tokens too; candidates: [batch, n, C], their log-probabilities too.
         """
         logits[..., self.barred] = float("-inf")
         log_probs = torch.log_softmax(logits, dim=-1)
@@ -180,4 +194,8 @@ class TorchBackend:
         self.log_probs = log_probs
         best = log_probs.topk(self.contract.top_k) if top else None  # [batch, n, K]
         most = () if best is None else (best.indices, best.values)
-        return Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy, *most)))
+        out = Proposal(*(part.cpu().numpy() for part in (token, confidence, entropy, *most)))
+        if candidates is None:
+            return out
+        chosen = log_probs.gather(-1, torch.from_numpy(candidates).to(log_probs.device))
+        return replace(out, candidate_logprob=chosen.cpu().numpy())

@@ -29,7 +29,7 @@ def write_ort_graph(
     formats, row = formats_of(dialect, precision), PRECISIONS[precision]
     dtype = torch.float32 if formats else getattr(torch, row.dtype)
     batch = None if dialect == "standard" else 1
-    model = trace(source, contract.capacity, dialect, dtype, batch, contract.top_k)
+    model = trace(source, contract.capacity, dialect, dtype, batch, contract.top_k, contract.candidates > 0)
     if formats is not None:
         quantize_for_ort(model, formats, contract.layers)
     elif row.weights is not None:

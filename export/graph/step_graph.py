@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from runtime.contract import REDUCED, TOP, cache_names
+from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, cache_names
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.transformer.network import Attention, Layer, RMSNorm, rotary_tables
@@ -106,14 +106,22 @@ class StepGraph(nn.Module):
     """The whole step of a block-causal (over a cache) or full (without one) model.
 
     capacity: the most positions a cache of it may hold. dtype: of
-    weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. The model's
-    weights have shape and type alone (`weights.skeleton`).
+    weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. candidates:
+    whether log-probabilities of tokens that the host names are. The model's weights have shape and type alone
+    (`weights.skeleton`).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, capacity: int, dialect: Dialect[Any], dtype: torch.dtype, top_k: int
+        self,
+        checkpoint: Checkpoint,
+        capacity: int,
+        dialect: Dialect[Any],
+        dtype: torch.dtype,
+        top_k: int,
+        candidates: bool = False,
     ) -> None:
         super().__init__()
+        self.candidates = candidates
         self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
         model, config = skeleton(checkpoint.model), checkpoint.model
         self.full = not checkpoint.decoding.has_cache
@@ -134,8 +142,11 @@ class StepGraph(nn.Module):
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """With a cache `rest` is past_length, visible, rows and the layers' keys and values; otherwise rows.
 
-        How many top tokens are wanted, int64 [1], comes last where the host says it.
+        How many top tokens are wanted, int64 [1], comes behind them where the host says it; candidates come last.
         """
+        candidates = None
+        if self.candidates:
+            rest, candidates = rest[:-1], rest[-1]
         top_k: Tensor | int = self.top_k
         if self.open_top_k:
             rest, top_k = rest[:-1], rest[-1]
@@ -152,12 +163,12 @@ class StepGraph(nn.Module):
             past = None if self.full else (cache[2 * i], cache[2 * i + 1])
             x, new = layer(x, frame, past, rows if i == len(self.layers) - 1 else None)
             present += new
-        return (*self._predict(self.norm(x), top_k), *present)
+        return (*self._predict(self.norm(x), top_k, candidates), *present)
 
-    def _predict(self, x: Tensor, top_k: Tensor | int) -> tuple[Tensor, ...]:
+    def _predict(self, x: Tensor, top_k: Tensor | int, candidates: Tensor | None) -> tuple[Tensor, ...]:
         """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden].
 
-        Behind them, if they are asked for, top_token and top_logprob [batch, n, K].
+        Behind them, if they are asked for, top_token and top_logprob [batch, n, K] and candidate_logprob [batch, n, C].
         """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
         token = self.likeliest(logits)  # [batch * n, 1]
@@ -166,10 +177,15 @@ class StepGraph(nn.Module):
         behind = logits - logits.gather(1, token)  # <= 0, so a confident row's small entropy keeps its digits
         entropy = -(probs * behind).sum(-1, keepdim=True) - confidence.log()
         out = [part.view(*x.shape[:2]) for part in (token, confidence, entropy)]
+        if not self.top_k and candidates is None:
+            return tuple(out)
+        best, log_best = (part.view(*x.shape[:2], 1) for part in (logits.gather(1, token), confidence.log()))
+        each = logits.view(*x.shape[:2], -1)  # [batch, n, vocab]
         if self.top_k:
-            values, top_token = torch.topk(logits.view(*x.shape[:2], -1), count(top_k))  # [batch, n, K]
-            best, log_best = (part.view(*x.shape[:2], 1) for part in (logits.gather(1, token), confidence.log()))
+            values, top_token = torch.topk(each, count(top_k))  # [batch, n, K]
             out += [top_token, values - best + log_best]  # the difference is exact where it is small
+        if candidates is not None:
+            out.append(each.gather(2, candidates) - best + log_best)  # a log of the softmax would underflow
         return tuple(out)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -207,6 +223,7 @@ def trace(
     dtype: torch.dtype = torch.float32,
     batch: int | None = 1,
     top_k: int = 0,
+    candidates: bool = False,
 ) -> ir.Model:
     """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
 
@@ -215,16 +232,17 @@ def trace(
 
     capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
     many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialects
-    `ort` and `standard` as many as a further input `top_k` says. Raises UserError for a shape that the dialect does not
+    `ort` and `standard` as many as a further input `top_k` says. candidates: adds the input `candidates`, any number of
+    tokens of each row, and their log-probabilities as an output. Raises UserError for a shape that the dialect does not
     take.
     """
     shape, chosen = checkpoint.model, DIALECTS[dialect]
     if shape.head_dim % chosen.head_multiple:
         raise UserError(f"head_dim is {shape.head_dim}; ONNX Runtime's attention takes multiples of 8")
-    graph = StepGraph(checkpoint, capacity, chosen, dtype, top_k).eval()
+    graph = StepGraph(checkpoint, capacity, chosen, dtype, top_k, candidates).eval()
     names, inputs, axes = signature(graph, capacity, chosen, batch)
     presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
-    outputs = [*REDUCED, *(TOP if top_k else ()), *presents]
+    outputs = [*REDUCED, *(TOP if top_k else ()), *((CANDIDATE_OUTPUT,) if candidates else ()), *presents]
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     for value in model.graph.outputs:
         if graph.open_top_k and value.name in TOP and value.shape is not None:
@@ -282,6 +300,8 @@ def signature(
         inputs += [(cache_names(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
     if graph.open_top_k:
         inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
+    if graph.candidates:
+        inputs.append((CANDIDATE_INPUT, torch.zeros(size, 3, 5, dtype=torch.int64), {**asked, 2: "c"}))
     names, tensors, axes = zip(*inputs, strict=True)
     return list(names), list(tensors), list(axes)
 

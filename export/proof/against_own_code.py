@@ -28,8 +28,8 @@ from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 
 from . import own_code
-from .compare import NOTICED
 from .instrumented import add_logits
+from .log_prob_gaps import NOTICED
 
 BLOCKS = 2  # that an answer is long at most
 QUIET = {  # of the process: it reads what is here, reports to nobody, and leaves no copy of the code

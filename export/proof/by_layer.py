@@ -23,15 +23,16 @@ from tqdm import tqdm
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restored
-from runtime.backend import Floats, Proposal
-from runtime.contract import REDUCED, TOP, Contract, cache_names
+from runtime.backend import Floats, Forward, Proposal
+from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
 from runtime.engines.ort.ort_backend import load_session
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend
 from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
 
-from .compare import between_top, worst
+from .compare import worst
+from .log_prob_gaps import between_candidates, between_top, with_candidates
 from .quantized_reference import quantized
 
 LENGTH = 256  # of the cache at the most, where the graph leaves it open
@@ -82,6 +83,7 @@ def by_layer(
     yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
     gap, figures = head(source, contract, parts, exact, formats)
     what = f"max |d log p|{' of the best and the top tokens' if contract.top_k else ''}"
+    what += " and of candidates" if contract.candidates else ""
     yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
 
 
@@ -239,14 +241,21 @@ def head(
     feeds: dict[str, NDArray[Any]] = {name: x}
     if parts.takes("top_k"):
         feeds["top_k"] = np.array([contract.top_k])
-    made = Proposal(*parts.run(feeds, (*REDUCED, *(TOP if contract.top_k else ()))))
+    asked = Forward(*[np.zeros((1, ROWS), np.int64)] * 4)
+    if contract.candidates:
+        asked = with_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
+        feeds[CANDIDATE_INPUT] = asked.candidates
+    names = (*REDUCED, *(TOP if contract.top_k else ()), *((CANDIDATE_OUTPUT,) if contract.candidates else ()))
+    found = dict(zip(names, parts.run(feeds, names), strict=True))
+    made = Proposal(**found)
     exact, every = predicted(source, contract, x)
     near, all_near = predicted(source, contract, x, int8=True) if formats else (exact, every)
     bound = max(PRECISIONS[precision].log_prob, log_prob_gap(near, exact, every))
     entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
-    return Gap(
-        log_prob_gap(made, near, all_near), bound
-    ), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
+    apart = log_prob_gap(made, near, all_near)
+    if contract.candidates:
+        apart = worst(apart, between_candidates(all_near, asked, made))
+    return Gap(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
 def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:

@@ -28,11 +28,11 @@ from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
 from train.torch_backend import TorchBackend
 
+from .log_prob_gaps import NOTICED, between, between_candidates, between_top, with_candidates
 from .token_gaps import TokenGaps
 
 EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
 TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
-NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
 TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models
 SEPARATE = 4  # one request in so many is answered with commits of their own too
 
@@ -42,10 +42,11 @@ class Distance:
     """Largest absolute differences over some forwards.
 
     tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
-    log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either side,
-    None without a twin; top: of those of the top tokens that an engine gives, by token
-    and by rank, None where it gives none; entropy in nats; keys, values: of what the forwards wrote, in
-    units of their root mean square in a layer where that is above 1; twin: between the engine and its twin, if any.
+    log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either
+    side, None without a twin; top: of those of the top tokens that an engine gives, by token and by rank, None where
+    it gives none; candidates: of those of random candidates, likewise; entropy in nats; keys, values: of what the
+    forwards wrote, in units of their root mean square in a layer where that is above 1; twin: between the engine and
+    its twin, if any.
     """
 
     forwards: int = 0
@@ -59,6 +60,7 @@ class Distance:
     keys: float = 0.0
     values: float = 0.0
     twin: float | None = None
+    candidates: float | None = None
 
     def check(self, precision: str, best: float | None = None) -> Check:
         """Whether every bound of the precision is kept; what is no number keeps none, bound or not.
@@ -74,6 +76,7 @@ class Distance:
             ("max |d log p| of the best token", self.log_prob, kept.log_prob if best is None else best),
             (f"of every token above e^{NOTICED:g}", self.every_log_prob, free),
             ("of the top tokens", self.top, free),
+            ("of candidates", self.candidates, free),
             ("entropy", self.entropy, kept.entropy),
             ("keys", self.keys, free),
             ("values", self.values, free),
@@ -171,6 +174,7 @@ class SideBySide:
 
     def forward(self, forward: Forward) -> Proposal:
         asked = replace(forward, top=forward.top or self.contract.top_k > 0)
+        asked = with_candidates(asked, self.contract, self.reference.barred.tolist(), self.distance.forwards)
         ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
         log_probs = self.reference.log_probs
         if log_probs is None:
@@ -190,8 +194,11 @@ class SideBySide:
             worst(before.keys, keys),
             worst(before.values, values),
             before.twin,
+            worst(before.candidates or 0.0, between_candidates(log_probs, asked, theirs))
+            if self.contract.candidates
+            else None,
         )
-        self._look_at_every_token(forward, theirs, log_probs, new)
+        self._look_at_every_token(asked, theirs, log_probs, new)
         if self.arithmetic is not None:
             rounded = self.arithmetic.forward(forward)
             self.lost = worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
@@ -204,11 +211,13 @@ class SideBySide:
         """Adds what the twin says, if there is one."""
         if self.twin is None:
             return
-        again, before = self.twin.forward(forward), self.distance
+        again, before = self.twin.forward(replace(forward, top=False, candidates=None)), self.distance
         deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
         every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)  # [1, n, vocab]
         if theirs.top_logprob is not None:
             deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
+        if theirs.candidate_logprob is not None:
+            deltas.append(between_candidates(every, forward, theirs) * np.exp(theirs.candidate_logprob))
         if self.reference.cache is not None:
             theirs_now, again_now = (wide(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
             deltas.append(again_now - theirs_now)
@@ -234,23 +243,6 @@ def written_by(forward: Forward) -> slice:
 def wide(part: NDArray[Any]) -> Floats:
     """In fp32, in which fp16 is subtracted."""
     return part.astype(np.float32, copy=False)
-
-
-def between(log_probs: Tensor, theirs: Tensor) -> Floats:
-    """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
-    ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
-    return torch.where(ignored, 0.0, theirs - log_probs).numpy()
-
-
-def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
-    """Differences of an engine's top tokens to all log-probabilities [1, n, vocab]: by token, and by rank. [2, 1, n, K]
-
-    A list that lacks the best tokens may be right about those that it has. 0 where both sides are below NOTICED.
-    """
-    given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
-    ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
-    ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
-    return torch.where(ignored, 0.0, given - ours).numpy()
 
 
 def relative(ours: Tensor, theirs: Floats) -> Floats:

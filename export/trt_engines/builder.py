@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.contract import Contract
+from runtime.contract import CANDIDATE_INPUT, Contract
 from runtime.engines.trt.bindings import RAISED
 from runtime.engines.trt.engine import INSTALL, NEEDS_NEWER_DRIVER
 from runtime.errors import DeviceError
@@ -184,11 +184,17 @@ def configuration(
 
 
 def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
-    """The least, usual and most shape of each input with an open axis; `rows` is always a block: the host fills it."""
+    """The least, usual and most shape of each input with an open axis; `rows` is always a block: the host fills it.
+
+    Candidates: from 1 of each row, the least that TensorRT takes, to the contract's, with which the host runs it.
+    """
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape = tuple(tensor.shape)
-        if -1 in shape:
+        if tensor.name == CANDIDATE_INPUT:
+            sizes = [1, contract.candidates, contract.candidates]
+            yield tensor.name, [[contract.batch, contract.block, size] for size in sizes]
+        elif -1 in shape:
             widths = [contract.block] * 3 if tensor.name == "rows" else [least, most, most]
             yield tensor.name, [[width if size == -1 else size for size in shape] for width in widths]
 

@@ -44,6 +44,7 @@ class GraphOptions:
     capacity: Sequence[int] | None
     batch: int | None
     top_k: int
+    candidates: int
     data: Path | None
 
 
@@ -55,7 +56,7 @@ def from_checkpoint(
     source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
-    contracts = [exported_contract(source, capacity, wanted.top_k) for capacity in capacities]
+    contracts = [exported_contract(source, capacity, wanted.top_k, wanted.candidates) for capacity in capacities]
     if not contracts[0].has_cache and (wanted.batch or 1) > 1:
         raise UserError(
             f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
@@ -94,6 +95,7 @@ def beside(there: Bundle, contract: Contract) -> Contract:
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
     """The graph of a recipe, as plans know it."""
     top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
+    top |= {"candidates": contract.candidates} if contract.candidates else {}
     values = recipe.values(EXPORTER) | top
     return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
 

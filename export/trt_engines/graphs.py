@@ -157,5 +157,6 @@ class Graphs:
                 dtype=getattr(torch, recipe.row.dtype),
                 batch=batch,
                 top_k=self.contract.top_k,
+                candidates=self.contract.candidates > 0,
             )
         return self._traced[batch].clone()

@@ -51,6 +51,10 @@ class Session:
             if done:
                 yield done
 
+    def forget(self) -> None:
+        """Counts nothing as committed any more: somebody else has used the backend."""
+        self._batch = self._last = None
+
     def _held(self) -> tuple[Ints, int]:
         """The ids that are committed in the cache [length], and how long the prompt among them is."""
         if self._last is None:

@@ -118,6 +118,9 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
         self.library.raise_for("get_tensor_profile_shape")
+        if name == "candidates":
+            sizes = [1, self.plan.contract.candidates, self.plan.contract.candidates]
+            return [(self.plan.contract.batch, self.plan.rows, size) for size in sizes]  # type: ignore[return-value]
         least, most = self.plan.profiles[index] if name == "input_ids" else (1, self.plan.rows)
         return [(self.plan.contract.batch, size) for size in (least, most, most)]
 
@@ -212,7 +215,8 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         assert self.profile is not None, "the profile comes first"
-        least, _, most = self.engine.get_tensor_profile_shape("rows" if name == "rows" else "input_ids", self.profile)
+        own = name if name in ("rows", "candidates") else "input_ids"
+        least, _, most = self.engine.get_tensor_profile_shape(own, self.profile)
         assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), (
             f"{name} {shape} is not in the profile"
         )
@@ -250,13 +254,17 @@ class FakeContext:
             hidden = plan.model(ids, visible, positions, store, store.length)
         hidden = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = plan.model.logits(hidden).float()[..., : c.vocab]
-        proposal = TorchBackend(plan.model, c).propose(logits, top=c.top_k > 0)  # asked for or not, as an engine does
+        candidates = self._array("candidates", shapes["candidates"], "int64").copy() if c.candidates else None
+        # Asked for or not, as an engine does.
+        proposal = TorchBackend(plan.model, c).propose(logits, c.top_k > 0, candidates)
         self._array("token", rows.shape, "int64")[:] = proposal.token
         self._array("confidence", rows.shape, "float32")[:] = proposal.confidence
         self._array("entropy", rows.shape, "float32")[:] = proposal.entropy
         if c.top_k:
             self._array("top_token", (*rows.shape, c.top_k), "int64")[:] = proposal.top_token
             self._array("top_logprob", (*rows.shape, c.top_k), "float32")[:] = proposal.top_logprob
+        if c.candidates:
+            self._array("candidate_logprob", shapes["candidates"], "float32")[:] = proposal.candidate_logprob
 
 
 class Store:
@@ -298,6 +306,9 @@ def tensors_of(plan: Plan) -> dict[str, tuple[str, str, tuple[int, ...]] | None]
         table[name] = ("OUTPUT", dtype, asked)
     for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")) if c.top_k else ():
         table[name] = ("OUTPUT", dtype, (*asked, c.top_k))
+    if c.candidates:
+        table["candidates"] = ("INPUT", "INT64", (*asked, -1))
+        table["candidate_logprob"] = ("OUTPUT", "FLOAT", (*asked, -1))
     if c.attention == "full":
         return table
     for layer in range(c.layers):

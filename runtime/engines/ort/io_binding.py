@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...contract import REDUCED, TOP, Contract, cache_names
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
 from .no_telemetry import ort
 
 OPEN = -1  # a dimension that the forward decides
@@ -98,9 +98,10 @@ class Binding:
         return group
 
 
-def specs(contract: Contract, batch: int, delta: str | None, top_k: int) -> dict[str, ArraySpec]:
+def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candidates: int = 0) -> dict[str, ArraySpec]:
     """The small arrays of a contract's graph. batch: sequences of a forward pass; delta: the cache's type where the
-    graph returns the new positions; top_k: how many top tokens are read."""
+    graph returns the new positions; top_k: how many top tokens are read; candidates: how many tokens of each row are
+    given."""
     c = contract
     table = {name: ArraySpec("width", "int64", (batch, OPEN)) for name in ("input_ids", "visible")}
     table["past_length"] = ArraySpec("width", "int64", (batch,))
@@ -112,6 +113,8 @@ def specs(contract: Contract, batch: int, delta: str | None, top_k: int) -> dict
             name: ArraySpec("n", kind, (batch, OPEN, top_k))
             for name, kind in zip(TOP, ("int64", "float32"), strict=True)
         }
+    table[CANDIDATE_INPUT] = ArraySpec("n", "int64", (batch, OPEN, candidates))
+    table[CANDIDATE_OUTPUT] = ArraySpec("n", "float32", (batch, OPEN, candidates))
     table["logits"] = ArraySpec("n", "float32", (batch, OPEN, c.vocab))  # of a graph exported with them
     if delta is not None:
         new = ArraySpec("width", delta, (batch, c.kv_heads, OPEN, c.head_dim))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backend import PADDED, Floats, Forward, Proposal
-from ...contract import FIELD_LIMITS, REDUCED, TOP, Contract, cache_names
+from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, FIELD_LIMITS, REDUCED, TOP, Contract, cache_names
 from ...errors import DeviceError, NumericalError, UserError
 from . import ort_cuda
 from .io_binding import Binding, specs
 from .no_telemetry import ort
 from .ort_files import create_session
+from .ort_values import as_value, numpys, on_host
 from .saturation import require_exact_products
 from .threads import physical_cores
 
 SMALLEST = 64  # positions; from there caches double up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
-BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
 
@@ -74,7 +72,7 @@ class OrtBackend:
             0
         )  # [2 * layers, batch, kv_heads, capacity, head_dim]; keys, values in turn
         self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
-        self._bindings: dict[int, Binding] = {}  # by how many top tokens are read
+        self._bindings: dict[tuple[int, int], Binding] = {}  # by how many top tokens and candidates are read
         self._batch = 0  # sequences of a forward pass
         self._room = 0  # positions behind those of a request, for padding
         self._reach = 0  # positions from here on are zero
@@ -131,7 +129,8 @@ class OrtBackend:
         self._check(forward)
         width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length.max())
         top_k = self.contract.top_k if forward.top else 0
-        binding = self._bound(top_k)
+        count = 0 if forward.candidates is None else forward.candidates.shape[2]
+        binding = self._bound(top_k, count)
         arrays = binding.resize(width, n)
         arrays["input_ids"][:] = forward.input_ids
         arrays["rows"][:] = forward.rows
@@ -141,6 +140,8 @@ class OrtBackend:
         self._reach = max(self._reach, past + width)
         if "top_k" in arrays:  # 0 spares a greedy step the search, where leaving outputs unbound does not
             arrays["top_k"][:] = top_k
+        if forward.candidates is not None:
+            arrays[CANDIDATE_INPUT][:] = forward.candidates
         self._run(binding)
         if self._form.delta:
             for i, part in enumerate(self.cache):  # [1, kv_heads, positions, head_dim]
@@ -150,7 +151,9 @@ class OrtBackend:
         for token in (out.token, out.top_token):
             if token is not None and not self._may_be(token.ravel().tolist()):
                 raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
-        return out
+        if forward.candidates is None:
+            return out
+        return replace(out, candidate_logprob=arrays[CANDIDATE_OUTPUT].copy())
 
     def _may_be(self, ids: list[int]) -> bool:
         """Whether these are tokens that a model of this contract may propose."""
@@ -166,6 +169,15 @@ class OrtBackend:
         if self.device == "cpu":
             return self.cache
         return np.stack([on_host(part, self._form.dtype) for part in self._parts])
+
+    @property
+    def most_copies(self) -> int:
+        """See `backend.Forkable`. On a GPU 1: the KV cache would be copied through the host."""
+        return self.contract.batch if self._form.batch and self.device == "cpu" else 1
+
+    def fork(self, count: int) -> None:
+        """See `backend.Forkable`."""
+        self.keep(np.zeros(count, np.int64))
 
     def keep(self, rows: NDArray[Any]) -> None:
         if not len(rows) or min(rows) < 0 or max(rows) >= self._batch:
@@ -219,12 +231,18 @@ class OrtBackend:
         self._parts = [as_value(part, self._form.dtype, self.device) for part in cache]
         self.cache = cache if self.device == "cpu" else cache[:0]
 
-    def _bound(self, top_k: int) -> Binding:
-        """The arrays over this cache: those of greedy requests, and those of sampled ones where there are any."""
-        if top_k not in self._bindings:
-            small = specs(self.contract, self._batch, self._form.dtype if self._form.delta else None, top_k)
-            self._bindings[top_k] = Binding(self.session, self._parts, small, 2 * self.contract.block, self.device)
-        return self._bindings[top_k]
+    def _bound(self, top_k: int, candidates: int) -> Binding:
+        """The arrays over this cache: those of greedy requests, of sampled ones, and of decisions where there are any.
+
+        Those of decisions are bound for the latest count of candidates alone.
+        """
+        key = (top_k, candidates)
+        if key not in self._bindings:
+            self._bindings = {known: held for known, held in self._bindings.items() if not known[1]}
+            delta = self._form.dtype if self._form.delta else None
+            small = specs(self.contract, self._batch, delta, top_k, candidates)
+            self._bindings[key] = Binding(self.session, self._parts, small, 2 * self.contract.block, self.device)
+        return self._bindings[key]
 
     def _check(self, forward: Forward) -> None:
         """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
@@ -238,6 +256,7 @@ class OrtBackend:
                 raise ValueError(f"visible is outside [{least}, {past + width}]")
             if min(rows) < 0 or max(rows) >= width:
                 raise ValueError(f"rows are outside [0, {width})")
+        check_candidates(forward, self.contract)
 
     def _check_graph(self) -> None:
         """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
@@ -255,35 +274,12 @@ class OrtBackend:
                 wanted["top_k"] = got["top_k"]
             made |= dict(zip(TOP, (INTS, FLOATS), strict=True))
             given |= {e.name: "" for e in outputs if e.name in TOP and e.shape[2] != c.top_k and not open_k}
+        if c.candidates:
+            wanted[CANDIDATE_INPUT], made[CANDIDATE_OUTPUT] = (INTS, ()), FLOATS
         wrong = [name for name in sorted(got.keys() | wanted.keys()) if got.get(name) != wanted.get(name)]
         wrong += [name for name in sorted(given.keys() | made.keys()) if given.get(name) != made.get(name)]
         if wrong:
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
-
-
-def numpys(dtype: str) -> str:
-    """The type of the array that holds a cache of that type."""
-    return "uint16" if dtype == "bfloat16" else dtype
-
-
-def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
-    """An array as a graph takes it: the same memory on the CPU, a copy on a GPU."""
-    if dtype != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
-    value.update_inplace(array)
-    return value
-
-
-def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
-    """A copy of what is on a GPU, bf16 as its bits in uint16."""
-    if dtype != "bfloat16":
-        return value.numpy()  # type: ignore[no-any-return]
-    copy = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), BFLOAT16, "cpu", 0)
-    ort.copy_tensors([value], [copy])
-    count = math.prod(value.shape())
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(copy.data_ptr()))
-    return bits.reshape(value.shape()).copy()
 
 
 def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:

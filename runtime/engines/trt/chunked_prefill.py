@@ -35,6 +35,7 @@ def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
             forward.visible[:, start:end],
             np.where(own, forward.rows - start, 0),
             forward.top,
+            forward.candidates,
         )
         yield Piece(part, own)
         start = end

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Floats, Forward, Ints, Proposal
-from ...contract import TOP, Contract, cache_names
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, TOP, Contract, cache_names
 from ...errors import DeviceError, UserError, warn_once
 from .bindings import call, one_line
 from .cuda import FOR_CUDA_12, Cuda
@@ -101,7 +101,8 @@ class TrtEngine:
         lane.feed(forward, padded, self.contract.pad_id)
         self._run(lane)
         self._written = (forward.past_length.copy(), width, padded)
-        return lane.fetch(forward.rows.shape[1], forward.top)
+        count = 0 if forward.candidates is None else forward.candidates.shape[2]
+        return lane.fetch(forward.rows.shape[1], forward.top, count)
 
     def read_cache(self) -> Floats:
         """The cache as `DeviceCache.read` gives it, with what the last forward wrote behind its past."""
@@ -162,7 +163,7 @@ class TrtEngine:
             if context is None:
                 raise DeviceError(f"create_execution_context failed: {self._said()}")
             call("set_device_memory", context.set_device_memory, scratch, size)
-            lane = Lane(self._cuda, self._stream, context, profile, self.contract.batch, self.contract.top_k, stack)
+            lane = Lane(self._cuda, self._stream, context, profile, self.contract, stack)
             self._must("a profile", context.set_optimization_profile_async, profile.index, int(self._stream))
             self._bind(lane)
             lanes.append(lane)
@@ -179,7 +180,7 @@ class TrtEngine:
         for name, (mode, _, shape) in tensors(self.contract).items():
             self._must(f"the address of {name}", context.set_tensor_address, name, addresses[name])
             if mode == "INPUT" and OPEN in tuple(self._engine.get_tensor_shape(name)):
-                size = lane.widths.rows if name == "rows" else lane.widths.most
+                size = lane.widths.most if name in ("input_ids", "visible") else lane.widths.rows
                 self._shape(context, name, tuple(size if n == OPEN else n for n in shape))
 
     def _shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -261,6 +262,9 @@ def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     }
     for name, dtype in zip(TOP, ("int64", "float32"), strict=True) if c.top_k else ():
         table[name] = ("OUTPUT", dtype, (c.batch, OPEN, c.top_k))
+    if c.candidates:
+        table[CANDIDATE_INPUT] = ("INPUT", "int64", (c.batch, OPEN, c.candidates))
+        table[CANDIDATE_OUTPUT] = ("OUTPUT", "float32", (c.batch, OPEN, c.candidates))
     if not c.has_cache:
         return table
     table["past_length"] = ("INPUT", "int64", (c.batch,))

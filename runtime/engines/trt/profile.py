@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...backend import Forward, Proposal
-from ...contract import REDUCED, TOP
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract
 from ...errors import DeviceError, UserError
 from .bindings import call
 from .cuda import Cuda, Handle
@@ -83,15 +83,18 @@ class Crossing:
 class Lane:
     """A profile ready to run. `feed` writes a forward, `run` does it, `fetch` reads what came of it.
 
-    context: one of the engine's, to which the profile and everything but these small arrays was given already; top_k:
-    how many top tokens it computes at every run, asked for or not.
+    context: one of the engine's, to which the profile and everything but these small arrays was given already. As many
+    top tokens as the contract has are computed at every run, asked for or not, and the log-probabilities of as many
+    candidates: shapes do not change once a CUDA graph is captured, so a step without candidates pays for dummies.
     """
 
     def __init__(
-        self, cuda: Cuda, stream: Handle, context: Any, widths: Widths, batch: int, top_k: int, stack: ExitStack
+        self, cuda: Cuda, stream: Handle, context: Any, widths: Widths, contract: Contract, stack: ExitStack
     ) -> None:
         self._cuda, self._stream, self.context = cuda, stream, context
-        self.widths, self.batch = widths, batch
+        self.widths, self.batch = widths, contract.batch
+        batch, top_k, candidates = contract.batch, contract.top_k, contract.candidates
+        self._dummy = contract.eos_ids[0]  # any token that is not barred
         wide, asked = (batch, widths.most), (batch, widths.rows)
         inputs: dict[str, BufferSpec] = {
             "input_ids": (np.int64, wide),
@@ -106,6 +109,10 @@ class Lane:
         }
         if top_k:
             outputs |= {"top_token": (np.int64, (*asked, top_k)), "top_logprob": (np.float32, (*asked, top_k))}
+        if candidates:
+            inputs[CANDIDATE_INPUT] = (np.int64, (*asked, candidates))
+            outputs[CANDIDATE_OUTPUT] = (np.float32, (*asked, candidates))
+        self._candidates = candidates
         self._shapes = {name: shape for name, (_, shape) in outputs.items()}
         self.inputs, self.outputs = Crossing(cuda, inputs, stack), Crossing(cuda, outputs, stack)
         self._graph: Handle | None = None
@@ -126,6 +133,11 @@ class Lane:
         self.inputs.array("past_length", self.batch)[:] = forward.past_length
         rows = self.inputs.array("rows", self.batch, self.widths.rows)
         rows[:, :asked], rows[:, asked:] = forward.rows, 0
+        if self._candidates:
+            tokens = self.inputs.array(CANDIDATE_INPUT, self.batch, self.widths.rows, self._candidates)
+            tokens[:] = self._dummy
+            if forward.candidates is not None:
+                tokens[:, :asked, : forward.candidates.shape[2]] = forward.candidates
 
     def run(self) -> None:
         """Copies in, computes, copies out, and waits for it."""
@@ -135,10 +147,17 @@ class Lane:
             self._cuda.launch(self._graph, self._stream)
         self._cuda.synchronize(self._stream)
 
-    def fetch(self, asked: int, top: bool = False) -> Proposal:
-        """What the last run proposed for the first `asked` rows, the top tokens too where wanted. [batch, asked]"""
+    def fetch(self, asked: int, top: bool = False, candidates: int = 0) -> Proposal:
+        """What the last run proposed for the first `asked` rows, the top tokens and so many candidates too where
+        wanted. [batch, asked]"""
         names = (*REDUCED, *(TOP if top else ()))
-        return Proposal(*(self.outputs.array(name, *self._shapes[name])[:, :asked].copy() for name in names))
+        out = Proposal(*(self._output(name)[:, :asked].copy() for name in names))
+        if not candidates:
+            return out
+        return replace(out, candidate_logprob=self._output(CANDIDATE_OUTPUT)[:, :asked, :candidates].copy())
+
+    def _output(self, name: str) -> NDArray[Any]:
+        return self.outputs.array(name, *self._shapes[name])
 
     def capture(self, stack: ExitStack) -> str | None:
         """Keeps its forward pass as a CUDA graph; it has to have run once. Returns why it cannot be captured, if so."""

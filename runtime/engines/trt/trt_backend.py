@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backend import PADDED, Floats, Forward, Proposal
+from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
 from ...bundle.manifest import Build, Bundle, Engine
 from ...contract import Contract
 from ...decoding.block_layout import committed_ends
@@ -83,13 +83,18 @@ class TrtBackend:
     def forward(self, forward: Forward) -> Proposal:
         engine = self._active
         check_bounds(forward, self.contract, len(self._slots), engine.contract.capacity)
-        whole: list[NDArray[Any]] = []  # in the order of a proposal's fields
+        check_candidates(forward, self.contract)
+        most, n = min(profile.rows for profile in engine.profiles), forward.rows.shape[1]
+        if n > most:  # as of a form of a full model
+            return joined([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
+        whole: dict[str, NDArray[Any]] = {}  # by the names of a proposal's fields
         for piece in pieces(forward, engine.widest):
-            out = engine.forward(self._whole_batch(piece.forward)).parts()
-            whole = whole or [np.zeros((len(self._slots), *new.shape[1:]), new.dtype) for new in out]
-            for kept, new in zip(whole, out, strict=True):
-                kept[piece.own] = new[self._slots][piece.own]
-        return Proposal(*whole)
+            out = engine.forward(self._whole_batch(piece.forward))
+            for name in Proposal.__slots__:
+                if (new := getattr(out, name)) is not None:
+                    kept = whole.setdefault(name, np.zeros((len(self._slots), *new.shape[1:]), new.dtype))
+                    kept[piece.own] = new[self._slots][piece.own]
+        return Proposal(**whole)
 
     def keep(self, rows: NDArray[Any]) -> None:
         again = np.ones(len(rows), np.bool_)
@@ -140,7 +145,23 @@ class TrtBackend:
         rows = np.zeros((batch, forward.rows.shape[1]), np.int64)
         ids[slots], past[slots], visible[slots] = forward.input_ids, forward.past_length, forward.visible
         rows[slots] = forward.rows
-        return Forward(ids, past, visible, rows, forward.top)
+        if (given := forward.candidates) is None:
+            return Forward(ids, past, visible, rows, forward.top)
+        candidates = np.full((batch, *given.shape[1:]), self.contract.eos_ids[0])
+        candidates[slots] = given
+        return Forward(ids, past, visible, rows, forward.top, candidates)
+
+
+def part(forward: Forward, start: int, end: int) -> Forward:
+    """The forward with some of its asked rows alone."""
+    candidates = None if forward.candidates is None else forward.candidates[:, start:end]
+    return replace(forward, rows=forward.rows[:, start:end], candidates=candidates)
+
+
+def joined(parts: Sequence[Proposal]) -> Proposal:
+    """The proposals of several parts' rows, side by side."""
+    fields = {name: [getattr(each, name) for each in parts] for name in Proposal.__slots__}
+    return Proposal(**{name: np.concatenate(each, axis=1) for name, each in fields.items() if each[0] is not None})
 
 
 def slack(contract: Contract) -> int:

@@ -1,0 +1,223 @@
+"""What a model says of masked positions of a form: forward passes over the KV cache, or over the whole canvas.
+
+A position is predicted from its block, in which the form's words and the decided values are known and all other
+positions are masks, and from the blocks before it, which are committed. Which row predicts it, what each position sees
+and where blocks begin is the contract's (`decoding.block_layout`); with a next-token shift, and for the first position
+of a seeded block, the last committed token is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..backend import Backend, Floats, Forkable, Forward, Ints, Proposal
+from ..contract import Contract
+from ..decoding.block_layout import block_bounds, block_ends, check_ids, check_room, committed_ends, positions_for
+from ..errors import NumericalError, UserError
+from .pieces import Ids
+
+MOST_COPIES = 16  # canvases of a forward pass, each of which has a KV cache of its own
+NEVER = -1e29  # log-probabilities below are of tokens that the graph bars, and of no others
+
+
+class OutOfForwards(Exception):
+    """No forward pass is left of `max_forwards`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of one masked position: the log-probabilities of some tokens.
+
+    ids: the sequence from the prompt's first token, up to the form's end or as far as it is known; what follows are
+    masks. position: an index of it or behind. tokens: different ones.
+    """
+
+    ids: Ids
+    position: int
+    tokens: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One canvas of a forward pass: its tokens from the pass's first position on, and the rows that are asked."""
+
+    ids: Ids
+    rows: tuple[int, ...]
+    tokens: tuple[Ids, ...]
+
+
+class Canvas:
+    """One form on a backend, which it opens. forwards: run so far, the prompt's prefill not among them.
+
+    tokens: the most that the form has. Raises UserError where prompt and form do not fit the model.
+    """
+
+    def __init__(self, backend: Backend, prompt: Ints, tokens: int, max_forwards: int | None) -> None:
+        contract = backend.contract
+        check_ids(contract, prompt)
+        check_room(contract, len(prompt), tokens)
+        self.contract, self._backend, self._left = contract, backend, max_forwards
+        self.forwards = self._past = 0
+        room = positions_for(contract, len(prompt), tokens)
+        self._begins, self._ends = (part.tolist() for part in block_bounds(contract, len(prompt), room - len(prompt)))
+        self._canvas_ends = block_ends(contract, len(prompt), room - len(prompt))
+        self._committed = committed_ends(contract, len(prompt), room - len(prompt))
+        if contract.attention == "causal":  # its masks see no more than its other tokens
+            self._canvas_ends = self._committed
+        self.room, self._prompt = room, len(prompt)
+        self._copies = (
+            min(MOST_COPIES, backend.most_copies) if isinstance(backend, Forkable) and contract.has_cache else 1
+        )
+        backend.open(1, room)
+
+    def block(self, position: int) -> tuple[int, int]:
+        """Where the block begins and ends in which a position is decoded: for a `full` model the whole canvas."""
+        if not self.contract.has_cache:
+            return self._prompt, self.room
+        return self._begins[position], self._ends[position]
+
+    def decoded_block(self, position: int) -> tuple[int, int]:
+        """The same as ordinary decoding has it, in blocks in a `full` model too."""
+        return self._begins[position], self._ends[position]
+
+    def rewind(self, position: int) -> None:
+        """Forgets what is committed from the position's block on."""
+        self._past = min(self._past, self._begins[position])
+
+    def ask(self, questions: Sequence[Question], known: int) -> list[Floats]:
+        """The log-probabilities of each question's tokens, in as few forward passes as the backend can.
+
+        known: up to here all questions' sequences are the same and decided. Raises OutOfForwards where
+        `max_forwards` does not do, NumericalError for scores that are not numbers, and UserError for a token that the
+        model bars.
+        """
+        rows = [self._row(question.position) for question in questions]
+        first, ends = self._first(rows), [self.block(question.position)[1] for question in questions]
+        windows: dict[Ids, list[int]] = {}  # questions by their canvas
+        for number, question in enumerate(questions):
+            windows.setdefault(self._cut(question.ids, first, ends[number]), []).append(number)
+        several = self._copies > 1 and len(windows) > 1
+        if several and self._past < self._begins[known]:
+            self._commit(questions[0].ids, self._begins[known])
+            first = self._first(rows)
+            windows = {}
+            for number, question in enumerate(questions):
+                windows.setdefault(self._cut(question.ids, first, ends[number]), []).append(number)
+        cut = [
+            Window(ids, tuple(rows[i] - first for i in own), tuple(questions[i].tokens for i in own))
+            for ids, own in windows.items()
+        ]
+        found: list[Floats] = [np.zeros(0, np.float32)] * len(questions)
+        size = self._copies if several else 1
+        for start in range(0, len(cut), size):
+            together, places = cut[start : start + size], list(windows.values())[start : start + size]
+            made = self._run(together, first, self._begins[known])
+            for row, own in enumerate(places):
+                for place, number in enumerate(own):
+                    found[number] = checked(made[row, place, : len(questions[number].tokens)], questions[number].tokens)
+        return found
+
+    def propose(self, ids: Ids, positions: Sequence[int]) -> Proposal:
+        """What the model predicts of masked positions [n] of one block, the first of them the first without a token."""
+        rows = [self._row(position) for position in positions]
+        first = self._first(rows)
+        window = self._cut(ids, first, self.block(positions[0])[1])
+        self._spend()
+        out = self._backend.forward(self._forward([Window(window, tuple(row - first for row in rows), ())], first))
+        self._past = max(self._past, self._begins[positions[0]]) if self.contract.has_cache else 0
+        if not np.isfinite(out.confidence).all() or not np.isfinite(out.entropy).all():
+            raise not_finite()
+        return Proposal(out.token[0], out.confidence[0], out.entropy[0])
+
+    def _row(self, position: int) -> int:
+        """Which row predicts a position."""
+        own = self.contract.seeded and position == self._begins[position]
+        return position - int(self.contract.shift or own)
+
+    def _first(self, rows: Sequence[int]) -> int:
+        """Where a forward pass begins that has these rows in it."""
+        return min(self._past, *rows) if self.contract.has_cache else 0
+
+    def _cut(self, ids: Ids, first: int, end: int) -> Ids:
+        return (ids + (self.contract.mask_id,) * (end - len(ids)))[first:end]
+
+    def _spend(self) -> None:
+        if self._left is not None and self.forwards >= self._left:
+            raise OutOfForwards
+        self.forwards += 1
+
+    def _commit(self, ids: Ids, end: int) -> None:
+        """Writes what is decided into the KV cache, up to the position `end`."""
+        if self._past:  # else it is the prompt's prefill
+            self._spend()
+        window = Window(ids[self._past : end], (end - self._past - 1,), ())
+        self._backend.forward(self._forward([window], self._past, committed=True))
+        self._past = end
+
+    def _run(self, windows: Sequence[Window], first: int, decided: int) -> Floats:
+        """The log-probabilities of the windows' tokens. [windows, rows, tokens], as many as the most of them."""
+        self._spend()
+        several = len(windows) > 1
+        if several and isinstance(self._backend, Forkable):
+            self._backend.fork(len(windows))
+        try:
+            out = self._backend.forward(self._forward(windows, first))
+        finally:
+            if several and isinstance(self._backend, Forkable):
+                self._backend.fork(1)
+        if self.contract.has_cache:
+            self._past = max(self._past, decided)
+        if out.candidate_logprob is None:
+            raise ValueError("the engine gave no log-probabilities of the candidates")
+        return out.candidate_logprob
+
+    def _forward(self, windows: Sequence[Window], first: int, committed: bool = False) -> Forward:
+        """The windows side by side, padded to the widest with tokens that see one position and that nobody sees."""
+        width, batch = max(len(window.ids) for window in windows), len(windows)
+        n = max(len(window.rows) for window in windows)
+        ids = np.full((batch, width), self.contract.pad_id, np.int64)
+        visible, rows = np.ones((batch, width), np.int64), np.zeros((batch, n), np.int64)
+        for place, window in enumerate(windows):
+            end = first + len(window.ids)
+            begin = end if committed else self.block(end - 1)[0]  # of the canvas; before it all is committed
+            seen = np.where(np.arange(first, end) < begin, self._committed[first:end], self._canvas_ends[first:end])
+            ids[place, : len(window.ids)], visible[place, : len(window.ids)] = window.ids, seen
+            rows[place, : len(window.rows)] = window.rows
+        forward = Forward(ids, np.full(batch, first), visible, rows)
+        count = max((len(tokens) for window in windows for tokens in window.tokens), default=0)
+        if not count:
+            return forward
+        candidates = np.full((batch, n, count), self.contract.eos_ids[0], np.int64)  # any that is not barred
+        for place, window in enumerate(windows):
+            for row, tokens in enumerate(window.tokens):
+                candidates[place, row, : len(tokens)] = tokens
+        return replace(forward, candidates=candidates)
+
+
+def checked(log_probs: Floats, tokens: Ids) -> Floats:
+    """The log-probabilities if they are numbers. Raises NumericalError, and UserError for a token that is barred."""
+    if np.isnan(log_probs).any() or (log_probs == np.inf).any():
+        raise not_finite()
+    barred = [token for token, log_prob in zip(tokens, log_probs.tolist(), strict=True) if log_prob < NEVER]
+    if barred:
+        raise UserError(f"a value holds the token {barred[0]}, which this model never gives; choose another text")
+    return log_probs
+
+
+def not_finite() -> NumericalError:
+    """What scores that are not numbers end in."""
+    return NumericalError(
+        "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
+    )
+
+
+def check_contract(contract: Contract) -> None:
+    """Raises UserError for a bundle whose graph gives no log-probabilities of candidates."""
+    if not contract.candidates:
+        raise UserError(
+            "this bundle's graph gives no log-probabilities of candidates, which decisions are made of; export it with "
+            "--candidates 64"
+        )

@@ -1,0 +1,185 @@
+"""Fills a form: which fields are decided together, in which order, and what the probabilities are of.
+
+`parallel`: the fields of a block that nothing before it leaves open are scored on one canvas, on which all of them are
+masks, and then get their best values together: the probability of the form is the product of their marginals, as if the
+fields did not depend on each other. That is one forward pass for fields of one token, and one more for each further
+token of the longest value (`scores`). Fields of a later block are scored with the earlier ones decided, and so is a
+field that may reach over its block's end, or that begins a block whose first token the model predicts before the rest.
+`ordered`: each field is scored with the fields before it placed and those behind it masked, in the form's order: the
+probability of the form is the product of each value's given those before it (the chain rule).
+
+In both the probabilities of a field are the softmax of its values' scores: the model's, given that the value is one of
+these. They say nothing of texts that are no value, and are not calibrated. Each field gets its likeliest value; with
+`ordered` that need not be the likeliest whole form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import Backend, Ints
+from ..contract import GateSpec
+from ..decoding.options import Threshold, threshold_reader
+from ..errors import UserError
+from ..text.tokenizer import Tokenizer
+from .canvas import Canvas, OutOfForwards, check_contract
+from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
+from .free_text import write_text
+from .pieces import Gap, Ids, Piece, Slot, encode_form, longest
+from .scores import Layout, Scores, lay_out, probabilities, score
+
+PROBABILITIES: tuple[Probability, ...] = ("parallel", "ordered")
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionOptions:
+    """How to decide.
+
+    Attributes:
+        probability: What a field's probabilities mean, `parallel` or `ordered`; see the module.
+        max_forwards: Most forward passes, the prompt's prefill not counted; None for as many as there are.
+        temperature: Above 0, divides the scores before the softmax; below 1 it sharpens. No value changes with it.
+        threshold: Of the gate, for free texts; None for the gate's own.
+    """
+
+    probability: Probability = "parallel"
+    max_forwards: int | None = None
+    temperature: float = 1.0
+    threshold: Threshold | None = None
+
+    def check(self) -> None:
+        """Raises UserError for values out of bounds."""
+        if self.probability not in PROBABILITIES:
+            raise UserError(f"probability is {self.probability!r}; expected {' or '.join(PROBABILITIES)}")
+        if self.max_forwards is not None and self.max_forwards < 1:
+            raise UserError(f"max_forwards is {self.max_forwards}; expected at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; expected a number above 0")
+
+
+def decide(
+    backend: Backend, tokenizer: Tokenizer, gate: GateSpec, prompt: Ints, form: Form, options: DecisionOptions
+) -> Decision:
+    """Fills the form behind a prompt, ids int64 [length].
+
+    Raises UserError before any work where the form or the options do not fit the model, or its bundle has no
+    candidates; NumericalError for scores that are not numbers.
+    """
+    options.check()
+    check_contract(backend.contract)
+    pieces = encode_form(form, tokenizer.encode, backend.contract)
+    threshold = threshold_reader(options.threshold, gate, backend.contract.vocab)
+    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards)
+    filling = Filling(canvas, tuple(prompt.tolist()), pieces)
+    try:
+        while (number := filling.first_open) is not None:
+            piece = pieces[number]
+            if isinstance(piece, Gap):
+                ids = filling.known_ids
+                text = write_text(canvas, ids, piece, tokenizer.decode, gate, threshold())
+                filling.place_text(number, *fitting(text, piece.text.max_tokens, tokenizer))
+            elif not filling.place_values(filling.group(number, options.probability)):
+                break
+    except OutOfForwards:
+        pass
+    return filling.decision(form, options)
+
+
+def fitting(text: str, most: int, tokenizer: Tokenizer) -> tuple[str, Ids]:
+    """A text and its tokens, at most so many: encoded by itself, one that ends amid a character may have more."""
+    while len(ids := tokenizer.encode(text)) > most:
+        text = text[:-1]
+    return text, tuple(ids.tolist())
+
+
+class Filling:
+    """A form on its way: what is decided of it. chosen: tokens by the piece's number."""
+
+    def __init__(self, canvas: Canvas, prompt: Ids, pieces: Sequence[Piece]) -> None:
+        self._canvas, self._prompt, self._pieces = canvas, prompt, pieces
+        self.chosen: dict[int, Ids] = {}
+        self._scores: dict[int, Scores] = {}
+        self._texts: dict[int, str] = {}
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, Slot) and len(piece.values) == 1:  # known from the start
+                self.place(number, piece, np.zeros(1))
+
+    @property
+    def first_open(self) -> int | None:
+        """The number of the first piece without its tokens."""
+        numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap) and n not in self.chosen)
+        return next(numbers, None)
+
+    @property
+    def known_ids(self) -> Ids:
+        """The sequence up to the first piece without its tokens."""
+        laid, number = self._layout(), self.first_open
+        return laid.ids if number is None else laid.ids[: laid.begins[number]]
+
+    def group(self, number: int, probability: Probability) -> list[int]:
+        """The numbers of the fields that are decided together with the first one without a value."""
+        begin = self._layout().begins[number]
+        first, end = self._canvas.block(begin)
+        group, at = [number], begin
+        if probability == "ordered" or (self._canvas.contract.seeded and begin == first):
+            return group
+        for following in range(number, len(self._pieces)):
+            piece, known = self._pieces[following], self.chosen.get(following)
+            if isinstance(piece, Gap) and known is None:
+                break
+            if known is not None or isinstance(piece, tuple):
+                at += len(known if known is not None else piece)  # type: ignore[arg-type]
+                continue
+            assert isinstance(piece, Slot)
+            at += piece.longest
+            if at > end:
+                break
+            if following != number:
+                group.append(following)
+        return group
+
+    def place_values(self, group: Sequence[int]) -> bool:
+        """Decides the fields of a group. Returns whether all of them have values now: else no forward pass is left."""
+        found = score(self._canvas, self._prompt, self._pieces, self.chosen, group)
+        for number, scores in found.items():
+            piece = self._pieces[number]
+            assert isinstance(piece, Slot)
+            self.place(number, piece, scores)
+        return len(found) == len(group)
+
+    def place(self, number: int, slot: Slot, scores: Scores) -> None:
+        """Gives a field its likeliest value, the first of equal ones."""
+        self._scores[number], self.chosen[number] = scores, slot.values[int(scores.argmax())]
+
+    def place_text(self, number: int, text: str, ids: Ids) -> None:
+        """Gives a free text its tokens: those of its text encoded by itself, whatever it was decoded as."""
+        self._canvas.rewind(self._layout().begins[number])
+        self._texts[number], self.chosen[number] = text, ids
+
+    def decision(self, form: Form, options: DecisionOptions) -> Decision:
+        """What is decided so far, as values and texts of the form."""
+        numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap))
+        parts = [p if isinstance(p, str) else self._field(next(numbers), p, options) for p in form.parts]
+        until = next((place for place, part in enumerate(parts) if part is None), len(parts))
+        return Decision(
+            text="".join(part if isinstance(part, str) else part.value for part in parts[:until] if part is not None),
+            fields=tuple(part for part in parts if isinstance(part, FieldDecision)),
+            forwards=self._canvas.forwards,
+            partial=until < len(parts),
+            probability=options.probability,
+        )
+
+    def _field(self, number: int, part: Field | FreeText, options: DecisionOptions) -> FieldDecision | None:
+        if isinstance(part, FreeText):
+            text = self._texts.get(number)
+            return None if text is None else FieldDecision(part.path, text, -1, (), float("nan"))
+        if (scores := self._scores.get(number)) is None:
+            return None
+        each, index = probabilities(scores, options.temperature).tolist(), int(scores.argmax())
+        return FieldDecision(part.path, part.values[index], index, tuple(each), each[index])
+
+    def _layout(self) -> Layout:
+        return lay_out(self._prompt, self._pieces, self.chosen, self._canvas.contract.mask_id)

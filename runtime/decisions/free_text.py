@@ -1,0 +1,63 @@
+"""Free texts of a form: ordinary decoding, block by block with the model's gate, until the closing character."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..contract import GateSpec
+from ..decoding.gate import Gate
+from .canvas import Canvas
+from .pieces import Gap, Ids
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpec, threshold: float) -> str:
+    """The text of a gap that follows `ids`: the prompt and the form up to it, all of it decided.
+
+    It ends before the closing character, before an end token, or after the gap's most tokens. A model that decodes
+    token by token takes one a step, others as the gate accepts them.
+    """
+    contract, rule, begin = canvas.contract, Gate(gate, canvas.contract.eos_ids), len(ids)
+    known = list(ids)
+    while (first := len(known)) - begin < gap.text.max_tokens:
+        end = min(canvas.decoded_block(first)[1], begin + gap.text.max_tokens)
+        block = np.full(end - first, contract.mask_id)
+        masked = np.ones(len(block), np.bool_)
+        while masked.any():
+            places = np.flatnonzero(masked)
+            if contract.attention == "causal":
+                places = places[:1]
+            out = canvas.propose((*known, *block.tolist()), (first + places).tolist())
+            seed = contract.seeded and places[0] == 0 and canvas.decoded_block(first)[0] == first
+            token, confidence, entropy = np.zeros(len(block), np.int64), *np.zeros((2, len(block)), np.float32)
+            token[places], confidence[places], entropy[places] = out.token, out.confidence, out.entropy
+            if contract.attention == "causal" or seed:
+                accepted = np.arange(len(block)) == places[0]
+            else:
+                progress = (first - begin + len(block) - len(places)) / gap.text.max_tokens
+                accepted = rule(token[None], confidence[None], entropy[None], masked[None], [progress], threshold)[0]
+            np.copyto(block, token, where=accepted)
+            masked &= ~accepted
+            settled = block[: int(masked.argmax()) if masked.any() else len(block)].tolist()
+            if (text := finished([*known[begin:], *settled], gap.closing, decode, contract.eos_ids)) is not None:
+                return text
+        known += block.tolist()
+    return decode(known[begin:])
+
+
+def finished(ids: Sequence[int], closing: str, decode: Decode, eos_ids: Sequence[int]) -> str | None:
+    """The text of tokens if its end is among them: an end token, or the closing character, which is cut off.
+
+    One behind an odd number of backslashes does not count, as in a JSON string.
+    """
+    ended = next((place for place, token in enumerate(ids) if token in eos_ids), None)
+    text = decode(ids if ended is None else ids[:ended])
+    backslashes = 0
+    for place, character in enumerate(text):
+        if closing and character == closing and backslashes % 2 == 0:
+            return text[:place]
+        backslashes = backslashes + 1 if character == "\\" else 0
+    return None if ended is None else text

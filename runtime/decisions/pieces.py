@@ -1,0 +1,128 @@
+"""A form as token ids: its words, and for each field the tokens of its values.
+
+Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens wherever it stands
+and the words around it never merge with it. The model may have been trained on texts that were encoded as a whole, in
+which a word and a value share a token; forms whose parts end at quotes, spaces or brackets rarely meet that. First and
+last tokens that all values of a field share are words too: whatever the value, they stand there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..backend import Ints
+from ..contract import Contract
+from ..errors import UserError
+from .form import Field, Form, FreeText
+
+Ids: TypeAlias = tuple[int, ...]
+Encode: TypeAlias = Callable[[str], Ints]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A field. values: the token ids of each value in the field's order, without what all of them begin or end with."""
+
+    field: Field
+    values: tuple[Ids, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest value."""
+        return max(map(len, self.values))
+
+    @property
+    def usual(self) -> int:
+        """Tokens with which it stands while it has no value: the most frequent length of its values, or the shorter."""
+        lengths = Counter(map(len, self.values))
+        return min(lengths, key=lambda length: (-lengths[length], length))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A free text. closing: the character that ends it, the first of the words behind it; "" for none."""
+
+    text: FreeText
+    closing: str
+
+
+Piece: TypeAlias = Ids | Slot | Gap
+
+
+def encode_form(form: Form, encode: Encode, contract: Contract) -> list[Piece]:
+    """The pieces of a form in order; a field's common first and last tokens are pieces of words around it.
+
+    Raises UserError for a form without fields, a field without values, and values that have no tokens or the same.
+    """
+    if not any(isinstance(part, Field | FreeText) for part in form.parts):
+        raise UserError("the form has no field; expected at least one, with the values that it may have")
+    pieces: list[Piece] = []
+    for place, part in enumerate(form.parts):
+        if isinstance(part, str):
+            pieces.append(_ids(part, encode, contract))
+        elif isinstance(part, FreeText):
+            pieces.append(_gap(part, form.parts[place + 1 :]))
+        else:
+            pieces += _field(part, encode, contract)
+    return [piece for piece in pieces if piece != ()]
+
+
+def longest(pieces: Sequence[Piece]) -> int:
+    """The most tokens that the form may have."""
+    return sum(_most(piece) for piece in pieces)
+
+
+def _most(piece: Piece) -> int:
+    if isinstance(piece, Slot):
+        return piece.longest
+    return piece.text.max_tokens if isinstance(piece, Gap) else len(piece)
+
+
+def _gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
+    if part.max_tokens < 1:
+        raise UserError(f"the free text {name_of(part.path)} has max_tokens {part.max_tokens}; expected at least 1")
+    following = next((each for each in behind if each != ""), None)
+    if following is not None and not isinstance(following, str):
+        raise UserError(
+            f"nothing ends the free text {name_of(part.path)}; expected words between it and the next field"
+        )
+    return Gap(part, following[0] if following else "")
+
+
+def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
+    if not field.values:
+        raise UserError(f"the field {name_of(field.path)} has no values; expected at least one")
+    whole = [_ids(value, encode, contract) for value in field.values]
+    seen: dict[Ids, str] = {}
+    for value, ids in zip(field.values, whole, strict=True):
+        if not ids:
+            raise UserError(f"the value {value!r} of {name_of(field.path)} has no tokens; expected a text")
+        if ids in seen:
+            same = f"{seen[ids]!r} and {value!r}" if seen[ids] != value else f"{value!r} twice"
+            raise UserError(
+                f"the values of {name_of(field.path)} have {same}, the same tokens; expected different ones"
+            )
+        seen[ids] = value
+    if len(whole) == 1:
+        return [Slot(field, (whole[0],))]
+    shortest = min(map(len, whole))
+    first = next((i for i in range(shortest - 1) if len({ids[i] for ids in whole}) > 1), shortest - 1)
+    room = shortest - 1 - first
+    last = next((i for i in range(room) if len({ids[-1 - i] for ids in whole}) > 1), room)
+    inner = tuple(ids[first : len(ids) - last] for ids in whole)
+    return [whole[0][:first], Slot(field, inner), whole[0][len(whole[0]) - last :]]
+
+
+def _ids(text: str, encode: Encode, contract: Contract) -> Ids:
+    ids = tuple(encode(text).tolist())
+    if contract.mask_id in ids:
+        raise UserError(f"the form's text {text[:40]!r} holds the mask token; leave it out")
+    return ids
+
+
+def name_of(path: Sequence[str | int]) -> str:
+    """A field's path in one word, as in `items.0.name`."""
+    return ".".join(map(str, path)) or "the value"

@@ -1,0 +1,119 @@
+"""Scores of the values of fields: sums of log-probabilities, level by level over the tries of their tokens.
+
+The score of a value is the sum of log p of its tokens, each given those before it: p of the whole vocabulary, read at
+the token's position on a canvas on which the earlier tokens of the value are placed and the later ones are masks. All
+prefixes of a level are asked together. Values of different token counts move what follows them, so each count has
+canvases of its own; their scores are compared as they are, not divided by the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .canvas import Canvas, OutOfForwards, Question
+from .pieces import Gap, Ids, Piece, Slot, name_of
+
+Scores: TypeAlias = NDArray[np.float64]  # [values]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The sequence of a form of which some fields have their values.
+
+    ids: from the prompt's first token on, masks at positions without a token, up to the form's end or the first free
+    text without one. begins: the position of each piece in it, by its number.
+    """
+
+    ids: Ids
+    begins: Mapping[int, int]
+
+
+def lay_out(
+    prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int, tried: Mapping[int, Ids] | None = None
+) -> Layout:
+    """Lays a form out. chosen: tokens of the pieces that have a value, by number; tried: tokens, masks among them, of
+    some others, which otherwise stand with masks in their usual length."""
+    ids, begins = [*prompt], dict[int, int]()
+    for number, piece in enumerate(pieces):
+        begins[number] = len(ids)
+        if number in chosen:
+            ids += chosen[number]
+        elif tried and number in tried:
+            ids += tried[number]
+        elif isinstance(piece, Slot):
+            ids += [mask] * piece.usual
+        elif isinstance(piece, Gap):
+            break
+        else:
+            ids += piece
+    return Layout(tuple(ids), begins)
+
+
+def score(
+    canvas: Canvas, prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], group: Sequence[int]
+) -> dict[int, Scores]:
+    """The scores of the values of each field of a group, by its number; the first of them is the form's first field
+    without a value.
+
+    All fields of a group are scored while the others are masks. Those of one length for all values need no canvas but
+    the common one for their first token. Where no forward pass is left, fields that are not through are left out.
+    """
+    known = lay_out(prompt, pieces, chosen, canvas.contract.mask_id).begins[group[0]]
+    scores = {number: np.zeros(len(_slot(pieces, number).values)) for number in group}
+    deepest = {number: _slot(pieces, number).longest for number in group}
+    for level in range(max(deepest.values())):
+        questions, receivers = [], list[tuple[int, list[int]]]()  # the values that a question is about, of a field
+        for number in group:
+            for own, prefix, places in _nodes(_slot(pieces, number).values, level):
+                masks = (canvas.contract.mask_id,) * (own - level)
+                laid = lay_out(prompt, pieces, chosen, canvas.contract.mask_id, {number: prefix + masks})
+                tokens = tuple(dict.fromkeys(_slot(pieces, number).values[place][level] for place in places))
+                _check_count(canvas, pieces, number, len(tokens))
+                questions.append(Question(laid.ids, laid.begins[number] + level, tokens))
+                receivers.append((number, places))
+        try:
+            found = canvas.ask(questions, known)
+        except OutOfForwards:
+            return {number: made for number, made in scores.items() if deepest[number] <= level}
+        for (number, places), question, log_probs in zip(receivers, questions, found, strict=True):
+            by_token = dict(zip(question.tokens, log_probs.tolist(), strict=True))
+            for place in places:
+                scores[number][place] += by_token[_slot(pieces, number).values[place][level]]
+    return scores
+
+
+def _nodes(values: Sequence[Ids], level: int) -> list[tuple[int, Ids, list[int]]]:
+    """The nodes of the tries, one of each length, at a level that have children: length, prefix, the values below."""
+    nodes: dict[tuple[int, Ids], list[int]] = {}
+    for place, ids in enumerate(values):
+        if len(ids) > level:
+            nodes.setdefault((len(ids), ids[:level]), []).append(place)
+    return [(length, prefix, places) for (length, prefix), places in nodes.items()]
+
+
+def probabilities(scores: Scores, temperature: float) -> Scores:
+    """softmax(scores / temperature). [values]"""
+    heat = (scores - scores.max()) / temperature
+    made: Scores = np.exp(heat) / np.exp(heat).sum()
+    return made
+
+
+def _slot(pieces: Sequence[Piece], number: int) -> Slot:
+    piece = pieces[number]
+    assert isinstance(piece, Slot)
+    return piece
+
+
+def _check_count(canvas: Canvas, pieces: Sequence[Piece], number: int, count: int) -> None:
+    most = canvas.contract.candidates
+    if count > most:
+        raise UserError(
+            f"the field {name_of(_slot(pieces, number).field.path)} has {count} values that differ in one token, but "
+            f"this bundle takes {most} candidates; export it with --candidates {count}"
+        )

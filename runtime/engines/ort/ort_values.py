@@ -1,0 +1,39 @@
+"""Arrays as ONNX Runtime takes them, and back: bf16, which numpy lacks, as its bits."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .no_telemetry import ort
+
+BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
+
+
+def numpys(dtype: str) -> str:
+    """The type of the array that holds a cache of that type."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
+    """An array as a graph takes it: the same memory on the CPU, a copy on a GPU."""
+    if dtype != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
+    value.update_inplace(array)
+    return value
+
+
+def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
+    """A copy of what is on a GPU, bf16 as its bits in uint16."""
+    if dtype != "bfloat16":
+        return value.numpy()  # type: ignore[no-any-return]
+    copy = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), BFLOAT16, "cpu", 0)
+    ort.copy_tensors([value], [copy])
+    count = math.prod(value.shape())
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(copy.data_ptr()))
+    return bits.reshape(value.shape()).copy()
