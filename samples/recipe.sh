@@ -19,7 +19,7 @@ recipe() {
   # Tokens of prompt and answer; the longest word of pronounce has 28 letters and as many phonemes.
   local size=(--context 512)
   if [ "$TASK" = pronounce ]; then size=(--context 64 --canvas 32); fi
-  # An utterance has up to 75 tokens, an answer up to 26; the vocabulary has the values of the form as one token each.
+  # An utterance has up to 58 tokens, more with typos, an answer 25; of 2048 tokens each word of a form is one.
   if [ "$TASK" = intents ]; then size=(--context 128 --canvas 32 --vocab 2048); fi
   # Wrong decodings are no examples; an untrained model of a smoke run has no others.
   local right=(--only-right)
@@ -76,10 +76,16 @@ recipe() {
   done
 
   # The engines that run without PyTorch, in fp32 and int8, each compared with PyTorch before it is written.
-  local precision
+  # Of intents the values of a form are candidates; their probabilities are calibrated on validation problems.
+  local precision candidates=()
+  if [ "$TASK" = intents ]; then candidates=(--candidates 64); fi
   for precision in fp32 int8; do
     stage "export-$precision" 1/2 1/2 1/2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
-      --out "$RUNS/student.bundle"
+      "${candidates[@]}" --out "$RUNS/student.bundle"
+    if [ "$TASK" = intents ]; then
+      stage "$precision-decisions" 0/0 1/3 0/0 blockstep train calibrate --decisions --bundle "$RUNS/student.bundle" \
+        --engine "ort-$precision" --task "$TASK" --count "$(n 500 2)" --out "$RUNS/$precision-decisions.json"
+    fi
   done
 
   # Every model once on the test split, which nothing above has seen.

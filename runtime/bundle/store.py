@@ -32,6 +32,7 @@ __all__ = [
     "check_place",
     "content_name",
     "read",
+    "set_decision_temperature",
     "set_gate",
     "sha256",
     "verify_files",
@@ -128,14 +129,26 @@ def set_gate(path: Path, engine: str, gate: GateSpec) -> Bundle:
     Engines of its dialect and precision get it too: they differ in room or device, which no confidence depends on.
     Raises UserError where there is no such engine, or the gate does not fit the contract.
     """
+    gate.own_threshold(read(path).contract.vocab)
+    return _change_engines(path, engine, {"gate": asdict(gate)})
+
+
+def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bundle:
+    """Makes `temperature` what an engine's decisions are calibrated with, as `set_gate` does with its gate.
+
+    Raises UserError if there is no such engine, or for a temperature out of bounds.
+    """
+    return _change_engines(path, engine, {"decision_temperature": temperature})
+
+
+def _change_engines(path: Path, engine: str, change: Mapping[str, Any]) -> Bundle:
+    """Sets fields of an engine and of those of its dialect and precision, in one rename."""
     with _locked(path):
-        made = read(path)
-        chosen = made.engine(engine)
-        gate.own_threshold(made.contract.vocab)
+        chosen = read(path).engine(engine)
         values = strict_json.read(path / MANIFEST)
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
-                entry["gate"] = asdict(gate)
+                entry.update(change)
         parse(path, values)
         _write(path / MANIFEST, json.dumps(values, indent=1).encode())
         return read(path)

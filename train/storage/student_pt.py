@@ -56,11 +56,20 @@ def set_gate(path: Path, gate: Mapping[str, Any]) -> None:
 
     Raises UserError if `path` is no such file or cannot be written.
     """
+    _change_config(path, {"gate": dict(gate)})
+
+
+def set_decision_temperature(path: Path, temperature: float) -> None:
+    """Writes the temperature of decisions into a student.pt, as `set_gate` does with the gate, and raises alike."""
+    _change_config(path, {"decision_temperature": temperature})
+
+
+def _change_config(path: Path, change: Mapping[str, Any]) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
     read(path)
     state = safe_torch_load.read(path)
-    state["config"]["gate"] = dict(gate)
+    state["config"].update(change)
     write_state(state, path)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from runtime.decisions.form import Field, Form
 from runtime.errors import UserError
 
 from . import surface
@@ -67,6 +68,15 @@ def schema(intent: str | None = None) -> dict[str, Any]:
         either = [*([some] if slot in ever else []), *([] if slot in always else [{"type": "null"}])]
         properties[slot] = either[0] if len(either) == 1 else {"anyOf": either}
     return {"type": "object", "properties": properties, "required": [*FIELDS], "additionalProperties": False}
+
+
+def form() -> Form:
+    """Returns the answers' words, and a field for the intent and each slot with its values as JSON, null the last."""
+    values = {"intent": [*NAMES], **{slot: [*known, None] for slot, known in SLOTS.items()}}
+    parts = list[str | Field]()
+    for name, known in values.items():
+        parts += [f'{"," if parts else "{"}"{name}":', Field((name,), tuple(map(json.dumps, known)))]
+    return Form((*parts, "}"))
 
 
 def misspell(text: str, rng: random.Random) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runtime.decisions.form import Form
 from runtime.errors import UserError
 from train.huggingface.token_merging import QWEN2_SPLIT
 
@@ -24,6 +25,7 @@ class Task:
         grade_many: called with problems and texts; returns which texts are right.
         measure: called with problems and texts; returns more figures, by name, for a report.
         shares: names of those figures that are shares of the problems, which a report gives with intervals.
+        form: called without arguments; returns what all answers are filled forms of. None if they are none.
         split: regular expression of the tokenizer's units: no token spans two of its matches.
     """
 
@@ -33,6 +35,7 @@ class Task:
     measure: Callable[[Sequence[Problem], Sequence[str]], Mapping[str, float]] = lambda problems, texts: {}
     split: str = QWEN2_SPLIT
     shares: tuple[str, ...] = ()
+    form: Callable[[], Form] | None = None
 
 
 def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
@@ -59,7 +62,13 @@ TASKS = {
     "pronounce": _pronounce("pronounce"),
     "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as published splits are
     "intents": Task(
-        "intents", intents.problems, each_alone(intents.grade), intents.measure, intents.SPLIT, intents.SHARES
+        "intents",
+        intents.problems,
+        each_alone(intents.grade),
+        intents.measure,
+        intents.SPLIT,
+        intents.SHARES,
+        intents.form,
     ),
 }
 
