@@ -230,7 +230,7 @@ def test_a_corrected_slot_is_the_one_that_is_said_to_be_right() -> None:
         mentions = [word for word in re.findall(r"\w+", said.text.lower()) if word in all_names(said.slots)]
         if item is None or len({*mentions}) < 2:  # it is the room that was wrong
             continue
-        tail = re.split("|".join(RETRACTIONS), said.text, flags=re.IGNORECASE)[-1].lower()
+        tail = re.split(rf"(?:{'|'.join(RETRACTIONS)})\b", said.text, flags=re.IGNORECASE)[-1].lower()
         wrong = next(word for word in mentions if word != item)
         assert item in tail, said.text
         assert wrong not in tail or re.search(rf"not (?:some )?{wrong}", tail), said.text
