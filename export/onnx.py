@@ -146,7 +146,10 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
     target = "cpu" if wanted.dialect == "ort" else "any"
-    engine = Engine(f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {})
+    engine = Engine(
+        f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},
+        decision_temperature=source.decoding.decision_temperature,
+    )  # fmt: skip
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []

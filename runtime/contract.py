@@ -28,6 +28,7 @@ FIELD_LIMITS = {
     "head_dim": 1 << 12, "batch": 1 << 12,
 }  # fmt: skip
 TOKEN = whole(0)
+TEMPERATURE = number(0.01, 100.0)  # of decisions
 
 
 def size(name: str) -> Expected:

@@ -60,7 +60,8 @@ class Model:
     keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both, of which the keywords count. Each raises
     UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
     proved: whether the engine computed on this machine what PyTorch did when it was exported; None if its bundle has
-    nothing to prove it by, or it is of no bundle.
+    nothing to prove it by, or it is of no bundle. decision_temperature: divides the scores of a decision's values where
+    a request names none, as `train.calibrate --decisions` fitted it.
     """
 
     backend: Backend
@@ -69,6 +70,7 @@ class Model:
     engine: str
     precision: str
     proved: bool | None = None
+    decision_temperature: float = 1.0
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     _process: int = field(default_factory=os.getpid, repr=False, compare=False)
     _session: Session | None = field(default=None, repr=False, compare=False)
@@ -100,7 +102,7 @@ class Model:
         *,
         probability: Probability = "parallel",
         max_forwards: int | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         threshold: Threshold | None = None,
         raw: bool = False,
         wanted: Callable[[], bool] | None = None,
@@ -110,7 +112,8 @@ class Model:
         Args:
             probability: What the fields' probabilities mean, `parallel` or `ordered`.
             max_forwards: Most forward passes; a decision that takes more is returned as it is then, marked `partial`.
-            temperature: Divides the scores of a field's values before the softmax; no choice changes with it.
+            temperature: Divides the scores of a field's values before the softmax; no choice changes with it. None for
+                the bundle's own.
             threshold: Of the gate, for free texts.
             raw: Whether a text prompt goes without the bundle's chat template.
             wanted: Called before each forward pass; the decision ends, partial, once it returns false.
@@ -120,7 +123,8 @@ class Model:
             NumericalError: For scores that are not numbers.
         """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
-        options = DecisionOptions(probability, max_forwards, temperature, threshold, wanted)
+        heat = self.decision_temperature if temperature is None else temperature
+        options = DecisionOptions(probability, max_forwards, heat, threshold, wanted)
         self._check_process()
         self._acquire()
         try:
@@ -152,7 +156,10 @@ class Model:
         self._check_process()
         if not isinstance(self.backend, Shareable):
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
-        return Model(self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision, self.proved)
+        return Model(
+            self.backend.share(), self.tokenizer, self.gate, self.engine, self.precision, self.proved,
+            self.decision_temperature,
+        )  # fmt: skip
 
     def session(self) -> Model:
         """Another model over the same weights that keeps a prefix in its cache from one answer to the next.

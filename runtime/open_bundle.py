@@ -70,7 +70,7 @@ def load(
         _prove_here(bundle, chosen, backend, options, verify)
     tokenizer = Tokenizer(bundle.tokenizer, template)
     gate, shown = chosen.gate or bundle.contract.gate, None if chosen.reference is None else verify != "never"
-    return Model(backend, tokenizer, gate, chosen.name, chosen.precision, shown)
+    return Model(backend, tokenizer, gate, chosen.name, chosen.precision, shown, chosen.decision_temperature)
 
 
 def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str) -> bool:

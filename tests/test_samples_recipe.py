@@ -41,16 +41,24 @@ def stages(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("task", "held_to", "splits"), [("pronounce", "baseline", ["test"]), ("math", "teacher", ["test", "test_surface"])]
+    ("task", "held_to", "splits"),
+    [
+        ("pronounce", "baseline", ["test"]),
+        ("intents", "baseline", ["test", "test_surface"]),
+        ("math", "teacher", ["test", "test_surface"]),
+    ],
 )
 def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
     done = run(tmp_path, task, SMOKE="1")
     assert done.returncode == 0, done.stderr
+    exports = ["export-fp32", "export-int8"]
+    if task == "intents":
+        exports = ["export-fp32", "fp32-decisions", "export-int8", "int8-decisions"]
     both = (name + mode for name in STUDENTS for mode in ("", "-block"))
     models = ["baseline", *(both if task == "pronounce" else STUDENTS), "ort-fp32", "ort-int8", "teacher"]
     assert stages(tmp_path) == [
         "baseline", "teacher", "trajectories", "answers", *STUDENTS, f"{held_to}-valid",
-        *(f"{name}-threshold" for name in STUDENTS), "export-fp32", "export-int8",
+        *(f"{name}-threshold" for name in STUDENTS), *exports,
         *(f"{model}-{split}" for model in models for split in splits), "table",
     ]  # fmt: skip
     held = [line for line in calls(tmp_path) if "--teacher-report" in line]
@@ -80,6 +88,16 @@ def test_students_of_pronounce_start_from_the_baseline_and_draft_for_themselves(
         assert len(distilled) == 3 and all((given in line) == (start == "baseline") for line in distilled)
         modes = [line.split("--mode ")[1].split()[0] for line in calls(folder) if "--mode " in line]
         assert modes == (["speculative", "block"] * 3 if task == "pronounce" else [])
+
+
+def test_intents_are_exported_with_candidates_and_their_decisions_calibrated(tmp_path: Path) -> None:
+    run(tmp_path, "intents", SMOKE="1")
+    exported = [line for line in calls(tmp_path) if "export onnx" in line]
+    assert len(exported) == 2 and all(" --candidates 64 " in line for line in exported)
+    fitted = [line for line in calls(tmp_path) if "calibrate --decisions" in line]
+    assert len(fitted) == 2 and all("--task intents" in line for line in fitted)
+    trained = [line for line in calls(tmp_path) if "train teacher" in line]
+    assert all(" --context 128 --canvas 32 --vocab 2048 --out " in line for line in trained)
 
 
 def test_a_student_that_no_threshold_keeps_up_goes_on_with_its_own(tmp_path: Path) -> None:

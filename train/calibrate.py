@@ -1,7 +1,8 @@
-"""Finds the threshold, or mode, that keeps a model within a target of its teacher, and makes it the model's own.
+"""Finds the threshold, or mode, that keeps a model within a target of its teacher, or the temperature of decisions.
 
 python -m train.calibrate --ckpt student.pt --teacher-report teacher-math.json teacher-code.json
 python -m train.calibrate --bundle student.bundle --engine ort-int8      # within a target of the bundle's ort-fp32
+python -m train.calibrate --bundle student.bundle --decisions --task intents   # the temperature of its decisions
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from runtime.errors import UserError
 from . import tasks
 from .cli_options import overrides_of, parse_numbers
 from .data.batches import encode
-from .evaluation import baseline, evaluated_model, evaluation_run, plots, reliability
+from .evaluation import baseline, decisions, evaluated_model, evaluation_run, plots, reliability
 from .evaluation.baseline import BaselineReport
 from .evaluation.intervals import paired_difference
+from .evaluation.temperature import calibration, fit_temperature
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
@@ -36,6 +38,10 @@ HELP = {  # of the options whose text is longer than their line
         "measured, by its own gate)"
     ),
     "target": "percentage points below that model, or the fp32 engine, at most (default 0.5)",
+    "decisions": (
+        "instead of a threshold: fits the temperature with which the probabilities of filled forms are as often right "
+        "as they say, on validation problems of --task; the model keeps it (docs/distil.md)"
+    ),
     "by": (
         "what has to be within the target: the difference's mean, or the lower end of its 95 %% interval (default mean)"
     ),
@@ -113,11 +119,7 @@ def reliability_of(
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, chooses, writes the gate unless told not to, and returns the report."""
-    if args.write and args.ckpt and (args.ckpt.is_dir() or args.attention):
-        what = "a directory has no gate of its own" if args.ckpt.is_dir() else "under --attention it is another model"
-        raise UserError(
-            f"{args.ckpt} cannot be given its threshold: {what}; give --no-write, or calibrate its --bundle"
-        )
+    check_writable(args)
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
     held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args.bundle, args.engine)]
@@ -142,6 +144,14 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
     return told
+
+
+def check_writable(args: argparse.Namespace) -> None:
+    """Raises UserError for a model that cannot be given what is found, before any work."""
+    if args.write and args.ckpt and (args.ckpt.is_dir() or args.attention):
+        found = "temperature" if args.decisions else "threshold"
+        what = "a directory has no gate of its own" if args.ckpt.is_dir() else "under --attention it is another model"
+        raise UserError(f"{args.ckpt} cannot be given its {found}: {what}; give --no-write, or calibrate its --bundle")
 
 
 def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
@@ -194,7 +204,57 @@ def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate
     set_gate(args.bundle, subject.engine, gate, best.mode)
 
 
+def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
+    """Fits the temperature of decisions on validation problems, writes it unless told not to, returns the report."""
+    if args.teacher_report:
+        raise UserError(
+            "--teacher-report was given with --decisions, which holds a model to right answers; leave it out"
+        )
+    if args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least 1")
+    check_writable(args)
+    task, *others = tasks.choose_tasks(args.task, args.data)
+    if others or task.form is None:
+        raise UserError(f"--task is {args.task}; --decisions takes one task of {decisions.names_of_forms()}")
+    for path in filter(None, (args.out, args.plot)):
+        check_file(path)
+    subject = evaluated_model.open_evaluated_model(
+        dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
+    )
+    problems = list(task.problems(baseline.SPLIT, args.count, args.seed))
+    prompts = subject.ask([problem.prompt for problem in problems])
+    found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
+    decided = decisions.together(found)
+    temperature = round(fit_temperature(decided), 4)
+    before, after = calibration(decided, 1.0), calibration(decided, temperature)
+    shown = {"before": before.bins, "after": after.bins}
+    if args.plot:
+        plots.plot_reliability(args.plot, shown, "field")
+    if args.write:
+        keep_temperature(args, subject, temperature)
+    told = {
+        "model": str(args.ckpt or args.bundle), "engine": subject.engine, "task": task.name, "split": baseline.SPLIT,
+        "seed": args.seed, "problems": len(problems), "decisions": len(decided.right), "temperature": temperature,
+        "written": args.write, "before": before.as_dict(), "after": after.as_dict(),
+        "by_field": decisions.by_field(found, temperature),
+        "reliability": {name: [asdict(each) for each in bins] for name, bins in shown.items()},
+    }  # fmt: skip
+    if args.out:
+        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
+    return told
+
+
+def keep_temperature(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, temperature: float) -> None:
+    """Makes the temperature the checkpoint's or the engine's own."""
+    if args.ckpt:
+        return student_pt.set_decision_temperature(args.ckpt, temperature)
+    from runtime.bundle.store import set_decision_temperature
+
+    set_decision_temperature(args.bundle, subject.engine, temperature)
+
+
 OPTIONS = (
+    option("--decisions", action="store_true", help=HELP["decisions"]),
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
     option("--task", default="math,code", help="sample tasks, without a report (default math,code)"),
     option("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})"),
@@ -223,8 +283,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: command(parser().parse_args(argv)))
 
 
+def show_decisions(told: dict[str, Any], as_json: bool) -> int:
+    """Prints what came of `--decisions`, a line per field and one for all, and returns the exit code."""
+    if as_json:
+        print_json(told)
+        return DONE
+    print(f"{'field':<12}{'right':>8}{'expected error':>16}{'calibrated':>12}")
+    for name, each in told["by_field"].items():
+        errors = f"{each['expected_calibration_error']:>16.4f}{each['calibrated']:>12.4f}"
+        print(f"{name:<12}{each['right']:>8.4f}{errors}")
+    error, loss = "expected_calibration_error", "negative_log_likelihood"
+    before, after = told["before"], told["after"]
+    print(f"temperature {told['temperature']:g}: expected calibration error {before[error]:.4f} -> {after[error]:.4f}")
+    print(f"negative log-likelihood {before[loss]:.4f} -> {after[loss]:.4f} nats, {told['decisions']} decisions")
+    return DONE
+
+
 def command(args: argparse.Namespace) -> int:
     """Calibrates and prints what came of it."""
+    if args.decisions:
+        return show_decisions(calibrate_decisions(args), args.json)
     told = calibrate(args)
     if args.json:
         print_json(told)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runtime.checked_fields import OBJECT, TEXT, one_of, row
-from runtime.contract import MODES, TOKEN, size
+from runtime.contract import MODES, TEMPERATURE, TOKEN, size
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
 
@@ -35,12 +35,15 @@ class Decoding:
     pad_id: Annotated[int, TOKEN]
     gate: Annotated[dict[str, Any], OBJECT]
     modes: Annotated[tuple[str, ...], row(one_of(MODES), f"a list of {', '.join(MODES)}", len(MODES))] = MODES[:1]
+    decision_temperature: Annotated[float, TEMPERATURE] = 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as files hold them: of the modes only what older versions do not know."""
+        """Plain values, as files hold them: of modes and temperature only what older versions do not know."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids), "modes": list(self.modes)}
         if self.modes == MODES[:1]:
             del values["modes"]
+        if self.decision_temperature == 1:
+            del values["decision_temperature"]
         return values
 
     @property

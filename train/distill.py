@@ -96,7 +96,8 @@ def distill(args: argparse.Namespace) -> Fitted:
     alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
-    how_decoded = replace(start.decoding, attention=args.attention, gate=dict(method.gate), modes=modes)
+    own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # another's confidences are not its own
+    how_decoded = replace(start.decoding, attention=args.attention, modes=modes, **own)
     if contract_of(start).autoregressive:  # it has no blocks of its own
         how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})
     student = replace(start, decoding=how_decoded)

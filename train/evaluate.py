@@ -141,7 +141,7 @@ def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> 
 OPTIONS = (
     MODE_OPTION,
     option("--threshold", type=float, help="gate: probability, nats or factor"),
-    option("--task", default="math", help="math or code (default math)"),
+    option("--task", default="math", help="math, code, pronounce or intents (default math)"),
     option("--data", type=Path, help="JSON lines instead of a task"),
     option("--split", default="valid", help=SPLIT_HELP),
     option("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)"),

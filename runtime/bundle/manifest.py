@@ -1,8 +1,8 @@
 """What a bundle's manifest says, read strictly: the contract, the engines and how they were made, their files' hashes.
 
 manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
-parity, for TensorRT's build, and reference if there is one}], tokenizer: {file, sha256}, chat_template: {file, sha256}
-or null, provenance}. Format 1 has no references.
+parity, for TensorRT's build, and reference and decision_temperature if there are}], tokenizer: {file, sha256},
+chat_template: {file, sha256} or null, provenance}. Format 1 has no references.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..checked_fields import (
     parse_fields,
     whole,
 )
-from ..contract import Contract, GateSpec, parse_contract, parse_gate
+from ..contract import TEMPERATURE, Contract, GateSpec, parse_contract, parse_gate
 from ..engines.registry import DEFAULT, KINDS, EngineKind
 from ..errors import UserError
 from . import strict_json
@@ -96,7 +96,8 @@ class Engine:
     capabilities it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's,
     since quantisation shifts confidences; model: the file to load; files: all its files with their sha256; parity: what
     was measured against PyTorch when it was made; build: where the file is TensorRT's, None where it is an ONNX graph;
-    reference: None if there is none.
+    reference: None if there is none; decision_temperature: divides the scores of a decision's values, 1 if it was not
+    fitted (`train.calibrate --decisions`).
     """
 
     name: Annotated[str, PRINTABLE]
@@ -109,6 +110,7 @@ class Engine:
     parity: dict[str, Any]
     build: Build | None = None
     reference: RecordedReference | None = None
+    decision_temperature: Annotated[float, TEMPERATURE] = 1.0
 
     @property
     def kind(self) -> EngineKind:
@@ -156,10 +158,8 @@ class Engine:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = asdict(self)
-        for name in ("build", "reference"):
-            if values[name] is None:
-                del values[name]  # as in the manifests from before there were any
-        return values
+        without = {"build": None, "reference": None, "decision_temperature": 1.0}  # as before there were any
+        return {name: value for name, value in values.items() if name not in without or value != without[name]}
 
 
 @dataclass(frozen=True, slots=True)

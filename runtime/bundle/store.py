@@ -32,6 +32,7 @@ __all__ = [
     "check_place",
     "content_name",
     "read",
+    "set_decision_temperature",
     "set_gate",
     "sha256",
     "verify_files",
@@ -129,15 +130,29 @@ def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -
     mode: becomes the default of the bundle's modes, if given. Raises UserError where there is no such engine, or gate
     or mode do not fit the contract.
     """
+    contract = read(path).contract
+    gate.own_threshold(contract.vocab)
+    modes = contract.modes if mode is None else led_by(contract.modes, mode)
+    return _change_engines(path, engine, {"gate": asdict(gate)}, modes)
+
+
+def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bundle:
+    """Makes `temperature` what an engine's decisions are calibrated with, as `set_gate` does with its gate.
+
+    Raises UserError if there is no such engine, or for a temperature out of bounds.
+    """
+    return _change_engines(path, engine, {"decision_temperature": temperature})
+
+
+def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: Sequence[str] = ()) -> Bundle:
+    """Sets fields of an engine and of those of its dialect and precision, and the order of modes, in one rename."""
     with _locked(path):
-        made = read(path)
-        chosen = made.engine(engine)
-        gate.own_threshold(made.contract.vocab)
+        chosen = read(path).engine(engine)
         values = strict_json.read(path / MANIFEST)
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
-                entry["gate"] = asdict(gate)
-        if mode is not None and len(modes := led_by(made.contract.modes, mode)) > 1:
+                entry.update(change)
+        if len(modes) > 1:
             values["contract"]["modes"] = list(modes)
         parse(path, values)
         _write(path / MANIFEST, json.dumps(values, indent=1).encode())

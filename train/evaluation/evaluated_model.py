@@ -24,6 +24,7 @@ from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 OWN = ("--attention", "--gate")  # here they are for every checkpoint, the gate for bundles too
 BATCH = 64  # answers at once in PyTorch
+CANDIDATES = 64  # of a row that a decision asks for in PyTorch
 HELP = {  # of the options whose text is longer than their line
     "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
@@ -68,7 +69,8 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
     if attention is not None:
         modes = saved.decoding.modes if attention == saved.decoding.attention else MODES[:1]
         saved = replace(saved, decoding=replace(saved.decoding, attention=attention, modes=modes))
-    return TorchBackend(saved.build(), contract_of(saved, batch), bf16=bf16, barred=saved.missing_ids())
+    contract = contract_of(saved, batch, candidates=min(CANDIDATES, saved.vocab() - 1))
+    return TorchBackend(saved.build(), contract, bf16=bf16, barred=saved.missing_ids())
 
 
 def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:

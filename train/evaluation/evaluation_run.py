@@ -102,17 +102,15 @@ def evaluate_model(
 def measure_task(
     task: tasks.Task, problems: Sequence[tasks.Problem], texts: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Returns the task's own figures, and by word error rate which problems have such an error, 1 or 0.
-
-    Each word error rate comes with its 95 % interval, words taken as independent.
+    """Returns the task's own figures, each share of the problems with its 95 % interval, and by share which problems
+    are in it, 1 or 0.
     """
     figures: dict[str, Any] = dict(task.measure(problems, texts))
-    rates = [name for name in figures if name.startswith("word_error")]
-    each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if rates]
-    for name in rates:
-        interval = wilson(min(1.0, figures[name]), int(figures["words"]))
+    each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if task.shares]
+    for name in task.shares:
+        interval = wilson(min(1.0, figures[name]), len(problems))
         figures[f"{name}_95"] = [round(interval.low, 5), round(interval.high, 5)]
-    return figures, {name: [int(one[name] > 0) for one in each] for name in rates}
+    return figures, {name: [int(one[name] > 0) for one in each] for name in task.shares}
 
 
 def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[str, dict[str, Any]]:

@@ -15,12 +15,13 @@ SIZE = (12.0, 5.0)  # inches, the legend beside the axes
 DOTS = 120  # an inch
 
 
-def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]]) -> None:
-    """The share of right tokens over their confidence, a line a model, beside the diagonal of a calibrated one.
+def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str = "token") -> None:
+    """Plots the share of right tokens over their confidence, one line per model, and the diagonal of a calibrated one.
 
-    Raises UserError where matplotlib is missing or the file cannot be written.
+    what: is right or not, a token by default. Raises UserError where matplotlib is missing or the file cannot be
+    written.
     """
-    axes = new_axes("confidence of a token", "share that is right")
+    axes = new_axes(f"confidence of a {what}", "share that is right")
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="calibrated")
     for name, bins in models.items():
         points = [each.confidence for each in bins], [each.right for each in bins]

@@ -58,13 +58,23 @@ def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> No
     mode: becomes the default of the model's modes, if given. Raises UserError if `path` is no such file, the model has
     no such mode, or nothing can be written.
     """
+    change: dict[str, Any] = {"gate": dict(gate)}
+    if mode is not None and not path.is_dir() and len(modes := led_by(read(path).decoding.modes, mode)) > 1:
+        change["modes"] = list(modes)
+    _change_config(path, change)
+
+
+def set_decision_temperature(path: Path, temperature: float) -> None:
+    """Writes the temperature of decisions into a student.pt, as `set_gate` does with the gate, and raises alike."""
+    _change_config(path, {"decision_temperature": temperature})
+
+
+def _change_config(path: Path, change: Mapping[str, Any]) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a directory, which has no gate of its own; export it and calibrate its --bundle")
-    decoding = read(path).decoding
+    read(path)
     state = safe_torch_load.read(path)
-    state["config"]["gate"] = dict(gate)
-    if mode is not None and len(modes := led_by(decoding.modes, mode)) > 1:
-        state["config"]["modes"] = list(modes)
+    state["config"].update(change)
     write_state(state, path)
 
 

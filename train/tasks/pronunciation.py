@@ -25,6 +25,7 @@ SPLITS = ("train", "valid", "test")
 SPLIT = r" ?(?<![A-Za-z'])[A-Z]{1,2}[0-2]?(?![A-Za-z0-9'])|[\s\S]"
 ENDINGS = ("ings", "ing", "ed", "es", "s", "e")
 LEAST_STEM = 3  # letters
+SHARES = ("word_error", "word_error_without_stress")  # figures that each word has or has not
 ENDS = (".", ".", "?", "!", ",", "\n", " ")
 
 Pronunciations = dict[str, tuple[str, ...]]

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runtime.decisions.form import Form
 from runtime.errors import UserError
 from train.huggingface.token_merging import QWEN2_SPLIT
 
-from . import functions, jsonl, pronunciation, word_problems
+from . import functions, intents, jsonl, pronunciation, word_problems
 from .problem import Problem, split_of
 
 
@@ -23,6 +24,8 @@ class Task:
         problems: called with split, count, seed; yields problems.
         grade_many: called with problems and texts; returns which texts are right.
         measure: called with problems and texts; returns more figures, by name, for a report.
+        shares: names of those figures that are shares of the problems, which a report gives with intervals.
+        form: called without arguments; returns what all answers are filled forms of. None if they are none.
         split: regular expression of the tokenizer's units: no token spans two of its matches.
     """
 
@@ -31,6 +34,8 @@ class Task:
     grade_many: Callable[[Sequence[Problem], Sequence[str]], list[bool]]
     measure: Callable[[Sequence[Problem], Sequence[str]], Mapping[str, float]] = lambda problems, texts: {}
     split: str = QWEN2_SPLIT
+    shares: tuple[str, ...] = ()
+    form: Callable[[], Form] | None = None
 
 
 def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
@@ -45,6 +50,7 @@ def _pronounce(name: str, **options: Any) -> Task:
         each_alone(pronunciation.grade),
         pronunciation.error_rates,
         pronunciation.SPLIT,
+        pronunciation.SHARES,
     )
 
 
@@ -55,6 +61,15 @@ TASKS = {
     "code": Task("code", functions.problems, functions.grade_many),
     "pronounce": _pronounce("pronounce"),
     "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as published splits are
+    "intents": Task(
+        "intents",
+        intents.problems,
+        each_alone(intents.grade),
+        intents.measure,
+        intents.SPLIT,
+        intents.SHARES,
+        intents.form,
+    ),
 }
 
 

@@ -1,0 +1,145 @@
+"""Measures linear classifiers on the held-out families of task `intents`: one for the intent, one for each slot.
+
+    python -m samples.study.intents_rival --sizes 1250,5000,20000 --out intents_rival.json
+
+They are logistic regressions, one per value against the rest, on TF-IDF of words (1 to 3) and characters within words
+(2 to 5), learned from the first utterances that `train` has. Needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import run as run_command
+from runtime.errors import UserError
+from runtime.perf.conditions import installed_version, processor_name
+from train.cli_options import parse_numbers
+from train.evaluation.intervals import proportion
+from train.storage.output_files import check_file, replace_file
+from train.tasks import Problem, intents
+
+SIZES, COUNT, REGULARIZATION = "1250,5000,20000", 2000, 10.0
+SPLITS = ("valid", "test", "test_surface")
+INSTALL = "samples.study.intents_rival needs scikit-learn, which is not installed: pip install scikit-learn"
+
+Labels = dict[str, list[str]]
+
+
+def labels_of(problems: Sequence[Problem], fields: Sequence[str]) -> Labels:
+    """Returns the right value of each field as JSON, problem by problem."""
+    values = [json.loads(problem.answer) for problem in problems]
+    return {field: [json.dumps(each[field]) for each in values] for field in fields}
+
+
+def vectorizer() -> Any:
+    """Returns the features: TF-IDF of words and marks, and of characters. Raises UserError without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import make_union
+    except ModuleNotFoundError as error:
+        raise UserError(f"{INSTALL} (missing: {error.name})") from None
+    words = TfidfVectorizer(ngram_range=(1, 3), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
+    return make_union(words, characters)
+
+
+def classifier(regularization: float) -> Any:
+    """Returns an untrained linear classifier of one field."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    one = LogisticRegression(C=regularization, solver="liblinear", dual=True, max_iter=200, random_state=0)
+    return OneVsRestClassifier(one)
+
+
+def shares(given: Labels, right: Labels) -> dict[str, Any]:
+    """Returns the share of problems that each field is right in, all slots, and all fields, with 95 % intervals."""
+    verdicts = {name: [a == b for a, b in zip(given[name], right[name], strict=True)] for name in given}
+    named = {"intent_accuracy" if name == "intent" else f"slot_{name}": each for name, each in verdicts.items()}
+    if verdicts.keys() == {*intents.FIELDS}:
+        slots = [all(each) for each in zip(*(verdicts[slot] for slot in intents.SLOTS), strict=True)]
+        named |= {"slots_accuracy": slots, "exact": [a and b for a, b in zip(slots, verdicts["intent"], strict=True)]}
+    found = dict[str, Any]()
+    for name, each in named.items():
+        share = proportion(each)
+        found[name], found[f"{name}_95"] = round(share.mean, 5), [round(share.low, 5), round(share.high, 5)]
+    return found
+
+
+def measure(size: int, count: int, fields: Sequence[str], regularization: float, seed: int = 0) -> dict[str, Any]:
+    """Returns the figures of classifiers learned from `size` utterances, on `count` of each held-out split."""
+    started, features = time.process_time(), vectorizer()
+    train = [*intents.problems("train", size, seed)]
+    held_out = {split: [*intents.problems(split, count, seed)] for split in SPLITS}
+    known = features.fit_transform([problem.prompt for problem in train])
+    seen = {split: features.transform([each.prompt for each in problems]) for split, problems in held_out.items()}
+    learned, given = labels_of(train, fields), {split: Labels() for split in SPLITS}
+    for field in fields:
+        values = {*learned[field]}
+        model = classifier(regularization).fit(known, learned[field]) if len(values) > 1 else None
+        for split, rows in seen.items():
+            guesses = model.predict(rows) if model else [*values] * len(held_out[split])
+            given[split][field] = [str(each) for each in guesses]
+    results = {split: shares(given[split], labels_of(held_out[split], fields)) for split in SPLITS}
+    return {"size": size, "features": known.shape[1], "cpu_seconds": round(time.process_time() - started, 1), **results}
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measures every size, prints a line for each, and writes the report."""
+    if args.out:
+        check_file(args.out)
+    if args.count < 1 or not args.regularization > 0:
+        what = f"--count is {args.count} and --regularization {args.regularization}"
+        raise UserError(f"{what}; expected at least one problem and a number above 0")
+    sizes = [int(size) for size in parse_numbers(args.sizes, "--sizes")]
+    if min(sizes) < 1:
+        raise UserError(f"--sizes is {args.sizes}; expected numbers of utterances, as {SIZES}")
+    vectorizer()
+    fields, rows = intents.FIELDS if args.slots else intents.FIELDS[:1], []
+    for size in sizes:
+        row = measure(size, args.count, fields, args.regularization)
+        rows.append(row)
+        for split in SPLITS:
+            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in shown(row[split])]
+            print(f"{size:>7} {split:<13} {', '.join(main)}", file=sys.stderr if args.json else sys.stdout, flush=True)
+    report = {"count": args.count, "regularization": args.regularization, "rows": rows} | {
+        "scikit-learn": installed_version("scikit-learn"), "cpu": processor_name()
+    }  # fmt: skip
+    if args.out:
+        text = json.dumps(report, indent=1) + "\n"
+        replace_file(args.out, lambda path: path.write_text(text, encoding="utf-8"))
+    if args.json:
+        print_json(report)
+    return DONE
+
+
+def shown(figures: dict[str, Any]) -> list[str]:
+    """Returns the names of the figures that are printed."""
+    return [name for name in ("intent_accuracy", "slots_accuracy", "exact") if name in figures]
+
+
+OPTIONS = (
+    option("--sizes", default=SIZES, help=f"training utterances, with commas (default {SIZES})"),
+    option("--count", type=int, default=COUNT, help=f"utterances of each held-out split (default {COUNT})"),
+    option("--slots", action=argparse.BooleanOptionalAction, default=True, help="the slots too (default on)"),
+    option("--regularization", type=float, default=REGULARIZATION, help="inverse strength C (default 10)"),
+    option("--out", type=Path, help="JSON report"),
+    option("--json", action="store_true", help="print the report as one JSON object"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    p = command_parser("samples.study.intents_rival", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: command(p.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""How sure a model is of the fields of forms, and how often it is right: what decisions are calibrated with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from runtime.decisions.decide import DecisionOptions, decide
+from runtime.decisions.form import Field, Form, Path
+from runtime.decoding.options import token_ids
+from runtime.errors import UserError
+from runtime.text.tokenizer import Tokenizer
+from train import tasks
+from train.tasks.table import TASKS
+
+from .evaluated_model import EvaluatedModel
+from .temperature import Decided, calibration, collect
+
+Decide = Callable[[Sequence[int], Form], Sequence[Sequence[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldOutcomes:
+    """The decisions of one field: a row of probabilities and the right value's index per problem."""
+
+    probabilities: list[Sequence[float]]
+    right: list[int]
+
+
+def right_indices(form: Form, answer: str) -> list[int]:
+    """Returns the index of the right value of each field: an answer is the form with one value per field.
+
+    Raises UserError for an answer that the form has not, or has in several ways.
+    """
+    places = [([], answer)] if form.parts else []  # what is chosen so far, and what is left of the answer
+    for part in form.parts:
+        values = enumerate(part.values) if isinstance(part, Field) else [(-1, part)] if isinstance(part, str) else []
+        options = list(values)
+        places = [
+            (chosen + [index] * (index >= 0), rest.removeprefix(text))
+            for chosen, rest in places
+            for index, text in options
+            if rest.startswith(text)
+        ]
+    found = [chosen for chosen, rest in places if not rest]
+    if len(found) != 1:
+        raise UserError(f"{answer!r} fills the form in {len(found)} ways; expected one value of each field")
+    return found[0]
+
+
+def decide_with(subject: EvaluatedModel) -> Decide:
+    """Returns what decides a form behind a prompt's ids, by the model, at temperature 1, all fields at once."""
+    tokenizer = Tokenizer(subject.tokenizer.to_str())
+
+    def probabilities(prompt: Sequence[int], form: Form) -> list[Sequence[float]]:
+        made = decide(subject.backend, tokenizer, subject.gate, token_ids(list(prompt)), form, DecisionOptions())
+        return [field.probabilities for field in made.fields]
+
+    return probabilities
+
+
+def outcomes(
+    task: tasks.Task, problems: Sequence[tasks.Problem], prompts: Sequence[Sequence[int]], deciding: Decide
+) -> dict[Path, FieldOutcomes]:
+    """Returns every field's decisions on problems of a task. Raises UserError for a task without a form."""
+    if task.form is None:
+        raise UserError(f"the answers of {task.name} are no filled forms; --decisions is for {names_of_forms()}")
+    form = task.form()
+    fields = [part for part in form.parts if isinstance(part, Field)]
+    found = {field.path: FieldOutcomes([], []) for field in fields}
+    for problem, prompt in zip(tqdm(problems, unit="form", mininterval=2), prompts, strict=True):
+        right = right_indices(form, problem.answer)
+        for field, index, row in zip(fields, right, deciding(prompt, form), strict=True):
+            found[field.path].probabilities.append(row)
+            found[field.path].right.append(index)
+    return found
+
+
+def names_of_forms() -> str:
+    """Returns the names of the tasks that have forms."""
+    return ", ".join(name for name, task in TASKS.items() if task.form is not None)
+
+
+def together(found: Mapping[Path, FieldOutcomes]) -> Decided:
+    """Returns the decisions of all fields."""
+    rows = [row for each in found.values() for row in each.probabilities]
+    return collect(rows, [index for each in found.values() for index in each.right])
+
+
+def by_field(found: Mapping[Path, FieldOutcomes], temperature: float) -> dict[str, dict[str, Any]]:
+    """Returns each field's share of right values and its expected calibration error before and at a temperature."""
+    report = {}
+    for path, each in found.items():
+        decided = collect(each.probabilities, each.right)
+        before, after = calibration(decided, 1.0), calibration(decided, temperature)
+        right = sum(bin_.count * bin_.right for bin_ in before.bins) / len(each.right)
+        errors = {"expected_calibration_error": round(before.error, 5), "calibrated": round(after.error, 5)}
+        report[path_text(path)] = {"right": round(right, 5), **errors}
+    return report
+
+
+def path_text(path: Path) -> str:
+    """Returns a field's path as text, such as `intent` or `items.0`."""
+    return ".".join(map(str, path))

@@ -1,0 +1,114 @@
+"""The temperature that makes the probabilities of decisions as often right as they say, and what it changes.
+
+A decision's probabilities p become p^(1/T), divided by their sum, so the scores of its values are divided by T; the
+likeliest value stays. T minimizes the negative log-likelihood of the right values (Guo et al. 2017, arXiv 1706.04599),
+which is convex in 1/T: its derivative is the mean of expected less right score, and is 0 at the one minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.backend import Bools, Floats, Ints
+from runtime.errors import UserError
+
+from .reliability import Bin, expected_error, reliability
+
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures; where all decisions are right, colder is always better
+HALVINGS = 60
+LEAST = 1e-38  # of the right value's probability: its logarithm is finite
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Decisions with their right values.
+
+    Attributes:
+        log_probability: [n, most values], float64; -inf for values that a decision does not have.
+        right: [n], index of the right value.
+    """
+
+    log_probability: Floats
+    right: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What probabilities are worth at a temperature: mean negative log-likelihood in nats, bins, expected error."""
+
+    temperature: float
+    likelihood: float
+    error: float
+    bins: list[Bin]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Rounded figures for a report."""
+        return {
+            "temperature": round(self.temperature, 4),
+            "negative_log_likelihood": round(self.likelihood, 5),
+            "expected_calibration_error": round(self.error, 5),
+        }
+
+
+def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> Decided:
+    """Returns decisions from each one's probabilities and the index of its right value.
+
+    Raises ValueError for an index outside, a row that does not sum to 1 within 1e-3, and rows that are not as many.
+    """
+    if len(probabilities) != len(right):
+        raise ValueError(f"{len(probabilities)} rows of probabilities, {len(right)} right values; expected as many")
+    rows = np.zeros((len(right), max(map(len, probabilities), default=1)))
+    for row, values, index in zip(rows, probabilities, right, strict=True):
+        if not 0 <= index < len(values) or abs(sum(values) - 1) > 1e-3 or min(values) < 0:
+            raise ValueError(f"right value {index} of probabilities {values!r}; expected one of them, and a sum of 1")
+        row[: len(values)] = values
+        row[index] = max(row[index], LEAST)
+    with np.errstate(divide="ignore"):
+        return Decided(np.log(rows), np.array(right, np.int64))
+
+
+def at_temperature(decided: Decided, temperature: float) -> Floats:
+    """Returns the probabilities [n, most values] at a temperature."""
+    scores = decided.log_probability / temperature
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(shares / shares.sum(-1, keepdims=True))
+
+
+def negative_log_likelihood(decided: Decided, temperature: float) -> float:
+    """Returns the mean of -log p of the right values, in nats."""
+    scores = decided.log_probability / temperature
+    best = scores.max(-1)
+    total = best + np.log(np.exp(scores - best[:, None]).sum(-1))
+    return float((total - scores[np.arange(len(scores)), decided.right]).mean())
+
+
+def fit_temperature(decided: Decided) -> float:
+    """Returns the temperature between LOWEST and HIGHEST of the least negative log-likelihood, to 1e-6 of its value.
+
+    Decisions of one value alone change nothing. Raises UserError without decisions.
+    """
+    if not np.isfinite(decided.log_probability).sum(-1).max(initial=0) > 1:
+        raise UserError("there are no decisions between values to fit a temperature to; give more problems")
+    finite = np.where(np.isfinite(decided.log_probability), decided.log_probability, 0.0)
+    right = decided.log_probability[np.arange(len(finite)), decided.right]
+
+    def slope(cold: float) -> float:  # of the likelihood by 1/T, rising
+        return float(((at_temperature(decided, 1 / cold) * finite).sum(-1) - right).mean())
+
+    low, high = np.log(1 / HIGHEST), np.log(1 / LOWEST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(float(np.exp(middle))) <= 0 else (low, middle)
+    return float(np.exp(-(low + high) / 2))
+
+
+def calibration(decided: Decided, temperature: float) -> Calibration:
+    """Returns likelihood, reliability and expected error of the chosen values at a temperature."""
+    shares = at_temperature(decided, temperature)
+    verdict: Bools = shares.argmax(-1) == decided.right
+    bins = reliability(shares.max(-1), verdict)
+    return Calibration(temperature, negative_log_likelihood(decided, temperature), expected_error(bins), bins)

@@ -1,0 +1,178 @@
+"""What the slots of the task `intents` take, and how people say it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from .surface import spell_number
+
+WORDED = 0.4  # share of the numbers that are said in words
+MY = 0.15  # share of devices that are somebody's
+
+# Each value with its names; the first value's name is the value where none is given.
+DEVICES = {
+    "lamp": ("lamp", "floor lamp"),
+    "fan": ("fan", "ceiling fan"),
+    "heater": ("heater", "space heater"),
+    "tv": ("tv", "television"),
+    "radio": ("radio",),
+    "oven": ("oven",),
+    "coffee_maker": ("coffee maker", "coffee machine"),
+    "dishwasher": ("dishwasher",),
+    "air_purifier": ("air purifier", "air cleaner"),
+    "charger": ("charger", "car charger"),
+    "humidifier": ("humidifier",),
+    "sprinkler": ("sprinkler", "lawn sprinkler"),
+}
+ROOMS = {
+    "kitchen": ("kitchen",),
+    "living_room": ("living room", "lounge"),
+    "bedroom": ("bedroom",),
+    "bathroom": ("bathroom", "washroom"),
+    "office": ("office", "study"),
+    "hallway": ("hallway", "corridor"),
+    "garage": ("garage",),
+    "basement": ("basement", "cellar"),
+    "nursery": ("nursery", "baby's room"),
+    "attic": ("attic", "loft"),
+}
+PEOPLE = {
+    "mom": ("mom", "my mother"),
+    "dad": ("dad", "my father"),
+    "anna": ("Anna",),
+    "ben": ("Ben",),
+    "clara": ("Clara",),
+    "david": ("David",),
+    "omar": ("Omar",),
+    "priya": ("Priya",),
+    "lucas": ("Lucas",),
+    "doctor": ("the doctor", "my doctor"),
+    "neighbor": ("the neighbor", "my neighbor"),
+    "landlord": ("the landlord", "my landlord"),
+}
+ITEMS = {
+    name: (name,)
+    for name in (
+        "milk", "eggs", "bread", "butter", "coffee", "rice", "apples", "bananas", "cheese", "soap", "batteries", "salt",
+        "tomatoes", "flour",
+    )
+}  # fmt: skip
+MUSIC = {
+    name: (name, f"some {name}")
+    for name in ("jazz", "rock", "pop", "blues", "folk", "techno", "reggae", "opera", "metal", "soul")
+}
+WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+DAYS = {"today": ("today",), "tomorrow": ("tomorrow",)} | {day.lower(): (f"on {day}",) for day in WEEK}
+HOURS, MINUTES, AMOUNTS = range(24), range(60), range(101)
+PAST, TO = {5: "five past", 10: "ten past", 15: "quarter past", 20: "twenty past", 30: "half past"}, {
+    40: "twenty to", 45: "quarter to", 50: "ten to", 55: "five to"
+}  # fmt: skip
+PERIODS = {10: "ten minutes", 15: "a quarter of an hour", 30: "half an hour", 60: "an hour", 90: "an hour and a half"}
+
+Slots = dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a field of a phrase means, slot by slot, and its words."""
+
+    slots: Slots
+    words: str
+
+
+def choose_from(slot: str, values: Mapping[str, tuple[str, ...]], before: str = "") -> Callable[[random.Random], Said]:
+    """Returns what samples a value of a closed list and one of its names, after the words `before`."""
+    names = [(value, before + name) for value, each in values.items() for name in each]
+
+    def sample(rng: random.Random) -> Said:
+        value, words = rng.choice(names)
+        return Said({slot: value}, words)
+
+    return sample
+
+
+def sample_device(rng: random.Random) -> Said:
+    """Samples a device."""
+    value = rng.choice([*DEVICES])
+    return Said({"device": value}, f"{'my' if rng.random() < MY else 'the'} {rng.choice(DEVICES[value])}")
+
+
+def write_number(number: int, rng: random.Random) -> str:
+    """Returns a number from 0 to 99 in digits or words, 100 in digits."""
+    return spell_number(number) if number < 100 and rng.random() < WORDED else str(number)
+
+
+def sample_time(rng: random.Random) -> Said:
+    """Samples a time of day, in steps of five minutes, and one of the ways to say it."""
+    hour, minute = rng.choice(HOURS), rng.choice((0, 0, 0, 15, 30, 30, 45, rng.randrange(0, 60, 5)))
+    return Said({"hour": hour, "minute": minute}, rng.choice(times_said(hour, minute)))
+
+
+def times_said(hour: int, minute: int) -> list[str]:
+    """Returns the ways to say a time; from 1 to 11 without more words it is in the morning, with "pm" after noon."""
+    said, half = [f"{hour}:{minute:02}"], hour % 12
+    if half == 0:
+        return said if minute else [*said, "midnight" if hour == 0 else "noon"]
+    number, word = str(half), spell_number(half)
+    late = hour > 12
+    part = "in the morning" if not late else "in the afternoon" if hour < 18 else "in the evening"
+    exact = f":{minute:02}" if minute else ""
+    said += [f"{number}{exact} {'pm' if late else 'am'}", f"{number}{exact} {part}"]
+    if minute == 0:
+        said += [f"{word} {part}", f"{word} o'clock {part}"] + ([] if late else [word, number, f"{word} o'clock"])
+    elif minute in PAST:
+        said += [f"{PAST[minute]} {word}" + (f" {part}" if late else "")]
+    elif minute in TO and half < 11:  # what is said is the next hour, which noon would make another part of the day
+        said += [f"{TO[minute]} {spell_number(half + 1)} {part}"] if hour != 17 else []
+    return said
+
+
+def sample_percent(rng: random.Random) -> Said:
+    """Samples a percentage in steps of five."""
+    amount = rng.randrange(5, 101, 5)
+    return Said({"amount": amount}, rng.choice((f"{amount}%", *2 * (f"{write_number(amount, rng)} percent",))))
+
+
+def sample_degrees(rng: random.Random) -> Said:
+    """Samples a temperature of a room."""
+    amount = rng.randrange(12, 30)
+    return Said({"amount": amount}, f"{write_number(amount, rng)} degrees")
+
+
+def sample_minutes(rng: random.Random) -> Said:
+    """Samples a period in minutes."""
+    amount = rng.choice((*PERIODS, *range(2, 60)))
+    if amount in PERIODS and rng.random() < 0.5:
+        return Said({"amount": amount}, PERIODS[amount])
+    return Said({"amount": amount}, f"{write_number(amount, rng)} minutes")
+
+
+# By field of a phrase. `where` and `when` may be left out; they bring the space before them.
+FIELDS: Mapping[str, Callable[[random.Random], Said]] = {
+    "device": sample_device,
+    "room": choose_from("room", ROOMS, "the "),
+    "where": choose_from("room", ROOMS, "in the "),
+    "person": choose_from("person", PEOPLE),
+    "item": choose_from("item", ITEMS),
+    "music": choose_from("music", MUSIC),
+    "day": choose_from("day", DAYS),
+    "when": choose_from("day", DAYS),
+    "time": sample_time,
+    "percent": sample_percent,
+    "degrees": sample_degrees,
+    "minutes": sample_minutes,
+}
+OPTIONAL = ("where", "when")
+SLOTS: Mapping[str, tuple[str, ...] | range] = {
+    "device": tuple(DEVICES),
+    "room": tuple(ROOMS),
+    "person": tuple(PEOPLE),
+    "item": tuple(ITEMS),
+    "music": tuple(MUSIC),
+    "day": tuple(DAYS),
+    "hour": HOURS,
+    "minute": MINUTES,
+    "amount": AMOUNTS,
+}

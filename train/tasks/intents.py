@@ -1,0 +1,178 @@
+"""Intents and slots of what people say to a household's assistant, as compact JSON, out of a grammar by a seed.
+
+All intents share one shape: the intent and every slot, null if it has none, in the order of FIELDS. So a form has one
+layout whatever is said, each field is a closed list or a bounded integer, and all of them can be read at once. Slots
+of what is to be told or remembered are not the request's, and null. Held-out splits have families of their own, see
+`intent_frames`; a `_surface` split has one change of writing per utterance, which `group` names.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from runtime.decisions.form import Field, Form
+from runtime.errors import UserError
+
+from . import surface
+from .intent_phrases import INTENTS, NAMES, NO_REQUEST
+from .intent_utterances import draw_utterance, fields_of
+from .intent_values import FIELDS as PHRASE_FIELDS
+from .intent_values import OPTIONAL, SLOTS
+from .problem import Problem
+
+SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
+FIELDS = ("intent", *SLOTS)
+# A key with what is before it is a token, and so is a value with its quotation marks, if it is frequent enough; words,
+# digits and all else of an utterance are told apart.
+SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
+MAX_FRUITLESS_DRAWS = 10_000
+LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
+SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that each problem has or has not
+
+Values = dict[str, str | int | None]
+
+
+def write_answer(intent: str, slots: Mapping[str, str | int]) -> str:
+    """Returns the compact JSON of an intent and its slots."""
+    return json.dumps({"intent": intent, **{slot: slots.get(slot) for slot in SLOTS}}, separators=(",", ":"))
+
+
+def slots_of(intent: str) -> tuple[set[str], set[str]]:
+    """Returns the slots that an intent always has, and those that it may have."""
+    phrases = (*INTENTS[intent].phrases, *INTENTS[intent].sentences) if intent != NO_REQUEST else ()
+    always, ever = set(SLOTS), set[str]()
+    for phrase in phrases:
+        names = [name for name in fields_of(phrase) if name != "clause"]
+        known = {name: PHRASE_FIELDS[name](random.Random(0)).slots.keys() for name in names}
+        ever |= {slot for slots in known.values() for slot in slots}
+        always &= {slot for name, slots in known.items() if name not in OPTIONAL for slot in slots}
+    return always & ever, ever
+
+
+def schema(intent: str | None = None) -> dict[str, Any]:
+    """Returns the JSON schema of all answers, or of an intent's: its slots have values, those of others are null."""
+    always, ever = slots_of(intent) if intent else (set[str](), {*SLOTS})
+    properties: dict[str, Any] = {"intent": {"enum": [intent] if intent else [*NAMES]}}
+    for slot, values in SLOTS.items():
+        some: dict[str, Any] = (
+            {"type": "integer", "minimum": values[0], "maximum": values[-1]}
+            if isinstance(values, range)
+            else {"enum": [*values]}
+        )
+        either = [*([some] if slot in ever else []), *([] if slot in always else [{"type": "null"}])]
+        properties[slot] = either[0] if len(either) == 1 else {"anyOf": either}
+    return {"type": "object", "properties": properties, "required": [*FIELDS], "additionalProperties": False}
+
+
+def form() -> Form:
+    """Returns the answers' words, and a field for the intent and each slot with its values as JSON, null the last."""
+    values = {"intent": [*NAMES], **{slot: [*known, None] for slot, known in SLOTS.items()}}
+    parts = list[str | Field]()
+    for name, known in values.items():
+        parts += [f'{"," if parts else "{"}"{name}":', Field((name,), tuple(map(json.dumps, known)))]
+    return Form((*parts, "}"))
+
+
+def misspell(text: str, rng: random.Random) -> str:
+    """Swaps, drops or doubles a letter inside one of the longer words."""
+    found = [*LONG.finditer(text)]
+    if not found:
+        return text
+    word = rng.choice(found)
+    place, how = rng.randrange(word.start() + 1, word.end() - 1), rng.randrange(3)
+    middle = ("", 2 * text[place], text[place + 1] + text[place])[how]
+    return text[:place] + middle + text[place + 1 + (how == 2) :]
+
+
+def spell_numbers(text: str, rng: random.Random) -> str:
+    """Writes numbers as words, unless there are times or percent signs, which are not said so."""
+    return text if re.search(r"\d[:%]", text) else surface.spell_numbers(text, rng)
+
+
+def drop_marks(text: str, rng: random.Random) -> str:
+    """Leaves out what speech does not have: commas, stops, dashes, quotation marks, brackets."""
+    return re.sub(r"\s+", " ", re.sub(r"""[,.?!"()]|:(?!\d)| -(?= )""", "", text)).strip()
+
+
+PROSE: Mapping[str, Callable[[str, random.Random], str]] = {
+    "typo": misspell, **surface.PROSE, "numbers": spell_numbers, "no_marks": drop_marks, **surface.EDGES
+}  # fmt: skip
+CHANGES = tuple(PROSE)
+
+
+def rewrite(problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
+    """Returns the problem with its utterance written in another way."""
+    return replace(problem, prompt=surface.rewrite_text(problem.prompt, changes, rng, PROSE))
+
+
+def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
+    """Yields `count` problems of a split; the same arguments always give the same ones.
+
+    Within one call only `train` may repeat an utterance. `group` is the kind of the frame. Raises UserError for an
+    unknown split, or if no new utterance is found.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+    plain = split.removesuffix("_surface")
+    return surface.rewrite_for(split, seed, _draw_all(plain, count, random.Random(f"{plain}-{seed}")), CHANGES)
+
+
+def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.Draft]:
+    seen = set[str]()
+    for _ in range(count):
+        for _ in range(MAX_FRUITLESS_DRAWS):
+            said = draw_utterance(split, rng)
+            if said.text not in seen:
+                break
+        else:
+            raise UserError(f"no new utterance in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; request fewer")
+        if split != "train":
+            seen.add(said.text)
+        problem = Problem(said.text, write_answer(said.intent, said.slots), said.kind)
+        yield surface.Draft(problem, partial(rewrite, problem))
+
+
+def read_answer(text: str) -> Values | None:
+    """Returns the fields of an answer in any order and spacing, None if it is not of the schema."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.keys() != {*FIELDS} or not _is_of(values["intent"], NAMES):
+        return None
+    return values if all(values[slot] is None or _is_of(values[slot], known) for slot, known in SLOTS.items()) else None
+
+
+def _is_of(value: object, known: Sequence[str] | range) -> bool:
+    wanted = int if isinstance(known, range) else str  # True is not 1
+    return type(value) is wanted and value in known
+
+
+def grade(problem: Problem, text: str) -> bool:
+    """Returns whether an answer has the right intent and the right slots."""
+    return read_answer(text) == read_answer(problem.answer)
+
+
+def measure(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
+    """Returns shares of the problems: `exact` all fields right, intent right, all slots right, within the schema, and
+    each slot right. An answer outside the schema has nothing right.
+    """
+    right = [json.loads(problem.answer) for problem in problems]
+    given = [read_answer(text) for text in texts]
+    pairs = [(one or {}, other) for one, other in zip(given, right, strict=True)]
+    same = {field: [one.get(field, "") == other[field] for one, other in pairs] for field in FIELDS}
+    slots = [all(each) for each in zip(*(same[slot] for slot in SLOTS), strict=True)]
+    verdicts = {
+        "exact": [a and b for a, b in zip(slots, same["intent"], strict=True)],
+        "intent_accuracy": same["intent"],
+        "slots_accuracy": slots,
+        "valid_json": [one is not None for one in given],
+        **{f"slot_{slot}": same[slot] for slot in SLOTS},
+    }
+    return {name: round(sum(each) / len(each), 5) for name, each in verdicts.items()}
