@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fp8": ({"quant_method": "fp8"}, "quantized by fp8, which is not supported: its weights are 8-bit floats"),
     "hqq": ({"quant_method": "hqq"}, "quantized by hqq, which is not supported: its zero points"),
     "unknown": ({"quant_method": "sinq"}, "quantized by sinq, which is not supported; give a GPTQ or AWQ checkpoint"),
-    "unnamed": ({"quant_method": None}, "quantized by a method that is not named"),
+    "unnamed": ({"quant_method": None}, "quantized by a method that its quantization_config does not name"),
     "marlin": ({"checkpoint_format": "marlin"}, "gptq weights in the layout marlin, which is not supported; gptq and"),
     "marlin, by its flag": ({"is_marlin_format": True}, "the layout marlin"),
     "planar": ({"checkpoint_format": "gptq_p"}, "the layout gptq_p"),

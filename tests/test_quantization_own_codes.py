@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from packed import Packing
 from safetensors.torch import load_file, save_file
 from slow_decode import slow_decode
+from test_huggingface_path import lines
 from test_huggingface_reader import SMALL
 
 from export import onnx as export
@@ -96,9 +97,8 @@ def test_the_operator_computes_with_the_own_numbers_as_pytorch_does_here(
         theirs = operator.run(None, {"x": in_order})[0]
         unit = np.sqrt(np.mean(np.square(theirs)))
         unrounded = x @ dense.T  # x86 CPUs without AVX2 leave activations in fp32
-        assert (
-            min(np.abs(each - theirs).max() for each in (linear(torch.from_numpy(x)).numpy(), unrounded)) < 1e-5 * unit
-        )
+        ours = linear(torch.from_numpy(x)).numpy()
+        assert min(np.abs(each - theirs).max() for each in (ours, unrounded)) < 1e-5 * unit
 
 
 @pytest.fixture(scope="module", params=EXPORTED)
@@ -134,7 +134,7 @@ def test_int4_holds_exactly_the_directorys_own_numbers(directory: tuple[Path, An
     folder, _, name = directory
     made = tmp_path / "made.bundle"
     assert export.main(["--ckpt", str(folder), *SIZES, "--precision", "int4", "--out", str(made)]) == 0
-    graph = onnx.load(made / "ort-int4.onnx").graph
+    graph = onnx.load(next(made.glob("ort-int4-*.onnx"))).graph
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("MatMulNBits") == 2 * 5 and kinds.count("DynamicQuantizeMatMul") == 1  # the head
@@ -163,9 +163,7 @@ def test_int4_holds_exactly_the_directorys_own_numbers(directory: tuple[Path, An
     assert formats is not None
     slow = QuantizedBackend(read, model.contract, formats)
     assert generate(model.backend, asked, gate=gate).token_ids == generate(slow, asked, gate=gate).token_ids
-    lines = tmp_path / "own.jsonl"
-    lines.write_text('{"prompt": "say yes\\n", "answer": "yes"}\n{"prompt": "say no\\n", "answer": "no"}\n' * 20)
-    assert verify.main([str(made), "--ckpt", str(folder), "--data", str(lines), "--prompts", "2"]) == 0
+    assert verify.main([str(made), "--ckpt", str(folder), "--data", str(lines(tmp_path)), "--prompts", "2"]) == 0
 
 
 def test_int4_is_proved_layer_by_layer_too(directory: tuple[Path, Any, str], tmp_path: Path) -> None:
@@ -230,6 +228,6 @@ def test_weights_that_a_directory_left_as_they_were_are_int8(tmp_path: Path) -> 
     packed.pack_directory(folder, Packing("gptq"), kept=("down_proj",))
     made = tmp_path / "made.bundle"
     assert export.main(["--ckpt", str(folder), *SIZES, "--precision", "int4", "--out", str(made)]) == 0
-    kinds = [node.op_type for node in onnx.load(made / "ort-int4.onnx").graph.node]
+    kinds = [node.op_type for node in onnx.load(next(made.glob("ort-int4-*.onnx"))).graph.node]
     assert kinds.count("MatMulNBits") == 2 * 4 and kinds.count("DynamicQuantizeMatMul") == 2 + 1
     assert len(own_codes(load_directory(folder, SMALL))) == 2 * 6

@@ -99,8 +99,10 @@ def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
 def _method(config: Mapping[str, Any]) -> str:
     """Returns the method's name; bitsandbytes is known by its flags where it is not named."""
     named = config.get("quant_method")
+    if named is not None:
+        return str(named).lower()
     flags = config.get("load_in_4bit") or config.get("load_in_8bit")
-    return str(named).lower() if named is not None else "bitsandbytes" if flags else "a method that is not named"
+    return "bitsandbytes" if flags else f"a method that its {KEY} does not name"
 
 
 def _layout(config: Mapping[str, Any], method: str, path: Path) -> str:
