@@ -135,7 +135,8 @@ def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
         if name not in made:
             names = fused_with(name)
             if missing := [each for each in names if each not in packed]:
-                raise UserError(f"{name} is quantized and {missing[0]} is not, which int4 stores as one; {INSTEAD}")
+                first = next(each for each in names if each in packed)
+                raise UserError(f"{first} is quantized and {missing[0]} is not, which int4 stores as one; {INSTEAD}")
             together = stored_together([packed[each] for each in names])
             made |= dict.fromkeys(names, together)
     return made
