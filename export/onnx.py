@@ -35,6 +35,7 @@ from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
 from .provenance import provenance
 from .quantization.ort_formats import formats_of
+from .quantization.own_codes import refuse_rounding_again
 from .staging import report_write_errors, working_folder
 
 HELP = {  # of the options whose text is longer than their line
@@ -143,6 +144,9 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     limit_threads()
     source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
     check_template(source)
+    if wanted.dialect != "ort" and wanted.precision == "int4":
+        refuse_rounding_again(source, f"int4 of the dialect {wanted.dialect}")
+    formats = formats_of(wanted.dialect, wanted.precision, source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
     target = "cpu" if wanted.dialect == "ort" else "any"
@@ -157,7 +161,6 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
         with report_write_errors(out):
             files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
         other = compared_with(source, wanted.dialect, wanted.precision)
-        formats = formats_of(wanted.dialect, wanted.precision)
         for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
             check = found if found.name == "graph" else other.told(found)
             checks.append(check)
@@ -185,7 +188,7 @@ def add_reference(
     source: with the weights that the graph computes with.
     """
     requests = recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
-    formats = formats_of(engine.dialect, engine.precision)
+    formats = formats_of(engine.dialect, engine.precision, source)
     if proves_whole(source, wanted.parity):
         runs = PRECISIONS[engine.precision].on_cpu
         backend = OrtBackend(folder / engine.model, contract) if runs else None

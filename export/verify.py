@@ -138,7 +138,7 @@ def compared_with_pytorch(
 def arithmetic_of(source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith) -> Backend | None:
     """Returns what is run beside for `Parity.lost`: an engine's own arithmetic, or the checkpoint that it is not
     compared with."""
-    if formats := formats_of(engine.dialect, engine.precision):
+    if formats := formats_of(engine.dialect, engine.precision, source):
         return QuantizedBackend(source, contract, formats)
     return TorchBackend(source.build(), contract, barred=source.missing_ids()) if other.note else None
 

@@ -93,7 +93,7 @@ def test_an_input_of_several_products_is_rounded_once() -> None:
         assert kept(each)[0] is kept(each)[0]
     module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 4)))
     plain = [Int8Linear(layer.weight.detach(), layer.bias) for layer in (module[0], module[1][0])]
-    made = quantized(module, ORT_FORMATS["int8"].inner)
+    made = quantized(module, lambda _: ORT_FORMATS["int8"].inner)
     assert made[0].rounded is made[1][0].rounded
     assert all(torch.equal(a(x), b(x)) for a, b in zip((made[0], made[1][0]), plain, strict=True))
 

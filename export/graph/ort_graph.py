@@ -26,7 +26,7 @@ def write_ort_graph(
     source: Checkpoint, contract: Contract, precision: str, folder: Path, external: int = EXTERNAL, dialect: str = "ort"
 ) -> list[Path]:
     """Traces the graph and writes it into `folder`, see `graph_writer.write_graph`."""
-    formats, row = formats_of(dialect, precision), PRECISIONS[precision]
+    formats, row = formats_of(dialect, precision, source), PRECISIONS[precision]
     dtype = torch.float32 if formats else getattr(torch, row.dtype)
     batch = None if dialect == "standard" else 1
     model = trace(source, contract.capacity, dialect, dtype, batch, contract.top_k, contract.candidates > 0)

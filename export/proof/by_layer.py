@@ -218,7 +218,7 @@ def reference(
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
     if formats:
-        quantized(alone, formats.of_layer(i, contract.layers))
+        quantized(alone, formats.in_layer(i, contract.layers))
     cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]

@@ -7,6 +7,7 @@ one it is as far as fp32 rounding takes it: an activation at the edge of two ste
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import numpy as np
@@ -26,18 +27,24 @@ from train.transformer.network import KeyValueStore, Layer, Transformer
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantized(module: ModuleT, chosen: OrtFormat, rounding: Rounding | None = None) -> ModuleT:
-    """The module, its linear layers replaced in place. rounding: shared with other modules, or one of its own."""
+def quantized(
+    module: ModuleT, chosen: Callable[[str], OrtFormat], rounding: Rounding | None = None, within: str = ""
+) -> ModuleT:
+    """The module, its linear layers replaced in place.
+
+    chosen: the format of each by its name, which `within` begins; rounding: shared with other modules, or one of its
+    own.
+    """
     rounding = rounding or Rounding()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             bias = None if child.bias is None else child.bias.detach()
-            made = chosen.linear(child.weight.detach(), bias)
+            made = chosen(within + name).linear(child.weight.detach(), bias)
             if isinstance(made, Int8Linear):
                 made.rounded = rounding
             setattr(module, name, made)
         else:
-            quantized(child, chosen, rounding)
+            quantized(child, chosen, rounding, f"{within}{name}.")
     return module
 
 
@@ -79,7 +86,7 @@ class QuantizedModel(nn.Module):
         model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
         rounding = Rounding()
         for i, layer in enumerate(model.layers):
-            quantized(layer, formats.of_layer(i, len(model.layers)), rounding)
+            quantized(layer, formats.in_layer(i, len(model.layers)), rounding)
         self.last = RowsLayer(cast(Layer, model.layers[-1]))
         model.layers[-1] = self.last
         self.model = model

@@ -51,7 +51,7 @@ def record_streamed(
     passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[dtype_of(engine)])]
     for i in tqdm(range(contract.layers), unit="layer", disable=None):
         alone = loaded(Layer, (source.model, 0), source.weights, f"layers.{i}.")
-        layer = RowsLayer(quantized(alone, formats.of_layer(i, contract.layers)) if formats else alone)
+        layer = RowsLayer(quantized(alone, formats.in_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
         del alone, layer  # before the next one is read

@@ -13,18 +13,15 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class Quantized:
+class PartsOf:
     """The parts that a weight is stored in, made together when one of them is written.
 
-    quantise: from the weight's numbers, fp32 in its shape, to its parts by name, the largest first. The largest is
-    never kept; the others, written a little later, are until then.
+    make: returns the parts by name, the largest first. The largest is never kept; the others, written a little later,
+    are until then.
     """
 
-    def __init__(self, weight: ir.Value, quantize: Callable[[NDArray[np.float32]], Arrays]) -> None:
-        if weight.const_value is None:
-            raise AssertionError(f"{weight.name} has no content")
-        self.name, self.shape = weight.name, weight.const_value.shape.numpy()
-        self._weight, self._quantize = weight.const_value, quantize
+    def __init__(self, name: str, make: Callable[[], Arrays]) -> None:
+        self.name, self._make = name, make
         self._kept: dict[str, NDArray[Any]] = {}
 
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
@@ -35,10 +32,21 @@ class Quantized:
     def _read(self, part: str) -> ir.TensorProtocol:
         if part in self._kept:
             return ir.Tensor(self._kept.pop(part))
-        parts = self._quantize(self._weight.numpy().astype(np.float32, copy=False))
+        parts = self._make()
         largest = next(iter(parts))
         self._kept = {name: parts[name] for name in parts if name not in (largest, part)}
         return ir.Tensor(parts[part])
+
+
+class Quantized(PartsOf):
+    """The parts of a weight that is rounded; quantize: from its numbers, fp32 in its shape, to `PartsOf.make`'s."""
+
+    def __init__(self, weight: ir.Value, quantize: Callable[[NDArray[np.float32]], Arrays]) -> None:
+        content = weight.const_value
+        if content is None:
+            raise AssertionError(f"{weight.name} has no content")
+        self.shape = content.shape.numpy()
+        super().__init__(str(weight.name), lambda: quantize(content.numpy().astype(np.float32, copy=False)))
 
 
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from export.graph.lazy_weights import sources
+from train.checkpoint import Checkpoint
+
 from . import ort_int4, ort_int8
+from .own_codes import is_quantized, own_codes
 
 LAYER = re.compile(r"layers\.(\d+)\.")
 CHANNELS = {
@@ -36,15 +40,24 @@ class OrtFormat:
 class OrtFormats:
     """Formats of the layers' weights: of the `inner` ones, and of the first and the last, the `ends`.
 
-    Embedding and head are int8 always: one table where they are tied.
+    Embedding and head are int8 always: one table where they are tied. own: those of weights that have one of their own,
+    by the checkpoint's names.
     """
 
     inner: OrtFormat
     ends: OrtFormat
+    own: Mapping[str, OrtFormat] = field(default_factory=dict)
 
-    def of_layer(self, i: int, layers: int) -> OrtFormat:
-        """That of layer i of so many."""
-        return self.ends if i in (0, layers - 1) else self.inner
+    def of_weight(self, name: str, layers: int) -> OrtFormat:
+        """Returns the format of a layer's weight by the checkpoint's name, in a model of so many layers."""
+        found = LAYER.match(name)
+        if found is None:
+            raise AssertionError(f"{name} is no weight of a layer")
+        return self.own.get(name) or (self.ends if int(found[1]) in (0, layers - 1) else self.inner)
+
+    def in_layer(self, i: int, layers: int) -> Callable[[str], OrtFormat]:
+        """Returns the formats of layer i's modules by their names in the layer, as `mlp.up_proj`."""
+        return lambda module: self.of_weight(f"layers.{i}.{module}.weight", layers)
 
 
 INT8 = OrtFormat(ort_int8.store, ort_int8.multiplied, ort_int8.Int8Linear)
@@ -53,9 +66,17 @@ INT4 = OrtFormat(ort_int4.store, ort_int4.multiplied, ort_int4.Int4Linear)
 ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
 
 
-def formats_of(dialect: str, precision: str) -> OrtFormats | None:
-    """How an engine's weights are stored, None where they are not quantised or not in one of these formats."""
-    return ORT_FORMATS.get(precision) if dialect == "ort" else None
+def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -> OrtFormats | None:
+    """Returns how an engine's weights are stored, None where they are not quantized or not in one of these formats.
+
+    source: the checkpoint whose weights they are. If its directory holds them quantized, int4 is their own numbers, and
+    what the directory left as it was is int8. Raises UserError if they cannot be stored so.
+    """
+    found = ORT_FORMATS.get(precision) if dialect == "ort" else None
+    if found is None or precision != "int4" or source is None or not is_quantized(source):
+        return found
+    own = {name: OrtFormat(each.store, each.multiplied, each.linear) for name, each in own_codes(source).items()}
+    return OrtFormats(INT8, INT8, own)
 
 
 def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
@@ -73,8 +94,8 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
         content = None if weight is None else weight.const_value
         if weight is None or not isinstance(content, ir.LazyTensor) or len(content.shape) != 2:
             continue  # no matrix of the checkpoint
-        found = LAYER.match(str(weight.name))
-        chosen = formats.of_layer(int(found[1]), layers) if found else INT8
+        name = str(weight.name)
+        chosen = formats.of_weight(sources(name, ())[0], layers) if LAYER.match(name) else INT8
         if weight not in tables:
             tables[weight] = chosen.store(graph, weight, axis)
         new = (ort_int8.looked_up if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])

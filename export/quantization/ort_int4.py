@@ -117,9 +117,9 @@ class Int4Linear(nn.Module):
         return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))), self.weight, self.bias)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x [..., blocks * BLOCK] in whole steps, 127 of them to the largest |x| of a row's block, times the step again."""
-    blocks = x.view(*x.shape[:-1], -1, BLOCK)
+def rounded(x: Tensor, block: int = BLOCK) -> Tensor:
+    """x [..., blocks * block] in whole steps, 127 of them to the largest |x| of a row's block, times the step again."""
+    blocks = x.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
     steps: Tensor = (blocks * (STEPS / torch.where(largest == 0, 1.0, largest))).round()
     return (steps * (largest / STEPS)).flatten(-2)

@@ -21,6 +21,7 @@ from train.storage.swap import swap
 
 from . import blockstep_json
 from .families import PLAIN_FAMILIES, Overrides
+from .quantization_config import KEY as QUANTIZATION
 from .reader import CONFIG, GENERATION, read_settings, template_args
 from .weights import INDEX, SINGLE, stored_names
 
@@ -44,7 +45,8 @@ def write_directory(
     """
     if teacher.is_dir():
         settings = read_settings(teacher, overrides)
-        family, config = settings.family.name, dict(settings.values)
+        family, config = settings.family.name, {**settings.values}
+        config.pop(QUANTIZATION, None)  # a student's weights are plain
         arguments = template_args(teacher, overrides)
         names = stored_names(teacher, settings.family.renames)
         for file in sorted({file for pattern in COPIED for file in teacher.glob(pattern) if file.is_file()}):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
+from .stored_tensor import StoredTensor, TensorShape, check_stored, read_header
 from .tokenizer_files import read_json
-from .weights import DirectoryWeights, Renames, StoredTensor, TensorShape, check_stored, read_header, renamed
+from .weights import DirectoryWeights, Renames, renamed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -64,7 +65,9 @@ def merge(weights: DirectoryWeights, folder: Path, renames: Renames) -> Director
     if not parts:
         raise UserError(f"{file} has no tensors; expected lora_A and lora_B of at least one layer")
     made = {target: partial(_read_merged, weights, target, pair, scale) for target, pair in parts.items()}
-    return DirectoryWeights({**weights.readers, **made}, weights.shapes)
+    packed = {name: each for name, each in weights.packed.items() if name not in made}
+    changed = tuple(name for name in made if name in weights.packed)
+    return DirectoryWeights({**weights.readers, **made}, weights.shapes, packed, changed)
 
 
 def _find_target(

@@ -19,6 +19,7 @@ from train.transformer.rope import LARGEST, longest, parse_scaling
 from . import blockstep_json, peft_merge
 from .blockstep_json import StudentFile
 from .families import Family, Overrides, find_family
+from .quantization_config import find_scheme
 from .tokenizer_files import Text, read_json, read_text
 from .weights import read_weights
 
@@ -42,11 +43,12 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
             f"{folder} has an adapter next to its weights, which transformers loads too; give --adapter {folder} to "
             f"merge it, or remove {peft_merge.CONFIG}"
         )
+    scheme = find_scheme(settings.values, settings.path)
     shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
     decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
     _check(decoding, settings, shape.vocab)
-    weights = read_weights(folder, shape, settings.family.renames)
+    weights = read_weights(folder, shape, settings.family.renames, scheme)
     if overrides.adapter is not None:
         _check_adapter(settings.family, overrides.adapter)
         weights = peft_merge.merge(weights, overrides.adapter, settings.family.renames)
@@ -192,7 +194,7 @@ def _refuse_others(settings: NormalizedConfig) -> None:
     for key, allowed in settings.family.fixed.items():
         if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
             raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
-    for key in ("quantization_config", "sliding_window_pattern", "no_rope_layers"):
+    for key in ("sliding_window_pattern", "no_rope_layers"):
         if settings.values.get(key):
             raise UserError(f"{settings.path} has {key}, which is not supported; give a plain, dense checkpoint")
     kinds = settings.get("layer_types", [])

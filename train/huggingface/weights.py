@@ -8,49 +8,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime.errors import UserError
 from train.transformer.network import ModelConfig, Transformer
 
+from .packed_weights import PART, PackedWeight, packed_weight
+from .quantization_config import KEY, Scheme
+from .stored_tensor import StoredTensor, TensorShape, check_stored, read_header
 from .tokenizer_files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
-FLOATS = ("F32", "F16", "BF16", "F64")
 DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # made from the config again
 Renames = Sequence[tuple[str, str]]
-TensorShape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a safetensors file, as its header tells of it. kind: its type in safetensors' own words."""
-
-    file: Path
-    name: str
-    shape: TensorShape
-    kind: str
-
-    def read(self) -> Tensor:
-        """Its values in their own dtype; they lie in the file, which stays mapped while they live and no longer."""
-        with _opened(self.file) as handle:
-            return handle.get_tensor(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryWeights(Mapping[str, Tensor]):
-    """A model's tensors by name, each made anew when it is asked for. shapes: of all of them, without reading any."""
+    """A model's tensors by name, each made anew when it is asked for.
+
+    shapes: of all of them, without reading any; packed: those that are quantized, as long as nothing is merged in;
+    merged: those of them that something is merged in.
+    """
 
     readers: Mapping[str, Callable[[], Tensor]]
     shapes: Mapping[str, TensorShape]
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
+    merged: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.readers[name]()
@@ -71,12 +60,14 @@ def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
-def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> DirectoryWeights:
+def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Scheme | None = None) -> DirectoryWeights:
     """The directory's tensors, none of them read yet.
 
-    renames: (pattern, replacement) of whole names, the first match wins. Raises UserError naming the tensor or file.
+    renames: (pattern, replacement) of whole names, the first match wins; scheme: how some of them are quantized. Raises
+    UserError naming the tensor or file.
     """
     expected, found = expected_shapes(config), dict[str, StoredTensor]()
+    parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
     head: StoredTensor | None = None
     for stored in _all_stored(folder):
         name = renamed(stored.name, renames)
@@ -85,15 +76,27 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Directo
         if config.tied and name == HEAD:
             head = stored
             continue
+        if (part := PART.fullmatch(name)) and f"{part[1]}weight" in expected:
+            if scheme is None:
+                raise UserError(
+                    f"{stored.file} has the quantized weight {stored.name}, but config.json has no {KEY}; copy it "
+                    "there from quantize_config.json, with quant_method"
+                )
+            _once(stored, part[2], parts.setdefault(f"{part[1]}weight", {}))
+            continue
+        if scheme is not None and name.endswith("_proj.bias") and name not in expected:
+            _once(stored, name, biases)
+            continue
         if name not in expected:
-            raise UserError(
-                f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not"
-            )
-        if name in found:
-            raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
+            raise _extra(stored)
+        _once(stored, name, found)
         check_stored(stored, expected[name])
-        found[name] = stored
-    missing = sorted(expected.keys() - found.keys())
+    packed = {
+        name: packed_weight(name, expected[name], scheme, each.values()) for name, each in parts.items() if scheme
+    }
+    if scheme is not None:
+        _check_packed(folder, packed, found, biases)
+    missing = sorted(expected.keys() - found.keys() - packed.keys())
     if missing == [HEAD]:
         raise UserError(
             f"{folder} has no output head ({HEAD}), and its config.json does not tie it to the embedding; if the model "
@@ -105,13 +108,47 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames) -> Directo
         raise UserError(
             f"{folder} has a head of its own, but config.json ties it to the embedding; one of them is wrong"
         )
-    return DirectoryWeights({name: stored.read for name, stored in found.items()}, expected)
+    readers = {name: stored.read for name, stored in found.items()}
+    return DirectoryWeights({**readers, **{name: each.read for name, each in packed.items()}}, expected, packed)
+
+
+def _once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> None:
+    """Adds a tensor. Raises UserError for a second one of the name."""
+    if name in among:
+        raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
+    among[name] = stored
+
+
+def _extra(stored: StoredTensor) -> UserError:
+    return UserError(f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not")
+
+
+def _check_packed(
+    folder: Path,
+    packed: Mapping[str, PackedWeight],
+    found: Mapping[str, StoredTensor],
+    biases: Mapping[str, StoredTensor],
+) -> None:
+    """Raises UserError if no weight is quantized, one is there twice, or a bias that the model lacks is not zero.
+
+    Older libraries store a bias of zeros next to every quantized weight (AutoGPTQ before 0.5).
+    """
+    if not packed:
+        raise UserError(f"{folder} has a {KEY} in its config.json and no quantized weights; remove it there")
+    if both := sorted(packed.keys() & found.keys()):
+        raise UserError(f"{folder} has {both[0]} quantized and as it was; remove one of them")
+    for name, stored in biases.items():
+        if name.replace(".bias", ".weight") not in packed or stored.read().any():
+            raise _extra(stored)
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
     """What the directory's files call each of the model's tensors."""
-    found = (stored.name for file, _ in _files(folder) for stored in read_header(file))
-    return {renamed(theirs, renames): theirs for theirs in found if not DERIVED.fullmatch(theirs)}
+    found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
+    packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}
+    plain = (name for name in found if name.rpartition(".")[0] not in packed or name.endswith((".weight", ".bias")))
+    names = (*plain, *(f"{module}.weight" for module in packed))
+    return {renamed(theirs, renames): theirs for theirs in names if not DERIVED.fullmatch(theirs)}
 
 
 def renamed(name: str, renames: Renames) -> str:
@@ -120,32 +157,6 @@ def renamed(name: str, renames: Renames) -> str:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
     return name
-
-
-def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
-    """Raises UserError for another shape than the config's, or numbers that are no plain floats."""
-    where = f"{stored.file}: {stored.name}"
-    if stored.shape != shape:
-        raise UserError(f"{where} is {list(stored.shape)}; by its config it should be {list(shape)}")
-    if stored.kind not in FLOATS:
-        raise UserError(f"{where} is {stored.kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
-
-
-def read_header(file: Path) -> list[StoredTensor]:
-    """What lies in a safetensors file. Raises UserError for a damaged one."""
-    with _opened(file) as handle:
-        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
-        return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is truncated or damaged ({reason}); download it again") from None
 
 
 def _all_stored(folder: Path) -> Iterator[StoredTensor]:

@@ -1,0 +1,176 @@
+"""int4 of weights that a directory holds quantized (GPTQ, AWQ): its own whole numbers, never rounded again.
+
+A product becomes `com.microsoft.MatMulNBits` with the directory's values, zero points and scales (fp32, as exact as
+they came). A group of more inputs than a block has its scale in each of its blocks. If inputs are of groups in another
+order (act-order), they are gathered in the order of groups in front of the product. Activations are rounded as in
+`ort_int4`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+from train.checkpoint import Checkpoint
+from train.huggingface.packed_weights import PackedWeight
+from train.huggingface.weights import HEAD, DirectoryWeights
+
+from .lazy_initializers import PartsOf, initializer
+from .ort_int4 import in_pairs, rounded
+from .ort_int8 import DOMAIN
+
+BLOCKS = (128, 64, 32, 16)  # sizes of a block, of which the largest that divides a group is taken
+BITS = 4  # of a stored value; those of 2 and 3 bits fit
+INSTEAD = "export it to fp16 or int8"
+FUSED = ("q_proj", "k_proj", "v_proj")  # of which graphs make one product
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCodes:
+    """How one product's weight is stored.
+
+    Attributes:
+        parts: the directory's weights, in the order of their rows.
+        block: inputs in a block.
+        order: the inputs in the order of their groups, int64 [in]; None if that is their own.
+    """
+
+    parts: tuple[PackedWeight, ...]
+    block: int
+    order: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Returns what the operator takes: values [out, blocks, block / 2], scales fp32 and zero points in pairs."""
+        codes = [part.codes() for part in self.parts]
+        (outputs, inputs), size = self.shape, self.parts[0].group_size
+        blocks = -(-inputs // self.block)
+        group = torch.arange(blocks) * self.block // size  # of each block
+        values, zeros = torch.cat([each.values for each in codes]), torch.cat([each.zeros for each in codes])
+        zeros, scales = zeros[:, group], torch.cat([each.scales for each in codes])[:, group]
+        padded = zeros[:, -1:].expand(-1, blocks * self.block - inputs)  # what stands for 0
+        values = torch.cat((values if self.order is None else values[:, self.order], padded), dim=1)
+        packed = in_pairs(values.view(outputs, blocks, self.block).numpy())
+        return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": in_pairs(zeros.numpy())}
+
+    def store(self, graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
+        """Makes initializers: values, scales, zero points, and the inputs' order if they have one of their own."""
+        made, (outputs, inputs) = PartsOf(str(weight.name), self.arrays), self.shape
+        blocks = -(-inputs // self.block)
+        stored = (
+            made.add(graph, "int4", np.uint8, (outputs, blocks, self.block // 2)),
+            made.add(graph, "scale", np.float32, (outputs, blocks)),
+            made.add(graph, "zero", np.uint8, (outputs, -(-blocks // 2))),
+        )
+        if self.order is None:
+            return stored
+        return (*stored, initializer(graph, f"{weight.name}.order", ir.Tensor(self.order.numpy())))
+
+    def multiplied(self, node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+        """Makes the nodes in the place of MatMul (weight [in, out])."""
+        x, (outputs, inputs) = node.inputs[0], self.shape
+        before = [ir.node("Gather", [x, stored[3]], {"axis": -1})] if self.order is not None else []
+        sizes = {"K": inputs, "N": outputs, "bits": BITS, "block_size": self.block, "accuracy_level": 4}
+        x = before[0].outputs[0] if before else x
+        return [*before, ir.node("MatMulNBits", [x, *stored[:3]], sizes, domain=DOMAIN)]
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """Makes the same arithmetic in PyTorch, of a weight fp32 [out, in] that was dequantized exactly."""
+        return OwnCodesLinear(weight, bias, self.block, self.order)
+
+
+class OwnCodesLinear(nn.Module):
+    """x @ weight.T + bias as `MatMulNBits` computes it on x86: activations in whole steps per row and block."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, block: int, order: Tensor | None) -> None:
+        super().__init__()
+        weight = weight.float() if order is None else weight.float()[:, order]
+        self.weight, self.bias = F.pad(weight, (0, -weight.shape[1] % block)), bias
+        self.block, self.order = block, order
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x fp32 [..., in] to fp32 [..., out]."""
+        x = x if self.order is None else x[..., self.order]
+        return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1])), self.block), self.weight, self.bias)
+
+
+def packed_weights(source: Checkpoint) -> Mapping[str, PackedWeight]:
+    """Returns the weights that a checkpoint's directory holds quantized, by the checkpoint's names."""
+    return source.weights.packed if isinstance(source.weights, DirectoryWeights) else {}
+
+
+def is_quantized(source: Checkpoint) -> bool:
+    """Returns whether a directory holds some of a checkpoint's weights quantized, those with an adapter too."""
+    weights = source.weights
+    return isinstance(weights, DirectoryWeights) and bool(weights.packed or weights.merged)
+
+
+def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
+    """Returns how each quantized weight of a checkpoint is stored in int4, by the checkpoint's names.
+
+    Raises UserError, in one line, if one cannot be without rounding it again.
+    """
+    packed, made = packed_weights(source), dict[str, OwnCodes]()
+    if isinstance(source.weights, DirectoryWeights) and source.weights.merged:
+        raise UserError(
+            f"int4 would round {source.weights.merged[0]} a second time: an adapter is merged into quantized weights; "
+            f"{INSTEAD}, or leave --adapter out"
+        )
+    if HEAD in packed:
+        raise UserError(f"int4 would round the head a second time, which is quantized in its directory; {INSTEAD}")
+    for name in packed:
+        if name not in made:
+            names = fused_with(name)
+            if missing := [each for each in names if each not in packed]:
+                first = next(each for each in names if each in packed)
+                raise UserError(f"{first} is quantized and {missing[0]} is not, which int4 stores as one; {INSTEAD}")
+            together = stored_together([packed[each] for each in names])
+            made |= dict.fromkeys(names, together)
+    return made
+
+
+def fused_with(name: str) -> tuple[str, ...]:
+    """Returns the weights that graphs store as one with this, in the order of their rows."""
+    module, _, last = name.removesuffix(".weight").rpartition(".")
+    return tuple(f"{module}.{each}.weight" for each in FUSED) if last in FUSED else (name,)
+
+
+def stored_together(parts: Sequence[PackedWeight]) -> OwnCodes:
+    """Returns how weights over the same inputs are stored as one. Raises UserError if they cannot be."""
+    first, group = parts[0], parts[0].group()
+    if any(not torch.equal(part.group(), group) for part in parts[1:]):
+        raise UserError(f"{first.name} has its inputs in other groups than the keys or values have theirs; {INSTEAD}")
+    if first.scheme.bits > BITS:
+        raise UserError(
+            f"{first.name} is quantized to {first.scheme.bits} bits, which int4 would round again; {INSTEAD}"
+        )
+    order, size = torch.argsort(group, stable=True), first.group_size
+    if not torch.equal(group[order], torch.arange(len(group)) // size):
+        raise UserError(f"{first.name} has groups of other than {size} inputs, which int4 cannot have; {INSTEAD}")
+    fitting = [block for block in BLOCKS if size % block == 0]
+    if not fitting and first.groups > 1:
+        raise UserError(f"{first.name} has groups of {size} inputs; int4 takes multiples of {BLOCKS[-1]}: {INSTEAD}")
+    block = fitting[0] if fitting else next((each for each in BLOCKS if each <= size), BLOCKS[-1])
+    return OwnCodes(tuple(parts), block, None if torch.equal(order, torch.arange(len(order))) else order)
+
+
+def refuse_rounding_again(source: Checkpoint, what: str) -> None:
+    """Raises UserError for quantized weights, which a format of 4 bits without their zero points would round again."""
+    if is_quantized(source):
+        raise UserError(
+            f"{what} would round weights a second time that are quantized in their directory; {INSTEAD}, or to int4 "
+            "with export.onnx in the dialect ort, which holds the directory's own numbers"
+        )

@@ -1,0 +1,97 @@
+"""Bit layouts of quantized weights: whole numbers of a few bits in 32-bit words, as GPTQ and AWQ store them.
+
+Read in public code: GPTQ in AutoGPTQ 0.7.1 (`auto_gptq/nn_modules/qlinear/qlinear_cuda.py`, `pack` and `forward`) and
+GPTQModel 7.7 (`gptqmodel/nn_modules/qlinear/__init__.py`, `dequantize_weight`; `gptqmodel/utils/model.py`,
+`convert_gptq_v1_to_v2_format_module`); AWQ in AutoAWQ 0.2.9 (`awq/modules/linear/gemm.py` and `gemv.py`, `from_linear`;
+`awq/utils/packing_utils.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WORD = 32  # bits
+NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word in which AWQ's gemm has each of eight outputs
+ROWS = 512  # outputs at a time, so that a large weight takes no second copy in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A weight as whole numbers: (values - zeros) * scales, the latter two those of an input's group.
+
+    Attributes:
+        values: uint8 [out, in].
+        zeros: zero points, uint8 [out, groups].
+        scales: fp32 [out, groups].
+        group: the group of each input, int64 [in].
+    """
+
+    values: Tensor
+    zeros: Tensor
+    scales: Tensor
+    group: Tensor
+
+    def dense(self) -> Tensor:
+        """Returns the weight, fp32 [out, in]; exact if scales came in fp16 or bf16."""
+        made = torch.empty(self.values.shape)
+        for first in range(0, len(made), ROWS):
+            part = slice(first, first + ROWS)
+            steps = self.values[part].float() - self.zeros[part].float()[:, self.group]
+            torch.mul(steps, self.scales[part][:, self.group], out=made[part])
+        return made
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """Returns values uint8 [32 * n / bits, columns] of words int32 [n, columns], the first ones in the lowest bits.
+
+    A value may begin in one word and end in the next, as those of 3 bits do.
+    """
+    shared = math.gcd(WORD, bits)
+    width, count = bits // shared, WORD // shared  # so many words hold so many values
+    whole = words.reshape(-1, width, words.shape[1])
+    made = torch.empty((len(whole), count, words.shape[1]), dtype=torch.uint8)
+    for i in range(count):
+        word, shift = divmod(i * bits, WORD)
+        value = (whole[:, word] >> shift) & ((1 << min(bits, WORD - shift)) - 1)
+        if shift + bits > WORD:
+            value = value | (whole[:, word + 1] << (WORD - shift))
+        made[:, i] = (value & ((1 << bits) - 1)).to(torch.uint8)
+    return made.flatten(0, 1)
+
+
+def unpack_rows(words: Tensor, bits: int) -> Tensor:
+    """Returns values uint8 [rows, 32 * n / bits] of words int32 [rows, n]."""
+    return unpack(words.T, bits).T.contiguous()
+
+
+def unpack_interleaved(words: Tensor) -> Tensor:
+    """Returns values uint8 [8 * n, rows] of words int32 [rows, n], eight in a word in the order of AWQ's gemm."""
+    values = unpack(words.T, 4)
+    return values.view(-1, 8, words.shape[0])[:, NIBBLES, :].flatten(0, 1)
+
+
+def gptq_zeros(words: Tensor, bits: int, v1: bool, carries: bool) -> tuple[Tensor, bool]:
+    """Returns zero points uint8 [out, groups] of words int32 [groups, n], and whether they are certain.
+
+    Args:
+        words: as stored.
+        bits: of a value.
+        v1: stored one less than they are, as AutoGPTQ does; version 2 stores them as they are.
+        carries: of version 1, that the one was taken from whole words, as GPTQModel does for all but 3 bits, so that a
+            zero point of 0 borrows from the next. Without it a stored one of all bits has no certain meaning: 0 to
+            AutoGPTQ's own product in PyTorch, the number after the largest to kernels (ExLlama, vLLM).
+    """
+    if not v1:
+        return unpack_rows(words, bits).T.contiguous(), True
+    if carries and bits != 3:
+        ones = sum(1 << shift for shift in range(0, WORD, bits))
+        wide = (words.to(torch.int64) + ones) & ((1 << WORD) - 1)
+        signed = torch.where(wide >= 1 << (WORD - 1), wide - (1 << WORD), wide).to(torch.int32)
+        return unpack_rows(signed, bits).T.contiguous(), True
+    stored = unpack_rows(words, bits).T.contiguous()
+    most = (1 << bits) - 1
+    return ((stored.to(torch.int16) + 1) & most).to(torch.uint8), carries or not bool((stored == most).any())

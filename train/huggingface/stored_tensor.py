@@ -1,0 +1,58 @@
+"""Tensors in safetensors files: what their headers say, and their values when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runtime.errors import UserError
+
+FLOATS = ("F32", "F16", "BF16", "F64")
+TensorShape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a safetensors file, as its header tells of it. kind: its type in safetensors' own words."""
+
+    file: Path
+    name: str
+    shape: TensorShape
+    kind: str
+
+    def read(self) -> Tensor:
+        """Its values in their own dtype; they lie in the file, which stays mapped while they live and no longer."""
+        with _opened(self.file) as handle:
+            return handle.get_tensor(self.name)
+
+
+def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
+    """Raises UserError for another shape than the config's, or numbers that are no plain floats."""
+    where = f"{stored.file}: {stored.name}"
+    if stored.shape != shape:
+        raise UserError(f"{where} is {list(stored.shape)}; by its config it should be {list(shape)}")
+    if stored.kind not in FLOATS:
+        raise UserError(f"{where} is {stored.kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """What lies in a safetensors file. Raises UserError for a damaged one."""
+    with _opened(file) as handle:
+        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
+        return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is truncated or damaged ({reason}); download it again") from None
