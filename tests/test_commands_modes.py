@@ -202,6 +202,21 @@ def test_a_server_takes_a_mode_with_each_request(server: Served, model: Model) -
         assert reply.status_code == 400 and reply.json()["error"]["param"] == param, reply.text
 
 
+def test_a_server_has_room_for_what_the_mode_has_room_for(server: Served, model: Model) -> None:
+    capacity = model.contract.capacity
+    for mode in MODES:
+        for length in range(capacity - model.contract.block, capacity + 1):
+            ids = (TAUGHT * capacity)[:length]
+            reply = server.post({"prompt": ids, "mode": mode})
+            try:
+                right = model.generate(ids, mode=mode)
+            except UserError as error:
+                assert reply.status_code == 400 and str(error) in reply.json()["error"]["message"], (mode, length)
+            else:
+                assert reply.status_code == 200, (mode, length, reply.text)
+                assert reply.json()["choices"][0]["text"] == right.text
+
+
 def test_streamed_text_and_log_probabilities_come_in_every_mode(server: Served, model: Model) -> None:
     for mode in MODES:
         whole = completion(server, TAUGHT * 2, mode=mode, logprobs=0)

@@ -33,5 +33,6 @@ class Service:
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
         own |= {"vocab": contract.vocab, "most": self.most, "top_k": contract.top_k, "modes": contract.modes}
-        own["threshold_most"] = unit and (unit.shown or unit.highest(contract.vocab))
+        known = unit if "block" in contract.modes else None  # others have no gate
+        own["threshold_most"] = known and (known.shown or known.highest(contract.vocab))
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}
