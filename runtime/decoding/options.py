@@ -27,8 +27,8 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: Most tokens of the answer; None for 256, cut to the room.
         threshold: Of the gate, a value or a function that is read at every step; None for the gate's own.
-        fused: Whether the commit of a block (and the prefill) shares a forward pass with the next canvas; exact either
-            way in fp32.
+        fused: Whether the commit of a block (and the prefill) shares a forward pass with the next canvas, and a
+            verification with the next draft if the model can; exact either way in fp32.
         suffix: Known tokens after exactly `max_new_tokens` positions, by default as many as the block has room for; the
             answer is what comes before it, to an end token. Text is encoded alone, without a chat template, by `Model`;
             the loop takes ids.

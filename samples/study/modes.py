@@ -40,14 +40,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A model in one of its modes. width: tokens of a drafted block, None for the model's own."""
+    """A model in one of its modes. width: tokens of a drafted block, None for the model's own; fused: see options."""
 
     model: str
     mode: str
     width: int | None = None
+    fused: bool = True
 
     def __str__(self) -> str:
-        return f"{self.model}:{self.mode}" + (f"@{self.width}" if self.width else "")
+        narrow, separate = f"@{self.width}" if self.width else "", "" if self.fused else "-separate"
+        return f"{self.model}:{self.mode}{separate}{narrow}"
 
 
 def ways_of(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
@@ -67,7 +69,7 @@ def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
     backend, own = model.backend, model.contract
     ids = model.tokenizer.encode_chat(problem.prompt)
     wanted = max(1, min(own.canvas, room_for_answer(own, len(ids))))
-    request = Request(ids, DecodeOptions(wanted, mode=way.mode))
+    request = Request(ids, DecodeOptions(wanted, mode=way.mode, fused=way.fused))
     if way.width is not None:
         backend.contract = replace(own, block=way.width, canvas=own.canvas // way.width * way.width)  # type: ignore[misc]
     try:
