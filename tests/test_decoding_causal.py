@@ -184,7 +184,7 @@ def test_an_answer_ends_where_the_capacity_does(kind: str) -> None:
 
 
 def test_a_verification_that_drafts_too_saves_forward_passes() -> None:
-    backend, spec = taught("shifted")
+    backend, _ = taught("shifted")
     rng, taken = random.Random(0), {True: 0, False: 0}
     for prompt in prompts(rng, True, 20):
         causal = loop.generate(backend, request(prompt, 16, "causal"))
