@@ -138,6 +138,14 @@ class Contract:
         """The mode that engines are compared in, whatever the default: near ties in drafts move speculative steps."""
         return "block" if "block" in self.modes else "causal"
 
+    @property
+    def drafts_ahead(self) -> bool:
+        """Whether the forward pass that verifies a draft can make the next one too, by masks behind it.
+
+        A seeded model cannot: it drafts behind a token that the verification is yet to give.
+        """
+        return self.attention == "causal" or (self.attention == "causal_context" and self.shift)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}

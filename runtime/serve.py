@@ -109,11 +109,14 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
     threshold: Callable[[], float] | None = None
+    gated = "block" in model.contract.modes and model.gate.unit is not None
     if args.adaptive_threshold is not None:
+        if "block" not in model.contract.modes:
+            raise UserError("--adaptive-threshold was given, but this model has no mode with a gate; leave it out")
         idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
     workers = Workers(decoders, args.queue, threshold)
-    own = None if model.gate.unit is None else (lambda: model.gate.threshold)
+    own = (lambda: model.gate.threshold) if gated else None
     return Service(
         model,
         served_name(args.bundle, args.name),

@@ -16,11 +16,12 @@ from serving import Served, served
 from test_decoding_causal import KINDS, PERIOD, learned
 
 from export import onnx as export
-from runtime import bench, generate, load
+from runtime import bench, generate, load, serve
 from runtime.capi import build_library
 from runtime.errors import UserError
 from runtime.model import Model
 from runtime.perf import latency
+from train import calibrate
 from train.storage.student_pt import read, save
 from train.torch_backend import TorchBackend, contract_of
 
@@ -200,6 +201,56 @@ def test_a_server_takes_a_mode_with_each_request(server: Served, model: Model) -
     ):
         reply = server.post({"prompt": TAUGHT, **fields})
         assert reply.status_code == 400 and reply.json()["error"]["param"] == param, reply.text
+
+
+@pytest.fixture(scope="module")
+def ungated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without the mode block, and its bundle beside it."""
+    folder = tmp_path_factory.mktemp("ungated")
+    save(tiny.checkpoint(**KINDS["idlm"] | {"modes": MODES[1:]}), folder / "student.pt")
+    words = ["--ckpt", str(folder / "student.pt"), "--out", str(folder / "student.bundle"), "--capacity", "32"]
+    assert export.main(words) == 0
+    return folder / "student.bundle"
+
+
+def test_a_threshold_for_a_model_without_a_gated_mode_is_refused(
+    ungated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert serve.main([str(ungated), "--port", "0", "--adaptive-threshold", "0.5:0.9"]) == 2
+    expected = "error: --adaptive-threshold was given, but this model has no mode with a gate; leave it out\n"
+    assert capsys.readouterr().err.endswith(expected)
+    report = {"task": "math", "split": "valid", "seed": 0, "per_problem": {"right": [1], "forwards": [3]}}
+    (tmp_path / "teacher.json").write_text(json.dumps(report), encoding="utf-8")
+    words = ["--ckpt", str(ungated.with_suffix(".pt")), "--teacher-report", str(tmp_path / "teacher.json")]
+    assert calibrate.main(words) == 2
+    assert "has no gate; nothing to calibrate" in capsys.readouterr().err
+
+
+def test_a_server_shows_no_threshold_of_a_model_without_a_gated_mode(ungated: Path, bundle: Path) -> None:
+    for path, threshold in ((ungated, None), (bundle, 0.5)):
+        made = serve.open_service([str(path), "--threads", "1"])
+        assert (made.card()["blockstep"]["threshold_most"] is None) == (threshold is None)
+        shown = [
+            line for line in made.counters.page()[0].decode().splitlines() if line.startswith("blockstep_threshold ")
+        ]
+        made.workers.close()
+        assert [float(line.split()[1]) for line in shown] == ([] if threshold is None else [threshold])
+
+
+def test_a_server_has_room_for_what_the_mode_has_room_for(server: Served, model: Model) -> None:
+    capacity = model.contract.capacity
+    for mode in MODES:
+        for length in range(capacity - model.contract.block, capacity + 1):
+            ids = (TAUGHT * capacity)[:length]
+            reply = server.post({"prompt": ids, "mode": mode})
+            try:
+                right = model.generate(ids, mode=mode)
+            except UserError as error:
+                assert reply.status_code == 400 and str(error) in reply.json()["error"]["message"], (mode, length)
+            else:
+                assert reply.status_code == 200, (mode, length, reply.text)
+                assert reply.json()["choices"][0]["text"] == right.text
 
 
 def test_streamed_text_and_log_probabilities_come_in_every_mode(server: Served, model: Model) -> None:

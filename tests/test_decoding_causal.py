@@ -105,7 +105,7 @@ def test_every_mode_gives_what_recomputing_everything_gives(kind: str, make: Any
         wanted = rng.choice([1, 2, tiny.BLOCK, 13])
         for mode in spec.modes:
             threshold = rng.choice([0.2, 0.9])
-            more = {"threshold": threshold} if mode == "block" else {}
+            more = {"fused": rng.choice([True, False]), **({"threshold": threshold} if mode == "block" else {})}
             try:
                 if mode == "block":
                     right = slow_blocks(model, spec, prompt, wanted, threshold)
@@ -128,7 +128,10 @@ def test_a_batch_of_mixed_modes_gives_the_solo_answers(kind: str) -> None:
     seed = tiny.fresh_seed() % 1000
     backend, spec = taught(kind, seed)
     rng = random.Random(seed)
-    asked = [request(p, rng.randint(1, 14), rng.choice(spec.modes)) for p in prompts(rng, True, 24)]
+    asked = [
+        request(p, rng.randint(1, 14), rng.choice(spec.modes), fused=rng.choice([True, False]))
+        for p in prompts(rng, True, 24)
+    ]
     alone = [loop.generate(backend, one) for one in asked]
     for slots in (2, 3, 4):
         together = loop.generate_batch(backend, asked, slots=slots)
@@ -162,7 +165,7 @@ def test_sampled_speculation_is_the_causal_mode_with_that_seed(kind: str) -> Non
     backend = TorchBackend(learned(kind), contract(kind, top_k=8))
     rng, different = random.Random(0), set()
     for number, prompt in enumerate(prompts(rng, True, 20)):
-        more = {"temperature": 1.0, "seed": number}
+        more = {"temperature": 1.0, "seed": number, "fused": number % 2 == 0}
         one, other = (loop.generate(backend, request(prompt, 12, mode, **more)) for mode in ("speculative", "causal"))
         assert one.token_ids == other.token_ids and one.seed == number
         different.add(one.token_ids != loop.generate(backend, request(prompt, 12, "causal")).token_ids)
@@ -178,6 +181,18 @@ def test_an_answer_ends_where_the_capacity_does(kind: str) -> None:
         assert one.token_ids == other.token_ids
     with pytest.raises(UserError, match="leaves room for 2 new ones"):
         loop.generate(backend, request([5] * (CAPACITY - 2), 3, "causal"))
+
+
+def test_a_verification_that_drafts_too_saves_forward_passes() -> None:
+    backend, _ = taught("shifted")
+    rng, taken = random.Random(0), {True: 0, False: 0}
+    for prompt in prompts(rng, True, 20):
+        causal = loop.generate(backend, request(prompt, 16, "causal"))
+        for fused in taken:
+            got = loop.generate(backend, request(prompt, 16, "speculative", fused=fused))
+            assert got.token_ids == causal.token_ids
+            taken[fused] += got.forwards
+    assert taken[True] < 0.8 * taken[False]
 
 
 def test_forwards_are_counted_as_the_authors_do() -> None:

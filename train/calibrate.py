@@ -127,6 +127,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     check_one_per_task(known)
     model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     subject = evaluated_model.open_evaluated_model(model)
+    if "block" not in subject.backend.contract.modes:
+        raise UserError(f"{args.ckpt or args.bundle} fills no blocks, so that it has no gate; nothing to calibrate")
     gate = evaluated_model.chosen_gate(subject.gate, args.gate)
     thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
     if not known:

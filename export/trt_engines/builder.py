@@ -77,10 +77,10 @@ def fixed_widths(contract: Contract) -> list[int]:
     """Tokens of the forward passes that decoding repeats: a block, first; two with a fused commit, or a draft behind a
     verified one; one where the model decodes token by token too."""
     block, widths = contract.block, [contract.block]
-    if contract.attention == "causal":
-        widths.append(2 * block - 1)
-    elif not contract.seeded:
+    if contract.attention != "causal" and not contract.seeded:
         widths.append(2 * block)
+    if "speculative" in contract.modes and contract.drafts_ahead:
+        widths.append(2 * block - 1)
     return widths + [1] * ("causal" in contract.modes and block > 1)
 
 

@@ -122,7 +122,7 @@ class Beginning:
         reader = self._reader if alike else threshold_reader(options.threshold, self.rule.spec, contract.vocab)
         wanted, drawing = options.max_new_tokens or 0, sampler(options.temperature, options.seed)
         if options.mode == "speculative":
-            return SpeculativeProgress(contract, row, request.prompt, wanted, reader, past, drawing)
+            return SpeculativeProgress(contract, row, request.prompt, wanted, reader, options.fused, past, drawing)
         return BlockProgress(
             contract if options.mode == "block" else token_by_token(contract),
             row,

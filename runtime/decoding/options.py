@@ -27,8 +27,8 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: Most tokens of the answer; None for 256, cut to the room.
         threshold: Of the gate, a value or a function that is read at every step; None for the gate's own.
-        fused: Whether the commit of a block (and the prefill) shares a forward pass with the next canvas; exact either
-            way in fp32.
+        fused: Whether the commit of a block (and the prefill) shares a forward pass with the next canvas, and a
+            verification with the next draft if the model can; exact either way in fp32.
         suffix: Known tokens after exactly `max_new_tokens` positions, by default as many as the block has room for; the
             answer is what comes before it, to an end token. Text is encoded alone, without a chat template, by `Model`;
             the loop takes ids.
@@ -82,7 +82,8 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
     """
     mode = mode_of(contract, options.mode)
     if mode != "block":
-        contract = _alone(contract, options, mode)
+        _check_ungated(options, mode)
+    contract = decoded_contract(contract, mode)
     suffix, wanted = token_ids(options.suffix), new_tokens(contract, prompt, options)
     check_ids(contract, prompt)
     check_room(contract, len(prompt), wanted)
@@ -103,15 +104,19 @@ def mode_of(contract: Contract, mode: str | None) -> str:
     return mode
 
 
-def _alone(contract: Contract, options: DecodeOptions, mode: str) -> Contract:
-    """Returns the contract of a model that is decoded token by token. Raises UserError for options without a use."""
+def decoded_contract(contract: Contract, mode: str) -> Contract:
+    """Returns the contract by which a request of that mode has room: all modes but `block` go token by token."""
+    return contract if mode == "block" else token_by_token(contract)
+
+
+def _check_ungated(options: DecodeOptions, mode: str) -> None:
+    """Raises UserError for options that a mode without a gate has no use for."""
     if options.threshold is not None:
         raise UserError(f"a threshold was given with mode {mode}, which has no gate; leave one of them out")
     if len(options.suffix):
         raise UserError(
             f"a suffix was given with mode {mode}, which sees nothing behind a token; leave one of them out"
         )
-    return token_by_token(contract)
 
 
 def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:

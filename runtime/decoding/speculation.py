@@ -1,10 +1,11 @@
 """Causal self-speculation: a model drafts a block and keeps what its own causal predictions confirm.
 
 The answer is the model's causal (autoregressive) one, token for token in fp32, in fewer forward passes. Two ways to
-draft: all positions of a block at once, which see each other and a causal context (`causal_context`: one forward pass
-drafts, another verifies; Nemotron-Labs-Diffusion's linear_spec_generate), or as masks behind the tokens that are
-verified (`causal`: one forward pass does both; I-DLM). What was not confirmed is given up by counting fewer tokens as
-committed: its keys and values lie behind them and are overwritten.
+draft: all positions of a block at once, behind the seed (one forward pass drafts, another verifies;
+Nemotron-Labs-Diffusion's linear_spec_generate), or as masks behind the tokens that are verified (one forward pass does
+both; I-DLM, and `causal_context` with shift, if it is fused). Masks see each other in `causal_context`, and what comes
+before them alone in `causal`. What was not confirmed is given up by counting fewer tokens as committed: its keys and
+values lie behind them and are overwritten.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class Draft:
     draft if all of this one is confirmed; else a draft has a forward pass of its own.
     """
 
-    __slots__ = ("_block", "_mask", "_rows_before", "_together", "drafted", "past", "pending", "room", "seed")
+    __slots__ = (
+        "_block", "_causal", "_mask", "_rows_before", "_together", "drafted", "past", "pending", "room", "seed",
+    )  # fmt: skip
 
-    def __init__(self, contract: Contract, prompt: Ints, past: int, room: int) -> None:
+    def __init__(self, contract: Contract, prompt: Ints, past: int, room: int, together: bool) -> None:
         self._block, self._mask, self._rows_before = contract.block, contract.mask_id, int(contract.shift)
-        self._together = contract.attention == "causal"
+        self._together, self._causal = together, contract.attention == "causal"
         self.past, self.pending, self.room, self.seed = past, prompt[past:], room, -1
         self.drafted = NOTHING
 
@@ -62,8 +65,11 @@ class Draft:
             return Inputs(self.pending, visible, past, np.array([pending - 1]), np.zeros(1, np.int64))
         ids = np.concatenate(([self.seed], self.drafted, np.full(masks, self._mask)))
         if self.verifies:
-            rows = np.arange(len(ids))
-            return Inputs(ids, past + 1 + rows, past, rows, rows[: 1 + len(self.drafted)])
+            rows, said = np.arange(len(ids)), 1 + len(self.drafted)
+            visible = past + 1 + rows
+            if not self._causal:
+                visible[said:] = past + len(ids)
+            return Inputs(ids, visible, past, rows, rows[:said])
         rows = np.arange(1, len(ids)) - self._rows_before
         return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
 
@@ -88,13 +94,15 @@ class SpeculativeProgress(Progress):
         prompt: Ints,
         wanted: int,
         threshold: Callable[[], float],
+        fused: bool = True,
         past: int = 0,
         sampler: Sampler | None = None,
     ) -> None:
-        most = 2 * contract.block - 1 if contract.attention == "causal" else contract.block
+        together = contract.drafts_ahead and (fused or contract.attention == "causal")
+        most = 2 * contract.block - 1 if together else contract.block
         room = min(contract.capacity, len(prompt) + wanted - 1 + most)
         super().__init__(contract, row, "speculative", wanted, room, threshold, sampler)
-        self.sequence, self.tail, self.blocks = Draft(contract, prompt, past, room), 0, 1
+        self.sequence, self.tail, self.blocks = Draft(contract, prompt, past, room, together), 0, 1
         self.confirmed = False  # whether the canvas is of confirmed tokens, or of masks that were drafted for
         self._show(1)
 

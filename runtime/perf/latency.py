@@ -151,8 +151,12 @@ def committed(contract: Contract, past: int) -> Ints:
 
 def verification(contract: Contract, past: int) -> Forward:
     """A drafted block, all rows of which are asked; behind it the next draft if the model makes both at once."""
-    width = 2 * contract.block - 1 if contract.attention == "causal" else contract.block
-    return _forward(contract, past, past + np.arange(1, width + 1), np.arange(width))
+    block, ahead = contract.block, contract.block - 1 if contract.drafts_ahead else 0
+    width = block + ahead
+    visible = past + np.arange(1, width + 1)
+    if contract.attention != "causal":
+        visible[block:] = past + width
+    return _forward(contract, past, visible, np.arange(width))
 
 
 def token(contract: Contract, past: int) -> Forward:

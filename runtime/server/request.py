@@ -9,8 +9,9 @@ from typing import Any
 
 from ..backend import Ints
 from ..checked_fields import FLAG, TEXT, Expected, optional
+from ..contract import Contract
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.options import DecodeOptions, Request, mode_of, new_tokens, token_ids
+from ..decoding.options import DecodeOptions, Request, decoded_contract, mode_of, new_tokens, token_ids
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model
@@ -124,13 +125,14 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
     temperature, seed = _sampling(model, fields)
     with _blame("mode"):
         mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
+    contract = decoded_contract(model.contract, mode)
     limit, wanted = _room(fields, api.limits, most)
     prompts, made = _prompts(api, fields, places), list[Request]()
     for field, value in prompts.items():
         with _blame(field):
-            prompt = token_ids(_prompt(model, api, fields, field, value))
-            check_ids(model.contract, prompt)
-            check_room(model.contract, len(prompt), 1)
+            prompt = token_ids(_prompt(model, api, fields, field, value, contract))
+            check_ids(contract, prompt)
+            check_room(contract, len(prompt), 1)
         with _blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
             made.append(model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed, mode=mode))
     return made
@@ -173,7 +175,9 @@ def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]
     return {f"{api.prompt}[{place}]": one for place, one in enumerate(given)}
 
 
-def _prompt(model: Model, api: Api, fields: Mapping[str, Any], field: str, prompt: Any) -> Ints | list[int]:
+def _prompt(
+    model: Model, api: Api, fields: Mapping[str, Any], field: str, prompt: Any, contract: Contract
+) -> Ints | list[int]:
     tokenizer = model.tokenizer
     if api is RESPONSES:
         conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
@@ -185,8 +189,8 @@ def _prompt(model: Model, api: Api, fields: Mapping[str, Any], field: str, promp
     if isinstance(prompt, str) and prompt:
         return tokenizer.encode(prompt)
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        if len(prompt) > model.contract.capacity:  # an array of them would be made for nothing
-            check_room(model.contract, len(prompt), 1)
+        if len(prompt) > contract.capacity:  # an array of them would be made for nothing
+            check_room(contract, len(prompt), 1)
         return prompt
     what = "a text or a list of token ids" if field != api.prompt else "a text, a list of token ids, or a list of these"
     raise Refusal(400, f"{field} has to be {what}, and not empty", field)

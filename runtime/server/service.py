@@ -39,5 +39,6 @@ class Service:
             "candidates": contract.candidates,
             "modes": contract.modes,
         }
-        own["threshold_most"] = unit and (unit.shown or unit.highest(contract.vocab))
+        known = unit if "block" in contract.modes else None  # others have no gate
+        own["threshold_most"] = known and (known.shown or known.highest(contract.vocab))
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

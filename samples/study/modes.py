@@ -1,0 +1,202 @@
+"""Accuracy, forward passes and CPU seconds of a student's modes, problem by problem, next to other models.
+
+    python -m samples.study.modes runs/self.bundle samples/student.bundle --count 400 --out runs/modes.jsonl
+
+Every model answers a problem in each of its modes before the next problem comes, in one process and one thread, so that
+CPU seconds may be compared though other work runs on the machine. A mode is named `model:mode`, or `model:mode@8` if
+blocks of 8 tokens are drafted (`--widths 8`). What `--out` has already is not measured again: stop it at any time.
+Returns 1 if a speculative answer is not the causal one, token for token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from runtime.cli import DONE, FAILED, add_options, command_parser, option, run
+from runtime.decoding.block_layout import room_for_answer
+from runtime.decoding.loop import generate
+from runtime.decoding.options import DecodeOptions, Request
+from runtime.errors import UserError
+from runtime.model import Model
+from runtime.open_bundle import load
+from train import tasks
+from train.cli_options import parse_numbers
+from train.evaluation.intervals import proportion
+
+CHUNK = 25  # problems that are graded and written together
+CAUSAL, SPECULATIVE = "causal", "speculative"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A model in one of its modes. width: tokens of a drafted block, None for the model's own; fused: see options."""
+
+    model: str
+    mode: str
+    width: int | None = None
+    fused: bool = True
+
+    def __str__(self) -> str:
+        narrow, separate = f"@{self.width}" if self.width else "", "" if self.fused else "-separate"
+        return f"{self.model}:{self.mode}{separate}{narrow}"
+
+
+def ways_of(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
+    """Returns the modes of a model, and its speculative one with blocks of other widths.
+
+    Raises UserError for a width that is not from 2 tokens to the model's block.
+    """
+    block, modes = model.contract.block, model.contract.modes
+    if wrong := [width for width in widths if not 2 <= width <= block]:
+        raise UserError(f"--widths has {wrong[0]}, but {name} has blocks of {block} tokens; give 2 to {block}")
+    narrower = [Way(name, SPECULATIVE, width) for width in widths if SPECULATIVE in modes]
+    return [*(Way(name, mode) for mode in modes), *narrower]
+
+
+def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
+    """Returns the answer to one problem: its tokens and text, forward passes and CPU seconds."""
+    backend, own = model.backend, model.contract
+    ids = model.tokenizer.encode_chat(problem.prompt)
+    wanted = max(1, min(own.canvas, room_for_answer(own, len(ids))))
+    request = Request(ids, DecodeOptions(wanted, mode=way.mode, fused=way.fused))
+    if way.width is not None:
+        backend.contract = replace(own, block=way.width, canvas=own.canvas // way.width * way.width)  # type: ignore[misc]
+    try:
+        started = time.process_time()
+        result = generate(backend, request, gate=model.gate)
+        seconds = time.process_time() - started
+    finally:
+        if way.width is not None:
+            backend.contract = own  # type: ignore[misc]
+    tokens = list(result.token_ids)
+    text = model.tokenizer.decode(tokens[:-1] if result.finish == "eos" else tokens)
+    return {"tokens": tokens, "text": text, "forwards": result.forwards, "seconds": round(seconds, 6)}
+
+
+def measure(
+    models: Mapping[str, Model], ways: Sequence[Way], chosen: Sequence[tasks.Task], split: str, count: int, out: Path
+) -> None:
+    """Answers the problems that `out` lacks, and appends a line for each problem and way, some problems at a time."""
+    known = {(each["task"], each["way"], each["problem"]) for each in read_records(out)}
+    problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
+    with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
+        for first in range(0, count, CHUNK):
+            for task in chosen:
+                part = problems[task.name][first : first + CHUNK]
+                lines = []
+                for place, problem in enumerate(part, start=first):
+                    lines += [
+                        {
+                            "task": task.name,
+                            "way": str(way),
+                            "problem": place,
+                            **answer(models[way.model], way, problem),
+                        }
+                        for way in ways
+                        if (task.name, str(way), place) not in known
+                    ]
+                    bar.update()
+                texts = [line.pop("text") for line in lines]
+                graded = task.grade_many([part[line["problem"] - first] for line in lines], texts) if lines else []
+                with out.open("a", encoding="utf-8") as file:
+                    for line, right in zip(lines, graded, strict=True):
+                        file.write(json.dumps({**line, "right": bool(right)}) + "\n")
+
+
+def read_records(out: Path) -> list[Record]:
+    """Returns what was measured so far."""
+    if not out.exists():
+        return []
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line]
+
+
+def table(records: Sequence[Record]) -> Iterator[str]:
+    """The table: each way's accuracy, forward passes and CPU seconds, these relative to the first causal way."""
+    for task in dict.fromkeys(record["task"] for record in records):
+        own = [record for record in records if record["task"] == task]
+        by_way = {way: [r for r in own if r["way"] == way] for way in dict.fromkeys(r["way"] for r in own)}
+        base = next((way for way in by_way if way.endswith(f":{CAUSAL}")), next(iter(by_way)))
+        yield f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | CPU time to {base} |"
+        yield "|---|---|---|---|---|---|"
+        for way, rows in by_way.items():
+            share = proportion([row["right"] for row in rows])
+            forwards = sum(row["forwards"] for row in rows)
+            tokens = sum(len(row["tokens"]) for row in rows)
+            both = {row["problem"] for row in rows} & {row["problem"] for row in by_way[base]}
+            spent = [sum(r["seconds"] for r in part if r["problem"] in both) for part in (rows, by_way[base])]
+            yield (
+                f"| {way} | {len(rows)} | {100 * share.mean:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f}) | "
+                f"{forwards / len(rows):.2f} | {tokens / max(1, forwards):.2f} | {spent[0] / max(1e-9, spent[1]):.2f} |"
+            )
+        yield ""
+
+
+def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
+    """Returns how many speculative answers have a causal one to compare with, and those that are not the same."""
+    causal = {
+        (r["task"], r["way"].rpartition(":")[0], r["problem"]): r["tokens"]
+        for r in records
+        if r["way"].endswith(f":{CAUSAL}")
+    }
+    compared, apart = 0, []
+    for record in records:
+        model, _, mode = record["way"].rpartition(":")
+        right = causal.get((record["task"], model, record["problem"]))
+        if mode.partition("@")[0] == SPECULATIVE and right is not None:
+            compared += 1
+            apart += [record] if record["tokens"] != right else []
+    return compared, apart
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measures, prints the table, and says whether speculative answers are the causal ones."""
+    widths = [int(width) for width in parse_numbers(args.widths, "--widths")] if args.widths else []
+    models: dict[str, Model] = {}
+    for bundle in args.bundles:
+        if bundle.stem in models:
+            raise UserError(f"two bundles are called {bundle.stem}; rename one")
+        models[bundle.stem] = load(bundle, threads=1, allow_spinning=False)
+    asked = set(args.modes.split(",")) if args.modes else None
+    ways = [way for name, model in models.items() for way in ways_of(name, model, widths)]
+    ways = [way for way in ways if asked is None or way.mode in asked]
+    measure(models, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out)
+    records = read_records(args.out)
+    print("\n".join(table(records)))
+    compared, apart = differing(records)
+    print(f"{len(apart)} of {compared} speculative answers differ from the causal ones")
+    for record in apart:
+        print(f"differs: {record['way']} on problem {record['problem']} of {record['task']}", file=sys.stderr)
+    return FAILED if apart else DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = command_parser("samples.study.modes", (__doc__ or "").splitlines()[0])
+    add_options(parser, OPTIONS)
+    return run(lambda: command(parser.parse_args(argv)))
+
+
+OPTIONS = (
+    option("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles, each by its first engine"),
+    option("--task", default="math,code", help="sample tasks (default math,code)"),
+    option("--split", default="valid", help="of their problems (default valid)"),
+    option("--count", type=int, default=400, help="problems per task (default 400)"),
+    option("--modes", help="modes, with commas (default: all that a model has)"),
+    option("--widths", help="other sizes of drafted blocks, with commas, as in 4,8 (default: none)"),
+    option("--out", type=Path, required=True, help="a line for each answer, appended to"),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
