@@ -23,7 +23,7 @@ class DecisionKeywords(TypedDict, total=False):
 
     probability: Probability
     max_forwards: int | None
-    temperature: float
+    temperature: float | None
     threshold: Threshold | None
     raw: bool
     wanted: Callable[[], bool] | None
