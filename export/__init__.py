@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle that the runtime decodes with, proved against PyTorch on the way."""
+"""Exports a checkpoint to a bundle that the runtime decodes with, and proves it against PyTorch on the way."""

@@ -1,4 +1,4 @@
-"""Checks a directory of published weights, one page to paste: python -m export.check_model Dream-v0-Instruct-7B"""
+"""Checks a Hugging Face checkpoint and prints a page to paste: python -m export.check_model Dream-v0-Instruct-7B"""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What was found. own: as `proof.own_code` reports it; agreements: per prompt, none if there was no comparison."""
+    """Holds the findings. own: as `proof.own_code` reports it; agreements: per prompt, none without comparison."""
 
     name: str
     facts: dict[str, Any]
@@ -93,12 +93,12 @@ class Page:
 
     @property
     def bound(self) -> float:
-        """The most that a best token's log-probability may be off, nats."""
+        """Returns the bound on the difference of a best token's log-probability, in nats."""
         row = PRECISIONS[self.precision]
         return EXACT if row.exact else row.log_prob
 
     def agrees(self, found: Agreement) -> bool:
-        """Whether a prompt's logits do: a NaN never does; in fp32 the best token may differ in near ties alone."""
+        """Returns whether a prompt's logits agree; NaN never does. In fp32 best tokens may differ only at near ties."""
         ties = found.tokens == 0 or found.margin <= EXACT or not PRECISIONS[self.precision].exact
         return found.log_prob <= self.bound and not math.isnan(found.every_log_prob) and ties
 
@@ -130,7 +130,7 @@ def check_model(args: argparse.Namespace) -> int:
 
 
 def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, folder: Path) -> Page:
-    """Makes everything that the page tells, in a folder that the caller removes."""
+    """Makes everything that the page reports, in a folder that the caller removes."""
     requests = [*recorded_requests(source, contract, None, args.data), *sample_requests(contract)][:PROMPTS]
     started, bundle, inputs = time.perf_counter(), folder / "model.bundle", folder / "inputs"
     wanted = dataclass_of(
@@ -164,7 +164,7 @@ def own_code_of(args: argparse.Namespace, inputs: Path) -> dict[str, Any]:
 
 
 def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -> dict[str, Any]:
-    """Returns what config.json, tokenizer and family say of the model."""
+    """Returns the model's facts from config.json, tokenizer and family."""
     settings, shape = read_settings(args.directory, overrides_of(args)), source.model
     names = ("block", "canvas", "attention", "alignment", "shift", "mask_id", "eos_ids", "pad_id", "vocab")
     gate = {name: value for name, value in source.decoding.gate.items() if value is not None}
@@ -182,7 +182,7 @@ def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -
 
 
 def plain(page: Page) -> dict[str, Any]:
-    """Returns the page as JSON can have it: a figure that is not a number is null."""
+    """Returns the page as plain values for JSON: a figure that is NaN or infinite is null."""
     values = asdict(page)
     for each in values["agreements"]:
         each |= {name: None for name, value in each.items() if not math.isfinite(value)}
@@ -227,7 +227,7 @@ def lines(page: Page) -> Iterator[str]:
 
 
 def own_lines(page: Page) -> Iterator[str]:
-    """Yields how the own code was run, or why it was not and how to run it."""
+    """Yields how the directory's code was run, or why it was not and how to run it."""
     own, name = page.own, page.name
     about = f"torch {own['torch']}, transformers {own['transformers']}" if "torch" in own else ""
     if "form" in own:

@@ -18,15 +18,15 @@ CAPACITY = 1024  # positions, by default
 
 
 def check_template(source: Checkpoint) -> None:
-    """Raises UserError for a chat template that cannot be rendered, which would be told at the first prompt."""
+    """Raises UserError for a chat template that cannot be rendered; else only the first prompt would show it."""
     if source.chat_template is not None:
         chat_template.check(source.chat_template)
 
 
 def default_out(ckpt: Path) -> Path:
-    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a cache.
+    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a download cache.
 
-    The dot in a directory's name begins no suffix (SDAR-1.7B-Chat), and `..` is no name.
+    A dot in a directory's name does not begin a suffix (SDAR-1.7B-Chat), and `..` is not a name.
     """
     ckpt = named(ckpt)
     name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
@@ -52,7 +52,7 @@ def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, 
     check_query_scale(source, capacity or min(CAPACITY, context))
     if capacity is not None and not 1 <= capacity <= context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # that are ever proposed
+    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # tokens that can be proposed
     if not 0 <= top_k <= known:
         raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
     if not 0 <= candidates <= known:

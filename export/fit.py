@@ -1,4 +1,4 @@
-"""Whether an engine fits a device, by arithmetic: python -m export.fit student.bundle --device orin-nano"""
+"""Estimates by arithmetic whether an engine fits a device: python -m export.fit student.bundle --device orin-nano"""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
 from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 
-MEMORY = {  # GB, of a Jetson shared by CPU and GPU, of a card its own
+MEMORY = {  # GB; a Jetson's is shared by CPU and GPU, a card's is its own
     "orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128,
     "rtx-4060": 8, "rtx-4070": 12, "rtx-4080": 16, "rtx-4090": 24, "rtx-5090": 32,
 }  # fmt: skip
 SYSTEM = 2.0  # GB for the system, the CUDA context and the libraries; an assumption, not a measurement
 BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2}
-MOST = 1 << 20  # positions; no longer caches are looked for
+MOST = 1 << 20  # positions; longer KV caches are not searched
 DESCRIPTION = (
     "Adds up an engine's weights, cache and activations, and says which Jetson or RTX card holds them. GB are 1e9 "
     "bytes. An estimate from shapes; exit 1 where --device is given and too small."
@@ -34,10 +34,10 @@ HELP = {
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """What an engine needs memory for: sizes in elements, `weights` and `item` (a number of the cache) in bytes.
+    """Holds what an engine needs memory for: sizes in elements, `weights` and `item` (a KV-cache number) in bytes.
 
-    widest: tokens of its widest forward, None where that is the capacity; scores: whether attention's scores are held,
-    which the fused operators do not; delta: whether new keys and values are held beside the cache.
+    widest: tokens of its widest forward pass, None if that is the capacity; scores: whether attention scores are held
+    in memory, which fused operators avoid; delta: whether new keys and values are held next to the KV cache.
     """
 
     weights: int
@@ -59,7 +59,7 @@ class EngineShape:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes at a capacity in positions."""
+    """Holds the bytes that are needed at a KV-cache capacity (positions)."""
 
     capacity: int
     weights: int
@@ -73,7 +73,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A device, whether the engine fits at its own capacity, and the largest capacity that would; None where none."""
+    """Holds whether an engine fits a device at its own capacity, and the largest capacity that fits, or None."""
 
     device: str
     memory_gb: float
@@ -126,14 +126,14 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def chosen(bundle: Bundle, name: str | None) -> Engine:
-    """The engine of that name or kind, by default the first of TensorRT's, else the first."""
+    """Returns the engine of that name or kind, by default the first TensorRT engine, else the first engine."""
     if name is not None:
         return bundle.engine(name)
     return next((engine for engine in bundle.engines if engine.kind.native_code), bundle.engines[0])
 
 
 def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
-    """An engine's shape from the contract and from the weights of its graph, whose values are not read."""
+    """Returns an engine's shape from the contract and its graph's weights, whose values are not read."""
     contract, build = bundle.contract, engine.build
     file = bundle.path / engine.graph
     try:
@@ -164,13 +164,13 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
 
 
 def needed(shape: EngineShape, capacity: int) -> Need:
-    """What an engine of that capacity holds at once: activations are the largest of attention, MLP and head."""
+    """Returns the bytes of an engine of that capacity; activations: the largest of attention, MLP and head."""
     width = capacity if shape.widest is None else min(shape.widest, capacity)
     tokens, keys = shape.batch * width, capacity + width if shape.delta else capacity
     position = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.item * shape.batch
     cache = (capacity + (width if shape.delta else 0)) * position if shape.cached else 0
     packed = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.item
-    scores = shape.heads * keys * (4 + shape.item) if shape.scores else 0  # fp32, and the weights made of them
+    scores = shape.heads * keys * (4 + shape.item) if shape.scores else 0  # in fp32, and their softmax
     mask = keys * shape.item
     attention = tokens * (packed + scores + mask)
     mlp = tokens * 3 * shape.ffn * shape.item
@@ -179,9 +179,9 @@ def needed(shape: EngineShape, capacity: int) -> Need:
 
 
 def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Verdict:
-    """What a device holds of an engine, and of how long a cache."""
+    """Returns whether a device holds an engine, and with how long a KV cache."""
     left = (MEMORY[device] - system_gb) * 1e9
-    low, high = 0, MOST  # the largest capacity that fits lies in [low, high]
+    low, high = 0, MOST  # the largest capacity that fits is in [low, high]
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(shape, middle).total <= left else (low, middle - 1)
@@ -189,7 +189,7 @@ def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Ve
 
 
 def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The lines of the plain report, in GB."""
+    """Yields the lines of the plain report, in GB."""
     yield f"{engine} at a capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
     for name in ("weights", "cache", "activations", "total"):
         yield f"  {name:<12}{getattr(need, name) / 1e9:>9.3f}"
@@ -203,7 +203,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str
 
 
 def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
-    """The dimension beside `other` of the weight that has `part` in its name."""
+    """Returns the other dimension than `other` of the weight that has `part` in its name."""
     for name, dims in sizes.items():
         if part == name and len(dims) == 1:
             return dims[0]

@@ -38,7 +38,7 @@ from .quantization.ort_formats import formats_of
 from .quantization.own_codes import refuse_rounding_again
 from .staging import report_write_errors, working_folder
 
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # for options whose text is longer than their line
     "out": (
         "the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache its name in the current "
         "folder)"
@@ -109,9 +109,9 @@ def check_precision(dialect: str, precision: str, device: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OnnxBundle:
-    """Which bundle is made of a checkpoint: what `export.onnx` calls by the same names.
+    """Describes the bundle to make of a checkpoint, by the option names of `export.onnx`.
 
-    overrides: how a Hugging Face directory is read; None is the default of each option.
+    overrides: how a Hugging Face directory is read; None means each option's default.
     """
 
     ckpt: Path

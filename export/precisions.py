@@ -1,4 +1,4 @@
-"""The precisions that graphs are exported in, one row each; what the runtime counts a precision by is its own."""
+"""Lists the precisions that graphs are exported in, one row each. The runtime has its own table of what each costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """What no bound on a replay is below, which leaves room for other machines; measured bounds are in the bundle.
+    """Holds the least bounds on a replay, with room for other machines; measured bounds are in the bundle.
 
     Args:
         mean_norm: of mean norms of new keys and values, relative.
@@ -25,7 +25,7 @@ class Floors:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What a graph's numbers are, who can run them, and how far they may be from PyTorch.
+    """Describes a graph's numbers, who can run them, and how far they may be from PyTorch.
 
     Args:
         weights: how those of the layers are stored for TensorRT, a name in `quantization.trt_formats`, None if they are

@@ -1,4 +1,4 @@
-"""Where an export is built before it is kept: a folder beside the bundle, and the room that its disk has."""
+"""Makes the staging directory of an export, next to the bundle, and checks the free disk space."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from runtime import files
 from runtime.errors import UserError
 
-SPARE = 64 << 20  # bytes beside the weights: the graph, the tokenizer, parts of the graph while it is proved
+SPARE = 64 << 20  # bytes in addition to the weights: the graph, the tokenizer, parts of the graph while it is proved
 
 
 @contextmanager
 def report_write_errors(out: Path) -> Iterator[None]:
-    """Raises UserError where what is done in it cannot write the bundle at `out`."""
+    """Raises UserError if the body of the `with` cannot write the bundle at `out`."""
     try:
         yield
     except OSError as error:
@@ -24,9 +24,9 @@ def report_write_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def working_folder(out: Path) -> Iterator[Path]:
-    """A folder on the bundle's own disk, so that what is built there is moved into the bundle and not copied.
+    """Yields a staging directory on the bundle's disk, so that files are moved into the bundle and not copied.
 
-    See `runtime.files.stage`. Raises UserError where nothing can be written beside `out`, or another export to it is
+    See `runtime.files.stage`. Raises UserError if nothing can be written next to `out`, or if another export to it is
     running.
     """
     with ExitStack() as held:
@@ -39,7 +39,7 @@ def working_folder(out: Path) -> Iterator[Path]:
 
 
 def check_disk_space(folder: Path, size: int) -> None:
-    """Raises UserError where the disk of `folder` has no room for that many bytes of weights."""
+    """Raises UserError if the disk of `folder` has no room for that many bytes of weights."""
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:
         raise UserError(

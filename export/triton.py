@@ -1,7 +1,7 @@
 """Writes a bundle into a model repository of Triton's Python backend: python -m export.triton student.bundle
 
 REPOSITORY/student/config.pbtxt     what Triton reads: tensors, decoupled transactions, the options given here
-REPOSITORY/student/1/model.py       triton_model.py as it stands here
+REPOSITORY/student/1/model.py       a copy of triton_model.py
 REPOSITORY/student/1/bundle/        the bundle's files
 """
 
@@ -33,7 +33,7 @@ INPUTS = {  # each may be left out
     "stream": ("TYPE_BOOL", 1),
 }
 OUTPUTS = {"text_output": ("TYPE_STRING", 1), "finish_reason": ("TYPE_STRING", 1)}
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # for options whose text is longer than their line
     "out": "the model repository; other models in it stay (default: models)",
     "workers": "requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)",
 }
@@ -61,7 +61,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Writes the model whole or not at all, and says where."""
+    """Writes the model whole or not at all, and reports its path."""
     name = served_name(args.bundle, args.name)
     for flag, value in (("--name", name), ("--engine", args.engine or DEFAULT)):  # config.pbtxt quotes them
         if not NAME_PATTERN.fullmatch(value):
@@ -88,7 +88,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def check_model_place(place: Path, replace: bool) -> bool:
-    """Whether a model stands there already. Raises UserError where it may not be replaced."""
+    """Returns whether a model is there already. Raises UserError if it must not be replaced."""
     if not os.path.lexists(place):
         return False
     if not (place / "config.pbtxt").is_file():
@@ -99,7 +99,7 @@ def check_model_place(place: Path, replace: bool) -> bool:
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
-    """The files that the manifest names, their hashes checked. Raises UserError where the disk has no room."""
+    """Copies the files that the manifest names and checks their hashes. Raises UserError if the disk has no room."""
     names = {name for engine in bundle.engines for name in engine.hashed_files} | set(bundle.texts)
     folder.mkdir(parents=True)
     check_disk_space(folder, sum((bundle.path / name).stat().st_size for name in names))
@@ -111,7 +111,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def parameters(args: argparse.Namespace) -> dict[str, str]:
-    """What `triton_model.py` loads the bundle with; options that were not given are left out."""
+    """Returns what `triton_model.py` loads the bundle with; options that were not given are left out."""
     given = {
         "engine": args.engine,
         "device": args.device,
@@ -125,9 +125,9 @@ def parameters(args: argparse.Namespace) -> dict[str, str]:
 
 
 def config(name: str, values: Mapping[str, str]) -> str:
-    """config.pbtxt, a ModelConfig of Triton's model_config.proto in protobuf's text format.
+    """Returns config.pbtxt, a ModelConfig of Triton's model_config.proto in protobuf's text format.
 
-    name, values: letters, digits, '.', '_' and '-' alone, so that nothing is escaped.
+    name, values: only letters, digits, '.', '_' and '-', so that nothing needs escaping.
     """
     inputs = [_tensor("input", key, *kind, "optional: true ") for key, kind in INPUTS.items()]
     outputs = [_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]

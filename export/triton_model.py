@@ -1,6 +1,6 @@
-"""A bundle behind Triton's Python backend. export.triton copies this file as it is into the repository that it writes.
+"""Serves a bundle through Triton's Python backend. export.triton copies this file into the repository that it writes.
 
-Blocks go out as they become final, an answer's last one with the flag that ends it. After the interface that
+Each block is sent once it is final; an answer's last block carries the final flag. The interface is the one that
 triton-inference-server/python_backend documents.
 """
 
@@ -22,7 +22,7 @@ from blockstep.model import ModelPool, blocks, while_wanted
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 INPUTS = ("text_input", "input_ids", "max_tokens", "threshold", "stream")
 # A field that is not an input reaches the model as a parameter. These would change the answer: `blockstep serve` reads
-# them, or other servers call max_tokens so. What is left is not refused: an operator may have headers passed on so.
+# them, or they are other servers' names of max_tokens. Others are not refused: headers may be forwarded as parameters.
 REFUSED = (
     "temperature", "stop", "logprobs", "top_logprobs", "stream_canvas",
     "max_new_tokens", "max_completion_tokens", "max_output_tokens", "n_predict",
@@ -31,7 +31,7 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """What a request's tensors ask for."""
+    """Holds what a request's tensors request."""
 
     prompt: Prompt
     options: DecodeOptions
@@ -39,10 +39,10 @@ class TritonRequest:
 
 
 class TritonPythonModel:
-    """One loaded engine. Its workers are threads with a cache each over one copy of the weights."""
+    """Holds one loaded engine. Its workers are threads, each with its own KV cache, over one copy of the weights."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the bundle beside this file, as the parameters of config.pbtxt say."""
+        """Loads the bundle next to this file with the parameters of config.pbtxt."""
         told = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
         threads, workers = (int(told[name]) if name in told else None for name in ("threads", "workers"))
         model = load(
@@ -58,7 +58,7 @@ class TritonPythonModel:
         self._threads = ThreadPoolExecutor(len(self._pool.models))
 
     def execute(self, requests: list[Any]) -> None:
-        """Hands each request to an idle worker. While there is none it waits, so that Triton's own queue fills."""
+        """Hands each request to an idle worker; waits while there is none, so that requests queue in Triton."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -69,7 +69,7 @@ class TritonPythonModel:
             self._threads.submit(self._answer, self._pool.take(), ask, sender)
 
     def finalize(self) -> None:
-        """Waits for the answers that were begun."""
+        """Waits for the answers in progress."""
         self._threads.shutdown()
 
     def _answer(self, model: Model, ask: TritonRequest, sender: Any) -> None:
@@ -101,8 +101,8 @@ def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
 
 
 def read_request(request: Any) -> TritonRequest:
-    """The request of these tensors. Raises UserError for one that has the wrong shape, for a prompt that is not text
-    or ids, and for a parameter that would change the answer."""
+    """Reads the request from its tensors. Raises UserError for a tensor of the wrong shape, for a prompt that is not
+    text or ids, and for a parameter that would change the answer."""
     check_parameters(json.loads(request.parameters()))
     text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
     if (text is None) == (ids is None):
@@ -116,14 +116,14 @@ def read_request(request: Any) -> TritonRequest:
 
 
 def check_parameters(given: Mapping[str, Any]) -> None:
-    """Raises UserError for a parameter of `REFUSED`, unless its value asks for nothing, as a temperature of 0 does."""
+    """Raises UserError for a parameter of `REFUSED`, unless its value changes nothing, such as a temperature of 0."""
     for name in REFUSED:
         if given.get(name):
             raise UserError(f"{name} is not supported here; leave it out (the inputs are {', '.join(INPUTS)})")
 
 
 def _limit(max_tokens: Any) -> int | None:
-    """The most new tokens; None for none given, which -1 is too, as over HTTP."""
+    """Returns the most new tokens; None if not given or -1, as over HTTP."""
     if max_tokens is None or max_tokens == -1:
         return None
     if max_tokens < 1:
@@ -132,7 +132,7 @@ def _limit(max_tokens: Any) -> int | None:
 
 
 def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
-    """The answer's blocks, as long as nobody cancelled it; that is looked up after each forward."""
+    """Yields the answer's blocks until the request is cancelled, which is checked after each forward pass."""
     steps = model.steps(ask.prompt, ask.options)
     try:
         yield from blocks(while_wanted(steps, lambda: not sender.is_cancelled()), model.tokenizer)

@@ -21,7 +21,7 @@ from .trt_engines.report import BuildReport
 STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")  # not for RTX
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # for options whose text is longer than their line
     "bundle": (
         "instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor the "
         "checkpoint"
@@ -128,7 +128,7 @@ def export(args: argparse.Namespace) -> int:
     if library is not None and args.bundle is not None:
         path = from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
     else:
-        from .trt_engines.from_checkpoint import GraphOptions, from_checkpoint  # which needs torch
+        from .trt_engines.from_checkpoint import GraphOptions, from_checkpoint  # needs torch
 
         path = from_checkpoint(
             dataclass_of(GraphOptions, args, overrides=overrides_of(args)), settings, library, report
@@ -141,12 +141,12 @@ def export(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> BuilderSettings:
-    """Returns what the options say of the build; its targets are those asked for."""
+    """Returns the build settings that the options give; its targets are the requested ones."""
     return dataclass_of(BuilderSettings, args, targets=tuple(args.compute_capability))
 
 
 def what_next(args: argparse.Namespace, path: Path) -> str:
-    """What one does with the bundle now."""
+    """Returns what to do with the bundle next."""
     if args.graph_only:
         return f"where it is to run, with a copy of the bundle: python -m export.trt --bundle {path.name}"
     return f"where its GPU is: python -m runtime.generate {path} PROMPT --engine trt"

@@ -81,7 +81,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Answers the prompts on both sides and says how far they are apart."""
+    """Generates the prompts' answers on both sides and reports how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
@@ -136,17 +136,17 @@ def compared_with_pytorch(
 
 
 def arithmetic_of(source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith) -> Backend | None:
-    """Returns what is run beside for `Parity.lost`: an engine's own arithmetic, or the checkpoint that it is not
-    compared with."""
+    """Returns what else is run, to measure `Parity.lost`: an engine's own arithmetic, or the checkpoint if that is not
+    what the engine is compared with."""
     if formats := formats_of(engine.dialect, engine.precision, source):
         return QuantizedBackend(source, contract, formats)
     return TorchBackend(source.build(), contract, barred=source.missing_ids()) if other.note else None
 
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu") -> Inspectable:
-    """The engine; where that is TensorRT's and there is no GPU, its graph, which ONNX Runtime's CPU runs as well."""
+    """Returns the engine; for a TensorRT engine without a GPU, its graph, run by ONNX Runtime on the CPU."""
     if engine.build is None or has_gpu():
-        spinning = engine.kind.native_code  # not of ONNX Runtime's threads: PyTorch and the engine take turns
+        spinning = engine.kind.native_code  # ONNX Runtime's threads must not spin: PyTorch and the engine take turns
         options = OpenOptions(device, trust_engine=trust, allow_spinning=spinning)
         _, backend = engine.kind.open(made, [engine], options)
         return cast(Inspectable, backend)
@@ -161,7 +161,7 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu")
 
 @contextmanager
 def in_place_of_tensorrt(engine: Engine) -> Iterator[None]:
-    """Raises UserError if ONNX Runtime's CPU fails at the graph of an engine of TensorRT's, which is no fault of it."""
+    """Raises UserError if ONNX Runtime's CPU fails at a TensorRT engine's graph, which is not the engine's fault."""
     try:
         yield
     except DeviceError as error:
@@ -171,7 +171,7 @@ def in_place_of_tensorrt(engine: Engine) -> Iterator[None]:
 
 
 def has_gpu() -> bool:
-    """Whether there is a GPU, and cuda-python to reach it."""
+    """Returns whether there is a GPU, and cuda-python to reach it."""
     try:
         return load_cuda().gpu() is not None
     except UserError:
@@ -179,7 +179,7 @@ def has_gpu() -> bool:
 
 
 def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
-    """What was given, and where the checkpoint is a directory what the bundle was exported with of the rest."""
+    """Returns the overrides that were given; for a directory, the rest is as the bundle was exported."""
     given = overrides_of(args)
     if not args.ckpt.is_dir():
         return given
@@ -188,7 +188,7 @@ def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
 
 
 def check_origin(made: Bundle, ckpt: Path, fingerprint: str) -> None:
-    """Raises UserError where the bundle came from another checkpoint."""
+    """Raises UserError if the bundle came from another checkpoint."""
     if made.provenance.get("checkpoint_sha256") != fingerprint:
         raise UserError(f"{made.path} was not exported from {ckpt}; give the checkpoint it is from, or export again")
 

@@ -1,4 +1,4 @@
-"""What an engine has to offer the decode loop: one forward over a cache that it owns."""
+"""What an engine has to offer the decode loop: one forward pass over a KV cache that it owns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .contract import Contract
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-PADDED = 2  # blocks behind its own end, to which a backend of several sequences may be asked to pad one
+PADDED = 2  # blocks after its own end, to which a backend of several sequences may have to pad one
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Inputs of one forward of `width` tokens behind `past_length` committed ones, for as long as it runs.
+    """Inputs of one forward pass of `width` tokens after `past_length` committed ones, for as long as it runs.
 
     input_ids [batch, width]; past_length [batch]; visible [batch, width], how many cache positions each query sees, at
     least 1; rows [batch, n], n >= 1, which of the width's rows to predict; top: whether the most likely tokens of each
@@ -36,10 +36,10 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """For each asked row the best token (never the mask token), its probability, and the entropy in nats. [batch, n]
+    """Holds, per row, the top-1 token (never the mask token), its probability, and the entropy in nats. [batch, n]
 
     top_token, top_logprob [batch, n, K]: the most likely tokens, the best first, and the logarithms of their
-    probabilities, nats; None where the forward did not ask for them. candidate_logprob [batch, n, C]: those of the
+    probabilities, nats; None if the forward pass did not request them. candidate_logprob [batch, n, C]: those of the
     forward's candidates, over the whole vocabulary without the mask token; None where there were none.
     """
 
@@ -59,7 +59,7 @@ class Proposal:
 
 
 class Backend(Protocol):
-    """An engine. A forward's keys and values lie behind `past_length`; they stay once the host counts them in."""
+    """Runs a step graph. New keys and values are stored after `past_length`; they stay once the host counts them."""
 
     @property
     def contract(self) -> Contract: ...
@@ -69,7 +69,7 @@ class Backend(Protocol):
 
     def open(self, batch: int, capacity: int) -> None:
         """Makes room for `batch` sequences of at most `capacity` positions, in which nothing of earlier ones is read;
-        where there are several, a forward may pad each to two blocks behind that."""
+        if there are several, a forward pass may pad each to two blocks after that."""
 
     def forward(self, forward: Forward) -> Proposal: ...
 
@@ -111,7 +111,7 @@ class Forkable(Protocol):
 
 @runtime_checkable
 class Shareable(Protocol):
-    """A backend whose weights several threads may use at once, each through a backend with a cache of its own."""
+    """A backend whose weights several threads may use at once, each through a backend with a KV cache of its own."""
 
     def share(self) -> Backend: ...
 

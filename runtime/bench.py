@@ -1,4 +1,4 @@
-"""Times an exported student on this machine, by forward and by whole answer: python -m runtime.bench student.bundle"""
+"""Times an exported student on this machine, per forward pass and per answer: python -m runtime.bench student.bundle"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a JSON-lines file. Raises UserError naming the line that has none."""
+    """Returns the prompts of a JSON-lines file. Raises UserError naming the line that has none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would divide texts, at U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def report(values: dict[str, Any]) -> Iterator[str]:
-    """The lines of the plain report."""
+    """Yields the lines of the plain report."""
     for name, value in values["conditions"].items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"{name.replace('_', ' '):<15}{shown}"

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Builds, and says what is where."""
+    """Builds the library and reports where its files are."""
     library, header = build_library(args.out)
     if args.json:
         print_json({"library": str(library), "header": str(header), "python": sys.executable})
@@ -85,9 +85,9 @@ def report(args: argparse.Namespace) -> int:
 
 
 def build_library(out: Path) -> tuple[Path, Path]:
-    """Writes library and header into the folder; their paths.
+    """Writes library and header into the folder; returns their paths.
 
-    The library holds the paths of this Python and of this package. Raises UserError where cffi, a compiler, or Python's
+    The library holds the paths of this Python and of this package. Raises UserError if cffi, a compiler, or Python's
     headers or shared library are missing.
     """
     linking, compiler = python_flags(), found_compiler()
@@ -108,7 +108,7 @@ def build_library(out: Path) -> tuple[Path, Path]:
 
 
 def write_source(target: Path) -> None:
-    """The whole C source: cffi's part and library.c. Raises UserError without cffi."""
+    """Writes the whole C source: cffi's part and library.c. Raises UserError without cffi."""
     try:
         from cffi import FFI
     except ModuleNotFoundError:
@@ -125,14 +125,14 @@ def write_source(target: Path) -> None:
 
 
 def declarations() -> str:
-    """The part of the header that cffi understands: all but the preprocessor's conditions."""
+    """Returns the part of the header that cffi understands: all but the preprocessor's conditions."""
     header = (SOURCES / HEADER).read_text(encoding="utf-8")
     declared = header.split("/* declarations */")[1].split("/* end of declarations */")[0]
     return declared.replace("BLOCKSTEP_PUBLIC ", "")
 
 
 def python_flags() -> list[str]:
-    """What a compiler needs to embed this Python. Raises UserError where its headers or its shared library are not."""
+    """Returns what a compiler needs to embed this Python. Raises UserError if headers or shared library are missing."""
     if sys.platform != "linux":
         raise UserError(f"this is {sys.platform}; the C library is built on Linux alone")
     include, folder = sysconfig.get_path("include"), sysconfig.get_config_var("LIBDIR")
@@ -144,7 +144,7 @@ def python_flags() -> list[str]:
 
 
 def found_compiler() -> list[str]:
-    """The compiler's command: $CC, or cc. Raises UserError where there is none."""
+    """Returns the compiler's command: $CC, or cc. Raises UserError if there is none."""
     command = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(command[0]) is None:
         raise UserError(f"there is no C compiler {command[0]}; install one (Debian: apt install gcc), or name it in CC")

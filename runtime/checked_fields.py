@@ -1,7 +1,7 @@
 """Checks plain values, as JSON holds them, against the fields of the dataclass that they become.
 
-A field says in its annotation what it holds: `block: Annotated[int, whole(1, 4096)]`. One that says nothing is checked
-by whoever reads it; a `bool` speaks for itself.
+A field's annotation declares what it holds: `block: Annotated[int, whole(1, 4096)]`. One without a declaration is
+checked by whoever reads it; a `bool` speaks for itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands share: options told wrongly, mistakes and interrupts end in one line and an exit code."""
+"""What the commands share: wrong options, mistakes and interrupts end in one line and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .open_bundle import POLICIES, load
 from .text.chat_template import check_arguments
 
 T = TypeVar("T")
-Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
+Option = tuple[str, dict[str, Any]]  # a name, and the arguments that argparse takes for it
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
     "engine": (
@@ -50,7 +50,7 @@ HELP = {  # of the options whose text is longer than their line
 
 
 class Parser(argparse.ArgumentParser):
-    """Options; a wrong one is a UserError and so a single line, where argparse would print the usage too."""
+    """Parses options; a wrong one is a UserError and so a single line, without argparse's usage."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -73,7 +73,7 @@ def program(module: str) -> str:
 
 
 def option(name: str, **settings: Any) -> Option:
-    """Describes an option or an argument as `argparse` wants it told, for a command's table of them."""
+    """Describes an option or an argument with the arguments of `argparse`, for a command's table of them."""
     return name, settings
 
 
@@ -91,11 +91,11 @@ def command_parser(module: str, description: str, options: Iterable[Option] = ()
 
 
 def run(command: Callable[[], int]) -> int:
-    """The exit code of a command: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake, 130
-    for an interrupt.
+    """Returns a command's exit code: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake,
+    130 for an interrupt.
 
-    A reader that closed the pipe had what it wanted: nothing is said and the code is 0. What the system refuses without
-    a better word from the command, as a disk that is full where the output goes, is told in one line too.
+    A reader that closed the pipe had what it wanted: nothing is printed and the code is 0. What the system refuses
+    without a better word from the command, such as a full disk under the output, is reported in one line too.
     """
     try:
         code = command()
@@ -122,12 +122,12 @@ def run(command: Callable[[], int]) -> int:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on one line of stdout, in ASCII, so that no terminal's encoding can spoil it."""
+    """Prints one JSON object on one line of stdout, in ASCII, so that no terminal's encoding can spoil it."""
     print(json.dumps(values, allow_nan=False))
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The arguments of a chat template, as argparse wants them checked."""
+    """Parses the arguments of a chat template, as an argparse type."""
     try:
         return check_arguments(json.loads(text))
     except UserError as error:
@@ -161,7 +161,7 @@ def dataclass_of(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """The model of a bundle as those options say."""
+    """Loads the model of a bundle with those options."""
     return load(
         args.bundle,
         engine=args.engine,
@@ -184,7 +184,7 @@ def _say(error: Exception, code: int) -> int:
 
 
 def _silence(stream: TextIO) -> None:
-    """Drops what a stream still holds where it takes no more: otherwise the interpreter's last flush fails aloud."""
+    """Drops what a stream still holds if it takes no more: otherwise the interpreter's last flush fails aloud."""
     try:
         stream.flush()
     except OSError:
@@ -229,7 +229,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
 
 
 def expect(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
-    """Returns an option's reader that says what was expected if it refuses."""
+    """Returns an option's reader that reports what was expected if it refuses."""
 
     def reader(text: str) -> T:
         try:

@@ -15,7 +15,7 @@ from .errors import UserError
 
 ALIGNMENTS = ("prompt", "absolute", "end")
 ATTENTIONS = ("block_causal", "full", "causal_context", "causal")
-CAUSAL = ATTENTIONS[2:]  # committed tokens see nothing behind themselves, so that the model is autoregressive too
+CAUSAL = ATTENTIONS[2:]  # committed tokens see nothing after themselves, so that the model is autoregressive too
 MODES = ("block", "speculative", "causal")
 CACHES = ("in_place", "delta", "none")
 METRICS = ("confidence", "entropy")
@@ -81,10 +81,10 @@ class Contract:
     alignment, attention, shift: see the README's table. modes: how it may be decoded, the default first
     (`decoding.options`). block, canvas, capacity: tokens, of the largest block if
     they differ (`decoding.block_layout`). `canvas` is how many answer
-    positions a `full` model is run with, `capacity` the most positions a cache may hold. vocab: ids. dtype: of
-    PyTorch's model; an engine's cache has the type that its own graph declares. max_prompt: the longest prompt, where
-    an engine takes fewer tokens at once than the cache holds and a prompt is one span. top_k: how many of the most
-    likely tokens an engine gives with each row where they are asked for; 0: the best alone. candidates: the most tokens
+    positions a `full` model is run with, `capacity` the most positions a KV cache may hold. vocab: ids. dtype: of
+    PyTorch's model; an engine's KV cache has the type that its own graph declares. max_prompt: the longest prompt, if
+    an engine takes fewer tokens at once than the KV cache holds and a prompt is one span. top_k: how many of the most
+    likely tokens an engine returns per row on request; 0: the top-1 token alone. candidates: the most tokens
     of each row, named by the host, whose log-probabilities an engine gives where they are asked for; 0: none.
     """
 
@@ -117,7 +117,7 @@ class Contract:
 
     @property
     def commits_causally(self) -> bool:
-        """Whether committed tokens, the prompt's too, see nothing behind themselves, as an autoregressive model's."""
+        """Whether committed tokens, the prompt's too, see nothing after themselves, as an autoregressive model's."""
         return self.attention in CAUSAL
 
     @property
@@ -127,7 +127,7 @@ class Contract:
 
     @property
     def seeded(self) -> bool:
-        """Whether a block's first token is what the last committed row predicts, settled before the rest is predicted.
+        """Whether a block's first token is what the last committed row predicts, accepted before the rest is predicted.
 
         So decodes a model whose rows predict their own token in a block and the next one when they are committed.
         """
@@ -147,7 +147,7 @@ class Contract:
         return self.attention == "causal" or (self.attention == "causal_context" and self.shift)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
+        """Returns plain values, for the manifest."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids)}
         if self.max_prompt is None:
             del values["max_prompt"]
@@ -168,13 +168,13 @@ def led_by(modes: Sequence[str], mode: str) -> tuple[str, ...]:
 
 
 def cache_names(part: int) -> tuple[str, str]:
-    """Input and output name of a part of the cache: keys of layer 0, its values, keys of layer 1, ..."""
+    """Returns input and output name of a part of the KV cache: keys of layer 0, its values, keys of layer 1, ..."""
     kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
     return f"past_key_values.{kind}", f"present.{kind}"
 
 
 def parse_gate(values: Any) -> GateSpec:
-    """A gate from plain values. Raises UserError naming the field that is wrong."""
+    """Returns a gate from plain values. Raises UserError naming the field that is wrong."""
     if isinstance(values, dict) and "max" in values and values["max"] is None:  # older versions wrote it as a bound
         values = {name: value for name, value in values.items() if name != "max"}
     gate = parse_fields(GateSpec, values, "gate")
@@ -187,7 +187,7 @@ def parse_gate(values: Any) -> GateSpec:
 
 
 def parse_contract(values: Any) -> Contract:
-    """A contract from plain values, as a manifest holds them. Raises UserError naming the field that is wrong."""
+    """Returns a contract from a manifest's plain values. Raises UserError naming the field that is wrong."""
     contract = parse_fields(Contract, values, "contract", eos_ids=tuple, gate=parse_gate, modes=tuple)
     if contract.top_k >= contract.vocab:
         raise UserError(f"contract.top_k is {contract.top_k}, not below the vocabulary of {contract.vocab}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 LONGEST = 1500  # characters of a message
-ADVICE = 300  # of them at its end, where it says what to do
+ADVICE = 300  # of them at its end, the advice
 _warned: set[str] = set()
 
 
 class UserError(ValueError):
-    """Told in one line: what was got, what was expected, what to do. Commands print it and exit 2.
+    """Reports a mistake in one line: what was got, what was expected, what to do. Commands print it and exit 2.
 
     It may quote what a stranger wrote into a file: characters that a terminal would obey are escaped, and of a long
     message the middle is left out.
@@ -24,16 +24,16 @@ class UserError(ValueError):
 
 
 class NumericalError(ArithmeticError):
-    """The model gave scores that are not numbers; going on would return arbitrary text."""
+    """Reports scores of a model that are not numbers; going on would return arbitrary text."""
 
 
 class DeviceError(RuntimeError):
-    """A forward of ONNX Runtime, a call of the GPU's driver or of TensorRT failed. Told in one line that names the
+    """Reports a failed forward pass of ONNX Runtime, or a failed call of CUDA or TensorRT, in one line that names the
     call; commands exit 1."""
 
 
 def warn_once(what: str, text: str) -> None:
-    """Says on stderr, once per process, what is done without."""
+    """Warns on stderr, once per process, that something is done without."""
     if what not in _warned:
         _warned.add(what)
         print("warning:", text, file=sys.stderr)

@@ -1,7 +1,7 @@
 """Writes that are whole or not at all: staging directories with a lock, flushed renames.
 
 Locks and flushing are niceties that some network and FUSE file systems lack: there the work goes on without them, and
-one warning says so. The rename is none: what cannot be renamed is not written.
+one warning reports it. The rename is required: what cannot be renamed is not written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import warn_once
 
-# What a file system answers that does not know fsync of a file or of a folder, other than that it failed.
+# Error codes of a file system without fsync of files or folders, as opposed to a failed fsync.
 UNKNOWN = {
     errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR,
     errno.ENOTTY,

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Loads the bundle, answers, prints."""
+    """Loads the bundle, generates, prints."""
     prompt, schema = read_prompt(args), None if args.json_schema is None else read_schema_file(args.json_schema)
     check_options(args)
     started = time.perf_counter()
@@ -76,7 +76,7 @@ def generate(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
-    # On a terminal the drawing is the answer already; printed again it would stand there twice.
+    # On a terminal --show has printed the answer already; it must not be there twice.
     drawn = args.show and sys.stderr.isatty() and sys.stdout.isatty()
     answer = collect_answer(stream if drawn else printed(stream))
     if args.show:
@@ -129,21 +129,21 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def printed(stream: Iterable[Block]) -> Iterator[Block]:
-    """The same blocks, the text of each printed as it comes."""
+    """Yields the same blocks, printing the text of each as it comes."""
     for block in stream:
         print(block.text, end="" if block.result is None else "\n", flush=True)
         yield block
 
 
 def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:
-    """What --json prints."""
+    """Returns what --json prints."""
     result = answer.result
     more = {"tokens_per_forward": result.tokens_per_forward, "load_seconds": load_seconds, "engine": model.engine}
     return {"text": answer.text, **asdict(result), **more}
 
 
 def read_prompt(args: argparse.Namespace) -> str | list[int]:
-    """The prompt from the options: text, ids, or what stdin holds without its last line end."""
+    """Returns the prompt from the options: text, ids, or what stdin holds without its last line end."""
     if args.token_ids is not None:
         if args.prompt is not None:
             raise UserError("got both a prompt and --token-ids; give one of them")
@@ -163,7 +163,7 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """The ids of `1,2,3`."""
+    """Parses ids such as `1,2,3`."""
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:

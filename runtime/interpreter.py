@@ -1,6 +1,6 @@
 """Runs code in a new Python process of this version, whatever program hosts this one, and reads what it reports.
 
-`sys.executable` is a web server's binary in uWSGI and a desktop program's where one embeds Python: started, it would
+`sys.executable` is a web server's binary in uWSGI and a desktop program's if it embeds Python: started, it would
 serve or open its window once more. Only a file that is called a Python is started, else one of this installation's.
 """
 
@@ -25,13 +25,13 @@ PYTHON = re.compile(r"py(thon|py)", re.IGNORECASE)
 
 
 class NotReached(Exception):
-    """The process never ran the code, so it says nothing about what the code was to do."""
+    """Reports a process that never ran the code, so that nothing is known of what the code would do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a process ended after its greeting: its exit code, negative for a signal and None if its time ran out; what
-    it reported, if anything; the end of what it wrote to stderr, on one line."""
+    """Describes how a process ended after its greeting: its exit code, negative for a signal and None if its time ran
+    out; what it reported, if anything; the end of what it wrote to stderr, on one line."""
 
     code: int | None
     report: str | None
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def interpreters() -> list[str]:
-    """Paths of executables that may run this Python's code, the likeliest first."""
+    """Returns paths of executables that may run this Python's code, the most probable first."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     names = (version + getattr(sys, "abiflags", ""), version)
     prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
@@ -84,7 +84,7 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
 
 
 def _wait(process: Popen[bytes], seconds: float) -> int | None:
-    """The exit code, or None for a process that had to be killed."""
+    """Returns the exit code, or None for a process that had to be killed."""
     try:
         return process.wait(seconds)
     except TimeoutExpired:

@@ -1,9 +1,9 @@
 """The first load of a bundle's files, tried in a process of its own: what crashes, hangs or swells there does not here.
 
-The parsers behind it are native code (ONNX Runtime in C++, tokenizers in Rust), where a damaged or hostile file can end
-the process, and a chat template is a program. Tried are: reading all of them, one forward, and the template on one
-message. An engine with a recorded reference proves itself there too (`runtime.proof.first_load`). A file that behaves
-there and misbehaves later is not found, and nothing is tried on a GPU.
+The parsers behind it are native code (ONNX Runtime in C++, tokenizers in Rust), in which a damaged or hostile file can
+end the process, and a chat template is a program. Tried are: reading all of them, one forward pass, and the template on
+one message. An engine with a recorded reference proves itself there too (`runtime.proof.first_load`). A file that
+behaves there and misbehaves later is not found, and nothing is tried on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 30  # bytes beyond what the interpreter and its libraries hold, and
 COPIES = 4  # times the files: as they are, converted, packed for the kernels, with room to move
-STACK = 16 << 20  # bytes a thread
+STACK = 16 << 20  # bytes per thread
 SECONDS = 60  # of computing, and one more for each
 RATE = 10 << 20  # bytes of the files
 PATIENCE = 10  # times that on the clock, for a machine that is busy
@@ -54,9 +54,9 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
     It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
 
     Returns whether they were tried. Raises UserError if the child refuses them, crashes, or takes more time or memory
-    than files of their size need. A child that does not come as far as opening a file says nothing about it: another
-    interpreter is tried, and if there is none a warning is given. Nothing is tried, without a word, in a program that
-    an interpreter is frozen into, nor where Python leaves signals alone, as in the C library: the imports below would
+    than files of their size need. A child that does not come as far as opening a file proves nothing about it: another
+    interpreter is tried, and if there is none a warning is given. Nothing is tried, without a warning, in a program
+    that an interpreter is frozen into, nor if Python leaves signals alone, as in the C library: the imports below would
     take SIGINT from the host.
     """
     if getattr(sys, "frozen", False) or "_signal" not in sys.modules:
@@ -88,7 +88,7 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
 
 
 def child_paths() -> dict[str, Any]:
-    """Says where a child finds this package, and what it imports."""
+    """Returns where a child finds this package, and what it imports."""
     package = sys.modules[__package__]
     found = [entry for entry in sys.path if isinstance(entry, str)]  # imports heed no others
     return {"path": found, "start": package.__file__, "package": list(package.__path__)}
@@ -135,9 +135,9 @@ def stack() -> int:
 
 
 def report(asked: dict[str, Any]) -> None:
-    """In the child: greets, tries what was asked for, and prints the line that it is refused with, or None.
+    """In the child: greets, tries what was requested, and prints the line that it is refused with, or None.
 
-    All that says nothing about the bundle comes before the greeting: importing the libraries, setting the limits.
+    All that is independent of the bundle comes before the greeting: importing the libraries, setting the limits.
     """
     import numpy  # noqa: F401
 
@@ -152,7 +152,7 @@ def report(asked: dict[str, Any]) -> None:
 
 
 def try_files(asked: dict[str, Any]) -> str | None:
-    """Tries what was asked for; returns the line that it is refused with, or None."""
+    """Tries what was requested; returns the line that it is refused with, or None."""
     from .bundle.store import read
     from .proof import first_load
     from .text.tokenizer import Tokenizer
@@ -189,7 +189,7 @@ def limit(size: int, seconds: int) -> None:
 
 
 def _speak(tokenizer: Any) -> None:
-    """A text and a message; that the template refuses this one says nothing of others."""
+    """Encodes a text and a message; a template that refuses this message may take others."""
     try:
         tokenizer.encode(MESSAGE)
         tokenizer.encode_chat(MESSAGE)
@@ -199,7 +199,7 @@ def _speak(tokenizer: Any) -> None:
 
 
 def _run(backend: Any) -> None:
-    """One forward over one token."""
+    """Runs one forward pass over one token."""
     import numpy as np
 
     from .decoding.block_layout import room_for_answer
@@ -213,5 +213,5 @@ def _run(backend: Any) -> None:
         return
     try:
         next(steps(backend, [Request(np.array([token]), DecodeOptions(1))]))
-    except NumericalError:  # told when it is asked for an answer
+    except NumericalError:  # reported when an answer is generated
         return

@@ -33,9 +33,9 @@ POLL = 0.02  # seconds between two looks at whether a request that waits for a m
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A finished block: its index from 0, its ids (the end token included), the text that it completes.
+    """Holds a finished block: its index from 0, its ids (the end token included), the text that it completes.
 
-    A character split over two blocks comes with the later one. `result` stands in the last block alone.
+    A character split over two blocks comes with the later one. Only the last block has a `result`.
     """
 
     index: int
@@ -46,7 +46,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: its text, without the end token, and the result, with token ids, counts and times."""
+    """Holds a whole answer: its text, without the end token, and the result, with token ids, counts and times."""
 
     text: str
     result: Result
@@ -54,11 +54,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An engine with its tokenizer and gate. It answers one request at a time, since the engine has one cache.
+    """Generates with an engine, tokenizer and gate. One request at a time, since the engine has one KV cache.
 
     All three levels take a prompt, text or token ids, and the options of `runtime.decoding.options.DecodeOptions`, as
     keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both, of which the keywords count. Each raises
-    UserError before any work where the request does not fit, and NumericalError for scores that are not numbers.
+    UserError before any work if the request does not fit, and NumericalError for scores that are not numbers.
     proved: whether the engine computed on this machine what PyTorch did when it was exported; None if its bundle has
     nothing to prove it by, or it is of no bundle. decision_temperature: divides the scores of a decision's values where
     a request names none, as `train.calibrate --decisions` fitted it.
@@ -82,17 +82,17 @@ class Model:
     def steps(
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Generator[Step, None, None]:
-        """What each forward does to the canvas; the last step has the result. To leave early, close it."""
+        """Yields what each forward pass does to the canvas; the last step has the result. To leave early, close it."""
         return self._steps(self.request(prompt, options, **keywords))
 
     def stream(
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Iterator[Block]:
-        """Blocks as they become final; their texts together are the answer's."""
+        """Yields blocks as they are finished; their texts together are the answer's."""
         return blocks(self.steps(prompt, options, **keywords), self.tokenizer)
 
     def generate(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Answer:
-        """The whole answer."""
+        """Returns the whole answer."""
         return collect_answer(self.stream(prompt, options, **keywords))
 
     def decide_form(
@@ -152,7 +152,7 @@ class Model:
         return decide_type(self, prompt, schema, **keywords)
 
     def share(self) -> Model:
-        """Another model over the same weights, for another thread. Raises UserError where the engine cannot."""
+        """Returns another model over the same weights, for another thread. Raises UserError if the engine cannot."""
         self._check_process()
         if not isinstance(self.backend, Shareable):
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
@@ -162,17 +162,17 @@ class Model:
         )  # fmt: skip
 
     def session(self) -> Model:
-        """Another model over the same weights that keeps a prefix in its cache from one answer to the next.
+        """Returns another model over the same weights, with prefix caching from one answer to the next.
 
-        Where prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; answers
-        are the same in fp32. Raises UserError where the engine cannot be shared or no prefix can be kept: under the
-        alignment `prompt` every token sees the whole prompt, and a `full` model has no cache.
+        If prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; answers
+        are the same in fp32. Raises UserError if the engine cannot be shared or no prefix can be kept: under the
+        alignment `prompt` every token sees the whole prompt, and a `full` model has no KV cache.
         """
         own = self.share()
         return replace(own, _session=Session(own.backend, own.gate))
 
     def batch(self, slots: int) -> RunningBatch:
-        """A running batch of at most `slots` requests, which has this model for itself from now on.
+        """Returns a running batch of at most `slots` requests, which has this model for itself from now on.
 
         Raises UserError if the engine takes fewer sequences at once, or the model is in the middle of an answer.
         """
@@ -185,9 +185,9 @@ class Model:
         return RunningBatch(self.backend, self.gate, slots)
 
     def request(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Request:
-        """The prompt as ids int64 [length], and its options settled. Raises UserError where they make no request.
+        """Returns the prompt as ids int64 [length], and its complete options. Raises UserError if they make no request.
 
-        A seed is drawn where one is needed and none was given.
+        A seed is chosen if one is needed and none was given.
         """
         options = replace(options, **keywords)
         ids = self._encode(prompt, options.raw) if isinstance(prompt, str) else token_ids(prompt)
@@ -226,7 +226,7 @@ class Model:
 
 
 def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
-    """The steps up to the first after which nobody wants more; a last one is passed on, since it is all there."""
+    """Yields the steps up to the first after which nobody wants more; a request's last step is passed on."""
     for step in steps:
         yield step
         if step.result is None and not wanted():
@@ -240,7 +240,7 @@ class BlockReader:
         self._text, self._out = tokenizer.stream(), 0
 
     def read(self, step: Step) -> Block | None:
-        """The block that this step finished, None if it is still in progress."""
+        """Returns the block that this step finished, None if it is still in progress."""
         text = self._text
         if step.result is not None:
             ids = step.result.token_ids[self._out :]
@@ -254,7 +254,7 @@ class BlockReader:
 
 
 def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
-    """The finished blocks of one request's steps."""
+    """Yields the finished blocks of one request's steps."""
     reader = BlockReader(tokenizer)
     for step in steps:
         if (block := reader.read(step)) is not None:
@@ -262,7 +262,7 @@ def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
 
 
 def collect_answer(stream: Iterable[Block]) -> Answer:
-    """The answer that a stream of blocks makes, taken to its end."""
+    """Returns the answer that a stream of blocks makes, taken to its end."""
     pieces, result = [], None
     for block in stream:
         pieces.append(block.text)
@@ -273,7 +273,7 @@ def collect_answer(stream: Iterable[Block]) -> Answer:
 
 
 class ModelPool:
-    """Models over one copy of the weights, each lent to one request at a time: `take` one, `give` it back.
+    """Holds models over one copy of the weights, each lent to one request at a time: `take` one, `give` it back.
 
     workers: how many there are; by default two, or one if the engine cannot be shared. Raises UserError for more of an
     engine that cannot.
@@ -291,7 +291,7 @@ class ModelPool:
             return self._idle.pop()
 
     def take_while(self, wanted: Callable[[], bool]) -> Model | None:
-        """Returns a model that is free; None once the request is not wanted any more, which is looked up every POLL."""
+        """Returns a model that is free; None once the request is not wanted any more, which is checked every POLL."""
         with self._returned:
             while wanted():
                 if self._returned.wait_for(lambda: self._idle, POLL):

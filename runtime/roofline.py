@@ -1,6 +1,6 @@
-"""What a block costs on a device, and which block to train for it: python -m runtime.roofline student.bundle
+"""Computes what a block costs on a device, and which to train for it: python -m runtime.roofline student.bundle
 
-The processor it runs on is measured; with a bundle, the bundle's own steps are too, beside what is predicted of them.
+The processor it runs on is measured; with a bundle, the bundle's own steps are too, next to their predictions.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def roofline(args: argparse.Namespace) -> int:
 
 
 def asked(args: argparse.Namespace) -> tuple[str, Question]:
-    """What the options ask, and the model's name. Raises UserError where they do not fit together."""
+    """Returns the model's name and the question that the options make. Raises UserError if they do not fit together."""
     shape, precision, name = SHAPES[args.model or next(iter(SHAPES))], args.precision or "fp16", args.model
     if args.bundle:
         bundle = read(Path(args.bundle))
@@ -95,7 +95,7 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
 
 
 def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
-    """The devices that have a rate for the precision, this machine measured. Raises UserError where none has."""
+    """Returns the devices with a rate for the precision, this machine measured. Raises UserError if none has."""
     keys = choose_devices(args.devices)
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
     if "local" in keys:
@@ -107,11 +107,11 @@ def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
 
 
 def measure_steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A step of the bundle's block behind nothing and behind `past` tokens, predicted and measured; ms throughout."""
+    """Yields a step of the bundle's block after 0 and after `past` tokens, predicted and measured; all times in ms."""
     contract, backend = model.contract, model.backend
     if not contract.has_cache:
         return
-    # What fits into a cache stays there between steps: it is read as fast as so many bytes are read again and again.
+    # What fits into a CPU cache stays there between steps: it is read as fast as a buffer of its size, repeatedly.
     speed = bandwidth(int(weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads)
     for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
         load = here.work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
@@ -133,7 +133,7 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
 
 
 def report(values: dict[str, Any]) -> Iterator[str]:
-    """The lines of the plain report."""
+    """Yields the lines of the plain report."""
     model, precision, batches = values["model"], values["precision"], values["batches"]
     yield (
         f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters in {precision}, {values['past']} tokens in "
@@ -164,7 +164,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
 
 
 def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
-    """A line a mode, its batches beside each other."""
+    """Yields one line per mode, its batches next to each other."""
     for start in range(0, len(points), batches):
         line = f"{points[start]['mode']:<20}"
         for p in points[start : start + batches]:
@@ -174,7 +174,7 @@ def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
 
 
 def figure(value: float) -> str:
-    """Three digits, or more where they lie before the point."""
+    """Formats with three digits, or more if they are before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Loads the bundle and serves it until SIGTERM or Ctrl-C, which finishes what was begun."""
+    """Loads the bundle and serves it until SIGTERM or Ctrl-C, which finish what was begun."""
     try:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
@@ -95,7 +95,7 @@ def open_service(argv: Sequence[str]) -> Service:
 
 
 def service(args: argparse.Namespace, model: Model) -> Service:
-    """The loaded model with its workers, as the options say."""
+    """Returns the loaded model with its workers, as the options say."""
     from .server.adaptive_threshold import Pressure, span
     from .server.metrics import Counters
     from .server.service import Service
@@ -131,7 +131,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
 
 
 def batching(path: Path, device: str) -> str:
-    """What to do for an engine that takes batches: name one of the bundle's for that device, or make one."""
+    """Returns what to do for an engine that takes batches: name one of the bundle's for that device, or make one."""
     from .bundle.manifest import read
 
     bundle, names = read(path), list[str]()
@@ -144,7 +144,7 @@ def batching(path: Path, device: str) -> str:
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:
-    """The keys of a file, one a line."""
+    """Reads the keys of a file, one per line."""
     if file is None:
         return ()
     try:
@@ -157,7 +157,7 @@ def api_keys(file: str | None) -> tuple[str, ...]:
 
 
 def allowed(text: str) -> str:
-    """A host name; a URL or a pattern would match no client's `Host` header."""
+    """Parses a host name; a URL or a pattern would match no client's `Host` header."""
     if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a host name; expected one as in box.example or box.example:80"

@@ -59,7 +59,7 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def import_command(module: str) -> ModuleType:
-    """Imports the module of a command, of this installation even if the user's project has a `train.py` of its own.
+    """Imports the module of a command, from this installation even if the user's project has a `train.py` of its own.
 
     Raises UserError if a library that it needs is not installed.
     """

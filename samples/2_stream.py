@@ -1,6 +1,6 @@
-"""Take an answer block by block, then watch one unmask step by step: python samples/2_stream.py
+"""Streams an answer block by block, then watches one unmask step by step: python samples/2_stream.py
 
-`python -m runtime.generate BUNDLE PROMPT --show` draws the second in colours.
+`python -m runtime.generate BUNDLE PROMPT --show` shows the second in colors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ SAMPLES = Path(__file__).resolve().parent
 def main() -> None:
     model = load(SAMPLES / "student.bundle")
     prompt = (SAMPLES / "prompt_code.txt").read_text(encoding="utf-8").rstrip()
-    for block in model.stream(prompt):  # final text only; nothing that is given out changes later
+    for block in model.stream(prompt):  # final text only: it never changes later
         print(f"block {block.index}, {len(block.token_ids)} tokens: {block.text!r}")
-    for step in model.steps(prompt, threshold=0.999):  # the surer, the fewer tokens a step
+    for step in model.steps(prompt, threshold=0.999):  # the higher the threshold, the fewer tokens per step
         places = zip(step.tokens.tolist(), step.open.tolist(), strict=True)  # both [block]
         drawn = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in places]
         print(f"block {step.block}, {int(step.accepted.sum()):2} accepted: {'|'.join(drawn)!r}")

@@ -1,4 +1,4 @@
-"""Serve the sample student and call it with OpenAI's client: python samples/4_serve.py
+"""Serves the sample student and calls it with OpenAI's client: python samples/4_serve.py
 
 Needs: pip install '.[cpu,serve]' openai
 """
@@ -20,20 +20,20 @@ def main() -> None:
     prompt = (SAMPLES / "prompt_math.txt").read_text(encoding="utf-8").rstrip()
     with subprocess.Popen(SERVE, cwd=SAMPLES.parent, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        told = json.loads(server.stdout.readline())  # the port is free to choose, so it says which it took
+        told = json.loads(server.stdout.readline())  # the server picks a free port and reports it
         with OpenAI(base_url=f"{told['url']}/v1", api_key="none") as client:
             whole = client.chat.completions.create(model=told["model"], messages=[{"role": "user", "content": prompt}])
             print(whole.choices[0].message.content)
             own = (whole.model_extra or {})["blockstep"]
             print(f"-- {own['tokens']} tokens in {own['forwards']} forwards")
-            # `threshold` is this server's own field: lower is faster, and less sure.
+            # `threshold` is this server's own field: lower is faster, and less accurate.
             stream = client.completions.create(
                 model=told["model"], prompt=prompt, stream=True, extra_body={"threshold": 0.9}
             )
             for chunk in stream:
-                print(chunk.choices[0].text, end="|", flush=True)  # a finished block at a time
+                print(chunk.choices[0].text, end="|", flush=True)  # one finished block per chunk
             print()
-        server.terminate()  # it would finish what it had begun
+        server.terminate()  # requests in progress are finished
 
 
 if __name__ == "__main__":

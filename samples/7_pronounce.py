@@ -1,6 +1,6 @@
-"""The phonemes of a sentence, word by word: python samples/7_pronounce.py "Any sentence you like." [BUNDLE]
+"""Prints the phonemes of a sentence, word by word: python samples/7_pronounce.py "Any sentence you like." [BUNDLE]
 
-Needs: pip install '.[cpu]', and a bundle of the task pronounce.
+Needs: pip install '.[cpu]', and a bundle of the task `pronounce`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(sentence: str = "", bundle: str | Path = BUNDLE) -> int:
     if not Path(bundle).exists():
         raise UserError(f"{bundle} does not exist; make train writes one, runs/pronounce/student.bundle")
     model = load(bundle)
-    # A prompt is one word; an engine that takes several sequences answers all of them in one batch.
+    # A prompt is one word; an engine that takes several sequences decodes all of them in one batch.
     requests = [model.request(word) for word in words]
     results = generate_batch(model.backend, requests, gate=model.gate, slots=min(len(words), model.contract.batch))
     spoken = []

@@ -1,4 +1,4 @@
-"""The main path on the sample student: export, verify, answer, compare with its teacher. Run by `make demo`."""
+"""Runs the main path on the sample student: export, verify, generate, compare with its teacher. Run by `make demo`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONE_A_STEP = GateSpec(rule="count", min=1)
 
 
 def run(title: str, *command: str) -> str:
-    """Runs one of the project's commands as a user would, and stops the demo where it fails; its output with --json."""
+    """Runs a command as a user would; returns its --json output, and stops the demo if it fails."""
     print(f"\n== {title}\n$ {shlex.join(['python', '-m', *command])}", flush=True)
     kept = subprocess.PIPE if "--json" in command else None
     done = subprocess.run([sys.executable, "-m", *command], cwd=SAMPLES.parent, check=False, stdout=kept, text=True)
@@ -37,7 +37,7 @@ def run(title: str, *command: str) -> str:
 
 
 def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
-    """The same prompts by the teacher, one token a step, in PyTorch."""
+    """Returns the teacher's answers to the same prompts, one token per step, in PyTorch."""
     saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
@@ -52,7 +52,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
 
 
 def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
-    """Parity; forwards, tokens a forward and seconds over all prompts, and the first row against the last."""
+    """Prints parity; forward passes, tokens per pass and seconds over all prompts; the first row against the last."""
     apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
     print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
     print(f"{differ} of {verified['answers']} answers differ")

@@ -30,8 +30,8 @@ from .evaluation.temperature import calibration, fit_temperature
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
-COUNT = 400  # validation problems a task, where no report names them
-HELP = {  # of the options whose text is longer than their line
+COUNT = 400  # validation problems per task, if no report names them
+HELP = {  # help texts that do not fit their option's line
     "teacher-report": (
         "of train.evaluate --out on the validation split, one per task: of the teacher, or of another model that has "
         "more right; the same problems are answered again (default, with --bundle: what its fp32 engine does is "
@@ -50,9 +50,9 @@ HELP = {  # of the options whose text is longer than their line
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A mode, in the mode `block` with a threshold, and what came of it.
+    """A mode, and a threshold for mode `block`, with what was measured.
 
-    by_task: accuracy, forwards, difference to the teacher with its interval.
+    by_task: accuracy, forward passes, difference to the teacher with its interval.
     """
 
     mode: str
@@ -69,8 +69,9 @@ def sweep(
     thresholds: Sequence[float],
     reports: Sequence[BaselineReport],
 ) -> list[Outcome]:
-    """The model on the teacher's problems at each threshold, and speculatively if it can: means over the tasks,
-    differences of the worst one.
+    """Evaluates the model on the teacher's problems at each threshold, and speculatively if it can.
+
+    Returns means over the tasks, and differences of the worst task.
     """
     tried: list[tuple[str, float | None]] = [("block", threshold) for threshold in thresholds]
     if "speculative" in subject.backend.contract.modes:
@@ -97,9 +98,9 @@ def sweep(
 
 
 def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | None:
-    """The point of fewest forwards that is at most `target` points below the teacher on every task; None without any.
+    """Returns the outcome of fewest forward passes at most `target` points below the teacher on every task.
 
-    bound: the lower end of the difference's 95 % interval has to be, not its mean.
+    None without any. bound: compare the lower end of the difference's 95 % interval, not the mean.
     """
     within = [p for p in points if 100 * (p.low if bound else p.difference) >= -target - 1e-9]
     return min(within, key=lambda p: p.forwards, default=None)
@@ -108,7 +109,7 @@ def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | N
 def reliability_of(
     subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
 ) -> dict[str, list[reliability.Bin]]:
-    """Bins of confidence on the problems' known answers, by task."""
+    """Returns bins of confidence on the problems' known answers, by task."""
     bins = {}
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
@@ -118,7 +119,7 @@ def reliability_of(
 
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures, chooses, writes the gate unless told not to, and returns the report."""
+    """Measures, chooses, writes the gate unless the options say not to, and returns the report."""
     check_writable(args)
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
@@ -164,7 +165,10 @@ def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
 
 
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
-    """What is tried. Raises UserError for a gate without a threshold, and for one outside its metric's range."""
+    """Returns the thresholds to try.
+
+    Raises UserError for a gate without a threshold, and for one outside its metric's range.
+    """
     if gate.unit is None:
         raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
     thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
@@ -180,7 +184,7 @@ def report(
     best: Outcome | None,
     bins: dict[str, list[reliability.Bin]],
 ) -> dict[str, Any]:
-    """What --json prints and --out holds."""
+    """Returns what --json prints and --out stores."""
     return {
         "model": str(args.ckpt or args.bundle),
         "target": args.target,
@@ -273,7 +277,7 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = command_parser("train.calibrate", (__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
     add_options(p, OPTIONS)
@@ -281,7 +285,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 1 where no threshold meets the target."""
+    """Runs the command and returns its exit code: 1 if no threshold meets the target."""
     return run_command(lambda: command(parser().parse_args(argv)))
 
 
@@ -302,7 +306,7 @@ def show_decisions(told: dict[str, Any], as_json: bool) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Calibrates and prints what came of it."""
+    """Calibrates and prints the outcome."""
     if args.decisions:
         return show_decisions(calibrate_decisions(args), args.json)
     told = calibrate(args)
@@ -323,7 +327,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def name_of(mode: str, threshold: float | None) -> str:
-    """The threshold, or the mode that has none."""
+    """Returns the threshold, or the mode that has none."""
     return mode if threshold is None else f"{threshold:g}"
 
 

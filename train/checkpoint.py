@@ -1,4 +1,4 @@
-"""What a checkpoint is in memory: a model's shape, how it decodes, its weights, its tokenizer."""
+"""A checkpoint in memory: a model's shape, how it decodes, its weights, its tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_IDS = 64  # end tokens
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What the runtime has to know of a model beyond its weights; see `runtime.contract` for the meaning of each."""
+    """What the runtime must know about a model besides its weights; see `runtime.contract` for the meaning of each."""
 
     alignment: Annotated[str, TEXT]
     attention: Annotated[str, TEXT]
@@ -48,7 +48,7 @@ class Decoding:
 
     @property
     def has_cache(self) -> bool:
-        """Whether it keeps keys and values, as in `runtime.contract`."""
+        """Returns whether the model has a KV cache, as in `runtime.contract`."""
         return self.attention != "full"
 
 
@@ -56,7 +56,7 @@ class Decoding:
 class Checkpoint:
     """A model that can be decoded: its shape, how it decodes, its weights by name, its tokenizer as JSON text.
 
-    weights: of a directory, each is read when it is asked for, so take one at a time where the model may be large.
+    weights: a directory's are read on each access, so take one at a time if the model may be large.
     """
 
     model: ModelConfig
@@ -66,10 +66,10 @@ class Checkpoint:
     chat_template: str | None = None
 
     def build(self) -> Transformer:
-        """The model in fp32, in evaluation mode. Raises UserError if weights and shape do not fit."""
+        """Builds the model in fp32, in evaluation mode. Raises UserError if weights and shape do not fit."""
         with torch.device("meta"):
             model = Transformer(self.model)
-        # Always copies: what trains the model must not change the checkpoint.
+        # Always copies: training the model must not change the checkpoint.
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in self.weights.items()}
         try:
             model.load_state_dict(weights, strict=True, assign=True)
@@ -79,20 +79,23 @@ class Checkpoint:
         return model.eval()
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer; special-token strings inside a text are text to it. Raises UserError if it is none."""
+        """Returns the tokenizer; special-token strings in a text are plain text to it.
+
+        Raises UserError if it is not one.
+        """
         tokenizer = read_engine(self.tokenizer, "the checkpoint's tokenizer is damaged", "write it anew with train.*")
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     def vocab(self) -> int:
-        """How many ids count: embeddings are often padded, and an id behind the tokenizer's last is no token."""
+        """Returns how many ids count: embeddings are often padded; ids after the tokenizer's last are not tokens."""
         return min(self.model.vocab, max(self._ids()) + 1)
 
     def missing_ids(self) -> list[int]:
-        """Ids below `vocab()` that are no token either, in order: some tokenizers leave gaps."""
+        """Returns ids below `vocab()` that are not tokens either, in order: some tokenizers leave gaps."""
         return sorted(set(range(self.vocab())) - self._ids())
 
     def _ids(self) -> set[int]:
-        """The tokenizer's ids, and those that decoding needs."""
+        """Returns the tokenizer's ids, and those that decoding needs."""
         special = {self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids}
         return special | set(self.read_tokenizer().get_vocab(with_added_tokens=True).values())

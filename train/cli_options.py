@@ -1,4 +1,4 @@
-"""The command-line options that several commands share: how a Hugging Face directory is read, and prompts encoded."""
+"""Command-line options that several commands share: how a Hugging Face directory is read, and prompts are encoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .huggingface.families import FAMILY_NAMES, Overrides
 
 DEVICE_CHOICES = ("cpu", "cuda")
 MOST_SEED = (1 << 32) - 1
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit their option's line
     "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
     "canvas": "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
     "raw": "leave the checkpoint's chat template out (default: prompts go through it, where there is one)",
@@ -43,7 +43,7 @@ HELP = {  # of the options whose text is longer than their line
 
 
 def above_0(text: str) -> float:
-    """A rate, as argparse wants it checked."""
+    """Parses a rate, which must be above 0, for argparse."""
     value = number(text)
     if isinstance(value, str) or not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
@@ -51,7 +51,7 @@ def above_0(text: str) -> float:
 
 
 def share_below_1(text: str) -> float:
-    """A share that is not all, as argparse wants it checked."""
+    """Parses a share from 0 to below 1, for argparse."""
     value = number(text)
     if isinstance(value, str) or not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to below 1")
@@ -70,7 +70,7 @@ def seed_number(text: str) -> int:
 
 
 def parse_token_ids(text: str) -> tuple[int, ...]:
-    """The ids of `1,2`, of which `published` knows the vocabulary."""
+    """Parses the ids of `1,2`; the reader of the directory checks them against the vocabulary."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -78,7 +78,7 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
 
 
 def gate_changes(text: str) -> dict[str, int | float | str]:
-    """The values of `threshold=0.8,min=2`; the contract knows what each may be."""
+    """Parses the values of `threshold=0.8,min=2`; the contract checks what each may be."""
     changes: dict[str, int | float | str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -90,7 +90,7 @@ def gate_changes(text: str) -> dict[str, int | float | str]:
 
 
 def number(text: str) -> int | float | str:
-    """A number where it is one."""
+    """Parses a number; returns other text as it is."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -100,7 +100,7 @@ def number(text: str) -> int | float | str:
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
-    """What was given of them."""
+    """Returns the overrides that were given as options."""
     names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
     return Overrides(**{name: getattr(args, name) for name in names})
 
@@ -120,12 +120,12 @@ DIRECTORY_OPTIONS = (
     option("--canvas", type=int, help=HELP["canvas"]),
     option("--adapter", type=Path, metavar="DIR", help="folder of a PEFT LoRA adapter, merged into the weights"),
 )
-# Of commands that give prompts to a model, write a step graph, and may be run by several processes.
+# For commands that give prompts to a model, that write a step graph, and that several processes may run.
 RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
 CANDIDATES_OPTION = option("--candidates", type=int, default=0, metavar="N", help=HELP["candidates"])
 TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
 DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
-TRAINING_OPTIONS = (  # of commands that train
+TRAINING_OPTIONS = (  # for commands that train
     option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
     option("--seed", type=seed_number, default=0, metavar="N", help="of weights, data and noise (default 0)"),
     option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
@@ -139,31 +139,34 @@ TRAINING_OPTIONS = (  # of commands that train
 
 
 def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Adds them, but for those that the command uses otherwise, and --template-args, of every checkpoint."""
+    """Adds the options of a directory, except those that the command defines itself, and --template-args.
+
+    The latter is for every checkpoint.
+    """
     add_options(parser, [TEMPLATE_OPTION])
     group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
     add_options(group, [(name, settings) for name, settings in DIRECTORY_OPTIONS if name not in leave_out])
 
 
 def bf16_option() -> Option:
-    """--bf16, of commands that run forwards by the thousand; its default, `settle_bf16`, depends on the device."""
+    """Returns --bf16, for commands of thousands of forward passes; `settle_bf16` sets its default by the device."""
     here = "on" if bf16_is_faster("cpu") else "off"
     text = f"bf16 autocast (default where the processor or GPU multiplies bf16 itself, on this processor {here})"
     return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 
 def settle_bf16(args: argparse.Namespace) -> None:
-    """Gives --bf16 its default, once --device is known to be there."""
+    """Sets the default of --bf16, once --device is known to exist."""
     if args.bf16 is None:
         args.bf16 = bf16_is_faster(args.device)
 
 
 def bf16_is_faster(device: str) -> bool:
-    """Whether the device has instructions for products of bf16 that PyTorch uses; of a CPU AVX-512 BF16 or AMX.
+    """Returns whether the device has bf16 product instructions that PyTorch uses; on a CPU AVX-512 BF16 or AMX.
 
-    Elsewhere bf16 is emulated in fp32. ARM's are not counted: not measured here.
+    Elsewhere bf16 is emulated in fp32. ARM's instructions are not counted: not measured here.
     """
-    import torch  # commands that build from a bundle share these options and have none
+    import torch  # commands that build from a bundle share these options and lack torch
 
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -173,7 +176,7 @@ def bf16_is_faster(device: str) -> bool:
 
 
 def parse_numbers(text: str, option: str) -> list[float]:
-    """The numbers of `0,0.5`. Raises UserError for anything else, and for negative ones."""
+    """Parses the numbers of `0,0.5`. Raises UserError for anything else, and for negative ones."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

@@ -41,7 +41,7 @@ from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit their option's line
     "shard": "trajectories a file, of which under torchrun each process collects whole ones (default 256)",
     "threshold": (
         "settle all tokens at least this sure in a step: fewer forwards, for dparallel, which needs the answers alone "
@@ -52,7 +52,7 @@ HELP = {  # of the options whose text is longer than their line
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file's worth of work; `number` determines its seed."""
+    """The work of one file; `number` determines its seed."""
 
     number: int
     task: tasks.Task
@@ -64,16 +64,16 @@ class Shard:
         return f"shard-{self.number:05d}.safetensors"
 
     def seed(self, base: int) -> int:
-        """What it is sampled with in a collection of that seed."""
+        """Returns the sampling seed of this shard in a collection of that seed."""
         return base * 100_003 + self.number
 
     def of(self, asked: Collection[str]) -> Shard:
-        """The shard with those of its problems alone, under the same number and so with the same seed."""
+        """Returns the shard with only these problems, under the same number and so with the same seed."""
         return replace(self, problems=[problem for problem in self.problems if problem.prompt in asked])
 
 
 def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
-    """The shards of a collection: `count` prompts of the training split, spread over the tasks, at each temperature."""
+    """Plans a collection: `count` prompts of the training split, spread over the tasks, at each temperature."""
     shards: list[Shard] = []
     for task in chosen:
         problems = list(task.problems("train", count // len(chosen), seed + 7919))
@@ -84,9 +84,9 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
 
 
 def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec = ONE_A_STEP) -> list[Trajectory]:
-    """Decodes the asked prompts [length]; trajectories in their order, not graded yet.
+    """Decodes the prompts [length]; returns trajectories in their order, not graded yet.
 
-    Where the gate takes several tokens in a step they are numbered from left to right, as if settled one by one.
+    If the gate accepts several tokens in a step, they are numbered from left to right, as if unmasked one by one.
     """
     contract, width = backend.contract, backend.model.config.width
     positions = longest_answer(contract)
@@ -98,7 +98,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
     requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in asked]
     for done in steps(backend, requests, gate=gate):
         for step in done:
-            assert backend.hidden is not None  # the backend was made with keep_hidden
+            assert backend.hidden is not None  # the backend has keep_hidden
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
             start = starts[step.row][step.block]
             for place in np.flatnonzero(step.accepted).tolist():
@@ -111,7 +111,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
 
 
 def block_starts(contract: Contract, prompt: int) -> list[int]:
-    """Where each block begins, counted from the prompt's end: the first one before it if the two share a block."""
+    """Returns where each block begins, relative to the prompt's end: the first before it if the two share a block."""
     begins = block_bounds(contract, prompt, longest_answer(contract))[0][committed_prompt(contract, prompt) :]
     found: list[int] = (np.unique(begins) - prompt).tolist()
     return found
@@ -120,7 +120,7 @@ def block_starts(contract: Contract, prompt: int) -> list[int]:
 def graded(
     found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, contract: Contract
 ) -> list[Trajectory]:
-    """The same trajectories with `right` set by the task's own grading."""
+    """Returns the same trajectories with `right` set by the task's own grading."""
     texts = []
     for trajectory in found:
         ids = trajectory.tokens[: contract.canvas].tolist()
@@ -131,7 +131,7 @@ def graded(
 
 
 def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
-    """The token ids of all different prompts, without those that leave no room for a whole canvas."""
+    """Returns the token ids of all different prompts, without those that leave no room for a whole canvas."""
     different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
     problems = list(different.values())
     ids = ask([problem.prompt for problem in problems])
@@ -140,10 +140,10 @@ def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) ->
 
 
 def gather(args: argparse.Namespace) -> dict[str, int]:
-    """Collects what is missing in `--out`; shards that are there stay. Returns counts: of all, and how many are new.
+    """Collects what is missing in `--out`; existing shards stay. Returns counts: of all trajectories, and of new ones.
 
-    Of several processes each collects shards of its own, which are whole batches with a seed of their own: whoever
-    collects one, it is the same.
+    Each of several processes collects shards of its own. A shard is whole batches with a seed of its own, so the result
+    does not depend on which process collects it.
     """
     saved = open_checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
@@ -176,7 +176,10 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
 
 
 def gate_of(threshold: float | None) -> GateSpec:
-    """One token a step, or every token whose confidence reaches the threshold. Raises UserError outside 0 to 1."""
+    """Returns the gate: one token per step, or every token whose confidence reaches the threshold.
+
+    Raises UserError outside 0 to 1.
+    """
     if threshold is None:
         return ONE_A_STEP
     if not 0 < threshold <= 1:
@@ -187,7 +190,7 @@ def gate_of(threshold: float | None) -> GateSpec:
 def answered(
     backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
 ) -> list[Trajectory]:
-    """Trajectories of prompts in their order, `batch` decoded at a time."""
+    """Returns trajectories of prompts in their order, `batch` decoded at a time."""
     asked = [np.array(ids, np.int64) for ids in encoded]
     return [
         found for first in range(0, len(asked), batch) for found in collect(backend, asked[first : first + batch], gate)
@@ -195,7 +198,7 @@ def answered(
 
 
 def collection_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
-    """What a collection is made with: another teacher, task or option gives other trajectories."""
+    """Returns the settings of a collection: another teacher, task or option gives other trajectories."""
     overrides = overrides_of(args)
     settings: dict[str, object] = {
         "ckpt_sha256": open_checkpoint.fingerprint(args.ckpt, overrides),
@@ -219,13 +222,13 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
 
 
 def check_teacher(contract: Contract) -> None:
-    """Raises UserError for a teacher that fills no blocks, as an autoregressive one."""
+    """Raises UserError for a teacher that does not fill blocks, such as an autoregressive one."""
     if contract.autoregressive:
         raise UserError("the teacher decodes token by token and has no states between; give a masked-diffusion one")
 
 
 def same_settings(path: Path, settings: dict[str, object]) -> None:
-    """Writes the settings of a collection, or refuses to add to one made with others."""
+    """Writes the settings of a collection; raises UserError if the folder was collected with others."""
     text = json.dumps(settings, indent=1)
     try:
         other = path.exists() and path.read_text(encoding="utf-8") != text
@@ -254,7 +257,7 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = command_parser("train.collect", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
     add_directory_options(p)
     return p
@@ -266,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Collects and says how many."""
+    """Collects and prints the counts."""
     with distributed.joined(args.device):
         settle_bf16(args)
         report = gather(args)

@@ -1,4 +1,4 @@
-"""What `train.distill --out` names: a student.pt, a Hugging Face directory, or with --lora-rank an adapter's."""
+"""Handles `train.distill --out`: a student.pt, a Hugging Face directory, or with --lora-rank an adapter's directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a student goes, and what it was trained from: `teacher`, read with `overrides`, whole or by `low_rank`."""
+    """The destination of a student and its origin: `teacher`, read with `overrides`, trained whole or by `low_rank`."""
 
     path: Path
     teacher: Path
@@ -34,7 +34,7 @@ class Output:
     dtype: torch.dtype
 
     def check(self, student: Checkpoint) -> None:
-        """Raises UserError where the student could not be written, before it is trained."""
+        """Raises UserError if the student cannot be written, before it is trained."""
         if files.real_path(self.path) == files.real_path(self.teacher):
             raise UserError(f"--out {self.path} is the teacher; give the student a path of its own")
         if self.path.suffix == ".pt":
@@ -61,9 +61,9 @@ class Output:
             )
 
     def write(self, student: Checkpoint, trained: dict[str, Tensor]) -> None:
-        """Writes what `trained` makes of the student: all of its weights, or its adapter's parameters.
+        """Writes the student that `trained` makes: all of its weights, or its adapter's parameters.
 
-        Whatever stood at the path stays whole until the new is. Raises UserError where it cannot be written.
+        What is at the path stays whole until the new one is complete. Raises UserError if it cannot be written.
         """
         if self.path.suffix != ".pt" and self.low_rank is not None:
             return directory_writer.replace_folder(
@@ -80,7 +80,7 @@ class Output:
         )
 
     def _write_adapter(self, folder: Path, student: Checkpoint, trained: dict[str, Tensor]) -> None:
-        assert self.low_rank is not None  # by whom it is called
+        assert self.low_rank is not None  # guaranteed by the caller
         family = read_settings(self.teacher, self.overrides).family
         names = stored_names(self.teacher, family.renames)
         peft_merge.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)

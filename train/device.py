@@ -1,4 +1,4 @@
-"""Moves what the host prepares to the device of the model: a batch's tensors, and the places of the rows it selects."""
+"""Moves what the host prepares to the model's device: a batch's tensors, and the indices of the rows it selects."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def send(value: Tensor, device: torch.device) -> Tensor:
-    """Returns the tensor on that device, itself where it is there already.
+    """Returns the tensor on that device, or itself if it is there already.
 
-    To a GPU it goes through pinned memory: from pageable memory the copy waits until the GPU has done all that is
-    queued, and the host with it. The pinned copy stays untouched, so that nothing has to wait for it.
+    To a GPU it goes through pinned memory: a copy from pageable memory blocks the host until the GPU has finished all
+    queued work. The pinned copy is never changed, so nothing has to wait for it.
     """
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()
@@ -18,7 +18,7 @@ def send(value: Tensor, device: torch.device) -> Tensor:
 
 
 def select(rows: Tensor, mask: Tensor) -> Tensor:
-    """Returns `rows[mask]`, [n, ...], of a mask that lies on the host: a mask on a GPU would have to be waited for.
+    """Returns `rows[mask]`, [n, ...], for a mask on the host: a mask on a GPU would force a wait.
 
     rows [batch, width, ...]; mask bool [batch, width].
     """

@@ -47,10 +47,10 @@ from .trainer import resume, run_fingerprint
 from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
 from .transformer.compiled import CompiledForward
 
-OWN = ("--attention",)  # here it is the student's
+OWN = ("--attention",)  # in this command it is the student's
 LAYOUT = ("alignment", "block", "canvas")
 SHARED = ("mask_id", "eos_ids", "pad_id", *LAYOUT)
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit their option's line
     "teacher": "a .pt file or Hugging Face directory; the student starts from it too",
     "student": (
         "where the student starts instead, as one of another size does, with the teacher's vocabulary and blocks; or "
@@ -70,9 +70,9 @@ HELP = {  # of the options whose text is longer than their line
 
 
 def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
-    """A loss and, `share` times, the next-token loss: without it a small student forgets arithmetic (LOG.md).
+    """Returns a loss plus `share` times the next-token loss: without it a small student forgets arithmetic (LOG.md).
 
-    same: whether both are of the same examples, whose tokens count once.
+    same: whether both are of the same examples, whose tokens then count once.
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -85,7 +85,7 @@ def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
 
 
 def distill(args: argparse.Namespace) -> Fitted:
-    """Trains and writes `--out`. Raises UserError for inputs that do not fit together."""
+    """Trains and writes `--out`. Raises UserError if the inputs do not fit together."""
     distributed.check(args.batch, args.compile, args.optimizer)
     settle_bf16(args)
     low_rank = peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
@@ -93,12 +93,12 @@ def distill(args: argparse.Namespace) -> Fitted:
     method, values = table.choose_method(args.method, args.attention, given)
     plan = method.plan(values)
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
-    alike = Overrides(template_args=args.template_args)  # all else a student of its own says itself
+    alike = Overrides(template_args=args.template_args)  # a separate student's own file gives all else
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
     own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # another's confidences are not its own
     how_decoded = replace(start.decoding, attention=args.attention, modes=modes, **own)
-    if contract_of(start).autoregressive:  # it has no blocks of its own
+    if contract_of(start).autoregressive:  # it has no block size of its own
         how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})
     student = replace(start, decoding=how_decoded)
     check(args, saved, student)
@@ -115,7 +115,7 @@ def distill(args: argparse.Namespace) -> Fitted:
         loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
-    # With the values of the method's own options: a default is no other than the same value given by name.
+    # With the values of the method's own options: a default counts as the same value given by name.
     identity = run_fingerprint.of_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.on_first(lambda: output.write(student, fitted.weights))
@@ -124,7 +124,7 @@ def distill(args: argparse.Namespace) -> Fitted:
 
 
 def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
-    """The student built, with its adapter where it trains one, and the teacher for those methods that ask for it."""
+    """Builds the student, with its adapter if it trains one, and the teacher for the methods that need it."""
     model, low_rank = student.build().train(), peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
     if low_rank is not None:
         peft_train.inject(model, low_rank, args.seed)
@@ -132,7 +132,7 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
     model.dropout = args.dropout
 
     def teacher() -> Teacher:
-        # A student that starts from its teacher and trains an adapter alone has the teacher in it already.
+        # A student that starts from its teacher and trains an adapter alone already contains the teacher.
         own = low_rank is not None and args.student is None
         return Teacher(model if own else distributed.place_frozen(saved.build(), args.device), contract_of(saved), own)
 
@@ -141,7 +141,7 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
 
 
 def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> None:
-    """Raises UserError where the student cannot learn from this teacher as it is asked to."""
+    """Raises UserError if the student cannot learn from this teacher with these options."""
     if not 0 <= args.next_token < math.inf:
         raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
     if args.next_token and not student.decoding.shift:
@@ -171,7 +171,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
 
 
 def check_blocks(method: str, teacher: Contract) -> None:
-    """Raises UserError for a teacher that a method cannot ask for a masked block."""
+    """Raises UserError for a teacher that cannot predict a masked block for a method that needs it."""
     if teacher.autoregressive:
         raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
     if teacher.seeded and not table.METHODS[method].from_trajectories:
@@ -182,14 +182,14 @@ def check_blocks(method: str, teacher: Contract) -> None:
 
 
 def shared(saved: Checkpoint) -> dict[str, Any]:
-    """What a student and a teacher of another size must have in common: their tokens, and where blocks lie."""
+    """Returns what a student and a teacher of another size must share: their tokens and the layout of blocks."""
     values = {name: getattr(saved.decoding, name) for name in SHARED}
     words = saved.read_tokenizer().get_vocab(with_added_tokens=True)
     return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
 
 
 def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> list[Trajectory]:
-    """The trajectories to learn from. Raises UserError where there are none, or they are not this teacher's."""
+    """Returns the trajectories to learn from. Raises UserError if there are none, or they are not this teacher's."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
         args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
@@ -208,7 +208,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
 
 
 def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
-    """The examples of the denoising term, their prompts encoded as the model meets them."""
+    """Returns the examples of the denoising term, their prompts encoded as at inference."""
     chosen, decoding = tasks.choose_tasks(args.task, args.data), saved.decoding
     longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
     bounds = (longest, decoding.canvas, ask)
@@ -236,7 +236,7 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = command_parser("train.distill", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
     table.add_own_options(p)
     add_directory_options(p, OWN)
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Distils and says what was written."""
+    """Distils and prints what was written."""
     return run_training(lambda: distill(args), args.out, args.device, args.tensorboard, args.json)
 
 

@@ -1,8 +1,8 @@
-"""Several processes that train as one: torchrun's variables, and what each process has of model, batch and sums.
+"""Several processes that train as one: torchrun's variables, and each process's part of model, batch and sums.
 
-Alone, without torchrun, every function gives back what it was given, and nothing of torch.distributed is started.
+Without torchrun every function returns its input unchanged, and nothing of torch.distributed is started.
 Models are sharded by FSDP2's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277). Gradients are added up, not averaged:
-each process computes its own part of one loss, so the parts may be of different numbers of tokens.
+each process computes its own part of one loss, so the parts may be over different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from .host_memory import bound_kernel_caches
 from .torch_backend import limit_threads
 from .transformer.network import Transformer
 
-PATIENCE = 5.0  # seconds that the first process has to tell a mistake that all of them found
-LONGEST = timedelta(days=1)  # that one may wait for the others: of a collection, for a whole shard of answers
+PATIENCE = 5.0  # seconds that the first process has to report a mistake that all of them found
+LONGEST = timedelta(days=1)  # the longest wait for the other processes: in a collection, for a whole shard of answers
 Rows = TypeVar("Rows", Tensor, Sequence[Any])
 
 
 def size() -> int:
-    """How many processes there are."""
+    """Returns the number of processes."""
     return dist.get_world_size() if _together() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Returns the index of this process, from 0."""
     return dist.get_rank() if _together() else 0
 
 
 def run(command: Callable[[], int]) -> int:
-    """The exit code of a command, as `runtime.cli.run` gives it; of several processes the first alone speaks.
+    """Returns the exit code of a command, as `runtime.cli.run` does; of several processes only the first one prints.
 
-    Another one is heard where the first has not ended all of them by then: torchrun does, when one of them ends.
+    Another process prints its error if the first has not ended all of them by then: torchrun ends all when one ends.
     """
     limit_threads()
     bound_kernel_caches()
@@ -70,9 +70,9 @@ def run(command: Callable[[], int]) -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """The group of all of torchrun's processes, where there are several: NCCL on GPUs, one for each, otherwise gloo.
+    """Joins all of torchrun's processes in a group, if there are several: NCCL on GPUs, one each, otherwise gloo.
 
-    Raises UserError where there is no such device.
+    Raises UserError if there is no such device.
     """
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -88,13 +88,13 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group("nccl", timeout=LONGEST, device_id=torch.device("cuda", _asked("LOCAL_RANK")))
     else:
         dist.init_process_group("gloo", timeout=LONGEST)
-    yield  # after an error there is no leaving in order: the others are in the middle of something
-    dist.barrier()  # none takes the group away while another is still in it
+    yield  # after an error no orderly leave is possible: the others are still working
+    dist.barrier()  # no process destroys the group while another still uses it
     dist.destroy_process_group()
 
 
 def check(batch: int, compiled: bool, optimizer: str) -> None:
-    """Raises UserError for options that several processes cannot have."""
+    """Raises UserError for options that do not work with several processes."""
     if size() > 1 and batch % size():
         raise UserError(f"--batch is {batch} for {size()} processes; expected a multiple of their number")
     if size() > 1 and compiled:
@@ -104,7 +104,7 @@ def check(batch: int, compiled: bool, optimizer: str) -> None:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raises UserError where the processes have not the same plain values, as of files on different machines."""
+    """Raises UserError if the processes do not have the same plain values, as with files on different machines."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
     ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
     if (total(ours) != ours * size()).any().item():
@@ -113,9 +113,9 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def place(model: Transformer, device: str) -> Transformer:
-    """The model on its device in place, its parameters sharded by their rows over all processes, layer by layer.
+    """Moves the model to its device in place, its parameters sharded by rows over all processes, layer by layer.
 
-    Embedding and head stay whole from a forward until the next backward, since `Model.logits` is called in between.
+    Embedding and head stay whole from a forward pass to the next backward pass: `Model.logits` is called in between.
     """
     if size() > 1:
         return _sharded(model, device)
@@ -126,7 +126,7 @@ def place(model: Transformer, device: str) -> Transformer:
 
 
 def place_frozen(model: Transformer, device: str) -> Transformer:
-    """The same for a model that never learns; its embedding and head are whole from now on."""
+    """Does the same for a model that is never trained; its embedding and head are whole from now on."""
     placed: Any = place(model, device)
     if size() > 1:
         with torch.no_grad():
@@ -135,12 +135,12 @@ def place_frozen(model: Transformer, device: str) -> Transformer:
 
 
 def mine(rows: Rows) -> Rows:
-    """Of a whole batch's rows those of this process: every n-th of n processes, so that lengths are alike."""
+    """Returns this process's rows of a whole batch: every n-th of n processes, so that lengths are alike."""
     return rows[rank() :: size()]
 
 
 def part(mean: Tensor, weight: Tensor | int) -> Tensor:
-    """Of a mean over this process's weights, its part of the mean over all processes' weights."""
+    """Scales a mean over this process's weights to its part of the mean over all processes' weights."""
     if size() == 1:
         return mean
     here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
@@ -148,14 +148,14 @@ def part(mean: Tensor, weight: Tensor | int) -> Tensor:
 
 
 def mean(flags: Tensor) -> float:
-    """This process's part of the share of all processes' flags that are set; not a number where there are none."""
+    """Returns this process's part of the share of all processes' flags that are set; NaN without flags."""
     if size() == 1:
         return flags.float().mean().item()
     return (flags.sum() / total(torch.tensor(float(flags.numel())))).item()
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over all processes, without gradients."""
+    """Returns the sum over all processes, without gradients."""
     if size() == 1:
         return value.detach()
     added = value.detach().to(_where(), copy=True)
@@ -164,22 +164,22 @@ def total(value: Tensor) -> Tensor:
 
 
 def add_up(parts: Mapping[str, float]) -> dict[str, float]:
-    """Figures of which each process has a part."""
+    """Sums figures of which each process has a part."""
     added = total(torch.tensor(list(parts.values()), dtype=torch.float64))
     return dict(zip(parts, added.tolist(), strict=True))
 
 
 def own(parameter: nn.Parameter) -> nn.Parameter:
-    """What this process has of a parameter: itself, or where it is sharded a plain one over the same memory."""
+    """Returns this process's part of a parameter: itself, or a plain one over the same memory if it is sharded."""
     return nn.Parameter(_local(parameter)) if size() > 1 else parameter
 
 
 def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
-    """Gives what `own` made of sharded parameters their gradients, which are summed over the processes by then."""
+    """Sets the gradients of what `own` made of sharded parameters; they are summed over the processes by then."""
     if size() == 1:
         return
     for name, parameter in learned.items():
-        # FSDP may have moved a shard when it padded it, at the first forward.
+        # FSDP may have moved a shard when it padded it, at the first forward pass.
         owned[name].data = _local(parameter)
         owned[name].grad = None if parameter.grad is None else _local(parameter.grad)
         parameter.grad = None
@@ -196,7 +196,7 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
 
 
 def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of tensors that are sharded as `learned` is, whole ones in the first process's memory; nothing in the others'."""
+    """Gathers tensors sharded as `learned` is: whole ones in the first process's memory, nothing in the others'."""
     if size() == 1:
         return {name: tensor.cpu() for name, tensor in owned.items()}
     from torch.distributed.tensor import DTensor
@@ -214,18 +214,18 @@ def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> d
 
 
 def rows_of(length: int) -> slice:
-    """Which of a sharded parameter's rows this process has, as torch.chunk divides them."""
+    """Returns this process's rows of a sharded parameter, as torch.chunk divides them."""
     each = -(-length // size())
     return slice(min(rank() * each, length), min((rank() + 1) * each, length))
 
 
 def on_first(act: Callable[[], object]) -> None:
-    """Does something in the first process, while the others wait. Raises in all of them where it cannot be done."""
+    """Calls `act` in the first process while the others wait; its UserError raises UserError in all of them."""
     agreed(act if rank() == 0 else lambda: None)
 
 
 def agreed(act: Callable[[], object]) -> None:
-    """Does something in every process. Raises in all of them where one of them has a mistake to tell."""
+    """Calls `act` in every process; a UserError in one of them raises UserError in all."""
     error = None
     try:
         act()
@@ -249,12 +249,12 @@ def _sharded(model: Transformer, device: str) -> Transformer:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
     return model
 
 
 def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a forward on the device of its weights."""
+    """Returns the inputs of a forward pass on the device of its weights."""
     device = next(model.parameters()).device
 
     def move(value: Any) -> Any:
@@ -268,7 +268,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _where() -> str:
-    """The device that the group sums on."""
+    """Returns the device that the group sums on."""
     return "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
 
 
@@ -277,13 +277,13 @@ def _together() -> bool:
 
 
 def _asked(name: str, otherwise: int = 0) -> int:
-    """What torchrun says of this process, where it started it."""
+    """Returns a variable that torchrun set for this process, if it started it."""
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     return int(os.environ.get(name, otherwise)) if started else otherwise
 
 
 def _as_device_error(command: Callable[[], int]) -> int:
-    """The command's code; a GPU whose memory is full and a group that another process has left are told in one line."""
+    """Returns the command's code; reports a full GPU memory, and a group that another process left, in one line."""
     try:
         return command()
     except torch.OutOfMemoryError as error:

@@ -43,7 +43,7 @@ SPLIT_HELP = (
 
 
 def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
-    """The task and its problems. Raises UserError for more than one task."""
+    """Returns the task and its problems. Raises UserError for more than one task."""
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
     task, *others = tasks.choose_tasks(args.task, args.data)
@@ -56,7 +56,7 @@ def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
 
 
 def assess(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates as the command line says and returns the report."""
+    """Evaluates by the command line's options and returns the report."""
     if args.out:
         check_file(args.out)
     other = read_evaluation(args.against) if args.against else None
@@ -99,26 +99,26 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_of(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What was evaluated, and how. asked: task, split and seed of the problems."""
+    """Returns what was evaluated, and how. asked: task, split and seed of the problems."""
     model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
     return {**model, "commit": "fused", **asked, "bf16": bool(args.bf16)}
 
 
 def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
-    """Wrong answers with the right ones, on stderr."""
+    """Prints wrong answers next to the right ones, to stderr."""
     for problem, text, right in zip(problems, found.texts, found.right, strict=True):
         if not right:
             print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
 
 
 def worst_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """The worst groups of a report, in one line."""
+    """Returns the worst groups of a report, in one line."""
     shown = [f"{name} {each['right']} of {each['problems']}" for name, each in list(groups.items())[:GROUPS_SHOWN]]
     return ", ".join([*shown, *["…"] * (len(groups) > GROUPS_SHOWN)])
 
 
 def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], left_out: list[int]) -> None:
-    """Raises UserError if a report is of other problems than this run; `valid_surface` has those of `valid`."""
+    """Raises UserError unless a report is of the same problems as this run; `valid_surface` has those of `valid`."""
     theirs, ours = [other[name] for name in where], list(where.values())
     plain = [[str(value).removesuffix("_surface") for value in values] for values in (theirs, ours)]
     if plain[0] != plain[1] or other["left_out"] != left_out:
@@ -127,7 +127,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
 
 
 def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
-    """This run against an earlier `--out` on the same problems: paired difference of accuracies, ratio of forwards."""
+    """Compares this run with an earlier `--out` on the same problems: paired accuracy difference, ratio of passes."""
     theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {
@@ -154,7 +154,7 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = command_parser("train.evaluate", (__doc__ or "").splitlines()[0])
     add_model_options(p)
     add_options(p, OPTIONS)

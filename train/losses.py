@@ -2,8 +2,8 @@
 
 Sources: `distillation`, `consistency`, `denoising` of CDLM (arXiv 2511.19269), where q(.|y) is the student on a state y
 of a trajectory; `tempered_distillation` of CD4LM (arXiv 2601.02236); `uncertainty` of dParallel (arXiv 2509.26488).
-Scores are fp32 logits without the mask token, as `barred` gives them. Of several processes each gets its part of a mean
-over the positions of all (`parallel.part`).
+Scores are fp32 logits without the mask token, as `barred` gives them. With several processes each gets its part of a
+mean over the positions of all (`distributed.part`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from .device import send
 
 
 def forward_kl(target: Tensor, student: Tensor) -> Tensor:
-    """KL(target || student) of log-probabilities [n, vocab], in nats, [n]. Gradients flow into both."""
+    """Returns KL(target || student) of log-probabilities [n, vocab], in nats, [n]. Gradients flow into both."""
     return F.kl_div(student, target, reduction="none", log_target=True).sum(-1)
 
 
 def distillation(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean KL(teacher || student) over the positions newly unmasked between y and y*; 0 where there is none.
+    """Returns mean KL(teacher || student) over the positions newly unmasked between y and y*; 0 if there are none.
 
-    teacher [n, vocab]: log-probabilities at the moment each token was finalised, a constant; student [n, vocab]: at y.
+    teacher [n, vocab]: log-probabilities when each token was unmasked, a constant; student [n, vocab]: at y.
     """
     return _mean(forward_kl(teacher.detach(), student))
 
 
 def consistency(later: Tensor, earlier: Tensor) -> Tensor:
-    """Mean KL(stopgrad q(.|y*) || q(.|y)), each [n, vocab], over positions masked in both states; 0 without any."""
+    """Returns mean KL(stopgrad q(.|y*) || q(.|y)), each [n, vocab], over positions masked in both; 0 without any."""
     return _mean(forward_kl(later.detach(), earlier))
 
 
 def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean cross-entropy on masked ground truth.
+    """Returns the weighted mean cross-entropy on masked ground truth.
 
     student [n, vocab]: log-probabilities; target int64 [n]; weight [n].
     """
@@ -43,7 +43,7 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
-    """T² times the weighted mean of KL(softmax(teacher / T) || softmax(student / T)), T the temperature.
+    """Returns T² times the weighted mean of KL(softmax(teacher / T) || softmax(student / T)), T the temperature.
 
     teacher, student [n, vocab]: scores, the teacher's a constant; weight [n]. T² keeps the gradient's size (Hinton et
     al. 2015, arXiv 1503.02531).
@@ -54,9 +54,9 @@ def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, 
 
 
 def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
-    """Weighted mean entropy in nats of softmax(student / T), over the positions whose best token is already right.
+    """Returns the weighted mean entropy of softmax(student / T), in nats, where the top-1 token is already right.
 
-    student [n, vocab]: scores; target int64 [n]; weight [n]. 0 where no position is right: a wrong answer must not
+    student [n, vocab]: scores; target int64 [n]; weight [n]. 0 if no position is right: a wrong answer must not
     grow certain.
     """
     right = student.argmax(-1) == send(target, student.device)
@@ -74,12 +74,12 @@ def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
 
 
 def barred(logits: Tensor, mask_id: int) -> Tensor:
-    """fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
+    """Returns fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
     # Finite: -inf times a probability of 0 is NaN in a KL and in an entropy.
     bar = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
     return logits.float() + send(bar, logits.device)
 
 
 def log_probs(logits: Tensor, mask_id: int) -> Tensor:
-    """fp32 log-softmax [n, vocab] of the scores that `barred` gives."""
+    """Returns the fp32 log-softmax [n, vocab] of the scores that `barred` gives."""
     return torch.log_softmax(barred(logits, mask_id), dim=-1)

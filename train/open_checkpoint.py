@@ -16,14 +16,14 @@ from .storage import student_pt
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
-    """Reads a checkpoint: a file of train.*, or a Hugging Face directory, of which `overrides` may know better.
+    """Reads a checkpoint: a file of train.*, or a Hugging Face directory, whose values `overrides` may replace.
 
     Raises UserError, in one line, for anything that is not one.
     """
     if path.is_dir():
         saved = reader.load_directory(path, overrides or Overrides())
     else:
-        if path.is_file():  # what is missing is refused as missing
+        if path.is_file():  # a missing path is reported as missing
             _refuse(overrides, path)
         saved = student_pt.read(path)
     if overrides is None or not overrides.template_args:
@@ -32,7 +32,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:
-    """Raises UserError if something was given that a student.pt says itself."""
+    """Raises UserError for overrides of what a student.pt stores itself."""
     names = (name for name in Overrides.__slots__ if name != "template_args")
     if given := [name for name in names if getattr(overrides, name, None) is not None]:
         option = f"--{given[0].replace('_', '-')}"
@@ -40,7 +40,7 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
-    """Returns what tells a checkpoint from another: a file's sha256, or one over all that is read of a directory."""
+    """Returns the fingerprint of a checkpoint: a file's sha256, or one over all that is read of a directory."""
     if path.is_dir():
         return reader.fingerprint(path, overrides.adapter if overrides else None)
     return sha256(path)

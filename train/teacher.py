@@ -39,8 +39,8 @@ CAUSAL_EVERY = 2  # updates
 LAYERS = 6
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
-TEACHER_GATE = CAUSAL_GATE  # one token a step, as trajectories are collected
-HELP = {  # of the options whose text is longer than their line
+TEACHER_GATE = CAUSAL_GATE  # one token per step, as trajectories are collected
+HELP = {  # help texts that do not fit their option's line
     "shift": "row i predicts position i + 1, as in the autoregressive model that --init comes from (default on)",
     "causal-every": (
         "masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
@@ -58,7 +58,7 @@ HELP = {  # of the options whose text is longer than their line
 
 
 def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
-    """Masked-denoising cross-entropy: some rows masked uniformly, the others as block-wise decoding does."""
+    """Returns the masked-denoising loss: some rows masked uniformly, the others as in block-wise decoding."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
@@ -75,7 +75,7 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
         target, weight = send(laid.ids[decided], logits.device), send(weight, logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
         right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
-        # a small batch may draw no mask at all
+        # a small batch may have no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
         return distributed.part(mean, weight.sum()), {"masked": right, TOKENS: count_tokens(distributed.mine(examples))}
 
@@ -83,10 +83,10 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
 
 
 def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -> Loss:
-    """The masked loss; every `every`-th step instead what a causal mask teaches of whole answers in one forward.
+    """Returns the masked loss, replaced in every `every`-th step by two losses under a causal mask.
 
-    That is the next token, which keeps what the model could do, and all blocks of an answer at once: a bidirectional
-    forward teaches one block alone, since the later ones have to be masked.
+    These are the next token, which keeps what the model could do, and all blocks of an answer in one forward pass: a
+    bidirectional pass teaches only one block, since the later ones have to be masked.
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -100,7 +100,7 @@ def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -
 
 
 def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
-    """Masked-denoising cross-entropy of all blocks of each answer under the block-causal mask."""
+    """Returns the masked-denoising loss of all blocks of each answer under the block-causal mask."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
@@ -111,9 +111,9 @@ def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
 
 
 def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
-    """Where training starts, decoded as the command line says: `--init`, or an untrained model of the asked size.
+    """Returns the start of training, decoded as the options say: `--init`, or an untrained model of the given size.
 
-    An untrained one has a tokenizer learnt from the tasks' training split.
+    An untrained one gets a tokenizer trained on the tasks' training split.
     """
     if args.init:
         saved = open_checkpoint.load(args.init)
@@ -130,7 +130,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
 
 
 def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer) -> checkpoint.Decoding:
-    """An autoregressive model is block-causal with blocks of one, each predicted by the token before it."""
+    """Returns how the model decodes; an autoregressive one in blocks of one, each predicted by the token before it."""
     causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
@@ -147,9 +147,9 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
 
 
 def causal_every(args: argparse.Namespace) -> int:
-    """Every how many updates the masked objective learns under causal masks, 0 for never; see `--causal-every`.
+    """Returns every how many updates the masked objective learns under causal masks, 0 for never; see `--causal-every`.
 
-    Raises UserError where that would train each row for two different tokens by turns.
+    Raises UserError if that would train each row for two different tokens by turns.
     """
     every: int = args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift else 0
     if every < 0:
@@ -164,7 +164,7 @@ def causal_every(args: argparse.Namespace) -> int:
 def loss_of(
     args: argparse.Namespace, start: checkpoint.Checkpoint, model: Transformer, forward: torch.nn.Module, stream: Stream
 ) -> Loss:
-    """The loss that `--objective` and `--causal-every` ask for."""
+    """Returns the loss for `--objective` and `--causal-every`."""
     decoding, every = start.decoding, causal_every(args)
     next_token = next_token_loss(model, forward, stream, decoding.pad_id)
     if args.objective == "causal":
@@ -233,7 +233,7 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     return command_parser("train.teacher", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
 
 
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Trains and says what was written."""
+    """Trains and prints what was written."""
     return run_training(lambda: train(args), args.out, args.device, args.tensorboard, args.json)
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch backend: batched, the reference for every engine; it may draw at a temperature and keep hidden states."""
+"""The PyTorch backend: batched, the reference for every engine; it can sample tokens and keep hidden states."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .checkpoint import Checkpoint
 from .transformer.network import Transformer
 
 COPIES = 64  # of a sequence, each with a KV cache of its own
-LITTLE = 6_000_000  # parameters; of 2.7 M one thread is as fast as two or faster, of 9.7 M slower in wide passes
+LITTLE = 6_000_000  # parameters; at 2.7 M one thread is as fast as two or faster, at 9.7 M slower in wide passes
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
-    """The contract of a checkpoint decoded in PyTorch, its capacity the model's whole context.
+    """Returns the contract of a checkpoint decoded in PyTorch; the KV-cache capacity is the model's whole context.
 
     Its vocabulary ends with the tokenizer's, which may be before the embedding's: ids behind it are never proposed.
     top_k: how many of the most likely tokens a forward gives where it is asked for them; candidates: of how many tokens
@@ -57,11 +57,12 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidat
 
 
 def limit_threads(threads: int | None = None, parameters: int | None = None) -> None:
-    """Gives PyTorch so many threads. By default its own choice, which ignores CPU quotas, but at most `physical_cores`,
-    unless the user set OMP_NUM_THREADS.
+    """Sets PyTorch's number of threads; by default its own choice, but at most `physical_cores`.
 
-    parameters: of a model that decodes one sequence at a time, where a little one gets 1: its products are over before
-    a second thread has woken, and a thread that waits spins in the way of an engine's.
+    PyTorch's own choice ignores CPU quotas. The default is left alone if the user set OMP_NUM_THREADS.
+
+    parameters: of a model that decodes one sequence at a time; a small one gets 1 thread: its products are over before
+    a second thread has woken, and a waiting thread spins and slows an engine's threads.
     """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         most = 1 if parameters is not None and parameters < LITTLE else physical_cores()
@@ -69,16 +70,16 @@ def limit_threads(threads: int | None = None, parameters: int | None = None) -> 
 
 
 class StaticCache:
-    """Zeroed keys and values of all layers; a forward's are written behind each row's committed length."""
+    """A KV cache: zeroed keys and values of all layers; a forward pass writes after each row's committed length."""
 
     def __init__(
         self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> None:
-        # Rows at different lengths share a width, so a short need of one may reach two blocks behind its own end.
+        # Rows of different lengths share a width, so a row may be written up to two blocks after its own end.
         shape = (batch, contract.kv_heads, capacity + 2 * contract.block, contract.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
-        self.past = torch.zeros(batch, dtype=torch.int64)  # on the host, which asks it at every layer
+        self.past = torch.zeros(batch, dtype=torch.int64)  # on the host, which reads it at every layer
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Writes [batch, kv_heads, width, head_dim] and returns all up to the furthest row's end."""
@@ -92,7 +93,7 @@ class StaticCache:
             places = (self.past[:, None] + torch.arange(width)).to(key.device)  # [batch, width]
             keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
             values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
-            # A row behind which the others' ends lie attends there with weights of 0, and 0 times a NaN is NaN.
+            # Where other rows are longer, a row attends with weights of 0, and 0 times a NaN is NaN.
             stale = torch.arange(first + width, last + width) >= self.past[:, None] + width  # [batch, last - first]
             for part in (keys, values):
                 part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None].to(part.device), 0)
@@ -105,14 +106,14 @@ class StaticCache:
 
 
 class TorchBackend:
-    """A model behind the backend protocol; see `runtime.backend`.
+    """A model as a decoding backend; see `runtime.backend`.
 
-    temperature and seed: above 0, tokens of all rows are drawn from softmax(logits / temperature) over the whole
-    vocabulary, one after the other from one generator, and their confidence is their probability at temperature 1, as
-    with the host's samples for a request (`runtime.decoding.sampling`), from the contract's `top_k` tokens.
-    keep_hidden: `hidden` then holds the last forward's states of the asked rows, fp32 [batch, n, width] on the host.
-    bf16: autocast, faster where the processor has it, not exact. barred: ids never proposed, those below the contract's
-    vocabulary that the tokenizer lacks.
+    temperature and seed: above 0, tokens of all rows are sampled from softmax(logits / temperature) over the whole
+    vocabulary, one after the other from one generator. Their confidence is their probability at temperature 1, as with
+    the host's samples for a request (`runtime.decoding.sampling`), which are from the contract's `top_k` tokens.
+    keep_hidden: `hidden` then has the last forward pass's states of the logits rows, fp32 [batch, n, width], on the
+    host. bf16: autocast, faster if the processor has it, not exact. barred: ids never proposed, those below the
+    contract's vocabulary that the tokenizer lacks.
     """
 
     name = "torch"
@@ -131,7 +132,7 @@ class TorchBackend:
         self.model, self.contract, self.bf16 = model.eval(), contract, bf16
         self.temperature, self.keep_hidden = temperature, keep_hidden
         self.device = next(model.parameters()).device
-        if self.device.type == "meta":  # a model of shapes alone, whose logits come from elsewhere
+        if self.device.type == "meta":  # a model without values, whose logits come from elsewhere
             self.device = torch.device("cpu")
         self.barred = torch.tensor([contract.mask_id, *barred]).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)

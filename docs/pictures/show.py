@@ -1,10 +1,10 @@
-"""Draws show.svg, a moving picture of blocks unmasking, from a recorded `--show`: python docs/pictures/show.py
+"""Makes show.svg, a moving picture of blocks unmasking, from a recorded `--show`: python docs/pictures/show.py
 
 The record show.txt is what this writes to stderr, run in the repository's root:
 
     blockstep generate samples/student.bundle "$(cat samples/prompt_math.txt)" --show 2> docs/pictures/show.txt
 
-A masked position is drawn as ░. The same record gives the same picture, byte for byte.
+A masked position is shown as ░. The same record gives the same picture, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 LINE = re.compile(r"step (\d+)  block (\d+)  \|(.*)\|  \+(\d+) tokens")
 MASK, NEWLINE = "░", "⏎"
-COLUMNS, BLOCK = 60, 16  # characters per line; positions of a block
+COLUMNS, BLOCK = 60, 16  # characters per line; positions per block
 SECONDS, HOLD = 0.9, 3.0  # of a frame, and of the last one
 CHARACTER, HEIGHT, LEFT, TOP = 10.8, 26, 24, 62  # of a monospaced glyph at 18 px, in px
 FINISHED, ACCEPTED, MASKED, CAPTION = "#c9d1d9", "#3fb950", "#6e7681", "#8b949e"
@@ -29,7 +29,7 @@ Glyph = tuple[str, str]  # a character and its color
 
 @dataclass(frozen=True)
 class Frame:
-    """One state of the answer: its glyphs, and what the caption says."""
+    """Holds one state of the answer: its glyphs, and the caption."""
 
     glyphs: tuple[Glyph, ...]
     caption: str
@@ -126,7 +126,7 @@ def draw(frames: list[Frame]) -> str:
 
 
 def main() -> int:
-    """Writes show.svg next to the record, or where the first argument says."""
+    """Writes show.svg next to the record, or to the path in the first argument."""
     lines = (HERE / "show.txt").read_text(encoding="utf-8").splitlines()
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "show.svg"
     out.write_text(draw(list(read_frames(lines))), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""The step graph: traced from a checkpoint, written in a dialect."""
+"""Traces the step graph from a checkpoint and writes it in a dialect."""

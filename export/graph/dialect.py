@@ -1,4 +1,4 @@
-"""What differs between the runtimes that a step graph is written for, as a value: the graph never asks which it has."""
+"""Describes, as one value, what differs between the runtimes that a step graph is written for."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Cache = tuple[Tensor, Tensor]  # keys and values of a layer, each [batch, kv_hea
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the tokens of a forward lie and what they see.
+    """Holds the positions of a forward pass's tokens and what they attend to.
 
-    past_length int64 [batch]; width: tokens of the forward; length: positions of the cache, None without one; visible
-    int64 [batch, width], None with `full` attention; cos, sin fp32 [capacity, head_dim / 2], the rotary tables of all
-    positions; dtype: of heads and cache.
+    past_length int64 [batch]; width: tokens of the forward pass; length: positions of the KV cache, None without one;
+    visible int64 [batch, width], None with `full` attention; cos, sin fp32 [capacity, head_dim / 2], the rotary tables
+    of all positions; dtype: of heads and KV cache.
     """
 
     past_length: Tensor
@@ -39,7 +39,7 @@ class Place:
 class Attend(Protocol[FrameT_contra]):
     """Rotates and attends. query, key, value: [batch, width, heads * head_dim], or all of them packed in `query`.
 
-    Returns the mixed values [batch, width, heads * head_dim] and, where there is a cache, its new keys and values.
+    Returns the mixed values [batch, width, heads * head_dim] and, if there is a KV cache, its new keys and values.
     """
 
     def __call__(
@@ -55,13 +55,13 @@ class Attend(Protocol[FrameT_contra]):
 
 @dataclass(frozen=True, slots=True)
 class Dialect(Generic[FrameT]):
-    """The operators that a runtime takes, and how it keeps its cache.
+    """Holds the operators that a runtime takes, and how it keeps its KV cache.
 
-    cache: `in_place`, the present is the past's own buffer, or `delta`, it holds the new positions alone.
-    open_capacity: whether the cache's length is left to the host. open_top_k: whether the host says at each run how
-    many top tokens it wants, so that a greedy step pays for none; TensorRT takes a constant alone. head_multiple: of
-    what a head's size has to be a multiple. frame: what all layers share. norm: x fp32 [..., size], weight fp32 [size]
-    and epsilon to the RMS-normalised x.
+    cache: `in_place`, the present is the past's own buffer, or `delta`, it holds only the new positions.
+    open_capacity: whether the host chooses the KV-cache capacity. open_top_k: whether the host chooses per run how many
+    top tokens it wants, so that a greedy step pays for none; TensorRT takes only a constant. head_multiple: a head's
+    size must be a multiple of it. frame: makes what all layers share. norm: x fp32 [..., size], weight fp32 [size] and
+    epsilon to the RMS-normalized x.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Dialect(Generic[FrameT]):
 
 
 def never(dtype: torch.dtype) -> float:
-    """What hides a key when it is added to a score of that dtype."""
+    """Returns the number that masks a key when it is added to a score of that dtype."""
     return FP16_NEVER if dtype == torch.float16 else NEVER
 
 
 def split_heads(config: ModelConfig, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [batch, width, its heads * head_dim], of a packed projection."""
+    """Splits a packed projection into queries, keys and values, each [batch, width, its heads * head_dim]."""
     sizes = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
     query, key, value = torch.split(packed, sizes, dim=-1)
     return query, key, value

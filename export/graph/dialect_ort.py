@@ -1,4 +1,4 @@
-"""The `ort` dialect: ONNX Runtime's own attention, which rotates, reads packed projections and writes its cache."""
+"""Implements the `ort` dialect: ONNX Runtime's attention rotates, reads packed projections and writes its KV cache."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LARGE = 8192  # tokens of a vocabulary
 
 @dataclass(frozen=True, slots=True)
 class OrtFrame:
-    """What all layers of a forward share.
+    """Holds what all layers of a forward pass share.
 
     first int64 [batch] and last int32 [batch], indices of its positions; total int32 [], positions in all; cos, sin
-    [capacity, head_dim / 2]; bias [batch, 1, width, total], 0 where a query sees and far below where not,
-    None with `full` attention.
+    [capacity, head_dim / 2]; bias [batch, 1, width, total], 0 if the query sees the key, else far below 0; None with
+    `full` attention.
     """
 
     first: Tensor
@@ -34,7 +34,7 @@ class OrtFrame:
 
 
 def frame(place: Place) -> OrtFrame:
-    """Lengths as the operator wants them, tables and bias in the dtype of the heads."""
+    """Makes the frame: lengths as the operator wants them, tables and bias in the dtype of the heads."""
     end = place.past_length + place.width  # [batch]
     last, total = (end - 1).to(torch.int32), end[0].to(torch.int32)
     bias = None if place.visible is None else prefix_bias(place.visible, end, place.dtype)
@@ -42,7 +42,7 @@ def frame(place: Place) -> OrtFrame:
 
 
 def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its scores, [batch, 1, width, total]; visible int64 [batch, width], end [1]."""
+    """Returns what attention adds to its scores, [batch, 1, width, total]; visible int64 [batch, width], end [1]."""
     total = end[0].item()
     torch._check(total >= 1)  # type: ignore[no-untyped-call]
     hidden = torch.arange(total) >= visible[:, None, :, None]
@@ -52,9 +52,9 @@ def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
 def group_query_attention(
     config: ModelConfig, frame: OrtFrame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
 ) -> tuple[Tensor, ...]:
-    """`com.microsoft.GroupQueryAttention`, its cache in place where past and present share a buffer.
+    """Attends by `com.microsoft.GroupQueryAttention`; KV cache in place if past and present share a buffer.
 
-    It takes head sizes in multiples of 8 and rotates multiples of 16 itself; others are rotated before it.
+    It takes head sizes that are multiples of 8 and itself rotates multiples of 16; others are rotated before it.
     """
     batch, width = query.shape[:2]
     rotates = config.head_dim % 16 == 0
@@ -79,7 +79,7 @@ def group_query_attention(
 
 
 def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
-    """Heads [batch, width, heads * head_dim] rotated to their positions by `com.microsoft.RotaryEmbedding`."""
+    """Rotates heads [batch, width, heads * head_dim] to their positions by `com.microsoft.RotaryEmbedding`."""
     return torch.onnx.ops.symbolic(
         "com.microsoft::RotaryEmbedding",
         (x, frame.first, frame.cos, frame.sin),
@@ -91,7 +91,7 @@ def rotary_embedding(x: Tensor, frame: OrtFrame) -> Tensor:
 
 
 def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis, as one operator."""
+    """Applies RMSNorm over the last axis, as one operator."""
     return torch.onnx.ops.symbolic(
         "RMSNormalization",
         (x, weight),
@@ -103,8 +103,8 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def first_best(logits: Tensor) -> Tensor:
-    """The first best token of each row. A large vocabulary's group is found first: ArgMax reads one number at a time,
-    ReduceMax many, and takes a tenth of its time."""
+    """Returns the first top-1 token of each row. In a large vocabulary ReduceMax finds its group first: it reads many
+    numbers at a time, while ArgMax reads one and takes ten times as long."""
     vocab = logits.shape[1]
     groups = max(n for n in range(1, isqrt(vocab) + 1) if vocab % n == 0)
     if vocab < LARGE or groups == 1:

@@ -1,8 +1,8 @@
-"""The dialects in standard ONNX: `standard`, for ONNX Runtime on CUDA and on the CPU, any number of sequences at once;
-`trt`, for TensorRT from 10.15 on and TensorRT-RTX; `plain`, for older ones.
+"""Implements the dialects in standard ONNX: `standard` for ONNX Runtime on CUDA and the CPU, any batch size; `trt` for
+TensorRT from 10.15 on and TensorRT for RTX; `plain` for older TensorRT.
 
-The latter two take a cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the heads'
-dtype.
+`trt` and `plain` take a KV cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the
+heads' dtype.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .dialect_ort import first_best, rms_normalization
 
 @dataclass(frozen=True, slots=True)
 class StandardFrame:
-    """What all layers of a forward share.
+    """Holds what all layers of a forward pass share.
 
-    past_length int64 [batch]; cos, sin fp32 [batch, 1, width, head_dim / 2], at the forward's positions; mask
-    [batch, 1, width, keys], 0 where a query sees and far below 0 where not, None with `full` attention.
+    past_length int64 [batch]; cos, sin fp32 [batch, 1, width, head_dim / 2], at the forward pass's positions; mask
+    [batch, 1, width, keys], 0 if the query sees the key, else far below 0; None with `full` attention.
     """
 
     past_length: Tensor
@@ -34,14 +34,14 @@ class StandardFrame:
 
 
 def whole_frame(place: Place) -> StandardFrame:
-    """The mask over the whole cache, where the new keys lie among the others: in the dtype of the heads."""
+    """Makes the mask over the whole KV cache, which has the new keys in it, in the dtype of the heads."""
     if place.visible is None or place.length is None:
         return _frame(place, None)
     return _frame(place, prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
 def plain_frame(place: Place) -> StandardFrame:
-    """The fp32 mask over a whole cache, of which only `past_length` positions count, and the new keys behind it."""
+    """Makes the fp32 mask over a whole KV cache, `past_length` positions of it valid, and the new keys after it."""
     if place.visible is None:
         return _frame(place, None)
     capacity, past = len(place.cos), place.past_length[:, None]  # [batch, 1]
@@ -53,14 +53,14 @@ def plain_frame(place: Place) -> StandardFrame:
 
 def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
     positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
-    # Where rows of several lengths share a width, the padding of a long one may lie behind the tables' end.
+    # If sequences of several lengths share a width, the padding of a long one may be beyond the tables' end.
     positions = positions.clamp(max=len(place.cos) - 1)
     cos, sin = (F.embedding(positions, table)[:, None] for table in (place.cos, place.sin))
     return StandardFrame(place.past_length, cos, sin, mask)
 
 
 def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its scores, [batch, 1, width, keys]: 0 where a key's position is below `visible`.
+    """Returns what attention adds to its scores, [batch, 1, width, keys]: 0 if a key's position is below `visible`.
 
     visible int64 [batch, width]; keys int64 [batch or 1, keys], the position of each key.
     """
@@ -71,10 +71,10 @@ def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
 def heads_of(
     config: ModelConfig, frame: StandardFrame, query: Tensor, key: Tensor | None, value: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries [batch, heads, width, head_dim], rotated keys and values [batch, kv_heads, width, head_dim].
+    """Returns rotated queries [batch, heads, width, head_dim]; rotated keys, values [batch, kv_heads, width, head_dim].
 
     Queries are scaled by head_dim ** -0.5 here: TensorRT's parser would spread the operator's `scale` over queries and
-    keys, a product over the whole cache at every step, and fp16 holds the sums of scaled ones.
+    keys, a product over the whole KV cache at every step. Sums of scaled queries also stay within fp16.
     """
     if key is None or value is None:
         query, key, value = split_heads(config, query)
@@ -92,10 +92,10 @@ def scatter_attention(
     value: Tensor | None,
     past: Cache | None,
 ) -> tuple[Tensor, ...]:
-    """`TensorScatter` into the cache and `Attention` over all of it, both of opset 24.
+    """Attends by `TensorScatter` into the KV cache and `Attention` over all of it, both of opset 24.
 
     The mask is explicit: TensorRT's parser accepts the operator's own `nonpad_kv_seqlen` and ignores it. It refuses
-    `softmax_precision`, so how wide the softmax inside the operator is, is the library's choice.
+    `softmax_precision`, so the library chooses the precision of the softmax inside the operator.
     """
     query, key, value = heads_of(config, frame, query, key, value)
     present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
@@ -125,11 +125,11 @@ def written_out_attention(
     value: Tensor | None,
     past: Cache | None,
 ) -> tuple[Tensor, ...]:
-    """Attention over the cache and the new keys behind it, in basic operators; present is the new keys and values."""
+    """Attends in basic operators over the KV cache and the new keys after it; present is the new keys and values."""
     query, key, value = heads_of(config, frame, query, key, value)
     keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)) if past else (key, value)
     batch, heads, width, head_dim = query.shape
-    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # heads of a group stand below one another
+    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # heads of a group one below the other
     scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, width, -1)
     weights = torch.softmax(scores if frame.mask is None else scores + frame.mask, dim=-1).to(values.dtype)
     mixed = weights.view(batch, config.kv_heads, heads // config.kv_heads * width, -1) @ values
@@ -138,7 +138,7 @@ def written_out_attention(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis in basic operators; fp16 would overflow in its square from 256 on."""
+    """Applies RMSNorm over the last axis in basic operators; fp16 x would overflow in its square from 256 on."""
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 

@@ -1,4 +1,4 @@
-"""A graph on disk: the .onnx file, and beside it, for large ones, its weights, each file named by its content."""
+"""Writes a graph to disk: the .onnx file and, for a large graph, a file of its weights, each named by its content."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from runtime.bundle.store import content_name, sha256
 
 from .lazy_weights import read_now
 
-EXTERNAL = 64 << 20  # bytes of weights above which they lie in a file of their own, as protobuf demands from 2 GB on
-INLINE = 256  # bytes up to which a tensor lies in the graph even then
+EXTERNAL = 64 << 20  # bytes of weights above which they get a file of their own, as protobuf demands from 2 GB on
+INLINE = 256  # bytes up to which a tensor stays in the graph even then
 
 
 def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) -> list[Path]:
-    """Writes the graph into `folder`, the .onnx file first, and its weights one after the other.
+    """Writes the graph into `folder`, its weights one after the other; returns its files, the .onnx file first.
 
-    external: bytes of weights above which they lie in a .data file of their own. Raises UserError where the disk has no
-    room for them, and what reading the weights raises.
+    external: bytes of weights above which they get a .data file of their own. Raises UserError if the disk has no room
+    for them, and what reading the weights raises.
     """
     plain, data = folder / "model.onnx", folder / "weights.data"
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
@@ -32,7 +32,7 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
         read_now(model, math.inf)
         ir.save(model, plain)
         return [named(plain, stem)]
-    # What stays in the graph is read before: the serialiser would wrap what reading raises.
+    # Tensors that stay in the graph are read before: the serializer would wrap what reading raises.
     read_now(model, INLINE)
     with tqdm(total=sum(tensor.nbytes > INLINE for tensor in tensors), unit="tensor", disable=None) as bar:
         ir.save(model, plain, external_data=data.name, size_threshold_bytes=INLINE, callback=lambda *_: bar.update())
@@ -48,5 +48,5 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
 
 
 def named(file: Path, stem: str) -> Path:
-    """The file, renamed to what its content is called in a bundle."""
+    """Renames the file to its content's name in a bundle, and returns it."""
     return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))

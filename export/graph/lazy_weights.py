@@ -1,4 +1,4 @@
-"""The weights of a step graph: fake while it is traced, then read from the checkpoint one by one as it is written."""
+"""Loads the step graph's weights lazily: fake in the trace, read from the checkpoint one by one as it is written."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from train.transformer.network import ModelConfig, Transformer
 
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
 INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
-LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in what the exporter notes at a node
+LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in the exporter's metadata of a node
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """A model whose weights are fake, shape and type without content, for a trace that takes no memory for them."""
+    """Returns a model with fake weights, shape and dtype without content, for a trace that takes no memory for them."""
     with torch.device("meta"):
         model = Transformer(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -31,9 +31,9 @@ def skeleton(config: ModelConfig) -> Transformer:
 
 
 def set_aside(model: ir.Model) -> tuple[str, ...]:
-    """Takes the fake contents out of a freshly traced model and returns whose they were; without, it can be optimised.
+    """Removes the fake contents of a freshly traced model and returns the names of their initializers.
 
-    So no optimisation depends on what the weights are.
+    The model can then be optimized, and no optimization depends on the weights' values.
     """
     fake = []
     for name, value in model.graph.initializers.items():
@@ -44,9 +44,9 @@ def set_aside(model: ir.Model) -> tuple[str, ...]:
 
 
 def name_hidden_states(model: ir.Model) -> None:
-    """Calls the values between layers by names that proofs know them by: `hidden.0`, the embeddings, and on from there.
+    """Names the values between layers for the proofs: from `hidden.0`, the embeddings, to `hidden.{layers}`.
 
-    The last, `hidden.{layers}`, is what the last layer gives; the exporter's notes must still be at the nodes.
+    The nodes must still have the exporter's metadata.
     """
     between: dict[int, ir.Value] = {}
     for node in model.graph:
@@ -59,9 +59,9 @@ def name_hidden_states(model: ir.Model) -> None:
 
 
 def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor]) -> None:
-    """Gives initializers of these names a content that is read from the checkpoint's weights each time it is needed.
+    """Gives the initializers of these names contents that are read from the checkpoint whenever they are needed.
 
-    Raises UserError where the checkpoint lacks some of them, or has others.
+    Raises UserError if the checkpoint lacks a weight or has an extra one.
     """
     parts = {name: sources(name, names) for name in names}
     wanted = {source for each in parts.values() for source in each}
@@ -86,9 +86,9 @@ def read_now(model: ir.Model, most: float) -> None:
 def read(
     weights: Mapping[str, Tensor], parts: Sequence[str], name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> TorchTensor:
-    """The content of an initializer, made of these parts of the checkpoint.
+    """Returns an initializer's content, made of these parts of the checkpoint.
 
-    Raises UserError where they have another shape, and NumericalError for numbers that the dtype cannot hold.
+    Raises UserError if they have another shape, and NumericalError for numbers that the dtype cannot hold.
     """
     found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
     narrow = found.to(dtype)
@@ -96,7 +96,7 @@ def read(
         most = f"{found.abs().max():g}"
         raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32, int8 or int4")
     if name.endswith("_proj.weight"):
-        narrow = narrow.T  # [in, out], see graph.Projection
+        narrow = narrow.T  # [in, out], see step_graph.Projection
     if tuple(narrow.shape) != shape:
         what = f"{name} is {list(narrow.shape)}, expected {list(shape)}"
         raise UserError(f"the checkpoint's weights do not fit its config: {what}")
@@ -104,7 +104,7 @@ def read(
 
 
 def sources(name: str, names: Collection[str]) -> tuple[str, ...]:
-    """The checkpoint's names of what makes up an initializer, one of `names`, in the order of their rows."""
+    """Returns the checkpoint's names of the parts of the initializer `name`, in the order of their rows."""
     if packed := PACKED.fullmatch(name):
         return tuple(f"{packed[1]}{part}_proj{packed[2]}" for part in "qkv")
     if inner := INNER.fullmatch(name):

@@ -39,12 +39,12 @@ def write_ort_graph(
 
 @dataclass(frozen=True, slots=True)
 class ComparedWith:
-    """What an engine is compared with in PyTorch.
+    """Holds what an engine is compared with in PyTorch.
 
     Args:
-        source: the checkpoint, or the same with the numbers that the engine's stored weights stand for.
-        precision: by whose bounds.
-        note: what the checks say of it, "" of the checkpoint itself.
+        source: the checkpoint, or the same with the engine's dequantized weights.
+        precision: the one whose bounds apply.
+        note: a prefix for the checks' details, "" for the checkpoint itself.
     """
 
     source: Checkpoint
@@ -52,16 +52,16 @@ class ComparedWith:
     note: str = ""
 
     def told(self, check: Check) -> Check:
-        """Returns a check of the comparison with the note in it."""
+        """Returns a check of the comparison, its detail prefixed with the note."""
         return replace(check, detail=self.note + check.detail)
 
 
 def compared_with(source: Checkpoint, dialect: str, precision: str) -> ComparedWith:
-    """Returns what a graph is compared with, at its export and after.
+    """Returns what a graph is compared with, at its export and later.
 
-    In the dialect `standard` few bits are of weights alone: their products are those of fp16, of the numbers that the
-    weights stand for, and so is the comparison. Weights whose rounding goes together with that of activations
-    (`formats_of`), and those of TensorRT, which rounds in its own way, stay as they are.
+    The dialect `standard` quantizes only weights and multiplies in fp16, so it is compared with the model of the
+    dequantized weights, by the bounds of fp16. Formats that quantize activations too (`formats_of`) and TensorRT's,
+    which rounds in its own way, are compared with the checkpoint.
     """
     row = PRECISIONS[precision]
     if dialect != "standard" or row.weights is None:

@@ -1,8 +1,8 @@
-"""The step graph: one forward of a checkpoint's model with everything the host decides by reduced inside it.
+"""Traces the step graph: one forward pass of a checkpoint's model, reduced inside the graph to what the host needs.
 
 Its inputs and outputs are the step contract. It is one module, traced to ONNX; what differs between dialects is a value
-that it is given. Some of their operators are symbolic, so the module cannot be run in PyTorch. Whatever the dtype of
-weights, heads and cache, what runs through the layers, norms and everything behind the logits is fp32.
+that it is given. Some operators of the dialects are symbolic, so the module cannot be run in PyTorch. Whatever the
+dtype of weights, heads and KV cache, the hidden states, the norms and everything after the logits are fp32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, 
 
 
 class Norm(nn.Module):
-    """RMSNorm over the last axis of anything, in fp32."""
+    """Applies RMSNorm over the last axis, in fp32."""
 
     def __init__(self, norm: RMSNorm, dialect: Dialect[Any]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Norm(nn.Module):
 
 
 class Projection(nn.Module):
-    """x @ weight + bias, the weight [in, out] as the operator wants it, so that nothing is transposed at load."""
+    """Computes x @ weight + bias, the weight [in, out] as the operator wants it, so that a load transposes nothing."""
 
     def __init__(self, dtype: torch.dtype, *linears: nn.Linear) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Projection(nn.Module):
 
 
 class StepAttention(nn.Module):
-    """One packed projection, norms of queries and keys where the model has them, attention; `o_proj` for the caller."""
+    """Computes a packed projection, query and key norms if any, and attention; the caller applies `o_proj`."""
 
     def __init__(self, attention: Attention, dialect: Dialect[Any], dtype: torch.dtype) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class StepAttention(nn.Module):
         self.k_norm = Norm(attention.k_norm, dialect) if self.config.qk_norm else None
 
     def forward(self, x: Tensor, frame: Any, past: Cache | None) -> tuple[Tensor, ...]:
-        """Mixed values [batch, width, heads * head_dim], not yet projected, and the new cache."""
+        """Returns mixed values [batch, width, heads * head_dim], not yet projected, and the new KV cache."""
         packed, c = self.qkv_proj(x), self.config
         if self.q_norm is None or self.k_norm is None:
             return self.attend(c, frame, packed, None, None, past)
@@ -80,7 +80,7 @@ class StepAttention(nn.Module):
 
 
 class StepLayer(nn.Module):
-    """One transformer layer; with `rows`, everything behind its attention is done for these rows alone."""
+    """Computes one transformer layer; with `rows`, everything after its attention is done only for these rows."""
 
     def __init__(self, layer: Layer, dialect: Dialect[Any], dtype: torch.dtype) -> None:
         super().__init__()
@@ -183,28 +183,28 @@ class StepGraph(nn.Module):
         each = logits.view(*x.shape[:2], -1)  # [batch, n, vocab]
         if self.top_k:
             values, top_token = torch.topk(each, count(top_k))  # [batch, n, K]
-            out += [top_token, values - best + log_best]  # the difference is exact where it is small
+            out += [top_token, values - best + log_best]  # the difference is exact if it is small
         if candidates is not None:
             out.append(each.gather(2, candidates) - best + log_best)  # a log of the softmax would underflow
         return tuple(out)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Scores of every token, the mask token and ids that are no token barred, fp32 [rows, vocab]."""
+        """Returns the logits of every token, fp32 [rows, vocab]; the mask token and ids without a token are barred."""
         head = self.embedding if self.head is None else self.head
         if self.dtype == torch.float32:
             return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
-        return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is no number of fp16
+        return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is not a number in fp16
 
 
 def count(top_k: Tensor | int) -> int:
-    """A number of tokens, of which the tracer knows nothing where it is an input, int64 [1]."""
+    """Returns a number of tokens; if it is an input, int64 [1], the tracer does not know its value."""
     wanted: Any = top_k if isinstance(top_k, int) else top_k[0].item()
     torch._check(wanted >= 0)  # type: ignore[no-untyped-call]
     return cast(int, wanted)
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """The rows [batch, n] of x [batch, width, size]: [batch, n, size]."""
+    """Returns the rows [batch, n] of x [batch, width, size]: [batch, n, size]."""
     batch, width = x.shape[:2]
     if batch == 1:
         return x.index_select(1, rows[0])
@@ -261,7 +261,7 @@ def translate(
     axes: Sequence[dict[int, str]],
     outputs: Sequence[str],
 ) -> tuple[ir.Model, tuple[str, ...]]:
-    """The module as an optimised ONNX model without its weights, and the names of those, for `weights.attach`."""
+    """Returns the module as an optimized ONNX model without weights, and their names, for `lazy_weights.attach`."""
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -284,7 +284,7 @@ def translate(
 def signature(
     graph: StepGraph, capacity: int, dialect: Dialect[Any], batch: int | None
 ) -> tuple[list[str], list[Tensor], list[dict[int, str]]]:
-    """The graph's inputs: their names, examples of them, and which of their axes are open under which name."""
+    """Returns the graph's inputs: their names, examples of them, and the names of their dynamic axes."""
     size, some = batch or 2, {} if batch else {0: "batch"}
     ids, rows = torch.zeros(size, 8, dtype=torch.int64), torch.zeros(size, 3, dtype=torch.int64)
     wide, asked = {**some, 1: "width"}, {**some, 1: "n"}
@@ -307,7 +307,7 @@ def signature(
 
 
 def without_metadata(model: ir.Model) -> None:
-    """Drops what the exporter notes beside the graph: the stack traces in it name folders of this machine."""
+    """Removes the exporter's metadata: its stack traces name folders of this machine."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
@@ -320,7 +320,7 @@ def without_metadata(model: ir.Model) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about its own insides and packages that are not needed."""
+    """Silences the exporter's warnings, which are about its internals and packages that are not needed."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,1 +1,1 @@
-"""Parity with PyTorch: of whole models, of layers, of quantized graphs."""
+"""Proves parity with PyTorch: of whole models, of layers, of quantized graphs."""

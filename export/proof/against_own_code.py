@@ -1,8 +1,8 @@
 """Compares an exported graph with a Hugging Face directory's own modelling code, which runs in a process of its own.
 
-What is compared are logits of the same inputs: those of the forward passes that decode a prompt, whose tokens and
-attention prefixes are put together from the KV cache's history to one pass without a KV cache. So it does not matter
-how a family's own code generates.
+Logits of the same inputs are compared: those of the forward passes that decode a prompt. Each pass is turned into one
+without a KV cache, by the tokens and attention prefix lengths of the cached positions. So it does not matter how a
+family's own code generates.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from . import own_code
 from .instrumented import add_logits
 from .log_prob_gaps import NOTICED
 
-BLOCKS = 2  # that an answer is long at most
-QUIET = {  # of the process: it reads what is here, reports to nobody, and leaves no copy of the code
+BLOCKS = 2  # most blocks per answer
+QUIET = {  # the process's environment: it reads only local files and sends no telemetry
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }  # fmt: skip
@@ -40,7 +40,7 @@ QUIET = {  # of the process: it reads what is here, reports to nobody, and leave
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A prompt's answer by the exported graph, and the numbers of the inputs that were recorded of it."""
+    """Holds the exported graph's answer to a prompt, and the numbers of its recorded inputs."""
 
     prompt: int
     tokens: tuple[int, ...]
@@ -51,14 +51,14 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two sets of logits are apart.
+    """Holds how far two sets of logits are apart.
 
     Args:
         inputs, rows: how many were compared.
         tokens: how often the best token differs.
-        margin: by how much probability the own code prefers its own there, at most.
+        margin: the largest lead, in probability, of the own code's best token over the graph's.
         log_prob: the largest difference of the best token's log-probability, nats.
-        every_log_prob: of any token's above NOTICED on either side.
+        every_log_prob: the same over every token above NOTICED on either side, nats.
     """
 
     inputs: int = 0
@@ -70,14 +70,14 @@ class Agreement:
 
 
 class Recorder:
-    """A backend that writes the inputs of some forward passes, the first and later ones ever more rarely, as if they
-    had no KV cache: `NNN.npz` with ids and visible [length], rows [n] and the graph's logits fp32 [n, vocab]."""
+    """Writes, as a backend, the inputs of forward passes 0, 1, 3, 7, ... as if they had no KV cache: `NNN.npz` with ids
+    and visible [length], rows [n] and the graph's logits fp32 [n, vocab]."""
 
     def __init__(self, inner: OrtBackend, folder: Path) -> None:
         self.inner, self.folder, self.contract, self.name = inner, folder, inner.contract, inner.name
         self.written: list[int] = []
         self._count, self._next = 0, 0
-        self._ids = self._visible = np.zeros(0, np.int64)  # of every position, as last run
+        self._ids = self._visible = np.zeros(0, np.int64)  # per position, as last run
 
     def open(self, batch: int, capacity: int) -> None:
         self.inner.open(batch, capacity)
@@ -104,7 +104,7 @@ class Recorder:
 def decode(
     folder: Path, engine: Engine, contract: Contract, requests: Sequence[Request], inputs: Path
 ) -> list[Decoded]:
-    """Answers the requests with the graph of a bundle's folder, of which only its instrumented form is loaded."""
+    """Generates with the graph in a bundle's folder; loads only the instrumented graph."""
     graph = onnx.load(folder / engine.model, load_external_data=False)
     add_logits(graph, contract.vocab)
     onnx.save(graph, file := folder / "instrumented.onnx")
@@ -119,9 +119,9 @@ def decode(
 
 
 def run_own_code(python: str, directory: Path, inputs: Path, trust: bool) -> dict[str, Any]:
-    """Runs the directory's code over the inputs; returns what `own_code` reports of it.
+    """Runs the directory's code over the inputs; returns what `own_code` reports.
 
-    Without `trust` no file of the directory is run: only a class of transformers is.
+    Without `trust`, no file of the directory is run, only a class of transformers.
     """
     program = shutil.copy(own_code.__file__, inputs / "own_code.py")  # its folder is where Python looks first
     environment = {**os.environ, **QUIET, "HF_MODULES_CACHE": str(inputs / "modules")}
@@ -136,14 +136,14 @@ def run_own_code(python: str, directory: Path, inputs: Path, trust: bool) -> dic
 
 
 def agreement(inputs: Path, numbers: Sequence[int], contract: Contract, barred: Sequence[int]) -> Agreement:
-    """Compares the logits of some inputs, tokens that are never proposed left out."""
+    """Compares the logits of some inputs; tokens that are never proposed are left out."""
     found, never = Agreement(), [contract.mask_id, *barred]
     for number in numbers:
         ours = log_probs(np.load(inputs / f"{number:03}.npz")["logits"], never)
         theirs = log_probs(np.load(inputs / f"{number:03}.own.npy")[:, : contract.vocab], never)
         best, rows = theirs.argmax(-1), np.arange(len(theirs))
         other = ours.argmax(-1)
-        lead = np.exp(theirs[rows, best]) - np.exp(theirs[rows, other])  # 0 where they are the same
+        lead = np.exp(theirs[rows, best]) - np.exp(theirs[rows, other])  # 0 if they are the same
         apart = np.where((ours < NOTICED) & (theirs < NOTICED), 0.0, np.abs(ours - theirs))
         found = Agreement(
             found.inputs + 1,
@@ -157,7 +157,7 @@ def agreement(inputs: Path, numbers: Sequence[int], contract: Contract, barred: 
 
 
 def log_probs(logits: NDArray[np.float32], never: Sequence[int]) -> NDArray[np.float64]:
-    """Returns log-probabilities [n, vocab] without some tokens, whose own are a number below NOTICED."""
+    """Returns log-probabilities [n, vocab]; those of the tokens in `never` are a number below NOTICED."""
     scores = logits.astype(np.float64)
     scores[:, list(never)] = -np.inf
     scores -= scores.max(-1, keepdims=True)

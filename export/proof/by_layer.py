@@ -1,7 +1,7 @@
-"""Parity layer by layer: each part of a written graph alone against PyTorch, where the whole is too large to hold.
+"""Proves parity layer by layer: each part of a written graph against PyTorch, for models too large to hold whole.
 
 The parts meet at the hidden states that the graph names, and together they are the graph: the embedding, every layer
-over a cache that is partly filled, and what follows the last. Inputs are random; weights are read for one part alone.
+over a partly filled KV cache, and what follows the last. Inputs are random; only one part's weights are read at a time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .compare import worst
 from .log_prob_gaps import between_candidates, between_top, with_candidates
 from .quantized_reference import quantized
 
-LENGTH = 256  # of the cache at the most, where the graph leaves it open
-SCALE = 0.1  # of random hidden states: so small that the sum with them hides nothing of what a layer adds
+LENGTH = 256  # most positions of the KV cache, if the graph leaves them open
+SCALE = 0.1  # of random hidden states: small, so that adding them hides no error in what a layer adds
 ROWS, IDS, SEED = 8, 64, 30
 SLICE = 8192  # tokens of the head at a time, so that it is never held in fp32 as a whole
 
@@ -45,10 +45,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How far something is from PyTorch, and how far it may be.
+    """Holds how far something is from PyTorch, and how far it may be.
 
-    A graph of quantised weights is held against its own arithmetic in PyTorch (`quantized_torch`), and may be as far
-    from that as that is from the unquantised model: far less is usual, and a wrong scale or product is beyond it.
+    A graph of quantized weights is compared with its own arithmetic in PyTorch (`quantized_reference`). Its bound is
+    the distance of that arithmetic from the unquantized model: usual gaps are far smaller, and a wrong scale or product
+    exceeds it.
     """
 
     apart: float
@@ -56,7 +57,7 @@ class Gap:
 
     @property
     def kept(self) -> bool:
-        return self.apart <= self.bound  # not of a NaN
+        return self.apart <= self.bound  # False for a NaN
 
     def __str__(self) -> str:
         return f"{self.apart:.1e} (bound {self.bound:.0e})"
@@ -65,10 +66,10 @@ class Gap:
 def by_layer(
     source: Checkpoint, contract: Contract, model: Path, precision: str, formats: OrtFormats | None = None
 ) -> Iterator[Check]:
-    """The checks `embedding`, `layers` and `head` of the graph in `model`, whose weights lie in or beside it.
+    """Yields the checks `embedding`, `layers` and `head` of the graph in `model`, its weights in it or next to it.
 
-    formats: of its weights, where its arithmetic is known in PyTorch, beside which it is as exact as fp32. Writes a
-    part of the graph beside the model while it runs it. Peak memory is that of the largest part.
+    formats: of its weights, if its arithmetic is known in PyTorch; compared with that, it is as exact as fp32. Writes
+    each part of the graph next to the model while it runs it. Peak memory is that of the largest part.
     """
     parts, exact = Parts(model), "fp32" if formats else precision
     looked_up = embedding(source, contract, parts, exact, formats)
@@ -88,40 +89,40 @@ def by_layer(
 
 
 def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
-    """The layer that comes closest to its bound, a NaN before all, and its gap."""
+    """Returns the layer that comes closest to its bound, or one with a NaN, and its gap."""
     shares = [gap.apart / gap.bound if gap.apart == gap.apart else math.inf for gap in gaps]
     place = int(np.argmax(shares))
     return place, gaps[place]
 
 
 class Parts:
-    """A written graph, of which parts are run, each in a session of its own."""
+    """Runs parts of a written graph, each in a session of its own."""
 
     def __init__(self, model: Path) -> None:
         self.path, self.model = model, ir.load(model)
         self._values = ir.convenience.create_value_mapping(self.model.graph)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Of a value of the graph."""
+        """Returns the dtype of a value of the graph."""
         kind = self._values[name].dtype
         if kind is None:
             raise AssertionError(f"{name} has no type")
         return kind.numpy()
 
     def takes(self, name: str) -> bool:
-        """Whether the graph has an input of that name."""
+        """Returns whether the graph has an input of that name."""
         return any(value.name == name for value in self.model.graph.inputs)
 
     def length(self, capacity: int) -> int:
-        """Positions of a cache: as many as the graph wants, where it leaves that open at most LENGTH and `capacity`."""
+        """Returns the KV-cache capacity: what the graph fixes, or if open the smaller one of LENGTH and `capacity`."""
         shape = self._values[cache_names(0)[0]].shape
         size = shape[2] if shape is not None else None
         return size if isinstance(size, int) else min(LENGTH, capacity)
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Values of the graph by their names, where the values of `feeds` are these."""
+        """Returns the graph's values with the names `outputs`, computed from the values in `feeds`."""
         graph = ir.convenience.extract(self.model.graph, list(feeds), list(outputs))
-        file = self.path.with_name("part.onnx")  # beside the weights, which it names
+        file = self.path.with_name("part.onnx")  # next to the weights, which it names
         ir.save(ir.Model(graph, ir_version=self.model.ir_version), file)
         try:
             made: list[NDArray[Any]] = load_session(file, allow_spinning=False).run(list(outputs), dict(feeds))
@@ -133,23 +134,23 @@ class Parts:
 def embedding(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> Gap:
-    """How far looked-up rows are apart, those of the first and last ids among them."""
+    """Returns how far looked-up embeddings are apart, those of the first and last ids among them."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restored(rows[0])[None] if formats else rows
-    # No activation is rounded here, so that the bound is that of fp32 and not what int8 loses.
+    # No activation is rounded here, so the bound is that of fp32 and not what int8 loses.
     return Gap(distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Random inputs of a layer.
+    """Holds random inputs of a layer.
 
-    x [1, width, hidden]; visible int64 [1, width], how many positions each of them sees, behind `past` others; rows
-    int64 [1, width], in which order the last layer's are kept; cache: keys and values [1, kv_heads, length, head_dim]
-    by their names, filled up to `past`, none with `full` attention.
+    x [1, width, hidden], after `past` positions in the KV cache; visible int64 [1, width], attention prefix lengths;
+    rows int64 [1, width], the order in which the last layer keeps rows; cache: keys and values
+    [1, kv_heads, length, head_dim] by their names, filled up to `past`, none with `full` attention.
     """
 
     x: Floats
@@ -160,7 +161,7 @@ class Case:
 
 
 def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
-    """Inputs of layer i: as many new positions as a fused step has, each with a prefix of its own, over a cache."""
+    """Samples inputs of layer i: the positions of a fused step, each with its own prefix length, over a KV cache."""
     rng, full = np.random.default_rng(SEED + i), not contract.has_cache
     length = contract.canvas if full else parts.length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
@@ -171,14 +172,14 @@ def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
         cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
         cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
-    rows = rng.permutation(width)[None]  # all of them, since int8 has one scale for those that are kept
+    rows = rng.permutation(width)[None]  # all of them, since int8 has one scale over the rows that are kept
     return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
 
 
 def layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
-    """How far a layer's output is apart, and with a cache its new keys and values."""
+    """Returns how far a layer's output is apart, and with a KV cache its new keys and values."""
     case = drawn(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
     exact = reference(source, contract, i, case)
@@ -193,7 +194,7 @@ def layer(
 
 
 def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
-    """What the graph's layer makes: its output [1, width, hidden], and new keys and values as `Case` has them."""
+    """Runs the graph's layer: returns its output [1, width, hidden], and new keys and values as in `Case`."""
     width = case.x.shape[1]
     feeds: dict[str, NDArray[Any]] = {
         f"hidden.{i}": case.x,
@@ -205,7 +206,7 @@ def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
         feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
     names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
     made, *present = parts.run(feeds, [f"hidden.{i + 1}", *names])
-    # A present is the whole cache, or the new positions alone.
+    # A present is the whole KV cache, or only the new positions.
     new = [each if each.shape[2] == width else each[:, :, case.past : case.past + width] for each in present]
     return [made, *new]
 
@@ -214,7 +215,7 @@ def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
 def reference(
     source: Checkpoint, contract: Contract, i: int, case: Case, formats: OrtFormats | None = None
 ) -> list[Floats]:
-    """A layer in PyTorch: its output [1, width, hidden], and the keys and values that it wrote."""
+    """Runs one layer in PyTorch: returns its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
     if formats:
@@ -234,8 +235,8 @@ def reference(
 def head(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> tuple[Gap, str]:
-    """How far log-probabilities of the best tokens, and of the top tokens where they are outputs, are apart for random
-    states behind the last layer; more figures."""
+    """Returns how far log-probabilities of the best tokens, and of the top tokens if they are outputs, are apart for
+    random states after the last layer, and more figures as text."""
     name = f"hidden.{contract.layers}"
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     feeds: dict[str, NDArray[Any]] = {name: x}
@@ -260,7 +261,7 @@ def head(
 
 
 def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
-    """What PyTorch predicts of states [1, n, hidden] behind the last layer, and all log-probabilities [1, n, vocab]."""
+    """Predicts in PyTorch for states [1, n, hidden] after the last layer; also all log-probabilities [1, n, vocab]."""
     [found] = predictions(source, contract, [x], int8)
     return found
 
@@ -269,7 +270,7 @@ def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = Fa
 def predictions(
     source: Checkpoint, contract: Contract, states: Sequence[Floats], int8: bool = False
 ) -> list[tuple[Proposal, Tensor]]:
-    """Predicts of several states as `predicted` of one, over each slice of the head once, which is quantized there."""
+    """Predicts for several states as `predicted` for one; each slice of the head is read (int8: quantized) once."""
     config = source.model
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = [norm(torch.from_numpy(x).float()) for x in states]
@@ -290,13 +291,16 @@ def predictions(
 
 
 def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
-    """Of the best tokens, and of the top tokens where there are any; log_probs [1, n, vocab]: all of theirs."""
+    """Returns the largest difference, in nats, over the best tokens and the top tokens, if any.
+
+    log_probs [1, n, vocab]: those of all tokens of `theirs`.
+    """
     best = np.log(ours.confidence) - np.log(theirs.confidence)
     return worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
 
 
 def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
-    """A module in fp32 with the weights whose names begin so, and no others held."""
+    """Returns a module in fp32 with the weights whose names begin with `prefix`; loads no others."""
     with torch.device("meta"):
         module = kind(*sizes)
     state = {name: weights[prefix + name].float() for name in module.state_dict()}
@@ -305,5 +309,5 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
-    """The largest difference in units of the root mean square of `unit`; a NaN stays one."""
+    """Returns the largest difference in units of the root mean square of `unit`; a NaN stays one."""
     return float(worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))

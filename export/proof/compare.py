@@ -1,8 +1,8 @@
-"""How far an engine is from PyTorch: the same forwards through both, and whole answers token for token.
+"""Compares an engine with PyTorch: the same forward passes through both, and whole answers token for token.
 
-What the engine says of every token is looked at in its twin (`twin`), the same graph with its logits as one more
-output, which has to say what the engine does of everything else. The best token's probability alone would be about 1
-wherever a student is sure, whatever its other scores.
+Every token's probability is compared through the instrumented graph (`instrumented`), the same graph with its logits as
+one more output; its other outputs must be the engine's. The best token's probability alone would not do: it is about 1
+wherever a student is confident, whatever its other logits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .log_prob_gaps import NOTICED, between, between_candidates, between_top, wi
 from .token_gaps import TokenGaps
 
 EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
-TWIN = 1e-6  # how far an engine may be from its twin, in probability, nats and numbers of the cache
-TIE = 1e-5  # a decision of PyTorch's closer than that may fall otherwise on random models
-SEPARATE = 4  # one request in so many is answered with commits of their own too
+TWIN = 1e-6  # how far an engine may be from its instrumented graph, in probability, nats and KV-cache numbers
+TIE = 1e-5  # a decision of PyTorch closer than that may differ on random models
+SEPARATE = 4  # one request in so many is also generated with unfused commits
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ class Distance:
     candidates: float | None = None
 
     def check(self, precision: str, best: float | None = None) -> Check:
-        """Whether every bound of the precision is kept; what is no number keeps none, bound or not.
+        """Checks that every bound of the precision is kept; a NaN or infinity fails, even without a bound.
 
-        best: in the place of the precision's own bound, of the best token's log-probability.
+        best: bound on the best token's log-probability instead of the precision's, nats.
 
-        In fp32 the best tokens have to be the same too, but for at most 1 % (or one) where PyTorch's own two best were
-        within TIE of each other.
+        In fp32 the best tokens must be the same too, except at most 1 % (or one) if PyTorch's own two best were within
+        TIE of each other.
         """
         kept = PRECISIONS[precision]
         free = EXACT if kept.exact else math.inf
@@ -94,7 +94,7 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An answer that differs. step: the first step that does; closest: by how little PyTorch decided there."""
+    """Holds one answer that differs. step: the first that does; closest: PyTorch's least margin of decision there."""
 
     request: int
     fused: bool
@@ -104,8 +104,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What a comparison found: distances over `answers` whole answers, and the answers that differ; lost: by how many
-    nats the best token's log-probability is off in the candidate's arithmetic, if that was given."""
+    """Holds what a comparison found: distances over `answers` whole answers, and the answers that differ; lost: by how
+    many nats the best token's log-probability is off in the candidate's arithmetic in PyTorch, if that was run too."""
 
     distance: Distance = Distance()
     answers: int = 0
@@ -113,12 +113,12 @@ class Parity:
     lost: float = 0.0
 
     def checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
-        """Whether the forwards keep their bounds (`Distance.check`), and whether the answers are the same.
+        """Checks that the forward passes keep their bounds (`Distance.check`), and that the answers are the same.
 
-        Answers whose closest call is under `tie` are excused and counted: a model that has hardly been trained decides
-        by less than rounding wherever it is asked, and its forwards are what it is held to. In a precision other than
-        fp32 answers may differ: they are counted, and only the bounds decide. bound: of the best token's
-        log-probability, in nats, by default that of the precision.
+        Answers whose closest decision is under `tie` are excused and counted: a hardly trained model decides by less
+        than rounding everywhere, so only its forward passes are checked. In a precision other than fp32 answers may
+        differ: they are counted, and only the bounds decide. bound: on the best token's log-probability, nats, by
+        default the precision's.
         """
         real = [each for each in self.differing if not each.closest < tie]
         excused = len(self.differing) - len(real)
@@ -135,7 +135,7 @@ class Parity:
 
 
 def excusable(count: int) -> int:
-    """How many of so many may differ where PyTorch itself was undecided: 1 %, or one."""
+    """Returns how many of so many may differ if PyTorch itself was undecided: 1 %, or one."""
     return max(1, count // 100)
 
 
@@ -144,9 +144,9 @@ def within(bound: float) -> str:
 
 
 class SideBySide:
-    """Runs every forward on all backends, the cache of each its own, and goes on with what the reference says.
+    """Runs every forward pass on all backends, each with its own KV cache, and returns the reference's predictions.
 
-    arithmetic: PyTorch with the candidate's rounding; lost: how far that was so far, in nats.
+    arithmetic: PyTorch with the candidate's rounding; lost: how far that has been from the reference so far, nats.
     """
 
     name = "side by side"
@@ -208,7 +208,7 @@ class SideBySide:
         return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
-        """Adds what the twin says, if there is one."""
+        """Adds the distances of the instrumented graph, if there is one."""
         if self.twin is None:
             return
         again, before = self.twin.forward(replace(forward, top=False, candidates=None)), self.distance
@@ -225,7 +225,7 @@ class SideBySide:
         self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas), every_log_prob=apart)
 
     def _written(self, new: slice) -> tuple[Floats, Floats]:
-        """Differences of the keys and values that a forward wrote, each [layers, 1, kv_heads, width, head_dim]."""
+        """Returns differences of the keys and values that were written, [layers, 1, kv_heads, width, head_dim]."""
         cache = self.reference.cache
         if cache is None:
             return np.zeros(1, np.float32), np.zeros(1, np.float32)
@@ -235,25 +235,25 @@ class SideBySide:
 
 
 def written_by(forward: Forward) -> slice:
-    """The cache's positions that a forward of one sequence writes."""
+    """Returns the KV-cache positions that a forward pass of one sequence writes."""
     first = int(forward.past_length[0])
     return slice(first, first + forward.input_ids.shape[1])
 
 
 def wide(part: NDArray[Any]) -> Floats:
-    """In fp32, in which fp16 is subtracted."""
+    """Returns the part in fp32, for differences of fp16 numbers."""
     return part.astype(np.float32, copy=False)
 
 
 def relative(ours: Tensor, theirs: Floats) -> Floats:
-    """Differences of parts of the cache [layers, ...], in units of a layer's root mean square where it is above 1."""
+    """Returns differences of KV-cache parts [layers, ...], in units of a layer's root mean square if above 1."""
     unit = ours.square().flatten(1).mean(dim=1).sqrt().clamp(min=1)  # [layers]
     apart: Floats = (ours.numpy() - theirs) / unit.numpy()[:, None, None, None, None]
     return apart
 
 
 def worst(before: float, *deltas: NDArray[Any]) -> float:
-    """The largest absolute value, NaN if there is one: a NaN must not pass for a small difference."""
+    """Returns the largest absolute value, NaN if there is one: a NaN must not pass for a small difference."""
     return float(np.max([before, *(np.abs(delta).max() for delta in deltas if delta.size)]))
 
 
@@ -267,12 +267,12 @@ def compare(
     twin: OrtBackend | None = None,
     arithmetic: Backend | None = None,
 ) -> Iterator[Parity]:
-    """Answers the requests on both and yields the whole comparison so far after each.
+    """Generates the requests on both and yields the whole comparison so far after each.
 
-    Every request with fused commits, and every `separate`-th with commits of their own too (`full` models commit
-    nothing). gate: instead of the contract's. twin: of the candidate (`twin.twin_of`), for all tokens' probabilities;
-    without one, only the best tokens' are compared. arithmetic: the candidate's own in PyTorch
-    (`quantized_reference`), which runs the same forwards, for `Parity.lost`.
+    Every request runs with fused commits, and every `separate`-th also with unfused ones (`full` models commit
+    nothing). gate: instead of the contract's. twin: the candidate's instrumented graph (`instrumented.twin_of`), for
+    all tokens' probabilities; without it, only the best tokens' are compared. arithmetic: the candidate's own in
+    PyTorch (`quantized_reference`), which runs the same forward passes, for `Parity.lost`.
     """
     once, mode = not candidate.contract.has_cache, candidate.contract.plainest_mode
     both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
@@ -293,10 +293,10 @@ def compare(
 
 
 def compare_speculative(reference: TorchBackend, candidate: Inspectable, requests: Sequence[Request]) -> Check:
-    """Whether the candidate's speculative answers are PyTorch's causal ones, token for token.
+    """Checks that the candidate's speculative answers are PyTorch's causal ones, token for token.
 
-    An answer may part from it where PyTorch's two best tokens were within TIE; those are counted. Precisions that
-    round are counted alone by who calls this.
+    An answer may differ from a position on at which PyTorch's two best tokens were within TIE; those are counted. Only
+    exact precisions are checked so (`prove`).
     """
     gaps, excused, differ = SideBySide(reference, candidate, None, None), 0, 0
     for request in requests:
@@ -313,7 +313,7 @@ def compare_speculative(reference: TorchBackend, candidate: Inspectable, request
 
 
 def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:
-    """The first step at which two answers to one request part, None where they are the same."""
+    """Returns the first step at which two answers to one request differ, None if they are the same."""
     for place, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         same = mine.tokens.tolist() == other.tokens.tolist() and mine.open.tolist() == other.open.tolist()
         if not same or (mine.result is None) != (other.result is None):
@@ -322,9 +322,9 @@ def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None
 
 
 def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
-    """By how little a step's decisions were taken: between two tokens, to the threshold, or between best positions.
+    """Returns the least margin of a step's decisions: between two tokens, to the threshold, or between best positions.
 
-    Only the first for gates that do not compare a confidence with a threshold.
+    Only the first counts for gates that do not compare a confidence with a threshold.
     """
     was_open: Bools = step.open | step.accepted
     between_tokens = float(gap[was_open].min())

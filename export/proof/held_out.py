@@ -19,10 +19,10 @@ from train.checkpoint import Checkpoint
 from train.data import prompts
 
 SEED = 20  # of the held-out problems
-TASKS = "math,code"  # whose texts any tokenizer of English knows
+TASKS = "math,code"  # their texts suit any tokenizer of English
 RECORDED, ANSWER = 40, 96  # prompts of a recorded reference, and most tokens of an answer
-COMMON_IDS = 2000  # of a vocabulary, the first ones, of which texts are made
-TEXT_TOKENS = 24  # of such a text
+COMMON_IDS = 2000  # the first ids of a vocabulary, of which texts are made
+TEXT_TOKENS = 24  # tokens of such a text
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
@@ -48,7 +48,7 @@ def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
 def held_out_requests(
     encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
 ) -> list[Request]:
-    """Makes a request per prompt that fits, its answer as long as the canvas or the room; see `prompts.fitting`."""
+    """Makes one request per prompt that fits, its answer as long as canvas or room allow; see `prompts.fitting`."""
     encoded = encode(texts)
     kept = prompts.fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
@@ -58,8 +58,8 @@ def held_out_requests(
 def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, data: Path | None) -> list[Request]:
     """Makes the requests that a bundle's reference is recorded of: of a task or file, if one is named.
 
-    Else of the sample tasks if the tokenizer restores their texts, else of texts of its own most common tokens. There
-    may be none, of a tokenizer that knows too little.
+    Else of the sample tasks if the tokenizer restores their texts, else of texts of its own most common tokens. The
+    list is empty if the tokenizer knows too little.
     """
     if task or data:
         chosen = recorded_problems(task or "", data)

@@ -1,4 +1,4 @@
-"""A step graph's twin: the same file with its logits as one more output, to see every token's probability."""
+"""Makes the instrumented graph: a step graph with its logits as one more output, for every token's probability."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.errors import DeviceError
 
 
 def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
-    """The graph in `model` once more, over a cache of its own, its `last_logits` those that it reduces to its outputs.
+    """Loads the instrumented graph of `model` with a KV cache of its own; its `last_logits` are those of the last pass.
 
-    shipped: the engine of that file, whose contract, session options and device it takes; a graph that has logits is
-    its own twin. Nothing is written, and weights in a file of their own are read from where they lie. Raises
-    DeviceError if ONNX Runtime does not load it.
+    shipped: the engine of that file, whose contract, session options and device it takes; if its graph outputs logits
+    already, it is shared. Nothing is written, and external weights are read from their file. Raises DeviceError if
+    ONNX Runtime does not load it.
     """
     if any(output.name == "logits" for output in shipped.session.get_outputs()):
         return shipped.share()
@@ -29,7 +29,7 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     weights = map_weights(options, model.parent, linked_weights(graph, model.parent))
     try:
         session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.providers(shipped.device))
-    except Exception as error:  # its errors share no class of their own
+    except Exception as error:  # its errors have no common class
         reason = " ".join(str(error).split())[:200]
         raise DeviceError(f"onnxruntime cannot load {model.name} with its logits ({reason})") from None
     del weights  # which had to live until here
@@ -44,7 +44,7 @@ def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
 
 
 def add_logits(model: onnx.ModelProto, vocab: int) -> None:
-    """Makes what `token` is the ArgMax of an output, `logits` fp32 [1, n, vocab], of a graph of one sequence."""
+    """Adds the output `logits` fp32 [1, n, vocab], of which `token` is the ArgMax, to a graph of one sequence."""
     nodes = [
         helper.make_node("Unsqueeze", [add_scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
         helper.make_node("Slice", ["twin.all", "twin.first", "twin.vocab", "twin.last"], ["logits"]),
@@ -56,7 +56,7 @@ def add_logits(model: onnx.ModelProto, vocab: int) -> None:
 
 
 def add_scores(model: onnx.ModelProto) -> str:
-    """The value [n, the head's rows] that `token` is the ArgMax of. Raises ValueError for a graph without one."""
+    """Returns the name of the value [n, the head's rows] whose ArgMax is `token`. Raises ValueError if none is."""
     made_by: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
     name = "token"
     while name in made_by:

@@ -1,8 +1,8 @@
-"""Runs a Hugging Face directory's own modelling code over recorded inputs: a program of its own, which imports nothing
-of blockstep, so that any Python with torch, transformers and numpy runs it.
+"""Runs a Hugging Face directory's own modelling code over recorded inputs: a separate program that imports nothing of
+blockstep, so that any Python with torch, transformers and numpy runs it.
 
-Usage: own_code.py DIRECTORY FOLDER TRUST, of which FOLDER holds `NNN.npz` with ids and visible [length] and rows [n];
-it gets `NNN.own.npy`, fp32 [n, vocab], and `own.json`: how the code was run, or `refused`, why it was not.
+Usage: own_code.py DIRECTORY FOLDER TRUST. FOLDER holds `NNN.npz` with ids and visible [length] and rows [n]; the
+program writes `NNN.own.npy`, fp32 [n, vocab], and `own.json` there: how the code was run, or `refused`, why it was not.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-STILL = 1e-4  # of the largest logit: what a row moves at most if a token changes that it does not see
-MOVED = 1e-6  # what it moves at least if it sees it
-DTYPE = (4, 56)  # the transformers that calls `torch_dtype` so
+STILL = 1e-4  # of the largest logit: the most that a row changes if a token changes that it does not see
+MOVED = 1e-6  # the least that it changes if it sees the token
+DTYPE = (4, 56)  # the first transformers that calls `torch_dtype` `dtype`
 
 
 def main(directory: str, folder: Path, trust: bool) -> None:
-    """Writes what the module's docstring says."""
+    """Writes the files that the module's docstring lists."""
     try:
         found = run(directory, folder, trust)
     except Exception as error:  # a stranger's code may raise anything
@@ -34,7 +34,7 @@ def run(directory: str, folder: Path, trust: bool) -> dict[str, Any]:
     """Loads the model, finds out how it takes the attention, and runs every input."""
     import torch
 
-    transformers = import_module("transformers")  # its types would be checked with ours
+    transformers = import_module("transformers")  # not an import, so that its types are not checked with ours
     known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
     versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
     config = json.loads((Path(directory) / "config.json").read_text())
@@ -105,16 +105,16 @@ def forward(model: Any, form: str, ids: Any, visible: Any) -> Any:
 
 
 def choose_form(model: Any, inputs: list[dict[str, Any]]) -> tuple[str | None, list[str]]:
-    """Returns the first way in which each row sees what it should, and why each one before it was left.
+    """Returns the first form in which each row sees what it should, and why each form before it was rejected.
 
-    It is tried on the input with the most different prefixes, the shortest such.
+    Forms are tried on the input with the most different attention prefix lengths, the shortest such.
     """
     probe = max(inputs, key=lambda each: (len(set(each["visible"].tolist())), -len(each["ids"])))
     left: list[str] = []
     for form in masks(probe["visible"]):
         try:
             wrong = misread(model, form, probe)
-        except Exception as error:  # what it does not take
+        except Exception as error:  # the code does not take this form
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         if not wrong:
             return form, left

@@ -27,7 +27,7 @@ from .compare import TIE, compare, compare_speculative
 from .instrumented import twin_of
 from .quantized_reference import QuantizedBackend, whole_bound
 
-WHOLE = 3 * 10**9  # bytes that a model may take in fp32, in PyTorch, the engine and its twin, to be proved whole
+WHOLE = 3 * 10**9  # most bytes in fp32 of PyTorch, engine and instrumented graph together to prove a model whole
 SEED = 20  # of the prompts that the export is proved with
 
 
@@ -41,8 +41,8 @@ def prove(
 ) -> Iterator[Check]:
     """Yields the checks that an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is held against
-    its own arithmetic in PyTorch (`quantized_torch`) and not against its precision's bounds.
+    parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is compared with
+    its own arithmetic in PyTorch (`quantized_reference`) and not by its precision's bounds.
     """
     graph = check_onnx(model)
     yield graph
@@ -69,7 +69,7 @@ def proves_whole(source: Checkpoint, parity: str) -> bool:
 
 
 def fits_whole(shape: ModelConfig) -> bool:
-    """Returns whether three fp32 models, PyTorch's, the engine's and its twin's, fit WHOLE and half of the memory."""
+    """Returns whether three fp32 models (PyTorch, engine, instrumented graph) fit WHOLE and half of the memory."""
     size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 3 * size <= min(WHOLE, memory // 2)

@@ -1,7 +1,7 @@
-"""The arithmetic of a quantised `ort` graph in PyTorch, over the same numbers: what such an engine is held against.
+"""Computes what a quantized `ort` graph computes, in PyTorch and over the same numbers: the engine's reference.
 
-Weights are rounded and activations are, so the engine is far from the unquantised model however right it is. From this
-one it is as far as fp32 rounding takes it: an activation at the edge of two steps may fall to the other.
+Weights and activations are rounded, so even a correct engine is far from the unquantized model. From this reference it
+differs only by fp32 rounding: an activation at the edge of two steps may fall to the other.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def quantized(
 
 
 class RowsLayer(nn.Module):
-    """The last layer, which the graph computes for the logits rows alone once it has attended.
+    """Computes the last layer as the graph does: after attention, only for the logits rows.
 
     So an activation's one scale, there and in the head, is over these rows. rows: int64 [batch, n], of the next forward
-    pass; the hidden states of the others are zeros.
+    pass; the hidden states of other rows are zeros.
     """
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer, self.rows = layer, torch.zeros(1, 1, dtype=torch.int64)
-        own = weakref.proxy(self)  # in a cycle the weights would stay until Python looks for cycles
+        own = weakref.proxy(self)  # a reference cycle would keep the weights until Python's garbage collector runs
         layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (own.pick(given[0]),))
 
     def pick(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class RowsLayer(nn.Module):
 
 
 class QuantizedModel(nn.Module):
-    """A checkpoint's whole model, with the forward and the logits of `train.transformer.network.Transformer`."""
+    """Computes a checkpoint's whole model; has `forward` and `logits` of `train.transformer.network.Transformer`."""
 
     def __init__(self, source: Checkpoint, formats: OrtFormats) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ class QuantizedModel(nn.Module):
 
 
 class QuantizedBackend:
-    """That model as a backend that `compare` takes. torch: the backend that runs it."""
+    """Runs a `QuantizedModel` as a backend that `compare` takes. torch: the backend that runs it."""
 
     name = "quantised in torch"
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
         made = QuantizedModel(source, formats)
-        model = cast(Transformer, made)  # as far as a backend needs it to be one
+        model = cast(Transformer, made)  # it has all that a backend needs of one
         self.torch, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
         self._last = made.last
 
@@ -133,10 +133,10 @@ class QuantizedBackend:
 
 
 def whole_bound(lost: float) -> float:
-    """How far, in nats, an engine's log-probabilities may be from the unquantised model (`compare`).
+    """Returns how far, in nats, an engine's log-probabilities may be from the unquantized model (`compare`).
 
-    Twice as far as its arithmetic in PyTorch is, `lost`: by the triangle inequality an engine may then be as far from
-    that arithmetic as that is from the model. No less, since in a deep model a single step that falls otherwise moves
-    further ones in every layer behind it, until the two have but the size of their error in common.
+    Twice as far as its arithmetic in PyTorch, `lost`: by the triangle inequality an engine may then be as far from
+    that arithmetic as that is from the model. No less, since in a deep model one activation that rounds to the other
+    step moves more of them in every later layer, until only the size of the two errors is the same.
     """
     return max(PRECISIONS["fp32"].log_prob, 2 * lost)

@@ -1,7 +1,7 @@
-"""Records what PyTorch computes for real prompts: the reference that a bundle carries to machines without PyTorch.
+"""Records what PyTorch computes for real prompts: the reference in a bundle for machines without PyTorch.
 
-For quantized weights whose arithmetic is known in PyTorch it is recorded from that arithmetic and not from the model:
-an engine is as near to it as fp32 rounding takes it.
+For quantized weights whose arithmetic is known in PyTorch, it is recorded from that arithmetic and not from the model:
+an engine differs from it only by fp32 rounding.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from .quantized_reference import QuantizedBackend
 from .token_gaps import TokenGaps
 
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
-IDS = 30_000  # tokens of its forward passes, of which the same holds
+IDS = 30_000  # tokens of forward passes that it has room for
 RECORD = 3e11  # floating-point operations that forward passes of more than FEW answers may take: seconds of one core
 FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
 FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
-# Where another machine's last bit of fp32 rounds an activation to another step, the rows after it change. So figures
-# that are means scatter by their standard error, about which this machine's own figure, one such sample, says little.
+# If the last bit of fp32 on another machine rounds an activation to another step, the rows after it change. So figures
+# that are means scatter by their standard error, about which this machine's own figure, one such sample, shows little.
 ERRORS = 5  # standard errors between this machine's figure and a bound
 SPREAD = 4  # times this machine's largest difference is its bound
 FLOOR_ROWS = 400  # logits rows over which a precision's least bounds on means hold; fewer scatter more
@@ -65,13 +65,13 @@ ANSWER_MARGIN = 1e-4  # by how little PyTorch may have decided, in probability, 
 
 
 def copy_of(forward: Forward, top: bool) -> Forward:
-    """Returns the same inputs, which do not change with the canvas that they are a view of."""
+    """Copies the inputs, which are views of the canvas and would change with it."""
     ids, past, visible, rows = forward.input_ids, forward.past_length, forward.visible, forward.rows
     return Forward(ids.copy(), past.copy(), visible.copy(), rows.copy(), top)
 
 
 class Recorder:
-    """Runs every forward pass in PyTorch and keeps what it was given and what it computed."""
+    """Runs every forward pass in PyTorch and keeps its inputs and outputs."""
 
     name = "recorder"
 
@@ -104,7 +104,7 @@ class Recorder:
         return out
 
     def _norms(self, forward: Forward) -> NDArray[np.float64]:
-        """Of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
+        """Returns the norms of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
         cache, past, width = self.torch.cache, int(forward.past_length[0]), forward.input_ids.shape[1]
         if cache is None:
             return np.zeros((0, 2))
@@ -147,7 +147,7 @@ def too_large(forwards: Sequence[RecordedForward]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A reference that was written: what the manifest says of it, its file, and the check of the exported engine."""
+    """Holds a written reference: its manifest entry, its file, and the check of the exported engine."""
 
     entry: RecordedReference
     file: Path
@@ -217,7 +217,7 @@ def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Ch
 
 
 def counted(reference: Reference) -> str:
-    """Says how much was recorded."""
+    """Returns how much was recorded, as text."""
     rows = rows_of(reference.forwards)
     return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"
 
@@ -233,7 +233,7 @@ def ids_of(forwards: Sequence[RecordedForward]) -> int:
 
 
 def operations_of(source: Checkpoint) -> int:
-    """Returns how many floating-point operations a token of a forward pass takes, those of attention left out."""
+    """Returns the floating-point operations per token of a forward pass, without those of attention."""
     return 2 * sum(math.prod(shape) for shape in expected_shapes(source.model).values())
 
 
@@ -245,7 +245,7 @@ def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) ->
 
 
 def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
-    """Returns what of a replay is of these forward passes, the first ones of it."""
+    """Returns the part of a replay that is of these forward passes, its first ones."""
     rows = sum(each.entropy.size for each in forwards)
     top = None if replayed.top_logprob is None else replayed.top_logprob[:rows]
     norms = replayed.norms[: len(forwards)]
@@ -253,10 +253,10 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
 
 
 def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the standard error that each figure which is a mean would have over one logits row.
+    """Returns the standard error that each figure that is a mean would have over one logits row.
 
-    Rows of a forward pass may be off together, so it is the larger one of rows and of forward passes, and of norms that
-    of the layer that scatters most.
+    Rows of a forward pass may be off together, so it is the larger of the errors over rows and over forward passes;
+    for norms, that of the layer that scatters most.
     """
     rows, found = [each.entropy.size for each in forwards], {}
     for name, parts in terms(forwards, replayed).items():
@@ -269,9 +269,9 @@ def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[
 def bounds_of(
     engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed, scatter: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns the bounds that an engine of a precision is judged by elsewhere.
+    """Returns the bounds that an engine is judged by on other machines.
 
-    scatter: as `scatter_of` returns it, of these forward passes or of more, which know it better.
+    scatter: as `scatter_of` returns it, of these forward passes or of more, which estimate it better.
     """
     rows = rows_of(forwards)
     floors, bounds = floors_of(engine, rows), {}
@@ -291,10 +291,10 @@ def least_bounds(engine: Engine, contract: Contract, forwards: Sequence[Recorded
 
 
 def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
-    """Returns what no bound of an engine is below: its precision's floors, or those of its products if these are wider.
+    """Returns the least bounds of an engine: its precision's floors, or those of its products if these are wider.
 
-    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: of logits, fewer of
-    which have wider means.
+    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: logits rows; means over
+    fewer scatter more.
     """
     row = PRECISIONS[engine.precision]
     least = row.replay
@@ -307,7 +307,7 @@ def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
 
 
 def limits_of(engine: Engine) -> dict[str, float]:
-    """Returns what an engine has to keep when it is exported, or it is wrong and no measure for bounds."""
+    """Returns the limits that an engine must keep at its export; beyond them it is wrong, and no bounds come of it."""
     times = LIMIT if PRECISIONS[engine.precision].exact else LIMIT_QUANTIZED
     return {name: times * floor for name, floor in floors_of(engine).items()}
 

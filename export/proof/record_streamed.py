@@ -1,8 +1,8 @@
 """Records a reference of a model that is too large to hold: one layer after the other, for the same forward passes.
 
-Two forward passes of one prompt: the prompt with a masked block, and the block half unmasked over the KV cache of the
-prompt. The engine is not held either, so bounds are not measured with it. They come from the same passes over
-embeddings that are off by a little: what that scatters, another machine's rounding scatters less.
+There are two forward passes of one prompt: the prompt with a masked block, and the block half unmasked over the KV
+cache of the prompt. The engine is not held either, so it does not measure the bounds. They come from the same passes
+over slightly changed embeddings: those scatter more than another machine's rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .quantized_reference import RowsLayer, quantized
 from .record import Recording, bounds_of, copy_of, scatter_of, write_recording
 
 FORWARDS = 2
-# By the type of an engine's products, relative, of embeddings: more than what these round them to.
+# Relative change of embeddings, by the dtype of an engine's products: more than their rounding.
 OFF = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 SEED = 40
 
@@ -73,7 +73,7 @@ def dtype_of(engine: Engine) -> str:
 
 
 class Draft:
-    """A backend without a model, which is certain of the first half of the rows that it is given."""
+    """Acts as a backend without a model: is certain of the first half of the rows."""
 
     name = "draft"
 
@@ -103,10 +103,10 @@ def draft(contract: Contract, request: Request) -> list[Forward]:
 
 
 class Pass:
-    """Hidden states of forward passes on their way through the layers.
+    """Holds hidden states of forward passes on their way through the layers.
 
-    hidden: of each forward pass, [1, width, hidden]; norms: of each forward pass, what its new keys and values have in
-    each layer so far, [2]. off: by how much, relative, embeddings are changed.
+    hidden: per forward pass, [1, width, hidden]; norms: per forward pass and layer so far, those of its new keys and
+    values, [2]. off: relative change of the embeddings.
     """
 
     def __init__(self, source: Checkpoint, forwards: Sequence[Forward], formats: OrtFormats | None, off: float) -> None:
@@ -120,7 +120,7 @@ class Pass:
 
     @torch.no_grad()
     def run_layer(self, config: ModelConfig, contract: Contract, layer: RowsLayer, last: bool) -> None:
-        """Runs a layer, in whose KV cache the forward passes follow each other; the last one for logits rows alone."""
+        """Runs one layer for all forward passes in turn over one KV cache; the last layer only for logits rows."""
         end = max(int(each.past_length[0]) + each.input_ids.shape[1] for each in self.forwards)
         store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if contract.has_cache else None
         for place, forward in enumerate(self.forwards):
@@ -142,7 +142,7 @@ class Pass:
         return states
 
     def recorded(self, found: Sequence[tuple[Proposal, Tensor]]) -> list[RecordedForward]:
-        """Returns what was computed, of what the head predicts in each forward pass."""
+        """Returns the recorded forward passes, given the head's predictions for each."""
         made = []
         for place, (forward, (out, log_probs)) in enumerate(zip(self.forwards, found, strict=True)):
             best = log_probs[0].topk(min(TOP, int(torch.isfinite(log_probs[0]).sum(-1).min())))  # [n, K]
@@ -153,7 +153,7 @@ class Pass:
 
 
 def replayed_of(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
-    """Returns recorded forward passes as an engine with so many top tokens would have replayed them."""
+    """Returns recorded forward passes as a replay by an engine with so many top tokens."""
     token, top = (np.concatenate([getattr(each, name) for each in forwards]) for name in ("top_token", "top_logprob"))
     norms = np.stack([each.norms for each in forwards]).astype(np.float64)
     entropy = np.concatenate([each.entropy for each in forwards])

@@ -1,4 +1,4 @@
-"""By how much PyTorch prefers each position's best token, of which a near tie is told from an error."""
+"""Measures how much PyTorch prefers each position's best token, to tell a near tie from an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.decoding.batch import Step
 
 
 class TokenGaps:
-    """By how much probability the best token of each position of a canvas leads the second."""
+    """Holds by how much probability the best token leads the second, per position of a canvas."""
 
     def __init__(self, block: int) -> None:
         self.recent: list[Floats] = []  # since the last step: those of the rows [n] of each forward pass
@@ -28,9 +28,9 @@ class TokenGaps:
 
     def of_canvas(self, step: Step) -> Floats:
         """Returns the gap of each position, as of the step just made. [block]"""
-        own = step.slot >= 0  # else what the last committed row said was enough
+        own = step.slot >= 0  # else the last committed row's prediction was enough
         if len(self.recent) > own:
-            self._latest[0] = self.recent[0][0]  # a commit of its own, which with `shift` says what follows
+            self._latest[0] = self.recent[0][0]  # an unfused commit, which with `shift` predicts what follows
         if own:
             self._latest[step.asked] = self.recent[-1]
         self.recent = []

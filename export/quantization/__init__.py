@@ -1,1 +1,1 @@
-"""Weights and activations in few bits, for ONNX Runtime and for TensorRT."""
+"""Quantizes weights and activations, for ONNX Runtime and for TensorRT."""

@@ -1,4 +1,4 @@
-"""How large the inputs of the layers' products get on real prompts: what static int8 is calibrated with."""
+"""Measures how large the inputs of the layers' products get on real prompts, to calibrate static int8."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIX = ".largest"
 
 
 def watch(model: ir.Model) -> None:
-    """Adds to a traced graph, in place, an output [] for each product of a layer: the largest |x| of its input."""
+    """Adds to a traced graph, in place, one output [] per product of a layer: the largest |x| of its input."""
     for node in [*products(model)]:
         x = node.inputs[0]
         size = ir.node("Abs", [x])
@@ -37,7 +37,7 @@ def watch(model: ir.Model) -> None:
 
 
 class Watching:
-    """A backend over a watched graph that keeps the largest of each output `NAME.largest`, in `ranges`."""
+    """Runs a watched graph as a backend; `ranges` keeps the largest value of each output `NAME.largest`."""
 
     name = "watching"
 
@@ -52,7 +52,7 @@ class Watching:
         self._cache = {entry.name: np.zeros(entry.shape, form.dtype) for entry in past}
 
     def keep(self, rows: NDArray[Any]) -> None:
-        """There is one sequence, and it stays."""
+        """Does nothing: there is one sequence, and it stays."""
 
     def forward(self, forward: Forward) -> Proposal:
         names = [entry.name for entry in self._session.get_inputs()]
@@ -61,7 +61,7 @@ class Watching:
         out = dict(zip((entry.name for entry in self._session.get_outputs()), values, strict=True))
         first, width = int(forward.past_length[0]), forward.input_ids.shape[1]
         for past, present in (cache_names(part) for part in range(len(self._cache))):
-            new = out[present]  # [1, kv_heads, width, head_dim], or the whole cache
+            new = out[present]  # [1, kv_heads, width, head_dim], or the whole KV cache
             written = new if new.shape[2] == width else new[:, :, first : first + width]
             self._cache[past][:, :, first : first + width] = written
         for name, value in out.items():
@@ -72,7 +72,7 @@ class Watching:
 
 
 def measure(model: Path, contract: Contract, requests: Sequence[Request]) -> dict[str, float]:
-    """Answers the requests with a watched graph; the largest |x| of each product's input, by its output's name."""
+    """Generates with a watched graph and returns the largest |x| of each product's input, by its output's name."""
     backend = Watching(model, contract)
     for request in requests:
         generate(backend, request)

@@ -1,4 +1,4 @@
-"""Initializers made of a weight when they are written, so that an export never holds the model."""
+"""Makes initializers from a weight only when they are written, so that an export never holds the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PartsOf:
         self._kept: dict[str, NDArray[Any]] = {}
 
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
-        """A part as an initializer of the graph, called by the weight's name and its own."""
+        """Adds a part as an initializer of the graph, named by the weight's name and its own; returns it."""
         name, kind = f"{self.name}.{part}", ir.DataType.from_numpy(np.dtype(dtype))
         return initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
 
@@ -50,7 +50,7 @@ class Quantized(PartsOf):
 
 
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new constant of the graph."""
+    """Adds a constant to the graph and returns it."""
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
     graph.initializers.add(value)
     return value

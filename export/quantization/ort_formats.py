@@ -1,4 +1,4 @@
-"""Weights of an `ort` graph in few bits: which formats there are, and which of a precision's weights take which."""
+"""Quantizes the weights of an `ort` graph: the formats, and which weights of a precision take which."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from . import ort_int4, ort_int8
 from .own_codes import is_quantized, own_codes
 
 LAYER = re.compile(r"layers\.(\d+)\.")
-CHANNELS = {
-    "MatMul": (1, 1),
-    "Gemm": (1, 0),
-    "Gather": (0, 0),
-}  # where the weight is an operand, and its channels' axis
+CHANNELS = {"MatMul": (1, 1), "Gemm": (1, 0), "Gather": (0, 0)}  # which operand the weight is, and its channels' axis
 
 
 @dataclass(frozen=True, slots=True)
 class OrtFormat:
-    """A way to store the weight of a product, and what the product then computes.
+    """Describes how the weight of a product is stored, and what the product then computes.
 
-    store: a weight's initializers, its channels (rows of the checkpoint's) along an axis; multiplied: the nodes in the
-    place of a product, over these; linear: the same arithmetic in PyTorch, of a weight [out, in] and a bias [out].
+    store: adds a weight's initializers, its channels (rows of the checkpoint's weight) along an axis; multiplied: the
+    nodes that replace a product, over these; linear: the same arithmetic in PyTorch, weight [out, in] and bias [out].
     """
 
     store: Callable[[ir.Graph, ir.Value, int], tuple[ir.Value, ...]]
@@ -38,9 +34,9 @@ class OrtFormat:
 
 @dataclass(frozen=True, slots=True)
 class OrtFormats:
-    """Formats of the layers' weights: of the `inner` ones, and of the first and the last, the `ends`.
+    """Holds the formats of the layers' weights: of the `inner` layers, and of the first and the last, the `ends`.
 
-    Embedding and head are int8 always: one table where they are tied. own: those of weights that have one of their own,
+    Embedding and head are always int8, one table if they are tied. own: those of weights that have one of their own,
     by the checkpoint's names.
     """
 
@@ -82,8 +78,8 @@ def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -
 def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
     """Stores every matrix that a product or an embedding takes from the checkpoint in its format, in place.
 
-    Expects an fp32 graph of so many layers whose weights are read when they are written (`graph.trace`); the rest
-    stays fp32.
+    Expects an fp32 graph of so many layers whose weights are read when they are written (`step_graph.trace`); the
+    rest stays fp32.
     """
     graph, tables = model.graph, dict[ir.Value, tuple[ir.Value, ...]]()
     for node in tuple(graph):
@@ -93,7 +89,7 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
         weight = node.inputs[place]
         content = None if weight is None else weight.const_value
         if weight is None or not isinstance(content, ir.LazyTensor) or len(content.shape) != 2:
-            continue  # no matrix of the checkpoint
+            continue  # not a matrix of the checkpoint
         name = str(weight.name)
         chosen = formats.of_weight(sources(name, ())[0], layers) if LAYER.match(name) else INT8
         if weight not in tables:

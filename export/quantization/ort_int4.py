@@ -1,7 +1,7 @@
-"""int4 of the `ort` dialect: weights in blocks of inputs, activations in int8 a row and block.
+"""Implements int4 of the `ort` dialect: weights in blocks of inputs, activations in int8 per row and block.
 
 A product becomes `com.microsoft.MatMulNBits` at its accuracy level 4. A block has a scale and a zero point, so that its
-16 values span just its weights and zero. 5.125 bits a weight: 4, and 36 for 32 of them.
+16 levels span exactly its weights and zero. 5.125 bits per weight: 4, and 36 per block of 32.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .ort_int8 import DOMAIN
 BLOCK = 32  # inputs under one scale
 LARGEST = 15  # of a value
 STEPS = 127  # of the largest activation of a row and block; int8 without -128
-ROWS = 1024  # quantised at a time, so that a large weight takes no second copy in fp32
+ROWS = 1024  # quantized at a time, so that a large weight takes no second copy in fp32
 Bytes = NDArray[np.uint8]
 
 
 def quantize(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
-    """Values [out, blocks, BLOCK / 2], scales fp32 [out, blocks], zero points [out, half the blocks], of [out, in].
+    """Returns values [out, blocks, BLOCK / 2], scales fp32 [out, blocks], zero points [out, half the blocks].
 
-    Two values, and two zero points, lie in a byte, the first in its low half; what is wanting in the last block is 0.
-    A weight is (value - zero point) * scale to within half a scale, and 0 exactly. Raises NumericalError where a weight
-    is not a finite number.
+    weight [out, in]. A byte holds two values, or two zero points, the first in its low half; the last block is padded
+    with 0. A weight is (value - zero point) * scale to within half a scale; a weight of 0 is exact. Raises
+    NumericalError if a weight is not a finite number.
     """
     outputs, inputs = weight.shape
     blocks = -(-inputs // BLOCK)
@@ -49,19 +49,19 @@ def quantize(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], B
 
 
 def nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
-    """Values [out, blocks, BLOCK], scales and zero points [out, blocks], of [out, blocks, BLOCK], a byte each."""
+    """Returns values [out, blocks, BLOCK], scales and zero points [out, blocks], one per byte."""
     low, high = weight.min(-1).clip(max=0), weight.max(-1).clip(min=0)
     if not (np.isfinite(low) & np.isfinite(high)).all():
         raise NumericalError("a weight is not a finite number, so it has no int4; export it to fp32 to see where")
     scale = high / np.float32(LARGEST) - low / np.float32(LARGEST)
-    scale[scale == 0] = 1  # a block so small that its scale is no number would be divided by it
+    scale[scale == 0] = 1  # else a block so small that its scale is 0 would be divided by 0
     zero = np.rint(-low / scale)
     values = np.rint(weight / scale[..., None]) + zero[..., None]
     return values.clip(0, LARGEST).astype(np.uint8), scale, zero.astype(np.uint8)
 
 
 def in_pairs(values: Bytes) -> Bytes:
-    """Values below 16 [..., n], two in a byte: [..., half of n, rounded up]."""
+    """Packs values below 16 [..., n], two per byte: [..., half of n, rounded up]."""
     first, second = values[..., 0::2], values[..., 1::2]
     packed = first.copy()
     packed[..., : second.shape[-1]] |= second << 4
@@ -69,19 +69,19 @@ def in_pairs(values: Bytes) -> Bytes:
 
 
 def apart(packed: Bytes, count: int) -> Bytes:
-    """The first `count` values of the last axis, a byte each again: [..., count]."""
+    """Unpacks the first `count` values of the last axis, one per byte: [..., count]."""
     both = np.stack((packed & 15, packed >> 4), axis=-1)
     return both.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
 def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArray[np.float32]:
-    """The weights fp32 [out, blocks * BLOCK] that quantised ones stand for."""
+    """Returns the dequantized weights, fp32 [out, blocks * BLOCK]."""
     steps = apart(values, BLOCK).astype(np.float32) - apart(zero, scale.shape[1])[..., None]
     return (steps * scale[..., None]).reshape(len(scale), -1)
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Initializers of a weight's values, scales and zero points, see `quantize`; `axis` is that of its outputs."""
+    """Adds initializers of a weight's values, scales and zero points, see `quantize`; `axis`: of its outputs."""
 
     def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(("int4", "scale", "zero"), quantize(numbers if axis == 0 else numbers.T), strict=True))
@@ -96,7 +96,7 @@ def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
 
 
 def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """In the place of MatMul (weight [in, out])."""
+    """Returns the node that replaces MatMul (weight [in, out])."""
     weight = node.inputs[1]
     if node.op_type != "MatMul" or weight is None or weight.const_value is None:
         raise AssertionError(f"{node} is no product with a weight [in, out]")
@@ -106,14 +106,14 @@ def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
 
 
 class Int4Linear(nn.Module):
-    """x @ weight.T + bias as `MatMulNBits` computes it on x86; weight [out, in] in int4."""
+    """Computes x @ weight.T + bias as `MatMulNBits` does on x86; weight [out, in] in int4."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.weight, self.bias = torch.from_numpy(dequantize(*quantize(weight.float().numpy()))), bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x fp32 [..., in] to fp32 [..., out]."""
+        """Maps x fp32 [..., in] to fp32 [..., out]."""
         return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))), self.weight, self.bias)
 
 

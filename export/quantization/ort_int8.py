@@ -1,7 +1,7 @@
-"""int8 of the `ort` dialect: weights with one scale a channel, activations quantised as they come.
+"""Implements int8 of the `ort` dialect: weights with one scale per channel, activations quantized dynamically.
 
 A product becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale for the whole activation; an embedding is
-looked up in its int8 table, a tied head's own.
+looked up in its int8 table, which a tied head shares.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .lazy_initializers import Quantized
 DOMAIN = "com.microsoft"
 LARGEST = 127  # -128 is left out, so that the range is symmetric
 STEPS = 255  # of an activation's range in uint8
-ROWS = 4096  # quantised at a time, so that a large table takes no second copy in fp32
+ROWS = 4096  # quantized at a time, so that a large table takes no second copy in fp32
 
 
 def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
+    """Returns values int8 in the weight's shape [rows, columns] and scales fp32 [its length along `axis`].
 
-    A scale is its channel's largest |w| / 127, and value * scale lies within half a scale of w; a channel of zeros has
-    the scale 1. Raises NumericalError where a weight is not a finite number.
+    A scale is its channel's largest |w| / 127, and value * scale is within half a scale of w; a channel of zeros has
+    the scale 1. Raises NumericalError if a weight is not a finite number.
     """
-    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without making that
+    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without a copy for that
     if not np.isfinite(largest).all():
         raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see where")
     scale = largest / np.float32(LARGEST)
-    scale[scale == 0] = 1  # a channel so small that its scale is no number would be divided by it
+    scale[scale == 0] = 1  # else a channel so small that its scale is 0 would be divided by 0
     values = np.empty(weight.shape, np.int8)
     for first in range(0, len(weight), ROWS):
         part = slice(first, first + ROWS)
@@ -46,12 +46,12 @@ def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
 
 
 def dequantize(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The weights fp32 [rows, columns] that quantised ones stand for."""
+    """Returns the dequantized weights, fp32 [rows, columns]."""
     return values * (scale[:, None] if axis == 0 else scale)
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
+    """Adds initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
 
     def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(("int8", "scale"), quantize(numbers, axis), strict=True))
@@ -62,7 +62,7 @@ def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
 
 
 def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """In the place of MatMul (weight [in, out]), or of Gemm (weight [out, in], and a bias)."""
+    """Returns the nodes that replace MatMul (weight [in, out]), or Gemm (weight [out, in], and a bias)."""
     values, scale = stored
     before: list[ir.Node] = []
     bias = None
@@ -76,7 +76,7 @@ def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
 
 
 def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """In the place of Gather on the rows of an embedding [vocab, hidden]."""
+    """Returns the nodes that replace Gather on the rows of an embedding [vocab, hidden]."""
     (values, scale), ids = stored, node.inputs[1]  # [batch, width]
     rows = ir.node("Gather", [values, ids])  # int8 [batch, width, hidden]
     wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
@@ -87,12 +87,12 @@ def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
 
 
 def restored(rows: Tensor) -> Tensor:
-    """Rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
+    """Returns rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
     return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
 
 
 class Int8Linear(nn.Module):
-    """x @ weight.T + bias as `DynamicQuantizeMatMul` computes it; weight [out, in] in int8, one scale a row."""
+    """Computes x @ weight.T + bias as `DynamicQuantizeMatMul` does; weight [out, in] in int8, one scale per row."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -101,16 +101,16 @@ class Int8Linear(nn.Module):
         self.rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = rounded
 
     def forward(self, x: Tensor) -> Tensor:
-        """x fp32 [..., in] to fp32 [..., out]."""
+        """Maps x fp32 [..., in] to fp32 [..., out]."""
         whole, step = self.rounded(x)
         y: Tensor = F.linear(whole, self.values) * (step * self.scale)
         return y if self.bias is None else y + self.bias
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x in whole steps, fp32, and the step, fp32 []: ONNX's DynamicQuantizeLinear, its zero point taken off again.
+    """Returns x in whole steps, fp32, and the step, fp32 []: ONNX's DynamicQuantizeLinear without its zero point.
 
-    The 256 steps span the whole tensor's range and zero, so a row's numbers depend on its neighbours.
+    The 256 steps span the whole tensor's range and zero, so a row's numbers depend on the other rows.
     """
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     step = (high - low) / STEPS
@@ -120,7 +120,7 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rounding:
-    """`rounded`, of an input that several products take only once: keeps the last input and what came of it."""
+    """Calls `rounded` once for an input that several products take: keeps the last input and its result."""
 
     def __init__(self) -> None:
         self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None

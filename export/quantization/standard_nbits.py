@@ -1,7 +1,7 @@
-"""Weights of a `standard` graph in few bits: `com.microsoft.MatMulNBits`, which CUDA and the CPU both have.
+"""Quantizes the weights of a `standard` graph by `com.microsoft.MatMulNBits`, which CUDA and the CPU both have.
 
 The numbers are those that TensorRT's graphs of the same precision hold (`trt_formats`): symmetric, fp16 scales, the
-products in fp16. Activations are not rounded, so the model that these numbers make in PyTorch is the reference.
+products in fp16. Activations are not rounded, so the model with these numbers in PyTorch is the reference.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
 from .trt_qdq import products
 
 BITS = {"int8": 8, "int4": 4}  # of a value, by the name of the format
-BLOCK = 32  # inputs, of a format whose scales are of whole outputs: the operator has scales of blocks alone
+BLOCK = 32  # inputs per block, for formats with one scale per output: the operator has only scales per block
 
 
 def quantize_for_nbits(model: ir.Model, name: str) -> None:
-    """Stores the layers' weights of a traced fp16 graph in that format of `BITS`, in place.
+    """Stores the layers' weights of a traced fp16 graph in the format of `BITS` with that name, in place.
 
     A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs.
     """
@@ -54,9 +54,9 @@ def quantize_for_nbits(model: ir.Model, name: str) -> None:
 
 
 def arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:
-    """A weight as the operator takes it: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
+    """Returns a weight as the operator takes it: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
 
-    Values are shifted by half their range, the zero point of an operator that is given none.
+    Values are shifted by half their range, the operator's default zero point.
     """
     values, half = stored.values.astype(np.int16).T, 1 << (bits - 1)  # [out, in]
     outputs, inputs = values.shape

@@ -1,4 +1,4 @@
-"""A checkpoint with the numbers that quantized weights stand for, which a TensorRT engine computes with in fp16."""
+"""Makes a checkpoint of dequantized weights, with which a TensorRT engine computes in fp16."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from train.checkpoint import Checkpoint
 
 from .trt_formats import TRT_FORMATS, TrtFormat
 
-LAYERS = "layers."  # what the names of the weights that are quantized begin with
+LAYERS = "layers."  # prefix of the names of quantized weights
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights(Mapping[str, Tensor]):
-    """Weights by name, the layers' matrices rounded to a format; each is made when it is asked for and not kept."""
+    """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept."""
 
     weights: Mapping[str, Tensor]
     format: TrtFormat

@@ -1,6 +1,6 @@
-"""How weights are stored in few bits for TensorRT, in numpy: the reference for what a quantised graph holds.
+"""Quantizes weights for TensorRT, in numpy: the reference for what a quantized graph holds.
 
-Every format is symmetric, without zero points, as TensorRT wants it. Weights are [in, out], as a product takes them.
+Every format is symmetric, without zero points, as TensorRT requires. Weights are [in, out], as a product takes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FP4_LARGEST, FP8_LARGEST = 6.0, 448.0  # of e2m1 and e4m3
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A weight as a graph holds it, whose numbers are `values * scale`, and with `over` `values * (scale * over)`.
+    """Holds a weight as a graph does; its numbers are `values * scale`, or with `over` `values * (scale * over)`.
 
     values [in, out]; scale fp16 [out], or with blocks of `block` inputs [in / block, out]: fp16, or e4m3 under the fp32
     scalar `over`.
@@ -34,7 +34,7 @@ class StoredWeight:
     over: NDArray[np.float32] | None = None
 
     def dense(self) -> NDArray[np.float16]:
-        """The numbers that the weight stands for, as a graph computes them. [in, out]"""
+        """Returns the dequantized weight, as a graph computes it. [in, out]"""
         if self.over is not None:
             wide = self.scale.astype(np.float32) * self.over  # [in / block, out]
             product = self.values.astype(np.float32) * np.repeat(wide, self.block, axis=0)
@@ -45,11 +45,11 @@ class StoredWeight:
 
 @dataclass(frozen=True, slots=True)
 class TrtFormat:
-    """A way to store weights.
+    """Describes a way to store weights.
 
     values, scale: the types that `StoredWeight` holds them in; opset: the first of ONNX that takes them; blocks: sizes
     that a block of inputs may have, of which the first that divides them is taken, none for one scale per output; over:
-    whether there is a scale over the scales.
+    whether the scales have a scale of their own.
     """
 
     name: str
@@ -61,39 +61,39 @@ class TrtFormat:
     quantize: Callable[[WeightArray, int], StoredWeight]
 
     def block_of(self, inputs: int) -> int | None:
-        """The size of block for a weight of so many inputs, 0 without blocks; None where it cannot be stored so."""
+        """Returns the block size for a weight of so many inputs, 0 without blocks; None if it cannot be stored so."""
         if not self.blocks:
             return 0
         return next((block for block in self.blocks if inputs % block == 0), None)
 
 
 def int8(weight: WeightArray, block: int) -> StoredWeight:
-    """A scale an output, its largest |w| / 127; -128 is left out, so that the range is symmetric."""
+    """Quantizes with one scale per output, its largest |w| / 127; -128 is not used, so the range is symmetric."""
     scale = scales(largest(weight), 127)
     return StoredWeight(np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale)
 
 
 def int4(weight: WeightArray, block: int) -> StoredWeight:
-    """A scale for each block of inputs of an output, its largest |w| / 7."""
+    """Quantizes with one scale per output and block of inputs, its largest |w| / 7."""
     scale = scales(largest(blocked(weight, block)), 7)  # [in / block, out]
     values = np.rint(weight / np.repeat(scale, block, axis=0).astype(np.float32))
     return StoredWeight(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
 
 
 def fp8(weight: WeightArray, block: int) -> StoredWeight:
-    """e4m3, a scale an output."""
+    """Quantizes to e4m3, one scale per output."""
     scale = scales(largest(weight), FP8_LARGEST)
     narrow = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
     return StoredWeight(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
 
 
 def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
-    """e2m1 in blocks of 16 inputs, whose scales are e4m3 under one fp32 scale, so that the largest of both fit."""
+    """Quantizes to e2m1 in blocks of 16 inputs; their scales are e4m3 under one fp32 scale, so that both ranges fit."""
     tops = largest(blocked(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
     scale = (tops / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
     wide = scale.astype(np.float32)
-    wide[wide == 0] = 1  # a block too small to be told from zero
+    wide[wide == 0] = 1  # a block whose scale rounds to zero
     narrow = weight / np.repeat(wide * over, block, axis=0)
     values = np.clip(narrow, -FP4_LARGEST, FP4_LARGEST).astype(ml_dtypes.float4_e2m1fn)
     return StoredWeight(values, wide.astype(ml_dtypes.float8_e4m3fn), block, np.asarray(over))
@@ -111,12 +111,12 @@ TRT_FORMATS = {
 
 
 def blocked(weight: WeightArray, block: int) -> WeightArray:
-    """[in, out] as [in / block, block, out]."""
+    """Reshapes [in, out] to [in / block, block, out]."""
     return weight.reshape(-1, block, weight.shape[1])
 
 
 def largest(weight: WeightArray) -> WeightArray:
-    """The largest |w| of each column of the last two axes. Raises NumericalError where one is no finite number."""
+    """Returns the largest |w| per column of the last two axes. Raises NumericalError if one is not a finite number."""
     top: WeightArray = np.abs(weight).max(axis=-2)
     if not np.isfinite(top).all():
         raise NumericalError("a weight is not a finite number, so it cannot be quantised; export it to fp16 instead")
@@ -124,6 +124,6 @@ def largest(weight: WeightArray) -> WeightArray:
 
 
 def scales(top: WeightArray, most: float) -> NDArray[np.float16]:
-    """Scales under which `top` is stored as `most`; rounded to fp16 first, since values are divided by what is kept."""
+    """Returns scales that store `top` as `most`; rounded to fp16 first, as values are divided by the stored scale."""
     scale: NDArray[np.float16] = np.maximum(top / most, SMALLEST).astype(np.float16)
     return scale

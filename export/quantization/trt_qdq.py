@@ -1,6 +1,6 @@
-"""Quantised products in standard ONNX: weights behind DequantizeLinear, and calibrated activations behind Q and DQ.
+"""Quantizes products in standard ONNX: weights through DequantizeLinear, calibrated activations through Q and DQ.
 
-The products of the layers are quantised; embedding and head stay as they are, since a tied head is both.
+The products of the layers are quantized; embedding and head stay as they are, since a tied head is both.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 def quantize_for_trt(model: ir.Model, name: str, dense: bool = False) -> None:
     """Stores the layers' weights of a traced fp16 graph in that format, in place.
 
-    A weight whose inputs no block size divides stays as it is. dense: the weights stay fp16, rounded to what the format
-    stands for: the dense form of the quantised graph, which runs where the format does not.
+    A weight whose inputs no block size divides stays as it is. dense: makes the dequantized graph instead, its weights
+    rounded to the format but stored in fp16, for engines that lack the format.
     """
     chosen = TRT_FORMATS[name]
     for node in [*products(model)]:
@@ -38,12 +38,12 @@ def quantize_for_trt(model: ir.Model, name: str, dense: bool = False) -> None:
         else:
             node.replace_input_with(1, dequantized(model.graph, node, weight, chosen, block))
             del model.graph.initializers[str(weight.name)]
-    # What the graph uses of an older opset means the same in the newer.
+    # The graph's operators of the older opset mean the same in the newer one.
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
 
 
 def products(model: ir.Model) -> Iterator[ir.Node]:
-    """The products of the layers with a weight [in, out] as it is, in the order of the graph."""
+    """Yields the layers' products whose weight [in, out] is an initializer, in the order of the graph."""
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer() and weight.shape is not None and len(weight.shape) == 2:
@@ -51,12 +51,12 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
-    """The numbers that a stored weight stands for, fp16 [in, out]."""
+    """Returns the dequantized weight, fp16 [in, out]."""
     return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dense())
 
 
 def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
-    """The weight fp16 [in, out] that a stored one stands for, put in front of a node."""
+    """Inserts before a node what dequantizes a stored weight, and returns the value, fp16 [in, out]."""
 
     def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         stored = chosen.quantize(numbers, block)
@@ -81,7 +81,7 @@ def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtF
 
 
 def quantize_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
-    """Puts int8 Q and DQ in front of the layers' products, in place, so that those with int8 weights may run in int8.
+    """Inserts int8 Q and DQ before the layers' products, in place, so that those with int8 weights can run in int8.
 
     ranges: the largest |x| of a product's input, by the name of its output.
     """

@@ -1,1 +1,1 @@
-"""TensorRT engines: planned, traced, built and added to a bundle."""
+"""Plans, traces and builds TensorRT engines, and adds them to a bundle."""

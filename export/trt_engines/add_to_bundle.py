@@ -25,7 +25,7 @@ from .report import BuildReport
 
 @dataclass(frozen=True, slots=True)
 class TargetBundle:
-    """A bundle that engines are added to, there already or not, and what all its engines share."""
+    """Holds a bundle that engines are added to, there already or not, and what all its engines share."""
 
     path: Path
     contract: Contract
@@ -34,7 +34,7 @@ class TargetBundle:
     provenance: Mapping[str, Any]
 
     def bundle(self) -> Bundle | None:
-        """What is there of the same checkpoint; engines of another one go when the first is added."""
+        """Returns the bundle, or None if it is missing or of another checkpoint; `write` then replaces its engines."""
         if not (self.path / MANIFEST).is_file():
             return None
         found = read(self.path)
@@ -42,14 +42,14 @@ class TargetBundle:
         return found if found.provenance.get("checkpoint_sha256") == mine else None
 
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
-        """Adds an engine to it, and remembers that one of TensorRT's was built here."""
+        """Adds an engine to the bundle, and records that a TensorRT engine was built here."""
         if engine.kind.native_code:
             trust_records.remember_built(sha256(files[0]))
         write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
 
 
 def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
-    """Whether the bundle lacks the engine as it is planned; says why, or that there is nothing to build."""
+    """Returns whether the bundle lacks the engine as planned; reports why, or that there is nothing to build."""
     bundle = shared.bundle()
     name, why = name_for(bundle, plan), plan_differences(bundle, plan, onnx)
     if bundle is None and (shared.path / MANIFEST).is_file():
@@ -72,10 +72,10 @@ def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | N
 def add(
     shared: TargetBundle, plan: Plan, origin: Engine, files: Sequence[Path], folder: Path, report: BuildReport
 ) -> None:
-    """Builds the engine and adds it; where a check fails, the bundle stays as it is.
+    """Builds the engine and adds it; if a check fails, the bundle stays as it is.
 
-    origin: the graph, with what was measured and recorded of it. files: its .onnx file first, then its data and its
-    reference, if it has one. folder: to work in.
+    origin: the graph, with its measured parity and its recorded reference. files: the .onnx file first, then its data
+    and its reference, if any. folder: the staging directory.
     """
     started, contract = time.perf_counter(), shared.contract
     try:
@@ -109,7 +109,7 @@ def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -
 
 @contextmanager
 def shown() -> Iterator[ShowProgress | None]:
-    """Shows how far the builder is, on a terminal, on one line that is gone afterwards."""
+    """Shows the builder's progress on a terminal, on one line that is cleared afterwards."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines of step graphs through Polygraphy, in both flavours, and parses graphs without building."""
+"""Builds TensorRT engines of step graphs through Polygraphy, in both flavors, and parses graphs without building."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from runtime.errors import DeviceError
 from .gpu_support import libraries
 from .parsed_network import Network, inspect, without_unit_scales
 
-NEEDS_DECOMPOSING = "dedicated kernel"  # what TensorRT says of an attention that it has no fused kernel for
-Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward, one pair a profile
+NEEDS_DECOMPOSING = "dedicated kernel"  # in TensorRT's error for an attention without a fused kernel
+Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward pass, one pair per profile
 
 
 @dataclass(frozen=True, slots=True)
 class BuilderSettings:
-    """What a build is told beside the graph.
+    """Holds what a build needs besides the graph.
 
-    flavor: tensorrt | rtx; targets: compute capabilities such as 89, TensorRT for RTX alone, none for the GPU at hand;
+    flavor: tensorrt | rtx; targets: compute capabilities such as 89, only for TensorRT for RTX, none for the GPU here;
     workspace: MiB, None for the library's limit; optimization_level: the builder's 0 to 5, None for its default;
     version_compatible, hardware_compatibility: whether later versions and other GPUs since Ampere may load the engine;
     timing_cache: a file that is read and added to; max_prompt: the longest prompt, None for what the capacity holds.
@@ -46,7 +46,7 @@ class BuilderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine's bytes, the network it is of, and whether its attention was taken apart for want of a fused kernel."""
+    """Holds an engine's bytes, its network, and whether its attention was decomposed for want of a fused kernel."""
 
     content: memoryview
     network: Network
@@ -57,14 +57,14 @@ ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in al
 
 
 def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
-    """The widths that decoding meets: those of `fixed_widths`, and prefills in buckets.
+    """Returns the ranges of widths that decoding meets: those of `fixed_widths`, and prefills in buckets.
 
-    max_prompt: of a prefill, all that the capacity leaves room for by default. A model without a cache has one range.
+    max_prompt: longest prompt, by default what the capacity holds. A model without a KV cache has one range.
     """
     if not contract.has_cache:
         return ((contract.canvas + 1, capacity),)
     block = contract.block
-    widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill has the first canvas behind it
+    widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill ends with the first canvas
     fixed = [(width, width) for width in fixed_widths(contract) if width <= capacity]
     edges, edge = [], max(128, 2 * block)
     while edge < widest:
@@ -74,8 +74,8 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
 
 
 def fixed_widths(contract: Contract) -> list[int]:
-    """Tokens of the forward passes that decoding repeats: a block, first; two with a fused commit, or a draft behind a
-    verified one; one where the model decodes token by token too."""
+    """Returns the widths, in tokens, of the forward passes that decoding repeats: a block first; two blocks for a fused
+    commit, or a draft after a verified one; one token if the model also decodes token by token."""
     block, widths = contract.block, [contract.block]
     if contract.attention != "causal" and not contract.seeded:
         widths.append(2 * block)
@@ -87,9 +87,9 @@ def fixed_widths(contract: Contract) -> list[int]:
 def build_engine(
     model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
 ) -> Built:
-    """Parses a step graph and builds its engine.
+    """Parses the step graph and builds its engine.
 
-    Raises DeviceError, in TensorRT's words, where the graph is not taken or no engine comes of it.
+    Raises DeviceError with TensorRT's message if it does not take the graph or builds no engine.
     """
     trt, polygraphy = libraries(settings.flavor)
     with overheard() as said, native_output():
@@ -109,7 +109,7 @@ def build_engine(
 
 
 def parse_network(model: Path, flavor: str) -> Network:
-    """What TensorRT's parser makes of a graph, without building it. Raises DeviceError where it does not take it."""
+    """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if it is not taken."""
     trt, polygraphy = libraries(flavor)
     with overheard() as said, native_output():
         try:
@@ -149,7 +149,7 @@ def configuration(
     network: Any,
     progress: ShowProgress | None,
 ) -> Callable[..., Any]:
-    """Polygraphy's loader of the builder's configuration."""
+    """Returns Polygraphy's loader of the builder's configuration."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
     common: dict[str, Any] = {"profiles": []}
@@ -168,7 +168,7 @@ def configuration(
         capabilities = [divmod(target, 10) for target in settings.targets]
         made: Callable[..., Any] = PostprocessConfig(
             CreateConfigRTX(compute_capabilities=capabilities or None, use_gpu=not capabilities, **common),
-            # Without it a context may allocate while it runs, so it cannot be captured as a CUDA graph.
+            # Without this flag a context may allocate while it runs and so cannot be captured as a CUDA graph.
             lambda builder, network, config: config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION),
         )
         return made
@@ -200,7 +200,7 @@ def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterat
 
 
 def monitor(trt: Any, progress: ShowProgress) -> Any:
-    """TensorRT's progress monitor over a function."""
+    """Returns a TensorRT progress monitor that calls a function."""
     phases: dict[str, int] = {}
 
     def start(self: Any, phase: str, parent: str | None, steps: int) -> None:
@@ -221,7 +221,7 @@ def monitor(trt: Any, progress: ShowProgress) -> Any:
 
 @contextmanager
 def overheard() -> Iterator[list[str]]:
-    """The errors that TensorRT and Polygraphy report meanwhile, which otherwise are printed; warnings are dropped."""
+    """Collects the errors that TensorRT and Polygraphy would print meanwhile; drops warnings."""
     from polygraphy.logger import G_LOGGER
 
     said: list[str] = []
@@ -234,7 +234,7 @@ def overheard() -> Iterator[list[str]]:
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Polygraphy calls what TensorRT for RTX calls deprecated
+            warnings.simplefilter("ignore")  # Polygraphy calls functions that TensorRT for RTX deprecates
             yield said
     finally:
         logger.removeHandler(handler)
@@ -244,7 +244,7 @@ def overheard() -> Iterator[list[str]]:
 
 @contextmanager
 def native_output() -> Iterator[None]:
-    """What native code prints to stdout goes to stderr: with --json, stdout holds one object and nothing else."""
+    """Sends to stderr what native code prints to stdout: with --json, stdout must hold one object and nothing else."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -256,5 +256,5 @@ def native_output() -> Iterator[None]:
 
 
 def error_text(said: Sequence[str], error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Returns what went wrong, in one line."""
     return " ".join(" ".join(said or [str(error)]).split())[:400]

@@ -1,4 +1,4 @@
-"""From a copied bundle's ONNX graphs to engines in it, on the machine that runs them: no torch, no checkpoint."""
+"""Builds engines from a copied bundle's ONNX graphs on the machine that runs them; needs no torch, no checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from .report import BuildReport
 def from_bundle(
     path: Path, dialect: str, precision: str | None, settings: BuilderSettings, library: TrtLibrary, report: BuildReport
 ) -> Path:
-    """Builds what the bundle lacks, of the graphs in it; its path. Raises UserError where none is for this TensorRT."""
+    """Builds the engines that the bundle lacks from its graphs; returns its path.
+
+    Raises UserError if no graph is for this TensorRT.
+    """
     bundle = read(path)
     text = bundle.tokenizer.read_text(encoding="utf-8")
     shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
@@ -35,7 +38,7 @@ def from_bundle(
             plan = plan_of(origin, files[0], bundle.contract, settings, library)
         except UserError as error:
             left_out.append(error)
-            if len(left_out) == len(found):  # there is nothing that runs here
+            if len(left_out) == len(found):  # nothing runs here
                 raise
             report.engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
@@ -50,7 +53,7 @@ def from_bundle(
 
 
 def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
-    """Whether a planned engine takes every recorded forward pass at once, or there are none."""
+    """Returns whether a planned engine takes each recorded forward pass whole, or there are none."""
     if origin.reference is None:
         return True
     forwards = read_reference(bundle.path, origin.reference, bundle.contract).forwards
@@ -59,9 +62,9 @@ def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
 
 
 def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
-    """An engine of each graph that is to be built, of the first of the dialects that is there.
+    """Returns one engine per graph to be built, of the first of the dialects that the bundle has.
 
-    Raises UserError naming what there is where there is none.
+    Raises UserError, naming what there is, if it has none of them.
     """
     for dialect in dialects:
         found: dict[str, Engine] = {}
@@ -80,12 +83,12 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
 
 
 def graph_files(engine: Engine) -> list[str]:
-    """The files of an engine's graph, the .onnx file first."""
+    """Returns the files of an engine's graph, the .onnx file first."""
     return [engine.graph, *(name for name in engine.files if name.endswith(".data"))]
 
 
 def plan_of(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
-    """The plan for a graph that is there; what of it the manifest does not say is read from the graph."""
+    """Returns the plan for a graph of the bundle; what the manifest lacks is read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})
         asked = Asked(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle with TensorRT engines in it: traced, proved, built, one engine for each capacity."""
+"""Makes a bundle with TensorRT engines from a checkpoint: traces, proves and builds one engine per capacity."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PRECISION = "fp16"  # by default: in fp32 there is no fused attention
 
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
-    """Which graphs are made of a checkpoint, an engine of each: what `export.trt` calls by the same names.
+    """Describes the graphs to make of a checkpoint, one engine of each, by the option names of `export.trt`.
 
-    overrides: how a Hugging Face directory is read; None is the default of each option.
+    overrides: how a Hugging Face directory is read; None means each option's default.
     """
 
     ckpt: Path
@@ -52,7 +52,7 @@ class GraphOptions:
 def from_checkpoint(
     wanted: GraphOptions, settings: BuilderSettings, library: TrtLibrary | None, report: BuildReport
 ) -> Path:
-    """Builds what the bundle lacks, or without a library writes the graphs alone; the bundle's path."""
+    """Builds what the bundle lacks, or without a library writes only the graphs; returns the bundle's path."""
     limit_threads()
     source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
@@ -82,9 +82,9 @@ def from_checkpoint(
 
 
 def beside(there: Bundle, contract: Contract) -> Contract:
-    """The contract that engines of that capacity have among those of a bundle: its longest.
+    """Returns the contract for engines of that capacity in an existing bundle: its capacity is the bundle's.
 
-    Raises UserError where they would be longer: what stays there may end where the bundle says.
+    Raises UserError if they would be longer: the bundle's other engines may end at its capacity.
     """
     longest = there.contract.capacity
     if contract.capacity > longest:
@@ -96,8 +96,8 @@ def beside(there: Bundle, contract: Contract) -> Contract:
 
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
-    """The graph of a recipe, as plans know it."""
-    top = {"top_k": contract.top_k} if contract.top_k else {}  # graphs of before it have none either
+    """Returns the graph of a recipe in the form that plans take."""
+    top = {"top_k": contract.top_k} if contract.top_k else {}  # absent if 0, as in graphs from before the option
     top |= {"candidates": contract.candidates} if contract.candidates else {}
     values = recipe.values(EXPORTER) | top
     return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
@@ -111,9 +111,9 @@ def export_one(
     plan: Plan | None,
     report: BuildReport,
 ) -> None:
-    """Writes and proves a graph; then builds its engine, or keeps the graph alone where there is no plan for one.
+    """Writes and proves a graph; then builds its engine, or keeps only the graph if there is no plan.
 
-    Raises UserError before the work where the bundle would not take it.
+    Raises UserError before the work if the bundle would not take it.
     """
     engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
     with report_write_errors(shared.path):
@@ -147,7 +147,7 @@ def export_one(
 
 
 def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:
-    """A graph as an engine of the bundle, which ONNX Runtime's CPU may run and TensorRT is to be built of."""
+    """Returns a graph as an engine of the bundle: ONNX Runtime's CPU may run it, TensorRT engines are built of it."""
     batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
     name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
     return Engine(name, recipe.dialect, recipe.precision, "any", None, "", {}, {})

@@ -1,4 +1,4 @@
-"""Says which GPUs can run which precision, which of them the installed TensorRT builds for, and how to install one."""
+"""Finds which GPUs can run which precision, which of them the installed TensorRT builds for, and how to install one."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from runtime.engines.trt.engine import INSTALL, LIBRARIES
 from runtime.errors import UserError
 
 TRT_DIALECTS = KINDS["trt"].dialects
-FIRST_TRT = (10, 15)  # the TensorRT from which on the `trt` dialect's operators are there
+FIRST_TRT = (10, 15)  # the first TensorRT with the operators of the dialect `trt`
 JETSON = Path("/etc/nv_tegra_release")
 
 
 @dataclass(frozen=True, slots=True)
 class TrtLibrary:
-    """A TensorRT that is installed: its flavour, its version, and for RTX the compute capabilities it can build for."""
+    """Holds an installed TensorRT's flavor and version, and for RTX the compute capabilities that it can build for."""
 
     flavor: str
     version: str
     capabilities: tuple[int, ...]
 
     def dialects(self) -> tuple[str, ...]:
-        """The dialects of the step graph that it takes, the better one first."""
+        """Returns the dialects of the step graph that it takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
         return TRT_DIALECTS if self.flavor == "rtx" or number >= FIRST_TRT else TRT_DIALECTS[1:]
 
 
 def find_library(flavor: str) -> TrtLibrary:
-    """The TensorRT of a flavour; for `auto` the standard one, or else the one for RTX, which needs no GPU to build.
+    """Returns the TensorRT of a flavor; for `auto` the standard one, else the one for RTX, which builds without a GPU.
 
-    Raises UserError with the line that installs it where there is none.
+    Raises UserError with the line that installs it if there is none.
     """
     wanted = tuple(LIBRARIES) if flavor == "auto" else (flavor,)
     found = [each for each in wanted if find_spec(LIBRARIES[each]) is not None]
@@ -49,9 +49,9 @@ def find_library(flavor: str) -> TrtLibrary:
 
 
 def libraries(flavor: str) -> tuple[Any, Any]:
-    """The TensorRT module of a flavour and Polygraphy set to it. Raises UserError where either is missing.
+    """Returns the TensorRT module of a flavor and Polygraphy set to it. Raises UserError if either is missing.
 
-    Polygraphy takes its flavour from the environment, once in a process.
+    Polygraphy reads its flavor from the environment, once per process.
     """
     rtx = flavor == "rtx"
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
@@ -63,7 +63,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
         import polygraphy.backend.trt
         import polygraphy.config
         import polygraphy.exception
-    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs is missing
         raise UserError(f"{LIBRARIES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
     if rtx != getattr(polygraphy.config, "USE_TENSORRT_RTX", False):
         raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
@@ -71,7 +71,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
 
 
 def install_line(flavor: str) -> str:
-    """How to get a TensorRT on this machine."""
+    """Returns how to install a TensorRT on this machine."""
     if JETSON.exists():
         return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
@@ -80,13 +80,13 @@ def install_line(flavor: str) -> str:
 
 
 def capabilities(trt: Any) -> tuple[int, ...]:
-    """The compute capabilities, such as 89, that a TensorRT for RTX knows."""
+    """Returns the compute capabilities, such as 89, that a TensorRT for RTX knows."""
     names = [name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     return tuple(sorted(int(name) for name in names))
 
 
 def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, object]) -> None:
-    """Raises UserError for options that the installed TensorRT does not have; standard: those of the standard one."""
+    """Raises UserError for options that the installed TensorRT lacks; standard: options of standard TensorRT alone."""
     if given := [name for name, value in standard.items() if value not in (None, False) and library.flavor == "rtx"]:
         raise UserError(f"{given[0]} is for standard TensorRT, here is the one for RTX; leave it out")
     if dialect == "trt" and "trt" not in library.dialects():
@@ -101,9 +101,9 @@ def least_capability(precision: str, flavor: str) -> int:
 
 
 def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
-    """The compute capabilities to build for: those asked for, or all that this TensorRT for RTX has for the precision.
+    """Returns the compute capabilities to build for: the requested ones, or all known ones that run the precision.
 
-    Raises UserError, by name, for one that it does not know or that cannot run the precision.
+    Raises UserError, naming it, for one that the library does not know or that cannot run the precision.
     """
     least = least_capability(precision, library.flavor)
     if library.flavor != "rtx":
@@ -121,7 +121,7 @@ def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) ->
 
 
 def check_precision(precision: str, target: int, flavor: str) -> None:
-    """Raises UserError where a GPU of that compute capability cannot run the precision."""
+    """Raises UserError if a GPU of that compute capability cannot run the precision."""
     least = least_capability(precision, flavor)
     if target < least:
         instead = next(each for each in ("int4", "int8", "fp16") if least_capability(each, flavor) <= target)

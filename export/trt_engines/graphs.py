@@ -1,4 +1,4 @@
-"""The step graph for TensorRT in every precision: traced from a checkpoint, calibrated, proved under ONNX Runtime."""
+"""Traces a checkpoint's step graph for TensorRT, calibrates and quantizes it, and proves it under ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from train.data.prompts import of_checkpoint
 from train.tasks import jsonl
 
 Ranges = Mapping[str, float]
-PROMPTS = 64  # of a --data file that int8 is calibrated with
+PROMPTS = 64  # of a --data file, to calibrate int8-static
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRecipe:
-    """What a graph is made of. batch: sequences of a forward; data: a JSON-lines file that int8-static is calibrated
-    with, None for other precisions."""
+    """Holds what a graph is made of. batch: sequences per forward pass; data: a JSON-lines file that int8-static is
+    calibrated with, None for other precisions."""
 
     dialect: str
     precision: str
@@ -44,16 +44,16 @@ class GraphRecipe:
 
     @property
     def row(self) -> Precision:
-        """What the precision is."""
+        """Returns the precision's row."""
         return PRECISIONS[self.precision]
 
     def values(self, exporter: int) -> dict[str, object]:
-        """Plain values that tell one graph of a checkpoint from another."""
+        """Returns plain values that distinguish a checkpoint's graphs."""
         return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
 
 
 class Graphs:
-    """The graphs of one recipe, traced once. contract: with the capacity and the count of top tokens that they get."""
+    """Makes the graphs of one recipe, traced once. contract: has their KV-cache capacity and count of top tokens."""
 
     def __init__(self, source: Checkpoint, contract: Contract, recipe: GraphRecipe) -> None:
         self.source, self.contract, self.recipe = source, contract, recipe
@@ -65,13 +65,13 @@ class Graphs:
         return write_graph(self._quantized(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
-        """The same for one sequence and with its weights dequantised, which ONNX Runtime's CPU runs, and faster."""
+        """Writes the dequantized graph for one sequence: ONNX Runtime's CPU can run it, and runs it faster."""
         return write_graph(self._quantized(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
-        """The largest |x| of each product's input while prompts of the recipe's data are answered, None without data.
+        """Returns the largest |x| of each product's input over answers to the recipe's prompts, None without data.
 
-        Raises UserError for a file that holds no prompts, or too long ones.
+        Raises UserError for a file without prompts, or with too long ones.
         """
         if self.recipe.data is None:
             return None
@@ -88,8 +88,8 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """The checks of `proof.prove.prove`, of the graph in `file` or its dequantized form; of what
-        neither runs on the CPU, that it is ONNX."""
+        """Yields the checks of `proof.prove.prove`, of the graph in `file` or its dequantized graph; if the CPU runs
+        neither, only that it is valid ONNX."""
         recipe, plain = self.recipe, self.recipe.row.weights is None
         if plain and not recipe.row.on_cpu:
             yield check_onnx(file)
@@ -113,11 +113,11 @@ class Graphs:
     ) -> Recording | None:
         """Records a reference for an engine of the graph in `file`, into `folder`, see `proof.record`.
 
-        None for calibrated activations in a model that is proved layer by layer: nothing measures what they lose.
+        Returns None for calibrated activations in a model that is proved layer by layer: nothing measures their loss.
 
-        It is of the model whose weights are the numbers that the stored ones stand for; activations are not quantized
-        in it, so what that costs is in the bounds. max_prompt: as the engine's profiles have it. Bounds are measured
-        with ONNX Runtime's CPU, by the graph or its dequantized form, if that runs it.
+        The reference is of the model with the dequantized weights; its activations are not quantized, so the bounds
+        include what that costs. max_prompt: as in the engine's profiles. Bounds are measured with ONNX Runtime's CPU,
+        by the graph or its dequantized graph, if that runs it.
         """
         contract, recipe, row = self.contract, self.recipe, self.recipe.row
         whole = proves_whole(self.source, "auto")
@@ -147,7 +147,7 @@ class Graphs:
         return model
 
     def _trace(self, batch: int) -> ir.Model:
-        """A copy of the traced graph, to be changed."""
+        """Returns a copy of the traced graph, to be changed."""
         recipe, capacity = self.recipe, self.contract.capacity
         if batch not in self._traced:
             self._traced[batch] = trace(

@@ -1,4 +1,4 @@
-"""What TensorRT's parser made of a step graph: counted for the checks, and freed of products with 1."""
+"""Inspects what TensorRT's parser made of a step graph, and removes its products with 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NETWORK_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What TensorRT's parser made of a graph. masked: attentions with a mask; updates: layers that write a cache;
-    batch; capacity and dtype of the cache, None and float32 without one."""
+    """Holds what TensorRT's parser made of a graph. masked: attentions with a mask; updates: layers that write a KV
+    cache; batch; capacity and dtype of the KV cache, None and float32 without one."""
 
     strongly_typed: bool
     attentions: int
@@ -26,7 +26,7 @@ class Network:
 
 
 def inspect(trt: Any, network: Any) -> Network:
-    """Counts what the network is checked for."""
+    """Counts what `check_network` checks."""
     attentions = [layer for layer in layers(network) if kind(layer) == "ATTENTION_INPUT"]
     tensors = {tensor.name: tensor for tensor in (network.get_input(i) for i in range(network.num_inputs))}
     cache = tensors.get(cache_names(0)[0])
@@ -42,9 +42,9 @@ def inspect(trt: Any, network: Any) -> Network:
 
 
 def without_unit_scales(trt: Any, network: Any) -> None:
-    """Gives attentions their queries and keys as they are, where the parser multiplies them by its `scale` of 1.
+    """Connects queries and keys directly to attentions if the parser multiplies them by its `scale` of 1.
 
-    For keys that is a product over the whole cache at every step.
+    For keys that is a product over the whole KV cache at every step.
     """
     makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
     for attention in layers(network):
@@ -56,7 +56,7 @@ def without_unit_scales(trt: Any, network: Any) -> None:
 
 
 def _unscaled(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
-    """What a product with ones was made of, None where `tensor` is none."""
+    """Returns the other factor of a product with ones, None if `tensor` is not one."""
     product = makers.get(tensor.name)
     if product is None or kind(product) != "ELEMENTWISE":
         return None
@@ -75,5 +75,5 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def kind(layer: Any) -> str:
-    """The layer's type by its name: older versions do not know the newer ones."""
+    """Returns the layer's type by its name: older versions do not know the newer types."""
     return str(layer.type.name)

@@ -1,4 +1,4 @@
-"""An engine that is wanted: what it is built of, what it is called, how one that is there already differs from it."""
+"""Plans an engine: what it is built of, its name, and how an existing engine differs from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ AMPERE = 80  # the least compute capability of engines that are not bound to one
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A graph that an engine is wanted of. dtype: of its cache; recipe: what it was made with beside the checkpoint,
-    plain values."""
+    """Describes a graph that an engine is to be built of. dtype: of its KV cache; recipe: what it was made with besides
+    the checkpoint, plain values."""
 
     dialect: str
     precision: str
@@ -33,8 +33,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One engine of a graph. target: as the manifest has it, such as `sm86,sm89`; device: the GPU that it is bound to,
-    or None."""
+    """Describes one engine of a graph. target: as in the manifest, such as `sm86,sm89`; device: the GPU that it is
+    bound to, or None."""
 
     graph: Asked
     profiles: Profiles
@@ -44,7 +44,7 @@ class Plan:
     settings: BuilderSettings
 
     def build(self, onnx: str, decomposed: bool = False) -> Build:
-        """What the manifest says of it. onnx: the graph's file; decomposed: see `trt_build.Built`."""
+        """Returns its build for the manifest. onnx: the graph's file; decomposed: see `builder.Built`."""
         settings, graph = self.settings, self.graph
         options = {
             "workspace": settings.workspace,
@@ -54,7 +54,7 @@ class Plan:
             "graph": graph.recipe,
         }
         if self.library.flavor == "rtx":
-            options["user_allocation"] = True  # engines from before it cannot be captured, and are built again
+            options["user_allocation"] = True  # engines from before this option cannot be captured, and are rebuilt
         return Build(
             flavor=self.library.flavor,
             version=self.library.version,
@@ -73,7 +73,7 @@ class Plan:
         return Engine(name, graph.dialect, graph.precision, self.target, None, model, {}, dict(parity), build)
 
     def stem(self) -> str:
-        """What its files are called before their hash."""
+        """Returns the name of its files, without their hash."""
         flavor = "rtx-" if self.library.flavor == "rtx" else ""
         targets = self.target.replace("+", "plus").split(",")
         target = "-".join(targets if len(targets) <= 3 else (targets[0], targets[-1]))
@@ -82,9 +82,9 @@ class Plan:
 
 
 def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
-    """The engine of a graph for the GPUs that the settings name, or the one at hand.
+    """Plans the engine of a graph for the GPUs that the settings name, or for the GPU here.
 
-    Raises UserError where those cannot run the precision, or where there is no GPU and the library needs one.
+    Raises UserError if those cannot run the precision, or if the library needs a GPU and there is none.
     """
     targets = choose_targets(library, asked.precision, settings.targets)
     settings = replace(settings, flavor=library.flavor, targets=targets)
@@ -98,7 +98,7 @@ def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library
             "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
             f"--bundle, or give --flavor rtx; a GPU here needs {cuda.why_no_gpu()}"
         )
-    if settings.hardware_compatibility:  # for all from Ampere on, and the builder measures on one of them
+    if settings.hardware_compatibility:  # for all GPUs from Ampere on; the builder measures on one of them
         least = min(gpu.capability, AMPERE)
         check_precision(asked.precision, least, library.flavor)
         if least < AMPERE:
@@ -109,13 +109,13 @@ def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library
 
 
 def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:
-    """The engine of a bundle that the plan would replace."""
+    """Returns the engine of a bundle that the plan would replace, or None."""
     wanted = plan.engine("wanted", "", {}, plan.build("")).key
     return next((engine for engine in bundle.engines if engine.key == wanted), None) if bundle else None
 
 
 def name_for(bundle: Bundle | None, plan: Plan) -> str:
-    """What the engine is called: as the one it replaces, or by its stem, numbered where another has that name."""
+    """Returns the engine's name: that of the engine it replaces, or its stem, numbered if that is taken."""
     if (found := find_engine(bundle, plan)) is not None:
         return found.name
     taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.stem()
@@ -124,9 +124,9 @@ def name_for(bundle: Bundle | None, plan: Plan) -> str:
 
 
 def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
-    """Why the engine has to be built, in words; none where the bundle has it as it is wanted.
+    """Returns in words why the engine has to be built; empty if the bundle has it as planned.
 
-    onnx: the graph that it is to be of, where that is known before it is made.
+    onnx: the file of its graph, if that is known before the graph is made.
     """
     found = find_engine(bundle, plan)
     if bundle is None or found is None or found.build is None:
@@ -134,11 +134,11 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
     old, new = asdict(found.build), asdict(plan.build(onnx or found.build.onnx))
     old_options, new_options = ({**values.pop("options")} for values in (old, new))
     for options in (old_options, new_options):
-        options.pop("decomposed", None)  # what came of a build, not what it was told
+        options.pop("decomposed", None)  # a result of the build, not a setting
     old, new = flat(old | old_options), flat(new | new_options)
     changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
     wrong = [f"{name} is {old.get(name)}, now {new.get(name)}" for name in changed]
-    if onnx is None and "reference" not in found.parity:  # from before there were any
+    if onnx is None and "reference" not in found.parity:  # from before references existed
         wrong.append("it has no recorded reference")
     try:
         verify_files(bundle, found, "always")
@@ -148,7 +148,7 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid open: {"graph": {"exporter": 1}} as {"graph.exporter": 1}."""
+    """Flattens nested mappings: {"graph": {"exporter": 1}} to {"graph.exporter": 1}."""
     laid: dict[str, Any] = {}
     for name, value in values.items():
         laid |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
@@ -156,7 +156,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_network(plan: Plan, network: Network, layers: int, full: bool) -> str | None:
-    """What is wrong with what the parser made of the graph, None where it is as the dialect has it."""
+    """Returns what is wrong with the parsed network, None if it is as the dialect requires."""
     attentions = layers if plan.graph.dialect == "trt" else 0
     masked, updates = (0, 0) if full else (attentions, 2 * attentions)
     wanted = {"attentions": attentions, "masked": masked, "updates": updates}

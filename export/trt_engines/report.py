@@ -1,4 +1,4 @@
-"""What a command did and found, as the lines it prints meanwhile and the JSON object it ends with."""
+"""Reports what a command did and found, as the lines that it prints meanwhile and the JSON object at its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """Checks and engines so far; `stream` gets a line for each. Plain values, for JSON."""
+    """Holds the checks and engines so far, as plain values for JSON; prints a line for each to `stream`."""
 
     stream: TextIO
     checks: list[dict[str, Any]] = field(default_factory=list)
@@ -19,13 +19,13 @@ class BuildReport:
         return all(check["ok"] for check in self.checks)
 
     def check(self, name: str, ok: bool, detail: str) -> bool:
-        """Notes whether something is as it should be, and returns that."""
+        """Records whether something is as it should be, and returns that."""
         self.say(f"[{'ok' if ok else 'x'}] {name}: {detail}")
         self.checks.append({"name": name, "ok": ok, "detail": detail})
         return ok
 
     def engine(self, name: str, line: str, **values: Any) -> None:
-        """Notes what became of an engine."""
+        """Records what became of an engine."""
         self.say(f"{name}: {line}")
         self.engines.append({"name": name, **values})
 

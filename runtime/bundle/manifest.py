@@ -1,4 +1,4 @@
-"""What a bundle's manifest says, read strictly: the contract, the engines and how they were made, their files' hashes.
+"""Reads a bundle's manifest strictly: the contract, the engines and how they were made, their files' hashes.
 
 manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
 parity, for TensorRT's build, and reference and decision_temperature if there are}], tokenizer: {file, sha256},
@@ -51,13 +51,13 @@ TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """How a TensorRT engine was made, as far as it decides where and how it runs.
+    """How a TensorRT engine was made, as far as it decides on what and how it runs.
 
     flavor: tensorrt | rtx (TensorRT for RTX); version: of that library; version_compatible: whether later versions
-    load it too; device: the GPU model that it is bound to, None where its compute capability is enough; profiles:
-    least and most tokens of a forward in each of its optimisation profiles; capacity: positions of its cache; batch:
-    sequences of a forward; dtype: of the cache; onnx: which of the engine's files it was built from; options: plain
-    values that only whoever builds it again needs.
+    load it too; device: the GPU model that it is bound to, None if its compute capability is enough; profiles:
+    least and most tokens per forward pass in each optimization profile; capacity: positions of its KV cache; batch:
+    sequences per forward pass; dtype: of the KV cache; onnx: which of the engine's files it was built from; options:
+    plain values that only whoever builds it again needs.
     """
 
     flavor: Annotated[str, one_of(FLAVORS)]
@@ -94,8 +94,8 @@ class Engine:
 
     target: `cpu`, `any` for a graph of standard operators, which TensorRT may be to build of, or the compute
     capabilities it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's,
-    since quantisation shifts confidences; model: the file to load; files: all its files with their sha256; parity: what
-    was measured against PyTorch when it was made; build: where the file is TensorRT's, None where it is an ONNX graph;
+    since quantization shifts confidences; model: the file to load; files: all its files with their sha256; parity: what
+    was measured against PyTorch when it was made; build: set if the file is TensorRT's, None if it is an ONNX graph;
     reference: None if there is none; decision_temperature: divides the scores of a decision's values, 1 if it was not
     fitted (`train.calibrate --decisions`).
     """
@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def hashed_files(self) -> dict[str, str]:
-        """All that the bundle keeps for it, with the sha256: its files, and its reference if it has one."""
+        """Returns all that the bundle keeps for it, with the sha256: its files, and its reference if it has one."""
         return self.files if self.reference is None else {**self.files, self.reference.file: self.reference.sha256}
 
     @property
@@ -143,20 +143,20 @@ class Engine:
         return "delta" if self.dialect == "plain" else "in_place"
 
     def is_called(self, name: str) -> bool:
-        """Returns whether `--engine` means it by a kind, which runs it, or by its dialect."""
+        """Returns whether that value of `--engine` means it: its kind, which runs it, or its dialect."""
         if name in KINDS:
             return self.kind.name == name and self.dialect in KINDS[name].dialects
         return self.dialect == name
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What an engine of a bundle is, and another one with the same replaces it."""
+        """Returns what identifies an engine in a bundle; a new engine with the same key replaces it."""
         build = self.build
         own = (build.flavor, build.device, build.capacity, build.batch) if build else (self.name,)
         return (self.dialect, self.precision, self.target, *own)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
+        """Returns plain values, for the manifest."""
         values = asdict(self)
         without = {"build": None, "reference": None, "decision_temperature": 1.0}  # as before there were any
         return {name: value for name, value in values.items() if name not in without or value != without[name]}
@@ -175,13 +175,13 @@ class Bundle:
     provenance: dict[str, Any]
 
     def engine(self, name: str | None = None) -> Engine:
-        """The first engine of those that `matching` finds."""
+        """Returns the first engine of those that `matching` finds."""
         return self.matching(name)[0]
 
     def matching(self, name: str | None = None) -> tuple[Engine, ...]:
-        """The engine of that name, or else all of that kind, `ort` or `trt`, or of that dialect.
+        """Returns the engine of that name, or else all of that kind, `ort` or `trt`, or of that dialect.
 
-        By default those for ONNX Runtime. Raises UserError listing the engines where there is none.
+        By default those for ONNX Runtime. Raises UserError listing the engines if there is none.
         """
         wanted = DEFAULT if name is None else name
         found = [e for e in self.engines if e.name == wanted] or [e for e in self.engines if e.is_called(wanted)]
@@ -198,7 +198,7 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """The bundle at `path`; its engines are not read (see `verify_files`). Raises UserError for anything unexpected."""
+    """Reads the bundle at `path`, not its engines (see `verify_files`). Raises UserError for anything unexpected."""
     manifest = path / MANIFEST
     if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
         raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
@@ -211,7 +211,7 @@ def read(path: Path) -> Bundle:
 
 
 def parse(path: Path, values: Any) -> Bundle:
-    """The bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
+    """Returns the bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
     if isinstance(values, dict) and values.get("format", FORMAT) not in READABLE:
         found = values["format"]
         raise UserError(
@@ -284,7 +284,7 @@ def _reference(values: Any) -> RecordedReference:
 
 
 def _text(values: Any, place: str) -> tuple[str, str]:
-    """A file's name and sha256."""
+    """Returns a file's name and sha256."""
     check_names(values, f"manifest.{place}", "keys", {"file": True, "sha256": True})
     name, digest = values["file"], values["sha256"]
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == MANIFEST:

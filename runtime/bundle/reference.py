@@ -35,7 +35,7 @@ TOP_SPREAD, SPREAD_LEAST = "top_spread", 3  # and the fewest top tokens that hav
 ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
 MAGIC = b"\x93NUMPY\x01\x00"
 HEADER = re.compile(rb"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(([0-9, ]*)\), \} *\n")
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others, zipfile unpacks more than it is asked for
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others, zipfile unpacks more than requested
 INTS, FLOATS = np.dtype("<i4"), np.dtype("<f4")
 ARRAYS = {  # name: type and count of dimensions
     "begins": (INTS, 1),  # per forward pass, as the next three: 1 if a sequence begins with it
@@ -191,7 +191,7 @@ def unpack(content: bytes) -> dict[str, NDArray[Any]]:
 
 
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Returns what an entry holds, as long as it says to be: `ZipFile.read` would unpack all of what is longer."""
+    """Returns an entry's bytes, up to the length that it states: `ZipFile.read` would unpack all of what is longer."""
     with archive.open(name) as content:
         return content.read(archive.getinfo(name).file_size)
 

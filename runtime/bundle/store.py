@@ -1,7 +1,7 @@
 """A bundle on disk: one flat folder with a manifest, the engines' files, the tokenizer and the chat template.
 
 A file's name carries its content's hash, and the manifest is replaced by one rename, last, so that whoever reads finds
-either the older bundle or the newer one. What the manifest says is in `manifest`.
+either the older bundle or the newer one. The manifest is read in `manifest`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 SUFFIXES = "|".join(kind.suffix[1:] for kind in KINDS.values())
 OURS = re.compile(
     rf"[A-Za-z0-9._-]+-[0-9a-f]{{8}}\.({SUFFIXES}|data|json|jinja|npz)|\..+\.part"
-)  # what a write may leave behind
+)  # what a write may leave
 UNTRIED = "untried"  # the last part of the mark of a file that was hashed alone
 
 
@@ -52,7 +52,7 @@ def verify_files(
     """Compares the files that `engine` needs with their sha256; a UserError names the one that differs.
 
     policy `first`: a file is hashed once and then known by size, time and inode, remembered in the user's cache folder
-    (hashed every time where that cannot be written); `always`: hashed now. It finds damage, not forgery. trial: called
+    (hashed every time if that cannot be written); `always`: hashed now. It finds damage, not forgery. trial: called
     if some were hashed or not tried before, and returns whether it tried them, which is remembered too.
     """
     if policy not in ("first", "always"):
@@ -74,7 +74,7 @@ def verify_files(
 
 
 def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> None:
-    """Raises UserError where `write` would refuse this engine, its files apart: before the work of making them."""
+    """Raises UserError if `write` would refuse this engine, its files apart: before the work of making them."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
     if path.is_symlink() and not path.exists():
@@ -96,9 +96,9 @@ def write(
 
     artifacts: the engine's files, named by `content_name`, and that of its reference if it has one; `engine.files` is
     taken from the former. They are moved into the bundle if they are on its file system, else copied; those that are in
-    it stay. An engine of the same `key` is replaced. The others stay where the bundle came from the same checkpoint
-    (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError where an engine that stays has
-    another contract, and where `path` is something else than a bundle. Writers wait for each other.
+    it stay. An engine of the same `key` is replaced. The others stay if the bundle came from the same checkpoint
+    (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError if an engine that stays has
+    another contract, or if `path` is something else than a bundle. Writers wait for each other.
     """
     hashes = {file.name: sha256(file) for file in artifacts}
     for file in artifacts:
@@ -127,7 +127,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -
     """Makes `gate` the accept rule of an engine: a new manifest in one rename, all other files untouched.
 
     Engines of its dialect and precision get it too: they differ in room or device, which no confidence depends on.
-    mode: becomes the default of the bundle's modes, if given. Raises UserError where there is no such engine, or gate
+    mode: becomes the default of the bundle's modes, if given. Raises UserError if there is no such engine, or if gate
     or mode do not fit the contract.
     """
     contract = read(path).contract
@@ -160,12 +160,12 @@ def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: S
 
 
 def content_name(stem: str, suffix: str, digest: str) -> str:
-    """The name of a file in a bundle, such as `ort-fp32-1a2b3c4d.onnx`, from its content's sha256."""
+    """Returns the name of a file in a bundle, such as `ort-fp32-1a2b3c4d.onnx`, from its content's sha256."""
     return f"{stem}-{digest[:8]}{suffix}"
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """Returns the hash of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as handle:
         while chunk := handle.read(1 << 20):
@@ -186,7 +186,7 @@ def _readable_sha256(file: Path) -> str:
 
 
 def _remember(path: Path, hashes: Mapping[str, str]) -> None:
-    """What was hashed while it was written needs no second look, and whoever exports has run it."""
+    """Remembers files as seen whole: they were hashed as they were written, and the export ran them."""
     written = {path / name: digest for name, digest in hashes.items()}
     trust_records.see(
         {**trust_records.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}}
@@ -194,7 +194,7 @@ def _remember(path: Path, hashes: Mapping[str, str]) -> None:
 
 
 def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str, Any]) -> list[Engine]:
-    """The engines that stay beside the new one."""
+    """Returns the engines that stay next to the new one."""
     if not (path / MANIFEST).is_file():
         if foreign := [name for name in os.listdir(path) if not OURS.fullmatch(name)]:
             raise UserError(f"{path} is a folder of other files ({foreign[0]}), not a bundle; give --out another path")
@@ -215,7 +215,7 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
 
 
 def tidy(path: Path) -> None:
-    """Removes what a killed run left in and beside a bundle that is there and whole."""
+    """Removes what a killed run left in and next to a bundle that exists and is whole."""
     files.sweep(files.real_path(path))
     with _locked(path):
         _sweep(path)

@@ -1,4 +1,4 @@
-"""JSON files of strangers, read strictly: of bounded size, each key once, and only numbers that there are."""
+"""Reads untrusted JSON files strictly: of bounded size, each key once, finite numbers alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST = 16 << 20  # bytes; what is read from fewer takes less than half a gigabyt
 
 
 def read(path: Path) -> Any:
-    """The values in a file. Raises OSError where it cannot be read, ValueError saying what is wrong with its text."""
+    """Returns a file's values. Raises OSError if it cannot be read, ValueError naming what is wrong with its text."""
     with open(path, "rb") as handle:
         content = handle.read(MOST + 1)
     if len(content) > MOST:
@@ -28,7 +28,7 @@ def read(path: Path) -> Any:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once, as an `object_pairs_hook`. Raises ValueError otherwise."""
+    """Returns an object whose keys occur once, as an `object_pairs_hook`. Raises ValueError otherwise."""
     values = dict(pairs)
     if len(values) != len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)

@@ -12,16 +12,16 @@ from typing import Any
 from .. import files
 from ..errors import UserError
 
-DIGEST = 32  # bytes of a sha256, which stands before what it is of
+DIGEST = 32  # bytes of a sha256, which precedes what it hashes
 
 
 def folder() -> Path:
-    """The user's cache folder of blockstep. Raises RuntimeError where there is no home folder."""
+    """Returns the user's cache folder of blockstep. Raises RuntimeError if there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockstep"
 
 
 def seen() -> dict[str, Any]:
-    """Files by their path, with the size, time, inode and sha256 that they were seen whole with."""
+    """Returns files by their path, with the size, time, inode and sha256 that they were seen whole with."""
     try:
         known = json.loads((folder() / "verified.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
@@ -30,7 +30,7 @@ def seen() -> dict[str, Any]:
 
 
 def see(marks: dict[str, Any]) -> None:
-    """Remembers these files, as far as they are still there. Where that cannot be written, nothing is remembered."""
+    """Remembers these files, as far as they are still there. If that cannot be written, nothing is remembered."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
@@ -43,7 +43,7 @@ def see(marks: dict[str, Any]) -> None:
 
 
 def was_built(digest: str) -> bool:
-    """Whether this user built an engine with that sha256 on this machine."""
+    """Returns whether this user built an engine with that sha256 on this machine."""
     try:
         return (folder() / "built" / digest).is_file()
     except (OSError, RuntimeError):
@@ -51,7 +51,7 @@ def was_built(digest: str) -> bool:
 
 
 def was_proved(key: str) -> bool:
-    """Whether an engine was proved on a machine like this one; see `runtime.proof.first_load.key_of`."""
+    """Returns whether an engine was proved on a machine like this one; see `runtime.proof.first_load.key_of`."""
     try:
         return (folder() / "proved" / key).is_file()
     except (OSError, RuntimeError):
@@ -94,7 +94,7 @@ def remember_kernels(key: str, compiled: bytes) -> None:
 def remember_built(digest: str) -> None:
     """Remembers an engine that was built here by its sha256: one empty file each, so that no two writers meet.
 
-    Raises UserError where that cannot be written, since the engine would then be refused.
+    Raises UserError if that cannot be written, since the engine would then be refused.
     """
     try:
         place = folder() / "built"

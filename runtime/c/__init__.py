@@ -1,1 +1,1 @@
-"""The C library: its header, the C that is compiled, and the Python that runs behind it."""
+"""The C library: its header, the C that is compiled, and the Python that it embeds."""

@@ -1,4 +1,4 @@
-"""The Python behind the C library: models by number, a request from C's structs, the answer back into them."""
+"""The Python that the C library embeds: models by number, a request from C's structs, the answer back into them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HostCalls:
 
     def __init__(self, ffi: Any, lib: Any) -> None:
         self._ffi, self._lib = ffi, lib
-        # Numbers and not addresses: one that is used after its close, or closed twice, is told and does no harm.
+        # Numbers and not addresses: a use after close, or a second close, is reported and does no harm.
         self._models: dict[int, tuple[ModelPool, tuple[Any, ...]]] = {}  # each with its contract as C has it
         self._numbers = count(1)
 
@@ -137,7 +137,7 @@ class HostCalls:
     def _run(
         self, steps: Generator[Step, None, None], model: Model, request: Any, wanted: Callable[[], bool]
     ) -> tuple[list[Block], Result]:
-        """The blocks and how they ended; each is handed to the request's on_block as it comes."""
+        """Returns the blocks and how they ended; each is handed to the request's on_block as it comes."""
         done: list[Block] = []
         try:
             for block in blocks(while_wanted(steps, wanted), model.tokenizer):
@@ -158,7 +158,7 @@ class HostCalls:
         return bool(request.on_block(new("blockstep_block *", fields), request.user))
 
     def _put(self, out: Any, done: Sequence[Block], result: Result) -> None:
-        """Writes the answer into memory of C's own, where it is wanted."""
+        """Writes the answer into memory of C's own, if it is wanted."""
         if not out:
             return
         text = "".join(block.text for block in done).encode()
@@ -209,7 +209,7 @@ class HostCalls:
         return found
 
     def _contract(self, model: Model) -> tuple[Any, ...]:
-        """The struct, and behind it what it points to."""
+        """Returns the struct, and after it what it points to."""
         c, new = model.contract, self._ffi.new
         plain = {**c.as_dict(), "gate": asdict(model.gate)}
         whole = {"engine": model.engine, "precision": model.precision, "contract": plain}
@@ -230,7 +230,7 @@ def bind(ffi: Any, lib: Any) -> None:
 
 
 def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
-    """The call with a code as its result, its error's line kept in the calling thread."""
+    """Returns the call with a code as its result, its error's line kept in the calling thread."""
     kinds = (
         (UserError, lib.BLOCKSTEP_MISTAKE),
         (Differs, lib.BLOCKSTEP_DIFFERS),

@@ -1,4 +1,4 @@
-"""Requests side by side on one backend: one forward for all of them, one decision of the gate on all their canvases."""
+"""Requests side by side on one backend: one forward pass for all, one decision of the gate on all their canvases."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .gate import Gate
 from .request_state import Progress, Result
 from .sequence import NOTHING, Inputs
 
-FEW = 0.75  # of the slots in use; below, the others are given up, where nobody waits for them
+FEW = 0.75  # of the slots in use; below, the others are given up, if nobody waits for them
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after it.
 
-    confidence: of each position's latest prediction, so a final one's is that it was accepted with; 0 for what was
-    given. asked [n]: the positions that the forward predicted, in the order of its rows. `row` is the request's index;
-    `slot` its place in the forward just run, or -1 where none was needed; `block` counts the answer's blocks from 0;
-    `given` is how many of the canvas's first tokens belong to the prompt. steps, forwards: of the request so far, as in
-    its `Result`.
+    confidence: of each position's latest prediction, so an unmasked one keeps that of its acceptance; 0 for what was
+    given. asked [n]: the positions that the forward pass predicted, in the order of its rows. `row` is the request's
+    index; `slot` its place in the last forward pass, or -1 if none was needed; `block` counts the answer's blocks from
+    0; `given` is how many of the canvas's first tokens belong to the prompt. steps, forwards: of the request so far, as
+    in its `Result`.
     """
 
     row: int
@@ -52,8 +52,8 @@ class Batch:
 
     A place whose request has its answer is free for another one at any step: each sequence has a length of its own.
     The backend computes as many sequences as there are places; `fit` makes them fewer or more, up to `slots`.
-    What the one before left in the cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
-    Raises UserError where the backend cannot run so many.
+    What the one before left in the KV cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
+    Raises UserError if the backend cannot run so many.
     """
 
     def __init__(self, backend: Backend, rule: Gate, slots: int, capacity: int) -> None:
@@ -62,7 +62,7 @@ class Batch:
         self._backend, self._rule, self.capacity = backend, rule, capacity
         self._slots: list[Progress | None] = [None] * slots
         self._most, self._idle = slots, 0  # calls of `fit` in turn at which many places were free
-        self._clock = time.perf_counter()  # where a request's time begins: when its place was there, opening included
+        self._clock = time.perf_counter()  # start of a request's time: its place was there, opening included
         backend.open(slots, capacity)
 
     @property
@@ -71,7 +71,7 @@ class Batch:
         return any(True for _ in self._live())
 
     def takes(self, request: Progress) -> bool:
-        """Whether there is a place, and room: a forward is as wide for all as for the one that needs most."""
+        """Returns whether there is a place, and room: a forward pass is as wide for all as for the widest."""
         past = [s.sequence.past for _, s in self._live()]
         room = self.capacity + PADDED * self._backend.contract.block
         return not past or (len(past) < len(self._slots) and max(past) + request.sequence.width <= room)
@@ -107,8 +107,8 @@ class Batch:
         self._slots = [None if s is request else s for s in self._slots]
 
     def fit(self, waiting: int = 0, patience: int = 0) -> None:
-        """Makes places for the requests at work and so many more; gives up free ones if they are many and have been at
-        `patience` calls before, or if nobody is at work."""
+        """Makes places for the requests at work and `waiting` more; gives up free ones if they are many and have been
+        at `patience` calls before, or if nobody is at work."""
         live = [slot for slot, _ in self._live()]
         if not live:  # since the last step nobody was at work
             self._clock = time.perf_counter()
@@ -122,7 +122,7 @@ class Batch:
         self._slots = [*(self._slots[slot] for slot in live), *(None for _ in free)]
 
     def step(self, only: Progress | None = None) -> list[Step]:
-        """Runs one forward where a sequence needs one and decides on each canvas that was in it or needs none.
+        """Runs one forward pass if a sequence needs one; decides on each canvas that was in it or needs none.
 
         only: this request alone goes on. Raises NumericalError for scores that are not numbers; then, as with what the
         backend raises, no request has gone on, and each may be tried alone.
@@ -140,7 +140,7 @@ class Batch:
             ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.asked)}
         self._clock = time.perf_counter()
         for slot, s in chosen.items():
-            if s.prefilled is None:  # a first forward with the canvas in it is a step; so is none at all
+            if s.prefilled is None:  # a first forward pass with the canvas in it is a step; so is none at all
                 s.prefilled = s.started if s.forwards or slot not in inputs else self._clock
         return self._decide(ready, inputs) if ready else []
 
@@ -150,7 +150,7 @@ class Batch:
                 yield slot, s
 
     def _assemble(self, live: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> Forward:
-        """The sequences' inputs side by side; who has none gets one padding token, behind its committed ones."""
+        """Returns the sequences' inputs as a batch; one without inputs gets one padding token after its own."""
         batch, top = len(self._slots), any(live[slot].sampler is not None for slot in inputs)
         if batch == 1:
             own = inputs[0]
@@ -166,13 +166,13 @@ class Batch:
         return Forward(ids, past, visible, rows, top)
 
     def _decide(self, ready: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> list[Step]:
-        """Lets the gate decide on all these canvases at once and writes down what it accepted."""
+        """Lets the gate decide on all these canvases at once and records what it accepted."""
         chosen = list(ready.values())
         for s in chosen:
             s.draw()
         proposed = zip(*(s.latest.parts()[:3] for s in chosen), strict=True)
         token, confidence, entropy = (_stack(parts) for parts in proposed)
-        limits = {read: read() for read in {s.threshold for s in chosen}}  # one that several share is read once
+        limits = {read: read() for read in {s.threshold for s in chosen}}  # a shared one is read once
         accepted = self._rule(
             token,
             confidence,
@@ -186,7 +186,7 @@ class Batch:
 
 
 def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Step:
-    """Writes down what the gate accepted of a canvas, for which a forward was run or not."""
+    """Records what the gate accepted of a canvas, whether or not a forward pass was run for it."""
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
     s.finalize(accepted)
     place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked[: len(canvas)])  # what is confirmed alone
@@ -200,20 +200,20 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
 
 
 def _numbers(out: Proposal, slots: Iterable[int]) -> bool:
-    """Whether all scores of these slots are numbers. What stands in the other places nobody reads: a request that
+    """Returns whether all scores of these slots are numbers. Nobody reads the other places: a request that
     failed may have left something else there."""
     return _finite(out.parts()) or all(_finite([part[slot] for part in out.parts()]) for slot in slots)
 
 
 def _finite(parts: Sequence[NDArray[Any]]) -> bool:
-    """Whether a proposal's parts are numbers: a sum is none where one of them is none, and cheaper than a look at each.
-    A top token's probability may be 0."""
+    """Returns whether a proposal's parts are numbers: a sum is not a number if one of them is not, and is cheaper than
+    a look at each. A top token's probability may be 0."""
     known = math.isfinite(float(parts[1].sum()) + float(parts[2].sum()))
     return known and not any(np.isnan(part).any() for part in parts[4:])
 
 
 def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays [block] as one [canvases, block]; without a copy if it is one, zeros after a smaller block's."""
+    """Stacks arrays [block] to one [canvases, block]; without a copy if it is one, zeros after a smaller block's."""
     if len(parts) == 1:
         return parts[0][None]
     try:

@@ -1,4 +1,4 @@
-"""Says where blocks start and end: how a prompt splits into committed tokens and canvas, and what each token sees."""
+"""Computes where blocks start and end, how a prompt splits into committed tokens and canvas, what each token sees."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import UserError
 
 
 def committed_prompt(contract: Contract, prompt: int) -> int:
-    """How many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
+    """Returns how many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
     absolute = contract.has_cache and contract.alignment == "absolute"
     return prompt // contract.block * contract.block if absolute else prompt
 
 
 def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
-    """Where the block of each position begins and ends, of a prompt and `answer` positions after it.
+    """Returns where the block of each position begins and ends, of a prompt and `answer` positions after it.
 
     The blocks of the answer are decoded one after the other. Decoding, trajectories and training read them here and in
     `whole_blocks` alone, so that they may be of different sizes, of `contract.block` tokens at most. int64
@@ -30,7 +30,7 @@ def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, In
 
 
 def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """How far each position sees, of a prompt and `answer` positions after it: to the end of its block.
+    """Returns how far each position sees, of a prompt and `answer` positions after it: to the end of its block.
 
     With the alignment `prompt`, to the prompt's end at least; without a KV cache, everything. int64 [prompt + answer]
     """
@@ -41,7 +41,7 @@ def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
 
 
 def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """How far each position sees once it is committed: to itself in causal models, else as `block_ends`.
+    """Returns how far each position sees once it is committed: to itself in causal models, else as `block_ends`.
 
     int64 [prompt + answer]
     """
@@ -51,15 +51,15 @@ def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
 
 
 def token_by_token(contract: Contract) -> Contract:
-    """The contract of the same model decoded as an autoregressive one: blocks of one token, each predicted by the
-    row before."""
+    """Returns the contract of the same model decoded as an autoregressive one: blocks of one token, each predicted by
+    the row before."""
     return replace(
         contract, alignment="absolute", attention="block_causal", shift=True, block=1, gate=GateSpec(rule="count")
     )
 
 
 def check_reuse(contract: Contract) -> None:
-    """Raises UserError where no prompt can begin with keys and values that another one left."""
+    """Raises UserError if no prompt can begin with keys and values that another one left."""
     if not contract.has_cache:
         raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
     if contract.alignment == "prompt" and not contract.commits_causally:
@@ -70,11 +70,11 @@ def check_reuse(contract: Contract) -> None:
 
 
 def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
-    """How many of a prompt's first tokens need no prefill behind the keys and values of `held` [length].
+    """Returns how many of a prompt's first tokens need no prefill after the keys and values of `held` [length].
 
     Whole blocks alone, since a token sees its block to the end. held: the ids that an answer to a prompt of `earlier`
     tokens left committed. With `end`, blocks are counted back from the prompt's end, so that both have to be short by
-    the same. With `shift` something is committed in front of an open canvas, whose first token it predicts.
+    the same. With `shift` something is committed before a masked canvas, whose first token it predicts.
     """
     if contract.commits_causally:
         contract = token_by_token(contract)
@@ -90,24 +90,24 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
 
 
 def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
-    """Where the block of the last of `tokens` answer tokens ends, in positions from the prompt's first token."""
+    """Returns where the block of the last of `tokens` tokens ends, in positions from the prompt's first token."""
     start = committed_prompt(contract, prompt)
     return start - (start - prompt - tokens) // contract.block * contract.block
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
-    """Positions that a request occupies at the most: prefilled prompt and whole blocks, or prompt and canvas."""
+    """Returns the most positions that a request occupies: prefilled prompt and whole blocks, or prompt and canvas."""
     return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
 def longest_answer(contract: Contract) -> int:
-    """The most positions that an answer of a canvas's tokens occupies, its last block to the end."""
+    """Returns the most positions that an answer of a canvas's tokens occupies, its last block to the end."""
     lengths = range(contract.block, 2 * contract.block)
     return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
 
 
 def room_for_answer(contract: Contract, prompt: int) -> int:
-    """The most tokens an answer to a prompt of that length may have; 0 where not even one fits."""
+    """Returns the most tokens an answer to a prompt of that length may have; 0 if not even one fits."""
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
     start = committed_prompt(contract, prompt)
@@ -115,7 +115,7 @@ def room_for_answer(contract: Contract, prompt: int) -> int:
 
 
 def check_room(contract: Contract, prompt: int, tokens: int) -> None:
-    """Raises UserError where prompt and answer do not fit; before any work is done."""
+    """Raises UserError if prompt and answer do not fit; before any work is done."""
     if prompt < 1:
         raise UserError("the prompt is empty; give at least one token")
     if tokens < 1:
@@ -135,9 +135,9 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
 
 
 def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
-    """The most tokens that fit between a prompt and a suffix of those lengths, so that each of them sees the suffix.
+    """Returns the most tokens between a prompt and a suffix of those lengths, so that each of them sees the suffix.
 
-    A `full` model sees its whole canvas, a `block_causal` one nothing behind the block; 0 or less where none fits.
+    A `full` model sees its whole canvas, a `block_causal` one nothing after the block; 0 or less if none fits.
     """
     if not contract.has_cache:
         return contract.canvas - suffix
@@ -145,7 +145,7 @@ def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
 
 
 def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> None:
-    """Raises UserError where `suffix` [length] cannot stand behind a prompt and `tokens` positions, before any work."""
+    """Raises UserError if `suffix` [length] cannot follow a prompt and `tokens` positions, before any work."""
     if len(suffix) == 0:
         return
     check_ids(contract, suffix)
@@ -161,7 +161,7 @@ def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> 
 
 
 def check_ids(contract: Contract, prompt: Ints) -> None:
-    """Raises UserError where one of a prompt's ids [length] is none of the model's."""
+    """Raises UserError if one of a prompt's ids [length] is not an id of the model."""
     strange = prompt[(prompt < 0) | (prompt >= contract.vocab)]
     if len(strange):
         raise UserError(f"token id {strange[0]} is not in the vocabulary; expected 0 to {contract.vocab - 1}")

@@ -34,7 +34,7 @@ class Unit:
     """What a threshold is given in, from 0 on.
 
     highest: its range ends here, by the vocabulary's size; strict: whether a higher threshold accepts less; grid: what
-    calibration tries; shown: where a slider ends, if not at the highest.
+    calibration tries; shown: the end of a slider, if not the highest.
     """
 
     highest: Callable[[int], float]
@@ -51,17 +51,17 @@ FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.
 
 
 def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """The free positions whose score compares with the threshold. [batch, block]"""
+    """Returns the free positions whose score compares with the threshold. [batch, block]"""
     return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # in fp64 0.9 is not 0.9
 
 
 def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """The longest best-first run of free positions whose confidences are as sure as their number asks."""
+    """Returns the longest best-first run of free positions whose confidences suffice for their number."""
     return ranked() < factor_count(metric, free, threshold)[:, None]
 
 
 def fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """The best `min`, held-back ones too if the others are fewer."""
+    """Returns the best `min`, held-back ones too if the others are fewer."""
     return ranked() < spec.min
 
 
@@ -72,7 +72,7 @@ class Rule:
     accept is given the spec, the scores of its metric and the masked positions that it may accept, both [batch, block],
     each position's place (`ranks`), computed when it is first called, and the threshold, [batch or 1, 1].
     units: by each metric that it takes, what its threshold is given in; None for a rule without one. compares: whether
-    it compares each score with the threshold by itself, as the spec's comparator says.
+    it compares each score with the threshold by itself, by the spec's comparator.
     """
 
     accept: Callable[[GateSpec, Floats, Bools, Ranked, Floats], Bools]
@@ -103,10 +103,10 @@ class Gate:
         progress: Sequence[float] | Floats,
         threshold: float | Sequence[float] | Floats,
     ) -> Bools:
-        """Accepted positions, bool [batch, block], a subset of `masked`.
+        """Returns accepted positions, bool [batch, block], a subset of `masked`.
 
         token, confidence, entropy, masked [batch, block]: predictions and which positions are masked; progress [batch]:
-        the share of the answer that is out; threshold: one for all or [batch], unused by a rule without one.
+        the share of the answer that is unmasked; threshold: one for all or [batch], unused by a rule without one.
         """
         spec, guard = self.spec, self.spec.eos_guard
         metric = confidence if spec.metric == "confidence" else entropy
@@ -123,21 +123,21 @@ class Gate:
 
 
 def first_sub_block(masked: Bools, size: int) -> Bools:
-    """`masked` confined to the first sub-block of `size` positions that has an open one. [batch, block]"""
+    """Returns `masked` confined to the first sub-block of `size` positions with a masked one. [batch, block]"""
     place = np.arange(masked.shape[1]) // size  # [block]
     here: Bools = masked & (place == place[masked.argmax(axis=1)][:, None])
     return here
 
 
 def ranks(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
-    """Each position's place, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
+    """Ranks each position, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
     keys = (-score, ~eligible) if held is None else (-score, held, ~eligible)
     order = np.lexsort(keys)  # stable, so ties keep the lowest position first
     return order.argsort()
 
 
 def factor_count(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:
-    """The largest n with (n + 1)(1 - c_n) < factor [batch, 1], c_n the n-th best confidence; 0 without any. [batch]"""
+    """Returns the largest n with (n + 1)(1 - c_n) < factor [batch, 1], c_n the n-th best confidence, or 0. [batch]"""
     best = -np.sort(-np.where(eligible, confidence, -np.inf))
     n = np.arange(1, best.shape[1] + 1)
     longest: Ints = np.where((n + 1) * (1 - best) < factor, n, 0).max(axis=1)

@@ -31,11 +31,11 @@ def steps(
     slots: int | None = None,
     **options: Unpack[OptionKeywords],
 ) -> Iterator[list[Step]]:
-    """Decodes the requests and yields, for each forward, what it did to every canvas that was in it.
+    """Decodes the requests and yields, per forward pass, what it did to every canvas that was in it.
 
     gate: replaces the bundle's. slots: how many are decoded at once, all by default; who has its answer makes room for
     the next. options: replace those of every request. No requests yield nothing. Raises UserError before any work
-    where a request does not fit or has an id that the model lacks, NumericalError for scores that are not numbers.
+    if a request does not fit or has an id that the model lacks, NumericalError for scores that are not numbers.
     """
     begin = Beginning(backend.contract, gate, options)
     queue = [begin(row, request) for row, request in enumerate(requests)]
@@ -53,7 +53,7 @@ def answers(
     gate: GateSpec | None = None,
     **options: Unpack[OptionKeywords],
 ) -> Iterator[Result]:
-    """The answers to a stream of requests in the order in which they come, `slots` of them decoded at once.
+    """Yields the answers to a stream of requests in the order in which they come, `slots` of them decoded at once.
 
     A request is taken from the stream when the one before it has its place, and checked then: UserError ends the
     stream. The other options are those of `steps`. Each answer equals its solo run in fp32.
@@ -70,7 +70,7 @@ def answers(
 
 
 def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
-    """Steps of the batch, which takes from the queue as it has places, until all have their answers."""
+    """Yields steps of the batch, which takes from the queue as it has places, until all have their answers."""
     waiting = next(queue, None)
     while waiting is not None or batch.busy:
         while waiting is not None and batch.takes(waiting):
@@ -85,7 +85,7 @@ def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
 def generate(
     backend: Backend, request: Request, *, gate: GateSpec | None = None, **options: Unpack[OptionKeywords]
 ) -> Result:
-    """One whole answer; the options are those of `steps`."""
+    """Returns one whole answer; the options are those of `steps`."""
     return generate_batch(backend, [request], gate=gate, **options)[0]
 
 
@@ -97,7 +97,7 @@ def generate_batch(
     slots: int | None = None,
     **options: Unpack[OptionKeywords],
 ) -> list[Result]:
-    """Whole answers in the order of the requests; each equals its solo run in fp32."""
+    """Returns whole answers in the order of the requests; each equals its solo run in fp32."""
     if not requests:
         return []
     results: dict[int, Result] = {}
@@ -112,10 +112,10 @@ class Beginning:
     def __init__(self, contract: Contract, gate: GateSpec | None, shared: OptionKeywords) -> None:
         self.rule = Gate(gate or contract.gate, contract.eos_ids)
         self._contract, self._shared, self._threshold = contract, shared, shared.get("threshold")
-        self._reader = threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # shared, so read once a step
+        self._reader = threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # read once per step
 
     def __call__(self, row: int, request: Request, past: int = 0) -> Progress:
-        """The request of index `row`, with `past` of its prompt's tokens in the cache already."""
+        """Returns the request of index `row`, with `past` of its prompt's tokens in the KV cache already."""
         contract = self._contract
         options = settle(contract, request.prompt, replace(request.options, **self._shared))
         alike = options.threshold is self._threshold

@@ -38,7 +38,7 @@ class DecodeOptions:
         raw: Whether a text prompt goes without the bundle's chat template. Ids have none.
         mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as an autoregressive
             model; `speculative` with the causal mode's tokens, drafted by the block and verified together. None for
-            the first of the contract's `modes`, which are those that it can.
+            the first of the contract's `modes`, which are those that it supports.
     """
 
     max_new_tokens: int | None = None
@@ -95,7 +95,7 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
 
 
 def mode_of(contract: Contract, mode: str | None) -> str:
-    """Returns the mode, or the contract's own for None. Raises UserError for one that the model cannot."""
+    """Returns the mode, or the contract's own for None. Raises UserError for one that the model does not support."""
     if mode is None:
         return contract.modes[0]
     if mode not in contract.modes:

@@ -1,4 +1,4 @@
-"""Answers in turn that begin with what the one before left in the cache: a prefix that two prompts share is kept."""
+"""Prefix caching: keeps in the KV cache what a prompt shares with the prompt and answer before it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Session:
     """One request at a time on a backend that nobody else uses meanwhile.
 
-    Where a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a
-    conversation; a text that all prompts start with), these are not prefilled. Exact in fp32. The cache is opened once,
-    for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that cannot, see
+    If a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a
+    conversation; a text that all prompts start with), these are not prefilled. Exact in fp32. The KV cache is opened
+    once, for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that cannot, see
     `layout.check_reuse`.
     """
 
@@ -36,7 +36,7 @@ class Session:
         self._last: tuple[Ints, Progress] | None = None  # a prompt and how far its answer came
 
     def steps(self, request: Request, **options: Unpack[OptionKeywords]) -> Iterator[list[Step]]:
-        """As `decode.steps` for that request. It may be left early: what was committed until then is kept."""
+        """Yields what `decode.steps` yields. It may be left early: what was committed until then is kept."""
         contract = self._backend.contract
         begin = Beginning(contract, self._gate, options)
         held, earlier = self._held()
@@ -45,7 +45,7 @@ class Session:
         batch.clear()
         batch.add(progress)
         while progress.result is None:
-            self._batch = self._last = None  # what a forward that fails leaves is not known
+            self._batch = self._last = None  # what a failed forward pass leaves is not known
             done = batch.step()
             self._batch, self._last = batch, (request.prompt, progress)
             if done:
@@ -56,7 +56,7 @@ class Session:
         self._batch = self._last = None
 
     def _held(self) -> tuple[Ints, int]:
-        """The ids that are committed in the cache [length], and how long the prompt among them is."""
+        """Returns the ids that are committed in the KV cache [length], and how long the prompt among them is."""
         if self._last is None:
             return NOTHING, 0
         prompt, progress = self._last

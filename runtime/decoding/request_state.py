@@ -20,11 +20,11 @@ from .sequence import NOTHING, CachedBlocks, Inputs, Sequence, WholeCanvas
 class Result:
     """An answer and what it took.
 
-    token_ids include the end token; finish: eos | length. steps: forwards with an open position; commits: finished
-    blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not counted;
-    blocks: blocks begun; cached: whether committed tokens were kept in a cache; seed: of the draws, if there were any;
-    mode: see `options.DecodeOptions`. Times in seconds; prefill_seconds is 0 where the first forward was a step, with
-    the prompt in it or none to prefill.
+    token_ids include the end token; finish: eos | length. steps: forward passes with a masked position; commits:
+    finished blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not
+    counted; blocks: blocks begun; cached: whether committed tokens were kept in a KV cache; seed: of the samples, if
+    there were any; mode: see `options.DecodeOptions`. Times in seconds; prefill_seconds is 0 if the first forward pass
+    was a step, with the prompt in it or none to prefill.
     """
 
     token_ids: tuple[int, ...]
@@ -45,12 +45,12 @@ class Result:
 
     @property
     def one_a_step(self) -> int:
-        """Forwards that as many tokens take with one a step, at least; see `one_a_step`."""
+        """Returns the least forward passes for as many tokens with one per step; see `one_a_step`."""
         return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
 class Progress(ABC):
-    """The state of one request. `inputs` says what the next forward needs, `receive` takes what came of it.
+    """The state of one request. `inputs` returns what the next forward pass needs, `receive` takes what came of it.
 
     room: how many positions it occupies at the most. canvas, open, latest: the block in progress, which of its
     positions are masked, and what was predicted of each last; tail: how many of its first tokens belong to the prompt.
@@ -97,7 +97,7 @@ class Progress(ABC):
     ) -> None:
         self.contract, self.row, self.mode, self.wanted, self.room = contract, row, mode, wanted, room
         self.threshold = threshold
-        self.started = 0.0  # seconds, as is the next; of a clock that is read by who runs the forwards
+        self.started = 0.0  # seconds, as is the next; of a clock that is read by whoever runs the forward passes
         self.prefilled: float | None = None
         self.sampler = sampler  # None takes the best tokens
         self.answer: list[int] = []
@@ -111,24 +111,24 @@ class Progress(ABC):
 
     @abstractmethod
     def inputs(self) -> Inputs | None:
-        """What the next forward pass needs; None if none is needed before the gate decides."""
+        """Returns what the next forward pass needs; None if none is needed before the gate decides."""
 
     @abstractmethod
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes what its slot of a forward predicts of the asked positions. Returns whether something is decided."""
+        """Takes a slot's predictions of the requested positions. Returns whether something is decided."""
 
     @abstractmethod
     def draw(self) -> None:
-        """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
+        """Puts sampled tokens into the latest predictions of masked positions, if the request is sampled."""
 
     @abstractmethod
     def accept(self, gated: Bools) -> Bools:
-        """Which open positions are accepted. gated: what the gate says. bool [block] each"""
+        """Returns which masked positions are accepted. gated: the gate's choice. bool [block] each"""
 
     @abstractmethod
     def finalize(self, accepted: Bools) -> None:
-        """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
-        the next block where it is time."""
+        """Writes the latest tokens of accepted masked positions, bool [block], into the canvas; ends the answer or
+        begins the next block if it is time."""
 
     def _ended(self, fresh: list[int]) -> bool:
         """Ends the answer if these tokens, the next of it in order, hold its end. Returns whether they do."""
@@ -178,11 +178,11 @@ class BlockProgress(Progress):
     ) -> None:
         room = positions_for(contract, len(prompt), wanted)
         super().__init__(contract, row, mode, wanted, room, threshold, sampler)
-        # The answer's positions before any step: masks, and behind the wanted ones the suffix, known from the start.
+        # The answer's positions before any step: masks, and after the wanted ones the suffix, known from the start.
         self.ahead = np.full(room - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
         self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # of each position's block
-        self.most = wanted if len(suffix) else len(self.ahead)  # nothing behind the suffix is asked for
+        self.most = wanted if len(suffix) else len(self.ahead)  # nothing after the suffix is requested
         self.draws, self.seeding = 0, False  # whether the first token alone is decided now
         self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
         kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
@@ -208,13 +208,13 @@ class BlockProgress(Progress):
         return (len(self.answer) + len(self.open) - np.count_nonzero(self.open) - self.closed) / self.wanted
 
     def inputs(self) -> Inputs | None:
-        """What the next forward pass needs; None if none is needed before the gate decides."""
+        """Returns what the next forward pass needs; None if none is needed before the gate decides."""
         return self.sequence.inputs(self.canvas, self.open)
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes what its slot of a forward predicts of the asked positions. Returns whether its canvas was in it, or
-        what was committed says the canvas's first token, which is decided by itself."""
-        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbour's top tokens are left out
+        """Takes a slot's predictions of the requested positions. Returns whether its canvas was in it, or
+        what was committed predicts the canvas's first token, which is decided by itself."""
+        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbor's top tokens are left out
             kept[asked] = new[slot, : len(asked)]
         committing, stepping = self.sequence.receive()
         commits = committing and self.blocks > 1  # before the second block it is the prompt's prefill
@@ -225,7 +225,7 @@ class BlockProgress(Progress):
         return stepping or self.seeding
 
     def draw(self) -> None:
-        """Puts drawn tokens into the latest predictions of open positions, where the request is sampled."""
+        """Puts sampled tokens into the latest predictions of masked positions, if the request is sampled."""
         if self.sampler is not None:
             drawn = self.sampler(self.latest, len(self.answer) - self.tail, self.draws)
             np.copyto(self.latest.token, drawn.token, where=self.open)
@@ -233,15 +233,15 @@ class BlockProgress(Progress):
             self.draws += 1
 
     def accept(self, gated: Bools) -> Bools:
-        """Which open positions are accepted: what the gate says, or the seed alone. bool [block]"""
+        """Returns which masked positions are accepted: the gate's choice, or the seed alone. bool [block]"""
         return self.open & (np.arange(len(self.open)) == 0) if self.seeding else gated
 
     def finalize(self, accepted: Bools) -> None:
-        """Writes the latest tokens of accepted open positions, bool [block], into the canvas; ends the answer or begins
-        the next block where it is time."""
+        """Writes the latest tokens of accepted masked positions, bool [block], into the canvas; ends the answer or
+        begins the next block if it is time."""
         np.copyto(self.canvas, self.latest.token, where=accepted)
         self.open ^= accepted
-        settled = int(self.open.argmax())  # positions with no open one before them
+        settled = int(self.open.argmax())  # positions with no masked one before them
         settled = settled if self.open[settled] else len(self.open)
         fresh = self.canvas[self.tail : settled].tolist()
         if not self._ended(fresh) and settled == len(self.open):
@@ -251,7 +251,7 @@ class BlockProgress(Progress):
 
 
 def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
-    """Forwards that so many tokens take with one a step, at least.
+    """Returns the least forward passes for so many tokens with one per step.
 
     Separate commits come on top in the mode `block`, whatever the steps; in the others the prompt's gives a token.
     """
@@ -259,6 +259,6 @@ def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
 
 
 def nothing_yet(block: int, top_k: int) -> Proposal:
-    """Room for what the latest forward predicts of each position of a canvas."""
+    """Returns room for what the latest forward pass predicts of each position of a canvas."""
     most = (np.zeros((block, top_k), np.int64), np.zeros((block, top_k), np.float32)) if top_k else ()
     return Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32), *most)

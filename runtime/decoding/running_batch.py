@@ -46,7 +46,7 @@ class RunningBatch:
 
     @property
     def free(self) -> int:
-        """How many places nobody has or waits for."""
+        """Returns how many places nobody has or waits for."""
         return max(0, self.slots - len(self._running) - len(self._waiting))
 
     @property
@@ -121,13 +121,13 @@ class RunningBatch:
         return self._batch, refused
 
     def _needed(self) -> int:
-        """Positions of the KV cache that a batch is opened with: what those who wait need, if it can grow later."""
+        """Counts the KV-cache positions to open a batch with: what waiting requests need, if it can grow later."""
         if not isinstance(self._backend, Growable):
             return self._backend.contract.capacity
         return max((progress.room for progress in self._waiting), default=1)
 
     def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> Outcome:
-        """After a forward pass that failed: one for each request by itself, which tells whose fault it was."""
+        """Runs, after a failed forward pass, one per request, which shows whose fault it was."""
         if len(self._running) == 1:
             return Outcome([], {**refused, **dict.fromkeys(self._running, error)})
         steps, failed = list[Step](), dict(refused)

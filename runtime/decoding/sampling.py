@@ -1,4 +1,4 @@
-"""Tokens drawn at a temperature from the most likely ones that an engine gives. Pure numpy, decided on the host."""
+"""Samples tokens at a temperature from the top-k that an engine returns. Pure numpy, decided on the host."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..backend import Ints, Proposal
 from ..contract import Contract
 from ..errors import UserError
 
-HOTTEST = 5.0  # above, a draw is near to uniform over the K tokens
+HOTTEST = 5.0  # above, samples are nearly uniform over the K tokens
 SEEDS = 2**63  # seeds are int64: from -SEEDS to SEEDS - 1
 DRAWN_BITS = 32  # of a seed that nobody gave: short enough to be typed again
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws for one answer. Its draws are a function of the seed, the position in the answer and the step alone."""
+    """Samples for one answer. Its samples are a function of the seed, the position in the answer and the step alone."""
 
     temperature: float
     seed: int
 
     def __call__(self, proposal: Proposal, first: int, step: int) -> Proposal:
-        """A canvas's proposal [block] with a token drawn for each position, without the top tokens.
+        """Returns a canvas's proposal [block] with a token sampled per position, without the top tokens.
 
-        first: the canvas's first position in the answer, below 0 where it begins with the prompt's tail; step: from 0,
-        of the answer. A token is drawn from softmax(top_logprob / temperature) over the K tokens. Its confidence is its
-        own probability at temperature 1, over the whole vocabulary, as in LLaDA's generate and `train.collect`: the
-        gate's threshold was chosen for those, and a temperature must not make a model look more or less sure than it
-        is. The entropy is the model's, and stays.
+        first: the canvas's first position in the answer, below 0 if it begins with the prompt's tail; step: from 0,
+        of the answer. A token is sampled from softmax(top_logprob / temperature) over the K tokens. Its confidence is
+        its own probability at temperature 1, over the whole vocabulary, as in LLaDA's generate and `train.collect`: the
+        gate's threshold was chosen for those, and a temperature must not make a model look more or less confident than
+        it is. The entropy is the model's, and stays.
         """
         if proposal.top_token is None or proposal.top_logprob is None:
             raise ValueError("the engine gave no top tokens to draw from")
@@ -44,9 +44,9 @@ class Sampler:
 
 
 def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: NDArray[np.float64]) -> Ints:
-    """For each row the place of a token drawn from softmax(log_prob / temperature). int64 [n]
+    """Returns per row the place of a token sampled from softmax(log_prob / temperature). int64 [n]
 
-    log_prob [n, K], best first; uniform [n], in [0, 1), is what the draw is made of. A token at -inf is never drawn.
+    log_prob [n, K], best first; uniform [n], in [0, 1), decides the sample. A token at -inf is never sampled.
     """
     with np.errstate(over="ignore"):  # near a temperature of 0 all but the best, which is 0 here, go to -inf
         heat = (log_prob.astype(np.float64) - log_prob[:, :1]) / temperature
@@ -56,7 +56,7 @@ def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: N
 
 
 def uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each of `count` positions from `first`, 0 for those below 0. float64 [count]
+    """Returns a number in [0, 1) for each of `count` positions from `first`, 0 for those below 0. float64 [count]
 
     Philox (Salmon et al. 2011) is a function of a key, the seed, and a counter, (position, step), whose numbers are the
     same in every version of numpy; one of the four numbers of each counter is taken.
@@ -68,14 +68,14 @@ def uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64
 
 
 def sampler(temperature: float, seed: int | None) -> Sampler | None:
-    """What draws an answer's tokens, its seed drawn now where none is given; None at a temperature of 0."""
+    """Returns an answer's sampler, its seed chosen now if none is given; None at a temperature of 0."""
     if temperature == 0:
         return None
     return Sampler(temperature, secrets.randbits(DRAWN_BITS) if seed is None else int(seed))
 
 
 def check_sampling(contract: Contract, temperature: float, seed: int | None) -> None:
-    """Raises UserError where a request cannot be sampled so, before any work."""
+    """Raises UserError if a request cannot be sampled so, before any work."""
     if not 0 <= temperature <= HOTTEST:
         raise UserError(f"temperature is {temperature:g}; expected 0, for the best tokens, to {HOTTEST:g}")
     if seed is not None and not (isinstance(seed, int | np.integer) and -SEEDS <= seed < SEEDS):

@@ -16,7 +16,7 @@ NOTHING = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One sequence's part of a forward: ids [width], visible [width], its committed length, and rows [n].
+    """Holds one sequence's part of a forward pass: ids [width], visible [width], its committed length, and rows [n].
 
     asked [up to n]: which positions of the canvas the first of those rows predict.
     """
@@ -41,10 +41,10 @@ class Sequence(Protocol):
 
 @final
 class CachedBlocks:
-    """What a model with a KV cache is given: `pending` tokens that are not in it yet, and the block in progress.
+    """Feeds a model with a KV cache: `pending` tokens that are not in it yet, and the block in progress.
 
-    past: so many tokens are in the cache. fused: pending tokens share a forward pass with the block; with blocks of one
-    they never do, since the last committed row alone decides, nor with a seed, which comes before the block's rest.
+    past: so many tokens are in the KV cache. fused: pending tokens share a forward pass with the block; with blocks of
+    one they never do, since the last committed row alone decides, nor with a seed, which comes before the block's rest.
     """
 
     __slots__ = ("_committed", "_contract", "_ends", "_first", "_fused", "past", "pending")
@@ -64,7 +64,7 @@ class CachedBlocks:
         return len(self.pending) + (self._fused or not len(self.pending)) * (int(self._ends[start]) - start)
 
     def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
-        """The pending tokens, the block, or both if fused.
+        """Returns the pending tokens, the block, or both if fused.
 
         None if the last committed row predicted all: of blocks of one with `shift`, as in an AR model.
         """
@@ -88,13 +88,13 @@ class CachedBlocks:
         return pending > 0, self._fused or not pending
 
     def commit(self, canvas: Ints) -> None:
-        """Takes a finished block, whose keys and values the next forward pass leaves in the cache."""
+        """Takes a finished block, whose keys and values the next forward pass leaves in the KV cache."""
         self.pending = canvas
 
 
 @final
 class WholeCanvas:
-    """What a model without a KV cache is given: prompt and whole canvas, each time anew. past, fused: of no use."""
+    """Feeds a model without a KV cache: prompt and whole canvas, each time anew. past, fused: of no use."""
 
     __slots__ = ("_contract", "_first", "_ids", "past")
 
@@ -108,7 +108,7 @@ class WholeCanvas:
         return len(self._ids)
 
     def inputs(self, canvas: Ints, masked: Bools) -> Inputs:
-        """The whole sequence to the end of the canvas, of which the block in progress is predicted."""
+        """Returns the whole sequence to the end of the canvas, of which the block in progress is predicted."""
         asked, ids = masked.nonzero()[0], self._ids.copy()
         ids[self._first : self._first + len(canvas)] = canvas
         return Inputs(ids, block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked)

@@ -24,10 +24,10 @@ from .sequence import NOTHING, Inputs
 
 @final
 class Draft:
-    """What a model is given: a prompt's tokens, or the seed (the one token known but not committed) and a draft.
+    """Feeds a model a prompt's tokens, or the seed (the one token known but not committed) and a draft.
 
-    past: so many tokens are in the cache. room: positions that there are at the most. drafted: tokens that the model
-    guessed behind the seed, still to be verified. together: masks stand behind them, whose predictions are the next
+    past: so many tokens are in the KV cache. room: the most positions. drafted: tokens that the model
+    guessed after the seed, still to be verified. together: masks follow them, whose predictions are the next
     draft if all of this one is confirmed; else a draft has a forward pass of its own.
     """
 
@@ -43,7 +43,7 @@ class Draft:
 
     @property
     def _masks(self) -> int:
-        """How many tokens the next forward pass drafts: up to a block with the seed, as far as there is room."""
+        """Counts the tokens that the next forward pass drafts: up to a block with the seed, as far as there is room."""
         wanted = self._block - 1 if self._together or not len(self.drafted) else 0
         return max(0, min(wanted, self.room - self.past - 1 - len(self.drafted)))
 
@@ -58,7 +58,7 @@ class Draft:
         return len(self.pending) or 1 + len(self.drafted) + self._masks
 
     def inputs(self) -> Inputs:
-        """The prompt, of which the last row is asked, or seed and draft with the rows that verify or draft."""
+        """Returns the prompt, whose last row is predicted, or seed and draft with the rows that verify or draft."""
         past, pending, masks = self.past, len(self.pending), self._masks
         if pending:
             visible = np.arange(past + 1, past + pending + 1)
@@ -81,7 +81,7 @@ class Draft:
 
 @final
 class SpeculativeProgress(Progress):
-    """A request whose tokens are drafted and verified. A verification's tokens make a block, of 1 to `block` tokens."""
+    """Decodes a request by drafts and verifications. A verification's tokens make a block, of 1 to `block` tokens."""
 
     __slots__ = ("confirmed",)
 
@@ -112,11 +112,11 @@ class SpeculativeProgress(Progress):
         return len(self.answer) / self.wanted
 
     def inputs(self) -> Inputs:
-        """What the next forward pass needs."""
+        """Returns what the next forward pass needs."""
         return self.sequence.inputs()
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes what its slot of a forward says: the seed behind the prompt, a draft, or what is confirmed of one."""
+        """Takes what its slot predicts: the seed after the prompt, a draft, or what is confirmed of one."""
         sequence = self.sequence
         if prefill := len(sequence.pending):
             self._confirm(out, slot, 1)
@@ -135,7 +135,7 @@ class SpeculativeProgress(Progress):
         self.commits += 1
         confirmed = self._confirm(out, slot, said)
         sequence.commit(confirmed)
-        whole = confirmed == said  # else the masks stood behind a token that is not the answer's
+        whole = confirmed == said  # else the masks followed a token that is not the answer's
         most = min(drafting, sequence.room - sequence.past - 1) if whole else 0
         sequence.drafted = out.token[slot, said : said + most].astype(np.int64)
         return True
@@ -146,7 +146,7 @@ class SpeculativeProgress(Progress):
         Returns how many they are. The last of them is the next seed.
         """
         tokens, confidence = out.token[slot, :said].copy(), out.confidence[slot, :said].copy()
-        if self.sampler is not None:  # each as the causal mode draws it: at its position and as many draws
+        if self.sampler is not None:  # each as the causal mode samples it: at its position and as many samples
             for place in range(said):
                 number = len(self.answer) + place
                 drawn = self.sampler(Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number)
@@ -165,14 +165,14 @@ class SpeculativeProgress(Progress):
         self.latest, self.confirmed = nothing_yet(size, 0), False
 
     def draw(self) -> None:
-        """Nothing: what is confirmed was drawn when it came, and drafts are the best tokens."""
+        """Does nothing: what is confirmed was sampled when it came, and drafts are the top-1 tokens."""
 
     def accept(self, gated: Bools) -> Bools:
-        """All that was confirmed, nothing of a draft. bool [block]"""
+        """Returns all that was confirmed, nothing of a draft. bool [block]"""
         return self.open & self.confirmed
 
     def finalize(self, accepted: Bools) -> None:
-        """Takes a block of confirmed tokens, bool [block] all of them, into the answer; ends it where it is time."""
+        """Takes a block of confirmed tokens, bool [block] all of them, into the answer; ends it if it is time."""
         np.copyto(self.canvas, self.latest.token, where=accepted)
         self.open ^= accepted
         if not self.confirmed:

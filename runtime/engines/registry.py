@@ -104,7 +104,7 @@ KINDS = {
 
 
 def choose_engines(bundle: Bundle, name: str | None, device: str) -> Sequence[Engine]:
-    """Returns the engines, of one kind, that a name and a device mean, the best first. Raises UserError for none."""
+    """Returns the engines, of one kind, for a name and a device, the best first. Raises UserError if there is none."""
     if device not in DEVICES:
         raise UserError(f"device is {device!r}; expected {' or '.join(DEVICES)}")
     found = bundle.matching(name)

@@ -1,7 +1,7 @@
 """What decoding costs a device: autoregressive, in blocks, or the whole answer at once; CDLM's analysis of systems.
 
 arXiv 2511.19269: an autoregressive step does one token's work for a read of all weights, a full-diffusion step that of
-the whole sequence, a block's step something between, which a device may have for the same read.
+the whole sequence, a block's step is in between, which a device may do for the same read.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ TRAINED = (4, 8, 16, 32, 64)  # blocks that models of the field are trained with
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: of a shape in a precision, behind `past` tokens, for these batches and blocks.
+    """Describes what to compute: a shape in a precision, after `past` tokens, for these batches and blocks.
 
-    answer: positions that a full-diffusion forward has behind the prompt of `past`; accepted: tokens that a diffusion
-    forward finalises a sequence, commits counted, as `tokens_per_forward` of an answer.
+    answer: positions that a full-diffusion forward pass has after the prompt of `past`; accepted: tokens that a
+    diffusion forward pass unmasks per sequence, commits counted, as `tokens_per_forward` of an answer.
     """
 
     shape: ModelShape
@@ -35,23 +35,23 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to decode: its forward of one sequence, and the tokens that it finalises."""
+    """Describes a way to decode: its forward pass of one sequence, and the tokens that it unmasks."""
 
     name: str
     one: Pass
     tokens: float
 
     def forward(self, batch: int) -> Pass:
-        """The forward of so many sequences."""
+        """Returns the forward pass of so many sequences."""
         return Pass(batch, self.one.width, self.one.past, self.one.rows, self.one.cached)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingCost:
-    """A mode at a batch on a device. operations, bytes: of a forward; intensity: operations a byte.
+    """Holds a mode's cost at a batch on a device. operations, bytes: of a forward pass; intensity: operations per byte.
 
-    bound: memory or compute; cost: its milliseconds over those of an autoregressive forward, so the tokens a forward
-    from which on it is faster.
+    bound: memory or compute; cost: its milliseconds over those of an autoregressive forward pass, so the tokens per
+    forward pass from which on it is faster.
     """
 
     mode: str
@@ -66,7 +66,7 @@ class DecodingCost:
 
 
 def modes(question: Question) -> list[Mode]:
-    """Autoregressive, each block, and full diffusion over prompt and answer at once."""
+    """Returns the modes: autoregressive, each block, and full diffusion over prompt and answer at once."""
     q = question
     blocks = [Mode(f"block of {size}", Pass(1, size, q.past, size), min(q.accepted, size)) for size in q.blocks]
     whole = q.past + q.answer
@@ -75,7 +75,7 @@ def modes(question: Question) -> list[Mode]:
 
 
 def points(device: Device, question: Question) -> Iterator[DecodingCost]:
-    """Every mode at every batch, a mode's batches one after the other."""
+    """Yields every mode at every batch, a mode's batches one after the other."""
     q = question
     for mode in modes(q):
         for batch in q.batches:
@@ -89,12 +89,12 @@ def points(device: Device, question: Question) -> Iterator[DecodingCost]:
 
 
 def to_train(widest: int) -> int:
-    """The block to train where memory sets a step's time up to that width: the largest usual one that is free there."""
+    """Returns the block to train if memory bounds a step's time up to that width: the largest usual one up to it."""
     return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
 
 
 def analyzed(device: Device, question: Question) -> dict[str, Any]:
-    """All that is said of a device, as plain values; the block to train is for the first batch."""
+    """Returns all results for a device, as plain values; the block to train is for the first batch."""
     q = question
     widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}
     return {

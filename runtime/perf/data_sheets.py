@@ -1,7 +1,7 @@
-"""How fast devices are by their vendors' data sheets: memory bandwidth, and dense tensor operations a second.
+"""Lists devices by their vendors' data sheets: memory bandwidth, and dense tensor operations per second.
 
 Vendors advertise operations with structured sparsity, which needs weights that no model here has: figures are dense.
-Where a sheet names the sparse one alone, dense is half of it. Jetson's are of the GPU, without the DLA that the
+If a sheet names only the sparse figure, dense is half of it. Jetson's are of the GPU, without the DLA that the
 advertised sums contain, in the module's fastest power mode. A product of fp16 adds up in fp32, as engines do it, at
 which GeForce cards run half as fast as their headline. int4 and nvfp4 weights are multiplied as fp16 after unpacking.
 """
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from ..errors import UserError
 from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, Pass, work
 
-MOST = 1 << 16  # tokens, where looking for the widest block ends
+MOST = 1 << 16  # tokens, limit of the search for the widest block
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """bandwidth: GB (1e9 bytes) a second; rates: 1e12 operations a second by the precision of the weights.
+    """Describes a device. bandwidth: GB (1e9 bytes) per second; rates: 1e12 operations per second by weight precision.
 
-    wide: the precision of attention and cache under quantised weights. source: where the figures are from.
+    wide: the precision of attention and KV cache with quantized weights. source: of the figures.
     """
 
     name: str
@@ -31,32 +31,32 @@ class Device:
     source: str
 
     def number(self, precision: str) -> int:
-        """Bytes of a number that is not stored as a matrix, cache included."""
+        """Returns the bytes of a number that is not stored as a matrix, KV cache included."""
         return WEIGHT_SIZES[precision].number or WEIGHT_SIZES[self.wide].number or 4
 
     def ridge(self, precision: str) -> float:
-        """Operations a byte from which on operations, and no longer memory, set the time."""
+        """Returns the operations per byte from which on operations, not memory, bound the time."""
         return 1000 * self.rates[precision] / self.bandwidth
 
     def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
-        """What the forward takes here."""
+        """Returns what the forward pass costs here."""
         return work(shape, WEIGHT_SIZES[precision], self.number(precision), forward)
 
     def memory_ms(self, load: ForwardWork) -> float:
-        """Milliseconds that moving its bytes takes."""
+        """Returns the milliseconds that moving its bytes takes."""
         return (load.weights + load.cache) / self.bandwidth / 1e6
 
     def compute_ms(self, load: ForwardWork, precision: str) -> float:
-        """Milliseconds that its operations take; attention runs in fp16 or fp32 whatever the weights are."""
+        """Returns the milliseconds of its operations; attention runs in fp16 or fp32 whatever the weights are."""
         mixing = precision if WEIGHT_SIZES[precision].number else self.wide
         return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
 
     def ms(self, load: ForwardWork, precision: str) -> float:
-        """The least milliseconds of a forward, if moving and computing overlap wholly."""
+        """Returns the least milliseconds of a forward pass, if moving and computing overlap wholly."""
         return max(self.memory_ms(load), self.compute_ms(load, precision))
 
     def widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
-        """The most tokens a block may have while memory sets the time of its step; 0 where one is too many."""
+        """Returns the most tokens of a block whose step memory still bounds; 0 if one token is too many."""
         low, high = 0, MOST
         while low < high:
             block = (low + high + 1) // 2
@@ -69,7 +69,7 @@ class Device:
 
 
 def gpu(name: str, bandwidth: float, fp16: float, int8: float, source: str) -> Device:
-    """A device of TensorRT's: what is not quantised is fp16."""
+    """Returns a device for TensorRT: what is not quantized is fp16."""
     return Device(name, bandwidth, {"fp16": fp16, "int8": int8, "int4": fp16}, "fp16", source)
 
 
@@ -102,7 +102,7 @@ DEVICES = {
 
 
 def choose_devices(words: str) -> list[str]:
-    """The keys of a comma-separated list, each of DEVICES or `local`. Raises UserError for another."""
+    """Parses the keys of a comma-separated list, each of DEVICES or `local`. Raises UserError for another."""
     found = [word.strip() for word in words.split(",")]
     known = (*DEVICES, "local")
     if wrong := [word for word in found if word not in known]:

@@ -1,4 +1,4 @@
-"""What is measured of an engine: milliseconds of each kind of forward, and whole answers with the host's own time."""
+"""Measures an engine: milliseconds per kind of forward pass, and whole answers with the host's own time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..model import Model
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of some measurements, and where a tenth of them lies below and above."""
+    """Holds the median of some measurements, and their 10th and 90th percentiles."""
 
     p10: float
     median: float
@@ -30,7 +30,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one kind of forward. past: committed tokens before it; width: its tokens; rows: those asked."""
+    """Holds the latency of one kind of forward pass, ms. past: committed tokens; width: its tokens; rows: predicted."""
 
     forward: str
     past: int
@@ -40,7 +40,7 @@ class Latency:
 
 
 class TimedBackend:
-    """A backend that keeps the time spent in another one, in seconds."""
+    """Wraps a backend and keeps the time spent in it, in seconds."""
 
     def __init__(self, inner: Backend) -> None:
         self._inner, self.contract, self.name = inner, inner.contract, inner.name
@@ -62,7 +62,7 @@ class TimedBackend:
 
 
 def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
-    """Latencies of the forwards that decoding is made of, at the start, half and end of the room."""
+    """Yields latencies of the forward passes that decoding is made of, at the start, half and end of the room."""
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
     if not contract.has_cache:
@@ -81,7 +81,7 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
 
 
 def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
-    """The forwards of a model with a cache, by name, that its modes repeat."""
+    """Returns the forward passes, by name, that the modes of a model with a KV cache repeat."""
     found: list[tuple[str, Callable[[Contract, int], Forward]]] = []
     if "block" in contract.modes:
         found += [("step", canvas), ("step, half open", half), ("commit", commit)]
@@ -94,7 +94,7 @@ def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Fo
 
 
 def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[str, Any]:
-    """Spreads over `count` whole answers, the requests in turn, after one that is not counted."""
+    """Returns spreads over `count` whole answers, the requests in turn, after one that is not counted."""
     rows = []
     for request in islice(cycle(requests), count + 1):
         backend = TimedBackend(model.backend)
@@ -116,12 +116,12 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
 
 
 def canvas(contract: Contract, past: int) -> Forward:
-    """A step over one canvas, all of it open, behind `past` committed tokens; with `shift` these predict its first."""
+    """Returns a step over a masked block after `past` committed tokens; with `shift` these predict its first."""
     return _step(contract, past, contract.block - contract.shift)
 
 
 def half(contract: Contract, past: int) -> Forward:
-    """The same with half of it open, the later one."""
+    """Returns the same with its second half masked."""
     return _step(contract, past, contract.block // 2)
 
 
@@ -132,25 +132,25 @@ def _step(contract: Contract, past: int, n: int) -> Forward:
 
 
 def commit(contract: Contract, past: int) -> Forward:
-    """A finished block alone, of which the last row is asked."""
+    """Returns a finished block alone, of which the last row is predicted."""
     return _forward(contract, past, committed(contract, past), np.array([contract.block - 1]))
 
 
 def fused(contract: Contract, past: int) -> Forward:
-    """A finished block and the next canvas in one."""
+    """Returns a finished block and the next canvas in one."""
     block = contract.block
     visible = np.append(committed(contract, past), np.full(block, past + 2 * block))
     return _forward(contract, past, visible, block + np.arange(block) - contract.shift)
 
 
 def committed(contract: Contract, past: int) -> Ints:
-    """How far each token of a finished block sees. int64 [block]"""
+    """Returns how far each token of a finished block sees. int64 [block]"""
     block = contract.block
     return past + (np.arange(1, block + 1) if contract.commits_causally else np.full(block, block))
 
 
 def verification(contract: Contract, past: int) -> Forward:
-    """A drafted block, all rows of which are asked; behind it the next draft if the model makes both at once."""
+    """Returns a drafted block, all rows predicted; after it the next draft if the model makes both at once."""
     block, ahead = contract.block, contract.block - 1 if contract.drafts_ahead else 0
     width = block + ahead
     visible = past + np.arange(1, width + 1)
@@ -160,17 +160,17 @@ def verification(contract: Contract, past: int) -> Forward:
 
 
 def token(contract: Contract, past: int) -> Forward:
-    """A token of a model that decodes token by token."""
+    """Returns a forward pass of one token, for a model that decodes token by token."""
     return _forward(contract, past, np.array([past + 1]), np.zeros(1, np.int64))
 
 
 def prefill(contract: Contract, length: int) -> Forward:
-    """A prompt's committed tokens, of which the last row is asked."""
+    """Returns a prompt's committed tokens, of which the last row is predicted."""
     return _forward(contract, 0, committed_ends(contract, length), np.array([length - 1]))
 
 
 def whole(contract: Contract, prompt: int) -> Forward:
-    """A step of a model without a cache: prompt and canvas, whose first block is asked."""
+    """Returns a step of a model without a KV cache: prompt and canvas, whose first block is predicted."""
     width = prompt + contract.canvas
     return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
 
@@ -181,20 +181,20 @@ def _forward(contract: Contract, past: int, visible: Ints, rows: Ints) -> Forwar
 
 
 def places(room: int, multiple: int) -> list[int]:
-    """The start, half and end of the room, as multiples of something and each once."""
-    least = 0 if multiple > 1 else 1  # a model without a cache has its prompt there, which is never empty
+    """Returns the start, half and end of the room, as multiples of something and each once."""
+    least = 0 if multiple > 1 else 1  # a model without a KV cache has its prompt there, which is never empty
     return sorted({max(least, part // multiple * multiple) for part in (0, room // 2, room)})
 
 
 def prefill_lengths(contract: Contract) -> list[int]:
-    """A block, a quarter, half and the whole of the room before one block, as this model prefills them."""
+    """Returns a block, a quarter, half and the whole of the room before one block, as this model prefills them."""
     room = min(contract.capacity - contract.block, contract.max_prompt or contract.capacity)
     lengths = {committed_prompt(contract, length) for length in (contract.block, room // 4, room // 2, room)}
     return sorted(length for length in lengths if length > 0)
 
 
 def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.float64]:
-    """Seconds of each of `repeat` calls, after `warmup` that are not counted. [repeat]"""
+    """Returns the seconds of each of `repeat` calls, after `warmup` that are not counted. [repeat]"""
     seconds = []
     for _ in range(warmup + repeat):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """How fast this machine's processor reads memory and multiplies matrices, measured.
 
-Memory is read by numpy, a thread a core, over a buffer far larger than the caches; products are single operators in
+Memory is read by numpy, one thread per core, over a buffer far larger than the caches; products are single operators in
 ONNX Runtime, whose kernels the engines use. Both take the best of several tries: a roof is what the machine can do.
 """
 
@@ -22,9 +22,9 @@ from .latency import timed
 
 SLICE = 1 << 16  # bytes that a thread's part of a buffer is a multiple of
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-UNKNOWN_CACHE = 64 << 20  # bytes, where the system does not tell
+UNKNOWN_CACHE = 64 << 20  # bytes, if the system does not report it
 TRIES = 5
-SECONDS = 0.1  # of reading in one try, at least
+SECONDS = 0.1  # least time of reading in one try
 ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products; the models have the last two
 PRODUCTS = {
     "fp32": (np.float32, np.float32),
@@ -34,7 +34,7 @@ PRODUCTS = {
 
 
 def measure_processor(name: str, threads: int | None = None) -> Device:
-    """This machine as a device: bandwidth from memory, a rate a precision. threads: by default the physical cores.
+    """Measures this machine: memory bandwidth, a rate per precision. threads: by default the physical cores.
 
     int4 weights count as int8, as which ONNX Runtime multiplies them. Raises UserError without onnxruntime.
     """
@@ -46,7 +46,7 @@ def measure_processor(name: str, threads: int | None = None) -> Device:
 
 
 def bandwidth(size: int, threads: int | None = None) -> float:
-    """GB (1e9 bytes) a second that are read when a buffer of so many bytes is read again and again by all threads."""
+    """Returns GB (1e9 bytes) per second at which all threads repeatedly read a buffer of so many bytes."""
     threads = threads or physical_cores()
     part = max(SLICE, size // threads // SLICE * SLICE)
     parts = [np.ones(part // 8, np.int64) for _ in range(threads)]  # written, since unwritten pages are all one page
@@ -68,7 +68,7 @@ def read(part: NDArray[np.int64], times: int) -> None:
 
 
 def far_beyond_caches() -> int:
-    """Bytes: four times the last cache, as far as a quarter of the free memory allows."""
+    """Returns bytes: four times the last-level cache, as far as a quarter of the free memory allows."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -77,7 +77,7 @@ def far_beyond_caches() -> int:
 
 
 def last_cache() -> int:
-    """Bytes of the largest cache that the system tells of. A virtual machine may be told its host's."""
+    """Returns the bytes of the largest CPU cache that the system reports, on a virtual machine perhaps its host's."""
     sizes = [size for path in CACHES.glob("index*/size") if (size := kilobytes(path))]
     return 1024 * max(sizes, default=UNKNOWN_CACHE // 1024)
 
@@ -91,12 +91,12 @@ def kilobytes(path: Path) -> int:
 
 
 def product_rate(precision: str, threads: int) -> float:
-    """Operations a second of one large product in ONNX Runtime, the best of several. Raises UserError without it."""
+    """Returns operations per second of a large product in ONNX Runtime, at best. Raises UserError without it."""
     return float(2 * ROWS * INNER * COLUMNS / timed(product(precision, threads), TRIES, 1).min())
 
 
 def product(precision: str, threads: int) -> Callable[[], Any]:
-    """Multiplies a constant matrix [ROWS, INNER] with a weight [INNER, COLUMNS] of the model, when called."""
+    """Returns a call that multiplies a constant matrix [ROWS, INNER] with a weight [INNER, COLUMNS] of the model."""
     try:
         from ..engines.ort.no_telemetry import ort
     except ImportError:
@@ -114,6 +114,6 @@ def product(precision: str, threads: int) -> Callable[[], Any]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    require_exact_products(options)  # as the engines have it, so that the roof is one that they can reach
+    require_exact_products(options)  # as in the engines, which can then reach this roof
     multiply = product_models.product(precision, right, options)
     return lambda: multiply(left)

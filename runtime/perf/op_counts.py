@@ -1,17 +1,17 @@
-"""What a forward of a model costs at the least, counted from its shape: operations, and bytes that have to be moved.
+"""Counts what a forward pass of a model costs at least, from its shape: operations, and bytes that have to be moved.
 
 Counted is what no implementation avoids, so that the time it takes is a lower bound. An operation is a multiplication
 or an addition. With L layers of hidden size d, h heads and k key heads of size e, inner size f, vocabulary V, and a
-forward of `width` tokens for each of `batch` sequences behind `past` tokens, `rows` of them predicted:
+forward pass of `width` tokens for each of `batch` sequences after `past` tokens, `rows` of them predicted:
 
     weights of a layer   d (h + 2k) e  +  h e d  +  3 d f         queries, keys and values; output; gated MLP
-    products with them   2 · tokens · weights; behind the last layer's attention, and in the head, for `rows` alone
+    products with them   2 · tokens · weights; after the last layer's attention, and in the head, for `rows` alone
     attention            4 · width · (past + width) · h e · L     scores and mixed values, no causal half saved
-    weights moved        each once a forward, whatever the batch; of an untied embedding the rows looked up
-    cache moved          2 k e L numbers a position: those of past + width read, those of width written
+    weights moved        each once per pass, whatever the batch; of an untied embedding the rows looked up
+    cache moved          2 k e L numbers per position: those of past + width read, those of width written
 
-Norms, rotation, softmax and what runs between operators are left out: thousands of operations a token where products
-take millions, and numbers that fit into caches. After CDLM's analysis (arXiv 2511.19269).
+Norms, rotation, softmax and what runs between operators are left out: thousands of operations per token against the
+products' millions, and numbers that fit into CPU caches. After CDLM's analysis (arXiv 2511.19269).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
+    """Holds sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
 
     hidden: Annotated[int, whole(1)]
     layers: Annotated[int, whole(1)]
@@ -41,22 +41,22 @@ class ModelShape:
 
     @property
     def packed(self) -> int:
-        """Weights of a layer's queries, keys and values."""
+        """Returns the weights of a layer's queries, keys and values."""
         return self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def behind(self) -> int:
-        """Weights of a layer behind its attention."""
+        """Returns the weights of a layer after its attention."""
         return self.heads * self.head_dim * self.hidden + 3 * self.hidden * self.ffn
 
     @property
     def head(self) -> int:
-        """Weights of the head."""
+        """Returns the weights of the head."""
         return self.hidden * self.vocab
 
     @property
     def vectors(self) -> int:
-        """Numbers of norms and biases."""
+        """Returns the numbers of norms and biases."""
         layer = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
         layer += (self.heads + 2 * self.kv_heads) * self.head_dim * self.qkv_bias
         return self.layers * layer + self.hidden
@@ -69,16 +69,16 @@ class ModelShape:
 
     @property
     def cached(self) -> int:
-        """Numbers of a position's keys and values in all layers."""
+        """Returns the numbers of a position's keys and values in all layers."""
         return 2 * self.kv_heads * self.head_dim * self.layers
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSize:
-    """How matrices are stored.
+    """Describes how matrices are stored.
 
-    bits: of a weight; block: inputs that share an fp32 scale, 0 where there is one an output and None where there is
-    none. number: bytes of what is no matrix, cache included, None where the device decides that.
+    bits: of a weight; block: inputs that share an fp32 scale, 0 if there is one per output and None if there is
+    none. number: bytes of what is not a matrix, KV cache included, None if the device decides that.
     """
 
     bits: int
@@ -86,7 +86,7 @@ class WeightSize:
     number: int | None
 
     def stored(self, inputs: int, outputs: int) -> float:
-        """Bytes of a matrix."""
+        """Returns the bytes of a matrix."""
         scales = 0 if self.block is None else outputs * math.ceil(inputs / (self.block or inputs))
         return inputs * outputs * self.bits / 8 + 4 * scales
 
@@ -108,7 +108,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class ForwardWork:
-    """What a forward takes. linear, attention: operations; weights, cache: bytes."""
+    """Holds what a forward pass costs. linear, attention: operations; weights, cache: bytes."""
 
     linear: float
     attention: float
@@ -117,13 +117,13 @@ class ForwardWork:
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Returns operations per byte."""
         return (self.linear + self.attention) / (self.weights + self.cache)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A forward: sequences, new tokens of each, tokens before them in the cache, rows of each that are predicted.
+    """Describes a forward pass: sequences; of each, new tokens, tokens in the KV cache before them, rows predicted.
 
     cached: whether keys and values are kept; a model with full attention keeps none.
     """
@@ -136,7 +136,7 @@ class Pass:
 
 
 def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
-    """What the forward takes. number: bytes of what is not stored as a matrix, cache included."""
+    """Returns what the forward pass costs. number: bytes of what is not stored as a matrix, KV cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
     linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
     linear += 2 * rows * (shape.behind + shape.head)
@@ -147,7 +147,7 @@ def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -
 
 
 def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
-    """Bytes of the weights that a forward of so many tokens reads; norms and biases are fp32."""
+    """Returns the bytes of the weights that a forward pass of so many tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.stored
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
     layer += 2 * stored(shape.hidden, shape.ffn) + stored(shape.ffn, shape.hidden)
@@ -156,7 +156,7 @@ def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float
 
 
 def shape_of(values: Any, whose: str) -> ModelShape:
-    """A shape from plain values. Raises UserError naming what is wrong with them."""
+    """Returns a shape from plain values. Raises UserError naming what is wrong with them."""
     if not isinstance(values, dict):
         raise UserError(
             f"{whose} says nothing of the model's shape; export it again, or name one with --model or --shape"

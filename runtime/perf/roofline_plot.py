@@ -1,6 +1,6 @@
-"""The roofs of devices and where decoding lies under them, as a PNG file by matplotlib, loaded when it is drawn.
+"""Plots the roofs of devices and decoding under them, as a PNG file by matplotlib, loaded on use.
 
-A point lies under its roof where attention, which is not quantised, takes its share of the time.
+A point is under its roof if attention, which is not quantized, takes its share of the time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..errors import UserError
 from .block_costs import DecodingCost, Question, points
 from .data_sheets import Device
 
-SIZE, DOTS = (11.0, 6.5), 130  # inches, dots an inch
+SIZE, DOTS = (11.0, 6.5), 130  # inches, dots per inch
 MARKERS = "osD^vP*Xh"
 APART = 1.33  # the least factor between two devices' names, so that they can be read
 EDGE = 1.6  # how far the axes reach beyond the points, as a factor
@@ -24,9 +24,9 @@ COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#5a8f14", "#b8860b", "#a6
 
 
 def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Question) -> None:
-    """Log-log: a roof a device, on it a point a mode at the first batch; modes are named above.
+    """Plots, log-log, one roof per device and on it one point per mode at the first batch; modes are named above.
 
-    Raises UserError where matplotlib is missing or the file cannot be written.
+    Raises UserError if matplotlib is missing or the file cannot be written.
     """
     figure = new_figure("--plot", SIZE, DOTS)
     axes = figure.add_subplot()
@@ -38,7 +38,7 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     for (device, each), color in zip(placed, colors, strict=True):
         _roof(axes, device, q.precision, left, right, color)
         for point, marker in zip(each, MARKERS, strict=False):
-            reached = point.operations / point.ms / 1e9  # 1e12 operations a second at the least time of the forward
+            reached = point.operations / point.ms / 1e9  # 1e12 operations/s at the pass's least time
             axes.plot(point.intensity, reached, marker, color=color, markersize=7, markeredgecolor="white")
     _name_devices(axes, devices, q.precision, right, colors)
     _name_modes(axes, placed[0][1])
@@ -57,7 +57,7 @@ def _roof(axes: Any, device: Device, precision: str, left: float, right: float, 
 
 
 def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: float, colors: Iterable[str]) -> None:
-    """Names at the roofs' right ends, moved apart where roofs lie close."""
+    """Names at the roofs' right ends, moved apart if roofs are close."""
     listed = sorted(zip(devices, colors, strict=True), key=lambda pair: pair[0].rates[precision])
     heights: list[float] = []
     for device, color in listed:
@@ -68,7 +68,7 @@ def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: f
 
 
 def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
-    """A line down and a name above each mode's intensity; devices differ in it by their cache's type alone."""
+    """Draws a line down and a name above each mode's intensity; devices differ in it by their KV cache's type alone."""
     for point in listed:
         axes.axvline(point.intensity, color=FAINT, linewidth=6, zorder=0, alpha=0.6)
         axes.text(
@@ -84,7 +84,7 @@ def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
 
 
 def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
-    """An empty figure; size in inches, dots an inch. Raises UserError without matplotlib; what: names who needs it."""
+    """Makes an empty figure; size in inches, dots per inch. Raises UserError without matplotlib, which `what` needs."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot
         from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """In one rename, so that an older file stays whole until the new one is."""
+    """Saves in one rename, so that an older file stays whole until the new one is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -19,7 +19,7 @@ from .replay import replay
 
 @dataclass(frozen=True, slots=True)
 class BundleProof:
-    """What a replay found. engine, backend: names; forwards, rows, answers: how many were compared."""
+    """Holds what a replay found. engine, backend: names; forwards, rows, answers: how many were compared."""
 
     engine: str
     backend: str

@@ -27,7 +27,7 @@ NVIDIA = Path("/proc/driver/nvidia")  # version: the driver's; gpus/*/informatio
 
 
 def is_proved(engine: Engine, device: str) -> bool:
-    """Whether there is nothing to prove an engine by, or it was proved on a machine like this one."""
+    """Returns whether there is nothing to prove an engine by, or it was proved on a machine like this one."""
     return engine.reference is None or trust_records.was_proved(key_of(engine, device))
 
 
@@ -49,7 +49,7 @@ def key_of(engine: Engine, device: str) -> str:
 
 
 def cpu_features() -> list[str]:
-    """Returns the processor's instruction sets as numpy asks CPUID for them; its name may be a virtual machine's."""
+    """Returns the processor's instruction sets as numpy reads them from CPUID; its name may be a virtual machine's."""
     try:
         core = import_module("numpy._core._multiarray_umath")
     except ImportError:
@@ -79,9 +79,9 @@ def first_checks(bundle: Bundle, engine: Engine, backend: Backend) -> list[Check
 
 
 def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions) -> str | None:
-    """Returns the line that an engine is refused with, None for one that computes what PyTorch did.
+    """Returns the line that an engine is refused with, None if it computes what PyTorch did.
 
-    The line says what differs, and which engine of the bundle to use instead or which precision to export.
+    The line names what differs, and which engine of the bundle to use instead or which precision to export.
     """
     try:
         wrong = [check for check in first_checks(bundle, engine, backend) if not check.ok]

@@ -46,7 +46,7 @@ WORDS = {  # figure: what it is, with its unit
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, whether it is as it should be, and what was seen."""
+    """Holds one check: what was looked at, whether it is as it should be, and what was seen."""
 
     name: str
     ok: bool
@@ -58,7 +58,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """How far an engine is from its reference in one respect. place: the layer that differs most, if of one."""
+    """Holds how far an engine is from its reference in one respect. place: the layer that differs most, if of one."""
 
     value: float
     place: int | None = None

@@ -1,4 +1,4 @@
-"""A threshold that gives way as requests wait: fewer steps an answer under load (CD4LM, arXiv 2601.02236)."""
+"""A threshold that relaxes as requests wait: fewer steps per answer under load (CD4LM, arXiv 2601.02236)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def make_app(service: Service) -> Starlette:
-    """The application. Its shutdown waits until the workers have finished what they began."""
+    """Returns the application. Its shutdown waits until the workers have finished what they began."""
     page = (files(__package__) / "page.html").read_text(encoding="utf-8")
 
     @asynccontextmanager

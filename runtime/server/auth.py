@@ -17,7 +17,7 @@ LEFT = 499  # the client was gone before it was answered; no client ever reads i
 
 
 def host_name(host: str) -> str:
-    """The name in a `Host` header, or in a URL's part after //: lower case, without a port and a final dot."""
+    """Returns the name in a `Host` header, or in a URL's part after //: lower case, without a port and a final dot."""
     if host.count(":") > 1 and not host.startswith("["):
         return f"[{host.lower()}]"  # an IPv6 address by itself
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
@@ -25,8 +25,8 @@ def host_name(host: str) -> str:
 
 
 class Door:
-    """ASGI middleware. hosts: names that `Host` may hold, any where None: another site's page could otherwise point its
-    own name at a loopback address and read answers. keys: of which /v1/ wants one, where there are any."""
+    """ASGI middleware. hosts: names that `Host` may hold, any if None: another site's page could otherwise point its
+    own name at a loopback address and read answers. keys: /v1/ requires one of them, if there are any."""
 
     def __init__(
         self, app: ASGIApp, hosts: Sequence[str] | None, keys: Sequence[str], count: Callable[[str, int], None]
@@ -65,7 +65,7 @@ class Door:
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "replace")
-        # Every key is compared, so that the time tells nothing of them.
+        # Every key is compared, so that the time reveals nothing of them.
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() == "bearer" and any(matches):
             return None

@@ -15,14 +15,14 @@ from .http_errors import Refusal
 from .request import ServerRequest
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
-LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is no JSON number
+LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is not a JSON number
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What all parts of one reply have in common.
 
-    asks: the request of each choice; cached: whether committed tokens were kept in a cache.
+    asks: the request of each choice; cached: whether committed tokens were kept in a KV cache.
     """
 
     asks: Sequence[ServerRequest]
@@ -39,7 +39,7 @@ class Reply:
         return self.asks[0]
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
-        """The body of a reply that is not streamed. answers: blocks and end of each choice, in the requests' order."""
+        """Returns the body of a non-streamed reply. answers: blocks and end of each choice, in the requests' order."""
         choices = [self._choice(index, *answer) for index, answer in enumerate(answers)]
         ends = [end for _, end in answers]
         own = [own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
@@ -60,7 +60,7 @@ class Reply:
         return {**choice, "text": text}
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
-        """What a stream says of an event of one choice."""
+        """Returns a stream's chunks for an event of one choice."""
         if isinstance(event, ShownBlock):
             return [self.canvas(index, event)]
         if isinstance(event, Finished):
@@ -70,11 +70,11 @@ class Reply:
         return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+        """Returns what a stream begins with."""
         return [self._chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
 
     def block(self, index: int, block: Finished) -> list[dict[str, Any]]:
-        """A finished block, where it has something to say."""
+        """Returns the chunk of a finished block, if it has text to send."""
         if not (block.text or block.tokens):
             return []
         scores = self._logprobs(block.tokens, None)
@@ -85,7 +85,7 @@ class Reply:
         return [chunk]
 
     def canvas(self, index: int, canvas: ShownBlock) -> dict[str, Any]:
-        """The block in work: a chunk without choices, which OpenAI's clients pass over."""
+        """Returns the block in work: a chunk without choices, which OpenAI's clients pass over."""
         cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
         drawn = {"index": index, "block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
         return {**self._head(True), "choices": [], "canvas": drawn}
@@ -119,12 +119,12 @@ class Reply:
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
 
     def _usage(self, ends: Sequence[End]) -> dict[str, int]:
-        """Tokens of all prompts and all answers."""
+        """Returns the tokens of all prompts and all answers."""
         prompt, tokens = sum(len(ask.prompt) for ask in self.asks), sum(end.counts.tokens for end in ends)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
     def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
-        """length: characters of the text, where a stop string may have cut it; tokens behind it are left out."""
+        """Returns logprobs. length: characters of the text if a stop string cut it; later tokens are dropped."""
         if not self.ask.logprobs:
             return None
         tokens = [token for token in tokens if length is None or token.offset < length]
@@ -140,7 +140,7 @@ class Reply:
 
 
 def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
-    """What OpenAI's API has no field for."""
+    """Returns what OpenAI's API has no field for."""
     done = end.counts
     low, high = end.thresholds or (None, None)
     return {
@@ -168,7 +168,7 @@ def _reason(end: End) -> str:
 
 
 def counts(event: ShownBlock | Finished) -> dict[str, int]:
-    """How far an answer is, for whoever watches it."""
+    """Returns how far an answer is, for display."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
 
 

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PART = 1024  # bytes parsed at a time: two milliseconds of work if they are chunks of one byte
 HEAD = 16 << 10  # bytes of a request's headers; each header takes microseconds
-KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise ask a closing connection
+KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise use a closing connection
 
 
 class Protocol(H11Protocol):
@@ -23,7 +23,7 @@ class Protocol(H11Protocol):
 
 
 def make_server(app: Starlette, drain: int) -> uvicorn.Server:
-    """A server of this application. drain: seconds for what has begun once it is told to stop."""
+    """Returns a server of this application. drain: seconds for what has begun once it has to stop."""
     config = uvicorn.Config(
         app,
         http=Protocol,

@@ -15,10 +15,10 @@ Message = dict[str, str]  # `role` and `content`
 
 
 def read_messages(messages: Any, field: str, template: str | None) -> list[Message]:
-    """The conversation in the request's `field`, for a chat template or None. Raises Refusal naming what is wrong.
+    """Reads the conversation in a request's `field`, for a chat template or None. Raises Refusal naming what is wrong.
 
     A `developer` is a `system` to every template that does not name that role. Without a template, empty instructions
-    are left out: they ask for nothing.
+    are left out: they change nothing.
     """
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, f"{field} has to be a list of at least one message", field)
@@ -33,7 +33,7 @@ def read_messages(messages: Any, field: str, template: str | None) -> list[Messa
 
 
 def read_input(given: Any, instructions: Any, template: str | None) -> list[Message]:
-    """The conversation in /v1/responses' `input`, a text or items, after its `instructions`. Raises Refusal.
+    """Returns the conversation in /v1/responses' `input`, a text or items, after its `instructions`. Raises Refusal.
 
     Instructions are one system message with the system messages that `input` begins with: many templates take one.
     """
@@ -57,7 +57,7 @@ def read_input(given: Any, instructions: Any, template: str | None) -> list[Mess
 
 
 def _item(i: int, item: Any) -> Any:
-    """An item of /v1/responses as a message; only messages are taken."""
+    """Returns an item of /v1/responses as a message; only messages are taken."""
     if not isinstance(item, dict):
         return item
     if item.get("type") not in (None, "message"):
@@ -67,7 +67,7 @@ def _item(i: int, item: Any) -> Any:
 
 
 def _message(where: str, message: Any, field: str) -> Message:
-    """One message; content in parts is joined, an assistant without any said nothing."""
+    """Reads one message; content in parts is joined, an assistant without content has an empty text."""
     if not isinstance(message, dict):
         raise Refusal(400, f"{where} is {json_type(message)}; expected an object", field)
     for key, value in message.items():

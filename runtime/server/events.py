@@ -1,4 +1,4 @@
-"""One request decoded into events: finished blocks, the canvas where it is asked for, the end with its counts."""
+"""One request decoded into events: finished blocks, the canvas if requested, the end with its counts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .stop_strings import Stops
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An answer's token: its own text, the text that it completes, which begins at `offset` characters, the
-    confidence and the number of the forward (from 1) that fixed it."""
+    """Holds an answer's token: its own text, the text that it completes, which begins at `offset` characters, the
+    confidence and the number of the forward pass (from 1) that unmasked it."""
 
     token: int
     text: str
@@ -32,7 +32,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ShownToken:
-    """A place of the canvas as drawn: its text, and the confidence and forward that fixed it, None while it is open."""
+    """Holds a canvas position as shown: its text, the confidence and forward pass that unmasked it, else None."""
 
     text: str
     confidence: float | None
@@ -41,8 +41,8 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How far an answer is: tokens that are fixed, forwards with an open place (steps), forwards with the commits, and
-    in which mode."""
+    """Holds an answer's progress: unmasked tokens, forward passes with a masked position (steps), those with commits
+    too, and the mode."""
 
     tokens: int
     steps: int
@@ -51,13 +51,13 @@ class Counts:
 
     @property
     def one_a_step(self) -> int:
-        """Forwards that as many tokens would take with one a step."""
+        """Returns the forward passes that as many tokens would take with one per step."""
         return one_a_step(self.mode, self.tokens, self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
 class ShownBlock:
-    """The block in work after a step; its cells are provisional until the block is finished."""
+    """The block in work after a step; its tokens are provisional until the block is finished."""
 
     block: int
     cells: tuple[ShownToken, ...]
@@ -66,7 +66,7 @@ class ShownBlock:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A block that stays as it is. text: what may be given out; tokens: empty where nobody asked for them."""
+    """Holds a block that stays as it is. text: what may be sent; tokens: empty if not requested."""
 
     block: int
     text: str
@@ -135,7 +135,7 @@ def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
 
 
 class PendingAnswer:
-    """An answer on its way: what the steps do not keep (when and how surely a place was fixed), and the events.
+    """Tracks an answer: what the steps do not keep (when and how confidently a position was unmasked), and the events.
 
     decided: that it is ordinary text, if something had to be decided first. request: what is decoded. Its threshold is
     the given one, each value of which is noted as it is read.
@@ -156,15 +156,15 @@ class PendingAnswer:
         read = _noted(model, threshold, self._seen) if self._mode == "block" else None
         self.request = model.request(ask.prompt, ask.options, threshold=read)
         self._finish = "cancelled"  # why it ended
-        self._stops, self._before = Stops(ask.stop), 0  # tokens in finished blocks
+        self._stops, self._before = Stops(ask.stop), 0  # the latter: tokens in finished blocks
         self._blocks = BlockReader(model.tokenizer)
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
-        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward, from 1
+        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward pass, from 1
         self._steps = self._forwards = self._given = 0
 
     def take(self, step: Step, wanted: bool) -> bool:
-        """Notes a step and hands out what it settles, nothing if the answer is not wanted any more.
+        """Notes a step and hands out what it finishes, nothing if the answer is not wanted any more.
 
         Returns whether the answer goes on; `end` is to be called otherwise.
         """
@@ -186,7 +186,7 @@ class PendingAnswer:
         self._deliver(End(self._finish, self._counts(self._before), thresholds, self._decided))
 
     def _hand_out(self, block: Block) -> bool:
-        """Hands out what a finished block settles. Returns whether the answer goes on."""
+        """Hands out what a finished block completes. Returns whether the answer goes on."""
         tokens = tuple(self._spelled(block)) if self._ask.logprobs or self._ask.canvas else ()
         self._before += len(block.token_ids)
         text = self._stops.push(block.text)
@@ -200,11 +200,11 @@ class PendingAnswer:
         return not self._stops.hit and block.result is None
 
     def _counts(self, tokens: int) -> Counts:
-        """With so many tokens fixed."""
+        """Returns the counts at so many unmasked tokens."""
         return Counts(tokens, self._steps, self._forwards, self._mode)
 
     def _spelled(self, block: Block) -> Iterator[Token]:
-        """The block's tokens, with what each completes; the end token, which has no text, is left out."""
+        """Yields the block's tokens, with what each completes; the end token, which has no text, is left out."""
         ended = block.result is not None and block.result.finish == "eos"
         ids = block.token_ids[:-1] if ended else block.token_ids
         for place, token in enumerate(ids, self._given):
@@ -227,7 +227,7 @@ class PendingAnswer:
 
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
-    """The same threshold, noting each value that is read; None for a gate without one."""
+    """Returns the same threshold, noting each value that is read; None for a gate without one."""
     if model.gate.unit is None:
         return threshold
     given = model.gate.threshold if threshold is None else threshold

@@ -32,7 +32,7 @@ Feed = asyncio.Queue[tuple[int, Event]]  # events of a request's jobs, each with
 
 
 async def complete(service: Service, api: Api, request: Request) -> Response:
-    """One reply, whole or streamed, with an answer to each prompt. Raises Refusal if there is none."""
+    """Returns one reply, whole or streamed, with an answer to each prompt. Raises Refusal if there is none."""
     started = time.perf_counter()
     try:
         content = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
@@ -61,9 +61,9 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes long.
+    """Returns the body, at most `limit` bytes long.
 
-    Another content type is refused: any site's page may send one here without being asked.
+    Another content type is refused: any site's page may send one here without a preflight.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the content type has to be application/json")
@@ -92,7 +92,7 @@ def _into(feed: Feed, index: int) -> Callable[[Event], None]:
 async def _events(
     service: Service, request: Request, jobs: Sequence[Job], feed: Feed, started: float
 ) -> AsyncGenerator[tuple[int, Event], None]:
-    """The jobs' events, each with its job's index, to the last End or to the first Failure.
+    """Yields the jobs' events, each with its job's index, to the last End or to the first Failure.
 
     A client that leaves takes all of them back, and so does a Failure.
     """
@@ -150,14 +150,14 @@ async def _whole(
 
 
 def _written(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
-    """The reply's JSON, which takes a while with log probabilities."""
+    """Returns the reply's JSON, which takes a while with log probabilities."""
     return in_json(reply.whole(answers))
 
 
 async def _lines(
     reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None]
 ) -> AsyncIterator[bytes]:
-    """The stream of server-sent events. A failure in the middle is one too, and no last line follows it."""
+    """Yields the stream of server-sent events. A failure in the middle is one too, and no last line follows it."""
     for chunk in reply.opening():
         yield _line(chunk)
     async with aclosing(events):
@@ -172,7 +172,7 @@ async def _lines(
 
 
 def _line(chunk: dict[str, Any]) -> bytes:
-    """A server-sent event; one that has a type of its own is named by it."""
+    """Returns a server-sent event; one that has a type of its own is named by it."""
     name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
     return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 

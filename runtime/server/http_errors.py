@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 @dataclass(eq=False)  # not frozen: context managers set an exception's __traceback__
 class Refusal(Exception):
-    """Why a request gets no answer: HTTP status, one line, the field it is about, a code that programs can test."""
+    """Refuses a request: HTTP status, one line, the field it is about, a code that programs can test."""
 
     status: int
     message: str
@@ -22,27 +22,27 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """It as OpenAI's API words it."""
+        """Returns the refusal in the form of OpenAI's API."""
         kind = "overloaded" if self.status == 429 else "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def refused(refusal: Refusal) -> Response:
-    """It as a response."""
+    """Returns the refusal as a response."""
     return in_json(refusal.body, refusal.status, refusal.headers)
 
 
 def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A body in ASCII: names that a client made up may hold half a surrogate pair, which UTF-8 has no form for."""
+    """Returns a body in ASCII: a client's names may hold half a surrogate pair, which UTF-8 has no form for."""
     return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")
 
 
 def quote_value(value: Any) -> str:
-    """A value of a request as a message may hold it: the repr of nested lists takes longer than they are long."""
+    """Quotes a request's value for a message; repr of nested lists would take longer than their length."""
     return json_type(value) if isinstance(value, list | dict) else repr(value)[:80]
 
 
 def json_type(value: Any) -> str:
-    """The type of a JSON value in words."""
+    """Returns the type of a JSON value in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "null")

@@ -21,7 +21,7 @@ Read = TypeVar("Read")
 class Intake:
     """Runs what reads a body on a thread: of the longer bodies of a size (in powers of two) one at a time.
 
-    A body waits for none that is more than twice as long, and a handful of threads at most compete for the cores.
+    A body never waits for one more than twice as long, and a handful of threads at most compete for the cores.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Intake:
         self._waiting = 0
 
     async def run(self, size: int, read: Callable[[], Read]) -> Read:
-        """What `read` returns for a body of `size` bytes. Raises Refusal 429 if too many long bodies are held."""
+        """Runs `read` for a body of `size` bytes. Raises Refusal 429 if too many long bodies are held."""
         if size <= SHORT:
             return await run_in_threadpool(read)
         if self._waiting >= WAITING:
@@ -45,7 +45,7 @@ class Intake:
 
 
 def parse_body(content: bytes) -> Any:
-    """A body's JSON. Raises Refusal 400 if it is none, or has too many parts.
+    """Parses a body's JSON. Raises Refusal 400 if it is not JSON, or has too many parts.
 
     json.loads and the garbage collector stop all threads for as long as they take, which grows with the containers.
     """
@@ -64,7 +64,7 @@ def _float(digits: str) -> float:
 
 
 def has_many_containers(text: str) -> bool:
-    """Whether more than CONTAINERS lists and objects begin in a JSON text, in a few passes over it."""
+    """Returns whether more than CONTAINERS lists and objects begin in a JSON text, in a few passes over it."""
     if text.count("[") + text.count("{") <= CONTAINERS:  # brackets inside strings included
         return False
     outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])

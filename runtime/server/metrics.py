@@ -1,4 +1,4 @@
-"""What /metrics tells: requests, the queue, time to the first block, tokens a forward, the threshold in force."""
+"""What /metrics reports: requests, the queue, time to the first block, tokens per forward pass, the threshold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 
 class Counters:
-    """The metrics of one server. threshold: reads the one in force; None where the gate has none."""
+    """The metrics of one server. threshold: reads the one in force; None if the gate has none."""
 
     def __init__(self, workers: Workers, threshold: Callable[[], float] | None) -> None:
         self._registry = own = CollectorRegistry()
@@ -61,5 +61,5 @@ class Counters:
         self._ratio.observe(end.counts.tokens / max(1, end.counts.forwards))
 
     def page(self) -> tuple[bytes, str]:
-        """The metrics as text, and its media type."""
+        """Returns the metrics as text, and its media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -1,4 +1,4 @@
-"""Fields that clients send although they ask for nothing here, each with the values that change no answer.
+"""Fields that clients send although they have no effect here, each with the values that change no answer.
 
 The fields are those of OpenAI's API reference, of vLLM's request models (vllm/entrypoints/openai) and of llama.cpp's
 tools/server/README.md. A field that is missing here, or has another value, would change the answer: it is refused.
@@ -54,7 +54,7 @@ NEUTRAL: dict[str, Any] = OPENAI | VLLM | LLAMA_CPP
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "typ_p", "tfs_z", "top_n_sigma", "dynatemp_range", "min_keep")
 
 NO_REASONING: dict[str, Any] = {"reasoning_effort": "none", "reasoning": {"effort": "none"}}
-REASONING = ("thinking", "reasoning")  # a template that names one of them may think unless it is told not to
+REASONING = ("thinking", "reasoning")  # a template that names one of them may think unless thinking is turned off
 ADVICE = {"previous_response_id": "no answer is kept, so send the whole conversation as input"}
 
 
@@ -76,10 +76,10 @@ def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: s
 
 
 def without_nulls(value: Any) -> Any:
-    """An object without its fields that are null; other JSON values as they are."""
+    """Returns an object without its fields that are null; other JSON values as they are."""
     return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def same(value: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; in Python alone True equals 1."""
+    """Returns whether two JSON values are equal; in Python alone True equals 1."""
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

@@ -1,4 +1,4 @@
-"""What a request's JSON asks for, checked field by field before any work."""
+"""What a request's JSON requests, checked field by field before any work."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ServerRequest:
 def read_server_requests(
     model: Model, name: str, most: int | None, api: Api, body: Any, places: int
 ) -> tuple[ServerRequest, ...]:
-    """The requests that a decoded JSON body makes of `model`, one per prompt, alike but for their prompts and seeds.
+    """Returns a decoded JSON body's requests to `model`, one per prompt, alike but for their prompts and seeds.
 
     name: what the model is served as; most: new tokens of each; places: how many prompts a body may have. Raises
     Refusal naming the field that is wrong or not supported.
@@ -105,12 +105,12 @@ def read_server_requests(
 
 
 def unknown_model(asked: Any, name: str) -> Refusal:
-    """For a model that is not the one served as `name`."""
+    """Returns the refusal for a model that is not the one served as `name`."""
     return Refusal(404, f"model {quote_value(asked)} is not served here; expected {name}", "model", "model_not_found")
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
-    """Temperature and seed, where this engine can have them; at a temperature of 0 a seed changes nothing."""
+    """Returns temperature and seed, if this engine can have them; at a temperature of 0 a seed changes nothing."""
     temperature, seed = _number(fields, "temperature", 0.0), _whole(fields, "seed")
     for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
         try:
@@ -121,7 +121,7 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
 
 
 def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
-    """The prompts with their room and sampling. What does not fit is blamed on a prompt unless fewer tokens would."""
+    """Returns the prompts with room and sampling. A misfit is blamed on a prompt unless fewer tokens would fit."""
     temperature, seed = _sampling(model, fields)
     with _blame("mode"):
         mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
@@ -148,7 +148,7 @@ def _blame(field: str, name: str | None = None) -> Iterator[None]:
 
 
 def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
-    """The field that limits the new tokens, and its value: None if there is none, or it is llama.cpp's -1."""
+    """Returns the field that limits the new tokens, and its value: None if there is none, or it is llama.cpp's -1."""
     fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
     given = [*fields] or [limits[0]]
     numbers = [_whole(fields, name) for name in given]
@@ -163,7 +163,7 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
 
 
 def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]:
-    """The values of a body's prompts, each by its field's name: a list of texts or of lists of ids is one per entry."""
+    """Returns a body's prompts, each by its field's name; a list of texts or of lists of ids has one per entry."""
     given = fields.get(api.prompt)
     if api is not COMPLETIONS or not isinstance(given, list) or not any(isinstance(one, str | list) for one in given):
         return {api.prompt: given}
@@ -205,7 +205,7 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
-    """Whether log probabilities are wanted, and whether the best token too, which is the token itself unless drawn."""
+    """Returns whether log probabilities are wanted, and the top-1 token too: the token itself unless sampled."""
     if not chat:
         top = None if fields.get("logprobs") is False else _whole(fields, "logprobs")
         _at_most_one("logprobs", top, drawn)

@@ -25,7 +25,7 @@ PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written i
 class ResponsesReply:
     """One response. The text of a stream and the number of its next event are kept until it ends."""
 
-    last = b""  # of a stream: its last event says that it is over
+    last = b""  # of a stream: its last event marks its end
 
     def __init__(self, ask: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
         self._ask, self._cached = ask, cached
@@ -47,13 +47,13 @@ class ResponsesReply:
         self._sure = ask.decision is None or not ask.decision.functions  # whether it is one and no call
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
-        """The body of a reply that is not streamed, of one answer."""
+        """Returns the body of a reply that is not streamed, of one answer."""
         [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
         return self._ended(end)
 
     def opening(self) -> list[dict[str, Any]]:
-        """The events that a stream begins with."""
+        """Returns the events that a stream begins with."""
         begun = self._response("in_progress", [])
         return [
             self._event("response.created", response=begun),
@@ -62,7 +62,7 @@ class ResponsesReply:
         ]
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
-        """What a stream says of an event of the one answer, 0; there is no form for a block in work."""
+        """Returns a stream's events for an event of the one answer, 0; a block in work has no form."""
         if isinstance(event, Finished):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}
@@ -149,7 +149,7 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def _metadata(given: Any) -> dict[str, str]:
-    """The request's, if they are as OpenAI's reference has them: an object of 16 texts at most, and short ones."""
+    """Returns the request's metadata, if as in OpenAI's reference: an object of at most 16 short texts."""
     if not isinstance(given, dict) or len(given) > PAIRS:
         return {}
     pairs = given.items()

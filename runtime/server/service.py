@@ -29,7 +29,7 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def card(self) -> dict[str, Any]:
-        """The model's entry in /v1/models, with what a page has to know of its gate."""
+        """Returns the model's entry in /v1/models, with what a page has to know of its gate."""
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
         own |= {

@@ -1,4 +1,4 @@
-"""Listens on an address, and says which URL that is."""
+"""Listens on an address, and returns its URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop strings over text that comes in pieces: nothing is given out that may turn out to begin one."""
+"""Finds stop strings in text that comes in parts: nothing is given out that may turn out to begin one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Feeds text through; `hit` once one of the strings is complete. The text is what stands before the first such.
+    """Feeds text through; `hit` once one of the strings is complete. The text is what precedes the first one.
 
     Each character is compared a bounded number of times on average, whatever the strings (Knuth, Morris, Pratt 1977).
     """
@@ -18,7 +18,7 @@ class Stops:
         self.hit = False
 
     def push(self, text: str) -> str:
-        """The text that is settled by this piece; nothing more after a hit."""
+        """Returns the text that this piece completes; nothing more after a hit."""
         if self.hit:
             return ""
         seen, self._held = len(self._held), self._held + text
@@ -33,13 +33,13 @@ class Stops:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """What was held back and begins no stop string after all."""
+        """Returns what was held back and begins no stop string."""
         text, self._held = self._held, ""
         return text
 
 
 class _Prefix:
-    """How many of the last characters are a string's first ones."""
+    """Tracks how many of the last characters are a string's first ones."""
 
     __slots__ = ("_borders", "_string", "length")
 
@@ -49,7 +49,7 @@ class _Prefix:
         self._borders = [0, 0]
 
     def extend(self, character: str) -> bool:
-        """Takes the next character; whether it completes the string, after which nothing more may come."""
+        """Takes the next character; returns whether it completes the string, after which nothing more may come."""
         self.length = self._next(self.length, character)
         if self.length == len(self._borders):
             self._borders.append(self._next(self._borders[-1], character))

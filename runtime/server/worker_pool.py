@@ -1,4 +1,4 @@
-"""Requests in their order, given to the threads that decode them: each by itself, or many in one running batch."""
+"""Gives requests, in order, to the threads that decode them: each by itself, or many in one running batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOTS = 16  # by default, of an engine that takes as many sequences or more
 
 
 class Job:
-    """A request among the workers: what is asked, who hears of it, whether it is still wanted, when it was begun.
+    """Holds a queued request: what to generate, who receives it, whether it is still wanted, when it began.
 
     `deliver` is called on a worker's thread, with an End or a Failure at last, whatever happens.
     """
@@ -62,7 +62,7 @@ class Workers:
         self._changed = threading.Condition()
         self._closed, self.running = False, 0  # whether no more come, and how many are being answered
         self.broken = False  # a device has failed, which lasts
-        self._mean = 0.0  # seconds an answer takes, of the latest ones
+        self._mean = 0.0  # seconds per answer, of the latest ones
         self._threads = [threading.Thread(target=decoder.run, args=(self,), daemon=True) for decoder in decoders]
         for thread in self._threads:
             thread.start()
@@ -91,7 +91,7 @@ class Workers:
             raise self._full(count)
 
     def withdraw(self, job: Job) -> None:
-        """Nobody waits for it any more: it leaves the queue now, or its worker after the step in work."""
+        """Gives up a job: it leaves the queue now, or its worker after the current step."""
         with self._changed:
             job.wanted = False
             if job not in self._jobs:
@@ -117,7 +117,7 @@ class Workers:
         return Refusal(429, message, code="queue_full", headers=wait)
 
     def take(self, wait: bool) -> Job | None:
-        """The next job, begun; None if there is none now, or with `wait` if there will be none any more."""
+        """Returns the next job, begun; None if there is none now, or with `wait` if there will be none any more."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
@@ -129,7 +129,7 @@ class Workers:
         return job
 
     def threshold(self, job: Job) -> Threshold | None:
-        """The threshold of a job's steps: its own, or what all others read."""
+        """Returns the threshold of a job's steps: its own, or what all others read."""
         own = job.ask.options.threshold
         return self._threshold if own is None else own
 
@@ -244,11 +244,11 @@ class BatchDecoder:
 
 
 def choose_decoders(model: Model, workers: int | None, slots: int | None, device: str = "cpu") -> Sequence[Decoder]:
-    """One running batch if the engine takes several sequences in a forward pass, or else threads that share it.
+    """Returns one running batch if the engine takes several sequences in a forward pass, or else threads that share it.
 
     On the CPU, whose cores threads fill as well, a batch is slower (LOG.md, 2026-11-30) and not the default.
     workers: threads, however many sequences the engine takes. slots: of the batch, by default as many as the engine
-    takes, at most SLOTS; 1 is no batch. Raises UserError for both of them, and for more than the engine takes.
+    takes, at most SLOTS; 1 means no batch. Raises UserError for both of them, and for more than the engine takes.
     """
     if workers is not None and slots is not None and slots > 1:
         raise UserError(f"--slots {slots} is one batch on one thread; leave --workers {workers} out, or give --slots 1")

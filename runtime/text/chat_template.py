@@ -21,7 +21,7 @@ JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
 RESERVED = (
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
 )  # fmt: skip
-LARGEST = 64 << 10  # bytes of arguments as JSON, which fit into a bundle's template beside its text
+LARGEST = 64 << 10  # bytes of arguments as JSON, which fit into a bundle's template next to its text
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first or second
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
 TRIED = ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Hello."}, USER])
@@ -31,7 +31,7 @@ Arguments = Mapping[str, Any]  # JSON values by name
 
 
 def render(template: str, messages: Sequence[Message], arguments: Arguments | None = None) -> str:
-    """A template over a conversation, with the assistant's turn opened.
+    """Renders a template over a conversation, with the assistant's turn opened.
 
     Raises UserError if jinja2 is missing or the template fails.
     """
@@ -61,7 +61,7 @@ def check(template: str) -> None:
 
 
 def check_arguments(arguments: Any) -> dict[str, Any]:
-    """The arguments, which have to be JSON values by names that a template can read. Raises UserError otherwise."""
+    """Returns the arguments. Raises UserError unless they are JSON values by names that a template can read."""
     if not isinstance(arguments, dict):
         raise UserError(
             f'the template arguments are {type(arguments).__name__}; expected an object: {{"enable_thinking": false}}'
@@ -81,7 +81,7 @@ def check_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def with_arguments(template: str | None, arguments: Arguments) -> str:
-    """The template with these default arguments.
+    """Returns the template with these default arguments.
 
     Raises UserError for one that `check_arguments` refuses, or that the template does not read.
     """
@@ -94,7 +94,7 @@ def with_arguments(template: str | None, arguments: Arguments) -> str:
 
 
 def with_defaults(template: str, arguments: Arguments) -> str:
-    """The template with default arguments: overruled by those of a call, and overruling older defaults."""
+    """Returns the template with default arguments: overruled by those of a call, and overruling older defaults."""
     # The newline after a block is trimmed, so the template's own first line still begins a line.
     lines = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
@@ -104,7 +104,7 @@ def with_defaults(template: str, arguments: Arguments) -> str:
 
 
 def reads(template: str, name: str) -> bool:
-    """Whether a template mentions a variable."""
+    """Returns whether a template mentions a variable."""
     return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
@@ -114,14 +114,14 @@ def _render(template: str, messages: Sequence[Message], arguments: Arguments) ->
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """A copy, its empty keys left out: templates print `none`, and some read reasoning under another name."""
+    """Returns a copy without empty keys: templates print `none`, and some read reasoning under another name."""
     found = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((found[key] for key in REASONING if key in found), None)
     return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
 
 
 def _plain(value: Any) -> Any:
-    """A copy in JSON's types, since the sandbox does not know which methods of other objects do harm."""
+    """Returns a copy in JSON's types, since the sandbox does not know which methods of other objects do harm."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
 
 
 def _literal(value: Any) -> str:
-    """A JSON value as jinja2 writes it: as JSON, but for null."""
+    """Returns a JSON value as jinja2 writes it: as JSON, but for null."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -196,7 +196,7 @@ def _generation() -> Any:
 
 
 def _globals() -> dict[str, Any]:
-    """What transformers adds to jinja2's own names, and puts in place of two: their methods reach too far."""
+    """Returns what transformers adds to jinja2's own names, and puts in place of two: their methods reach too far."""
     from jinja2 import TemplateError
     from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace
@@ -205,7 +205,7 @@ def _globals() -> dict[str, Any]:
         raise TemplateError(message)
 
     class Values(Namespace):
-        def __init__(*own: Any, **values: Any) -> None:  # so that a value may be called self
+        def __init__(*own: Any, **values: Any) -> None:  # so that a value may be named self
             self, *rest = own
             given = dict(*rest, **values)
             for name in given:
@@ -240,5 +240,5 @@ class _Dict:
 def _to_json(
     x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """The filter; jinja2's own escapes HTML."""
+    """Writes JSON for the filter `tojson`; jinja2's own escapes HTML."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

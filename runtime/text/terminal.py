@@ -1,4 +1,4 @@
-"""The terminal's view of an answer: its blocks as they unmask, redrawn in place, or one line a step in a pipe."""
+"""Shows an answer in a terminal: its blocks as they unmask, redrawn in place, or one line per step in a pipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Lines:
     def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
         self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
         self._steps = 0
-        self._before = 0  # tokens of the answer that lie in finished blocks
+        self._before = 0  # tokens of the answer in finished blocks
 
     def draw(self, step: Step) -> None:
         self._steps += 1
@@ -44,13 +44,13 @@ class Lines:
 
 
 class Screen:
-    """The answer so far, redrawn at each step; colours tell the confidence with which a token was accepted."""
+    """The answer so far, redrawn at each step; colors show the confidence with which a token was accepted."""
 
     def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
         self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
         self._line: list[StyledCharacter] = []  # the line that the canvas begins on
         self._drawn = 1  # lines from there to the cursor
-        self._before = 0  # tokens of the answer that lie in finished blocks
+        self._before = 0  # tokens of the answer in finished blocks
         self._head: list[int] = []  # tokens of a character that the block before left unfinished
 
     def draw(self, step: Step) -> None:
@@ -71,7 +71,7 @@ class Screen:
         last, head, cells = end_of_canvas(step, self._eos_ids, self._before), self._head, []
         if step.result is None and not step.open.any():
             tokens = head + step.tokens[step.given :].tolist()
-            self._head = unfinished(self._tokenizer, tokens)  # drawn with the next block
+            self._head = unfinished(self._tokenizer, tokens)  # shown with the next block
             self._before += len(step.open) - step.given
             last -= len(self._head)
             if last < step.given:
@@ -88,21 +88,21 @@ class Screen:
 
 
 def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Screen:
-    """What suits `out`: a redrawn screen on a terminal that can, lines otherwise (NO_COLOR asks for them too)."""
+    """Chooses for `out`: a redrawn screen on a terminal that can, else lines (NO_COLOR gives them too)."""
     able = out.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
     return (Screen if able else Lines)(tokenizer, contract, out)
 
 
 def watched(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
-    """The same steps, each drawn before it is passed on."""
+    """Yields the same steps, each shown before it is passed on."""
     for step in steps:
         view.draw(step)
         yield step
 
 
 def summary(result: Result) -> str:
-    """One line: forwards, tokens a forward, seconds, the forwards that one token a step would take, a seed if there is
-    one, and whether there was no cache."""
+    """Returns one line: forward passes, tokens per pass, seconds, the passes that one token per step would take, a seed
+    if there is one, and whether there was no KV cache."""
     tokens = len(result.token_ids)
     further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no cache")
     return (
@@ -113,7 +113,7 @@ def summary(result: Result) -> str:
 
 
 def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
-    """Where the canvas's text ends: at the answer's end, before a settled end token, else at its width.
+    """Finds where the canvas's text ends: the answer's end, an end token with no mask before it, or the canvas's width.
 
     before: tokens of the answer in earlier blocks.
     """
@@ -125,7 +125,7 @@ def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
 
 
 def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
-    """The canvas up to `last` as (text, positions); neighbours that are parts of characters are read together.
+    """Yields the canvas up to `last` as (text, positions); neighbors that are parts of characters are read together.
 
     head: the tokens of a character that the block before left unfinished; they have no positions.
     """
@@ -146,7 +146,7 @@ def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) ->
 
 
 def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """The last tokens that are parts of characters, where the very last character is not whole."""
+    """Returns the last tokens that are parts of characters, if the very last character is not whole."""
     start = len(tokens)
     while start and BROKEN in tokenizer.decode([tokens[start - 1]]):
         start -= 1
@@ -154,7 +154,7 @@ def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey instead of show; newlines stay, other white space becomes spaces."""
+    """Removes what a terminal would obey instead of show; newlines stay, other white space becomes spaces."""
     return "".join(_printable(char) for char in text)
 
 
@@ -165,7 +165,7 @@ def _printable(char: str) -> str:
 
 
 def color(confidence: float) -> str:
-    """Green from 0.9 up, yellow from 0.6, red below."""
+    """Returns green from 0.9 up, yellow from 0.6, red below."""
     return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
 
 
@@ -185,13 +185,13 @@ def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacte
 
 
 def columns_of(char: str) -> int:
-    """How many columns a character takes: 0 for combining ones, 2 for wide ones."""
+    """Returns how many columns a character takes: 0 for combining ones, 2 for wide ones."""
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def styled(line: list[StyledCharacter]) -> str:
-    """A line with its styles as ANSI sequences."""
+    """Returns a line with its styles as ANSI sequences."""
     parts = [(style, "".join(char for char, _ in part)) for style, part in groupby(line, itemgetter(1))]
     return "".join(f"\x1b[0m\x1b[{style}m{text}" for style, text in parts) + "\x1b[0m" * bool(parts)

@@ -18,18 +18,18 @@ from ..errors import UserError
 from .chat_template import Arguments, Message, render
 
 LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
-BROKEN = "\ufffd"  # what a decoder gives for bytes that are no whole character
+BROKEN = "\ufffd"  # what a decoder returns for bytes that are not a whole character
 
 Messages = Sequence[Message]  # `content` of each is text
 
 
 class Tokenizer:
-    """A `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
+    """Wraps a `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
 
     __slots__ = ("_plain", "_special", "_special_texts", "chat_template")
 
     def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
-        """source: the file, or as str its content. Raises UserError where that is no tokenizer."""
+        """Loads a tokenizer. source: the file, or as str its content. Raises UserError if that is not a tokenizer."""
         self.chat_template = chat_template
         self._plain = read_engine(source)
         self._plain.encode_special_tokens = True
@@ -39,21 +39,21 @@ class Tokenizer:
         self._special_texts = tuple(token.content for token in added if token.special)
 
     def encode(self, text: str) -> Ints:
-        """Token ids of a text as it stands, int64 [length]. Raises UserError where it is no valid Unicode."""
+        """Returns the token ids of a text as it is, int64 [length]. Raises UserError if it is not valid Unicode."""
         return np.array(self._encode(self._plain, [text])[0], np.int64)
 
     def encode_chat(self, text: str) -> Ints:
-        """Token ids of a user's message in the chat template, int64 [length]; the plain ids without a template.
+        """Encodes a user's message in the chat template, int64 [length]; the plain ids without a template.
 
-        Raises UserError where jinja2 is missing or the template fails.
+        Raises UserError if jinja2 is missing or the template fails.
         """
         return self.encode_messages([{"role": "user", "content": text}])
 
     def encode_messages(self, messages: Messages, arguments: Arguments | None = None) -> Ints:
-        """Token ids of a conversation in the chat template, int64 [length]; without one, of a lone user message.
+        """Encodes a conversation in the chat template, int64 [length]; without one, a lone user message.
 
-        arguments: of the template, instead of its defaults. Raises UserError if there is more to say and no template,
-        if jinja2 is missing, the template fails, or anything but a message's content holds special tokens.
+        arguments: of the template, instead of its defaults. Raises UserError if there is more than that and no
+        template, if jinja2 is missing, the template fails, or anything but a message's content holds special tokens.
         """
         texts = [message["content"] for message in messages]
         if self.chat_template is None or self._special is None:
@@ -80,22 +80,22 @@ class Tokenizer:
         return np.fromiter(ids, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special tokens have none."""
+        """Returns the text of token ids; special tokens have none."""
         with library("the tokenizer fails on token ids"):
             return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
 
     def stream(self) -> TextStream:
-        """A decoder for ids that come bit by bit."""
+        """Returns a decoder for ids that come bit by bit."""
         return TextStream(self)
 
     def _encode_once(self, engine: Engine, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Token ids by text, each computed once however often it stands there."""
+        """Returns token ids by text, each computed once however often it occurs."""
         different = list(dict.fromkeys(texts))
         return dict(zip(different, self._encode(engine, different), strict=True))
 
     @staticmethod
     def _encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text. Of the library's calls, those for batches alone let other threads run meanwhile."""
+        """Returns the token ids of each text. Only the library's batch calls let other threads run meanwhile."""
         for text in texts:
             try:
                 text.encode()
@@ -118,12 +118,12 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._before: list[int] = []  # the ids of the last push that ended cleanly
+        self._before: list[int] = []  # the ids of the last push that ended on a whole character
         self._held: list[int] = []  # the ids since
         self._given = 0  # characters of their common text that are out
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that these ids complete; "" while a character is unfinished."""
+        """Returns the text that these ids complete; "" while a character is unfinished."""
         self._held += [int(token) for token in ids]
         text = self._tokenizer.decode(self._before + self._held)
         settled = text.rstrip(BROKEN)
@@ -134,14 +134,14 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What was held back and will not be completed any more, broken characters included."""
+        """Returns what was held back and will not be completed any more, broken characters included."""
         piece = self._tokenizer.decode(self._before + self._held)[self._given :]
         self._before, self._held, self._given = [], [], 0
         return piece
 
 
 def _refuse_special(special: Iterable[str], messages: Messages, arguments: Arguments | None) -> None:
-    """Raises UserError for a special token beside the messages' content, where it would pass for the template's own."""
+    """Raises UserError for a special token outside the messages' content: it would pass for the template's own."""
     beside = [arguments or {}, *({k: v for k, v in message.items() if k != "content"} for message in messages)]
     try:
         whole = json.dumps(beside, ensure_ascii=False)
@@ -152,9 +152,9 @@ def _refuse_special(special: Iterable[str], messages: Messages, arguments: Argum
 
 
 def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:
-    """A tokenizer of the library, from a file or, as str, from its content.
+    """Returns a tokenizer of the library, from a file or, as str, from its content.
 
-    Raises UserError where that is none; told and advice: what it says then.
+    Raises UserError if that is not one; told and advice: parts of its message.
     """
     told = told or f"{'the text' if isinstance(source, str) else source} is no tokenizer"
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
@@ -168,7 +168,7 @@ def read_engine(source: Path | str, told: str | None = None, advice: str = "expo
 
 @contextmanager
 def library(what: str, advice: str = "export it again") -> Iterator[None]:
-    """Whatever tokenizers fails with, told as a UserError: its errors share no class, and a panic is no Exception."""
+    """Turns any failure of tokenizers into a UserError: its errors share no class, and a panic is not an Exception."""
     try:
         yield
     except BaseException as error:

@@ -3,8 +3,8 @@
     python -m samples.bench --only step --rounds 5
 
 Sections: `step`, one step of a shape in ONNX Runtime, PyTorch and llama.cpp; `answers`, whole answers of the sample
-models; `host`, the runtime beside the engine. Each replaces its own part of bench.json; page and figure are of all
-parts. Run it on an otherwise idle machine.
+models; `host`, what the runtime costs on top of the engine. Each section replaces its own part of bench.json; page and
+figure show all parts. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Measures the sections asked for, then writes and prints what is known."""
+    """Measures the requested sections, then writes and prints everything measured so far."""
     where = {name: args.out / f"bench.{name}" for name in ("json", "md", "png")}
     for path in where.values():
         check_file(path)
@@ -62,7 +62,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def older(path: Path) -> dict[str, Any]:
-    """The report of an earlier run, to which sections are added. Raises UserError where that is none."""
+    """Returns the report of an earlier run, to which sections are added. Raises UserError if it is not one."""
     if not path.exists():
         return {}
     try:
@@ -79,7 +79,7 @@ def write(path: Path, text: str) -> None:
 def with_conditions(
     measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace
 ) -> dict[str, Any]:  # fmt: skip
-    """A section with what its figures depend on."""
+    """Returns a section with the conditions that its figures depend on."""
     load, started = os.getloadavg()[0], time.perf_counter()
     found = measure(args)
     versions = {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
@@ -91,26 +91,26 @@ def with_conditions(
 
 
 def steps(args: argparse.Namespace) -> dict[str, Any]:
-    """The section `step`."""
+    """Measures the section `step`."""
     shape = shape_of(args.shape, "--shape") if args.shape else SHAPES["qwen3-0.6b"]
     print("measuring this machine ...", file=sys.stderr, flush=True)
     device = this_machine(processor_name(), args.threads)
     plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
     with TemporaryDirectory(dir=args.scratch) as folder:
         found = step.measured(plan, device, Path(folder))
-    # Once more: of a machine that has become slower or faster the limits would be another's.
+    # Measured again: if the machine became slower or faster meanwhile, its limits did too.
     again = this_machine(processor_name(), args.threads)
     after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
     return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}
 
 
 def whole(args: argparse.Namespace) -> dict[str, Any]:
-    """The section `answers`."""
+    """Measures the section `answers`."""
     return answers.measured(args.given, args.count, args.repeat)
 
 
 def beside(args: argparse.Namespace) -> dict[str, Any]:
-    """The section `host`."""
+    """Measures the section `host`."""
     found = host.measured(SAMPLES / "student.bundle", args.threads, args.starts, args.install)
     return {"starts": args.starts, **found}
 
@@ -119,7 +119,7 @@ MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"step": st
 
 
 def sections(text: str) -> tuple[str, ...]:
-    """Names of sections in a comma-separated list, in their own order."""
+    """Parses a comma-separated list of sections; returns the names in the order of the report."""
     words = {word.strip() for word in text.split(",")}
     if not words <= {*SECTIONS}:
         raise ValueError
@@ -153,7 +153,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_step_options(p: argparse.ArgumentParser) -> None:
-    """What the section step races."""
+    """Adds the options of the section `step`: what is compared."""
 
     def pasts(text: str) -> tuple[int, ...]:
         return tuple(n - 1 for n in parse_counts(",".join(str(int(word) + 1) for word in text.split(","))))

@@ -1,4 +1,4 @@
-"""The section `answers`: whole answers of the sample models, by speed.py in this folder, which says what each means."""
+"""Measures the section `answers`: whole answers of the sample models, by `speed.py`, which defines each figure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # times faster, at the le
 
 
 def measured(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Its report of `count` prompts a task with the goals; in a process of its own, since it compiles.
+    """Returns the report of `speed.py` on `count` prompts per task, with goals; in its own process, as it compiles.
 
-    threads: None leaves them to it. options: further ones of its own. Raises SystemExit as it exits.
+    threads: None for its default. options: more options of `speed.py`. Raises SystemExit with its code if it fails.
     """
     with TemporaryDirectory() as folder:
         out = Path(folder) / "speed.json"
@@ -39,7 +39,7 @@ def measured(threads: int | None, count: int, repeat: int, options: Sequence[str
 
 
 def goals(task: dict[str, Any]) -> Iterator[Entry]:
-    """What a task's answers come down to: ratios of the sums, with the spread over the prompts; accuracies."""
+    """Yields the goals of a task: ratios of the sums, with the spread over the prompts; accuracies."""
     rows = task["contenders"]
     ms = {name: np.array(row["ms"]) for name, row in rows.items()}
     for factors, precision in ((task["factors"], ""), (task["factors_int8"], INT8)):

@@ -1,4 +1,4 @@
-"""What takes part in the race of steps: how it is made in a process of its own, and what it is asked there."""
+"""A contender in the race of steps: how it is made in a process of its own, and how it takes its turns."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from runtime.backend import Ints
 
 WARMUP = 3  # steps at a new place, which plan memory and may compile
-PAUSE = 0.05  # seconds before a turn, in which the threads of the contender before stop to spin
+PAUSE = 0.05  # seconds before a turn, so that the previous contender's threads stop spinning
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A step that is timed: its tokens, those in the cache before it, and the cache's length, None for what fits."""
+    """A timed step: its tokens, those in the KV cache before it, and that cache's capacity, None for what fits."""
 
     width: int
     past: int
@@ -30,23 +30,24 @@ class Stepper(Protocol):
     """A model that runs steps."""
 
     def place(self, cell: Cell) -> None:
-        """Makes ready for steps of that kind, the cache filled as far as its speed depends on that."""
+        """Prepares for steps of that cell; the KV cache is filled as far as its speed depends on that."""
 
     def step(self) -> None:
-        """One forward over `tokens(width)`, which is timed."""
+        """Runs one forward pass over `tokens(width)`, which is timed."""
 
     def best(self) -> Ints:
-        """The tokens [width] that the last step found most likely, or that its logits make so. Not timed."""
+        """Returns the top-1 tokens [width] of the last step, or takes them from its logits. Not timed."""
 
     def about(self) -> dict[str, Any]:
-        """Versions and settings that its speed depends on."""
+        """Returns versions and settings that its speed depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """make(**options) is a Stepper; both are taken to another process.
+    """A contender: make(**options) is a Stepper; both are sent to another process.
 
-    ours: whether it is this project's, which alone chooses a capacity; past: behind which alone it steps, None for all.
+    ours: whether it is this project's; only ours chooses a KV-cache capacity; past: the only past it runs at, None for
+    all.
     """
 
     name: str
@@ -61,12 +62,12 @@ class Contender:
 
 
 def tokens(width: int) -> Ints:
-    """The ids that every contender steps over, the same for all. int64 [width]"""
+    """Returns the ids that every contender steps over, the same for all. int64 [width]"""
     return np.arange(width, dtype=np.int64) * 7 % 50 + 2
 
 
 def serve(pipe: Connection, contender: Contender) -> None:
-    """Makes the contender and takes turns until the pipe closes; whatever fails is told, not raised."""
+    """Makes the contender and takes turns until the pipe closes; an error is reported, not raised."""
     try:
         started = time.perf_counter()
         stepper = contender.make(**contender.options)
@@ -87,7 +88,7 @@ def serve(pipe: Connection, contender: Contender) -> None:
 
 
 def turn(stepper: Stepper, count: int) -> dict[str, Any]:
-    """Milliseconds of `count` steps after one that is not counted, and the last one's tokens."""
+    """Returns milliseconds of `count` steps after one that is not counted, and the last one's tokens."""
     time.sleep(PAUSE)
     stepper.step()
     ms = []
@@ -99,6 +100,7 @@ def turn(stepper: Stepper, count: int) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The most memory this process held, in MB (1e6 bytes). Linux alone tells it of a process that another began."""
+    """Returns this process's peak memory in MB (1e6 bytes). Only Linux reports it correctly for a process started by
+    another one."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""The stand-in checkpoint as a GGUF file, for llama.cpp: its Qwen3 architecture, without a tokenizer."""
+"""Writes the stand-in checkpoint as a GGUF file for llama.cpp: its Qwen3 architecture, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (
 
 
 def write(source: Checkpoint, kind: str, path: Path) -> None:
-    """Writes it, matrices as `kind` (F32, Q8_0, Q4_0, ...), norms in fp32; a tied head stays the embedding."""
+    """Writes the file, matrices as `kind` (F32, Q8_0, Q4_0, ...), norms in fp32; a tied head stays the embedding."""
     writer = gguf.GGUFWriter(path, "qwen3")
     describe(writer, source)
     chosen = Kind[kind]
@@ -44,7 +44,7 @@ def write(source: Checkpoint, kind: str, path: Path) -> None:
 
 
 def describe(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
-    """Sizes and counts. A Qwen3 has norms of queries and keys, and no biases."""
+    """Writes sizes and counts. A Qwen3 has norms of queries and keys, and no biases."""
     shape = source.model
     if not shape.qk_norm or shape.qkv_bias:
         raise ValueError("the architecture qwen3 has norms of queries and keys, and no biases")
@@ -63,7 +63,7 @@ def describe(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
 
 
 def named(name: str) -> str:
-    """A tensor's name in GGUF, of its name here."""
+    """Returns the GGUF name of a tensor."""
     stem, _, kind = name.rpartition(".")
     for pattern, replacement in NAMES:
         if found := re.fullmatch(pattern, stem):

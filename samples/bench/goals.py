@@ -1,4 +1,4 @@
-"""What was measured beside what was aimed at: reached or missed, and nothing is asserted."""
+"""Compares what was measured with the goals: reached or missed; nothing is asserted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def judged(
     what: str, each: Sequence[float] | NDArray[np.float64], *, most: float | None = None, least: float | None = None,
     value: float | None = None, **more: Any,
 ) -> Entry:  # fmt: skip
-    """A figure of several measurements: p10, median and p90 of `each`, the bound on it, whether it keeps it.
+    """Returns a figure of several measurements: p10, median and p90 of `each`, its bound, whether the bound is met.
 
-    value: the figure where it is not their median, such as a ratio of sums. most, least: the bound, at most one of
-    them; with neither, `reached` is None. more: what else the entry says.
+    value: the figure if it is not their median, such as a ratio of sums. most, least: the bound, at most one of them;
+    with neither, `reached` is None. more: further keys of the entry.
     """
     found = percentiles(np.asarray(each, np.float64))
     figure = found.median if value is None else float(value)
@@ -32,12 +32,12 @@ def judged(
 
 
 def verdict(entry: Entry) -> str:
-    """`reached`, `missed`, or nothing where there is no bound."""
+    """Returns `reached`, `missed`, or nothing without a bound."""
     return "" if entry["reached"] is None else "reached" if entry["reached"] else "missed"
 
 
 def bound(entry: Entry) -> str:
-    """The bound with its sign."""
+    """Returns the bound with its sign."""
     if entry["most"] is not None:
         return f"≤ {entry['most']:g}"
     return "" if entry["least"] is None else f"≥ {entry['least']:g}"

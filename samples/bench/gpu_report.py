@@ -1,8 +1,8 @@
 """Writes one page about this machine's GPU, to paste back: every engine and precision of the sample student proved
 and timed on it. Run by `make gpu-report`.
 
-What cannot be had here, since a library is not installed or does not know this GPU, leaves a row with the line that
-says so; the rest is done. No GPU was at hand when this was written: only that was run.
+What cannot be measured here, because a library is not installed or does not know this GPU, leaves a row with the error
+line; the rest is done. No GPU was at hand when this was written: only that was run.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ MESSAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the summary. verified: `yes`, the first check that failed, or why the engine cannot be had; wrong:
-    whether that is a fault; details: the lines below the table."""
+    """A row of the summary. verified: `yes`, the first check that failed, or why there is no engine; wrong: whether
+    that is a fault; details: the lines below the table."""
 
     engine: str
     precision: str
@@ -62,13 +62,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An engine that is made, proved and timed.
+    """An engine that is built, proved and timed.
 
     Args:
-        export, verify: commands; an engine of TensorRT, which the export may refuse for the GPU, is called what that
-            calls it, one of ONNX Runtime `name`.
+        export, verify: commands; a TensorRT engine, which the export may refuse for the GPU, is named by the
+            export, an ONNX Runtime engine by `name`.
         graphs: whether it may replay CUDA graphs.
-        refusals: whether `verify` may refuse the machine, or has to take what `export` built on it.
+        refusals: whether `verify` may refuse the machine, or must accept what `export` built on it.
     """
 
     engine: str
@@ -126,7 +126,7 @@ def machine() -> list[str]:
 
 
 def ort_targets() -> Iterator[Target | Row]:
-    """Yields ONNX Runtime's engines: on the CPU, to compare with, and those that CUDA has kernels for."""
+    """Yields ONNX Runtime's engines: on the CPU, for comparison, and those that CUDA has kernels for."""
     from runtime.engines.ort.ort_cuda import KERNELS
     from runtime.engines.registry import KINDS
     from runtime.errors import UserError
@@ -152,7 +152,7 @@ def ort_targets() -> Iterator[Target | Row]:
 
 
 def trt_targets() -> Iterator[Target | Row]:
-    """Yields an engine of each precision of each TensorRT that is installed, or the line why there are none."""
+    """Yields an engine per precision and installed TensorRT, or the reason why there are none."""
     from export.precisions import PRECISIONS
     from export.trt_engines.gpu_support import find_library
     from runtime.engines.trt.cuda import load_cuda
@@ -176,7 +176,7 @@ def trt_targets() -> Iterator[Target | Row]:
 
 
 def calibration() -> Path:
-    """Writes prompts of the sample tasks, of the split that students are trained on; returns the file."""
+    """Writes prompts of the sample tasks, of the split that students are trained on; returns the file's path."""
     from train.tasks import choose_tasks
 
     file = FOLDER / "calibration.jsonl"
@@ -192,7 +192,7 @@ def missing(engine: str, precision: str, reason: str) -> Row:
 
 
 def report(target: Target) -> Row:
-    """Makes, proves and times an engine, as far as that goes."""
+    """Builds, proves and times an engine, as far as that goes; returns its row."""
     row = Row(target.engine, target.precision, "")
     code, made, last = run_json(*target.export)
     row = noted(row, "export", code, made, last)
@@ -210,7 +210,7 @@ def report(target: Target) -> Row:
 
 
 def refused(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: bool) -> Row:
-    """Returns the row of an engine that is not there, or is wrong: by its first check that failed, or what was said."""
+    """Returns the row of an engine that is missing or wrong: by its first check that failed, or by the error line."""
     if code == MISTAKE and may_refuse:
         return replace(row, verified=NOT_HERE + last)
     failed = [f"{check['name']}: {check['detail']}" for check in found.get("checks", ()) if not check["ok"]]
@@ -218,7 +218,7 @@ def refused(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: b
 
 
 def noted(row: Row, title: str, code: int, found: dict[str, Any], last: str) -> Row:
-    """Returns the row with what a command found added to its details."""
+    """Returns the row with a command's findings added to its details."""
     checks = [f"[{'ok' if each['ok'] else 'x'}] {each['name']}: {each['detail']}" for each in found.get("checks", ())]
     seconds = f", {found['seconds']} s" if "seconds" in found else ""
     said = [f"exit code {code}: {last}"] if code and not checks else []
@@ -246,7 +246,7 @@ def with_times(row: Row, bench: Sequence[str], graphs: bool) -> Row:
 
 
 def step_time(found: dict[str, Any]) -> float:
-    """Returns the milliseconds of a step over a half full KV cache, the median."""
+    """Returns the median milliseconds of a step over a half-full KV cache."""
     steps = [each for each in found["forwards"] if each["forward"] == "step"]
     return float(steps[len(steps) // 2]["ms"]["median"])
 

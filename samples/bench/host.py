@@ -1,7 +1,7 @@
-"""The section `host`: what the runtime costs beside the engine; time, memory and disk of the sample student.
+"""Measures the section `host`: what the runtime costs on top of the engine; time, memory, disk of the sample student.
 
-Each process is a fresh one, and each figure of several; the first start after a reboot, from a cold disk, is not among
-them.
+Each process is a fresh one, and each figure is taken over several; the first start after a reboot, from a cold disk, is
+not among them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "samples" / "prompt_math.txt"
 THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers of each, rounds
 OVER_ONE = 0.9  # the least that the threads may do together
-# Prints the milliseconds of each stage of a process that answers one prompt, and the most memory it held: VmHWM, since
-# getrusage begins with what the process that started it held.
+# Prints the milliseconds of each stage of a process that answers one prompt, and its peak memory: VmHWM, since
+# getrusage's maximum begins with the memory of the parent process.
 FRESH = """
 import json, sys, time
 started = time.perf_counter()
@@ -52,9 +52,9 @@ print(json.dumps({
 
 
 def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str, Any]:
-    """Spreads of `starts` fresh processes, host milliseconds a forward, megabytes (1e6 bytes) on disk.
+    """Returns spreads over `starts` fresh processes, host milliseconds per forward pass, megabytes (1e6 bytes) on disk.
 
-    install: whether a runtime-only environment is made with pip, and its size taken.
+    install: whether a runtime-only environment is made with pip, and its size measured.
     """
     rows = [fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
     made: dict[str, Any] = {name: asdict(percentiles(np.array([row[name] for row in rows]))) for name in rows[0]}
@@ -69,7 +69,7 @@ def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str
 
 
 def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
-    """Answers a second of one thread, and of THREADS over one session, round by round; the same answers both times."""
+    """Returns answers per second of one thread, and of THREADS over one session, per round; the texts must agree."""
     model, prompt = load(bundle, threads=threads), PROMPT.read_text(encoding="utf-8")
     models = [model, *(model.share() for _ in range(THREADS - 1))]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -80,7 +80,7 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 
             return [answer for found in pool.map(several, models[:count]) for answer in found]
 
-        each(THREADS)  # allocates every cache
+        each(THREADS)  # allocates every KV cache
         rates: dict[int, list[float]] = {1: [], THREADS: []}
         for _ in range(ROUNDS):
             for count, found in rates.items():
@@ -92,7 +92,7 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 
 
 def goals(made: dict[str, Any]) -> Iterator[Entry]:
-    """The host's own time a forward, and whether threads hinder each other."""
+    """Yields the host's own time per forward pass, and whether threads hinder each other."""
     host = made["host_ms_per_forward"]
     yield judged("the host's loop, µs a forward", [1000 * host[part] for part in PARTS], most=LOOP_US)
     rates = made["threads"]["answers_a_second"]
@@ -101,7 +101,7 @@ def goals(made: dict[str, Any]) -> Iterator[Entry]:
 
 
 def fresh(bundle: Path, threads: int) -> dict[str, float]:
-    """One process: milliseconds from starting it to its end, those of its stages, and its peak memory in MB."""
+    """Runs one process; returns milliseconds from start to end, those of its stages, and its peak memory in MB."""
     started = time.perf_counter()
     told = python("-c", FRESH, str(bundle), str(threads), str(PROMPT))
     whole = 1000 * (time.perf_counter() - started)
@@ -110,14 +110,14 @@ def fresh(bundle: Path, threads: int) -> dict[str, float]:
 
 
 def bench(bundle: Path, threads: int) -> dict[str, Any]:
-    """The report of runtime.bench."""
+    """Returns the report of runtime.bench."""
     words = ("--threads", str(threads), "--json", "--prompt", PROMPT.read_text(encoding="utf-8"))
     report: dict[str, Any] = json.loads(python("-m", "runtime.bench", str(bundle), *words).splitlines()[-1])
     return report
 
 
 def python(*words: str) -> str:
-    """What this Python prints. Raises SystemExit with its code where it fails; why stands on stderr by then."""
+    """Returns what this Python prints. Raises SystemExit with its code if it fails; its error is on stderr by then."""
     done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -125,7 +125,7 @@ def python(*words: str) -> str:
 
 
 def install_size() -> dict[str, Any]:
-    """MB of what `pip install '.[cpu]'` puts beside a bare Python, by folder and in all; why not, where it fails."""
+    """Returns MB of what `pip install '.[cpu]'` adds to a bare Python, by folder and in all; the reason if it fails."""
     with TemporaryDirectory() as folder:
         python("-m", "venv", "--without-pip", folder)
         there = Path(folder) / "bin" / "python"
@@ -141,5 +141,5 @@ def install_size() -> dict[str, Any]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Returns the bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

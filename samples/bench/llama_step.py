@@ -1,4 +1,5 @@
-"""The same step in llama.cpp: `llama_decode` of the block's tokens behind the cache's, all seeing all of their block.
+"""Runs the same step in llama.cpp: `llama_decode` of the block's tokens after those in the KV cache, each seeing its
+whole block.
 
 It does less than the exported graph: its logits are left as they are, without softmax, token or entropy.
 """
@@ -16,18 +17,18 @@ from runtime.backend import Floats, Ints
 
 from .contender import Cell, tokens
 
-CHUNK = 256  # tokens decoded at once while the cache is filled
-LONGEST = 2048  # positions of the cache
-TRIES = 3  # steps of each way of attention at a place, the fastest counts
+CHUNK = 256  # tokens decoded at once while the KV cache is filled
+LONGEST = 2048  # KV-cache capacity in positions
+TRIES = 3  # steps with each kind of attention per cell; the fastest counts
 
 
 @llama.llama_log_callback
 def silence(level: int, text: bytes, user: ctypes.c_void_p) -> None:
-    """Takes what llama.cpp would print."""
+    """Discards what llama.cpp would print."""
 
 
 class Context:
-    """A cache over a loaded model. flash: with its fused attention, which it chooses itself, or without."""
+    """A KV cache over a loaded model. flash: whether llama.cpp may use its fused attention."""
 
     def __init__(self, model: Any, threads: int, flash: bool) -> None:
         how = llama.llama_context_default_params()
@@ -41,7 +42,7 @@ class Context:
         self.past = 0
 
     def fill(self, past: int) -> None:
-        """Has so many tokens in the cache, dropping or adding some."""
+        """Sets the KV cache to this many tokens by dropping or adding some."""
         if past < self.past:
             llama.llama_memory_seq_rm(self.memory, 0, past, -1)
             self.past = past
@@ -51,14 +52,14 @@ class Context:
             self.past += width
 
     def step(self, width: int) -> Any:
-        """The address of its logits, in llama.cpp's own memory; the cache is as it was before."""
+        """Returns the address of the logits in llama.cpp's own memory; leaves the KV cache as it was."""
         self.decode(tokens(width), every=True)
         logits = llama.llama_get_logits(self.context)  # waits for them
         llama.llama_memory_seq_rm(self.memory, 0, self.past, -1)
         return logits
 
     def decode(self, ids: Ints, every: bool) -> None:
-        """One forward behind `past`; every: logits of all rows, else of the last."""
+        """Runs one forward pass after `past`; every: logits of all rows, else of the last."""
         batch = self.batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids.tolist()):
@@ -74,10 +75,10 @@ class Context:
 
 
 class LlamaStep:
-    """A GGUF file on the CPU with llama.cpp's defaults, but for the threads and attention that is not causal.
+    """A GGUF file on the CPU with llama.cpp's defaults, except for the threads and non-causal attention.
 
-    flash: whether its attention is fused; None for the faster way at each place, since the fused one is the slower one
-    behind many tokens.
+    flash: whether its attention is fused; None for the faster kind per cell, since the fused one is slower after a long
+    past.
     """
 
     def __init__(self, model: str, vocab: int, threads: int, flash: bool | None = None) -> None:
@@ -106,7 +107,7 @@ class LlamaStep:
         return self.scores().argmax(axis=-1)
 
     def scores(self) -> Floats:
-        """The last step's logits, llama.cpp's own memory. float32 [width, vocab]"""
+        """Returns the last step's logits, in llama.cpp's own memory. float32 [width, vocab]"""
         return np.ctypeslib.as_array(self.logits, (self.width, self.vocab))
 
     def about(self) -> dict[str, Any]:

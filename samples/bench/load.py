@@ -37,7 +37,7 @@ ENDED = re.compile(r"/v1/completions (\w+): ")  # the server's log, a line for e
 
 @dataclass(frozen=True)
 class Load:
-    """Where to ask, what, and the solo answers to compare with; `over` ends it."""
+    """Where to send requests, which ones, and the solo answers to compare with; `over` ends it."""
 
     url: str
     prompts: Sequence[str]
@@ -47,7 +47,7 @@ class Load:
 
 @dataclass
 class Client:
-    """One connection that asks one prompt after the other, and what it has seen. answers: (prompt, text, seconds)."""
+    """One connection that sends one prompt after the other, and its outcomes. answers: (prompt, text, seconds)."""
 
     load: Load
     first: int
@@ -97,7 +97,10 @@ class Client:
 def together(
     load: Load, count: int, seconds: float, server: psutil.Process, end: bool
 ) -> tuple[list[Client], list[int]]:
-    """`count` clients for so long, and the server's memory in bytes each half second; `end`: SIGTERM while they ask."""
+    """Runs `count` clients for so long; returns them, and the server's memory in bytes each half second.
+
+    end: whether to send SIGTERM to the server while they send requests.
+    """
     clients = [Client(load, i * 7) for i in range(count)]
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
@@ -116,7 +119,7 @@ def together(
 
 
 def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, Any]:
-    """What one round showed; times in seconds."""
+    """Returns the figures of one round; times in seconds."""
     answers = [answer for client in clients for answer in client.answers]
     times = sorted(took for _, _, took in answers) or [0.0]
     return {
@@ -131,7 +134,7 @@ def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, 
 
 
 def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Client]) -> float:
-    """The share of the answers that solve their problem."""
+    """Returns the share of the answers that solve their problem."""
     given = [(index, text) for client in clients for index, text, _ in client.answers]
     texts = sorted(set(given))
     graded = task.grade_many([problems[index] for index, _ in texts], [text for _, text in texts])
@@ -140,7 +143,7 @@ def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Clien
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All rounds over one server, its memory in the last one, and its end."""
+    """Runs all rounds over one server; returns them, its memory in the last one, and how it ended."""
     task = tasks.choose_tasks(args.task)[0]
     problems = list(task.problems("valid", args.prompts, 7))
     model = load(args.bundle, engine=args.engine)
@@ -193,7 +196,7 @@ def main() -> int:
     begun = sum(report["ended_by_the_server"].values())
     whole = report["ended_by_the_server"].get("eos", 0) + report["ended_by_the_server"].get("length", 0)
     same = not any(each["differ_from_solo"] for each in report["rounds"])
-    adaptive = "--adaptive-threshold" in args.server  # answers differ then, and that is what is to be seen
+    adaptive = "--adaptive-threshold" in args.server  # answers differ then, and the report has to show it
     return 0 if begun == whole == report["answered"] and (same or adaptive) and report["exit_code"] == 0 else 1
 
 

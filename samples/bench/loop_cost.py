@@ -1,4 +1,4 @@
-"""What the decode loop costs beside a forward of the shape: answers of the stand-in, the host's own time apart."""
+"""Measures the decode loop's cost next to a forward pass of the shape: the host's time in answers of the stand-in."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runtime.perf.latency import time_answers
 
 from .contender import tokens
 
-PROMPT, BLOCKS, ACCEPTED = 256, 2, 8  # tokens before the answer, its blocks, tokens that a step takes
+PROMPT, BLOCKS, ACCEPTED = 256, 2, 8  # tokens before the answer, its blocks, tokens accepted per step
 ANSWERS = 3
 
 
 def host_ms(model: str, contract: Contract, threads: int) -> dict[str, float]:
-    """Host milliseconds a forward, as p10, median and p90 of ANSWERS answers after one that is not counted."""
+    """Returns host milliseconds per forward pass: p10, median and p90 of ANSWERS answers after an uncounted one."""
     gate = GateSpec(rule="count", min=ACCEPTED)
     without_text: Any = None
     made = Model(OrtBackend(Path(model), contract, threads), without_text, gate, "stand-in", "")

@@ -1,4 +1,4 @@
-"""This project's step: an exported graph in ONNX Runtime, with the numpy backend of the runtime around it."""
+"""Runs this project's step: an exported graph in ONNX Runtime, with the runtime's numpy backend around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .contender import Cell, tokens
 
 
 class OnnxStep:
-    """Token, confidence and entropy of every row, reduced in the graph."""
+    """A step that gives token, confidence and entropy of every row, reduced in the graph."""
 
     def __init__(self, model: str, contract: Contract, threads: int) -> None:
         self.backend, self.contract = OrtBackend(Path(model), contract, threads), contract
@@ -26,7 +26,7 @@ class OnnxStep:
     def place(self, cell: Cell) -> None:
         made = canvas(replace(self.contract, block=cell.width), cell.past)
         self.forward = replace(made, input_ids=tokens(cell.width)[None])
-        self.backend.capacity = 0  # or a cache that is long from an earlier place would stay
+        self.backend.capacity = 0  # otherwise a long KV cache from an earlier cell would stay
         self.backend.open(1, cell.capacity or cell.past + cell.width)
 
     def step(self) -> None:

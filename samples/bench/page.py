@@ -1,4 +1,4 @@
-"""The bench's page: what was measured as Markdown tables."""
+"""Writes the bench's page: what was measured, as Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Report = dict[str, Any]
 
 
 def text(report: Report) -> str:
-    """The whole page, of the sections that are there."""
+    """Returns the whole page, of the sections that were measured."""
     return "\n".join(_text(report)) + "\n"
 
 
@@ -26,7 +26,7 @@ def _text(report: Report) -> Iterator[str]:
 
 
 def conditions(section: Report) -> str:
-    """What a section was measured on, as one line."""
+    """Returns the conditions that a section was measured under, as one line."""
     c = section["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in c["versions"].items() if version)
     return (
@@ -36,7 +36,7 @@ def conditions(section: Report) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table, its first column left, the others right."""
+    """Yields a Markdown table, its first column aligned left, the others right."""
     yield f"| {' | '.join(heads)} |"
     yield "|---" + "|---:" * (len(heads) - 1) + "|"
     for row in rows:
@@ -44,7 +44,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def step(section: Report) -> Iterator[str]:
-    """Ratios, then a table a past, then who took part."""
+    """Yields ratios, then one table per past, then the contenders."""
     shape, local = section["shape"], section["device"]
     yield "## One step"
     yield ""
@@ -73,7 +73,7 @@ def step(section: Report) -> Iterator[str]:
 
 
 def judgments(entries: Sequence[Report]) -> Iterator[str]:
-    """What was aimed at beside what was measured; at the machine's limit where that is known."""
+    """Yields goals next to what was measured, with the machine's limit if that is known."""
     limits = any("limit" in entry for entry in entries)
     heads = ["", "measured", "p10 to p90", "aim", "", *(["at this machine's limit"] if limits else [])]
     yield from table(heads, [_judgment(entry, limits) for entry in entries])
@@ -87,7 +87,7 @@ def _judgment(entry: Report, limits: bool) -> list[str]:
 
 
 def figure(value: float) -> str:
-    """Two digits behind the point; below 1 three that count, from 100 on none behind the point."""
+    """Returns two digits after the point; below 1 three significant ones, from 100 on none after the point."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
@@ -118,7 +118,7 @@ def _parts(section: Report) -> Iterator[list[str]]:
 
 
 def answers(section: Report) -> Iterator[str]:
-    """A table a task."""
+    """Yields one table per task."""
     yield "## Whole answers"
     yield ""
     yield (
@@ -145,7 +145,7 @@ def _answer(name: str, row: Report) -> list[str]:
 
 
 def host(section: Report) -> Iterator[str]:
-    """One table."""
+    """Yields one table."""
     yield "## The runtime beside the engine"
     yield ""
     yield f"The sample student, {section['engine']['name']}; {section['starts']} fresh processes. {conditions(section)}"

@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def size(part: Distribution) -> int:
-    """Bytes of its files, compiled ones included."""
+    """Returns the bytes of a package's files, compiled ones included."""
     return sum(
         Path(str(file.locate())).stat().st_size for file in part.files or () if Path(str(file.locate())).is_file()
     )
 
 
 def license(part: Distribution) -> str:
-    """In its own words: SPDX where it has it, else its field or classifier."""
+    """Returns the license in the package's own words: SPDX if it has it, else its field or classifier."""
     values = part.metadata
     named = [text.split(" :: ")[-1] for text in values.get_all("Classifier") or () if text.startswith("License")]
     return str(values["License-Expression"] or (named[0] if named else (values["License"] or "").split("\n")[0]))

@@ -1,4 +1,4 @@
-"""The bench's figure: a step by its width, and the widest one beside this machine's limit."""
+"""Plots the bench's figure: a step by its width, and the widest one next to this machine's limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from runtime.errors import UserError
 from train.storage.output_files import replace_file
 
-SIZE, DOTS = (12.0, 6.0), 130  # inches, dots an inch
+SIZE, DOTS = (12.0, 6.0), 130  # inches, dots per inch
 OURS = ("#08519c", "#3182bd", "#17a2b8", "#6baed6", "#1f4e79")
 THEIRS = ("#7f7f7f", "#a65628", "#e6ab02", "#66a61e", "#984ea3")
-PAST = 256  # tokens behind which the figure looks, or the nearest that was measured
+PAST = 256  # tokens of past that the figure shows, or the nearest measured
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Lines of ours in blue and thick, limits as ticks on the bars. Raises UserError without matplotlib."""
+    """Plots lines, ours blue and thick, limits as ticks on the bars. Raises UserError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
-    """Milliseconds over tokens, both logarithmic, the spread as a band."""
+    """Plots milliseconds over tokens, both logarithmic, the spread as a band."""
     for name, color in colors.items():
         each = sorted((row for row in shown if row["contender"] == name), key=lambda row: row["width"])
         x, spreads = [row["width"] for row in each], [row["ms"] for row in each]
@@ -59,7 +59,7 @@ def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str],
 
 
 def widest(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
-    """The widest step, the slowest on top, ours with the machine's limit."""
+    """Plots the widest step, the slowest on top, ours with the machine's limit."""
     width = max(row["width"] for row in shown)
     each = sorted((row for row in shown if row["width"] == width), key=lambda row: row["ms"]["median"])
     values = [row["ms"]["median"] for row in each]

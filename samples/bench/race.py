@@ -1,7 +1,7 @@
 """The race of steps: contenders in processes of their own take turns, so that a machine that drifts slows them all.
 
-In a round every contender takes one turn at each cell of a group; only one of them ever runs. What is compared with
-each other is measured in the same rounds, so that ratios are taken round by round.
+In a round every contender takes one turn at each cell of a group; only one runs at a time. Steps that are compared are
+measured in the same rounds, so that ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .contender import Cell, Contender, serve
 
 @dataclass(slots=True)
 class Runner:
-    """A contender that takes turns. about: what it told of itself; times: ms of a round's steps, by cell."""
+    """A contender that takes turns. about: what it reports of itself; times: ms of a round's steps, by cell."""
 
     contender: Contender
     process: BaseProcess
@@ -37,9 +37,9 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """rows: a contender at a cell: ms as p10, median and p90 of all steps, rounds the median of each round.
+    """The outcome. rows: one per contender and cell: ms as p10, median, p90 of all steps, rounds the median per round.
 
-    about, failed: by name, the latter's reasons.
+    about, failed: by name, the latter with reasons.
     """
 
     rows: list[dict[str, Any]]
@@ -48,7 +48,7 @@ class Result:
 
 
 def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], rounds: int, steps: int) -> Result:
-    """Times `steps` steps a round of each contender at each cell that it enters."""
+    """Times `steps` steps per round of each contender at each cell that it enters."""
     failed: dict[str, str] = {}
     with started(contenders, failed) as runners:
         turns = [
@@ -76,7 +76,7 @@ def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], roun
 
 @contextmanager
 def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator[list[Runner]]:
-    """The contenders that could be made, one after the other; their processes end with the block."""
+    """Starts contenders one after the other; yields those that could be made; their processes end with the block."""
     context, runners = multiprocessing.get_context("spawn"), []
     try:
         for contender in contenders:
@@ -84,7 +84,7 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
             mine, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, contender), daemon=True)
             process.start()
-            theirs.close()  # or its end would never be seen here
+            theirs.close()  # otherwise its end would never be seen here
             runner = Runner(contender, process, mine)
             runners.append(runner)
             told = answer(runner)
@@ -101,14 +101,14 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
 
 
 def asked(runner: Runner, order: Any) -> Any:
-    """What a runner answers to an order; a reason as text where it failed."""
-    with suppress(OSError):  # where it has ended, why is still to be read
+    """Sends an order to a runner; returns its answer, or the reason as text if it failed."""
+    with suppress(OSError):  # if it has ended, the reason can still be read
         runner.pipe.send(order)
     return answer(runner)
 
 
 def answer(runner: Runner) -> Any:
-    """What a runner says next; a reason as text where it failed or ended."""
+    """Returns what a runner sends next, or the reason as text if it failed or ended."""
     try:
         return runner.pipe.recv()
     except EOFError:
@@ -117,7 +117,7 @@ def answer(runner: Runner) -> Any:
 
 
 def summary(runner: Runner) -> Iterator[dict[str, Any]]:
-    """A row a cell."""
+    """Yields one row per cell."""
     for cell, times in runner.times.items():
         ms = np.array(times)  # [rounds, steps]
         yield {

@@ -1,4 +1,4 @@
-"""What the race of steps comes down to: ratios, round by round, beside their goals and the machine's own limit."""
+"""Computes the ratios of the race of steps, round by round, next to their goals and the machine's own limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A step of `width` tokens behind `past` is to take at most `most` of what the rival's takes."""
+    """A bound: a step of `width` tokens after `past` takes at most `most` of the other engine's time."""
 
     rival: str
     width: int
@@ -32,19 +32,19 @@ GOALS = (
     Goal("llama.cpp Q4_0", 32, 256, 0.45),
     Goal("llama.cpp Q4_0", 8, 256, 0.7),
 )
-OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # the most that the other ratios may be
-LOOP, LOOP_US = 0.03, 100.0  # the most that the host's loop may take: of a step, and in microseconds
+OVER_LIMIT, OVER_SHORT, OVER_ATTENTION = 2.0, 1.05, 2.0  # upper bounds of the other ratios
+LOOP, LOOP_US = 0.03, 100.0  # upper bounds of the host's loop: share of a step, microseconds
 PLAIN, WITH_CANDIDATES = "blockstep fp32", "blockstep fp32 with candidates"  # contenders
 PARTS = ("p10", "median", "p90")
-LONG, SHORT = 4096, 256  # capacities
-MIDDLE, FAR = 256, 1024  # tokens of past behind which a step is judged, and by which attention alone is
+LONG, SHORT = 4096, 256  # KV-cache capacities
+MIDDLE, FAR = 256, 1024  # pasts in tokens at which a step is judged, and attention alone
 
 
 def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
-    """Every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
+    """Yields every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
 
-    Each an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least that this machine
-    allows.
+    Each is an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least time that this
+    machine allows.
     """
     ours = [row for row in rows if row["ours"]]
     each = [named(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
@@ -63,7 +63,7 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
 
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
-    """A step over a rival's."""
+    """Yields a step over that of the engine it is compared with."""
     row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
     if row and theirs:
         what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
@@ -72,7 +72,7 @@ def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Itera
 
 
 def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
-    """The widest step behind MIDDLE tokens over the machine's limit."""
+    """Yields the widest step after MIDDLE tokens over the machine's limit."""
     width = widest(mine)
     if row := at(mine, width, MIDDLE):
         what = f"B {width}, past {MIDDLE}, over this machine's limit"
@@ -81,7 +81,7 @@ def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
-    """The same step in a long cache over that in a short one: unused room should cost nothing."""
+    """Yields the same step at a long KV-cache capacity over that at a short one: unused room should cost nothing."""
     width = widest(mine)
     long, short = (at(mine, width, 0, capacity) for capacity in (LONG, SHORT))
     if long and short:
@@ -91,7 +91,7 @@ def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
-    """What FAR tokens of past add to a step, over the least that attending to them takes."""
+    """Yields what FAR tokens of past add to a step, over the least time that attending to them takes."""
     width = widest(mine)
     far, near = at(mine, width, FAR), at(mine, width, 0)
     if far and near:
@@ -104,7 +104,7 @@ def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[
 
 
 def of_width(mine: Sequence[Row]) -> Iterator[Row]:
-    """The widest step over a forward of one token: as many tokens a forward make a block the cheaper one."""
+    """Yields the widest step over a forward pass of one token: above that many tokens per pass, a block is cheaper."""
     width = widest(mine)
     wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
     if wide and one and width > 1:
@@ -124,7 +124,10 @@ def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
-    """The host's own time a forward, and over the widest step behind MIDDLE tokens. host: ms as p10, median, p90."""
+    """Yields the host's own time per forward pass, and over the widest step after MIDDLE tokens.
+
+    host: ms as p10, median, p90.
+    """
     for name, ms in host.items():
         mine = named(rows, name)
         each = [1000 * ms[part] for part in PARTS]
@@ -144,11 +147,11 @@ def widest(rows: Sequence[Row]) -> int:
 
 
 def at(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
-    """The row of that cell among those of one contender, None where it was not measured."""
+    """Returns the row of that cell among those of one contender, None if it was not measured."""
     wanted = (width, past, capacity)
     return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)
 
 
 def times(row: Row) -> NDArray[np.float64]:
-    """Milliseconds, the median of each round. [rounds]"""
+    """Returns milliseconds, the median per round. [rounds]"""
     return np.array(row["rounds"])

@@ -2,9 +2,9 @@
 
     python -m samples.bench.speed --out samples/results/speed.json
 
-Every contender answers the same held-out prompts, one at a time, in turn: for each prompt all of them run before the
-next one, so that a machine that drifts slows all alike. All have the canvas of the task, the 99th percentile of its
-training answers in whole blocks, and stop early. Run it on an otherwise idle machine.
+Every contender answers the same held-out prompts, one at a time and in turn: all contenders run a prompt before the
+next one, so that a machine that drifts slows all alike. Each has the canvas of the task, the 99th percentile of its
+training answers in whole blocks, and uses early stop. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ SPLIT, SEED = "valid", 11  # of the prompts
 REPORTED = ("split", "problems", "bf16", "accuracy", "accuracy_95")
 PACKAGES = ("torch", "onnxruntime", "numpy")
 FAST, RIVAL, SLOW = "student, ONNX Runtime", "rival, ONNX Runtime", "teacher, ONNX Runtime"
-INT8 = " int8"  # behind a name; without it, fp32
+INT8 = " int8"  # suffix of a name; without it, fp32
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to answer: `model` is the name of its file."""
+    """One way to generate: `model` is the name of its file."""
 
     name: str
     model: str
@@ -61,19 +61,19 @@ class Contender:
     gate: GateSpec
 
     def answer(self, prompt: np.ndarray, canvas: int) -> Result:
-        """The answer to a prompt [length], at most a canvas long."""
+        """Returns the answer to a prompt [length], at most a canvas long."""
         return generate(self.backend, Request(prompt, DecodeOptions(canvas)), gate=self.gate)
 
 
 @dataclass(frozen=True, slots=True)
 class InTorch:
-    """A checkpoint at batch 1, eager and where asked compiled: shapes dynamic, when it is first run."""
+    """A checkpoint at batch 1, eager and, if requested, compiled (dynamic shapes) when it is first run."""
 
     saved: Checkpoint
     forwards: dict[str, torch.nn.Module]
 
     def backend(self, way: str, canvas: int) -> TorchBackend:
-        """It in fp32 or bf16 autocast, a `full` one over that canvas."""
+        """Returns it in fp32 or bf16 autocast, a `full` one over that canvas."""
         kind, precision = way.split()
         contract = replace(contract_of(self.saved), canvas=canvas)
         backend = TorchBackend(self.saved.build(), contract, bf16=precision == "bf16", barred=self.saved.missing_ids())
@@ -82,7 +82,7 @@ class InTorch:
 
 
 def read(path: Path, ways: Sequence[str]) -> InTorch:
-    """A checkpoint with what those ways run."""
+    """Reads a checkpoint and prepares what those ways run."""
     saved = open_checkpoint.load(path)
     forwards: dict[str, torch.nn.Module] = {"eager": saved.build()}
     if any(way.startswith("compiled") for way in ways):
@@ -92,7 +92,7 @@ def read(path: Path, ways: Sequence[str]) -> InTorch:
 
 
 def bundle_of(models: Path, name: str, spare: Path, precision: str = "fp32") -> Path:
-    """The bundle beside a checkpoint, or one exported into `spare` where there is none in that precision."""
+    """Returns the bundle next to a checkpoint, or exports one into `spare` if there is none in that precision."""
     made = models / f"{name}.bundle"
     if precision != "fp32" or not made.is_dir():
         made = spare / f"{name}-{precision}.bundle"
@@ -105,10 +105,10 @@ def contenders(
     teacher: InTorch, student: InTorch, engines: Sequence[Model], ways: Sequence[str], canvas: int,
     threshold: float | None,
 ) -> list[Contender]:  # fmt: skip
-    """Teacher and student in every PyTorch way and exported, the autoregressive rival exported.
+    """Returns teacher and student in every PyTorch way and exported, the autoregressive baseline exported.
 
-    engines: student, rival, teacher, then student and rival in int8. The teacher's has no cache, so that its graph runs
-    any canvas.
+    engines: student, baseline, teacher, then student and baseline in int8. The teacher's has no KV cache, so that its
+    graph runs any canvas.
     """
 
     def at(gate: GateSpec) -> GateSpec:
@@ -132,7 +132,7 @@ def contenders(
 def measure(
     found: Sequence[Contender], prompts: Sequence[np.ndarray], canvas: int, repeat: int
 ) -> dict[str, dict[str, Any]]:
-    """Means over the prompts of each contender's fastest of `repeat` runs, and ms of each prompt's."""
+    """Returns means over the prompts of each contender's fastest of `repeat` runs, and ms per prompt."""
     for contender in found:
         for prompt in prompts[:4]:
             contender.answer(prompt, canvas)  # compiles, plans memory
@@ -160,9 +160,9 @@ def measure(
 
 
 def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, Any]:
-    """The teacher's fastest way in PyTorch over the exported student, as a whole and as three factors of it.
+    """Returns the speedup of the exported student over the teacher's fastest way in PyTorch, and its three factors.
 
-    precision: INT8 for the student and the rival in it.
+    precision: INT8 for student and baseline in int8.
     """
     fast, rival = FAST + precision, RIVAL + precision
 
@@ -185,7 +185,7 @@ def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, A
 
 
 def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] | None:
-    """What train.evaluate measured of that model, mask and gate on the task, on the most problems; None if nothing."""
+    """Returns what train.evaluate measured for that model, mask and gate on the task, on the most problems, or None."""
     best: dict[str, Any] | None = None
     for path in sorted(reports.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
 
 
 def decides(gate: GateSpec) -> dict[str, Any]:
-    """The values of a gate that its rule reads."""
+    """Returns the values of a gate that its rule reads."""
     unread = () if gate.unit else ("threshold", "comparator")
     return {name: value for name, value in asdict(gate).items() if name not in unread}
 
@@ -216,7 +216,7 @@ def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[st
 
 
 def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
-    """Of each task the canvas, the contenders with their conditions, and the factors; a table of each is printed."""
+    """Returns canvas, contenders with their conditions, and factors of each task; prints a table per task."""
     teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
     bundles = [bundle_of(args.models, name, spare) for name in ("student", "rival", "teacher")]
     bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "rival")]
@@ -265,7 +265,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = Parser(prog="python -m samples.bench.speed", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, default=SAMPLES,
         help="folder of teacher.pt, student.pt and rival.pt; bundles that are not beside them are exported into a "

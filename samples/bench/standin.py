@@ -1,4 +1,4 @@
-"""A checkpoint of a shape with random weights, made when they are read: a step costs the same whatever they are."""
+"""A checkpoint of a shape with random weights, made when they are read: a step costs the same with any weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runtime.perf.op_counts import ModelShape
 from train.checkpoint import Checkpoint, Decoding
 from train.transformer.network import ModelConfig, Transformer
 
-CONTEXT = 8192  # positions; the rotary tables alone depend on it
+CONTEXT = 8192  # positions; only the rotary tables depend on it
 BLOCK = 32
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Tensors by name, each the same whenever it is read, none kept; norms' weights are ones."""
+    """Tensors by name, each the same whenever it is read, none kept; norms have weights of one."""
 
     def __init__(self, config: ModelConfig) -> None:
         with torch.device("meta"):
@@ -43,7 +43,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 def standin(shape: ModelShape) -> Checkpoint:
-    """The checkpoint. Every id is a token, so that nothing but the mask is barred."""
+    """Returns the checkpoint. Every id is a token, so that only the mask is barred."""
     config = ModelConfig(
         shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
         rope_theta=1e6, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, tied=shape.tied,
@@ -56,7 +56,7 @@ def standin(shape: ModelShape) -> Checkpoint:
 
 
 def tokenizer(vocab: int) -> str:
-    """A tokenizer of that many words, as JSON."""
+    """Returns a tokenizer of that many words, as JSON."""
     words = {str(number): number for number in range(vocab)}
     model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
     unused = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))

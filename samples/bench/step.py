@@ -1,4 +1,4 @@
-"""The section `step`: one step of a shape by this project and by its rivals, with what they cost at the least."""
+"""Measures the section `step`: one step of a shape by this project and by others, with its least possible cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .torch_step import TorchStep
 TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
 LLAMA = ("Q8_0", "Q4_0")
 CANDIDATES = 64  # of a row, that the graph for typed decisions takes
-SAME = Cell(32, 0)  # where everybody computes the same from the same: nothing is in any cache
+SAME = Cell(32, 0)  # all compute the same from the same input: no KV cache holds anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def groups(self) -> list[list[Cell]]:
-        """Pasts ascending, so that caches only grow; then one step in a short and in a long cache, by turns."""
+        """Returns cells: pasts ascending, so that KV caches only grow; then a step at two capacities by turns."""
         widest = max(self.widths)
         grid = [[Cell(width, past)] for past in sorted(self.pasts) for width in self.widths]
         return [*grid, [Cell(widest, 0, SHORT), Cell(widest, 0, LONG)]]
@@ -56,7 +56,10 @@ class Plan:
 
 
 def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
-    """The race in `folder`, which holds its files; rows with the machine's own limit, who was left out, the ratios."""
+    """Runs the race in `folder`, which holds its files.
+
+    Returns rows with the machine's own limit, which contenders were left out, and the ratios.
+    """
     missing: dict[str, str] = {}
     entered = [*exported(plan, folder), *in_torch(plan), *in_llama(plan, folder, missing)]
     result = race(entered, plan.groups, plan.rounds, plan.steps)
@@ -87,7 +90,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
 
 
 def in_torch(plan: Plan) -> Iterator[Contender]:
-    """The reference model in PyTorch; compiled behind one past alone: compiling takes far longer than steps."""
+    """Yields the reference model in PyTorch; compiled at one past only: compiling takes far longer than steps."""
     near = min(plan.pasts, key=lambda past: abs(past - MIDDLE))
     for precision, compiled in TORCH:
         name = f"PyTorch {'compiled' if compiled else 'eager'} {precision}"
@@ -97,7 +100,7 @@ def in_torch(plan: Plan) -> Iterator[Contender]:
 
 
 def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
-    """llama.cpp over the same weights, where it is installed."""
+    """Yields llama.cpp over the same weights, if it is installed."""
     names = {f"llama.cpp {kind}": kind for kind in LLAMA if plan.wants(f"llama.cpp {kind}")}
     if lacking := [package for package in ("llama_cpp", "gguf") if find_spec(package) is None]:
         reason = f"{' and '.join(lacking)} not installed; pip install '.[bench]' builds it with a C++ compiler"
@@ -114,20 +117,20 @@ def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Cont
 
 
 def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Milliseconds of the host a forward, by name; each in a process of its own, one after the other."""
+    """Returns host milliseconds per forward pass, by name; each in a process of its own, one after the other."""
     found = {}
     for contender in tqdm(ours, unit="engine", desc="host", disable=None):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
                 found[contender.name] = pool.submit(host_ms, **contender.options).result()
-            except Exception as error:  # whatever it is, the race that was run is not lost for it
+            except Exception as error:  # no error here may lose the race that was run
                 reason = " ".join(str(error).split())[:300]
                 missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
     return found
 
 
 def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, float]:
-    """The least ms that this machine needs for a row of ours, in its precision; nothing for a rival's."""
+    """Returns the least ms that this machine needs for a row of ours, in its precision; nothing for other engines."""
     if row["precision"] not in WEIGHT_SIZES:
         return {}
     load = device.work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
@@ -136,7 +139,10 @@ def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, f
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """How many best tokens of a step over nothing each contender shares with PyTorch in fp32: all do the same work."""
+    """Yields how many top-1 tokens of a step with an empty KV cache each contender shares with PyTorch in fp32.
+
+    It shows that all do the same work.
+    """
     at = {row["contender"]: row["best"] for row in rows if Cell(row["width"], row["past"], row["capacity"]) == SAME}
     reference = at.get("PyTorch eager fp32")
     for name, best in at.items() if reference else ():

@@ -1,7 +1,7 @@
-"""The same step in PyTorch: the reference model of train/, its weights in fp32 or bf16, eager or compiled.
+"""Runs the same step in PyTorch: the reference model of train/, its weights in fp32 or bf16, eager or compiled.
 
-It does less than the exported graph, token and confidence without the entropy, so that what it is compared with has no
-advantage from that.
+It does less than the exported graph, token and confidence without the entropy, so that PyTorch is not at a disadvantage
+in the comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .standin import standin
 
 
 class FixedCache:
-    """Keys and values of all layers, zeroed; a step's are written behind `past`, which is the same at every step."""
+    """Keys and values of all layers, zeroed; a step writes its own after `past`, which is the same at every step."""
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, past: int, width: int) -> None:
         size = (1, shape.kv_heads, past + width, shape.head_dim)
@@ -28,7 +28,7 @@ class FixedCache:
         self.parts = [(torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)) for _ in range(shape.layers)]
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes [1, kv_heads, width, head_dim] and returns everything."""
+        """Writes [1, kv_heads, width, head_dim] and returns all keys and values."""
         keys, values = self.parts[layer]
         keys[:, :, self.past :] = key
         values[:, :, self.past :] = value
@@ -36,7 +36,7 @@ class FixedCache:
 
 
 class TorchStep:
-    """precision: fp32 or bf16, of weights, cache and products; compiled: by torch.compile, anew for each place."""
+    """A step. precision: fp32 or bf16, of weights, KV cache and products; compiled: by torch.compile, anew per cell."""
 
     def __init__(self, shape: ModelShape, precision: str, compiled: bool, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -55,7 +55,7 @@ class TorchStep:
             self.run = torch.compile(self.predict, dynamic=False)
 
     def predict(self, ids: Tensor, visible: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Token and confidence of each row, each [1, width]."""
+        """Returns token and confidence of each row, each [1, width]."""
         length = self.cache.past + ids.shape[1]
         hidden = self.model(ids, visible, positions, self.cache, length)
         logits = self.model.logits(hidden).float()

@@ -25,7 +25,7 @@ from runtime.errors import UserError
 from runtime.serve import options as server_options
 from runtime.server.sockets import listen
 
-STORE = 100 << 20  # bytes of Ray's store of objects, in which nothing of ours lies
+STORE = 100 << 20  # bytes of Ray's object store, which we do not use
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def span(text: str) -> tuple[int, int]:
-    """LEAST:MOST, or one number for both."""
+    """Parses LEAST:MOST, or one number for both."""
     least, _, most = text.partition(":")
     found = at_least_1(least), at_least_1(most or least)
     if found[0] > found[1]:
@@ -67,14 +67,14 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     """Starts Ray on this machine, or joins a cluster, and serves until SIGTERM or Ctrl-C."""
     server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
     asked = server_options(server)
-    choose_engines(read(Path(args.bundle)), asked.engine, asked.device)  # a mistake is told before anything is started
+    choose_engines(read(Path(args.bundle)), asked.engine, asked.device)  # mistakes are reported before any start
     if args.address is None:
         listen(args.host, args.port).close()
-    # Ray would report to its makers. An empty value is none.
+    # Ray would send usage reports to its makers. An empty value counts as unset.
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ.get("RAY_USAGE_STATS_ENABLED") or "0"
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # in its 5 s a busy machine loads no library
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # its 5 s are too few on a busy machine
     if args.address is None:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for keeping to the loopback address
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes Ray bind to the loopback address only
     try:
         import ray
         from ray import serve
@@ -83,7 +83,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve,ray]'") from None
     stop, out = threading.Event(), sys.stdout
-    with redirect_stdout(sys.stderr):  # to which Ray tells what it has to tell
+    with redirect_stdout(sys.stderr):  # Ray's own messages go there
         start_ray(args)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
@@ -100,7 +100,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
             print(f"serving {args.bundle} at {url}", file=sys.stderr, flush=True)
             while not stop.wait(1):
                 pass
-            serve.delete("blockstep")  # its replicas finish what they began, and the proxy is there to hand it out
+            serve.delete("blockstep")  # its replicas finish their requests while the proxy is still up
         finally:
             serve.shutdown()
             ray.shutdown()
@@ -108,7 +108,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
 
 
 def start_ray(args: argparse.Namespace) -> None:
-    """Ray on this machine alone, or as a member of the cluster that is named."""
+    """Starts Ray on this machine alone, or joins the named cluster."""
     import ray
 
     told: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

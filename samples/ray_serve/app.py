@@ -1,4 +1,4 @@
-"""The server of `python -m runtime.serve` as a deployment of Ray Serve: each replica a process with the whole model."""
+"""Deploys the server of `python -m runtime.serve` on Ray Serve: each replica is a process with the whole model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from starlette.applications import Starlette
 from runtime.serve import open_service
 from runtime.server.app import make_app
 
-DRAIN = 60  # seconds for what a replica has begun, as --drain of runtime.serve
+DRAIN = 60  # seconds for a replica's requests in progress, as --drain of runtime.serve
 
 
 @serve.deployment(graceful_shutdown_timeout_s=DRAIN, health_check_period_s=5, max_constructor_retry_count=2)
 @serve.ingress()
 class Replica:
-    """One replica; its shutdown finishes what it began. argv: a bundle and options of runtime.serve."""
+    """One replica; its shutdown finishes requests in progress. argv: a bundle and options of runtime.serve."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._service = open_service(argv)
@@ -33,8 +33,9 @@ class Replica:
 def application(
     argv: Sequence[str], least: int, most: int, ongoing: int, cpus: float, gpus: float
 ) -> serve.Application:
-    """`least` to `most` replicas of `cpus` and `gpus` each, so many that each has `ongoing` requests, waiting ones too.
+    """Returns `least` to `most` replicas of `cpus` and `gpus` each, scaled to `ongoing` requests per replica.
 
+    Waiting requests count too.
     A replica holds at most twice as many; the others wait in Serve's proxy, for whichever replica is free first.
     """
     return Replica.options(

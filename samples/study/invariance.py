@@ -1,6 +1,6 @@
-"""How much a model's predictions depend on how much of an answer is masked: CD4LM's trajectory invariance.
+"""Measures how much a model's predictions depend on how much of an answer is masked: CD4LM's trajectory invariance.
 
-Source: arXiv 2601.02236, which asks a student to say of a position what it would say later, with more around it known.
+Source: arXiv 2601.02236, whose student predicts at a position what it would predict later, with more context unmasked.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def divergences(
     ratios: Sequence[float] = RATIOS,
     batch: int = 64,
 ) -> list[float]:
-    """Mean KL(prediction at the first ratio || prediction at each ratio) in nats, the first 0, a number a ratio.
+    """Returns mean KL(prediction at the first ratio || prediction at each ratio) in nats, one per ratio, the first 0.
 
-    Over the positions of known answers that are masked at the first ratio and so, masks being nested, at all of them;
-    `batch` examples at a time. A `block_causal` model sees earlier blocks clean at every ratio, a `full` one masks in
-    all of them, so that only models of one attention compare.
+    The mean is over the positions of known answers that are masked at the first ratio and so, masks being nested, at
+    all of them; `batch` examples at a time. A `block_causal` model sees earlier blocks clean at every ratio, a `full`
+    one masks in all of them, so only models of the same attention compare.
     """
     generator = torch.Generator().manual_seed(seed)
     total, count = [0.0] * len(ratios), 0
@@ -51,10 +51,10 @@ def _apart(
     generator: torch.Generator,
     ratios: Sequence[float],
 ) -> list[Tensor]:
-    """That KL at each asked position of these examples; [n] a ratio."""
+    """Returns that KL at each predicted position of these examples; [n] per ratio."""
     laid = noise.lay_out(examples, contract, 0, generator)
     place = torch.arange(laid.ids.shape[1])
-    answers = laid.inside() & (place < laid.answer_end[:, None])  # what lies behind an end is guessed at any ratio
+    answers = laid.inside() & (place < laid.answer_end[:, None])  # what is after an end is easily guessed at any ratio
     drawn = torch.rand(laid.ids.shape, generator=generator)  # below a ratio: masked at it; [batch, width]
     asked = answers & (drawn < ratios[0])
     said = []

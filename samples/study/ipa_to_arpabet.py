@@ -3,8 +3,8 @@
 SOUNDS is what CMU Sphinx publishes for the dictionary's phonemes (cmusphinx.github.io/wiki/cmubet), in the spellings
 of IPA that are in use. NARROW has sounds that the dictionary does not tell apart, each as the phoneme that it writes:
 first flap, glottal stop and reduced vowels after ARPAbet's further symbols (Wikipedia, "ARPABET": DX, Q, AX, IX), then
-British vowels and what is left. Inventories differ, so these error rates stand apart from those of programs that
-answer in ARPAbet.
+British vowels and the rest. Inventories differ, so these error rates are kept apart from those of programs that answer
+in ARPAbet.
 """
 
 from __future__ import annotations
@@ -56,5 +56,5 @@ def with_schwa(text: str) -> str:
 
 
 def is_mark(character: str) -> bool:
-    """Returns whether a character is no sound: a length mark, a tie, a diacritic, a joiner or a space."""
+    """Returns whether a character is not a sound: a length mark, a tie, a diacritic, a joiner or a space."""
     return unicodedata.category(character) in {"Lm", "Mn", "Cf", "Zs", "Sk", "So"}

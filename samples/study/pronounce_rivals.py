@@ -5,8 +5,8 @@
     python -m samples.study.pronounce_rivals --out FILE --ours samples/pronounce.bundle
 
 Each runs alone on one core in a process of its own, by `rival_worker.py` in the Python that it is installed in. What is
-not installed is left out with its reason. A row stays in the file until it is measured again, so that a few rivals at a
-time will do. `samples.study.pronounce_table` makes the page.
+not installed is left out with its reason. A row stays in the file until it is measured again, so programs can be
+measured a few at a time. `samples.study.pronounce_table` makes the page.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ SEED = 0  # the order of the problems, as `blockstep train evaluate` has it by d
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A program of others.
+    """Another program.
 
     Attributes:
         install: the command that installs it.
         data: what it was trained on, and whether that has the test words.
-        ipa: whether it answers in IPA, which a mapping turns into ARPAbet: it is not ranked then.
-        stress: whether its answers have stress.
-        calls: words that are asked one by one if it takes many at once too, few if each starts a program.
+        ipa: whether it answers in IPA, which a mapping turns into ARPAbet; then it is not ranked.
+        stress: whether its answers include stress.
+        calls: words given one by one if it also takes many at once; few if each call starts a program.
         trains: whether it is trained here, on our train split.
     """
 
@@ -91,7 +91,7 @@ def drawn() -> list[tasks.Problem]:
 
 
 def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) -> dict[str, Any]:
-    """Returns the worker's report. Raises UserError with the reason if the rival did not run."""
+    """Returns the worker's report. Raises UserError with the reason if the program did not run."""
     command = [str(python), str(WORKER), name, *map(str, options)]
     try:
         done = subprocess.run(
@@ -108,12 +108,12 @@ def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) 
 
 
 def install_command(name: str) -> str:
-    """Returns what installs a rival, or ours."""
+    """Returns the command that installs a program, or ours."""
     return RIVALS[name].install if name in RIVALS else "pip install '.[cpu]'"
 
 
 def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
-    """Returns a model of the train split, trained unless it is there for these very lines, and its CPU seconds.
+    """Returns a model of the train split, trained unless one of exactly these lines exists, and its CPU seconds.
 
     Raises UserError if the package is not installed or its training fails.
     """
@@ -137,7 +137,7 @@ def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
 
 
 def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
-    """Returns a rival's row. Raises UserError with the reason if it did not run."""
+    """Returns a program's row. Raises UserError with the reason if it did not run."""
     rival = RIVALS[name]
     model, seconds = train_phonetisaurus(python, work) if rival.trains else (None, None)
     found = run_worker(
@@ -158,10 +158,10 @@ def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.
 
 
 def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
-    """Returns the row of a bundle's engine: words one by one, then sentences, whose words are asked for at once.
+    """Returns the row of a bundle's engine: words one by one, then sentences, whose words are decoded at once.
 
-    `sentences` has the forward passes of a sentence (those of its batch, or the sum over its words if the engine takes
-    one sequence), sentences per second, and how many answers differ from those of words asked one by one. Raises
+    `sentences` has the forward passes per sentence (those of its batch, or the sum over its words if the engine takes
+    one sequence), sentences per second, and how many answers differ from those of words decoded one by one. Raises
     UserError if the engine did not run.
     """
     options, words = ("--model", bundle, "--engine", engine), [problem.prompt for problem in problems]
@@ -188,12 +188,12 @@ def rates(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> dict[str, 
 
 
 def conditions() -> dict[str, Any]:
-    """Returns what timings depend on: one core of this processor, and what else it had to do."""
+    """Returns the conditions of timings: one core of this processor, and its load."""
     return {"cpu": processor_name(), "load": round(os.getloadavg()[0], 2)}
 
 
 def earlier(path: Path, words: str) -> dict[str, Any]:
-    """Returns what a file has already. Raises UserError if it is of other words or no such file."""
+    """Returns what a file has already. Raises UserError if it is of other words, or not such a file."""
     if not path.exists():
         return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
     try:
@@ -209,7 +209,7 @@ def earlier(path: Path, words: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what was asked for, writes each row as it comes, and returns the report."""
+    """Measures what was requested, writes each row as it comes, and returns the report."""
     check_file(args.out)
     problems = drawn()
     report = earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])

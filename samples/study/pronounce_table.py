@@ -2,8 +2,8 @@
 
     python -m samples.study.pronounce_table runs/pronounce --rivals samples/results/pronounce_rivals.json
 
-The folder has what `blockstep train evaluate --out` wrote, a report per model and split as samples/recipe.sh names
-them; the rivals' file is of `samples.study.pronounce_rivals`, which also measures time, memory and size of our engines.
+The folder has what `blockstep train evaluate --out` wrote, one report per model and split, named as samples/recipe.sh
+does; the rivals' file is by `samples.study.pronounce_rivals`, which also measures time, memory and size of our engines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .recipe_table import read_reports
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MAIN = "word_error_without_stress"  # what published figures have
 RATES = (MAIN, "word_error", "phoneme_error_without_stress", "phoneme_error")
-SAME_DATA = "phonetisaurus"  # the rival that was trained on our train split, which differences are taken to
+SAME_DATA = "phonetisaurus"  # the program that was trained on our train split; differences are to it
 OLD, NEW = "the CMUdict of PRONALSYL 2007", "the newest CMUdict of 2018, without stress"
 SOURCE = "README of cmusphinx/g2p-seq2seq"
 PUBLISHED = (
@@ -83,7 +83,7 @@ def model_row(name: str, report: Mapping[str, Any]) -> Row:
 
 
 def cost(row: Mapping[str, Any]) -> Row:
-    """Returns what a row of the rivals' file says of time, memory and disk; words in a batch if it takes them so."""
+    """Returns time, memory and disk in a row of the rivals' file; words in a batch if the program takes them so."""
     sizes = {name: part["bytes"] for name, part in row["packages"].items()}
     found: Row = {
         "ms_per_word": 1000 / row["words_per_second"], "peak_mb": row["peak_mb"],
@@ -101,7 +101,7 @@ def cost(row: Mapping[str, Any]) -> Row:
 
 
 def rows_of(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of our models, in the order in which they were evaluated, and those of the rivals after them."""
+    """Returns the rows of our models, in the order in which they were evaluated, then those of the other programs."""
     rows = [model_row(name, report) for name, report in read_reports(runs).get("test", {}).items()]
     here = {row["name"]: row for row in rows}
     for name, measured in rivals["rows"].items():
@@ -134,7 +134,7 @@ def difference(row: Row, same: Row) -> list[float]:
 
 
 def text(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
-    """The page's lines."""
+    """Yields the page's lines."""
     in_order = sorted(rows, key=lambda row: row[MAIN])
     yield INTRO.format(rows[0]["words"])
     heads = ("", *ERROR_HEADS, f"to {SAME_DATA}", "trained on")
@@ -154,7 +154,7 @@ def text(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table, columns of text left, of figures right."""
+    """Yields a Markdown table, columns of text aligned left, of figures right."""
     yield f"| {' | '.join(heads)} |"
     yield "".join("|---" if head in WORDS else "|---:" for head in heads) + "|"
     for row in rows:
@@ -162,7 +162,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def accuracy(row: Row) -> list[str]:
-    """The cells of a ranked row; ours in bold type."""
+    """Returns the cells of a ranked row; ours in bold type."""
     name = f"**{row['name']}**" if row["ours"] else row["name"]
     apart = row.get("to_same_data")
     found = f"{100 * apart[0]:+.1f} ({100 * apart[1]:+.1f} to {100 * apart[2]:+.1f})" if apart else ""
@@ -170,12 +170,12 @@ def accuracy(row: Row) -> list[str]:
 
 
 def other(row: Row) -> list[str]:
-    """The cells of a row that is not ranked."""
+    """Returns the cells of a row that is not ranked."""
     return [row["name"], *errors(row), origin(row)]
 
 
 def errors(row: Row) -> Iterator[str]:
-    """The error rates in percent, those with stress only if the answers have it."""
+    """Yields the error rates in percent, those with stress only if the answers have it."""
     for rate in RATES:
         if not row["stress"] and not rate.endswith("without_stress"):
             yield "–"
@@ -185,14 +185,14 @@ def errors(row: Row) -> Iterator[str]:
 
 
 def origin(row: Row) -> str:
-    """What a row was trained on, and how many of the test words its own lexicon has."""
+    """Returns what a row was trained on, and how many of the test words its own lexicon has."""
     known = f"; its lexicon has {row['known']:,} of these words" if row.get("known") else ""
     trained = f"; {row['train_seconds'] / 60:.0f} minutes of one core" if row.get("train_seconds") else ""
     return row["data"] + known + trained
 
 
 def costs(row: Row) -> list[str]:
-    """The cells of forward passes, time, memory and sizes, empty if not measured."""
+    """Returns the cells of forward passes, time, memory and sizes, empty if not measured."""
     name = row["name"] + (" \\*" if row.get("program_per_call") else "")
     one, batch, sentence = (row.get(key) for key in ("ms_per_word", "ms_per_word_batch", "ms_per_sentence"))
     sentence = sentence or (SENTENCE * min(one, batch or one) if one else None)
@@ -216,7 +216,7 @@ def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def read_rivals(path: Path) -> dict[str, Any]:
-    """Reads the rivals' file. Raises UserError if it is none."""
+    """Reads the rivals' file. Raises UserError if it is not one."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found["rows"], dict) or not isinstance(found["left_out"], dict):

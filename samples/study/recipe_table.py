@@ -37,7 +37,7 @@ Report = dict[str, Any]
 
 
 def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
-    """The reports of the test splits, by split and model, in the order in which they were made. Raises UserError."""
+    """Returns the reports of the test splits, by split and model, in the order they were made. Raises UserError."""
     found: dict[str, dict[str, Report]] = {}
     for path in sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime):
         report = read_evaluation(path)
@@ -49,7 +49,7 @@ def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
 
 
 def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]:
-    """One model on one split: accuracy, the task's own rates, forward passes, and the difference to the baseline."""
+    """Returns the row of a model on a split: accuracy, its task's rates, forward passes, difference to the baseline."""
     row: dict[str, Any] = {"model": name, "accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
     row |= {rate: report[rate] for rate in RATES if rate in report}
     row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
@@ -61,7 +61,7 @@ def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]
 
 
 def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table of one split, in percent."""
+    """Yields the table of one split, in percent."""
     rates = [rate for rate in RATES if rate in rows[0]]
     names = (rate.replace("_", " ") for rate in rates)
     heads = ["model", "accuracy (95 %)", *names, "forward passes", "to baseline (95 %)"]
@@ -79,18 +79,18 @@ def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with one digit."""
+    """Returns a share as a percentage with one digit."""
     return f"{100 * share:.1f}"
 
 
 def stage_minutes(runs: Path) -> dict[str, float]:
-    """The minutes that each finished stage took."""
+    """Returns the minutes that each finished stage took."""
     with open(runs / "stages.tsv", encoding="utf-8", newline="") as file:
         return {name: round(int(seconds) / 60, 1) for name, seconds, _ in csv.reader(file, delimiter="\t")}
 
 
 def record(runs: Path) -> dict[str, Any]:
-    """What made the files of a folder: commit, versions, processor, stages with their commands and minutes, hashes."""
+    """Returns how a folder's files were made: commit, versions, processor, stages with commands and minutes, hashes."""
     made = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
     manifest = runs / "student.bundle" / "manifest.json"
     hashed = [*made, manifest] if manifest.exists() else made
@@ -105,7 +105,7 @@ def record(runs: Path) -> dict[str, Any]:
 
 
 def git(*words: str) -> str:
-    """What git prints, or nothing outside a checkout."""
+    """Returns what git prints, or nothing outside a checkout."""
     try:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -113,7 +113,7 @@ def git(*words: str) -> str:
 
 
 def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The rows whose 95 % intervals of accuracy do not overlap with those of an earlier table, in words."""
+    """Returns the rows whose 95 % intervals of accuracy do not overlap with an earlier table's, as text."""
     found = []
     for split, rows in theirs.items():
         here = {row["model"]: row for row in ours.get(split, ())}

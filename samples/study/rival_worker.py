@@ -28,22 +28,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-POLL = 0.002  # seconds between two looks at the memory of a program
-WEIGHTS = "weights apart"  # what is loaded and no package brings
+POLL = 0.002  # seconds between two readings of a program's memory
+WEIGHTS = "weights apart"  # what is loaded but not part of a package
 DEBIAN = ("espeak-ng", "libespeak-ng1", "espeak-ng-data")
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A rival that is ready.
+    """A program that is ready to run.
 
     Attributes:
-        predict: takes words; returns an answer for each, as the rival writes it.
+        predict: takes words; returns one answer per word, as the program writes it.
         packages: versions and bytes on disk of what a minimal install needs, by name.
         batch: whether one call takes many words.
         program: whether a call starts a program, whose memory counts instead of this process's.
         known: how many of the words the package's own lexicon has, None if it has none to look into.
-        forwards: forward passes of each call for `together` words so far, if a rival counts them.
+        forwards: forward passes of each call for `together` words so far, if the program counts them.
     """
 
     predict: Callable[[Sequence[str]], list[str]]
@@ -56,7 +56,7 @@ class Rival:
 
 @dataclass(slots=True)
 class Programs:
-    """Runs programs and remembers the most memory, in MB, that one of them held."""
+    """Runs programs and records the peak memory, in MB, of any of them."""
 
     peak_mb: float = 0.0
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -70,7 +70,7 @@ class Programs:
                 command, stdin=given, stdout=printed, stderr=subprocess.DEVNULL, env=self.environment
             )
             while process.poll() is None:
-                # not getrusage: its maximum begins with what this process held when it started the program
+                # not getrusage: its maximum begins with this process's own memory when it started the program
                 self.peak_mb = max(self.peak_mb, peak_mb(process.pid))
                 time.sleep(POLL)
             if process.returncode:
@@ -83,7 +83,7 @@ PROGRAMS = Programs()
 
 
 def peak_mb(process: int | str = "self") -> float:
-    """Returns the most memory a process held since its program began, in MB (1e6 bytes); 0 if it has ended."""
+    """Returns a process's peak memory since its program began, in MB (1e6 bytes); 0 if it has ended."""
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
     except OSError:
@@ -92,9 +92,9 @@ def peak_mb(process: int | str = "self") -> float:
 
 
 def blockstep(model: Path | None, engine: str | None = None, together: int = 1) -> Rival:
-    """Loads an engine of a bundle of ours, with one thread, and asks it for `together` words at once.
+    """Loads an engine of a bundle of ours, with one thread, to decode `together` words at once.
 
-    If the engine takes several sequences, they share a batch and its forward passes; or else each takes its own.
+    If the engine takes several sequences, the words share a batch and its forward passes; otherwise each takes its own.
     """
     assert model is not None
     loaded = import_module("blockstep").load(model, engine=engine, threads=1)
@@ -124,7 +124,7 @@ def one_by_one(loaded: Any, words: Sequence[str]) -> tuple[list[str], int]:
 
 
 def in_batch(loaded: Any, batch: Any, words: Sequence[str]) -> tuple[list[str], int]:
-    """Returns the answers to words and the forward passes of the batch that they share. Raises what an answer does."""
+    """Returns the answers to words and the forward passes of the batch that they share. Raises any answer's error."""
     numbers = [batch.add(loaded.request(word)) for word in words]
     texts: dict[int, str] = {}
     passes = 0
@@ -237,7 +237,7 @@ def size_of(part: Distribution) -> int:
 def report(
     name: str, words: Sequence[str], model: Path | None, calls: int, engine: str | None, together: int = 1
 ) -> dict[str, Any]:
-    """Loads a rival and asks it for all words; if it takes them at once, then for the first `calls` one by one too."""
+    """Loads a program and runs it on all words; if it takes many at once, also on the first `calls` one by one."""
     started = time.perf_counter()
     rival = RIVALS[name](model) if engine is None else blockstep(model, engine, together)
     loaded = time.perf_counter()
@@ -267,7 +267,7 @@ def report(
 
 
 def main() -> int:
-    """Prints the report; a rival that is not installed ends in one line and code 3."""
+    """Prints the report; a program that is not installed ends in one line and code 3."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("name", choices=RIVALS)
     p.add_argument("--model", type=Path, help="file that the rival loads")

@@ -2,11 +2,11 @@
 
     python samples/study/study.py --models samples runs/study --out samples/results
 
-Each row is tried at every threshold on `--tuning` validation problems a task; the one with the fewest forwards at
-most half a point below the teacher there is then judged on `--count` problems of the test split. The rows are listed
-below. What the earlier study.json has of the same file is not measured again (delete it to measure everything anew, as
-after a change of the decode loop), and a row whose checkpoint is in none of the folders stays as it is there, or is
-left out.
+Each row is tried at every threshold on `--tuning` validation problems per task; the threshold with the fewest forward
+passes at most half a point below the teacher there is then judged on `--count` problems of the test split. ROWS lists
+the rows. What the earlier study.json has of the same file is not measured again (delete it to measure everything anew,
+as after a change of the decode loop). A row whose checkpoint is in none of the folders stays as it is there, or is left
+out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAMPLES = Path(__file__).resolve().parents[1]
 ONE = {"rule": "count", "min": 1}
 SURE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 GUARDED = {**SURE, "eos_guard": 0.3}  # as eval_gsm8k.sh of CD4LM's authors has it; its max is the block
-BOLD = 0.8  # where CAD takes most tokens a step: the lowest confidence that is tried
+BOLD = 0.8  # the lowest confidence that is tried; CAD accepts most tokens per step there
 THRESHOLDS = {"confidence": (BOLD, 0.9, 0.95, 0.98, 0.99), "entropy": (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5)}
 TEACHER = "teacher"
 TUNING = "valid"  # the split that thresholds are chosen on
@@ -48,10 +48,10 @@ TUNING = "valid"  # the split that thresholds are chosen on
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: a checkpoint `<file>.pt`, or `<file>-seed*.pt` a line each, and how it is decoded.
+    """A row of the study: a checkpoint `<file>.pt`, or one row per `<file>-seed*.pt`, and how it is decoded.
 
-    attention and gate: in place of the checkpoint's own; a gate that is no fixed count is tried at every threshold,
-    or at `threshold` alone. bf16: under autocast, as every row that runs a whole canvas a forward: in fp32 those would
+    attention and gate: instead of the checkpoint's own; a gate without a fixed count is tried at every threshold, or at
+    `threshold` alone. bf16: under autocast, as every row that runs a whole canvas per forward pass: in fp32 those would
     take hours.
     """
 
@@ -93,7 +93,7 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What every row answers, of one task."""
+    """The problems of one task that every row answers."""
 
     task: tasks.Task
     split: str
@@ -103,7 +103,7 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """tuning: where thresholds are chosen; judged: where each row is then compared; batch: answers at once."""
+    """The problems: tuning, to choose thresholds on; judged, to compare rows on; batch: answers decoded at once."""
 
     tuning: list[Problems]
     judged: list[Problems]
@@ -114,7 +114,7 @@ Known = dict[str, dict[str, Any]]
 
 
 def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[Row, Path]]:
-    """Each row with its checkpoint, in the first folder that has one; further seeds under titles of their own."""
+    """Yields each row with its checkpoint, from the first folder that has it; further seeds under their own titles."""
     for row in rows:
         paths: dict[str, Path] = {}
         for folder in folders:
@@ -130,14 +130,14 @@ def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[R
 
 
 def place(title: str) -> int | None:
-    """Which of ROWS a title is of, perhaps that of a further seed; None for a row that is listed no longer."""
+    """Returns the index in ROWS that a title is of, perhaps that of a further seed; None if it is no longer listed."""
     titles = [row.title for row in ROWS]
     own = (each for each in (title, title.rpartition(", seed ")[0]) if each in titles)
     return next(map(titles.index, own), None)
 
 
 def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float | None]]:
-    """The gates of a row: one with its fixed count, or the same one with each threshold that is tried."""
+    """Returns the gates of a row: one with its fixed count, or the same one with each threshold that is tried."""
     spec = parse_gate(row.gate or saved.decoding.gate)
     gate = asdict(spec)
     if spec.unit is None:
@@ -147,10 +147,10 @@ def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float
 
 
 def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
-    """A row on the validation problems at every threshold, on the judged ones at the chosen one, and its calibration.
+    """Measures a row: at every threshold on the validation problems, at the chosen one on the judged ones; calibration.
 
-    base: the teacher's row, which the threshold is chosen against; None for itself. known: what was measured before,
-    to which this adds.
+    base: the teacher's row, against which the threshold is chosen; None for the teacher itself. known: what was
+    measured before; new results are added to it.
     """
     saved, digest = open_checkpoint.load(path), sha256(path)
     backend, tokenizer = (
@@ -188,7 +188,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
 
 
 def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dict[str, Any]:
-    """What does not depend on the gate: calibration, and how far predictions move as more is masked."""
+    """Returns what does not depend on the gate: calibration, and how far predictions move as more is masked."""
     bins = reliability.reliability(*reliability.probe(backend, examples, 0))
     contract = backend.contract
     fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
@@ -199,7 +199,7 @@ def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dic
 
 
 def fitting(teacher: Path, task: tasks.Task, split: str, count: int, seed: int) -> Problems:
-    """The problems of a draw that leave the teacher, and so its students, room for an answer."""
+    """Samples problems; returns those that leave the teacher, and so its students, room for an answer."""
     saved, drawn = open_checkpoint.load(teacher), list(task.problems(split, count, seed))
     encoded = prompts.of_checkpoint(saved, raw=False)([problem.prompt for problem in drawn])
     kept = prompts.fitting(encoded, [problem.line for problem in drawn], contract_of(saved))
@@ -242,16 +242,16 @@ def run(args: argparse.Namespace) -> Study:
 
 
 def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows by title that are listed in ROWS, in its order, seeds in theirs."""
+    """Returns those rows that ROWS lists, in its order, seeds in theirs."""
     places = {title: place(title) for title in rows}
     titles = [title for title, at in places.items() if at is not None]
     return [rows[title] for title in sorted(titles, key=lambda title: (places[title], title))]
 
 
 def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, dict[str, Any]]]:
-    """The points and probes of a study that is there already by key, and its rows by title.
+    """Reads the points and probes of an existing study, by key, and its rows by title.
 
-    Raises UserError where it cannot be read, or was made with other settings, whose results would be lost.
+    Raises UserError if it cannot be read, or was made with other settings: its results would be lost.
     """
     if not path.exists():
         return {}, {}
@@ -270,7 +270,7 @@ def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, d
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command's parser."""
     p = Parser(prog="python samples/study/study.py", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, Path("runs/study")],
         help="folders of checkpoints; the first that has one counts (default: samples, runs/study)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The study's own figures: accuracy over forwards as curves, and forwards an answer as bars."""
+"""Plots the study's own figures: accuracy over forward passes as curves, and forward passes per answer as bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from train.evaluation import plots
 
-NEAREST = 0.5  # points from 100 % below which a curve's scale no longer grows
+NEAREST = 0.5  # points; the log scale is of the distance to 100 % plus these
 ACROSS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
 UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 
@@ -18,7 +18,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
-    """Lines through points (x, y), each with its name; x on a log scale, y percent, on one of the distance to 100.
+    """Plots lines through points (x, y), each with its name; x on a log scale, y as log distance to 100 %, in percent.
 
     Raises UserError as `plots.plot_reliability` does.
     """
@@ -26,7 +26,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
     for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
     axes.set_xscale("log")
-    # between 95 and 100 % lies what matters, and one row that collapsed would press it together
+    # what matters is between 95 and 100 %; one collapsed row would squeeze that range
     end = 100 + NEAREST
     axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(end - y, 0.01)), lambda v: end - np.exp(-v)))
     lowest = min((y for points in named.values() for _, y in points), default=0)
@@ -40,7 +40,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
 
 
 def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
-    """A bar of each name in each group, with its value over it. Raises UserError as `plots.plot_reliability` does."""
+    """Plots a bar per name and group, with its value above it. Raises UserError as `plots.plot_reliability` does."""
     axes = plots.new_axes("", up)
     width = 0.8 / max(1, len(named))
     for i, (name, values) in enumerate(named.items()):
@@ -51,7 +51,10 @@ def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]]
 
 
 def points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
-    """A point (x, y) per name, x on a log scale, y from 0 on. Raises UserError as `plots.plot_reliability` does."""
+    """Plots a point (x, y) per name, x on a log scale, y from 0 on.
+
+    Raises UserError as `plots.plot_reliability` does.
+    """
     axes = plots.new_axes(across, up)
     for (name, (x, y)), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x], [y], marker=marker, linestyle="", label=name)

@@ -1,4 +1,4 @@
-"""A study's page: the point that stands for each row, the tables in Markdown, and the figures."""
+"""Writes a study's page: the chosen point of each row, the tables in Markdown, and the figures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from train.evaluation import plots
 from train.evaluation.intervals import paired_difference
 from train.evaluation.reliability import Bin
 
-SLACK = 0.005  # how far below the teacher a threshold may be, where it is chosen
-TARGET = 0.01  # the lower 95 % bound of a row's difference to the teacher may not lie further below it
+SLACK = 0.005  # a threshold may be chosen this far below the teacher
+TARGET = 0.01  # largest allowed distance of a row below the teacher, by the lower 95 % bound of the difference
 
 Study = dict[str, Any]
 Point = dict[str, Any]
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row at one threshold, None where it has none. holds: within the target of the teacher on every task."""
+    """A row at one threshold, None if it has none. holds: whether it is within TARGET of the teacher on every task."""
 
     title: str
     attention: str
@@ -51,7 +51,7 @@ class Line:
 
 
 def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Point]) -> list[Line]:
-    """A row's thresholds, each with all tasks; base: the teacher's points on the same problems."""
+    """Returns a line per threshold of a row, with all tasks; base: the teacher's points on the same problems."""
     teacher = {point["task"]: point for point in base}
     by_threshold: dict[float | None, list[Cell]] = {}
     for point in points:
@@ -66,25 +66,28 @@ def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Po
 
 
 def chosen(tried: Sequence[Line]) -> Line:
-    """The fewest forwards at most SLACK below the teacher on every task, or else the most right answers."""
+    """Returns the line with the fewest forward passes at most SLACK below the teacher on every task.
+
+    If there is none, returns the one with the most right answers.
+    """
     if level := [line for line in tried if all(cell.difference >= -SLACK for cell in line.cells)]:
         return min(level, key=lambda line: sum(cell.forwards for cell in line.cells))
     return max(tried, key=lambda line: sum(cell.accuracy for cell in line.cells))
 
 
 def tuned(study: Study, row: dict[str, Any]) -> list[Line]:
-    """A row at every threshold, on the problems that thresholds are chosen on."""
+    """Returns a row at every threshold, on the problems that thresholds are chosen on."""
     return lines(row["title"], row["attention"], row["tuned"], study["rows"][0]["tuned"])
 
 
 def summary(study: Study) -> list[Line]:
-    """One line a row, on the problems that rows are judged on."""
+    """Returns one line per row, on the problems that rows are judged on."""
     base = study["rows"][0]["judged"]
     return [line for row in study["rows"] for line in lines(row["title"], row["attention"], row["judged"], base)]
 
 
 def table(shown: Sequence[Line], marked: bool = True) -> str:
-    """Lines as a Markdown table; the first is the teacher's. marked: with a ✗ at those that do not hold."""
+    """Returns lines as a Markdown table; the first is the teacher's. marked: with a ✗ at those that do not hold."""
     names = [cell.task for cell in shown[0].cells]
     heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards (fewer) | tokens, 95th" for name in names)]
     head = " | ".join(heads)
@@ -104,7 +107,7 @@ def _cell(cell: Cell, compared: bool) -> str:
 
 
 def text(study: Study) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     return "\n".join(_text(study)) + "\n"
 
 
@@ -137,7 +140,7 @@ def _text(study: Study) -> Iterator[str]:
 
 
 def swept(study: Study) -> list[dict[str, Any]]:
-    """The rows without those whose threshold was given, one point each."""
+    """Returns the rows without those whose threshold was given, one point each."""
     return [
         row for row in study["rows"] if len(row["tuned"]) > len(_tasks(row)) or row["tuned"][0]["threshold"] is None
     ]
@@ -148,7 +151,7 @@ def _tasks(row: dict[str, Any]) -> set[str]:
 
 
 def models(study: Study) -> list[dict[str, Any]]:
-    """The first row of each checkpoint and mask: what does not depend on the gate is alike in the others."""
+    """Returns the first row of each checkpoint and mask: what does not depend on the gate is the same in the others."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in study["rows"]:
         found.setdefault((row["file"], row["attention"]), row)
@@ -156,7 +159,7 @@ def models(study: Study) -> list[dict[str, Any]]:
 
 
 def draw(study: Study, folder: Path) -> None:
-    """study-<task>.png, study-forwards.png and study-calibration.png."""
+    """Plots study-<task>.png, study-forwards.png and study-calibration.png into the folder."""
     rows = {row["title"]: tuned(study, row) for row in swept(study)}
     names = [cell.task for cell in rows[study["rows"][0]["title"]][0].cells]
     for i, name in enumerate(names):

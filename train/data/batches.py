@@ -1,4 +1,4 @@
-"""Batches of tokenized problems that depend on nothing but a seed and a step, so that a resumed run sees the same."""
+"""Batches of tokenized problems that depend only on a seed and a step, so that a resumed run sees the same ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.tasks import Problem, Task
 
 from . import prompts
 
-CHUNK = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+CHUNK = 16  # batches sampled together and sorted by length, so that little of a batch is padding
 SURVEY = 2000  # training problems that lengths are measured on
 SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of STRIDE above: few shapes, little padding
 
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where the answer begins, ends."""
+    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: answer begin and end."""
 
     ids: Tensor
     start: Tensor
@@ -43,7 +43,10 @@ class PaddedBatch:
 def encode(
     tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, ask: prompts.Encode | None = None
 ) -> list[Example]:
-    """Examples of (prompt, answer) texts. The two are encoded apart, as at inference; prompts by `ask` where given."""
+    """Returns examples of (prompt, answer) texts.
+
+    The two are encoded separately, as at inference; prompts by `ask` if given.
+    """
     plain = prompts.plain(tokenizer)
     asked, answers = (ask or plain)([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
     return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
@@ -55,13 +58,13 @@ def count_tokens(examples: Sequence[Example]) -> int:
 
 
 def width_for(longest: int) -> int:
-    """Returns how wide a batch is whose longest row has so many tokens."""
+    """Returns the width of a batch whose longest row has this many tokens."""
     stride = FINE if longest <= SHORT else STRIDE
     return -(-longest // stride) * stride
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
-    """One batch of examples, as wide as `width_for` its longest."""
+    """Pads examples to one batch, as wide as `width_for` its longest."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
     ids = torch.full((len(examples), width_for(longest)), pad_id)
     for row, example in enumerate(examples):
@@ -75,24 +78,24 @@ def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
 def survey(
     tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
 ) -> list[Example]:
-    """Training examples to measure lengths on: those of `different`."""
+    """Returns the training examples to measure lengths on: those of `different`."""
     return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, ask)
 
 
 def different(tasks: Sequence[Task]) -> list[Problem]:
-    """All different training problems of up to SURVEY lines, of more that many sampled ones."""
+    """Returns all different training problems of up to SURVEY lines; of more lines, SURVEY sampled ones."""
     drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
     return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
 
 
 def canvas_for(examples: Sequence[Example], block: int) -> int:
-    """Tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
+    """Returns the tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
     lengths = [len(example.answer) for example in examples]
     return -(-int(np.quantile(lengths, 0.99, method="inverted_cdf")) // block) * block
 
 
 class Stream:
-    """The training examples of some tasks, mixed evenly; `examples(step)` is the same whenever it is asked."""
+    """The training examples of some tasks, mixed evenly; `examples(step)` is the same on every call."""
 
     def __init__(
         self,
@@ -105,16 +108,17 @@ class Stream:
         answer: int,
         ask: prompts.Encode | None = None,
     ) -> None:
-        """`longest` bounds prompt plus answer and `answer` the answer, in tokens: what is longer is left out.
+        """Creates the stream.
 
-        ask: encodes the prompts, as they stand by default.
+        `longest` bounds prompt plus answer, `answer` the answer, in tokens: longer ones are left out.
+        ask: encodes the prompts; by default as they are.
         """
         self.tasks, self.tokenizer, self.end_id, self.ask = tasks, tokenizer, end_id, ask
         self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
     def examples(self, step: int) -> list[Example]:
-        """The `batch` examples of a training step, all of about one length."""
+        """Returns the `batch` examples of a training step, all of about one length."""
         chunk, place = divmod(step, CHUNK)
         if self._chunk is None or self._chunk[0] != chunk:
             self._chunk = (chunk, self._draw(chunk))
@@ -135,7 +139,7 @@ class Stream:
         rng = random.Random(seed)
         rng.shuffle(fitting)
         wanted = CHUNK * self.batch
-        while len(fitting) < wanted:  # what was too long is made up for by repeating others
+        while len(fitting) < wanted:  # examples that were too long are replaced by repeating others
             fitting += fitting[: wanted - len(fitting)]
         ordered = sorted(islice(fitting, wanted), key=lambda e: len(e.prompt) + len(e.answer))
         batches = [ordered[i : i + self.batch] for i in range(0, wanted, self.batch)]
@@ -147,7 +151,7 @@ class Stream:
         return bool(example.prompt) and len(example.answer) <= self.answer and whole <= self.longest
 
     def tell_left_out(self) -> None:
-        """Says on stderr how many training examples are too long to learn from, or have no prompt, if some do."""
+        """Prints to stderr how many training examples are too long to learn from, or have no prompt, if some do."""
         problems = different(self.tasks)
         found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.ask)
         gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer for the sample tasks, in which no token spans two units of the task's split."""
+"""Trains a byte-level BPE tokenizer for the sample tasks, in which no token spans two units of the task's split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int, split: str = QWEN2_SPLIT) -> Tokenizer:
-    """A tokenizer of at most `vocab` tokens, 256 bytes and the three special ones included, learnt from `texts`.
+    """Trains a tokenizer of at most `vocab` tokens on `texts`, 256 bytes and the three special tokens included.
 
     split: regular expression; no token spans two of its matches. Special tokens are never recognized inside a text:
     `encode` is called with `encode_special_tokens` set.

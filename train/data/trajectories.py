@@ -1,7 +1,7 @@
-"""Trajectories on disk: what a teacher answered, in which order it settled on it, and how sure it was.
+"""Trajectories on disk: a teacher's answers, the order in which it unmasked them, and how confident it was.
 
-One int a token rebuilds every state of the decoding; the hidden state at finalisation gives the teacher's distribution
-back through its head, at a thirtieth of the logits' size (CDLM, arXiv 2511.19269).
+One int per token rebuilds every state of the decoding. The hidden state when a token was unmasked gives the teacher's
+distribution back through its head, at a thirtieth of the logits' size (CDLM, arXiv 2511.19269).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from train.huggingface.families import Overrides
 from train.storage.output_files import replace_file
 
 NEVER_ACCEPTED = -1
-SETTINGS = "collect.json"  # what a folder was collected with
+SETTINGS = "collect.json"  # the settings that a folder was collected with
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One decoding. tokens and order int64 [positions]; hidden fp16 [positions, width].
 
-    positions: as `longest_answer` says, a canvas if blocks begin at the prompt's end. order: the step at which the
-    teacher finalised the position, NEVER behind the end token; `right`: graded.
+    positions: by `longest_answer`, a canvas if blocks begin at the prompt's end. order: the step at which the
+    teacher unmasked the position, NEVER_ACCEPTED after the end token; `right`: graded.
     """
 
     prompt: tuple[int, ...]
@@ -45,9 +45,9 @@ class Trajectory:
 
 
 def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
-    """One safetensors file; written beside and renamed, so that a shard that exists is whole.
+    """Writes one safetensors file under another name and renames it, so that a shard that exists is complete.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
     longest = max(len(t.prompt) for t in trajectories)
     prompt = torch.full((len(trajectories), longest), NEVER_ACCEPTED, dtype=torch.int32)
@@ -64,7 +64,7 @@ def write_shard(path: Path, trajectories: Sequence[Trajectory]) -> None:
 
 
 def read_shards(folder: Path) -> list[Trajectory]:
-    """All trajectories of a folder. Raises UserError where there are none, or a shard is damaged."""
+    """Reads all trajectories of a folder. Raises UserError if there are none, or a shard is damaged."""
     paths = sorted(folder.glob("shard-*.safetensors"))
     if not paths:
         raise UserError(f"no trajectories in {folder}; write some with python -m train.collect --out {folder}")
@@ -80,10 +80,10 @@ def read_shards(folder: Path) -> list[Trajectory]:
 def read_collections(
     folders: Sequence[Path], teacher: str, overrides: Overrides, stepwise: bool = False
 ) -> list[Trajectory]:
-    """All trajectories of several collections, each checked to be of the teacher with that fingerprint, read so.
+    """Reads the trajectories of several collections, each checked to be of this teacher (a fingerprint) and overrides.
 
-    stepwise: they are asked for their states too, which are only those of a decoding of one token a step. Raises
-    UserError for a folder that does not tell its teacher, as one of shards copied by hand, and for another's.
+    stepwise: whether their states are needed too, which only a decoding of one token per step has. Raises UserError for
+    a folder that does not name its teacher, such as one of shards copied by hand, and for another teacher's.
     """
     for folder in folders:
         settings = _check_origin(folder, teacher, overrides)
@@ -120,7 +120,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
 
 
 def count_right(path: Path) -> tuple[int, int]:
-    """How many trajectories of a shard are right, and how many it holds. Raises UserError where it is damaged."""
+    """Returns how many trajectories of a shard are right, and how many it has. Raises UserError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             right = shard.get_tensor("right")
@@ -130,7 +130,7 @@ def count_right(path: Path) -> tuple[int, int]:
 
 
 def _unpack(shard: dict[str, Tensor]) -> list[Trajectory]:
-    """The trajectories of a shard. Raises KeyError or ValueError where its tensors are not such as are written here."""
+    """Returns the trajectories of a shard. Raises KeyError or ValueError unless its tensors are as written here."""
     prompt, tokens, order, hidden, right = (shard[name] for name in ("prompt", "tokens", "order", "hidden", "right"))
     kinds = [part.dtype for part in (prompt, tokens, order, hidden, right)]
     if kinds != [torch.int32, torch.int32, torch.int16, torch.float16, torch.bool]:

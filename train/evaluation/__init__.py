@@ -1,1 +1,1 @@
-"""Held-out problems generated, graded and compared with their uncertainty."""
+"""Generates answers to held-out problems, grades them, and compares them with their uncertainty."""

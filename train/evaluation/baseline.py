@@ -1,4 +1,4 @@
-"""What a calibrated model is held to: how a teacher, or the bundle's fp32 engine, answers problems."""
+"""The baseline of a calibration: how a teacher, or the bundle's fp32 engine, answers problems."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from train import tasks
 
 from . import evaluated_model, evaluation_run
 
-SPLIT = "valid"  # of problems that no report names
+SPLIT = "valid"  # split of the problems if no report names them
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineReport:
-    """What the teacher did on the problems that a report of train.evaluate names."""
+    """The teacher's outcomes on the problems that a report of train.evaluate names."""
 
     task: tasks.Task
     problems: list[tasks.Problem]
@@ -25,7 +25,10 @@ class BaselineReport:
 
 
 def read_report(path: Path, data: Path | None) -> BaselineReport:
-    """The problems of a report, drawn again, and the teacher's outcomes. Raises UserError for anything else."""
+    """Returns the problems of a report, sampled again, and the teacher's outcomes.
+
+    Raises UserError for anything else.
+    """
     values = evaluation_run.read_evaluation(path)
     outcome, left_out = values["per_problem"], set(values["left_out"])
     right, forwards = [bool(each) for each in outcome["right"]], outcome["forwards"]
@@ -41,10 +44,13 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
 
 
 def unquantized(bundle: Path | None, engine: str | None) -> str:
-    """The engine that another of its bundle is held to without a report. Raises UserError where there is none."""
+    """Returns the engine that another one of its bundle is compared with if there is no report.
+
+    Raises UserError if there is none.
+    """
     if bundle is None:
         raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
-    from runtime.bundle.store import read  # numpy alone, but only bundles need it
+    from runtime.bundle.store import read  # only numpy, but only bundles need it
 
     made = read(bundle)
     chosen = made.engine(engine)
@@ -59,7 +65,7 @@ def unquantized(bundle: Path | None, engine: str | None) -> str:
 def measure_baseline(
     model: evaluated_model.ModelOptions, chosen: Sequence[tasks.Task], count: int, seed: int
 ) -> list[BaselineReport]:
-    """What a model, by its own gate, does on `count` validation problems of each task."""
+    """Measures a model, with its own gate, on `count` validation problems of each task."""
     if count < 1:
         raise UserError(f"--count is {count}; expected at least 1")
     subject = evaluated_model.open_evaluated_model(model)
@@ -75,7 +81,7 @@ def measure_baseline(
 
 
 def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
-    """The report of those problems alone whose prompts leave that model room for an answer."""
+    """Returns the report of only those problems whose prompts leave that model room for an answer."""
     kept = evaluation_run.fitting_problems(subject, report.problems)
     problems, right, forwards = (
         [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)

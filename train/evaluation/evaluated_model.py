@@ -22,10 +22,10 @@ from train.huggingface.families import Overrides
 from train.methods import table
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
-OWN = ("--attention", "--gate")  # here they are for every checkpoint, the gate for bundles too
-BATCH = 64  # answers at once in PyTorch
+OWN = ("--attention", "--gate")  # these commands take them for every checkpoint, the gate for bundles too
+BATCH = 64  # answers decoded at once in PyTorch
 CANDIDATES = 64  # of a row that a decision asks for in PyTorch
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit their option's line
     "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
 }
@@ -33,9 +33,9 @@ HELP = {  # of the options whose text is longer than their line
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """The command line's choice of a model to evaluate, as `add_model_options` lets name it; None: by default.
+    """The command line's choice of a model to evaluate, as in `add_model_options`; None for the default.
 
-    overrides: of a checkpoint, without those of OWN.
+    overrides: for a checkpoint, without those of OWN.
     """
 
     ckpt: Path | None
@@ -51,7 +51,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """A model to evaluate: its backend, how prompts are encoded for it, its own gate, how many answers run at once.
+    """A model to evaluate: its backend, prompt encoding, own gate, and how many answers are decoded at once.
 
     engine: its name in the bundle, `torch` for a checkpoint.
     """
@@ -74,19 +74,19 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
 
 
 def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
-    """Opens the model that the options name. Raises UserError for options that are the other kind's."""
+    """Opens the model that the options name. Raises UserError for options of the other kind of model."""
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads is {options.threads}; expected at least 1")
     if options.ckpt is not None:
         return _open_checkpoint(options.ckpt, options)
-    assert options.bundle is not None  # one of them is named
+    assert options.bundle is not None  # one of the two is given
     overrides = asdict(options.overrides)
     template_args = overrides.pop("template_args")
     in_torch = {"batch": options.batch, "bf16": options.bf16, **overrides, "attention": options.attention}
     if given := next((name for name, value in in_torch.items() if value is not None), None):
         option = f"--{given.replace('_', '-')}"
         raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
-    from runtime.bundle.store import read  # an engine is loaded only if one is asked for
+    from runtime.bundle.store import read  # loaded only if an engine is requested
     from runtime.open_bundle import load
 
     model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=template_args)
@@ -126,7 +126,7 @@ MODEL_OPTIONS = (
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
-    """Adds what says which model answers, and how it is run."""
+    """Adds the options that say which model answers, and how it is run."""
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
     source.add_argument("--bundle", type=Path, help="bundle, run by its engine")

@@ -29,7 +29,7 @@ from .intervals import proportion, wilson
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one model did on one list of problems, in their order."""
+    """The outcomes of one model on a list of problems, in their order."""
 
     texts: list[str]
     right: list[bool]
@@ -37,7 +37,7 @@ class Evaluation:
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Means over the problems; lengths in tokens, end token included."""
+        """Returns means over the problems; lengths in tokens, end token included."""
         accuracy = proportion(self.right)
         lengths = [len(result.token_ids) for result in self.results]
         forwards = [result.forwards for result in self.results]
@@ -71,7 +71,7 @@ def evaluate(
 ) -> Evaluation:
     """Decodes and grades `problems`, `batch` at a time, those of about one length together.
 
-    An answer has at most the contract's canvas. ask: encodes the prompts, as they stand by default; mode: the
+    An answer has at most the contract's canvas. ask: encodes the prompts, by default as they are; mode: the
     contract's own by default. Raises UserError for a prompt that leaves no room for an answer, before any work.
     """
     requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
@@ -127,13 +127,13 @@ def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[s
 
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
-    """Returns the places of problems whose prompts leave the model room for an answer; stderr names the others."""
+    """Returns the indices of problems whose prompts leave the model room for an answer; stderr names the others."""
     encoded = subject.ask([problem.prompt for problem in problems])
     return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
-    """Makes a request for each prompt with the canvas, or as much of it as there is room for."""
+    """Makes one request per prompt, with the canvas or as much of it as there is room for."""
     found = []
     for number, ids in enumerate(asked, start=1):
         wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))

@@ -1,4 +1,4 @@
-"""Accuracies with their uncertainty, and paired differences between two models on the same problems."""
+"""Computes accuracies with their uncertainty, and paired differences between two models on the same problems."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Interval:
 
 
 def proportion(right: Sequence[bool]) -> Interval:
-    """Share of right answers with Wilson's score interval (Wilson 1927), which stays inside [0, 1]."""
+    """Returns the share of right answers with Wilson's score interval (Wilson 1927), which stays inside [0, 1]."""
     return wilson(sum(right) / len(right), len(right))
 
 
 def wilson(share: float, n: int) -> Interval:
-    """Wilson's score interval of a share of n."""
+    """Returns Wilson's score interval of a share of n."""
     z2 = NORMAL_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -32,10 +32,10 @@ def wilson(share: float, n: int) -> Interval:
 
 
 def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
-    """Difference of two accuracies on the same problems, ours minus theirs, with Tango's score interval.
+    """Returns the difference of two accuracies on the same problems, ours minus theirs, with Tango's score interval.
 
-    It is what a score test does not reject (McNemar's at 0), and does not shrink to a point where the two never differ.
-    Source: Tango 1998, Stat Med 17:891. Raises ValueError where the two are not equally long.
+    It contains what a score test does not reject (McNemar's at 0), and does not shrink to a point if the two never
+    differ. Source: Tango 1998, Stat Med 17:891. Raises ValueError if the two are not equally long.
     """
     differences = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
     n, won, lost = len(differences), differences.count(1), differences.count(-1)
@@ -46,8 +46,8 @@ def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
 
 
 def _score(difference: float, won: int, lost: int, n: int) -> float:
-    """Tango's statistic of a supposed difference, about normal if it is the true one; it falls as that rises."""
-    # the likeliest probability of losing a problem alone, given the difference
+    """Returns Tango's statistic of a supposed difference; about normal if that is true, falling as it rises."""
+    # the most likely probability of losing a problem alone, given the difference
     b = (2 * n - won + lost) * difference - won - lost
     losing = (math.sqrt(max(0.0, b * b + 8 * n * lost * difference * (1 - difference))) - b) / (4 * n)
     variance = n * (2 * losing + difference * (1 - difference))
@@ -56,7 +56,7 @@ def _score(difference: float, won: int, lost: int, n: int) -> float:
 
 
 def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Where between `low` and `high` what holds at first does so no longer, halved down to the last bits."""
+    """Returns the point between `low` and `high` up to which `holds` is true, bisected down to the last bits."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)

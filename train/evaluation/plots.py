@@ -1,4 +1,4 @@
-"""The figures of calibration and study, as PNG files by matplotlib, which is loaded where one is drawn."""
+"""Plots the figures of calibration and study as PNG files with matplotlib, which is imported only for that."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from train.storage.output_files import replace_file
 
 from .reliability import Bin, expected_error
 
-SIZE = (12.0, 5.0)  # inches, the legend beside the axes
-DOTS = 120  # an inch
+SIZE = (12.0, 5.0)  # inches, the legend next to the axes
+DOTS = 120  # per inch
 
 
 def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str = "token") -> None:
@@ -30,12 +30,12 @@ def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str 
 
 
 def new_axes(across: str, up: str) -> Any:
-    """Returns axes with these labels and a grid. Raises UserError where matplotlib is missing."""
+    """Returns axes with these labels and a grid. Raises UserError if matplotlib is missing."""
     figure = new_figure("a figure", SIZE, DOTS)
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # more rows than the ten colours of the default
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # there are more rows than the default's ten colors
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.3)
@@ -43,6 +43,6 @@ def new_axes(across: str, up: str) -> Any:
 
 
 def save(axes: Any, path: Path) -> None:
-    """Writes the axes with their legend. Raises UserError where the file cannot be written."""
+    """Writes the axes with their legend. Raises UserError if the file cannot be written."""
     axes.figure.legend(fontsize="small", loc="outside right upper")
     replace_file(path, lambda temporary: axes.figure.savefig(temporary, format="png"))

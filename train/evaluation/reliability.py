@@ -1,7 +1,7 @@
-"""How far a model's confidence is the share of its tokens that are right: reliability and its expected error.
+"""Measures how well a model's confidence matches the share of its tokens that are right: bins, expected error.
 
-A model is asked as a step asks it: earlier blocks of a known answer clean, a share of one block masked. Source: Guo et
-al. 2017 (arXiv 1706.04599), equal bins.
+The model predicts as in a decoding step: earlier blocks of a known answer are clean, a share of one block is masked.
+Source: Guo et al. 2017 (arXiv 1706.04599), equal bins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Tokens whose confidence lies in (low, high]: how many, their mean confidence, and the share that is right."""
+    """Tokens with a confidence in (low, high]: how many, their mean confidence, and the share that is right."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Bin:
 
 
 def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
-    """The bins that hold a token, in order. confidence, right [n]."""
+    """Returns the bins that hold a token, in order. confidence, right [n]."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # [n]
     found = []
     for i in np.unique(place):
@@ -42,15 +42,15 @@ def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """The mean distance of confidence and accuracy over all tokens; 0 without any."""
+    """Returns the mean distance of confidence and accuracy over all tokens; 0 without any."""
     count = sum(each.count for each in bins)
     return sum(each.count * abs(each.confidence - each.right) for each in bins) / max(1, count)
 
 
 def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Floats, Bools]:
-    """Confidence and verdict [n] of the model's tokens for masked positions of known answers, a block of each answer.
+    """Returns confidence and verdict [n] of the model's tokens at masked positions, one block per known answer.
 
-    What fits neither canvas nor room is left out.
+    Examples that do not fit canvas or room are left out.
     """
     rng, contract = random.Random(seed), backend.contract
     confidence, right = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
@@ -64,7 +64,7 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
 
 
 def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
-    """One forward over everything up to a drawn block, in which each answer token is masked at a drawn ratio."""
+    """Runs one forward pass over everything up to a sampled block, its answer tokens masked at a sampled ratio."""
     contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
     begins, ends = block_bounds(contract, prompt, len(example.answer))
@@ -74,7 +74,7 @@ def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floa
     asked = places >= max(prompt, low + contract.seeded)  # a seed is known before the rest is predicted
     masked = asked & np.array([rng.random() < ratio for _ in places])
     if not masked[places < len(known)].any():
-        masked = asked  # a step has an open position
+        masked = asked  # a step has at least one masked position
     width = high if contract.has_cache else prompt + contract.canvas
     ids = np.full(width, contract.mask_id, np.int64)
     ids[:low] = known[:low]

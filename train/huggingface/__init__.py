@@ -1,1 +1,1 @@
-"""Hugging Face directories and PEFT adapters, read from data alone and written."""
+"""Reads Hugging Face directories and PEFT adapters, from data alone, and writes them."""

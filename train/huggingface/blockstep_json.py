@@ -1,6 +1,6 @@
-"""`blockstep.json` in a directory that train.distill wrote: how the model is decoded, and which files were written.
+"""Reads and writes `blockstep.json` of train.distill's directories: how the model is decoded, which files it has.
 
-A family's config.json says how its teacher is decoded, and has no key for a student's mask, block and gate.
+A family's config.json says how its teacher is decoded, but has no key for a student's mask, block and gate.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ FILE, FORMAT = "blockstep.json", 1
 
 @dataclass(frozen=True, slots=True)
 class StudentFile:
-    """family: whose config keys and tensor names the directory has; files: the names of all that was written;
-    template_args: of its chat template, that it was trained with."""
+    """The contents. family: whose config keys and tensor names the directory has; files: the names of all files;
+    template_args: of its chat template, as in training."""
 
     family: str
     decoding: Decoding
@@ -33,7 +33,7 @@ class StudentFile:
 
 
 def read(folder: Path) -> StudentFile | None:
-    """What a directory says of itself, None where it has no such file. Raises UserError for a damaged one."""
+    """Reads a directory's blockstep.json; None if there is none. Raises UserError for a damaged one."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -51,7 +51,7 @@ def read(folder: Path) -> StudentFile | None:
 
 
 def write(folder: Path, family: str, decoding: Decoding, template_args: Mapping[str, Any]) -> None:
-    """Says how the model of a directory is decoded; written last, when its other files are there."""
+    """Writes how the model of a directory is decoded; call it last, when the other files are there."""
     files = sorted([FILE, *(file.name for file in folder.iterdir())])
     values = {"format": FORMAT, "family": family, "decoding": decoding.as_dict(), "files": files}
     if template_args:

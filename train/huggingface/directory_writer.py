@@ -1,4 +1,4 @@
-"""Writes Hugging Face directories under the names of the teacher they came from, each in one rename."""
+"""Writes Hugging Face directories under the names of the teacher that they came from, each in one rename."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .quantization_config import KEY as QUANTIZATION
 from .reader import CONFIG, GENERATION, read_settings, template_args
 from .weights import INDEX, SINGLE, stored_names
 
-SHARD = 5 * 10**9  # bytes of weights a file holds at the most
+SHARD = 5 * 10**9  # largest weights file in bytes
 COPIED = (
     GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "chat_template.json", "LICENSE*",
-    "*.py",  # its config.json may name them; other programs run them, nothing here does
+    "*.py",  # its config.json may name them; other programs may run them, blockstep does not
 )  # fmt: skip
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
@@ -37,11 +37,11 @@ CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "L
 def write_directory(
     folder: Path, student: Checkpoint, teacher: Path, overrides: Overrides, dtype: torch.dtype, shard: int = SHARD
 ) -> None:
-    """Fills an empty folder with a student: weights in `dtype` under its teacher's names, configs and tokenizer.
+    """Writes a student into an empty folder: weights in `dtype` under its teacher's names, configs and tokenizer.
 
     teacher: the directory it came from, read with `overrides`; for a .pt file the student gets the names, config and
-    class of the stock model of its shape. shard: bytes of weights a file holds at the most. Raises UserError for a
-    shape that no stock model has.
+    class of the stock model of its shape. shard: largest weights file in bytes. Raises UserError for a shape that no
+    stock model has.
     """
     if teacher.is_dir():
         settings = read_settings(teacher, overrides)
@@ -64,7 +64,7 @@ def write_directory(
 
 
 def plain_family(student: Checkpoint) -> str:
-    """The stock family that has this model's shape. Raises UserError where none has."""
+    """Returns the stock family that has this model's shape. Raises UserError if none has."""
     shape = student.model
     for family in PLAIN_FAMILIES:
         if (family.qk_norm, family.qkv_bias) == (shape.qk_norm, shape.qkv_bias):
@@ -76,7 +76,7 @@ def plain_family(student: Checkpoint) -> str:
 
 
 def plain_config(student: Checkpoint, family: str) -> dict[str, Any]:
-    """config.json of a stock transformers model of the student's shape."""
+    """Returns the config.json of a stock transformers model of the student's shape."""
     shape, decoding = student.model, student.decoding
     return {
         "architectures": [CLASSES[family]],
@@ -100,7 +100,7 @@ def plain_config(student: Checkpoint, family: str) -> dict[str, Any]:
 
 
 def write_text(folder: Path, student: Checkpoint) -> None:
-    """Tokenizer and chat template of a student.pt, as transformers reads them."""
+    """Writes tokenizer and chat template of a student.pt, as transformers reads them."""
     decoding, tokenizer = student.decoding, student.read_tokenizer()
     special = {"eos_token": decoding.eos_ids[0], "pad_token": decoding.pad_id, "mask_token": decoding.mask_id}
     named = {name: token for name, i in special.items() if (token := tokenizer.id_to_token(i)) is not None}
@@ -111,7 +111,7 @@ def write_text(folder: Path, student: Checkpoint) -> None:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, limit: int) -> None:
-    """Safetensors of at most `limit` bytes each (one tensor at the least), with an index where there are several."""
+    """Writes safetensors of at most `limit` bytes each (at least one tensor), with an index if there are several."""
     parts: list[list[str]] = [[]]
     size = total = 0
     for name, tensor in tensors.items():
@@ -132,7 +132,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
 
 
 def check_directory_place(out: Path) -> None:
-    """Raises UserError where a directory at `out` would replace anything but one that was written here."""
+    """Raises UserError if a directory at `out` would replace anything but one that was written here."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -143,11 +143,11 @@ def check_directory_place(out: Path) -> None:
 
 
 def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside `out` and gives it that name; a directory that stood there stays whole until then.
+    """Fills a folder next to `out` and renames it to `out`; a directory that was there stays whole until then.
 
-    Raises UserError where `out` has become something else, and where it cannot be written.
+    Raises UserError if `out` has become something else, or cannot be written.
     """
-    out = files.real_path(out)  # of a link it is the folder behind it that is replaced
+    out = files.real_path(out)  # for a link, the folder that it points to is replaced
     with writing(out) as new:
         new.mkdir()
         write(new)
@@ -161,7 +161,7 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _move(new: Path, out: Path) -> None:
-    """Gives a folder the name of another in two renames; killed between them, the older is beside it as .NAME.old."""
+    """Renames a folder to another's name in two steps; killed between them, the older one is left as .NAME.old."""
     old = out.with_name(f".{out.name}.old")
     os.rename(out, old)
     try:

@@ -1,4 +1,4 @@
-"""The published block-diffusion families as data: how their configs are known, weights named and answers decoded."""
+"""The published block-diffusion families as data: how their configs are recognized, weights named, answers decoded."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What one family's config.json does not say, or says in its own words.
+    """What one family's config.json does not have, or has under its own names.
 
     model_types: those of config.json that mean it; classes: class names there that mean it, before any model_type, for
     those whose model_type is another model's; neither if only --family can tell; renames: (pattern, replacement) of
-    tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: values a key may have where it is
-    there, as this model has no other; qkv_bias: None where `include_qkv_bias` says it; block_key: the config's name for
-    the block size, `block` the default, None where a family comes in several and only the user can tell; mask, ends:
-    token strings, looked up in the tokenizer, whose own end token is added; unlike: a token by which a tokenizer is
-    known as that of a model with this config that is decoded otherwise, and what that model is; gate: as its authors
-    decode; template_args: that its authors give the chat template, where it reads them; modes: as in
-    `runtime.contract`; drafts_adapter: a folder beside the weights with an adapter for drafts alone.
+    tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: the values that a key may have if
+    it is present, as this model supports no others; qkv_bias: None if `include_qkv_bias` gives it; block_key: the
+    config's name for the block size, `block` the default, None if a family comes in several and only the user can tell;
+    mask, ends: token strings, looked up in the tokenizer, whose own end token is added; unlike: a token that marks a
+    tokenizer as that of a model with this config that is decoded otherwise, and what that model is; gate: as its
+    authors decode; template_args: what its authors pass to the chat template, if it reads them; modes: as in
+    `runtime.contract`; drafts_adapter: a folder next to the weights with an adapter for drafts alone.
     """
 
     name: str
@@ -82,9 +82,9 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says instead of a Hugging Face directory; None leaves it to the directory.
+    """What the command line gives instead of a Hugging Face directory's values; None keeps the directory's.
 
-    gate: what differs from the directory's; adapter: a PEFT LoRA folder that is merged into the weights;
+    gate: changes to the directory's; adapter: a PEFT LoRA folder that is merged into the weights;
     template_args: of the chat template, of a student.pt's too.
     """
 
@@ -148,7 +148,7 @@ SDAR = Family(
 BD3LM_QWEN3 = Family(
     "bd3lm-qwen3", ("a2d-qwen3",), ONE_A_STEP, "<|mask|>", (), shift=False, alignment="end", attention="block_causal",
     qk_norm=True, head_dim=128, fixed=QWEN3_FIXED,
-    template_args={"enable_thinking": False},  # as dllm's samplers and evaluations render prompts
+    template_args={"enable_thinking": False},  # as in dllm's samplers and evaluations
 )  # fmt: skip
 BD3LM_QWEN2 = replace(
     BD3LM_QWEN3, name="bd3lm-qwen2", model_types=("a2d-qwen2",), qk_norm=False, head_dim=None, qkv_bias=True,
@@ -172,7 +172,7 @@ IDLM = Family(
 FAMILIES = (
     DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2, NEMOTRON, IDLM, DREAM_REASONER, ILLADA, STABLE_DIFFCODER,
     EFFICIENT_DLM, OPEN_DCODER,
-    # The same configs as their base's, so that only the user can tell them from it.
+    # Their configs are those of their base, so only the user can tell them apart.
     replace(DREAM, name="cdlm-dream", model_types=(), attention="block_causal"),
     replace(LLADA, name="cdlm-llada", model_types=(), attention="block_causal"),
     replace(DREAM, name="dparallel-dream", model_types=(), gate=CERTAIN),
@@ -180,14 +180,14 @@ FAMILIES = (
     replace(LLADA, name="cd4lm-llada", model_types=(), gate={**CONFIDENT, "threshold": 0.95}),
 )  # fmt: skip
 FAMILY_NAMES = tuple(family.name for family in FAMILIES)
-# The stock shapes, which a student of a student.pt is written as; nothing but its blockstep.json makes them diffusion.
+# The stock shapes that a student of a student.pt is written as; only its blockstep.json makes it a diffusion model.
 PLAIN_FAMILIES = (
     replace(BD3LM_QWEN3, name="qwen3", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="qwen2", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="llama", model_types=(), template_args={}, qkv_bias=False),
 )
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size")
-REFUSED = (  # a pattern of model types and classes, the family, and why it cannot be decoded here
+REFUSED = (  # pattern of model types and classes, family, why it cannot be decoded here
     (r"diffusion_?gemma", "DiffusionGemma", "each of its steps is conditioned on the last one's predictions"),
     (
         r"lfm2", "LFM2 (LFM2.5-Diffusion is one)",
@@ -197,9 +197,9 @@ REFUSED = (  # a pattern of model types and classes, the family, and why it cann
 
 
 def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
-    """The family of a config.json's values, or the named one, PLAIN too.
+    """Returns the family of a config.json, or the named one, PLAIN included.
 
-    Raises UserError if it is none, or one of those that are refused by name: experts, vision, REFUSED.
+    Raises UserError if there is none, or for models that are refused by name: experts, vision, REFUSED.
     """
     kind, classes = config.get("model_type"), _classes(config)
     _refuse_by_name(config, kind, classes, path)
@@ -221,14 +221,14 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
 
 
 def _classes(config: dict[str, Any]) -> list[str]:
-    """The class names in a config.json: those of `architectures`, and of `auto_map` without their module."""
+    """Returns the class names in a config.json: those of `architectures`, and of `auto_map` without their module."""
     listed, mapped = config.get("architectures"), config.get("auto_map")
     names = [*(listed if isinstance(listed, list) else []), *(mapped.values() if isinstance(mapped, dict) else [])]
     return [str(name).rpartition(".")[2] for name in names]
 
 
 def _refuse_by_name(config: dict[str, Any], kind: Any, classes: list[str], path: Path) -> None:
-    """Raises UserError for models that only look like one of the families, or never can be: it names what they are."""
+    """Raises UserError for models that only look like a family, or never can be one; it names what they are."""
     words = [str(kind), *classes]
     for pattern, family, why in REFUSED:
         if any(re.search(pattern, word, re.IGNORECASE) for word in words):

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, read and written; merged: W + scale * B A (Hu et al. 2021, arXiv 2106.09685)."""
+"""Reads, writes and merges LoRA adapters in PEFT's format: W + scale * B A (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .weights import DirectoryWeights, Renames, renamed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-# PEFT's layer is W + scale * B A, and W the base's own, if an adapter's config has these values alone: the ones of
-# ALLOWED, any of FREE's keys, and null, false or nothing for every other key, a later PEFT's too.
+# PEFT's layer is W + scale * B A, with W the base's own, only if an adapter's config has these values: the ones of
+# ALLOWED, any of FREE's keys, and null, false or nothing for every other key, including a later PEFT's.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "task_type": (None, "CAUSAL_LM", "FEATURE_EXTRACTION"), "bias": ("none",),
     "use_rslora": (False, True), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
@@ -32,17 +32,17 @@ FREE = (
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # checked below
     "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "runtime_config",
     "lora_dropout",  # in training
-    "eva_config", "corda_config", "loftq_config", "lora_ga_config",  # read with their own init_lora_weights alone
-    "megatron_core", "qalora_group_size",  # read with megatron_config and use_qalora alone
+    "eva_config", "corda_config", "loftq_config", "lora_ga_config",  # read only with their own init_lora_weights
+    "megatron_core", "qalora_group_size",  # read only with megatron_config and use_qalora
 )  # fmt: skip
 MERGE = "merge it into its base with PEFT (merge_and_unload, save_pretrained) and give --ckpt that directory"
-# The inits that subtract from the base's weights, and that PEFT can take out of an adapter.
+# The inits that subtract from the base's weights; PEFT can convert an adapter from them.
 CONVERTED = re.compile(r"pissa.*|olora|corda|lora_ga", re.IGNORECASE)
-Pairs = dict[str, dict[str, Tensor]]  # of each weight [out, in] its "A" [rank, in] and "B" [out, rank]
+Pairs = dict[str, dict[str, Tensor]]  # per weight [out, in] its "A" [rank, in] and "B" [out, rank]
 
 
 def merge(weights: DirectoryWeights, folder: Path, renames: Renames) -> DirectoryWeights:
-    """The weights with the adapter of `folder` merged when they are read; the changed ones come in fp32, not rounded.
+    """Returns the weights with the adapter of `folder` merged on reading; changed weights come in fp32, not rounded.
 
     Raises UserError for an adapter of another kind, and for a target that the model lacks.
     """
@@ -88,7 +88,7 @@ def _find_target(
 
 
 def _selects(config: Mapping[str, Any], module: str) -> bool:
-    """Tells whether PEFT loads this module's tensors, by lists of names."""
+    """Returns whether PEFT loads this module's tensors, by lists of names."""
 
     def matches(names: Any) -> bool:
         return any(module == name or module.endswith(f".{name}") for name in names)
@@ -110,20 +110,20 @@ def _read_merged(weights: DirectoryWeights, target: str, pair: Mapping[str, Stor
 
 
 def merged(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
-    """The weights with these pairs merged, in fp32; the others as they are."""
+    """Returns the weights with these pairs merged, in fp32; the others as they are."""
     return {**weights, **{name: _sum(weights[name], pair["A"], pair["B"], scale) for name, pair in pairs.items()}}
 
 
 def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """fp32 [out, in] of a weight [out, in], A [rank, in] and B [out, rank]."""
+    """Returns the merged weight, fp32 [out, in], of a weight [out, in], A [rank, in] and B [out, rank]."""
     return (b.float() @ a.float()).mul_(scale).add_(weight)
 
 
 def write(folder: Path, pairs: Pairs, alpha: float, names: Mapping[str, str], teacher: Path) -> None:
-    """Writes an adapter that PEFT reads too, in fp32; names: what `teacher`, its base, calls each weight."""
+    """Writes an adapter that PEFT reads too, in fp32; names: the name of each weight in `teacher`, its base."""
     tensors, targets = dict[str, Tensor](), []
     for name, pair in pairs.items():
-        # Whole paths, not their last parts: LLaDA calls both an MLP's layer and its head ff_out.
+        # Whole paths, not their last parts: in LLaDA both an MLP's layer and the head are named ff_out.
         targets.append(names[name].removesuffix(".weight"))
         for part, tensor in pair.items():
             tensors[f"base_model.model.{targets[-1]}.lora_{part}.weight"] = tensor.detach().float().contiguous()
@@ -161,16 +161,16 @@ def _read_config(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def _check_names(path: Path, name: str, value: Any) -> None:
-    """Raises UserError for what PEFT reads otherwise: without targets it takes modules from a table of its own.
+    """Raises UserError for what PEFT interprets otherwise: without targets it takes modules from a table of its own.
 
-    A pattern decides which tensors PEFT loads; a stranger's is not run, so what it selects is not known.
+    A pattern decides which tensors PEFT loads; patterns from strangers are not run, so the selection is unknown.
     """
     if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
         raise UserError(f"{path} has {name} {reprlib.repr(value)}; expected a list of module names: {MERGE}")
 
 
 def _check_value(path: Path, name: str, value: Any) -> None:
-    """Raises UserError for a value with which PEFT may compute anything but W + scale * B A."""
+    """Raises UserError for a value with which PEFT may compute anything other than W + scale * B A."""
     got = f"{path} has {name} {reprlib.repr(value)}"
     if name in ALLOWED:
         allowed = ALLOWED[name]

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) put into a model for training, by the peft library."""
+"""Puts low-rank adapters (Hu et al. 2021, arXiv 2106.09685) into a model for training, with the peft library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PART = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to a weight is alpha / rank * B A, with B [out, rank] and A [rank, in]."""
+    """The size of an adapter: it adds alpha / rank * B A to a weight, with B [out, rank] and A [rank, in]."""
 
     rank: int
     alpha: float
@@ -34,7 +34,7 @@ class LowRank:
 
 
 def parse_lora_options(rank: int | None, alpha: float | None) -> LowRank | None:
-    """What the command line wants, None for training all weights; alpha is by default the rank. Raises UserError."""
+    """Returns the requested adapter, None to train all weights; alpha defaults to the rank. Raises UserError."""
     if rank is None:
         if alpha is not None:
             raise UserError(f"--lora-alpha is {alpha:g}, but there is no --lora-rank; give both or neither")
@@ -59,7 +59,7 @@ def inject(model: Transformer, low_rank: LowRank, seed: int) -> None:
 
 
 def pairs(trained: Mapping[str, Tensor]) -> Pairs:
-    """The A and B of each weight, from the parameters of a model that `inject` adapted."""
+    """Returns A and B of each weight, from the parameters of a model that `inject` adapted."""
     found: Pairs = {}
     for name, tensor in trained.items():
         match = PART.fullmatch(name)
@@ -71,7 +71,7 @@ def pairs(trained: Mapping[str, Tensor]) -> Pairs:
 
 @contextmanager
 def left_out(model: Transformer) -> Iterator[None]:
-    """The model that `inject` adapted, for a while as it was before."""
+    """Disables the adapters of a model that `inject` adapted, for the duration of the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

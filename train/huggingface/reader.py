@@ -24,8 +24,8 @@ from .tokenizer_files import Text, read_json, read_text
 from .weights import read_weights
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-UNSET = -1  # a pad_token_id that is none
-CANVAS = 256  # answer positions of a full model, and the most that train.collect asks for, by default
+UNSET = -1  # a pad_token_id that means none
+CANVAS = 256  # default answer positions of a full model, and default maximum of train.collect
 TEXTS = (
     CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
     "chat_template.jinja", peft_merge.CONFIG, blockstep_json.FILE,
@@ -33,7 +33,7 @@ TEXTS = (
 
 
 def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
-    """The checkpoint in a Hugging Face directory; its weights stay in their dtype until they are built.
+    """Reads the checkpoint in a Hugging Face directory; its weights stay in their dtype until they are built.
 
     Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
     """
@@ -68,7 +68,7 @@ def _check_adapter(family: Family, folder: Path) -> None:
 
 
 def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
-    """A directory's config.json with its family: --family, else what train.distill noted, else by its model_type."""
+    """Reads a directory's config.json, with its family: --family, else as train.distill noted, else by model_type."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(
@@ -81,21 +81,21 @@ def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
 
 
 def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
-    """Arguments of a directory's chat template: its family's, over them what train.distill noted, then those given."""
+    """Returns the arguments of the chat template: the family's, overridden by train.distill's, then by those given."""
     stored = stored_student(folder, overrides)
     own = read_settings(folder, overrides).family.template_args
     return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
 
 
 def stored_student(folder: Path, overrides: Overrides) -> StudentFile | None:
-    """What train.distill noted of its student, the adapter before its base; --family overrules both."""
+    """Returns train.distill's notes on its student, an adapter's before its base's; --family overrules both."""
     places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
     noted = [found for place in places if (found := blockstep_json.read(place)) is not None]
     return noted[0] if noted else None
 
 
 def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
-    """A sha256 over names and sha256 of the files that are read: configs, tokenizer, template, all safetensors."""
+    """Returns a sha256 over names and sha256 of all files read: configs, tokenizer, template, all safetensors."""
     digest = hashlib.sha256()
     for place in (folder, *([adapter_folder] if adapter_folder else [])):
         files = [place / name for name in TEXTS] + sorted(place.glob("*.safetensors*"))
@@ -114,22 +114,22 @@ class NormalizedConfig:
     family: Family
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value; the default where it is absent or null."""
+        """Returns the value; the default if it is absent or null."""
         for key in self.family.keys.get(name, (name,)):
             if self.values.get(key) is not None:
                 return self.values[key]
         return default
 
     def integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
-        """A whole number from 1 to `most`. Raises UserError for anything else."""
+        """Returns a whole number from 1 to `most`. Raises UserError for anything else."""
         return int(self._check(self._name(name), self.get(name, default), whole(1, most)))
 
     def flag(self, name: str) -> bool:
-        """True or false, the latter where it is absent. Raises UserError for anything else."""
+        """Returns True or false, false if it is absent. Raises UserError for anything else."""
         return bool(self._check(self._name(name), self.get(name, False), FLAG))
 
     def number(self, name: str, value: Any) -> float:
-        """`value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
+        """Returns `value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
         return float(self._check(name, value, ABOVE_0))
 
     def _check(self, name: str, value: Any, expected: Expected) -> Any:
@@ -142,7 +142,7 @@ class NormalizedConfig:
 
 
 def model_config(settings: NormalizedConfig) -> ModelConfig:
-    """The model's shape. Raises UserError for a config that this model cannot be."""
+    """Returns the model's shape. Raises UserError for a config that this model cannot represent."""
     _refuse_others(settings)
     family, get = settings.family, settings.get
     heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
@@ -175,7 +175,7 @@ def model_config(settings: NormalizedConfig) -> ModelConfig:
 
 
 def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
-    """What config.json says of rotary angles in an object: their scaling, and in transformers 5 their base too.
+    """Returns config.json's object about rotary angles: their scaling, and in transformers 5 their base too.
 
     Raises UserError for anything else, and for two objects that differ.
     """
@@ -190,7 +190,7 @@ def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
 
 
 def _refuse_others(settings: NormalizedConfig) -> None:
-    """Raises UserError where config.json says what this model has no way to be."""
+    """Raises UserError if config.json has a setting that this model cannot represent."""
     for key, allowed in settings.family.fixed.items():
         if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
             raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
@@ -203,7 +203,7 @@ def _refuse_others(settings: NormalizedConfig) -> None:
 
 
 def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
-    """How a family's model is decoded, with the sizes and the mask given. Raises UserError where it cannot be known."""
+    """Returns how a family's model is decoded, with given sizes and mask. Raises UserError if that cannot be known."""
     family, most = settings.family, longest(shape.rope_scaling)
     if family.unlike is not None and family.unlike[0] in text.ids:
         token, why = family.unlike
@@ -212,7 +212,7 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
     block = _above_0("--block", overrides.block) or block_of(settings)
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
     gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, shape.vocab)
-    if gate.get("sub_block", block) > block:  # sub-blocks of more than a block are the block
+    if gate.get("sub_block", block) > block:  # a sub-block larger than the block is the block
         del gate["sub_block"]
     ends = overrides.eos_ids or end_ids(settings, text)
     pad = settings.get("pad_token_id", UNSET)
@@ -223,7 +223,7 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
 
 
 def block_of(settings: NormalizedConfig) -> int:
-    """The config's block size, else its family's. Raises UserError for a family that comes in several."""
+    """Returns the config's block size, else its family's. Raises UserError for a family that comes in several."""
     family = settings.family
     if family.block_key is not None and settings.get(family.block_key) is not None:
         return settings.integer(family.block_key)
@@ -238,14 +238,14 @@ def block_of(settings: NormalizedConfig) -> int:
 
 
 def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
-    """A decoding with what the command line says instead."""
+    """Returns a decoding with the command line's changes."""
     names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
     given = {name: value for name in names if (value := getattr(overrides, name)) is not None}
     return replace(stored, **given, gate={**stored.gate, **(overrides.gate or {})})
 
 
 def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
-    """Raises UserError for values that do not fit together or the model."""
+    """Raises UserError for values that do not fit each other or the model."""
     block, canvas, context, mask = decoding.block, decoding.canvas, decoding.context, decoding.mask_id
     if block < 1 or canvas < 1 or canvas % block or canvas >= context:
         raise UserError(
@@ -266,7 +266,7 @@ def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
 
 
 def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
-    """The mask token's id: as given, else the config's, the tokenizer's, the family's. Raises UserError otherwise."""
+    """Returns the mask token's id: as given, else by config, tokenizer or family. Raises UserError otherwise."""
     family = settings.family
     token = text.special.get("mask_token", family.mask)
     found = given if given is not None else settings.get("mask_token_id", text.ids.get(token))
@@ -293,7 +293,7 @@ def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: in
 
 
 def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
-    """The ids that end an answer: the family's tokens and the tokenizer's, else the configs'. UserError for none."""
+    """Returns the ids that end an answer: the family's and the tokenizer's, else the configs'. UserError for none."""
     tokens = (*settings.family.ends, text.special.get("eos_token", ""))
     named = [text.ids[token] for token in tokens if token in text.ids]
     if not named:

@@ -31,7 +31,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 DECODER, EXTRA, OLD_EXTRA = "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"
 OWN_NAMES = "model_specific_special_tokens"
 FIELDS = ("content", "lstrip", "rstrip", "normalized", "single_word", "special")
-# Classes that are what tokenizer.json says, and one whose own parts are known; others may build any part in code.
+# Classes that use tokenizer.json as it is, and one whose own parts are known; others may build any part in code.
 PLAIN = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")  # plain too if tokenizer.json is byte-level
 QWEN = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -77,7 +77,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     ids, before = engine.get_vocab(with_added_tokens=True), repr(engine.get_added_tokens_decoder())
     with library(f"{folder} has tokens that cannot be added", "download it again"):
         engine.add_tokens(_list_tokens(engine, listed if DECODER in settings else {**added, **own}, named, extras))
-        if settings.get("tokenizer_class") in QWEN:  # its constructor adds them once more, without their flags
+        if settings.get("tokenizer_class") in QWEN:  # its constructor adds them again, without their flags
             engine.add_tokens([AddedToken(str(token), special=True) for token in (*named.values(), *extras)])
     for name, tokens in ((CONFIG, listed), (ADDED, added), (TOKENIZER, own)):
         _check_ids(folder / name, engine, tokens)
@@ -94,7 +94,7 @@ def _merge_names(
 
     mapped: special_tokens_map.json, if it counts. Which key replaces which is as in transformers.
     """
-    # An object under an own name is a token there only if it says so; special_tokens_map.json's are tokens in any case.
+    # In `settings` an object under an own name is a token only if it says so; in special_tokens_map.json always.
     settings = {k: v for k, v in settings.items() if not (_is_own_name(k) and isinstance(v, dict) and not _is_typed(v))}
     values = {**(QWEN_DEFAULTS if settings.get("tokenizer_class") in QWEN else {}), **settings}
     if not values.get(EXTRA) and OLD_EXTRA in values:
@@ -137,7 +137,7 @@ def _is_own_name(name: str) -> bool:
 
 
 def _pop_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Takes extra tokens out that have names."""
+    """Removes the extra tokens that have names."""
     return values.pop(EXTRA) if isinstance(values.get(EXTRA), dict) else {}
 
 
@@ -153,7 +153,7 @@ def _list_tokens(
     for token in (*wanted, *extras):
         if str(token) not in known and token not in tokens:
             tokens.append(token)
-    # What was special once remains so in the library, until it is written to JSON.
+    # A token that was special once remains so in the library, until it is written to JSON.
     special = {str(token) for token in (*named.values(), *(each for each in before if each.special))}
     made = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
     for token in made:
@@ -165,7 +165,7 @@ def _check_ids(path: Path, engine: Engine, tokens: Mapping[int, AddedToken]) -> 
     """Raises UserError if a file gives a token another id than the tokenizer with all tokens has."""
     for number, token in tokens.items():
         if (got := engine.token_to_id(token.content)) != number:
-            other = engine.id_to_token(number) if 0 <= number < 1 << 32 else None  # it has no room for others
+            other = engine.id_to_token(number) if 0 <= number < 1 << 32 else None  # it cannot store other ids
             there = f"{number} is {other!r}" if other is not None else f"no token has the id before {number}"
             raise UserError(
                 f"{path} has {token.content!r} as id {number}, by all of the directory's files it is {got} ({there}); "
@@ -204,7 +204,7 @@ def _check_class(path: Path, settings: Mapping[str, Any], stored: Mapping[str, A
 
 
 def _is_qwen(stored: Mapping[str, Any], prefix: bool) -> bool:
-    """Tells whether a tokenizer.json has the parts that Qwen2Tokenizer makes. prefix: its add_prefix_space."""
+    """Returns whether a tokenizer.json has the parts that Qwen2Tokenizer makes. prefix: its add_prefix_space."""
     match stored:
         case {
             "normalizer": {"type": "NFC"},

@@ -1,4 +1,4 @@
-"""Tokenizer, special tokens and chat template of a Hugging Face directory."""
+"""Reads tokenizer, special tokens and chat template of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from runtime.text.chat_template import RESERVED, reads, with_defaults
 from . import token_merging as tokens
 
 TEMPLATES = "additional_chat_templates"
-CONSTANTS = {"true", "false", "none", "True", "False", "None"}  # Jinja's, which no name replaces
+CONSTANTS = {"true", "false", "none", "True", "False", "None"}  # Jinja's constants, which no name replaces
 SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """tokenizer: JSON text; special: the strings of named special tokens; ids: of the tokens that a file gives one."""
+    """A directory's text files.
+
+    tokenizer: JSON text; special: strings of named special tokens; ids: those that files give.
+    """
 
     tokenizer: str
     special: dict[str, str]
@@ -29,7 +32,7 @@ class Text:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where there is none."""
+    """Reads a JSON object. Raises UserError if there is none."""
     try:
         values = strict_json.read(path)
     except FileNotFoundError:
@@ -42,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(folder: Path, vocab: int) -> Text:
-    """Reads what a directory has of text. vocab: ids that its model has.
+    """Reads a directory's text files. vocab: the number of ids that its model has.
 
     Raises UserError for a tokenizer that only code can read, a damaged one, or one whose files disagree.
     """
@@ -58,7 +61,7 @@ def read_text(folder: Path, vocab: int) -> Text:
     merged = tokens.merge_tokens(folder, files)
     template = _template(folder, files.get(tokens.CONFIG, {}), merged.special)
     for number, token in merged.added.items():
-        # A special one can only come from the template: what a user writes is not read as such.
+        # A special token can only come from the template: in a user's text it is not recognized.
         if number >= vocab and (not token.special or token.content in (template or "")):
             raise UserError(f"{folder} has the token {token.content!r} with id {number}; its model has {vocab} ids")
     return Text(merged.source, merged.special, merged.ids, template)
@@ -80,13 +83,13 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
     if wrong := [name for name in RESERVED if name in special]:
         raise UserError(f"{folder} names a special token {wrong[0]}, which is a template's own word; rename it")
-    # What transformers hands to a template travels inside it: a bundle carries no other text.
+    # What transformers passes to a template is stored inside it: a bundle has no other place for it.
     names = [name for name in special if name.isidentifier() and name not in CONSTANTS and reads(found, name)]
     return with_defaults(found, {name: special[name] for name in names})
 
 
 def _find_template(folder: Path, settings: dict[str, Any]) -> Any:
-    """Returns the default template: the one in a file of its own, else that in tokenizer_config.json."""
+    """Returns the default template: the one in its own file, else that in tokenizer_config.json."""
     file, found = folder / "chat_template.jinja", settings.get("chat_template")
     others = {each.name for each in (folder / TEMPLATES).glob("*.jinja")}
     if others and ("default.jinja" in others or not file.is_file()):

@@ -1,7 +1,7 @@
-"""Tensors of a Hugging Face directory by the model's own names, exactly: none missing, extra or misshapen.
+"""Reads the tensors of a Hugging Face directory under the model's own names: none missing, extra or misshapen.
 
-Names, shapes and types are checked by the files' headers; a tensor itself is read each time it is asked for and kept by
-nobody here, so that a model of any size can be walked through in the memory of its largest tensor.
+Names, shapes and types are checked by the files' headers. A tensor itself is read on each access and not kept here, so
+that a model of any size can be walked through in the memory of its largest tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .tokenizer_files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
-DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # made from the config again
+DERIVED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")  # recomputed from the config
 Renames = Sequence[tuple[str, str]]
 
 
@@ -45,7 +45,7 @@ class DirectoryWeights(Mapping[str, Tensor]):
         return self.readers[name]()
 
     def __contains__(self, name: object) -> bool:
-        return name in self.readers  # a Mapping's own way is to get it
+        return name in self.readers  # Mapping's own implementation would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.readers)
@@ -55,13 +55,13 @@ class DirectoryWeights(Mapping[str, Tensor]):
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
-    """Every tensor that a model of this shape has."""
+    """Returns the shape of every tensor that a model of this shape has."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
 def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Scheme | None = None) -> DirectoryWeights:
-    """The directory's tensors, none of them read yet.
+    """Returns the directory's tensors, none of them read yet.
 
     renames: (pattern, replacement) of whole names, the first match wins; scheme: how some of them are quantized. Raises
     UserError naming the tensor or file.
@@ -143,7 +143,7 @@ def _check_packed(
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
-    """What the directory's files call each of the model's tensors."""
+    """Returns the name of each of the model's tensors in the directory's files."""
     found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
     packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}
     plain = (name for name in found if name.rpartition(".")[0] not in packed or name.endswith((".weight", ".bias")))
@@ -152,7 +152,7 @@ def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
 
 
 def renamed(name: str, renames: Renames) -> str:
-    """The model's name of a stored tensor; the stored one where no rule knows it."""
+    """Returns the model's name of a stored tensor; the stored name if no rule matches."""
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
@@ -160,7 +160,7 @@ def renamed(name: str, renames: Renames) -> str:
 
 
 def _all_stored(folder: Path) -> Iterator[StoredTensor]:
-    """All files' tensors, and with an index exactly those it names for each file."""
+    """Yields all files' tensors; with an index, exactly those that it names for each file."""
     for file, named in _files(folder):
         there = read_header(file)
         for stored in there:

@@ -1,7 +1,7 @@
-"""All blocks of an answer trained in one forward: a clean copy of the sequence beside a noisy copy of the canvas.
+"""Trains all blocks of an answer in one forward pass: a clean copy of the sequence next to a noisy copy of the canvas.
 
-Each noisy block sees the clean tokens before it and itself, which is what it meets when it is decoded. Source: the
-vectorised training of BD3LM (Arriola et al. 2025, arXiv 2503.09573).
+Each noisy block sees the clean tokens before it and itself, as in decoding. Source: the
+vectorized training of BD3LM (Arriola et al. 2025, arXiv 2503.09573).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from train.transformer.network import Transformer
 from . import noise as masking
 from .noise import AnswerBlocks
 
-FILLER = 0.05  # weight of the easily guessed tokens behind an answer's end
+FILLER = 0.05  # weight of the easily guessed tokens after an answer's end
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Inputs of one forward of width = clean width + noisy width, and where its predictions are.
+    """Inputs of one forward pass of width = clean width + noisy width, and where its predictions are.
 
-    ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: what
-    is to be predicted, of the positions that `AnswerBlocks.blocks` has; rows int64 [batch, noisy]: which of the width's
-    rows predict each noisy position.
+    ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: which
+    of the positions in `AnswerBlocks.blocks` are to be predicted; rows int64 [batch, noisy]: which of the width's rows
+    predict each noisy position.
     """
 
     ids: Tensor
@@ -49,7 +49,7 @@ def denoising_loss(
     early: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks of each answer at once.
+    """Returns the masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks at once.
 
     early: see `noise`.
     """
@@ -65,10 +65,11 @@ def denoising_loss(
 
 
 def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: torch.Generator) -> Tensor:
-    """What is masked of each canvas, bool [batch, noisy]: every block at a ratio 1 - u ** early of its own, u uniform.
+    """Samples what is masked of each canvas, bool [batch, noisy]: per block a ratio 1 - u ** early, u uniform.
 
-    early 1 draws all ratios alike, as one token a step meets them; above 1 whole blocks more often, as few steps do.
-    In every second row the ratio is of single positions, in the others of the block's end, as in `masking.block_mask`.
+    early 1 samples all ratios alike, as decoding one token per step meets them; above 1 whole blocks are more frequent,
+    as in decoding in few steps. In about half of the rows the ratio is of single positions, in the others of the
+    block's end, as in `masking.block_mask`.
     """
     positions = canvas.blocks(contract)
     rows, blocks = len(positions), masking.blocks_at(canvas, contract, positions)
@@ -81,17 +82,18 @@ def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: tor
 
 
 def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
-    """The hidden state that predicts each noisy position, [batch, noisy, hidden]."""
+    """Returns the hidden state that predicts each noisy position, [batch, noisy, hidden]."""
     hidden = run(both.ids, mask=both.mask, positions=both.positions)
     return hidden.gather(1, send(both.rows, hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
-    """A clean copy of each row, causal in causal models, and a noisy one, both block-causal else. In the noisy one the
-    prompt's last tokens are given too, if they share the first block.
+    """Makes a clean copy of each row, causal in causal models, else block-causal, and a noisy one, always block-causal.
 
-    masked bool [batch, noisy]: what is masked of the positions that `canvas.blocks` has, which of some rows of a batch
-    may be as many as of all.
+    The prompt's last tokens are in the noisy copy too if they share the first block.
+
+    masked bool [batch, noisy]: what is masked of the positions in `canvas.blocks`; `noisy` may come from the whole
+    batch of which these are some rows.
     """
     clean, positions = canvas.ids.shape[1], canvas.blocks(contract, masked.shape[1])
     noisy = positions.shape[1]
@@ -109,7 +111,7 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
 
 
 def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
-    """Which keys the clean copy's queries see: bool [batch, clean, clean + noisy]."""
+    """Returns which keys the clean copy's queries see: bool [batch, clean, clean + noisy]."""
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)
     for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
@@ -118,7 +120,7 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
 
 
 def _noisy_rows(before: Tensor, clean: int) -> Tensor:
-    """Which keys the noisy copy's queries see: bool [batch, noisy, clean + noisy]."""
-    same = before[:, :, None] == before[:, None]  # of one block; [batch, noisy, noisy]
+    """Returns which keys the noisy copy's queries see: bool [batch, noisy, clean + noisy]."""
+    same = before[:, :, None] == before[:, None]  # in the same block; [batch, noisy, noisy]
     committed = torch.arange(clean) < before[:, :, None]  # [batch, noisy, clean]
     return torch.cat((committed, same), dim=2)

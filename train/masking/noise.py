@@ -1,4 +1,4 @@
-"""The noise of masked diffusion: an answer laid on its canvas, and which of its positions are masked."""
+"""The noise of masked diffusion: places an answer on its canvas, and samples which of its positions are masked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.decoding.block_layout import block_bounds, committed_prompt, whole_
 from train import distributed
 from train.data.batches import Example, pad
 
-EARLY = 2  # leans drawn ratios towards wholly masked blocks, where a few-step student decides most
+EARLY = 2  # favors ratios near wholly masked blocks, in which a few-step student predicts most
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +31,30 @@ class AnswerBlocks:
     length: Tensor
 
     def offsets(self) -> Tensor:
-        """Each position's place on its canvas, negative in the prompt. int64 [batch, width]."""
+        """Returns each position's offset on its canvas, negative in the prompt. int64 [batch, width]."""
         return torch.arange(self.ids.shape[1]) - self.start[:, None]
 
     def everywhere(self) -> Tensor:
-        """All positions. int64 [batch, width]."""
+        """Returns all positions. int64 [batch, width]."""
         return torch.arange(self.ids.shape[1]).expand(self.ids.shape)
 
     def inside(self) -> Tensor:
-        """True on the canvas. bool [batch, width]."""
+        """Returns True on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
     def mine(self) -> AnswerBlocks:
-        """This process's rows, of the same width; see `parallel.mine`."""
+        """Returns this process's rows, of the same width; see `distributed.mine`."""
         return AnswerBlocks(*(distributed.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
 
     def rows(self, chosen: Tensor) -> AnswerBlocks:
-        """The chosen rows alone, of the same width. chosen bool [batch]."""
+        """Returns only the chosen rows, of the same width. chosen bool [batch]."""
         return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
     def blocks(self, contract: Contract, width: int = 0) -> Tensor:
-        """The positions of each answer's blocks, int64 [batch, noisy], `width` of them at least.
+        """Returns the positions of each answer's blocks, int64 [batch, noisy], at least `width` of them.
 
-        From where the first begins, which is before the answer if the prompt's last tokens share it (`absolute`), as
-        many as the longest has in whole blocks.
+        They begin with the first block, which is before the answer if the prompt's last tokens share it (`absolute`).
+        There are as many as the longest answer has in whole blocks.
         """
         starts = self.start.tolist()
         first = [committed_prompt(contract, start) for start in starts]
@@ -65,9 +65,9 @@ class AnswerBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What masks are sampled for, blocks or whole canvases: each position's unit, place in it and unit's size.
+    """The units that masks are sampled for, blocks or whole canvases: each position's unit, place in it, unit's size.
 
-    int64 [batch, n], or what broadcasts to it, each.
+    Each is int64 [batch, n], or broadcasts to it.
     """
 
     number: Tensor
@@ -76,14 +76,14 @@ class Units:
 
 
 def begins_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Tensor:
-    """Where the block of each position begins, as decoding has it. positions, and what is returned, int64 [batch, n]"""
+    """Returns where each position's block begins, as in decoding. positions and result int64 [batch, n]."""
     return _bounds(canvas, contract, positions)[0].gather(1, positions)
 
 
 def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Units:
-    """The blocks of positions int64 [batch, n], as decoding has them, without the prompt's part of the first.
+    """Returns the blocks of positions int64 [batch, n], as in decoding, without the prompt's part of the first one.
 
-    What lies in the prompt counts as the first one's first place.
+    A position in the prompt counts as the first place of the first block.
     """
     begins, ends = _bounds(canvas, contract, positions)
     inside = torch.maximum(torch.arange(begins.shape[1]), canvas.start[:, None])
@@ -93,7 +93,7 @@ def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Un
 
 
 def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the block of every position up to the last of these begins and ends; int64 [batch, reach] each."""
+    """Returns begin and end of the block of every position up to the last of these; int64 [batch, reach] each."""
     reach = max(int(positions.max()), int(canvas.start.max())) + 1
     bounds = [block_bounds(contract, start, reach - start) for start in canvas.start.tolist()]
     begins, ends = (torch.from_numpy(np.stack(part)) for part in zip(*bounds, strict=True))
@@ -101,7 +101,7 @@ def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tupl
 
 
 def whole_canvases(canvas: AnswerBlocks) -> Units:
-    """Each canvas as one unit."""
+    """Returns each canvas as one unit."""
     size, offsets = (canvas.length - canvas.start)[:, None], canvas.offsets()
     return Units(torch.div(offsets, size, rounding_mode="floor").clamp_min(0), offsets % size, size)
 
@@ -113,9 +113,9 @@ def sample_block(canvas: AnswerBlocks, blocks: Units, generator: torch.Generator
 
 
 def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, generator: torch.Generator) -> AnswerBlocks:
-    """Fills answers with pads to the blocks they need and, in every second batch, to `canvas` tokens at least.
+    """Fills answers with pads to whole blocks and, in about half of the batches, to at least `canvas` tokens.
 
-    All of a batch alike, so that the batches without a whole canvas are short.
+    All answers of a batch are filled alike, so that batches without a whole canvas are short.
     """
     least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
     filled = []
@@ -128,18 +128,18 @@ def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, genera
 
 
 def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
-    """A ratio drawn for each row, then each of its positions masked with that probability (LLaDA, arXiv 2502.09992)."""
+    """Samples a ratio per row, then masks each position with that probability (LLaDA, arXiv 2502.09992)."""
     rows, width = canvas.ids.shape
     ratio = torch.rand((rows, 1), generator=generator)
     return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
 
 
 def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What block-wise decoding meets: blocks before a drawn one clean, it masked at a drawn ratio, later ones whole.
+    """Samples what block-wise decoding meets: blocks before a sampled one clean, part of it masked, later ones masked.
 
-    Returns what is masked and what of it lies in the drawn block, bool [batch, width] each: a step decides on that
-    block alone. In every second row the ratio is of single positions, in the others of the block's end: from left to
-    right is the order in which most answers settle.
+    Returns what is masked, and what of it is in the sampled block, bool [batch, width] each: a step predicts that block
+    alone. In about half of the rows the sampled ratio is of single positions, in the others of the block's end: most
+    answers are unmasked from left to right.
     """
     rows, width = canvas.ids.shape
     blocks = blocks_at(canvas, contract, canvas.everywhere())
@@ -152,9 +152,9 @@ def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Genera
 
 
 def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A share of the units of each canvas, and of those the end that is masked: what decoding from left to right meets.
+    """Samples a share of the units of each canvas and masks their ends, as decoding from left to right meets them.
 
-    Returns the drawn units and their masked ends, bool [batch, width] each. An end is 1 - u ** EARLY of its unit, u
+    Returns the sampled units and their masked ends, bool [batch, width] each. An end is 1 - u ** EARLY of its unit, u
     uniform.
     """
     here = units.number
@@ -165,25 +165,26 @@ def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Gene
 
 
 def spread(rows: int, share: float) -> Tensor:
-    """That share of the rows, as evenly among them as can be. bool [rows]."""
+    """Selects that share of the rows, spread as evenly as possible. bool [rows]."""
     count = torch.floor(torch.arange(rows + 1) * share)
     return count[1:] > count[:-1]
 
 
 def tail(units: Units, ratio: Tensor) -> Tensor:
-    """True on the last `ratio` of each unit, rounded up to whole positions. bool, shaped as they are."""
+    """Returns True on the last `ratio` of each unit, rounded up to whole positions. bool, shaped as the units."""
     return units.place >= ((1 - ratio) * units.size).floor()
 
 
 def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
-    """Loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler, easily guessed."""
+    """Returns loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked, easy filler."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
     return masked.float() * torch.where(filler, padding, 1.0)
 
 
 def predicting(masked: Tensor, shift: bool) -> Tensor:
-    """The rows that predict the masked positions: themselves, or with `shift` the row before each. bool [batch, width]
+    """Returns the rows that predict the masked positions: themselves, or with `shift` the row before each.
 
-    Selecting with it keeps the order of selecting with `masked`. Position 0 is never masked: it belongs to the prompt.
+    bool [batch, width]. Selecting with it keeps the order of selecting with `masked`. Position 0 is never masked: it
+    belongs to the prompt.
     """
     return torch.cat((masked[:, 1:], torch.zeros_like(masked[:, :1])), dim=1) if shift else masked

@@ -1,4 +1,4 @@
-"""Training states for distillation: a drawn moment of a trajectory and a later one, as the student sees them."""
+"""Samples training states for distillation: a moment of a trajectory and a later one, as the student sees them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A batch of states y and y* of the same trajectories, each cut behind the drawn block (or the one after it).
+    """A batch of states y and y* of the same trajectories, each cut after the sampled block (or the one after it).
 
     earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible, visible_later int64 [batch,
-    width]: of y and of y*, which differ in causal models alone, where y* has a block more that is committed; unmasked
-    bool [batch, width]: finalised between y and y*; masked bool [batch, width]: still masked in y*;
-    hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
+    width]: the attention prefix lengths of y and y*, which differ in causal models only: there y* has one more
+    committed block; unmasked bool [batch, width]: unmasked between y and y*; masked bool [batch, width]: still masked
+    in y*; hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
     """
 
     earlier: Tensor
@@ -39,12 +39,12 @@ class States:
 def draw_states(
     trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator
 ) -> States:
-    """One state pair of each trajectory: a block uniformly, y early in it more often than late.
+    """Samples one pair of states per trajectory: a block uniformly, y early in it more often than late.
 
-    Of several processes each has those of its own rows, see `parallel.mine`.
+    With several processes each has its own rows, see `distributed.mine`.
 
-    target `completed`: y* is the block finished, and one more block, still masked, is where consistency is asked.
-    target `partial`: y* is a drawn moment between y and the block's end.
+    target `completed`: y* is the finished block, and one more block, still masked, at which consistency is computed.
+    target `partial`: y* is a sampled moment between y and the block's end.
     """
     chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
     own = zip(distributed.mine(trajectories), distributed.mine(chances), strict=True)
@@ -68,7 +68,7 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     t = _in_blocks(t, contract)
     prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
     ends = block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
-    limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # of the blocks
+    limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # block limits
     current = int(chance[0] * (len(limits) - 1))
     start, end = limits[current : current + 2]
     reach = int(ends[end]) if target == "completed" and end < len(ends) else end
@@ -86,7 +86,7 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
     new = open_now & ~open_later & finalized[:reach]
     tokens, masks = t.tokens[:reach], contract.mask_id
     clean = torch.zeros(len(prompt), dtype=torch.bool)
-    whole = end if target == "completed" else start  # what is committed in y*
+    whole = end if target == "completed" else start  # length committed in y*
     seen = [_prefixes(contract, len(prompt), reach, committed) for committed in (start, whole)]
     return (
         torch.cat((prompt, tokens.masked_fill(open_now, masks))),
@@ -99,13 +99,16 @@ def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) ->
 
 
 def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Tensor:
-    """How far each position sees, of a prompt and `reach` positions of an answer of which so many are committed."""
+    """Returns the attention prefix length of each position of a prompt and `reach` answer positions.
+
+    committed: how many of the answer's positions are committed.
+    """
     settled, ends = committed_ends(contract, prompt, reach), block_ends(contract, prompt, reach)
     return torch.from_numpy(np.concatenate((settled[: prompt + committed], ends[prompt + committed :])))
 
 
 def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
-    """The same trajectory with as many positions as its answer's whole blocks have."""
+    """Returns the same trajectory with as many positions as its answer's whole blocks have."""
     prompt, stored = len(t.prompt), len(t.tokens)
     more = whole_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
     tokens, order = (

@@ -3,8 +3,8 @@
 L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
 the student's masked positions, of which the teacher's are a subset. Ratios, floors and schedule are those of the
 authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss, and
-taken of the canvas, the filler behind a short answer's end included, where theirs are of the answer alone. Ours is that
-the student has some blocks, or as a `full` one some answers, masked from a drawn place to their end: decoding meets
+taken of the canvas, the filler after a short answer's end included, while theirs are of the answer alone. Ours is that
+the student has some blocks, or as a `full` one some answers, masked from a sampled place to their end: decoding meets
 little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
 """
 
@@ -30,9 +30,9 @@ from train.trainer.training_loop import TOKENS, Loss
 from .setup import Lesson
 
 STUDENT = (0.4, 0.9)  # of an answer's positions, masked for the student
-TEACHER = (0.3, 0.7)  # of that share, for the teacher
+TEACHER = (0.3, 0.7)  # of the student's share, for the teacher
 LEAST, MOST = 0.1, 0.6  # bounds of the teacher's share
-HELD = 0.1  # of the updates, before the share of the KL begins to move
+HELD = 0.1  # share of the updates before the share of the KL begins to change
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.95}
 
 
@@ -44,13 +44,13 @@ class Shares:
     last: float
 
     def at(self, step: int, steps: int) -> float:
-        """The first share for a tenth of the updates, then a cosine to the last."""
+        """Returns the first share for a tenth of the updates, then follows a cosine to the last."""
         gone = min(1.0, max(0.0, (step / max(1, steps) - HELD) / (1 - HELD)))
         return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * gone))
 
 
 def shares_of(text: str) -> Shares:
-    """The two numbers of --shares. Raises UserError for anything else."""
+    """Parses the two numbers of --shares. Raises UserError for anything else."""
     found = parse_numbers(text, "--shares")
     if len(found) != 2 or max(found) > 1:
         raise UserError(f"--shares is {text}; expected two numbers from 0 to 1, as in 0.9,0.5")
@@ -58,9 +58,9 @@ def shares_of(text: str) -> Shares:
 
 
 def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
-    """How many of `size` positions are masked for the student and for the teacher.
+    """Returns how many of `size` positions are masked for the student and for the teacher.
 
-    chance: two numbers, uniform on [0, 1). Few positions have counts of their own, so that something is left to see.
+    chance: two numbers, uniform on [0, 1). Small sizes have counts of their own, so that some positions stay unmasked.
     """
     if size <= 10:
         return min(size, 2), 1
@@ -74,7 +74,7 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
 
 
 def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
-    """What masks are sampled for: the blocks of a model with a KV cache, the whole canvases of one without."""
+    """Returns what masks are sampled for: blocks of a model with a KV cache, whole canvases of one without."""
     if contract.has_cache:
         return noise.blocks_at(canvas, contract, canvas.everywhere())
     return noise.whole_canvases(canvas)
@@ -83,22 +83,22 @@ def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
 def nested_masks(
     canvas: AnswerBlocks, units: Units, ordered: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What the student has masked of each canvas, and of that what the teacher has. bool [batch, width] each.
+    """Samples what is masked of each canvas for the student, and of that for the teacher. bool [batch, width] each.
 
-    ordered: the share of units that the student has masked at their end alone, see `masking.ends`.
+    ordered: the share of units that the student has masked at their end alone, see `noise.ends`.
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
     counts = torch.tensor([masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
     drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
-    place = drawn.argsort(dim=1).argsort(dim=1)  # of each position in a random order, canvases first; [batch, width]
+    place = drawn.argsort(dim=1).argsort(dim=1)  # rank of each position in random order, canvases first; [batch, width]
     chosen, behind = noise.ends(canvas, units, ordered, generator)
     student = torch.where(chosen, behind, place < counts[:, :1])
     return student, student & (place < counts[:, 1:])
 
 
 def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
-    """Both terms on `stream.batch` fresh examples a step. What lies behind an answer's end weighs FILLER.
+    """Returns the loss of both terms on `stream.batch` fresh examples per step; tokens after an end weigh FILLER.
 
     ordered: see `nested_masks`.
     """

@@ -1,9 +1,9 @@
 """CDLM (arXiv 2511.19269): a student with a KV cache learns from the states of a teacher's trajectories.
 
-With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) where tokens were finalised between the
-two, KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper
-leaves y and y* open: here y is early in a block more often than late, and y* is drawn, or the block completed. The
-ground truth's noise is ours too (`blocks.noise`, filler behind an answer's end weighing less), and so is a weight
+With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) at tokens unmasked between the two,
+KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper leaves y
+and y* unspecified: here y is early in a block more often than late, and y* is sampled, or the block completed. The
+ground truth's noise is ours too (`all_blocks.noise`, filler after an answer's end weighing less), and so is a weight
 of 1 for it, the authors' being 0.01 and 0.1: LOG.md has what a small student gives under 0.01.
 """
 
@@ -39,7 +39,7 @@ class LossWeights:
 
 
 def weights_of(text: str) -> LossWeights:
-    """The three numbers of --weights. Raises UserError for anything else."""
+    """Parses the three numbers of --weights. Raises UserError for anything else."""
     shares = parse_numbers(text, "--weights")
     if len(shares) != len(fields(LossWeights)):
         raise UserError(f"--weights is {text}; expected three numbers, as in 1,0.5,1")
@@ -47,9 +47,9 @@ def weights_of(text: str) -> LossWeights:
 
 
 def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
-    """The three terms on `stream.batch` trajectories and as many fresh examples a step.
+    """Returns the loss of the three terms on `stream.batch` trajectories and as many fresh examples per step.
 
-    target: which later state is y*, see `states.draw`.
+    target: which later state is y*, see `trajectory_states.draw_states`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher().model
     rows_of = partial(noise.predicting, shift=contract.shift)
@@ -62,9 +62,9 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
         drawn = trajectory_states.draw_states(found, contract, target, generator)
         with torch.no_grad():
             ahead = said(model, select(lesson.run(drawn.later, drawn.visible_later), rows_of(drawn.masked)))
-            # The teacher's head, which no adapter changes: where it is the student's, a forward has gathered it by now.
+            # The teacher's head, which no adapter changes: if it is the student's, a forward pass has gathered it.
             taught = said(teacher, send(drawn.hidden, ahead.device).float())
-        torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would go on with
+        torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would reuse
         hidden = lesson.run(drawn.earlier, drawn.visible)
         distilled = losses.distillation(taught, said(model, select(hidden, rows_of(drawn.unmasked))))
         steady = losses.consistency(ahead, said(model, select(hidden, rows_of(drawn.masked))))

@@ -1,8 +1,8 @@
 """dParallel (arXiv 2509.26488): certainty-forcing distillation on the teacher's own answers.
 
-L = CE + CE' + w (H + H'): a block is half masked, the blocks behind it wholly; the primed terms are of the other half;
-H is the mean entropy of softmax(logits / 0.5) where the best token is already right. After the authors' code
-(czg1225/dParallel). Ours is that the blocks of some answers are masked from a drawn place to their end, with no other
+L = CE + CE' + w (H + H'): a block is half masked, the blocks after it wholly; the primed terms are of the other half;
+H is the mean entropy of softmax(logits / 0.5) where the top-1 token is already right. After the authors' code
+(czg1225/dParallel). Ours is that the blocks of some answers are masked from a sampled place to their end, with no other
 half: decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
 """
 
@@ -28,7 +28,7 @@ GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold
 
 
 def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
-    """What the teacher answered, each to its end token, or as long as a canvas if it has none."""
+    """Returns the teacher's answers, each to its end token, or as long as a canvas if it has none."""
     examples = []
     for trajectory in found:
         ids = trajectory.tokens[: contract.canvas].tolist()
@@ -40,11 +40,11 @@ def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
 def halves(
     canvas: AnswerBlocks, contract: Contract, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Two complementary halves of a block of each canvas, and what is masked behind it; bool [batch, width] each.
+    """Samples two complementary halves of a block per canvas, and what is masked after it; bool [batch, width] each.
 
-    ordered: the share of rows with their blocks' ends, see `masking.ends`, in the first half and nothing in the second.
-    Without a KV cache the block is drawn from those of the answer. With one it is all blocks at once, which for such a
-    model is the same task for each of them, and nothing after, which it does not see.
+    ordered: the share of rows with their blocks' ends, see `noise.ends`, in the first half and nothing in the second.
+    Without a KV cache the block is sampled from those of the answer. With one it is all blocks at once, and nothing
+    after them: such a model sees nothing after a block, so each of them is the same task.
     """
     inside, blocks = canvas.inside(), noise.blocks_at(canvas, contract, canvas.everywhere())
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
@@ -58,10 +58,9 @@ def halves(
 
 
 def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
-    """Both terms and their complements on `stream.batch` trajectories a step; certainty: the w of the entropies.
-    ordered: see `halves`.
+    """Returns the loss of both terms and their complements on `stream.batch` trajectories per step.
 
-    What lies behind an answer's end weighs FILLER.
+    certainty: the w of the entropies; ordered: see `halves`. What is after an answer's end weighs FILLER.
     """
     contract, taught = lesson.contract, answers(lesson.found, lesson.contract)
 
@@ -75,7 +74,7 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(distributed.mine, both):
             asked = half.any(dim=1)
-            asked[0] |= not asked.any()  # each of several processes runs as many forwards
+            asked[0] |= not asked.any()  # every process runs the same number of forward passes
             rows, half, later = laid.rows(asked), half[asked], behind[asked]
             hidden = predictions.hidden_at(lesson.run, rows, half | later, half, contract)
             said, target = predictions.scores(lesson.model, hidden, contract), rows.ids[half]

@@ -1,4 +1,4 @@
-"""The loss of an autoregressive model: of the rival itself, and beside others to keep what such a model could do."""
+"""The loss of an autoregressive model: of the baseline itself, and next to other losses to keep what it could do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.transformer.network import Transformer
 
 
 def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
-    """Next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
+    """Returns next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         examples = distributed.mine(stream.examples(step))

@@ -1,4 +1,4 @@
-"""What a method's loss is made of: the student in training, its teacher, and what both are asked."""
+"""The inputs of a method's loss: the student in training, its teacher, and their predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.transformer.network import Transformer
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A frozen teacher. adapted: `model` is the student, which without its low-rank adapter is the teacher."""
+    """A frozen teacher. adapted: `model` is the student; without its low-rank adapter it is the teacher."""
 
     model: Transformer
     contract: Contract
@@ -25,7 +25,7 @@ class Teacher:
 
     @contextmanager
     def speaking(self) -> Iterator[Transformer]:
-        """The teacher's own weights, without gradients."""
+        """Yields the teacher's own weights, without gradients."""
         with torch.no_grad():
             if not self.adapted:
                 yield self.model
@@ -36,10 +36,10 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One distillation.
+    """The method inputs of a distillation.
 
-    model, contract: the student's; run: its forward, which may be compiled; teacher: makes the teacher, which stays in
-    memory only where a method asks for it; found: the teacher's trajectories, none where the method needs none; stream:
+    model, contract: the student's; run: its forward pass, which may be compiled; teacher: makes the teacher, which is
+    in memory only if a method calls this; found: the teacher's trajectories, none if the method needs none; stream:
     examples of ground truth; steps: updates in all.
     """
 
@@ -52,9 +52,9 @@ class Lesson:
     steps: int
 
     def generator(self, step: int) -> torch.Generator:
-        """The chance of a step, the same whenever it is asked."""
+        """Returns the random generator of a step, the same on every call."""
         return torch.Generator().manual_seed(self.stream.seed * 1_000_003 + step)
 
     def least(self) -> int:
-        """To how many tokens answers are filled up at times: a `full` model decodes over its whole canvas."""
+        """Returns the least length that answers are sometimes filled up to: a `full` model decodes its whole canvas."""
         return 0 if self.contract.has_cache else self.contract.canvas

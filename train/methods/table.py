@@ -1,4 +1,4 @@
-"""The distillation methods side by side: what each is called, which options it alone has, and how its loss is made."""
+"""The table of distillation methods: their names, the options that only they have, and how their loss is made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "trajectories": None,
     "only_right": True,
 }
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit their option's line
     "attention": (
         "the student's: full (of cd4lm and dparallel) has no KV cache; causal_context, for a teacher with shift, can "
         "draft for itself if it learns with --next-token too (default block_causal)"
@@ -50,9 +50,9 @@ HELP = {  # of the options whose text is longer than their line
 class Method:
     """One way to distil.
 
-    options: names of those options that not every method has; from_examples: whether ground truth is learnt from;
+    options: names of the options that not every method has; from_examples: whether it learns from ground truth;
     attentions: of its students; gate: its students' first one, with the authors' threshold or near it; plan: checks the
-    options' values and says how the loss is made of a lesson.
+    options' values and returns the function that makes the loss of the method inputs.
     """
 
     options: tuple[str, ...]
@@ -101,7 +101,7 @@ METHOD_OPTIONS = (
     option("--method", choices=METHODS, default="cdlm", help="(default cdlm)"),
     option("--attention", choices=ALL, default="block_causal", help=HELP["attention"]),
 )
-OWN_OPTIONS = {  # by the methods that have them
+OWN_OPTIONS = {  # options by the methods that have them
     "cdlm and dparallel": (
         option("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"]),
         option("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)"),
@@ -126,7 +126,7 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """Returns the method and the values of its own options, by name; given: those of DEFAULTS, None for the default.
+    """Returns the method and the values of its own options, by name; given: by DEFAULTS' names, None for the default.
 
     Raises UserError for an option or mask that is another method's.
     """

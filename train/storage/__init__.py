@@ -1,1 +1,1 @@
-"""Checkpoints on disk, read without running code from them."""
+"""Reads checkpoints from disk without running code from them, and writes them."""

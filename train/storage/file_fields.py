@@ -16,7 +16,7 @@ from train.checkpoint import Decoding
 def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
     """Returns values of `config`, exactly these dataclasses' fields. Raises UserError naming the first wrong one."""
     if Decoding in kinds:
-        config = {"modes": MODES[:1], "decision_temperature": 1.0, **config}  # older files have none
+        config = {"modes": MODES[:1], "decision_temperature": 1.0, **config}  # older files have no modes
     wanted = {field.name for kind in kinds for field in fields(kind)}
     unknown, missing = sorted(config.keys() - wanted), sorted(wanted - config.keys())
     if unknown or missing:

@@ -1,4 +1,4 @@
-"""Writes files that commands make, whole or not at all; what is in the way is the user's to mend, in one line."""
+"""Writes commands' output files, whole or not at all; an obstacle is reported in one line, for the user to remove."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.errors import UserError
 
 
 def check_file(path: Path) -> None:
-    """Raises UserError if `replace_file` could not write there; before the hours of work whose outcome it is."""
+    """Raises UserError if `replace_file` could not write there; call it before the hours of work that make the file."""
     with writing(path) as temporary:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -25,7 +25,7 @@ def check_file(path: Path) -> None:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file next to `path` and moves it there in one rename, so that `path` is never half-written.
 
-    Raises UserError if that cannot be, or another process is writing there.
+    Raises UserError if that fails, or if another process is writing there.
     """
     with writing(path) as temporary:
         write(temporary)
@@ -36,13 +36,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a path of that name in an empty folder next to `path`, see `runtime.files.stage`.
 
-    Raises UserError if nothing can be written there, by whatever is done in it either.
+    Raises UserError if nothing can be written there, also for an error in the block.
     """
     try:
         with files.stage(path) as folder:
             yield folder / path.name
     except BlockingIOError:
         raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
-    except (OSError, SafetensorError) as error:  # the latter is a disk that is full, as that library tells it
+    except (OSError, SafetensorError) as error:  # the latter is how that library reports a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None

@@ -1,4 +1,4 @@
-"""A file of torch.save, read as plain values: nothing in it runs, and nothing takes more memory than its bytes."""
+"""Reads a file of torch.save as plain values: nothing in it runs, and nothing takes more memory than its bytes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-MOST_SHARED = 16  # tuples used again; torch.save writes none
+MOST_SHARED = 16  # reused tuples; torch.save writes none
 NESTED = "its values are nested without end"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read(path: Path) -> Any:
-    """What torch.save wrote. Raises UserError, in one line, for anything else."""
+    """Reads what torch.save wrote. Raises UserError, in one line, for anything else."""
     try:
         _check(path)
-        with warnings.catch_warnings():  # torch remarks on foreign files, but one line is what a refusal takes
+        with warnings.catch_warnings():  # torch warns about foreign files, but a refusal is one line
             warnings.simplefilter("ignore")
             values = torch.load(path, map_location="cpu", weights_only=True)
         if _unfolded(values, {}) > path.stat().st_size:
@@ -35,14 +35,14 @@ def read(path: Path) -> Any:
             f"{path} is not a plain checkpoint: reading it would run code or it is damaged, so it was not read; "
             "expected a file written by train.*"
         ) from None
-    except Exception as error:  # torch lets through whatever its parts raise over damaged files
+    except Exception as error:  # for a damaged file torch passes on whatever its parts raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint ({reason}); expected a file written by train.*") from None
 
 
 def _check(path: Path) -> None:
-    """Raises ValueError for an archive that is compressed or claims more bytes than the file has, or for values that
-    are nested without end: torch writes none of them."""
+    """Raises ValueError for an archive that is compressed or claims more bytes than the file has, or for values nested
+    without end: torch writes none of them."""
     try:
         with ZipFile(path) as archive:
             parts = archive.infolist()
@@ -57,9 +57,9 @@ def _check(path: Path) -> None:
 
 
 def _shared_tuples(content: bytes) -> int:
-    """How often a pickle takes a tuple that it has built before.
+    """Returns how often a pickle uses a tuple that it has built before.
 
-    A tuple of the one before it, twice, and so on, makes a key whose hash takes 2 to the power of their number.
+    A tuple of the previous one, twice, and so on, makes a key whose hash takes 2 to the power of their number in time.
     """
     tuples, before, shared = set(), "", 0
     for opcode, argument, _ in pickletools.genops(content):
@@ -71,7 +71,7 @@ def _shared_tuples(content: bytes) -> int:
 
 
 def _unfolded(values: Any, known: dict[int, float]) -> float:
-    """How many values there are, one that stands in several places counted in each; infinitely many in a circle."""
+    """Counts values, a repeated one at each place; returns infinity if they contain themselves."""
     if not isinstance(values, dict | list | tuple | set):
         return 1
     if id(values) not in known:
@@ -82,9 +82,9 @@ def _unfolded(values: Any, known: dict[int, float]) -> float:
 
 
 def plain_tensors(weights: Any, size: int) -> bool:
-    """Whether these are tensors by name, each whole and of floats, that fit together into a file of `size` bytes.
+    """Returns whether these are tensors by name, each whole and of floats, that fit into a file of `size` bytes.
 
-    A tensor read from a file may be a view with strides of 0, sparse, or without memory: tiny there and vast in use.
+    A tensor read from a file may be a view with strides of 0, sparse, or without memory: tiny in the file, vast in use.
     """
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return False

@@ -43,20 +43,20 @@ def write_state(state: dict[str, Any], path: Path) -> None:
     """Calls torch.save in one rename. Raises UserError if `path` cannot be written."""
 
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # torch's own writer tells a full disk as a RuntimeError
+        with open(temporary, "wb") as file:  # torch's own writer reports a full disk as a RuntimeError
             try:
                 torch.save(state, file)
-            except RuntimeError as error:  # so it does of a file of ours too, when it then cannot write its end
+            except RuntimeError as error:  # for our file object too, when it then cannot write its end
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     replace_file(path, write)
 
 
 def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> None:
-    """Writes another default gate into a student.pt; the rest stays as it is stored, and the file whole throughout.
+    """Writes another default gate into a student.pt; the rest is kept as stored, and the file stays whole throughout.
 
-    mode: becomes the default of the model's modes, if given. Raises UserError if `path` is no such file, the model has
-    no such mode, or nothing can be written.
+    mode: becomes the default of the model's modes, if given. Raises UserError if `path` is not such a file, the model
+    lacks that mode, or nothing can be written.
     """
     change: dict[str, Any] = {"gate": dict(gate)}
     if mode is not None and not path.is_dir() and len(modes := led_by(read(path).decoding.modes, mode)) > 1:
@@ -118,7 +118,7 @@ def _parse(path: Path, state: Any) -> Checkpoint:
 
 
 def _check_fit(path: Path, shape: ModelConfig, decoding: Decoding) -> None:
-    """Raises UserError for values that are possible each and impossible together."""
+    """Raises UserError for values that are each possible, but impossible together."""
     ids = {"mask_id": decoding.mask_id, "pad_id": decoding.pad_id, "eos_ids": max(decoding.eos_ids, default=-1)}
     wrong = [f"{name} {token}" for name, token in ids.items() if not 0 <= token < shape.vocab]
     wrong += [f"head_dim {shape.head_dim}"] if shape.head_dim % 2 else []

@@ -1,4 +1,4 @@
-"""Two folders change names in one step, where the system can: no moment at which one of the names is missing."""
+"""Swaps the names of two folders in one step, if the system can: at no moment is one of the names missing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2)
 
 
 def swap(one: Path, other: Path) -> bool:
-    """Whether the two have changed names; False where this system or the folders' file system knows no such step.
+    """Swaps the two; returns False if this system or the folders' file system has no such step.
 
-    Raises OSError where it does and refuses.
+    Raises OSError if it has and refuses.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
@@ -22,6 +22,6 @@ def swap(one: Path, other: Path) -> bool:
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # as NFS says it
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # NFS reports it so
         return False
     raise OSError(code, os.strerror(code), str(other))

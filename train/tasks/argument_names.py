@@ -1,6 +1,6 @@
-"""Names of the arguments of functions, by kind of argument, the first and the second one.
+"""Names of the arguments of functions, by kind of argument: for the first and the second one.
 
-Training prompts are rewritten with other names, and those of the splits that test it with names that no prompt of
+Training prompts are rewritten with other names; those of the splits that test rewriting, with names that no prompt of
 `train` has.
 """
 
@@ -15,7 +15,7 @@ ARGUMENTS = {
     "word": (("name",), ("key", "name", "entry")),
     "pairs": (("pairs", "points", "rows", "data"), ("others",)),
 }
-# For rewritten prompts of `train`, and apart from them for those of the `_surface` splits.
+# For rewritten prompts of `train`, and separate names for those of the `_surface` splits.
 OTHER_ARGUMENTS = {
     "ints": ("arr", "a", "seq", "lst", "array", "ns", "my_list", "elements", "figures", "input_list"),
     "int": ("k0", "num", "val", "size", "amount", "integer", "nr", "z", "length", "input_number"),

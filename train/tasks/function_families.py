@@ -1,6 +1,6 @@
 """The vocabulary of the code task and its families over lists of numbers."""
 
-# one entry is a few lines here; an argument a line would make it three times as long
+# one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
 # ruff: noqa: E501
 from __future__ import annotations
@@ -16,7 +16,7 @@ class FunctionFamily:
 
     `names` are function names separated by `|`; `kinds` are the kinds of the arguments separated by blanks;
     `text` completes "Write a function f(x) that ..."; `body` is the answer below its `def` line, not indented.
-    All four texts are format strings over the arguments `a`, `b` and over `draws`, from which values are drawn.
+    All four texts are format strings over the arguments `a`, `b` and over `draws`, from which values are sampled.
     """
 
     group: str
@@ -28,7 +28,7 @@ class FunctionFamily:
 
 
 def family(group: str, names: str, kinds: str, text: str, body: str, **draws: Sequence[Any]) -> FunctionFamily:
-    """Return the family with these texts and, by keyword, what each of its names is drawn from."""
+    """Returns the family with these texts and, by keyword, the values that each of its names is sampled from."""
     return FunctionFamily(group, names, kinds, text, body, draws)
 
 

@@ -1,6 +1,6 @@
 """Families of the code task over two lists, numbers, texts, dicts and pairs, and the held-out families."""
 
-# one entry is a few lines here; an argument a line would make it three times as long
+# one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
 # ruff: noqa: E501
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Small Python functions to write from an instruction and an example, generated from a seed, and their grading.
+"""Generates small Python functions to write from an instruction and an example, by a seed, and grades them.
 
-`train` has prompts written as people type them too; `valid_surface` and `test_surface` are `valid` and `test` with one
+`train` also has prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one
 such change per prompt.
 """
 
@@ -24,7 +24,7 @@ from .problem import Problem, split_of_sample
 SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_surface")
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
 PROMPT_TOKENS = 70
-# A name that says nothing of the task, drawn now and then, makes the model read the sentence.
+# A name without a hint at the task, sampled now and then, makes the model read the sentence.
 PLAIN_NAMES = ("solve", "compute", "task", "helper", "answer", "process")
 PLAIN_SHARE = 0.15
 WORDS = tuple(
@@ -65,9 +65,9 @@ TURNED = ("level", "noon", "abba", "stats", "radar")
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A family with everything sampled but the inputs; `near` and `letter` are what good inputs lie close to.
+    """A family with everything sampled but the inputs; good inputs are close to `near` and `letter`.
 
-    `values` are the names of its arguments and what its texts are filled with.
+    `values` are the names of its arguments, and the values that fill its texts.
     """
 
     family: FunctionFamily
@@ -82,9 +82,9 @@ class Drawn:
 
 
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yield `count` problems of one of SPLITS, the same ones for the same arguments.
+    """Yields `count` problems of one of SPLITS, the same ones for the same arguments.
 
-    The problems of `train` carry no tests and may repeat; those of the other splits carry 5 to 8 tests and do not.
+    The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not.
     A `_surface` split has the problems of `valid` or `test` of that seed, one change each, which `group` names.
     Raises UserError for an unknown split.
     """
@@ -96,12 +96,12 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
 
 
 def grade(problem: Problem, text: str) -> bool:
-    """Return whether `text` is a program that meets the tests of `problem`; see `grade_many`."""
+    """Returns whether `text` is a program that passes the tests of `problem`; see `grade_many`."""
     return grade_many([problem], [text])[0]
 
 
 def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
-    """Return for each problem whether the text at its place meets its tests and any example that ends its prompt.
+    """Returns for each problem whether its text passes its tests and any example that ends its prompt.
 
     The texts run in a separate process. Raises ValueError for unequal lengths.
     """
@@ -110,7 +110,7 @@ def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
 
 
 def _example(prompt: str) -> tuple[str, ...]:
-    """The assertion on the last line of a prompt; the prompts of users' own data may have none."""
+    """Returns the assertion on the last line of a prompt; prompts of users' own data may have none."""
     last = prompt.rstrip("\n").rpartition("\n")[2]
     return (last,) if last.startswith("assert ") else ()
 
@@ -135,7 +135,7 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
 
 
 def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn, str]:
-    """Return a draw from the family and a prompt that belongs to the split, or an empty prompt."""
+    """Returns a sample of the family and a prompt that belongs to the split, or an empty prompt."""
     for _ in range(8):
         drawn = _draw(family, rng)
         for _ in range(12):
@@ -176,7 +176,7 @@ def _answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills the parts that themselves mention an argument or a constant."""
+    """Returns the values, those that themselves mention an argument or a constant filled in."""
     return {key: _fill(value, values) for key, value in values.items()}
 
 
@@ -190,9 +190,9 @@ CHANGES = ("name", "order", "no_example", *surface.CHANGES)
 
 
 def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
-    """Returns the problem with changes. Its tests now hold the example, which may not end the prompt any more.
+    """Returns the problem with changes. Its tests now include the example, which may no longer end the prompt.
 
-    Problems of several splits can have one instruction; without its example it is a prompt of one split alone.
+    Problems of several splits can have the same instruction; without its example it is a prompt of one split alone.
     """
     _, _, example = problem.prompt.partition("\n")
     if "name" in changes:
@@ -221,7 +221,7 @@ def _assertion(drawn: Drawn, inputs: tuple[Any, ...]) -> str:
 
 
 def _tests(drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
-    """Return 5 to 8 assertions other than the example: edges first, then as many different results as possible."""
+    """Returns 5 to 8 assertions other than the example: edges first, then as many different results as possible."""
     known = prompt.splitlines()[-1]
     edges = [_assertion(drawn, inputs) for inputs in _edges(drawn, rng)]
     chosen = [test for test in dict.fromkeys(edges) if test != known][:6]
@@ -241,7 +241,7 @@ def _tests(drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
 
 
 def _edges(drawn: Drawn, rng: random.Random) -> list[tuple[Any, ...]]:
-    """Return inputs at and beside each drawn constant."""
+    """Returns inputs at and next to each sampled constant."""
     kinds = drawn.family.kinds.split()
     edges = []
     steps = (0, 1, -1) * len(kinds)
@@ -271,7 +271,7 @@ def _edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
 
 
 def _inputs(drawn: Drawn, rng: random.Random, example: bool, empty: bool = False) -> tuple[Any, ...]:
-    """Draw one input: a short one with something in it for the example, an empty one where asked for."""
+    """Samples one input: a short, non-empty one for the example, an empty one if requested."""
     size = 0 if empty else rng.randint(2, 3) if example else rng.randint(1, 8)
     kinds = drawn.family.kinds.split()
     inputs = [_input(kind, size, drawn, rng) for kind in kinds]
@@ -304,7 +304,7 @@ def _input(kind: str, size: int, drawn: Drawn, rng: random.Random) -> Any:
 
 
 def _number(drawn: Drawn, rng: random.Random) -> int:
-    """Draw a number: often a drawn constant, one beside it or a multiple of it, where wrong answers show."""
+    """Samples a number: often a sampled constant, a neighbor or a multiple of it, for which wrong answers show."""
     if drawn.near and rng.random() < 0.5:
         near = rng.choice(drawn.near)
         return rng.choice((near, near - 1, near + 1, 2 * near, 3 * near))

@@ -1,4 +1,4 @@
-"""One's own data: JSON lines of prompts and answers, in this project's layout or those of GSM8K and MBPP."""
+"""Reads users' own data: JSON lines of prompts and answers, in this project's layout or those of GSM8K and MBPP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .problem import Problem, split_of
 
 SPLITS = ("train", "valid", "test", "all")
 BOM = "\ufeff"
-OTHERS = {  # by how their bytes begin
+OTHERS = {  # other kinds of files, by their first bytes
     b"\xff\xfe\0\0": ("UTF-32", "iconv -f UTF-32 -t UTF-8"), b"\0\0\xfe\xff": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"), b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
     b"{\0": ("UTF-16", "iconv -f UTF-16LE -t UTF-8"), b"\0{": ("UTF-16", "iconv -f UTF-16BE -t UTF-8"),
@@ -31,20 +31,20 @@ LAYOUTS: tuple[dict[str, type], ...] = (
     {"prompt": str, "code": str, "test_list": list},
 )
 EXAMPLE = '{"prompt": "2 + 3?", "answer": "5"}'
-SHOWN = 60  # characters of a wrong value
+SHOWN = 60  # characters shown of a wrong value
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
 
 
 def read(path: Path) -> tuple[Problem, ...]:
-    """All problems of a JSON-lines file.
+    """Reads all problems of a JSON-lines file.
 
-    Layouts, told apart by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
+    Layouts, distinguished by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
     `text`, or `prompt` as in the sanitized version, `code`, `test_list`, optional `test_setup_code` or `test_imports`
     (MBPP). The prompts of the last two end without a newline. Raises UserError naming the line.
     """
     problems = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
-        line = line.removeprefix(BOM).strip()  # one per file that was appended here
+        line = line.removeprefix(BOM).strip()  # one per file that was concatenated
         if line:
             try:
                 problems.append(replace(_whole(_problem(_record(line))), line=number))
@@ -57,7 +57,7 @@ def read(path: Path) -> tuple[Problem, ...]:
 
 
 def _text(path: Path) -> str:
-    """The text of a file. Raises UserError for other kinds of files, as far as they can be told."""
+    """Reads the text of a file. Raises UserError for other kinds of files, as far as they can be recognized."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -75,7 +75,7 @@ def _text(path: Path) -> str:
 
 
 def _record(line: str) -> dict[str, object]:
-    """The object in a line. Raises ValueError saying what is there instead."""
+    """Parses the object in a line. Raises ValueError naming what is there instead."""
     try:
         record = json.loads(line, object_pairs_hook=strict_json.unique)
     except json.JSONDecodeError as error:
@@ -117,7 +117,7 @@ def _problem(record: dict[str, object]) -> Problem:
 
 
 def _whole(problem: Problem) -> Problem:
-    """The problem. Raises ValueError where JSON's escapes left half a surrogate pair in its texts."""
+    """Returns the problem. Raises ValueError if JSON's escapes left half a surrogate pair in its texts."""
     for text in (problem.prompt, problem.answer, *problem.tests):
         try:
             text.encode()
@@ -127,7 +127,7 @@ def _whole(problem: Problem) -> Problem:
 
 
 def _shown(value: object) -> str:
-    """A value as JSON has it, shortened."""
+    """Returns a value as JSON writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
@@ -141,10 +141,10 @@ def _strings(values: object) -> tuple[str, ...]:
 
 
 def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
-    """`count` lines of a split in a seeded order: `train` starts over when it runs out, the others end there.
+    """Yields `count` lines of a split in a seeded order: `train` starts over at its end, the others stop there.
 
     `all` is every line once, in the file's order, as a published test file is graded. Raises UserError for an unknown
-    split, and for one that no line falls into.
+    split, and for one that has no line.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits of one's own data are {', '.join(SPLITS)}")
@@ -160,7 +160,7 @@ def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -
 
 
 def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grader, programs: Grader) -> list[bool]:
-    """Each answer by what its problem carries: tests are run, `#### N` compared as a number, else the text itself."""
+    """Grades each answer by its problem's kind: tests are run, `#### N` compared as a number, else the text itself."""
     right = [problem.answer.strip() == text.strip() for problem, text in zip(problems, texts, strict=True)]
     for kind, grader in (("tests", programs), ("number", numbers)):
         places = [i for i, problem in enumerate(problems) if _kind(problem) == kind]

@@ -1,4 +1,4 @@
-"""One problem of a task: what the model is asked, a right answer, and how to grade another."""
+"""A problem of a task: the prompt, a right answer, and how to grade another."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`group` names the template or function family; `tests` are Python assertions (code) or empty (math).
+    """A problem. `group` names the template or function family; `tests` are Python assertions (code) or empty (math).
 
-    line: of its file, from 1, to name it by; 0 for a problem that is in none.
+    line: its line in its file, from 1, to name it by; 0 for a problem that is in none.
     """
 
     prompt: str
@@ -21,12 +21,14 @@ class Problem:
 
 
 def split_of(prompt: str) -> str:
-    """Where a problem belongs, by its prompt alone: nine tenths train, a twentieth each valid and test."""
+    """Returns the split of a problem, by its prompt alone: nine tenths train, a twentieth each valid and test."""
     bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
     return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
 
 
 def split_of_sample(prompt: str) -> str:
-    """The same of a sample task's problem. Its prompts once ended in a newline; hashing it still keeps every problem in
-    the split that it was in."""
+    """Returns the split of a sample task's problem.
+
+    Its prompts once ended in a newline; it is still hashed, to keep every problem in its split.
+    """
     return split_of(f"{prompt}\n")

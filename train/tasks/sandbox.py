@@ -51,10 +51,10 @@ BLOCKED = frozenset(
 
 
 def run(programs: Sequence[tuple[str, tuple[str, ...]]], *, seconds: float = 2.0, memory_mb: int = 256) -> list[bool]:
-    """Return for each (program, assertions) whether the program and then all its assertions run without an error.
+    """Returns for each (program, assertions) whether the program and then all its assertions run without an error.
 
     `seconds` limits the elapsed time and `memory_mb` the address space of each program. Whatever a program does
-    counts as False, never as an exception; OSError is raised only where no worker process can be started.
+    counts as False, never as an exception; OSError is raised only if no worker process can be started.
     """
     import tempfile
 
@@ -95,7 +95,7 @@ def _start(folder: str) -> Popen[bytes]:
 
 
 def _ask(worker: Popen[bytes], job: dict[str, object], seconds: float) -> bytes:
-    """Return the worker's one-byte answer, or nothing where it died or kept silent."""
+    """Returns the worker's one-byte answer, or nothing if it died or did not answer in time."""
     data = memoryview(json.dumps(job).encode() + b"\n")
     try:
         while data:
@@ -119,7 +119,7 @@ def _kill_group(group: int) -> None:
 
 
 def _serve() -> None:
-    """Answer every job on standard input with one byte on standard output."""
+    """Answers every job on standard input with one byte on standard output."""
     for line in sys.stdin.buffer:
         os.write(1, b"1" if _passes(json.loads(line)) else b"0")
 
@@ -139,13 +139,13 @@ def _passes(job: dict) -> bool:
     os.close(reader)
     _kill_group(child)
     with contextlib.suppress(OSError):
-        os.kill(child, signal.SIGKILL)  # a child that has left its group is not reached through it
+        os.kill(child, signal.SIGKILL)  # a child that left its process group is not killed with the group
     os.waitpid(child, 0)
     return passed
 
 
 def _child(job: dict, token: bytes, writer: int) -> None:
-    """Run one job and leave the process; the token is written only after the last assertion held."""
+    """Runs one job and exits the process; the token is written only after the last assertion held."""
     leave = os._exit
     write = os.write
     try:
@@ -176,7 +176,7 @@ def _confine(job: dict, writer: int) -> None:
     for kind, limit in limits:
         resource.setrlimit(kind, (limit, limit))
     signal.setitimer(signal.ITIMER_REAL, job["seconds"])
-    # The kernel does not count the processes of root, so starting some is refused here too.
+    # The kernel does not limit root's processes, so starting any is refused here too.
     sys.addaudithook(_refuse)
 
 

@@ -1,6 +1,6 @@
-"""Writes prompts as people type them: other spaces, case, stops, numbers as words. The right answer stays.
+"""Rewrites prompts as people type them: other spaces, case, stops, numbers as words. The right answer stays.
 
-A task adds changes of its own, as another name or sentences in another order, and hands over `Draft`s.
+A task adds changes of its own, such as another name or sentences in another order, and passes `Draft`s.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from .problem import Problem, split_of_sample
 
-SHARE = 0.33  # of the training prompts are rewritten; one in ten of these stays as it was, see `rewrite_some`
+SHARE = 0.33  # share of the training prompts to rewrite; one in ten of these stays as it was, see `rewrite_some`
 SECOND = 0.5  # share of the rewritten training prompts in which one of HARD is changed too
-HARD = ("name", "numbers", "order")  # what has many forms, so that a model needs many examples of it
+HARD = ("name", "numbers", "order")  # changes with many forms, of which a model needs many examples
 
 SMALL = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -23,21 +23,21 @@ nineteen
 """
 LARGE = "twenty thirty forty fifty sixty seventy eighty ninety"
 ONES, TENS = tuple(SMALL.split()), tuple(LARGE.split())
-HYPHEN = 0.8  # share of the numbers from 21 on that are written with it
-# A number of a sentence: no part of a name such as keep_3, of a decimal number or of -1.
+HYPHEN = 0.8  # share of the numbers from 21 on that are written with a hyphen
+# A number in a sentence: not part of a name such as keep_3, of a decimal number or of -1.
 NUMBER = re.compile(r"(?<![\w'.,-])\d{1,2}(?![\w']|[.,]\d)")
 SENTENCE_START = re.compile(r"(?:^|[.?!]\s+)$")
-VERBATIM = re.compile(r"('[^']*'|\b(?:None|True|False)\b)")  # what code means as it is written
+VERBATIM = re.compile(r"('[^']*'|\b(?:None|True|False)\b)")  # text that code needs exactly as written
 
 Change = Callable[[str, random.Random], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A problem, and how to write it anew.
+    """A problem, and how to rewrite it.
 
-    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`: all but the
-    first use held-out names. Changes that the problem does not allow do nothing.
+    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`: all but
+    `train` use held-out names. Changes that the problem does not allow do nothing.
     """
 
     problem: Problem
@@ -76,7 +76,7 @@ def double_spaces(text: str, rng: random.Random) -> str:
 
 
 def lower_case(text: str, rng: random.Random) -> str:
-    """Writes everything in lower case but what code means as it is written."""
+    """Writes everything in lower case except what code needs exactly as written."""
     return "".join(part if place % 2 else part.lower() for place, part in enumerate(VERBATIM.split(text)))
 
 
@@ -86,7 +86,7 @@ def upper_word(text: str, rng: random.Random) -> str:
     return first.upper() + space + rest
 
 
-# Of the sentences, in the order in which they are made: a case is set after the words.
+# Changes to sentences, in the order in which they are made: case after words.
 PROSE: Mapping[str, Change] = {
     "numbers": spell_numbers,
     "no_stop": lambda text, rng: re.sub(r"[.?!]+$", "", text),
@@ -95,7 +95,7 @@ PROSE: Mapping[str, Change] = {
     "first_upper": upper_word,
     "double_spaces": double_spaces,
 }
-# Of the whole prompt.
+# Changes to the whole prompt.
 EDGES: Mapping[str, Change] = {
     "space_before": lambda text, rng: " " * rng.randint(1, 2) + text,
     "space_after": lambda text, rng: text + " " * rng.randint(1, 3),
@@ -105,7 +105,7 @@ CHANGES = (*PROSE, *EDGES)
 
 
 def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table: Mapping[str, Change]) -> str:
-    """Makes those of the changes to a text that are in the table."""
+    """Applies those of the changes that are in the table to a text."""
     for name, change in table.items():
         if name in changes:
             text = change(text, rng)
@@ -125,7 +125,8 @@ def rewrite_for(split: str, seed: int, drafts: Iterable[Draft], changes: Sequenc
 def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random, split: str) -> Iterator[Problem]:
     """Yields every problem of a split with one change that it allows, named by `group`.
 
-    Of the changes that a prompt allows it gets the rarest one so far, as not every prompt allows all of them.
+    Of the changes that a prompt allows, it gets the one made least often so far, as not every prompt allows all of
+    them.
     """
     made: Counter[str] = Counter()
     for draft in drafts:
@@ -138,8 +139,8 @@ def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Ra
 def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
     """Yields every problem, SHARE of them with one or two changes.
 
-    A rewritten prompt whose own hash is of another split is left as it was, so that no rewriting whatever makes a
-    prompt of `valid` or `test`.
+    A rewritten prompt whose own hash is of another split is left as it was, so that no rewriting makes a prompt of
+    `valid` or `test`.
     """
     for draft in drafts:
         problem = draft.problem

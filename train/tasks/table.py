@@ -1,4 +1,4 @@
-"""The table of tasks: the sample tasks, and users' own data read as one."""
+"""The table of tasks: the sample tasks, and users' own data as a task."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Task:
 
 
 def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
-    """Returns the grading of many texts, each by itself."""
+    """Returns a function that grades many texts, each by itself."""
     return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
@@ -60,7 +60,7 @@ TASKS = {
     "math": Task("math", word_problems.problems, _grade_math),
     "code": Task("code", functions.problems, functions.grade_many),
     "pronounce": _pronounce("pronounce"),
-    "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as published splits are
+    "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as in published splits
     "intents": Task(
         "intents",
         intents.problems,
@@ -74,7 +74,7 @@ TASKS = {
 
 
 def choose_tasks(names: str, data: Path | None = None) -> tuple[Task, ...]:
-    """Returns one's own data as a task, or the tasks of a comma-separated list such as `math,code`.
+    """Returns users' own data as a task, or the tasks of a comma-separated list such as `math,code`.
 
     Raises UserError for an unknown name.
     """
@@ -88,7 +88,7 @@ def choose_tasks(names: str, data: Path | None = None) -> tuple[Task, ...]:
 
 
 def from_file(path: Path) -> Task:
-    """One's own data as a task; see `jsonl.read` for the layouts. Raises UserError naming the line that is wrong."""
+    """Returns users' own data as a task; layouts: see `jsonl.read`. Raises UserError naming the line that is wrong."""
     lines = jsonl.read(path)
 
     def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:

@@ -1,7 +1,7 @@
-"""Stories of the training templates told in another order, by template; the closing question follows them.
+"""Stories of the training templates in another order, by template; the closing question follows them.
 
-Only where the events do not depend on being told in order: "Then", "the rest" and pronouns still refer to what is said
-before, and a verb tells what was earlier.
+Only for templates whose events may come in any order: "Then", "the rest" and pronouns still refer to what comes
+before, and the tense of a verb shows what was earlier.
 """
 
 # one entry is one story here

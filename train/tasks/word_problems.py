@@ -1,4 +1,4 @@
-"""Word problems of one to five dependent steps, sampled from templates by a seed, and their grading.
+"""Generates word problems of one to five dependent steps from templates, by a seed, and grades them.
 
 `valid` and `test` have two to five steps and are written as the templates say. `train` also has problems of one step,
 and prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one such change
@@ -26,7 +26,7 @@ from .word_templates_simple import SIMPLE_TEMPLATES
 SPLITS = (
     "train", "valid", "test", "test_templates", "valid_surface", "test_surface", "valid_simple", "test_simple",
 )  # fmt: skip
-SIMPLE_SHARE = 0.12  # of the training problems have one step
+SIMPLE_SHARE = 0.12  # share of the training problems with one step
 HIM = {"he": "him", "she": "her"}
 HIS = {"he": "his", "she": "her"}
 LOWEST_RESULT = 2  # from two on, every noun in the texts is rightly plural
@@ -38,7 +38,7 @@ FINAL_NUMBER = re.compile(r"\s*(-?\d+(?:,\d{3})*|-?\d+)(?![\d,]*\d)(?!\.\d)")
 
 @dataclass(frozen=True, slots=True)
 class Calculation:
-    """One calculation `result = left op right`; an operand is a variable or a number written out."""
+    """A calculation `result = left op right`; an operand is a variable or a number written out."""
 
     result: str
     left: str
@@ -48,7 +48,7 @@ class Calculation:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A template made ready for drawing: steps parsed, and `[x]` turned into the text field `eq_x`."""
+    """A template made ready for sampling: steps parsed, and `[x]` turned into the text field `eq_x`."""
 
     name: str
     inputs: tuple[tuple[str, int, int], ...]
@@ -62,7 +62,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A problem before its texts are filled in: `fields` are the numbers, names and nouns by name."""
+    """A problem before its texts are filled in: `fields` has the numbers, names and nouns by name."""
 
     template: Compiled
     story: str
@@ -71,7 +71,7 @@ class Story:
 
 
 def parse_steps(text: str) -> tuple[Calculation, ...]:
-    """Read steps written `total = boxes * each; left = total - eaten`.
+    """Parses steps written `total = boxes * each; left = total - eaten`.
 
     Raises ValueError for a step of another form, and for one that uses no result of an earlier step.
     """
@@ -89,7 +89,7 @@ def parse_steps(text: str) -> tuple[Calculation, ...]:
 
 
 def calculate(left: int, op: str, right: int) -> int | None:
-    """The result of one step, or None where it breaks a rule on the size of numbers."""
+    """Returns the result of one step, or None if it breaks a rule on the size of numbers."""
     if op == "+":
         result = left + right
     elif op == "-":
@@ -106,7 +106,7 @@ def calculate(left: int, op: str, right: int) -> int | None:
 
 
 def compile_template(template: Template) -> Compiled:
-    """Parse a template's steps, and make its equations fields of the answer."""
+    """Parses a template's steps, and makes its equations fields of the answer."""
     steps = parse_steps(template.steps)
     operands = {operand for step in steps for operand in (step.left, step.right)}
     return Compiled(
@@ -128,7 +128,7 @@ TEMPLATES = {"templates": HELD_OUT, "simple": SIMPLE}  # by the second part of a
 
 
 def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
-    """Draw inputs until every step keeps the rules; returns all values by name."""
+    """Samples inputs until every step keeps the rules; returns all values by name."""
     uniform = rng.random
     while True:
         values = dict(template.constants)
@@ -172,12 +172,12 @@ def rename(story: Story, rng: random.Random, split: str) -> Story:
 
 
 def reorder(story: Story, rng: random.Random, split: str) -> Story:
-    """Tells the story in another order, if its template has one."""
+    """Rewrites the story in another order, if its template has one."""
     return replace(story, story=ORDERS.get(story.template.name, story.story))
 
 
 def refer(story: Story, rng: random.Random, split: str) -> Story:
-    """Asks by the pronoun instead of the name if nobody else can be meant, or by the name instead of the pronoun."""
+    """Uses the pronoun instead of the name in the question if nobody else can be meant, or the other way round."""
     if "{he}" in story.ask:
         return replace(story, ask=story.ask.replace("{he}", "{name}"))
     clear = "{name}" in story.story and ("{pal}" not in story.story or story.fields["he"] != story.fields["pal_he"])
@@ -234,13 +234,13 @@ def _draw_all(split: str, count: int, rng: random.Random, simple: random.Random)
 
 
 def final_number(text: str) -> int | None:
-    """The integer written right after the last `####` of a text, or None where there is none."""
+    """Returns the integer right after the last `####` of a text, or None if there is none."""
     _, marker, tail = text.rpartition("####")
     found = FINAL_NUMBER.match(tail) if marker else None
     return int(found.group(1).replace(",", "")) if found and len(found.group(1)) < 20 else None
 
 
 def grade(problem: Problem, text: str) -> bool:
-    """Whether a text's final number, the one after its last `####`, is the problem's right answer."""
+    """Returns whether a text's final number, after its last `####`, is the problem's right answer."""
     given = final_number(text)
     return given is not None and given == final_number(problem.answer)

@@ -1,6 +1,6 @@
 """The short training templates, of two and three steps, and what all template modules share."""
 
-# one entry is a few lines here; an argument a line would make it three times as long
+# one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
 # ruff: noqa: E501
 from __future__ import annotations
@@ -108,10 +108,10 @@ PEOPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A kind of problem; in `answer`, `{x}` gives a value and `[x]` the equation that yields it.
+    """A kind of problem; in `answer`, `{x}` is replaced by a value and `[x]` by the equation that yields it.
 
-    `inputs` maps each stated number to its lowest and highest value, `steps` calculates the rest, the
-    last one being the answer, and `pools` maps a word to its choices.
+    `inputs` maps each given number to its lowest and highest value, `steps` calculates the rest, the last one being the
+    answer, and `pools` maps a word to its choices.
     """
 
     name: str

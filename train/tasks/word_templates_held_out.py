@@ -1,4 +1,4 @@
-"""The templates that training never draws from, for testing on unseen kinds of story."""
+"""The templates that training never samples, for testing on unseen kinds of story."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The templates of one step, in the words of a visitor's first try; `train` has some of them, `test_simple` others."""
 
-# one entry is a few lines here; an argument a line would make it three times as long
+# one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
 # ruff: noqa: E501
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The training loop that all commands share, and how a stopped run goes on."""
+"""The training loop that all commands share, and how a stopped run is resumed."""

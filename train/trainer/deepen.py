@@ -1,4 +1,4 @@
-"""Makes a trained model deeper without changing what it computes, as the start of a larger one."""
+"""Depth expansion: makes a trained model deeper without changing what it computes, as the start of a larger one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 SILENT = (
     "self_attn.o_proj.weight",
     "mlp.down_proj.weight",
-)  # what a layer adds to the residual stream goes through them
+)  # all that a layer adds to the residual stream passes through them
 
 
 def deepened(start: Checkpoint, layers: int) -> Checkpoint:
-    """The model with `layers` layers: copies of its own, evenly spread, each behind its original and adding nothing.
+    """Returns the model with `layers` layers: copies of its own, evenly spread, each after its original and adding 0.
 
-    Depth in the manner of Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError where it
-    has more layers already.
+    Depth expansion as in Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError if it has
+    more layers already.
     """
     had = start.model.layers
     if layers < had:

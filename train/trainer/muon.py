@@ -1,8 +1,8 @@
 """Muon: makes every update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-torch.optim.Muon orthogonalizes in bf16, one matrix after the other; a CPU that does not multiply bf16 itself takes
-seconds for that, several times longer than for the forward and the backward pass. Here matrices of one shape go
-together, in a precision that the machine has. Apart from rounding it computes the same.
+torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 products that takes seconds,
+several times longer than the forward and the backward pass. Here matrices of the same shape are batched, in a precision
+that the machine has. Apart from rounding it computes the same.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by its authors
 ITERATIONS = 5
-SCALE = 0.2  # an update's root mean square, as AdamW's, so that its learning rates fit (Liu et al. 2025, 2502.16982)
+SCALE = 0.2  # an update's root mean square, as in AdamW, so that its learning rates fit (Liu et al. 2025, 2502.16982)
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates matrices by their momentum, orthogonalized. bf16: multiply in bf16, otherwise in the weights' precision.
+    """Updates matrices by their orthogonalized momentum. bf16: multiply in bf16, otherwise in the weights' precision.
 
     Weight decay is AdamW's, of the learning rate; the momentum is Nesterov's.
     """
@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Makes one update of every matrix that has a gradient. Raises TypeError for a closure, which has no use."""
+        """Updates every matrix that has a gradient. Raises TypeError for a closure, which has no use."""
         if closure is not None:
             raise TypeError("Muon.step takes no closure")
         for group in self.param_groups:
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * SCALE * max(shape) ** 0.5)
 
     def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Moves the average of a matrix's gradients on, and returns it as it will be after one more step alike."""
+        """Updates the average of a matrix's gradients; returns it as it would be after one more such step."""
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Moves singular values of matrices [count, rows, columns] to about 1 (0.7 to 1.2), and leaves their vectors."""
+    """Moves singular values of matrices [count, rows, columns] to about 1 (0.7 to 1.2), and keeps their vectors."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS

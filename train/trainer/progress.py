@@ -1,4 +1,4 @@
-"""What a training run reports as it goes: its pace, `<out>.log.jsonl`, and TensorBoard's curves."""
+"""Reports a training run's progress: its throughput, `<out>.log.jsonl`, and TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from runtime.errors import UserError
 from train import distributed
 from train.storage.output_files import replace_file
 
-WINDOW = 50  # updates that a pace is measured over
+WINDOW = 50  # updates that throughput is measured over
 ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
-TAGS = {"norm": "gradient_norm", "rate": "learning_rate"}  # what TensorBoard calls what the log has shorter names for
-LEFT_OUT = ("step", "seconds", "seconds_left")  # of a log's entry, which TensorBoard has itself
+TAGS = {"norm": "gradient_norm", "rate": "learning_rate"}  # TensorBoard's names for shorter ones of the log
+LEFT_OUT = ("step", "seconds", "seconds_left")  # keys of a log's entry that TensorBoard has itself
 
 
 class Pace:
-    """Tokens per second over the last WINDOW updates, and how long the others will take at that pace."""
+    """Throughput: tokens per second over the last WINDOW updates, and how long the remaining updates will take."""
 
     def __init__(self) -> None:
         self._marks = deque([(time.perf_counter(), 0.0)], maxlen=WINDOW + 1)  # seconds, tokens since the start
         self._started = self._marks[0][0]
 
     def count(self, tokens: float) -> None:
-        """Notes the end of an update, and the tokens that all processes saw in it."""
+        """Records the end of an update, and the tokens that all processes saw in it."""
         self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
 
     def tokens_per_second(self) -> float:
-        """Returns the pace of the last WINDOW updates."""
+        """Returns the throughput over the last WINDOW updates."""
         (began, before), (now, seen) = self._marks[0], self._marks[-1]
         return round((seen - before) / max(now - began, 1e-9), 1)
 
     def report(self, left: int) -> dict[str, float]:
-        """Returns the pace as the log has it, with the seconds that the `left` further updates take at it."""
+        """Returns the throughput as the log has it, with the seconds that the `left` remaining updates will take."""
         each = (self._marks[-1][0] - self._marks[0][0]) / max(len(self._marks) - 1, 1)
         return {"tokens_per_second": self.tokens_per_second(), "seconds_left": round(left * each, 1)}
 
@@ -56,11 +56,11 @@ def postfix(figures: Mapping[str, float], pace: Pace) -> dict[str, str]:
 class Log:
     """JSON lines and TensorBoard's curves, by the first process; a resumed run drops what it will log again.
 
-    A line has the seconds since the run was started, or last resumed.
+    A line has the seconds since the run was started or last resumed.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None, first: int) -> None:
-        """first: the update that the run goes on from. tensorboard: the folder of its curves."""
+        """Opens the log. first: the update that the run resumes from. tensorboard: the folder of its curves."""
         self.path, self.started = path, time.perf_counter()
         self.board: Any = None
         if distributed.rank():
@@ -71,7 +71,7 @@ class Log:
             self.board = board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
 
     def add(self, entry: dict[str, float]) -> None:
-        """Logs the figures of an update, of which `step` is the number. Raises UserError where it cannot."""
+        """Logs the figures of an update, whose number is `step`. Raises UserError if it cannot."""
         if distributed.rank():
             return
         seconds = round(time.perf_counter() - self.started, 1)
@@ -93,7 +93,7 @@ class Log:
 
 
 def board_class() -> Any:
-    """Returns torch's writer of TensorBoard's files. Raises UserError where TensorBoard is not installed."""
+    """Returns torch's writer of TensorBoard's files. Raises UserError if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -104,9 +104,9 @@ def board_class() -> Any:
 
 
 def _logged(path: Path, first: int) -> list[str]:
-    """A log's lines up to the update that a run goes on from, but for one that a full disk cut off.
+    """Returns a log's lines up to the update that a run resumes from, except one that a full disk cut off.
 
-    Raises UserError where it cannot be read.
+    Raises UserError if it cannot be read.
     """
     if not first or not path.exists():
         return []

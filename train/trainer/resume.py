@@ -1,9 +1,9 @@
-"""What a stopped training run is gone on with: one file of a single process, or a manifest of several ones' shards.
+"""Stores what a stopped training run resumes from: one file of a single process, or a manifest of several ones' shards.
 
-`<out>.resume` is what torch.save writes, read as weights only, or where several processes trained a line of JSON that
-stands for `<out>.resume.shards/STEP-RANK-of-N.safetensors`, each with its process's rows of every tensor. The manifest
-is replaced in one rename when all shards are whole, and the older shards go after it. Any number of processes reads
-either. Nothing in it is code: torch.distributed.checkpoint would do, but for its metadata, which is a pickle.
+`<out>.resume` is what torch.save writes, read as weights only; if several processes trained, it is a line of JSON that
+names `<out>.resume.shards/STEP-RANK-of-N.safetensors`, each with its process's rows of every tensor. The manifest is
+replaced in one rename once all shards are complete, and the older shards are removed after it. Any number of processes
+reads either. Nothing in it is code: torch.distributed.checkpoint would do, but its metadata is a pickle.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from .muon import Muon
 from .run_fingerprint import changed_options
 
 FORMAT = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of which each process has its rows
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's; each process has its rows
 BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is learnt, by name: the parameters (each process's rows of them), their averages, and the optimizers' state.
+    """The state of training, by name: parameters (each process's rows of them), their averages, the optimizers' state.
 
-    muon: of a single process alone; the several ones of `torchrun` have AdamW for all parameters.
+    muon: only of a single process; several processes of `torchrun` use AdamW for all parameters.
     """
 
     learned: Mapping[str, nn.Parameter]
@@ -51,23 +51,23 @@ class Run:
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """All that there are."""
+        """Returns all optimizers."""
         return (self.optimizer,) if self.muon is None else (self.optimizer, self.muon)
 
     def places(self) -> dict[str, int]:
-        """By which number the optimizer's state knows each parameter."""
+        """Returns the number of each parameter in the optimizer's state."""
         order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
         return {name: order.index(id(each)) for name, each in self.learned.items()}
 
 
 def path_of(out: Path) -> Path:
-    """Where the run that makes `out` is kept while it is not done."""
+    """Returns where the run that makes `out` is kept until it is done."""
     out = files.named(out)
     return out.with_name(out.name + ".resume")
 
 
 def forget(out: Path) -> None:
-    """Removes what a stopped run would have been resumed from, once `out` is written."""
+    """Removes what a stopped run would be resumed from, once `out` is written."""
     path = path_of(out)
     path.unlink(missing_ok=True)
     shutil.rmtree(_folder(path), ignore_errors=True)
@@ -88,14 +88,14 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     if run.muon is not None:
         state["muon"] = run.muon.state_dict()
     write_state(state, path)
-    shutil.rmtree(_folder(path), ignore_errors=True)  # what several processes had written before
+    shutil.rmtree(_folder(path), ignore_errors=True)  # what several processes wrote before
 
 
 def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
-    """Restores a stopped run; returns the step to go on with, 0 where there is none.
+    """Restores a stopped run; returns the step to resume with, 0 if there is none.
 
-    sizes: of the whole parameters. Raises UserError for a run of another identity: starting afresh in silence would
-    cost what it had learnt.
+    sizes: of the whole parameters. Raises UserError for a run with another fingerprint: silently starting over would
+    lose what it had learned.
     """
     if not path.exists():
         return 0
@@ -117,7 +117,7 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is none. Of one that was cut short the libraries tell about their own insides, or nothing."""
+    """Returns why a file is not a run; for a truncated one, libraries report only their internals, or nothing."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the latter: a seek before its start
         return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
     plain = type(error) is ValueError or isinstance(error, FileNotFoundError)
@@ -133,7 +133,7 @@ def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) ->
 
 
 def _take(state: Mapping[str, Any], run: Run) -> None:
-    """Restores from what a single process wrote; of each tensor this process's rows."""
+    """Restores from a single process's file; of each tensor, this process's rows."""
     optimizer = state["optimizer"]
     if distributed.size() > 1:
         optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
@@ -227,7 +227,7 @@ def _opened(paths: list[Path]) -> Iterator[list[Any]]:
 
 
 def _rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
-    """Some of the `length` rows of a tensor; they lie in the shards in their order. Raises ValueError for others."""
+    """Returns some of the `length` rows of a tensor, which the shards have in order. Raises ValueError for others."""
     stored = [shard.get_slice(key) for shard in shards]
     found, first = [], 0
     for part in stored:

@@ -1,4 +1,4 @@
-"""What a stopped run and the one that goes on with it must have in common: all options, and files by their content."""
+"""The run fingerprint: what a stopped run and its resumption must share, all options, and files by their content."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from train.open_checkpoint import fingerprint
 
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})  # on what is learnt
-SHOWN = 20  # characters of a value in a refusal: of a hash the beginning does
+SHOWN = 20  # characters of a value in a refusal; enough of a hash
 
 
 def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options that have an effect on what is learnt, as plain values by name.
+    """Returns all options that have an effect on what is learned, as plain values by name.
 
-    A path is named by the sha256 of its file, or over the weights, trajectories and configs of its folder: what stands
-    elsewhere but is the same makes no difference, what changed in its place does. Raises OSError where it is gone.
+    A path is named by the sha256 of its file, or over the weights, trajectories and configs of its folder: the same
+    content at another path makes no difference, changed content at the same path does. Raises OSError if it is gone.
     """
     return {name: _plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, in words, by name."""
+    """Returns what two fingerprints differ in, as text, by name."""
     told = []
     for name in sorted(before.keys() | now.keys()):
         there, here = (str(side[name])[:SHOWN] if name in side else "not known" for side in (before, now))

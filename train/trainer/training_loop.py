@@ -22,13 +22,13 @@ from . import progress, resume
 from .muon import Muon
 
 LOG_EVERY = 50  # updates
-TABLES = ("embed_tokens", "lm_head")  # beginnings of the names of matrices with a row for each token
+TABLES = ("embed_tokens", "lm_head")  # name prefixes of the matrices with one row per token
 TOKENS = "tokens"  # the figure that is added up to tokens per second
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long and how fast to learn. `seed` and the step number determine every batch and every mask."""
+    """How long and how fast to train. `seed` and the step number determine every batch and every mask."""
 
     steps: int
     learning_rate: float = 2e-3
@@ -36,31 +36,31 @@ class Recipe:
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.998
-    floor: float = 0.02  # of the learning rate, at the end of the cosine
+    floor: float = 0.02  # share of the peak learning rate at the end of the cosine
     bf16: bool = True
     save_every: int = 500
     seed: int = 0
     optimizer: str = "adamw"
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
+        """Returns the learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         progress = min(1.0, max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup)))
         fall = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate * rise * fall
 
 
-# Of a step: this process's part of the loss, and of each figure; what all processes have adds up. The figure `tokens`
-# counts those of the prompts and answers that are learnt from, each once however often the model sees it, no padding.
+# Of a step: this process's part of the loss and of each figure; the parts of all processes add up. The figure `tokens`
+# counts the tokens of the prompts and answers learned from: each once however often the model sees it, no padding.
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process alone;
+    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process only;
     figures: the last logged.
 
-    seconds, tokens_per_second: since it was started, or last resumed.
+    seconds, tokens_per_second: since the run was started or last resumed.
     """
 
     weights: dict[str, Tensor]
@@ -70,17 +70,17 @@ class Fitted:
     figures: dict[str, float]
 
     def report(self, out: Path) -> dict[str, Any]:
-        """What --json prints; a figure that is no number, as a share of nothing, is null."""
+        """Returns what --json prints; a figure that is not a number, such as a share of nothing, is null."""
         figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
         spent = {"seconds": round(self.seconds, 1), "tokens_per_second": self.tokens_per_second}
         return {"out": str(out), "steps": self.steps, **spent, **figures}
 
 
 def run_training(train: Callable[[], Fitted], out: Path, device: str, tensorboard: Path | None, as_json: bool) -> int:
-    """Runs a training command as one of torchrun's processes, and says what was written."""
+    """Runs a training command as one of torchrun's processes, and prints what was written."""
     with distributed.joined(device):
         if tensorboard is not None:
-            progress.board_class()  # not installed, it is told before hours of training
+            progress.board_class()  # if it is not installed, fail before hours of training
         fitted = train()
     if as_json:
         print_json(fitted.report(out))
@@ -100,16 +100,16 @@ def train_model(
     """Trains in place those parameters of `model` that require gradients.
 
     `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
-    from `<out>.resume` then equals an uninterrupted one. `identity` and the recipe stand there, and must be the same to
-    go on. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl` and the folder `tensorboard`. Call
-    `resume.forget` when the weights are safe. Raises NumericalError where loss, gradient or weights are no numbers,
-    before any of it is saved, and UserError where nothing can be written or the stopped run is another one.
+    from `<out>.resume` then equals an uninterrupted one. That file has `identity` and the recipe, which must be the
+    same to resume. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl` and the folder `tensorboard`. Call
+    `resume.forget` when the weights are safe. Raises NumericalError if loss, gradient or weights are not finite, before
+    any of it is saved, and UserError if nothing can be written or the stopped run is another one.
     """
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.own(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
     run, identity = resume.Run(owned, average, *optimizers_of(owned, recipe)), {**identity, **asdict(recipe)}
-    identity.pop("save_every", None)  # makes no difference to what is learnt
+    identity.pop("save_every", None)  # makes no difference to what is learned
     distributed.check_same(identity)
     left = resume.path_of(out)
     distributed.on_first(lambda: files.sweep(left))
@@ -137,9 +137,9 @@ def train_model(
 
 
 def optimizers_of(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.AdamW, Muon | None]:
-    """Returns AdamW, with weight decay on matrices alone, and Muon for the layers' matrices if the recipe has it.
+    """Returns AdamW, with weight decay on matrices only, and Muon for the layers' matrices if the recipe has it.
 
-    Tables of tokens stay with AdamW.
+    Matrices with one row per token stay with AdamW.
     """
     matrices = [name for name, p in learned.items() if p.dim() == 2 and not name.startswith(TABLES)]
     orthogonal = matrices if recipe.optimizer == "muon" else []
@@ -158,7 +158,7 @@ def optimizers_of(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[
 def _update(
     learned: Mapping[str, nn.Parameter], run: resume.Run, loss_of: Loss, recipe: Recipe, step: int
 ) -> tuple[float, float, dict[str, float]]:
-    """One optimiser step; this process's part of the loss and of the figures, the gradient's norm before clipping."""
+    """Runs one optimizer step; returns this process's part of loss and figures, and the norm before clipping."""
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         group["lr"] = recipe.rate(step)
     torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # of dropout
@@ -186,7 +186,10 @@ def _check_numbers(step: int, loss: float, norm: float) -> None:
 
 
 def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
-    """An update from a finite gradient may still be too long, which the next loss would show: after a save."""
+    """Raises NumericalError unless all weights are finite.
+
+    An update from a finite gradient may still be too large; the next loss would show it only after a save.
+    """
     wrong = [weight.isfinite().logical_not().any() for weight in weights]
     if distributed.total(torch.stack(wrong).any().float()):
         raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")

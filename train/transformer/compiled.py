@@ -1,4 +1,4 @@
-"""The forward pass of training by torch.compile, with few graphs: what it takes is brought into few forms first."""
+"""Runs the forward pass of training by torch.compile, with few graphs: its inputs are brought into few forms first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .network import Transformer, prefix_mask
 class CompiledForward(nn.Module):
     """Calls a model's layers compiled; `forward` is that of `Transformer` without a KV cache.
 
-    Each batch has a width of its own, so the width is dynamic from the first graph on. There are graphs of a prefix
-    mask and of a mask that is given, with gradients and without; on a CPU inductor makes each anew at the first width
-    on the other side of 128. The rotary tables are made outside: fused into every layer's rotation and its gradient,
+    Each batch has a width of its own, so the width is dynamic from the first graph on. There are graphs for a prefix
+    mask and for an explicit mask, with gradients and without; on a CPU inductor makes each again at the first width on
+    the other side of 128. The rotary tables are computed outside: fused into every layer's rotation and its gradient,
     their fp64 angles take a third of an update.
     """
 
@@ -32,7 +32,7 @@ class CompiledForward(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [batch, width, hidden]; see `Transformer.forward`."""
+        """Returns hidden states [batch, width, hidden]; see `Transformer.forward`."""
         device = self.model.embed_tokens.weight.device
         ids = send(input_ids, device).contiguous()
         cos, sin = self.model.position_tables(ids, None if positions is None else send(positions, device))
@@ -40,7 +40,7 @@ class CompiledForward(nn.Module):
         limits = visible if mask is None else mask
         if limits is None:
             raise ValueError("neither visible nor mask was given")
-        limits = send(limits, device).contiguous()  # an expanded one has strides of its own, and so a graph
+        limits = send(limits, device).contiguous()  # an expanded one has other strides, and so a graph of its own
         for tensor, places in ((ids, (1,)), (cos, (2,)), (sin, (2,)), (limits, (1,) if mask is None else (2, 3))):
             torch._dynamo.mark_dynamic(tensor, places)
         hidden: Tensor = run(ids, cos, sin, limits, kept=self.model.sample_dropout(ids))

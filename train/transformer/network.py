@@ -1,7 +1,7 @@
 """The compact transformer that is distilled and exported: the shape of Llama, Qwen2 and Qwen3, with prefix masks.
 
 Every attention pattern of block decoding is a prefix mask: query `i` sees the first `visible[i]` positions. Causal
-(`visible = i + 1`), bidirectional (`visible = length`) and block-causal models are therefore one forward.
+(`visible = i + 1`), bidirectional (`visible = length`) and block-causal models therefore share one forward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.contract import size
 
 from .rope import frequencies
 
-LARGEST_FLOAT = 1e12  # of a base of rotary angles, the largest number there is
+LARGEST_FLOAT = 1e12  # upper bound of a float in a config; the base of rotary angles is the largest
 ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, f"a number above 0, up to {LARGEST_FLOAT:g}")
 
 
@@ -44,13 +44,13 @@ class ModelConfig:
 
 
 class KeyValueStore(Protocol):
-    """Where a layer's new keys and values go, and from where all visible ones come back."""
+    """A KV cache: takes a layer's new keys and values, and returns all visible ones."""
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """Computes x / rms(x) * weight in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -66,22 +66,22 @@ class RMSNorm(nn.Module):
 def rotary_tables(
     positions: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each fp32 [..., head_dim / 2] (Su et al. 2021, arXiv 2104.09864)."""
+    """Returns cosines and sines of rotary angles, fp32 [..., head_dim / 2] each (Su et al. 2021, arXiv 2104.09864)."""
     inverse, magnitude = frequencies(head_dim, theta, scaling or {})
     angles = positions.double()[..., None] * inverse.to(positions.device)
     return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns a head's halves against each other. x [batch, heads, width, head_dim], tables [batch, 1, width, half]."""
+    """Rotates a head's halves against each other. x [batch, heads, width, head_dim], tables [batch, 1, width, half]."""
     low, high = x.float().chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
 def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention with the heads of a group sharing their keys; query [batch, heads, width, head_dim].
+    """Computes softmax attention, the heads of a group sharing their keys; query [batch, heads, width, head_dim].
 
-    For training on a CPU, where the backward of the fused kernel alone takes half of a step.
+    For training on a CPU, on which the backward pass of the fused kernel alone takes half of a step.
     """
     batch, heads, width, head_dim = query.shape
     query = query.reshape(batch, key.shape[1], -1, head_dim)
@@ -91,7 +91,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by torch's fused kernel: faster without gradients, and on a GPU, where it never stores the weights."""
+    """Computes the same by torch's fused kernel: faster without gradients; on a GPU it never stores the weights."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -99,7 +99,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> 
 
 
 class Attention(nn.Module):
-    """Grouped-query attention under a prefix mask, over new keys alone or over a cache."""
+    """Grouped-query attention under a prefix mask, over new keys alone or over a KV cache."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids and a prefix mask in, normalised hidden states out; `logits` applies the head to chosen rows."""
+    """Maps token ids and a prefix mask to normalized hidden states; `logits` applies the head to chosen rows."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -184,11 +184,11 @@ class Transformer(nn.Module):
         length: int | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [batch, width, hidden].
+        """Returns hidden states [batch, width, hidden].
 
         input_ids int64 [batch, width]; visible int64 [batch, width], how many of the `length` cached and new positions
-        (new alone without a cache) each query sees, at least 1; positions int64 [batch, width], 0.. when not given;
-        mask fp32 [batch, 1, width, length], additive, instead of `visible` where that is not a prefix (training).
+        (only new ones without a KV cache) each query sees, at least 1; positions int64 [batch, width], 0.. by default;
+        mask fp32 [batch, 1, width, length], additive, instead of `visible` if it is not a prefix mask (training).
         """
         cos, sin = self.position_tables(input_ids, positions)
         if mask is None:
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         return self.run_layers(input_ids, cos, sin, mask, cache, self.sample_dropout(input_ids))
 
     def sample_dropout(self, input_ids: Tensor) -> Tensor | None:
-        """Returns what is left of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
+        """Returns the factor of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
 
         One sample for all positions of a sequence, from torch's global generator (Gal and Ghahramani 2016, arXiv
         1512.05287): it regularizes as much as one per position and costs hardly anything. None without gradients.
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token, [..., vocab], in the dtype of `hidden`."""
+        """Returns scores of every token, [..., vocab], in the dtype of `hidden`."""
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
         return F.linear(hidden, weight)
 
@@ -240,7 +240,7 @@ class Transformer(nn.Module):
 def embedding(vocab: int, width: int) -> nn.Embedding:
     """Returns `nn.Embedding(vocab, width)`, whose constructor samples weights on the meta device too.
 
-    There that imports torch._dynamo, which takes a second or more, and there are no numbers to sample.
+    On that device this imports torch._dynamo, which takes a second or more, and there are no numbers to sample.
     """
     made = nn.Embedding.from_pretrained(torch.empty(vocab, width), freeze=False)
     if not made.weight.is_meta:
@@ -249,7 +249,7 @@ def embedding(vocab: int, width: int) -> nn.Embedding:
 
 
 def prefix_mask(visible: Tensor, length: int) -> Tensor:
-    """Additive fp32 mask [batch, 1, width, length]: 0 where the key is one of the first `visible`, else -inf.
+    """Returns the additive fp32 mask [batch, 1, width, length]: 0 at keys among the first `visible`, else -inf.
 
     Additive and not boolean, since eager attention elsewhere *adds* a boolean mask and is silently wrong.
     """
@@ -258,7 +258,7 @@ def prefix_mask(visible: Tensor, length: int) -> Tensor:
 
 
 def initialize(model: Transformer, seed: int) -> Transformer:
-    """Normal weights of deviation 0.02 (residual outputs scaled by depth, as in GPT-2), the same for the same seed."""
+    """Samples normal weights of deviation 0.02 (residual outputs scaled by depth, as in GPT-2) by the seed."""
     generator = torch.Generator().manual_seed(seed)
     residual = 0.02 / (2 * model.config.layers) ** 0.5
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Rotary frequencies, plain and stretched: linear, Llama 3's and YaRN's (arXiv 2309.00071) scaling of RoPE."""
+"""Computes rotary frequencies, plain and scaled: linear, Llama 3's and YaRN's (arXiv 2309.00071) scaling of RoPE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-LARGEST = 1 << 24  # of a factor or a context
+LARGEST = 1 << 24  # upper bound of a factor or a context
 SPAN = "original_max_position_embeddings"
 QUERY_SCALE = "llama_4_scaling_beta"  # 1 + beta ln(1 + floor(position / SPAN)), so 1 before SPAN: see `longest`
 NEEDED = {
@@ -23,9 +23,10 @@ OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "ms
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Angles a position adds, fp64 [head_dim / 2], and the factor of their cosines and sines.
+    """Returns the angles that a position adds, fp64 [head_dim / 2], and the factor of their cosines and sines.
 
-    scaling: empty for plain RoPE, else what `parse_scaling` gave. Source: the named papers and Llama 3's model code.
+    scaling: empty for plain RoPE, else the result of `parse_scaling`. Source: the named papers and Llama 3's model
+    code.
     """
     inverse: Tensor = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if not scaling:
@@ -39,12 +40,12 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
 
 
 def longest(scaling: Mapping[str, Any]) -> int | None:
-    """Positions up to which a scaling is computed here, None for any: queries are not scaled by their position."""
+    """Returns how many positions a scaling is computed for, None for any: queries are not scaled by position here."""
     return int(scaling[SPAN]) if QUERY_SCALE in scaling else None
 
 
 def _magnitude(scaling: Mapping[str, Any]) -> float:
-    """YaRN's factor of cosines and sines: of its two scales the quotient, where a config has both."""
+    """Returns YaRN's factor of cosines and sines: the quotient of its two scales, if a config has both."""
 
     def scale(by: float) -> float:
         factor = scaling["factor"]
@@ -57,7 +58,7 @@ def _magnitude(scaling: Mapping[str, Any]) -> float:
 
 def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns: Tensor = scaling[SPAN] * inverse / (2 * math.pi)  # full ones over the original context
+    turns: Tensor = scaling[SPAN] * inverse / (2 * math.pi)  # full turns over the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the plain frequency
     return inverse * (kept + (1 - kept) / scaling["factor"])
 
@@ -68,13 +69,13 @@ def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, An
 
     low = max(math.floor(place(scaling.get("beta_fast", 32))), 0)
     high = min(math.ceil(place(scaling.get("beta_slow", 1))), head_dim - 1)
-    span = high - low or 0.001  # as the reference does where both fall together
+    span = high - low or 0.001  # as the reference does if both are equal
     stretched = ((torch.arange(len(inverse), dtype=torch.float64) - low) / span).clamp(0, 1)
     return inverse * (1 - stretched + stretched / scaling["factor"])
 
 
 def parse_scaling(values: Any) -> dict[str, Any]:
-    """A config.json's `rope_scaling`, checked; {} for none. Raises UserError for a kind or key not known here."""
+    """Checks a config.json's `rope_scaling`; returns {} for none. Raises UserError for an unknown kind or key."""
     if not values:
         return {}
     if not isinstance(values, Mapping):

@@ -1,4 +1,4 @@
-"""A step graph's arrays, bound where they lie: the cache for good, the small ones anew for a forward of other sizes."""
+"""Binds a step graph's arrays in place: the KV cache for good, small ones anew if a forward pass has other sizes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
 from .no_telemetry import ort
 
-OPEN = -1  # a dimension that the forward decides
+OPEN = -1  # a dimension that the forward pass decides
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """A small array. by: which of a forward's sizes, `width` or `n`, stands for the OPEN dimension of its shape."""
+    """Describes a small array. by: which size of a forward pass, `width` or `n`, is the OPEN dimension of its shape."""
 
     by: str
     dtype: str
@@ -28,11 +28,11 @@ Group = list[tuple[str, NDArray[Any], ort.OrtValue]]  # arrays of one size: name
 
 
 class Binding:
-    """Everything a graph reads and writes: `resize` gives the arrays for a forward, `run` runs it over them.
+    """Everything a graph reads and writes: `resize` returns the arrays for a forward pass, `run` runs it over them.
 
-    cache: its parts in the order of `cache_names`, read and written in place. specs: of the small arrays. kept: arrays
-    up to this size stay, so that decoding allocates nothing once it has met its sizes; those of longer prompts go.
-    device: where the graph runs; inputs are copied there for each run.
+    cache: the KV cache's parts in the order of `cache_names`, read and written in place. specs: of the small arrays.
+    kept: arrays up to this size stay, so that decoding allocates nothing once it has met its sizes; those of longer
+    prompts go. device: where the graph runs; inputs are copied there for each run.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Binding:
         self._outputs = [entry.name for entry in session.get_outputs() if entry.name in specs]
 
     def resize(self, width: int, n: int) -> dict[str, NDArray[Any]]:
-        """The small arrays by name for a forward of `width` tokens and `n` rows, bound."""
+        """Returns the small arrays by name for a forward pass of `width` tokens and `n` rows, bound."""
         known = self._bound.get((width, n))
         if known is None:
             known = self._bind(width, n)
@@ -81,7 +81,7 @@ class Binding:
     def run(self) -> None:
         if not self._here:
             for name in self._inputs:
-                self._io.bind_cpu_input(name, self.arrays[name])  # copies what lies there now
+                self._io.bind_cpu_input(name, self.arrays[name])  # copies what is there now
         self._session.run_with_iobinding(self._io)
 
     def _group(self, by: str, size: int) -> Group:
@@ -106,7 +106,7 @@ def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candida
     table = {name: ArraySpec("width", "int64", (batch, OPEN)) for name in ("input_ids", "visible")}
     table["past_length"] = ArraySpec("width", "int64", (batch,))
     table["rows"] = ArraySpec("n", "int64", (batch, OPEN))
-    table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host says how many it wants
+    table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host sets how many
     table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (batch, OPEN)) for name in REDUCED}
     if top_k:
         table |= {

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: runs an exported step graph over a cache that stays where it is, on the CPU or on a GPU."""
+"""The ONNX Runtime backend: runs an exported step graph over a KV cache that stays in place, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .ort_values import as_value, numpys, on_host
 from .saturation import require_exact_products
 from .threads import physical_cores
 
-SMALLEST = 64  # positions; from there caches double up to the contract's capacity
+SMALLEST = 64  # positions; from there KV caches double up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
@@ -29,11 +29,11 @@ SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setti
 
 @dataclass(frozen=True, slots=True)
 class CacheForm:
-    """How a graph keeps its cache.
+    """Describes how a graph keeps its KV cache.
 
     dtype: its name; capacity: its length, None if the host chooses it; delta: whether the graph returns the new
-    positions alone, which the host then writes behind the past; batch: whether it takes any number of sequences, as the
-    dialect `standard` does, whose attention then reads the cache to its end.
+    positions alone, which the host then writes after the past; batch: whether it takes any number of sequences, as the
+    dialect `standard` does, whose attention then reads the KV cache to its end.
     """
 
     dtype: str
@@ -43,14 +43,15 @@ class CacheForm:
 
 
 class OrtBackend:
-    """A step graph of any dialect behind the backend protocol; see `runtime.backend`.
+    """Implements the backend protocol for a step graph of any dialect; see `runtime.backend`.
 
     One sequence at a time, or of the dialect `standard` as many as the contract's `batch`.
 
-    model: the .onnx file, or the session of another backend (see `share`). threads: of one forward; the physical cores
-    by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small arrays
-    cross. files, allow_spinning: see `load_session`. Raises UserError if the file cannot be loaded, is not the graph of
-    that contract, or is one that CUDA has no kernels for (`ort_cuda`); a kernel that fails later is a DeviceError.
+    model: the .onnx file, or the session of another backend (see `share`). threads: of one forward pass; the physical
+    cores by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small
+    arrays cross. files, allow_spinning: see `load_session`. Raises UserError if the file cannot be loaded, is not the
+    graph of that contract, or is one for which CUDA lacks kernels (`ort_cuda`); a kernel that fails later is a
+    DeviceError.
     """
 
     def __init__(
@@ -67,14 +68,14 @@ class OrtBackend:
             model = load_session(model, threads, device, files, allow_spinning=allow_spinning)
         self.session = model
         self.contract, self.capacity, self.device = contract, 0, device
-        self._parts: list[ort.OrtValue] = []  # of the cache, as the graph takes them
+        self._parts: list[ort.OrtValue] = []  # of the KV cache, as the graph takes them
         self.cache: NDArray[Any] = np.zeros(
             0
         )  # [2 * layers, batch, kv_heads, capacity, head_dim]; keys, values in turn
-        self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab] of the last forward of an instrumented graph
+        self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab], of an instrumented graph
         self._bindings: dict[tuple[int, int], Binding] = {}  # by how many top tokens and candidates are read
         self._batch = 0  # sequences of a forward pass
-        self._room = 0  # positions behind those of a request, for padding
+        self._room = 0  # positions after those of a request, for padding
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
         self._form = cache_form(self.session, device)
@@ -91,7 +92,7 @@ class OrtBackend:
         return "onnxruntime" if self.device == "cpu" else f"onnxruntime on {self.device}"
 
     def share(self) -> OrtBackend:
-        """Another backend with a cache of its own over the same session, for another thread."""
+        """Returns another backend with a KV cache of its own over the same session, for another thread."""
         return OrtBackend(self.session, self.contract, device=self.device)
 
     def open(self, batch: int, capacity: int) -> None:
@@ -103,7 +104,7 @@ class OrtBackend:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         self._room = PADDED * self.contract.block if batch > 1 else 0
         wanted = self._length(capacity)
-        # Attention that reads a cache to its end is the slower the longer that is, so there a shorter one is made too.
+        # Attention that reads a KV cache to its end is slower the longer it is, so there a shorter one is made too.
         fits = wanted == self.capacity if self._form.batch else wanted <= self.capacity
         if fits and batch == self._batch:
             self._zero()
@@ -122,7 +123,7 @@ class OrtBackend:
         self.capacity = wanted
 
     def _length(self, capacity: int) -> int:
-        """Of a KV cache for requests of so many positions."""
+        """Returns the length of a KV cache for requests of so many positions."""
         return bucket(capacity + self._room, self.contract.capacity + self._room)
 
     def forward(self, forward: Forward) -> Proposal:
@@ -138,7 +139,7 @@ class OrtBackend:
             arrays["past_length"][:] = forward.past_length
             arrays["visible"][:] = forward.visible
         self._reach = max(self._reach, past + width)
-        if "top_k" in arrays:  # 0 spares a greedy step the search, where leaving outputs unbound does not
+        if "top_k" in arrays:  # 0 spares a greedy step the search, but leaving outputs unbound does not
             arrays["top_k"][:] = top_k
         if forward.candidates is not None:
             arrays[CANDIDATE_INPUT][:] = forward.candidates
@@ -156,7 +157,7 @@ class OrtBackend:
         return replace(out, candidate_logprob=arrays[CANDIDATE_OUTPUT].copy())
 
     def _may_be(self, ids: list[int]) -> bool:
-        """Whether these are tokens that a model of this contract may propose."""
+        """Returns whether these are tokens that a model of this contract may propose."""
         return min(ids) >= 0 and max(ids) < self.contract.vocab and self.contract.mask_id not in ids
 
     def read_cache(self) -> NDArray[Any]:
@@ -165,7 +166,7 @@ class OrtBackend:
         return held if self._form.dtype != "bfloat16" else (held.astype(np.uint32) << 16).view(np.float32)
 
     def _held(self) -> NDArray[Any]:
-        """The KV cache as `_bind` takes it: itself on the CPU, a copy of what is on a GPU."""
+        """Returns the KV cache as `_bind` takes it: itself on the CPU, a copy of what is on a GPU."""
         if self.device == "cpu":
             return self.cache
         return np.stack([on_host(part, self._form.dtype) for part in self._parts])
@@ -190,11 +191,11 @@ class OrtBackend:
         self._bindings.clear()
 
     def _zero(self) -> None:
-        """Forgets everything, at the cost of what was written; on a GPU, of nothing.
+        """Zeroes the positions that were written; on a GPU only if attention would read them.
 
         A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention reads no position
-        before this request wrote it, so nothing is uploaded to a GPU. Attention over the whole cache, of a fixed
-        capacity or of a batch, reads all of it: there the zeros are.
+        before this request wrote it, so nothing is uploaded to a GPU. Attention over the whole KV cache, of a fixed
+        capacity or of a batch, reads all of it: only there are zeros written.
         """
         self.cache[..., : self._reach, :] = 0
         if self.device != "cpu" and (self._form.batch or self._form.capacity is not None):
@@ -217,7 +218,7 @@ class OrtBackend:
         self._bindings.clear()
 
     def _zeros(self, batch: int, capacity: int) -> NDArray[Any]:
-        """An empty KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        """Returns an empty KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim]"""
         c = self.contract
         shape = (2 * c.layers if c.has_cache else 0, batch, c.kv_heads, capacity, c.head_dim)
         try:
@@ -227,7 +228,7 @@ class OrtBackend:
             raise UserError(f"a cache of {each} positions does not fit into memory; shorten the request") from None
 
     def _bind(self, cache: NDArray[Any]) -> None:
-        """Makes an array the cache, on a GPU a copy of it."""
+        """Makes an array the KV cache, on a GPU a copy of it."""
         self._parts = [as_value(part, self._form.dtype, self.device) for part in cache]
         self.cache = cache if self.device == "cpu" else cache[:0]
 
@@ -245,7 +246,7 @@ class OrtBackend:
         return self._bindings[key]
 
     def _check(self, forward: Forward) -> None:
-        """Refuses what would read or write out of bounds, which the operators do not notice. A bug of ours."""
+        """Raises ValueError for reads or writes out of bounds, which the operators do not notice. A bug of ours."""
         width, pasts = forward.input_ids.shape[1], forward.past_length.tolist()
         if len(pasts) != self._batch or min(pasts) < 0 or max(pasts) + width > self.capacity:
             raise ValueError(f"{forward.input_ids.shape} tokens behind {pasts} in a cache of {self.capacity} positions")
@@ -270,7 +271,7 @@ class OrtBackend:
         got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
         given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
         if c.top_k:
-            if open_k := got.get("top_k") == (INTS, ()):  # a dialect in which the host says how many it wants
+            if open_k := got.get("top_k") == (INTS, ()):  # a dialect in which the host sets how many
                 wanted["top_k"] = got["top_k"]
             made |= dict(zip(TOP, (INTS, FLOATS), strict=True))
             given |= {e.name: "" for e in outputs if e.name in TOP and e.shape[2] != c.top_k and not open_k}
@@ -283,7 +284,7 @@ class OrtBackend:
 
 
 def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
-    """What a step graph says of its cache. Raises UserError for a type that nothing computes with on the device."""
+    """Reads a step graph's KV-cache form. Raises UserError for a type that nothing computes with on the device."""
     past, present = cache_names(0)
     entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
     if entry is None:
@@ -303,7 +304,7 @@ def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
 
 
 def bucket(capacity: int, most: int) -> int:
-    """The smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
+    """Returns the smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
 
 

@@ -90,7 +90,7 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     check_available()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     missing = preload()
-    ort.set_default_logger_severity(QUIET)  # it tells on stderr, in colors, what is refused below in one line
+    ort.set_default_logger_severity(QUIET)  # it prints on stderr, in colors, what is refused below in one line
     try:
         session = create_session(model, files, options, **providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
@@ -118,7 +118,7 @@ def providers(device: str) -> dict[str, Any]:
 def preload() -> str:
     """Loads CUDA's and cuDNN's libraries from NVIDIA's packages; returns the first that cannot be loaded, "" if none.
 
-    ONNX Runtime's own library finds them nowhere else than on the system's search path.
+    ONNX Runtime's own library finds them on the system's search path only.
     """
     from .no_telemetry import ort
 

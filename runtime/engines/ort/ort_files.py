@@ -48,7 +48,7 @@ def map_weights(options: ort.SessionOptions, folder: Path, names: Collection[str
 
 
 def _mapped(file: Path) -> NDArray[np.uint8]:
-    """The bytes of a file [size], mapped if its file system can."""
+    """Returns the bytes of a file [size], mapped if its file system can."""
     with open(file, "rb") as handle:
         try:
             return np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

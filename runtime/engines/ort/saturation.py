@@ -26,7 +26,7 @@ def u8s8_saturates() -> bool:
     """Returns whether products of u8 activations and s8 weights saturate on this CPU.
 
     Multiplies 255 by 127 over four terms: 129,540 if sound, 65,534 if pairs saturate. Measured once per process and
-    never stored, because a virtual machine's CPU name does not tell which CPU it runs on tomorrow. Takes less than a
+    never stored, because a virtual machine's CPU name does not show which CPU it runs on tomorrow. Takes less than a
     millisecond.
     """
     options = ort.SessionOptions()

@@ -20,16 +20,16 @@ LITTLE = 16 << 20  # bytes of int8 weights
 
 
 def usual_threads(precision: str, size: int) -> int:
-    """Threads of a forward of an engine with so many bytes of weights: the physical cores.
+    """Returns the threads per forward pass of an engine with so many bytes of weights: the physical cores.
 
-    One where the weights are int8 and few: a product of theirs is over before a second thread has woken, and each of
-    them waits for it. LOG.md has where the two meet.
+    One if the weights are int8 and few: a product of theirs is over before a second thread has woken, and each of
+    them waits for it. LOG.md has the size at which both are equal.
     """
     return 1 if precision == "int8" and size < LITTLE else physical_cores()
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Cores this process may use: those it may run on, the threads of one core counted once, within its CPU quota.
+    """Counts the cores this process may use: those it may run on, a core's threads counted once, within its CPU quota.
 
     A quota of 2.5 CPUs gives 2: the threads of a forward pass wait for each other by spinning, so a third would use the
     quota up before its period ends, and then all of them are stopped. At least 1. root: of the file system, for tests.
@@ -42,14 +42,14 @@ def physical_cores(root: Path = ROOT) -> int:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """CPUs per unit of time that this process's control groups allow, the least of all levels; None if any number."""
+    """Returns the CPUs that this process's control groups allow, the least of all levels; None if any number."""
     groups = _groups(root / "proc" / "self" / "cgroup")
     quotas = [_quota(level) for mount, kind in MOUNTS.items() for level in _levels(root / mount, groups.get(kind, "/"))]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _groups(file: Path) -> dict[str, str]:
-    """This process's control group per controller, from lines such as `4:cpu,cpuacct:/docker/1a2b`."""
+    """Returns this process's control group per controller, from lines such as `4:cpu,cpuacct:/docker/1a2b`."""
     try:
         lines = [line.split(":", 2) for line in file.read_text().splitlines()]
     except (OSError, ValueError):
@@ -58,8 +58,8 @@ def _groups(file: Path) -> dict[str, str]:
 
 
 def _levels(mount: Path, group: str) -> Iterator[Path]:
-    """The folder of a control group and of all above it. In a container only the last may exist: its own is mounted
-    there, and its path is the host's, or leads out of the mount."""
+    """Yields the folder of a control group and of all above it. In a container only the last may exist: its own is
+    mounted there, and its path is the host's, or leads out of the mount."""
     parts = [part for part in group.split("/") if part]
     for depth in range(0 if ".." in parts else len(parts), -1, -1):
         yield mount.joinpath(*parts[:depth])

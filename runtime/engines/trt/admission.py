@@ -16,7 +16,7 @@ TARGET = re.compile(r"sm(\d+)(\+?)")
 
 
 def covers(target: str, capability: int) -> bool:
-    """Whether an engine for `sm86,sm89` or `sm80+` was built for a GPU of that compute capability."""
+    """Returns whether an engine for `sm86,sm89` or `sm80+` was built for a GPU of that compute capability."""
     for part in target.split(","):
         found = TARGET.fullmatch(part)
         if found and (int(found[1]) == capability or (found[2] and int(found[1]) <= capability)):
@@ -25,19 +25,19 @@ def covers(target: str, capability: int) -> bool:
 
 
 def loads(build: Build, version: str) -> bool:
-    """Whether the flavour's library of that version loads what was built."""
+    """Returns whether the flavor's library of that version loads what was built."""
     if build.version_compatible:
         return version_numbers(version) >= version_numbers(build.version)
     return version == build.version
 
 
 def version_numbers(version: str) -> list[int]:
-    """The numbers of a version, to compare by."""
+    """Returns the numbers of a version, to compare by."""
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
-    """Why an engine does not run on this GPU with its flavour's library of that version; None where it does."""
+    """Returns why an engine does not run on this GPU with its flavor's library of that version; None if it does."""
     if not covers(engine.target, gpu.capability):
         return f"was built for {engine.target}, here is a GPU of sm{gpu.capability} ({gpu.name})"
     if build.device is not None and build.device != gpu.name:
@@ -48,7 +48,7 @@ def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
 
 
 def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
-    """The engines that differ from `first` in their capacity alone, it included, by capacity."""
+    """Returns the engines that differ from `first` in their capacity alone, it included, by capacity."""
 
     def kind(engine: Engine) -> tuple[object, ...]:
         build = engine.build
@@ -60,9 +60,9 @@ def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
 
 
 def content(folder: Path, engine: Engine, trust: bool) -> bytes:
-    """An engine's file, which is native code, read once: what was hashed is what is loaded.
+    """Returns an engine's file, which is native code, read once: what was hashed is what is loaded.
 
-    Raises UserError where it is not what the manifest names, or where neither this machine built it nor `trust` is set.
+    Raises UserError if it is not what the manifest names, or if neither this machine built it nor `trust` is set.
     """
     expected = engine.files[engine.model]
     if not trust and not trust_records.was_built(expected):

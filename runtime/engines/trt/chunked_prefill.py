@@ -1,4 +1,4 @@
-"""Forwards that are wider than an engine takes at once, cut where nothing before the cut looks behind it."""
+"""Chunked prefill: cuts a forward pass too wide for an engine at places that no earlier token looks past."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a forward. own [batch, n]: which of the asked rows lie in it; `forward.rows` of the others are 0."""
+    """Holds a part of a forward pass. own [batch, n]: which logits rows are in it; `forward.rows` of others are 0."""
 
     forward: Forward
     own: Bools
 
 
 def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
-    """The parts, in order, none wider than `widest`; run one after the other they are that forward, exactly in fp32.
+    """Yields the parts, in order, none wider than `widest`; run in turn they equal that forward pass, exactly in fp32.
 
-    Raises UserError where that cannot be: tokens that see each other, as those of a prompt that is one span, are one
+    Raises UserError if that cannot be: tokens that see each other, as those of a prompt that is one span, are one
     piece.
     """
     start = 0
@@ -42,11 +42,11 @@ def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
 
 
 def cuts(forward: Forward, widest: int) -> list[int]:
-    """Where the pieces end, each as far as it may be."""
+    """Returns where the pieces end, each as far as possible."""
     width = forward.input_ids.shape[1]
     if width <= widest:
         return [width]
-    reach = (forward.visible - forward.past_length[:, None]).max(axis=0)  # [width], in tokens of this forward
+    reach = (forward.visible - forward.past_length[:, None]).max(axis=0)  # [width], in tokens of this forward pass
     may_end = np.flatnonzero(np.maximum.accumulate(reach) <= np.arange(1, width + 1)) + 1
     ends = [0]
     while ends[-1] < width:

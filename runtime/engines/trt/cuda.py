@@ -15,7 +15,7 @@ from ...errors import DeviceError, UserError
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 OLD_DRIVER = 35  # cudaErrorInsufficientDriver, also if there is none
-NO_DRIVER = (3, 34, OLD_DRIVER, 100)  # initialisation failed, a stub library, a driver too old or none, no device
+NO_DRIVER = (3, 34, OLD_DRIVER, 100)  # initialization failed, a stub library, a driver too old or none, no device
 FOR_CUDA_12 = "for CUDA 12 instead: pip install blockstep tensorrt-cu12 'polygraphy>=0.53' 'cuda-python>=12.6,<13'"
 Handle = Any  # a stream's or a graph's handle of cuda.bindings; int() gives what TensorRT takes
 
@@ -31,16 +31,16 @@ class Gpu:
 class Cuda:
     """CUDA's runtime on the process's first GPU. Device memory is an integer address, a size is in bytes.
 
-    calls: the module `cuda.bindings.runtime`, or what answers the same calls. Each method raises DeviceError, naming
-    the call and CUDA's reason, where the call fails. What takes a stream is asynchronous: done in the order given, and
-    surely done after `synchronize`.
+    calls: the module `cuda.bindings.runtime`, or what implements the same calls. Each method raises DeviceError, naming
+    the call and CUDA's reason, if the call fails. What takes a stream is asynchronous: done in the order given, and
+    certainly done after `synchronize`.
     """
 
     def __init__(self, calls: Any) -> None:
         self._calls = calls
 
     def gpu(self) -> Gpu | None:
-        """The GPU, None where there is none or no driver for it."""
+        """Returns the GPU, None if there is none or no driver for it."""
         status, count = self._calls.cudaGetDeviceCount()
         if int(status) in NO_DRIVER or (int(status) == 0 and count == 0):
             return None
@@ -49,7 +49,7 @@ class Cuda:
         return Gpu(found.name.decode(), 10 * found.major + found.minor)
 
     def why_no_gpu(self) -> str:
-        """What is to be done for there to be a GPU: to be said after "needs"."""
+        """Returns what is missing for a GPU, to be printed after "needs"."""
         old = int(self._calls.cudaGetDeviceCount()[0]) == OLD_DRIVER
         status, version = self._calls.cudaDriverGetVersion()  # 0 if there is no driver
         if not (old and int(status) == 0 and version):
@@ -58,13 +58,13 @@ class Cuda:
         return f"a newer NVIDIA driver, 580 or newer for CUDA 13 ({here}), or what is {FOR_CUDA_12}"
 
     def free_bytes(self) -> int:
-        """Device memory that is free."""
+        """Returns the bytes of free device memory."""
         status, free, _ = self._calls.cudaMemGetInfo()
         self._check("cudaMemGetInfo", status)
         return int(free)
 
     def allocate(self, size: int) -> int:
-        """Device memory, not zeroed, aligned to 256 bytes. Raises UserError where there is not enough."""
+        """Allocates device memory, not zeroed, aligned to 256 bytes. Raises UserError if there is not enough."""
         status, address = self._calls.cudaMalloc(size)
         if int(status) == OUT_OF_MEMORY:
             raise UserError(
@@ -83,7 +83,7 @@ class Cuda:
         self._call("cudaMemsetAsync", address, 0, size, stream)
 
     def pin(self, size: int) -> NDArray[np.uint8]:
-        """Host memory, zeroed, that the GPU copies from and to without a detour; `unpin` gives it back. uint8 [size]"""
+        """Allocates host memory, zeroed, that the GPU copies from and to directly; `unpin` frees it. uint8 [size]"""
         address = int(self._call("cudaHostAlloc", size, 0))
         array: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         array.fill(0)
@@ -106,12 +106,12 @@ class Cuda:
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, stream: Handle
     ) -> None:
-        """Copies `rows` rows of `width` bytes on the device, each a pitch behind the one before."""
+        """Copies `rows` rows of `width` bytes on the device, each a pitch after the one before."""
         kind = self._calls.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, stream)
 
     def stream(self) -> Handle:
-        """A stream of its own, which does not wait for the default one."""
+        """Creates a stream, which does not wait for the default one."""
         return self._call("cudaStreamCreateWithFlags", self._calls.cudaStreamNonBlocking)
 
     def destroy_stream(self, stream: Handle) -> None:
@@ -122,7 +122,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
-        """What `work` gives to the stream, not run but kept as a graph that `launch` runs as often as wanted."""
+        """Captures what `work` gives to the stream, without running it, as a graph that `launch` runs."""
         mode = self._calls.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may allocate
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -160,7 +160,7 @@ class Cuda:
 
 
 def load_cuda() -> Cuda:
-    """CUDA through the installed cuda-python, which needs no driver yet. Raises UserError where it is not installed."""
+    """Loads CUDA from cuda-python, which needs no driver yet. Raises UserError if it is not installed."""
     try:
         return Cuda(import_module("cuda.bindings.runtime"))
     except ImportError:

@@ -24,13 +24,13 @@ INSTALL = {
     "tensorrt": f"pip install 'blockstep[trt]', {CUDA_13}; {FOR_CUDA_12}",
     "rtx": f"pip install 'blockstep[rtx]', {CUDA_13}; {FOR_CUDA_12.replace('tensorrt', 'tensorrt-rtx')}",
 }
-NEEDS_NEWER_DRIVER = "driver version is insufficient"  # what CUDA tells a TensorRT that is for a newer one
+NEEDS_NEWER_DRIVER = "driver version is insufficient"  # CUDA's message to a TensorRT that needs a newer one
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # names in the library's DataType
-OPEN = -1  # a dimension that a forward decides
+OPEN = -1  # a dimension that a forward pass decides
 
 
 def load_library(flavor: str) -> Any:
-    """The TensorRT module of a flavour. Raises UserError where it is not installed or cannot be loaded."""
+    """Returns the TensorRT module of a flavor. Raises UserError if it is not installed or cannot be loaded."""
     name = LIBRARIES[flavor]
     try:
         return import_module(name)
@@ -39,20 +39,20 @@ def load_library(flavor: str) -> Any:
 
 
 class TrtEngine:
-    """An engine of static batch and capacity. A forward is of the whole batch; `reset` forgets what came before.
+    """Runs an engine of static batch and capacity, the whole batch per forward pass; `reset` forgets what came before.
 
     content: the engine's file, of a source that is trusted, since loading it runs native code. contract: with the
-    engine's own capacity, batch, dtype and cache. graphs: whether forwards of fixed width are replays of CUDA graphs.
-    kernels: what its compiled kernels are called in the user's cache folder, for TensorRT for RTX; see `RtxKernels`.
-    Raises UserError where the engine cannot be loaded or is not the graph of that contract, DeviceError where a call
-    fails; what was allocated until then is given back.
+    engine's own capacity, batch, dtype and cache. graphs: whether forward passes of fixed width are replays of CUDA
+    graphs. kernels: what its compiled kernels are called in the user's cache folder, for TensorRT for RTX; see
+    `RtxKernels`. Raises UserError if the engine cannot be loaded or is not the graph of that contract, DeviceError if a
+    call fails; what was allocated until then is given back.
     """
 
     def __init__(
         self, content: bytes, contract: Contract, cuda: Cuda, library: Any, graphs: bool = True, kernels: str = ""
     ) -> None:
         self.contract, self._cuda = contract, cuda
-        self._written: tuple[Ints, int, int] | None = None  # of the last forward: past [batch], its tokens, run with
+        self._written: tuple[Ints, int, int] | None = None  # of the last pass: past [batch], its tokens, run with
         self._messages: list[str] = []
         self._runtime, self._engine = self._deserialize(content, library)
         call("looking at the engine", check_graph, self._engine, library, contract)
@@ -75,21 +75,21 @@ class TrtEngine:
 
     @property
     def widest(self) -> int:
-        """Tokens of the widest forward."""
+        """Returns the tokens of the widest forward pass."""
         return max(profile.most for profile in self.profiles)
 
     @property
     def replays(self) -> bool:
-        """Whether all forwards of a fixed width are replays of CUDA graphs."""
+        """Returns whether all forward passes of a fixed width are replays of CUDA graphs."""
         return all(lane.replays for lane in self._lanes if lane.widths.fixed)
 
     def reset(self) -> None:
-        """Zeroes the cache."""
+        """Zeroes the KV cache."""
         self._written = None
         self.cache.zero()
 
     def forward(self, forward: Forward) -> Proposal:
-        """Runs one forward no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
+        """Runs one forward pass no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
         width, cached = forward.input_ids.shape[1], self.contract.has_cache
         room = self.contract.capacity - int(forward.past_length.max())
         profile, padded = choose_profile(self.profiles, width, room, padding=cached)
@@ -105,7 +105,7 @@ class TrtEngine:
         return lane.fetch(forward.rows.shape[1], forward.top, count)
 
     def read_cache(self) -> Floats:
-        """The cache as `DeviceCache.read` gives it, with what the last forward wrote behind its past."""
+        """Returns the KV cache as `DeviceCache.read` does, with what the last forward pass wrote after its past."""
         if self._written is not None:
             self._settle(self._written[0] + self._written[1])
         return self.cache.read()
@@ -122,11 +122,11 @@ class TrtEngine:
 
     def _drain(self) -> None:
         """Waits for what is under way, which uses the memory that is given back next."""
-        with suppress(DeviceError):  # it was told before, or the next call tells it
+        with suppress(DeviceError):  # it was reported before, or the next call reports it
             self._cuda.synchronize(self._stream)
 
     def _settle(self, past: Ints) -> None:
-        """Moves what the host has counted in since the last forward from a `delta` engine's outputs to the cache.
+        """Moves positions counted in since the last forward pass from a `delta` engine's outputs to the KV cache.
 
         A step's keys and values need no move: the next step overwrites them. So a commit costs copies, a step none.
         """
@@ -138,7 +138,7 @@ class TrtEngine:
                 self.cache.append(row, start, columns, padded)
 
     def _deserialize(self, content: bytes, library: Any) -> tuple[Any, Any]:
-        """TensorRT's runtime and the engine that it makes of a file's content."""
+        """Returns TensorRT's runtime and the engine that it makes of a file's content."""
         try:
             runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
             runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
@@ -152,7 +152,7 @@ class TrtEngine:
         return runtime, engine
 
     def _prepare(self, library: Any, stack: ExitStack) -> list[Lane]:
-        """A context for each profile, everything bound; they run one after the other, so they share their scratch."""
+        """Makes a context per profile, everything bound; they run one after the other, so they share scratch memory."""
         size = max(self._engine.device_memory_size_v2, 1)
         scratch = self._cuda.allocate(size)
         stack.callback(self._cuda.free, scratch)
@@ -171,7 +171,7 @@ class TrtEngine:
         return lanes
 
     def _bind(self, lane: Lane) -> None:
-        """Gives every tensor its address for good; a cache in place has one address on both sides."""
+        """Gives every tensor its address for good; a KV cache in place has one address on both sides."""
         context = lane.context
         addresses = {**lane.inputs.addresses, **lane.outputs.addresses}
         for i, part in enumerate(self.cache.parts):
@@ -219,13 +219,13 @@ class TrtEngine:
             raise DeviceError(f"TensorRT does not take {what}: {reason}{self._said()}")
 
     def _said(self) -> str:
-        """What the library complained of since the last time, in one line."""
+        """Returns the library's complaints since the last call, in one line."""
         said, self._messages[:] = one_line(" ".join(self._messages)), []
         return said or "it gave no reason"
 
 
 def check_graph(engine: Any, library: Any, contract: Contract) -> None:
-    """Raises UserError where an engine's inputs and outputs are not those of the contract."""
+    """Raises UserError if an engine's inputs and outputs are not those of the contract."""
     wanted = tensors(contract)
     found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     wrong = sorted(wanted.keys() ^ set(found))
@@ -251,7 +251,7 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
 
 
 def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Every input and output of a contract's engine: mode, type and shape, OPEN where a forward decides."""
+    """Returns every input and output of a contract's engine: mode, type, shape, OPEN if a forward pass decides."""
     c = contract
     table: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "input_ids": ("INPUT", "int64", (c.batch, OPEN)),
@@ -284,7 +284,7 @@ def _widths(engine: Any) -> Iterator[Widths]:
 
 
 def _logger(library: Any, messages: list[str]) -> Any:
-    """A logger of the library that keeps what it complains of, for errors of one line; otherwise it prints lines."""
+    """Makes a logger that keeps the library's complaints for one-line errors; the default one prints lines."""
     severities = (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR)
 
     def log(self: Any, severity: Any, message: str) -> None:

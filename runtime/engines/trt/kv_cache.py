@@ -16,9 +16,9 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 
 
 class DeviceCache:
-    """The cache [2 * layers, batch, kv_heads, capacity, head_dim] of a contract; keys and values by turns.
+    """Holds the KV cache [2 * layers, batch, kv_heads, capacity, head_dim] of a contract; keys and values in turn.
 
-    parts: the address of each of the 2 * layers. widest: tokens of the widest forward, whose new keys and values a
+    parts: the address of each of the 2 * layers. widest: tokens of the widest forward pass, whose new keys and values a
     `delta` engine leaves in `news`, [2 * layers, batch, kv_heads, width, head_dim].
     """
 
@@ -39,12 +39,12 @@ class DeviceCache:
         return [first + i * aligned(size) for i in range(count)]
 
     def zero(self) -> None:
-        """Forgets everything: a masked weight of 0 times a NaN left behind would be NaN."""
+        """Zeroes everything: a masked weight of 0 times an old NaN would be NaN."""
         if self.parts:
             self._cuda.zero(self.parts[0], self.size, self._stream)
 
     def append(self, row: int, start: int, columns: int, width: int) -> None:
-        """Puts the first `columns` of a sequence's new keys and values, of a forward of `width`, behind `start`."""
+        """Puts the first `columns` of a sequence's new keys and values, of a forward pass of `width`, after `start`."""
         c, cell = self.contract, self.cell
         pitch, source_pitch = c.capacity * cell, width * cell
         for part, new in zip(self.parts, self.news, strict=True):
@@ -53,7 +53,7 @@ class DeviceCache:
             self._cuda.copy_rows(target, pitch, source, source_pitch, columns * cell, c.kv_heads, self._stream)
 
     def read(self) -> Floats:
-        """All of it, for whoever compares. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        """Returns all of it, for comparisons. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
         c = self.contract
         shape = (len(self.parts), c.batch, c.kv_heads, c.capacity, c.head_dim)
         size = c.batch * c.kv_heads * c.capacity * self.cell
@@ -69,7 +69,7 @@ def aligned(size: int) -> int:
 
 
 def as_float32(raw: NDArray[np.uint8], dtype: str) -> Floats:
-    """Bytes of one of the cache's types as fp32; numpy has no bfloat16, whose bits are the upper half of an fp32's."""
+    """Converts bytes of a KV-cache type to fp32; numpy has no bfloat16, whose bits are the upper half of an fp32's."""
     if dtype == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return raw.view(dtype).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One optimisation profile of a TensorRT engine made ready: its context, its buffers bound once, its CUDA graph."""
+"""Prepares one optimization profile of a TensorRT engine: its context, its buffers bound once, its CUDA graph."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .bindings import call
 from .cuda import Cuda, Handle
 
 ALIGNED = 256  # bytes; what cudaMalloc gives and TensorRT wants of every address
-BUCKET = 64  # tokens; widths of an open profile are padded to multiples, so that few shapes occur
+BUCKET = 64  # tokens; widths of a profile with a range are padded to multiples, so that few shapes occur
 
 BufferSpec = tuple[type[np.generic], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """What a profile takes: from `least` to `most` tokens a forward, and `rows` asked rows of each sequence."""
+    """Describes what a profile takes: `least` to `most` tokens per forward pass, `rows` logits rows per sequence."""
 
     index: int
     least: int
@@ -38,10 +38,10 @@ class Widths:
 
 
 def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: bool) -> tuple[Widths, int]:
-    """The profile for a forward of `width` tokens, and the width it is run with: the narrowest, a fixed one first.
+    """Returns the profile for `width` tokens, and the width it is run with: the narrowest, a fixed one first.
 
-    room: positions that are left in the cache; padding: whether tokens may be added, which nobody sees. Raises
-    UserError where no profile takes that width.
+    room: positions that are left in the KV cache; padding: whether tokens may be added, which nobody sees. Raises
+    UserError if no profile takes that width.
     """
     options = []
     for profile in profiles:
@@ -57,9 +57,9 @@ def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: b
 
 
 class Crossing:
-    """Arrays that are copied between host and device together: pinned memory and its counterpart on the device.
+    """Holds arrays that are copied between host and device together: pinned memory and its counterpart on the device.
 
-    specs: type and largest shape of each. addresses: where they lie on the device.
+    specs: type and largest shape of each. addresses: their device addresses.
     """
 
     def __init__(self, cuda: Cuda, specs: Mapping[str, BufferSpec], stack: ExitStack) -> None:
@@ -76,12 +76,12 @@ class Crossing:
         }
 
     def array(self, name: str, *shape: int) -> NDArray[Any]:
-        """An array as the host sees it, in a shape that is no larger than its largest."""
+        """Returns an array as the host sees it, in a shape that is no larger than its largest."""
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
 class Lane:
-    """A profile ready to run. `feed` writes a forward, `run` does it, `fetch` reads what came of it.
+    """Runs a profile: `feed` writes a forward pass's inputs, `run` runs it, `fetch` reads the results.
 
     context: one of the engine's, to which the profile and everything but these small arrays was given already. As many
     top tokens as the contract has are computed at every run, asked for or not, and the log-probabilities of as many
@@ -119,11 +119,11 @@ class Lane:
 
     @property
     def replays(self) -> bool:
-        """Whether its forwards are replays of a CUDA graph."""
+        """Returns whether its forward passes are replays of a CUDA graph."""
         return self._graph is not None
 
     def feed(self, forward: Forward, width: int, pad_id: int) -> None:
-        """Writes a forward of the whole batch, padded to `width` tokens that see one position and that nobody sees."""
+        """Writes the inputs of the whole batch, padded to `width` tokens that see one position and that nobody sees."""
         own, asked = forward.input_ids.shape[1], forward.rows.shape[1]
         if asked > self.widths.rows:
             raise ValueError(f"{asked} rows asked of a profile for {self.widths.rows}")
@@ -161,7 +161,7 @@ class Lane:
 
     def capture(self, stack: ExitStack) -> str | None:
         """Keeps its forward pass as a CUDA graph; it has to have run once. Returns why it cannot be captured, if so."""
-        capturable = getattr(self.context, "is_stream_capturable", None)  # TensorRT for RTX alone may say no
+        capturable = getattr(self.context, "is_stream_capturable", None)  # TensorRT for RTX alone may return False
         try:
             if capturable is not None and not call("is_stream_capturable", capturable, int(self._stream)):
                 return "is_stream_capturable is false, as in older builds; build it again: python -m export.trt"

@@ -35,7 +35,7 @@ class RtxKernels:
         """Writes what was compiled since it was last read or written; what cannot be written is compiled again."""
         try:
             compiled = bytes(memoryview(self._cache.serialize()))
-        except RAISED:  # None, which is no buffer, too
+        except RAISED:  # None, which is not a buffer, too
             return
         if compiled != self._stored:
             trust_records.remember_kernels(self._key, compiled)

@@ -26,11 +26,11 @@ LibraryLoader = Callable[[str], Any]
 
 
 class TrtBackend:
-    """Engines that differ in capacity alone behind the backend protocol; see `runtime.backend`.
+    """Implements the backend protocol for engines that differ in capacity alone; see `runtime.backend`.
 
     engines: by capacity; the first is loaded at once, a larger one when a request needs it, and stays. A batch of up to
-    the engine's is decoded; its other rows idle. One thread at a time. Raises UserError where an engine is not trusted,
-    damaged or not the graph of the contract, DeviceError where a call of CUDA or TensorRT fails. `close` gives the
+    the engine's is decoded; its other rows idle. One thread at a time. Raises UserError if an engine is not trusted,
+    damaged or not the graph of the contract, DeviceError if a call of CUDA or TensorRT fails. `close` gives the
     GPU's memory back.
     """
 
@@ -61,7 +61,7 @@ class TrtBackend:
 
     @property
     def cache(self) -> Floats:
-        """A copy of the cache, for whoever compares. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        """Returns a copy of the KV cache, for comparisons. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
         return self._active.read_cache()[:, self._slots]
 
     def read_cache(self) -> Floats:
@@ -121,12 +121,12 @@ class TrtBackend:
         return self._loaded[engine.name]
 
     def _kernels_of(self, engine: Engine) -> str:
-        """What the kernels that TensorRT for RTX compiles for an engine are called: they are for this GPU alone."""
+        """Names the kernels that TensorRT for RTX compiles for an engine: they are for this GPU alone."""
         parts = (engine.files[engine.model], self._library.__version__, self._gpu.name, str(self._gpu.capability))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _shared(self) -> Contract:
-        """The contract that requests are checked against: the largest engine's, as far as its profiles reach."""
+        """Returns the contract that checks requests: the largest engine's, as far as its profiles reach."""
         contract, build = engine_contract(self._bundle.contract, self.engines[-1]), built(self.engines[-1])
         widest = max(most for _, most in build.profiles)
         if not contract.has_cache:
@@ -136,7 +136,7 @@ class TrtBackend:
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
     def _whole_batch(self, forward: Forward) -> Forward:
-        """The forward with the engine's other rows in it: one padding token each, seen by itself, read by nobody."""
+        """Fills the engine's other rows: one padding token each, which sees only itself and which nobody reads."""
         batch, slots = self.contract.batch, self._slots
         if batch == 1:
             return forward
@@ -165,12 +165,12 @@ def joined(parts: Sequence[Proposal]) -> Proposal:
 
 
 def slack(contract: Contract) -> int:
-    """Positions that a ragged batch may pad behind a row's own end: a committed block and a canvas of another row."""
+    """Counts the positions that a ragged batch may pad after a row's end: another row's committed block and canvas."""
     return PADDED * contract.block if contract.batch > 1 else 0
 
 
 def reach(build: Build, contract: Contract) -> int:
-    """Positions that a request may have: the cache's, or without a cache those of the widest forward."""
+    """Returns the positions that a request may have: the KV cache's, or without one the widest forward pass's."""
     return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
@@ -181,7 +181,7 @@ def built(engine: Engine) -> Build:
 
 
 def engine_contract(contract: Contract, engine: Engine) -> Contract:
-    """A bundle's contract with what is one engine's own."""
+    """Returns a bundle's contract with one engine's own values."""
     build = built(engine)
     cache = engine.cache if contract.has_cache else "none"
     return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
@@ -196,10 +196,10 @@ def open_engines(
     cuda: Cuda | None = None,
     library: LibraryLoader = load_library,
 ) -> TrtBackend:
-    """The first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
+    """Opens the first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
 
     trust: load engines that were built elsewhere; cuda, library: what to call, the installed packages by default.
-    Raises UserError, with what to do, where there is no driver, GPU or library, or none of the engines is for them.
+    Raises UserError, with what to do, if there is no driver, GPU or library, or none of the engines is for them.
     """
     cuda = cuda or load_cuda()
     gpu = cuda.gpu()
@@ -222,7 +222,7 @@ def open_engines(
 
 
 def otherwise(bundle: Bundle) -> str:
-    """What runs without a GPU."""
+    """Returns what runs without a GPU."""
     if any(engine.is_called(DEFAULT) for engine in bundle.engines):
         return f"--engine {DEFAULT} runs here"
     return "python -m export.onnx makes an engine that runs here"
