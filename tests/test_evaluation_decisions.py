@@ -68,7 +68,7 @@ def learned() -> str:
 def test_the_form_s_parts_encoded_apart_are_the_answer_s_tokens(learned: str) -> None:
     """So the model reads in a form what it learned from whole answers."""
     tokenizer = Tokenizer(learned)
-    form, spec = intents.form(), tiny.contract(vocab=5000)
+    form, spec = intents.form(), tiny.contract(vocab=5000, candidates=64)
     pieces = encode_form(form, tokenizer.encode, spec)
     for problem in TASK.problems("valid", 60, 0):
         chosen = iter(decisions.right_indices(form, problem.answer))

@@ -318,7 +318,7 @@ def test_a_key_is_a_token_and_every_answer_fits_the_recipe_s_canvas_and_context(
     lengths = [len(tokenizer.encode(each.answer).ids) for each in (*drawn, *held_out)]
     assert max(lengths) + 1 <= 32
     assert all(tokenizer.decode(tokenizer.encode(each.prompt).ids) == each.prompt for each in held_out[-200:])
-    pieces = encode_form(intents.form(), Tokenizer(tokenizer.to_str()).encode, tiny.contract(vocab=5000))
+    pieces = encode_form(intents.form(), Tokenizer(tokenizer.to_str()).encode, tiny.contract(vocab=5000, candidates=64))
     assert longest(pieces) + 1 <= 32  # whatever the values are
     prompts = [len(tokenizer.encode(each.prompt).ids) for each in (*drawn, *held_out)]
     assert max(prompts) + 32 <= 128
