@@ -35,7 +35,7 @@ from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
 from .provenance import provenance
 from .quantization.ort_formats import formats_of
-from .quantization.own_codes import refuse_rounding_again
+from .quantization.own_codes import own_codes_in_fp16
 from .staging import report_write_errors, working_folder
 
 HELP = {  # for options whose text is longer than their line
@@ -145,7 +145,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
     check_template(source)
     if wanted.dialect != "ort" and wanted.precision == "int4":
-        refuse_rounding_again(source, f"int4 of the dialect {wanted.dialect}")
+        own_codes_in_fp16(source, wanted.dialect)  # refuses what would be rounded again
     formats = formats_of(wanted.dialect, wanted.precision, source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)

@@ -9,6 +9,7 @@ import torch
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import ORT_FORMATS, formats_of, quantize_for_ort
+from export.quantization.own_codes import own_codes_in_fp16
 from export.quantization.standard_nbits import BITS, quantize_for_nbits
 from export.quantization.stored_weights import with_stored_weights
 from runtime.contract import Contract
@@ -33,7 +34,8 @@ def write_ort_graph(
     if formats is not None:
         quantize_for_ort(model, formats, contract.layers)
     elif row.weights is not None:
-        quantize_for_nbits(model, row.weights)
+        own = own_codes_in_fp16(source, dialect) if row.weights == "int4" else None
+        quantize_for_nbits(model, row.weights, own)
     return write_graph(model, folder, f"{dialect}-{precision}", external)
 
 

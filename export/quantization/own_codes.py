@@ -1,9 +1,10 @@
 """int4 of weights that a directory holds quantized (GPTQ, AWQ): its own whole numbers, never rounded again.
 
-A product becomes `com.microsoft.MatMulNBits` with the directory's values, zero points and scales (fp32, as exact as
-they came). A group of more inputs than a block has its scale in each of its blocks. If inputs are of groups in another
-order (act-order), they are gathered in the order of groups in front of the product. Activations are rounded as in
-`ort_int4`.
+In the dialect `ort` a product becomes `com.microsoft.MatMulNBits` with the directory's values, zero points and scales
+(fp32, as exact as they came), and activations are rounded as in `ort_int4`. In `standard` its scales are fp16 and
+activations are not rounded. TensorRT has no zero points, so it takes symmetric directories alone. A group of more
+inputs than a block has its scale in each of its blocks. If inputs are of groups in another order (act-order), they are
+gathered in the order of groups in front of the product.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from train.huggingface.packed_weights import PackedWeight
 from train.huggingface.weights import HEAD, DirectoryWeights
 
 from .lazy_initializers import PartsOf, initializer
-from .ort_int4 import in_pairs, rounded
+from .ort_int4 import apart, in_pairs, rounded
 from .ort_int8 import DOMAIN
+from .trt_formats import TRT_FORMATS
 
 BLOCKS = (128, 64, 32, 16)  # sizes of a block, of which the largest that divides a group is taken
 BITS = 4  # of a stored value; those of 2 and 3 bits fit
 INSTEAD = "export it to fp16 or int8"
+ORT_INSTEAD = f"{INSTEAD}, or to int4 with export.onnx in the dialect ort, which holds the directory's own numbers"
 FUSED = ("q_proj", "k_proj", "v_proj")  # of which graphs make one product
 
 
@@ -66,24 +69,42 @@ class OwnCodes:
         packed = in_pairs(values.view(outputs, blocks, self.block).numpy())
         return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": in_pairs(zeros.numpy())}
 
-    def store(self, graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-        """Makes initializers: values, scales, zero points, and the inputs' order if they have one of their own."""
-        made, (outputs, inputs) = PartsOf(str(weight.name), self.arrays), self.shape
+    def symmetric(self) -> Mapping[str, NDArray[Any]]:
+        """Returns what TensorRT takes: values int4 [in, out] around 0, scales fp16 [in / block, out]."""
+        made, (outputs, inputs), int4 = self.arrays(), self.shape, TRT_FORMATS["int4"]
+        values = apart(made["int4"].reshape(outputs, -1), inputs).astype(np.int8) - (1 << (BITS - 1))
+        return {"values": values.T.astype(int4.values), "scale": made["scale"].T.astype(int4.scale)}
+
+    def store(self, graph: ir.Graph, weight: ir.Value, axis: int, scales: type = np.float32) -> tuple[ir.Value, ...]:
+        """Makes initializers: values, scales of that type, zero points, and the inputs' order if they have one."""
+
+        def parts() -> Mapping[str, NDArray[Any]]:
+            arrays = self.arrays()
+            return {**arrays, "scale": arrays["scale"].astype(scales, copy=False)}
+
+        made, (outputs, inputs) = PartsOf(str(weight.name), parts), self.shape
         blocks = -(-inputs // self.block)
         stored = (
             made.add(graph, "int4", np.uint8, (outputs, blocks, self.block // 2)),
-            made.add(graph, "scale", np.float32, (outputs, blocks)),
+            made.add(graph, "scale", scales, (outputs, blocks)),
             made.add(graph, "zero", np.uint8, (outputs, -(-blocks // 2))),
         )
-        if self.order is None:
-            return stored
-        return (*stored, initializer(graph, f"{weight.name}.order", ir.Tensor(self.order.numpy())))
+        return stored if self.order is None else (*stored, self.stored_order(graph, weight))
 
-    def multiplied(self, node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-        """Makes the nodes in the place of MatMul (weight [in, out])."""
+    def stored_order(self, graph: ir.Graph, weight: ir.Value) -> ir.Value:
+        """Makes an initializer of the inputs' order, int64 [in]."""
+        if self.order is None:
+            raise AssertionError(f"{weight.name} has its inputs in their own order")
+        return initializer(graph, f"{weight.name}.order", ir.Tensor(self.order.numpy()))
+
+    def multiplied(
+        self, node: ir.Node, stored: Sequence[ir.Value], rounded_activations: bool = True
+    ) -> Sequence[ir.Node]:
+        """Makes the nodes in the place of MatMul (weight [in, out]), over what `store` made."""
         x, (outputs, inputs) = node.inputs[0], self.shape
         before = [ir.node("Gather", [x, stored[3]], {"axis": -1})] if self.order is not None else []
-        sizes = {"K": inputs, "N": outputs, "bits": BITS, "block_size": self.block, "accuracy_level": 4}
+        sizes = {"K": inputs, "N": outputs, "bits": BITS, "block_size": self.block}
+        sizes |= {"accuracy_level": 4} if rounded_activations else {}
         x = before[0].outputs[0] if before else x
         return [*before, ir.node("MatMulNBits", [x, *stored[:3]], sizes, domain=DOMAIN)]
 
@@ -167,10 +188,39 @@ def stored_together(parts: Sequence[PackedWeight]) -> OwnCodes:
     return OwnCodes(tuple(parts), block, None if torch.equal(order, torch.arange(len(order))) else order)
 
 
+def own_codes_in_fp16(source: Checkpoint, dialect: str) -> dict[str, OwnCodes] | None:
+    """Returns `own_codes` for a dialect whose products and scales are fp16; None if no weight is quantized.
+
+    Raises UserError, in one line, if a weight cannot be stored so without rounding it again.
+    """
+    if not is_quantized(source):
+        return None
+    found, checked = own_codes(source), set[str]()
+    for name, codes in found.items():
+        if codes.parts[0].name not in checked:
+            checked.add(codes.parts[0].name)
+            if why := inexact_in_fp16(codes, has_zero_points=dialect == "standard"):
+                raise UserError(f"int4 of the dialect {dialect} would round {name} a second time: {why}; {ORT_INSTEAD}")
+    return found
+
+
+def inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
+    """Returns why a weight would be rounded in fp16, with or without zero points; "" if it is stored exactly."""
+    inputs, blocks = codes.shape[1], TRT_FORMATS["int4"].blocks
+    for part in codes.parts:
+        if not has_zero_points and not (part.scheme.symmetric and part.scheme.bits == BITS):
+            return "it is not symmetric of 4 bits, and TensorRT's int4 holds nothing else"
+        part.zeros()  # raises UserError if they are not what the directory says
+        if not torch.equal((scales := part.parts["scales"].read().float()), scales.half().float()):
+            return "its scales are not fp16 numbers"
+    if not has_zero_points and (codes.block not in blocks or inputs % codes.block):
+        return f"its groups of {codes.parts[0].group_size} of {inputs} inputs are not blocks of {blocks[-1]} or more"
+    return ""
+
+
 def refuse_rounding_again(source: Checkpoint, what: str) -> None:
-    """Raises UserError for quantized weights, which a format of 4 bits without their zero points would round again."""
+    """Raises UserError for quantized weights, which a format of 4 bits other than theirs would round again."""
     if is_quantized(source):
         raise UserError(
-            f"{what} would round weights a second time that are quantized in their directory; {INSTEAD}, or to int4 "
-            "with export.onnx in the dialect ort, which holds the directory's own numbers"
+            f"{what} would round weights a second time that are quantized in their directory; {ORT_INSTEAD}"
         )

@@ -6,15 +6,19 @@ products in fp16. Activations are not rounded, so the model with these numbers i
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export.graph.lazy_weights import sources
+
 from .lazy_initializers import Quantized
 from .ort_int4 import in_pairs
 from .ort_int8 import DOMAIN
+from .own_codes import OwnCodes
 from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
 from .trt_qdq import products
 
@@ -22,16 +26,23 @@ BITS = {"int8": 8, "int4": 4}  # of a value, by the name of the format
 BLOCK = 32  # inputs per block, for formats with one scale per output: the operator has only scales per block
 
 
-def quantize_for_nbits(model: ir.Model, name: str) -> None:
+def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] | None = None) -> None:
     """Stores the layers' weights of a traced fp16 graph in the format of `BITS` with that name, in place.
 
-    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs.
+    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs. own: as `quantize_for_trt`
+    takes it.
     """
+    model.opset_imports[DOMAIN] = 1
     chosen, bits = TRT_FORMATS[name], BITS[name]
     for node in [*products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
+        if own is not None:
+            if codes := own.get(sources(str(weight.name), ())[0]):
+                stored = codes.store(model.graph, weight, 1, np.float16)
+                replace_product(model.graph, node, codes.multiplied(node, stored, rounded_activations=False))
+            continue
         inputs, outputs = weight.const_value.shape.numpy()
         stored_block = chosen.block_of(inputs)
         if stored_block is None:
@@ -48,9 +59,15 @@ def quantize_for_nbits(model: ir.Model, name: str) -> None:
         scale = made.add(model.graph, "scale", np.float16, (outputs, blocks))
         sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
         new = ir.node("MatMulNBits", [node.inputs[0], values, scale], sizes, domain=DOMAIN)
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs)
-        del model.graph.initializers[str(weight.name)]
-    model.opset_imports[DOMAIN] = 1
+        replace_product(model.graph, node, [new])
+
+
+def replace_product(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Puts nodes in the place of a product and removes its weight, which they hold in another form."""
+    weight = node.inputs[1]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    if weight is not None:
+        del graph.initializers[str(weight.name)]
 
 
 def arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:

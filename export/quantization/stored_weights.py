@@ -11,6 +11,7 @@ from torch import Tensor
 
 from train.checkpoint import Checkpoint
 
+from .own_codes import is_quantized
 from .trt_formats import TRT_FORMATS, TrtFormat
 
 LAYERS = "layers."  # prefix of the names of quantized weights
@@ -18,15 +19,21 @@ LAYERS = "layers."  # prefix of the names of quantized weights
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights(Mapping[str, Tensor]):
-    """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept."""
+    """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept.
+
+    own: whether the format holds a directory's own numbers, so that they are rounded to fp16 alone.
+    """
 
     weights: Mapping[str, Tensor]
     format: TrtFormat
+    own: bool
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.weights[name]
         if not name.startswith(LAYERS) or weight.dim() != 2:
             return weight
+        if self.own:
+            return weight.half().float()
         block = self.format.block_of(weight.shape[1])
         if block is None:
             return weight
@@ -43,4 +50,5 @@ class StoredWeights(Mapping[str, Tensor]):
 
 def with_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
     """Returns the checkpoint with its layers' weights as that format of `TRT_FORMATS` stores them."""
-    return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name]))
+    own = name == "int4" and is_quantized(source)
+    return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name], own))

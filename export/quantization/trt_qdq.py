@@ -13,21 +13,32 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .lazy_initializers import Quantized, initializer
+from export.graph.lazy_weights import sources
+
+from .lazy_initializers import PartsOf, Quantized, initializer
+from .own_codes import OwnCodes
 from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 
 
-def quantize_for_trt(model: ir.Model, name: str, dense: bool = False) -> None:
+def quantize_for_trt(
+    model: ir.Model, name: str, dense: bool = False, own: Mapping[str, OwnCodes] | None = None
+) -> None:
     """Stores the layers' weights of a traced fp16 graph in that format, in place.
 
     A weight whose inputs no block size divides stays as it is. dense: makes the dequantized graph instead, its weights
-    rounded to the format but stored in fp16, for engines that lack the format.
+    rounded to the format but stored in fp16, for engines that lack the format. own: of a directory that holds weights
+    quantized their own numbers, by the checkpoint's names; weights that it left plain stay as they are.
     """
     chosen = TRT_FORMATS[name]
     for node in [*products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
+        if own is not None:
+            codes = own.get(sources(str(weight.name), ())[0])
+            if codes is not None and not dense:  # fp16 numbers are what the codes stand for
+                store_own(model.graph, node, weight, codes)
+            continue
         block = chosen.block_of(weight.const_value.shape.numpy()[0])
         if block is None:
             continue
@@ -48,6 +59,21 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer() and weight.shape is not None and len(weight.shape) == 2:
             yield node
+
+
+def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes) -> None:
+    """Lets a product take a directory's own numbers through DequantizeLinear, its inputs in the order of groups."""
+    if codes.order is not None:
+        gathered = ir.node("Gather", [node.inputs[0], codes.stored_order(graph, weight)], {"axis": -1})
+        graph.insert_before(node, gathered)
+        node.replace_input_with(0, gathered.outputs[0])
+    made, (outputs, inputs), int4 = PartsOf(str(weight.name), codes.symmetric), codes.shape, TRT_FORMATS["int4"]
+    values = made.add(graph, "values", int4.values, [inputs, outputs])
+    scale = made.add(graph, "scale", int4.scale, [inputs // codes.block, outputs])
+    wide = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": codes.block})
+    graph.insert_before(node, wide)
+    node.replace_input_with(1, wide.outputs[0])
+    del graph.initializers[str(weight.name)]
 
 
 def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:

@@ -9,7 +9,7 @@ from typing import Any
 
 from export.contract_from_checkpoint import check_template, default_out, exported_contract
 from export.provenance import EXPORTER, provenance
-from export.quantization.own_codes import refuse_rounding_again
+from export.quantization.own_codes import own_codes_in_fp16, refuse_rounding_again
 from export.staging import report_write_errors, working_folder
 from runtime.bundle.store import Bundle, Engine, check_place
 from runtime.contract import Contract
@@ -56,7 +56,9 @@ def from_checkpoint(
     limit_threads()
     source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
-    if wanted.precision in ("int4", "nvfp4"):
+    if wanted.precision == "int4":
+        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)  # refuses what it would round
+    if wanted.precision == "nvfp4":
         refuse_rounding_again(source, f"{wanted.precision} for TensorRT")
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
     contracts = [exported_contract(source, capacity, wanted.top_k, wanted.candidates) for capacity in capacities]

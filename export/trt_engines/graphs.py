@@ -17,6 +17,7 @@ from export.proof.prove import check_onnx, prove, proves_whole, sample_requests
 from export.proof.record import Recording, record_reference
 from export.proof.record_streamed import record_streamed
 from export.quantization.activation_ranges import measure, watch
+from export.quantization.own_codes import own_codes_in_fp16
 from export.quantization.stored_weights import with_stored_weights
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from runtime.bundle.store import Engine, sha256
@@ -142,7 +143,8 @@ class Graphs:
     def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
         if (weights := self.recipe.row.weights) is not None:
-            quantize_for_trt(model, weights, dense)
+            own = own_codes_in_fp16(self.source, self.recipe.dialect) if weights == "int4" else None
+            quantize_for_trt(model, weights, dense, own)
             quantize_activations(model, ranges or {})
         return model
 
