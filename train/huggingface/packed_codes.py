@@ -16,7 +16,7 @@ from torch import Tensor
 
 WORD = 32  # bits
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word in which AWQ's gemm has each of eight outputs
-ROWS = 512  # outputs at a time, so that a large weight takes no second copy in fp32
+ROWS = 64  # outputs at a time, so that their fp32 numbers stay in the CPU's caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class Codes:
         made = torch.empty(self.values.shape)
         for first in range(0, len(made), ROWS):
             part = slice(first, first + ROWS)
-            steps = self.values[part].float() - self.zeros[part].float()[:, self.group]
-            torch.mul(steps, self.scales[part][:, self.group], out=made[part])
+            steps = self.values[part].T.float()  # [in, ROWS]: a group's numbers are one row, gathered as a whole
+            steps -= self.zeros[part].T.float()[self.group]
+            steps *= self.scales[part].T[self.group]
+            made[part] = steps.T
         return made
 
 
