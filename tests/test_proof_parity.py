@@ -13,8 +13,10 @@ import onnx_ir as ir
 import pytest
 import tiny
 import torch
+from test_graph_step import random_weights
 
 from export.contract_from_checkpoint import exported_contract
+from export.graph.dialect_ort import LARGE
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.compare import TIE, Difference, Distance, Parity, SideBySide, compare, relative
@@ -23,6 +25,7 @@ from export.proof.log_prob_gaps import NOTICED, between
 from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend
+from samples.bench import standin
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
@@ -232,6 +235,17 @@ def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     twin = twin_of(tmp_path / "not looked at", candidate)
     assert twin.session is candidate.session and twin is not candidate
     assert looked_at(TorchBackend(source.build(), contract), candidate, twin).check("fp32").ok
+
+
+def test_every_token_of_a_large_vocabulary_is_compared(tmp_path: Path) -> None:
+    vocab = LARGE + 16  # its best token is found by groups
+    source = tiny.checkpoint(SEED)
+    shape = replace(source.model, vocab=vocab)
+    source = replace(source, model=shape, weights=random_weights(shape, SEED), tokenizer=standin.tokenizer(vocab))
+    reference, candidate, model = exported(source, tmp_path)
+    found = looked_at(reference, candidate, twin := twin_of(model, candidate))
+    assert twin.last_logits is not None and twin.last_logits.shape == (1, 4, vocab)
+    assert found.check("fp32").ok and found.every_log_prob is not None
 
 
 def test_a_twin_that_is_another_graph_fails_the_check(

@@ -44,7 +44,7 @@ def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
 
 
 def add_logits(model: onnx.ModelProto, vocab: int) -> None:
-    """Adds the output `logits` fp32 [1, n, vocab], of which `token` is the ArgMax, to a graph of one sequence."""
+    """Adds the output `logits` fp32 [1, n, vocab], of which `token` is the argmax, to a graph of one sequence."""
     nodes = [
         helper.make_node("Unsqueeze", [add_scores(model), "twin.first"], ["twin.all"]),  # [1, n, the head's rows]
         helper.make_node("Slice", ["twin.all", "twin.first", "twin.vocab", "twin.last"], ["logits"]),
@@ -56,12 +56,16 @@ def add_logits(model: onnx.ModelProto, vocab: int) -> None:
 
 
 def add_scores(model: onnx.ModelProto) -> str:
-    """Returns the name of the value [n, the head's rows] whose ArgMax is `token`. Raises ValueError if none is."""
+    """Returns the name of the logits [n, the head's rows], of which `confidence` is a softmax.
+
+    Not by way of `token`: in a large vocabulary it is found by groups, so that its ArgMax is of their maxima. Raises
+    ValueError if the graph has none.
+    """
     made_by: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
-    name = "token"
+    name = "confidence"
     while name in made_by:
         node = made_by[name]
         name = str(node.input[0])
-        if node.op_type == "ArgMax":
+        if node.op_type == "Softmax":
             return name
-    raise ValueError("the graph's token is not the ArgMax of anything: not a step graph of this exporter")
+    raise ValueError("the graph's confidence is not of a softmax: not a step graph of this exporter")
