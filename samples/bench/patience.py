@@ -1,4 +1,4 @@
-"""Sends a request again as long as a server is full, as late as it says (HTTP 429)."""
+"""Sends a request again as long as a server is full (HTTP 429), after the wait that it names."""
 
 from __future__ import annotations
 

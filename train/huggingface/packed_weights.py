@@ -126,7 +126,7 @@ def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable
 
 
 def packed_sizes(weight: PackedWeight) -> tuple[int, ...]:
-    """Returns how many values lie one after the other in words, of each kind: inputs, outputs or both."""
+    """Returns how many values words hold in sequence, of each kind: inputs, outputs or both."""
     outputs, inputs = weight.shape
     return {GEMM: (outputs,), GEMV: (inputs,)}.get(weight.scheme.layout, (inputs, outputs))
 
