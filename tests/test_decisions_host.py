@@ -230,6 +230,21 @@ def test_a_token_that_the_model_never_gives_is_named() -> None:
         decide(backend, Letters(), contract.gate, np.array([5]), THREE, DecisionOptions())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.get("attention") != "full"], ids=str)
+def test_values_of_several_lengths_have_their_prompt_computed_once(kind: dict[str, Any]) -> None:
+    widths: list[int] = []
+
+    class Wide(AnyScores):
+        def forward(self, forward: Forward) -> Proposal:
+            widths.append(forward.input_ids.shape[1])
+            return super().forward(forward)
+
+    contract, prompt = tiny.contract(**{"candidates": 8, "capacity": 96, **kind}), np.full(40, 5)
+    form = Form(("ab", Field((), ("c", "dd", "eee", "fffff")), "g"))
+    decide(Wide(contract, 1), Letters(), contract.gate, prompt, form, DecisionOptions())  # type: ignore[arg-type]
+    assert sum(width >= 40 - tiny.BLOCK for width in widths) == 1 and len(widths) > 4
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())) or "plain")
 def test_a_free_text_is_what_ordinary_decoding_writes(kind: dict[str, Any]) -> None:
     contract = tiny.contract(**{"candidates": 8, "canvas": 12, **kind})
@@ -272,6 +287,27 @@ def test_a_field_behind_a_free_text_is_decided_with_that_in_place(kind: dict[str
             np.testing.assert_allclose(mine.probabilities, other.probabilities, atol=1e-6)
         ended += len(text) < len(written)
     assert ended > 0
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())) or "plain")
+def test_a_text_of_too_many_characters_is_cut_before_what_follows_is_decided(kind: dict[str, Any]) -> None:
+    contract, prompt = tiny.contract(**{"candidates": 8, "canvas": 40, **kind}), np.array([5, 9, 4, 8, 7, 7])
+    fields, cut = (Field((1,), ("e", "fg", "h")), Field((2,), ("k", "l"))), 0
+    for seed in range(1, 6):
+        backend = TorchBackend(tiny.model(seed), contract)
+
+        def run(form: Form, backend: TorchBackend = backend) -> Decision:
+            options = DecisionOptions("ordered", threshold=0.4)
+            return decide(backend, Letters(), contract.gate, prompt, form, options)  # type: ignore[arg-type]
+
+        whole = run(Form(("ab", FreeText((0,), 9), "udc", *fields))).fields[0].value
+        first = run(Form(("ab", FreeText((0,), 9, 3), "udc", *fields)))
+        assert first.text.startswith(f"ab{whole[:3]}udc") and first.fields[0].value == whole[:3]
+        again = run(Form((f"ab{whole[:3]}udc", *fields)))
+        for mine, other in zip(again.fields, first.fields[1:], strict=True):
+            np.testing.assert_allclose(mine.probabilities, other.probabilities, atol=1e-6)
+        cut += len(whole) > 3
+    assert cut > 0
 
 
 @pytest.mark.parametrize(

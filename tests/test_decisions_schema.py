@@ -211,6 +211,9 @@ LARGE = {
     "a long value": ({"enum": ["a" * 511, "b"]}, "513 characters"),
     "long values": ({"enum": ["a" * 40_000, "b" * 40_000]}, "characters"),
     "long values, combined": ({"anyOf": [array({"enum": ["a" * 5_000, "b"]}, 8)]}, "characters"),
+    "many types of an enum": ({"type": ["null"] * 100_000, "enum": [*range(1000)]}, "100000 types"),
+    "many types": ({"type": ["null", "boolean"] * 4}, "8 types"),
+    "a long reference": ({"$defs": {"a" * 9000: BOOLEAN}, "$ref": f"#/$defs/{'%61' * 9000}"}, "27008 characters"),
     "long names": (obj(**{"x" * 70_000: BOOLEAN}), "characters"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import enum
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +14,11 @@ import pytest
 from deciding import deciding_bundle
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Described
+from test_decisions_schema import Place
 
 from runtime import Model, UserError, load
-from runtime.decisions.document import read_free_text
 from runtime.decisions.form import Field, Form
+from runtime.decisions.free_text import cut_text, read_free_text
 from runtime.decisions.function_calls import decide_call, name_form
 from runtime.decisions.schema import read_schema
 
@@ -33,11 +35,6 @@ class Color(enum.Enum):
 class Level(enum.IntEnum):
     LOW = 1
     HIGH = 2
-
-
-class Place(BaseModel):
-    color: Color
-    floor: Annotated[int, Described(ge=-1, lt=2)]
 
 
 class Ticket(BaseModel):
@@ -117,6 +114,10 @@ def test_a_value_s_place_in_a_literal_counts_and_not_its_equality(model: Model) 
         assert json.dumps(decided.value) == decided.text
 
 
+class Odd(BaseModel):
+    call: Callable[[int], int]
+
+
 WRONG: list[tuple[Any, str]] = [
     (int, "the schema is <class 'int'>; expected a pydantic model"),
     (Annotated[int, "no bound"], "schema is an integer without a minimum"),
@@ -128,6 +129,7 @@ WRONG: list[tuple[Any, str]] = [
     (Literal[b"x"], "the schema has the value b'x'"),
     (enum.Enum("Empty", {}), "the schema has no values"),
     (3, "the schema is 3"),
+    (Odd, "Odd has no JSON schema (Cannot generate a JsonSchema for"),
 ]  # fmt: skip
 
 
@@ -136,6 +138,21 @@ def test_what_is_no_type_of_closed_choices_is_told(model: Model, schema: Any, li
     with pytest.raises(UserError) as refused:
         model.decide(PROMPT, schema)
     assert line in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"probability": "both"}, "probability is 'both'"), ({"max_forwards": 0}, "max_forwards is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"), ({"threshold": 7.0}, "threshold 7.0 is outside"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("schema", [Literal["only"], bool], ids=["without a choice", "with one"])
+def test_options_are_checked_whether_or_not_there_is_a_choice(
+    model: Model, schema: Any, options: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        model.decide(PROMPT, schema, **options)
 
 
 def test_a_model_s_own_validator_has_the_last_word(model: Model) -> None:
@@ -177,6 +194,17 @@ def test_a_decision_that_nobody_wants_any_more_ends_after_the_forward_pass_in_wo
 )  # fmt: skip
 def test_a_free_text_is_what_its_json_string_holds(written: str, most: int | None, content: str) -> None:
     assert read_free_text(written, most) == content
+
+
+@pytest.mark.parametrize(
+    ("written", "most", "text"),
+    [
+        ("plain", None, "plain"), ("plain", 5, "plain"), ("plain", 3, "pla"), (r"a\n\"b", 3, r"a\n\""),
+        (r"\u00e9x", 1, "é"), (r"\x\x", 2, r"\\x"), (r"\x", 2, r"\x"),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_too_long_is_cut_as_a_json_string(written: str, most: int | None, text: str) -> None:
+    assert cut_text(written, most) == text
 
 
 PLACE = read_schema(Place.model_json_schema())

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError
 from train.huggingface import directory_writer
-from train.huggingface.packed_weights import PackedWeight
-from train.huggingface.quantization_config import Scheme
+from train.huggingface.packed_weights import PackedWeight, packed_weight
+from train.huggingface.quantization_config import Scheme, find_scheme
 from train.huggingface.reader import load_directory
-from train.huggingface.stored_tensor import read_header
+from train.huggingface.stored_tensor import StoredTensor, read_header
 from train.huggingface.weights import DirectoryWeights
 
 LIBRARIES = Path(__file__).parent / "golden/quantized/packed_by_libraries.safetensors"
@@ -176,6 +176,23 @@ def test_what_is_not_read_is_refused_by_name_in_one_line(name: str, tmp_path: Pa
     with pytest.raises(UserError, match=message) as found:
         load_directory(tmp_path, SMALL).build()
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "bits", "shape"),
+    [("gptq", 4, (32, 20)), ("gptq", 3, (32, 48)), ("gptq", 4, (20, 32)), ("gemm", 4, (20, 32)), ("gemv", 4, (32, 20))],
+)
+def test_a_weight_that_does_not_fill_words_is_refused(layout: str, bits: int, shape: tuple[int, int]) -> None:
+    stored = [StoredTensor(Path("x.safetensors"), "m.qweight", (2, 32), "I32")]
+    with pytest.raises(UserError, match=r"^x.safetensors: m.weight is \[.*do not fill whole words") as found:
+        packed_weight("m.weight", shape, Scheme(layout, bits, 16, False, False, False), stored)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("meta", ["gptqmodel", ["gptqmodel"], None, {}])
+def test_what_is_no_object_names_no_quantizer(meta: Any) -> None:
+    found = find_scheme({"quantization_config": Packing("gptq").config() | {"meta": meta}}, Path("config.json"))
+    assert found is not None and not found.carries
 
 
 def test_tensors_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

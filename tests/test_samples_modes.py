@@ -61,6 +61,35 @@ def test_an_answer_that_is_not_the_causal_one_is_found(bundle: Path, tmp_path: P
     assert modes.main(words) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"split": "test"}, "has answers of student to the split test by"),
+        ({"file": "ort-fp32-0.onnx"}, "by ort-fp32-0.onnx; give another --out"),
+    ],
+    ids=["split", "bundle"],
+)
+def test_answers_of_another_split_or_bundle_are_not_taken(
+    change: dict[str, str], line: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "modes.jsonl"
+    lines = [json.dumps(record | change) for record in run(bundle, out, 1)]
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert modes.main([str(bundle), "--task", "short", "--count", "1", "--out", str(out)]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_off_and_a_strange_mode_are_one_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "modes.jsonl"
+    out.write_text('{"task": "sh', encoding="utf-8")
+    words = [str(bundle), "--task", "short", "--count", "1", "--out", str(out)]
+    assert modes.main(words) == 2 and modes.main([*words, "--modes", "blocks"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "is not what this tool wrote" in lines[0] and "--modes has blocks; expected some of block" in lines[1]
+
+
 def test_a_width_beyond_the_block_is_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert modes.main([str(bundle), "--widths", "5", "--out", str(tmp_path / "out")]) == 2
     assert "--widths has 5, but student has blocks of 4 tokens; give 2 to 4" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, Literal
 
 import openai
@@ -19,12 +20,14 @@ from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 from pydantic import Field as Described
 from serving import SAMPLES, Served, served
+from speaking import BYTES
 from test_decisions_schema import BOOLEAN, obj
 
 from runtime import Model, load
+from runtime.backend import Forward, Proposal
 from runtime.decisions.form import Field
 from runtime.decisions.function_calls import decide_call
-from runtime.decisions.pieces import Slot
+from runtime.decisions.pieces import Slot, most_candidates
 from runtime.decisions.schema import read_schema
 from runtime.server.decision_room import _prefixes
 from runtime.server.worker_pool import BatchDecoder
@@ -231,6 +234,7 @@ def schema_format(schema: Any) -> dict[str, Any]:
 
 WORD = schema_format({"enum": ["a", "b"]})
 CALL = {"type": "function", "function": {"name": "f"}}
+LONG = [{"type": "function", "function": {"name": "".join(Random(i).choices("abc", k=64))}} for i in range(99)]
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format", "response_format.type is 'json_object'; "),
     ({"response_format": "x"}, "response_format", "response_format is text"),
@@ -248,6 +252,13 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (schema_format({"enum": [chr(256 + i) * 60 for i in range(99)]}), "response_format",
      "response_format: the values begin in 11"),
     ({**WORD, "max_tokens": 2}, "max_tokens", "max_tokens is 2, but the schema's longest reply has 3 tokens"),
+    ({**schema_format({"const": "x" * 9}), "max_tokens": 3}, "max_tokens",
+     "max_tokens is 3, but the schema's longest reply has 11 tokens"),
+    ({"tools": [CALL], "tool_choice": "required", "max_tokens": 3}, "max_tokens", "max_tokens is 3, but the schema's"),
+    ({"tools": [CALL], **schema_format({"enum": [f"{i:400}" for i in range(9)]})}, "response_format",
+     "response_format: a prompt of"),
+    ({"tools": LONG}, "tools", "tools: the values begin in"),
+    ({"tools": [CALL], "messages": [{"role": "user", "content": "a" * 360}]}, "tools", "tools: a prompt of 36"),
     ({**WORD, "stop": ["x"]}, "stop", "stop is a list, but the reply is decided"),
     ({**WORD, "temperature": 0.5}, "temperature", "temperature is 0.5"),
     ({**WORD, "logprobs": True}, "logprobs", "logprobs is True"),
@@ -282,6 +293,61 @@ def test_what_cannot_be_decided_is_a_400_that_names_it(
     assert server.post({"messages": messages("a"), **WORD}, "/v1/chat/completions").status_code == 200
 
 
+def response_text(default: str, stream: bool = False) -> bytes:
+    """A body of /v1/responses whose schema has a default, JSON text, that says nothing about its values."""
+    schema = f'{{"enum": ["a", "b"], "default": {default}}}'
+    form = f'{{"type": "json_schema", "name": "n", "schema": {schema}}}'
+    return f'{{"input": "a", "stream": {json.dumps(stream)}, "text": {{"format": {form}}}}}'.encode()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_is_repeated_of_a_schema_is_json(server: Served, number: str, stream: bool) -> None:
+    answer = server.post(response_text(number, stream), "/v1/responses")
+    text = answer.text if not stream else answer.text.rpartition("data: ")[2]
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert answer.status_code == 200
+    assert (found["response"] if stream else found)["text"]["format"]["schema"]["default"] is None
+
+
+def test_what_is_nested_too_deeply_to_be_repeated_is_a_400(server: Served) -> None:
+    answer = server.post(response_text("[" * 900 + "]" * 900), "/v1/responses")
+    assert answer.status_code == 400 and "is nested too deeply" in answer.json()["error"]["message"]
+    assert server.post(response_text("[" * 300 + "]" * 300), "/v1/responses").status_code == 200
+
+
+class Barring:
+    """A backend of one sequence that never gives a token: byte `z`."""
+
+    token = BYTES + ord("z")
+
+    def __init__(self, inner: Any) -> None:
+        self.contract, self.name, self.open, self.keep = inner.contract, inner.name, inner.open, inner.keep
+        self._inner = inner
+
+    def forward(self, forward: Forward) -> Proposal:
+        out: Proposal = self._inner.forward(forward)
+        if out.candidate_logprob is not None and forward.candidates is not None:
+            out.candidate_logprob[forward.candidates == self.token] = -1e30
+        return out
+
+
+@pytest.mark.parametrize("slots", [None, 2], ids=["a thread", "a batch"])
+def test_a_value_that_the_model_never_gives_is_the_client_s_mistake(model: Model, slots: int | None) -> None:
+    """It shows only when it is decided, after the request was queued."""
+    barring = replace(model.share(), backend=Barring(model.share().backend))
+    line = f"a value holds the token {Barring.token}, which this model never gives"
+    with served(barring, slots=slots) as running:
+        body = {"messages": messages("a"), **schema_format({"enum": ["z", "y"]})}
+        answer = running.post(body, "/v1/chat/completions")
+        assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(line)
+        assert line in running.post({**body, "stream": True}, "/v1/chat/completions").text
+        sent = json.loads(response_text("0", True).replace(b'"b"', b'"z"'))
+        last = json.loads(running.post(sent, "/v1/responses").text.rpartition("data: ")[2])
+        assert last["type"] == "response.failed" and last["response"]["error"]["code"] == "invalid_prompt"
+        assert running.post({"messages": messages("a"), **WORD}, "/v1/chat/completions").status_code == 200
+
+
 VALUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=2, max_size=8, unique=True)
 
 
@@ -290,6 +356,13 @@ def test_beginnings_are_counted_as_they_are(fields: list[list[tuple[int, ...]]])
     slots = [Slot(Field((), ("a",)), tuple(values)) for values in fields]
     expected = sum(len({(len(v), v[:level]) for v in values for level in range(len(v))}) for values in fields)
     assert _prefixes([(1, 2), *slots]) == expected
+
+
+@given(VALUES)
+def test_candidates_are_counted_as_they_are(values: list[tuple[int, ...]]) -> None:
+    slot, levels = Slot(Field((), ("a",)), tuple(values)), range(max(map(len, values)))
+    expected = [len({values[i][level] for i in places}) for level in levels for *_, places in slot.nodes(level)]
+    assert most_candidates(values) == max(expected)
 
 
 def test_functions_share_the_bounds_of_one_schema(server: Served) -> None:

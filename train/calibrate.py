@@ -30,6 +30,7 @@ from .evaluation.temperature import calibration, fit_temperature
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
+TARGET = 0.5  # percentage points
 COUNT = 400  # validation problems per task, if no report names them
 HELP = {  # help texts that do not fit their option's line
     "teacher-report": (
@@ -37,7 +38,7 @@ HELP = {  # help texts that do not fit their option's line
         "more right; the same problems are answered again (default, with --bundle: what its fp32 engine does is "
         "measured, by its own gate)"
     ),
-    "target": "percentage points below that model, or the fp32 engine, at most (default 0.5)",
+    "target": f"percentage points below that model, or the fp32 engine, at most (default {TARGET})",
     "decisions": (
         "instead of a threshold: fits the temperature with which the probabilities of filled forms are as often right "
         "as they say, on validation problems of --task; the model keeps it (docs/distil.md)"
@@ -212,10 +213,12 @@ def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate
 
 def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Fits the temperature of decisions on validation problems, writes it unless told not to, returns the report."""
-    if args.teacher_report:
-        raise UserError(
-            "--teacher-report was given with --decisions, which holds a model to right answers; leave it out"
-        )
+    unused = {
+        "--teacher-report": args.teacher_report, "--thresholds": args.thresholds, "--target": args.target != TARGET,
+        "--by": args.by != "mean",
+    }  # fmt: skip
+    if (name := next((name for name, given in unused.items() if given), None)) is not None:
+        raise UserError(f"{name} was given with --decisions, which holds a model to right answers; leave it out")
     if args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
     check_writable(args)
@@ -265,7 +268,7 @@ OPTIONS = (
     option("--task", default="math,code", help="sample tasks, without a report (default math,code)"),
     option("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})"),
     option("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task"),
-    option("--target", type=float, default=0.5, help=HELP["target"]),
+    option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
     option("--thresholds", help="to try, with commas (default a grid by the gate's metric)"),
     option("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate"),

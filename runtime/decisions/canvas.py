@@ -31,8 +31,8 @@ class OutOfForwards(Exception):
 class Question:
     """What is asked of one masked position: the log-probabilities of some tokens.
 
-    ids: the sequence from the prompt's first token, up to the form's end or as far as it is known; what follows are
-    masks. position: an index of it or behind. tokens: different ones.
+    ids: the sequence after what is known to all questions, up to the form's end or as far as it is known; what follows
+    are masks. position: counted from the prompt's first token. tokens: different ones.
     """
 
     ids: Ids
@@ -95,34 +95,33 @@ class Canvas:
         """Forgets what is committed from the position's block on."""
         self._past = min(self._past, self._begins[position])
 
-    def ask(self, questions: Sequence[Question], known: int) -> list[Floats]:
+    def ask(self, questions: Sequence[Question], known: Ids) -> list[Floats]:
         """The log-probabilities of each question's tokens, in as few forward passes as the backend can.
 
-        known: up to here all questions' sequences are the same and decided. Raises OutOfForwards where
-        `max_forwards` does not do, NumericalError for scores that are not numbers, and UserError for a token that the
-        model bars.
+        known: the sequence from the prompt's first token as far as it is decided, the same for all questions. Raises
+        OutOfForwards where `max_forwards` does not do, NumericalError for scores that are not numbers, and UserError
+        for a token that the model bars.
         """
         rows = [self._row(question.position) for question in questions]
-        first, ends = self._first(rows), [self.block(question.position)[1] for question in questions]
-        windows: dict[Ids, list[int]] = {}  # questions by their canvas
+        decided = self._begins[len(known)]
+        windows: dict[Ids, list[int]] = {}  # questions by what their canvas has after `known`
         for number, question in enumerate(questions):
-            windows.setdefault(self._cut(question.ids, first, ends[number]), []).append(number)
+            end = self.block(question.position)[1]
+            windows.setdefault(self._cut(question.ids, 0, end - len(known)), []).append(number)
         several = self._copies > 1 and len(windows) > 1
-        if several and self._past < self._begins[known]:
-            self._commit(questions[0].ids, self._begins[known])
-            first = self._first(rows)
-            windows = {}
-            for number, question in enumerate(questions):
-                windows.setdefault(self._cut(question.ids, first, ends[number]), []).append(number)
+        # Copies share what is committed, and canvases that run in turn would compute a whole prompt each.
+        if (several or (len(windows) > 1 and self.contract.has_cache and not self._past)) and self._past < decided:
+            self._commit(known, decided)
+        first = self._first(rows)
         cut = [
-            Window(ids, tuple(rows[i] - first for i in own), tuple(questions[i].tokens for i in own))
+            Window(known[first:] + ids, tuple(rows[i] - first for i in own), tuple(questions[i].tokens for i in own))
             for ids, own in windows.items()
         ]
         found: list[Floats] = [np.zeros(0, np.float32)] * len(questions)
         size = self._copies if several else 1
         for start in range(0, len(cut), size):
             together, places = cut[start : start + size], list(windows.values())[start : start + size]
-            made = self._run(together, first, self._begins[known])
+            made = self._run(together, first, decided)
             for row, own in enumerate(places):
                 for place, number in enumerate(own):
                     found[number] = checked(made[row, place, : len(questions[number].tokens)], questions[number].tokens)

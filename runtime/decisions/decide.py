@@ -27,7 +27,7 @@ from ..decoding.options import Threshold, threshold_reader
 from ..errors import UserError
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
-from .free_text import write_text
+from .free_text import cut_text, write_text
 from .pieces import Gap, Ids, Piece, Slot, encode_form, longest
 from .scores import Layout, Scores, lay_out, probabilities, score
 
@@ -85,7 +85,8 @@ def decide(
             if isinstance(piece, Gap):
                 ids = filling.known_ids
                 text = write_text(canvas, ids, piece, tokenizer.decode, gate, threshold())
-                filling.place_text(number, *fitting(text, piece.text.max_tokens, tokenizer))
+                cut = cut_text(text, piece.text.max_characters)  # what follows sees what the document will have
+                filling.place_text(number, *fitting(cut, piece.text.max_tokens, tokenizer))
             elif not filling.place_values(filling.group(number, options.probability)):
                 break
     except OutOfForwards:

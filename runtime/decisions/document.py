@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from .form import Decision, Field, FieldDecision, Form, FreeText, Path, Probability
+from .free_text import read_free_text
 from .keywords import json_text
 from .schema import SchemaForm
 
@@ -73,7 +74,7 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     The text is built from the form's words and the decided values, so that a free text, which may hold anything, ends
     where its JSON string would. Raises AssertionError for a value that the form does not have.
     """
-    fields = read_fields(made.form, decision, made.lengths)
+    fields = read_fields(made.form, decision)
     text, known = "", {field.path: field for field in fields}
     own = {field.path: field.value for field in decision.fields}
     for part in made.form.parts:
@@ -89,10 +90,8 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     return TypedDecision(text, value, fields, decision.forwards, decision.partial, decision.probability)
 
 
-def read_fields(
-    form: Form, decision: Decision, lengths: Mapping[Path, int | None] | None = None
-) -> tuple[FieldDistribution, ...]:
-    """Returns the decided fields of a form with JSON values. lengths: the most characters of each free text.
+def read_fields(form: Form, decision: Decision) -> tuple[FieldDistribution, ...]:
+    """Returns the decided fields of a form with JSON values.
 
     Raises AssertionError for a field or value that the form does not have.
     """
@@ -105,29 +104,9 @@ def read_fields(
         if isinstance(place, Field):
             fields.append(_distribution(place, decided))
         else:
-            written = read_free_text(decided.value, (lengths or {}).get(place.path))
+            written = read_free_text(decided.value, place.max_characters)
             fields.append(FieldDistribution(place.path, written, None, ()))
     return tuple(fields)
-
-
-def read_free_text(written: str, most: int | None) -> str:
-    """Returns the content of the JSON string that begins with this text, to its closing quote, of `most` characters.
-
-    Escapes are read if all of them are JSON's; otherwise the text is taken as it stands.
-    """
-    end, escaped = len(written), False
-    for index, letter in enumerate(written):
-        if letter == '"' and not escaped:
-            end = index
-            break
-        escaped = letter == "\\" and not escaped
-    raw = written[:end]
-    try:
-        content = json.loads(f'"{raw}"', strict=False)
-        content.encode()
-    except ValueError:
-        content = raw
-    return str(content)[:most]
 
 
 def _distribution(field: Field, decided: FieldDecision) -> FieldDistribution:

@@ -23,10 +23,11 @@ class Field:
 @dataclass(frozen=True, slots=True)
 class FreeText:
     """A place for text from ordinary decoding, of at most `max_tokens` tokens, which ends before the text that follows
-    it in the form."""
+    it in the form. max_characters: if the text is the content of a JSON string, the most characters that this has."""
 
     path: Path
     max_tokens: int
+    max_characters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

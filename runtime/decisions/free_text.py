@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ..contract import GateSpec
 from ..decoding.gate import Gate
 from .canvas import Canvas
+from .keywords import json_text
 from .pieces import Gap, Ids
 
 Decode = Callable[[Sequence[int]], str]
@@ -61,3 +63,30 @@ def finished(ids: Sequence[int], closing: str, decode: Decode, eos_ids: Sequence
             return text[:place]
         backslashes = backslashes + 1 if character == "\\" else 0
     return None if ended is None else text
+
+
+def read_free_text(written: str, most: int | None) -> str:
+    """Returns the content of the JSON string that begins with this text, to its closing quote, of `most` characters.
+
+    Escapes are read if all of them are JSON's; otherwise the text is taken as it stands.
+    """
+    end, escaped = len(written), False
+    for index, letter in enumerate(written):
+        if letter == '"' and not escaped:
+            end = index
+            break
+        escaped = letter == "\\" and not escaped
+    raw = written[:end]
+    try:
+        content = json.loads(f'"{raw}"', strict=False)
+        content.encode()
+    except ValueError:
+        content = raw
+    return str(content)[:most]
+
+
+def cut_text(written: str, most: int | None) -> str:
+    """Returns the text as it is, or what a JSON string holds of it if that has more than `most` characters."""
+    if most is None or len(read_free_text(written, None)) <= most:
+        return written
+    return json_text(read_free_text(written, most))[1:-1]

@@ -70,6 +70,12 @@ def is_of_type(value: Any, name: Any) -> bool:
     return isinstance(name, str) and name in kinds and isinstance(value, kinds[name])
 
 
+def check_types(names: Any, place: str) -> None:
+    """Raises UserError for more types than there are, each of which all values would be compared with."""
+    if isinstance(names, list) and len(names) > len(TYPES) + 1:  # number is one of an enum
+        refuse(f"{place}.type", f"has {len(names)} types; expected each once")
+
+
 def distinct(texts: Iterable[str]) -> tuple[str, ...]:
     """The texts, each once; of numbers that are equal, as 1 and 1.0, the first."""
     seen: dict[Any, str] = {}

@@ -58,7 +58,12 @@ def _pydantic(kind: Any) -> PythonType:
         except ValueError as error:  # as pydantic's ValidationError is one
             raise UserError(f"{text} is within the schema, but {kind.__name__} refuses it ({error})") from error
 
-    return PythonType(kind.model_json_schema(), read)
+    try:
+        schema = kind.model_json_schema()
+    except Exception as error:  # as pydantic's, which is not imported here: of a field that JSON cannot have
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UserError(f"{kind.__name__} has no JSON schema ({reason}); {EXPECTED}") from error
+    return PythonType(schema, read)
 
 
 def _choice(values: Sequence[Any], plain: Sequence[Any]) -> PythonType:

@@ -20,6 +20,7 @@ from .keywords import (
     DEFINITIONS,
     TYPES,
     check_keywords,
+    check_types,
     distinct,
     integers,
     is_of_type,
@@ -34,6 +35,7 @@ MAX_ALL_VALUES = 4096  # of all fields
 MAX_DEPTH = 32  # of schemas within schemas, references counted
 MAX_SCHEMAS = 1024  # that are read, what is referred to each time
 MAX_CHARACTERS = 1 << 16  # of all words and values
+MAX_REFERENCE = 1024  # characters of a $ref, which is read anew each time
 MAX_VALUE = 512  # characters of a value: each of its tokens may take a forward pass
 TEXT_TOKENS = 64  # of a free text without maxLength
 MAX_TEXT_TOKENS = 1024
@@ -43,10 +45,14 @@ Part = str | Field | FreeText
 
 @dataclass(frozen=True, slots=True)
 class SchemaForm:
-    """The form of a schema. lengths: the most characters of each free text, None if the schema has no bound."""
+    """The form of a schema, whose free texts are contents of JSON strings."""
 
     form: Form
-    lengths: Mapping[Path, int | None]
+
+    @property
+    def lengths(self) -> Mapping[Path, int | None]:
+        """The most characters of each free text, None if the schema has no bound."""
+        return {part.path: part.max_characters for part in self.form.parts if isinstance(part, FreeText)}
 
 
 @dataclass(slots=True)
@@ -66,14 +72,13 @@ def read_schema(schema: Any, place: str = "schema", budget: Budget | None = None
     """
     reader = _Reader(schema, place, budget or Budget())
     parts = reader.read(schema, place, (), 0, ())
-    return SchemaForm(Form(tuple(_merge(parts))), reader.lengths)
+    return SchemaForm(Form(tuple(_merge(parts))))
 
 
 def enclose(before: str, made: SchemaForm, after: str, *path: str | int) -> SchemaForm:
     """Returns a form within words. path: of the schema's document in the one that the words and it make."""
     parts = [part if isinstance(part, str) else replace(part, path=(*path, *part.path)) for part in made.form.parts]
-    lengths = {(*path, *own): most for own, most in made.lengths.items()}
-    return SchemaForm(Form(tuple(_merge([before, *parts, after]))), lengths)
+    return SchemaForm(Form(tuple(_merge([before, *parts, after]))))
 
 
 class _Reader:
@@ -81,7 +86,6 @@ class _Reader:
 
     def __init__(self, root: Any, place: str, budget: Budget) -> None:
         self._root, self._place, self._read = root, place, budget
-        self.lengths: dict[Path, int | None] = {}
 
     def read(self, schema: Any, place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
         """The parts of a schema's JSON text. refs: the references that led here."""
@@ -118,6 +122,8 @@ class _Reader:
         name = schema["$ref"]
         if not isinstance(name, str) or not name.startswith("#"):
             refuse(f"{place}.$ref", f"is {shown(name)}; expected one within the schema, as in #/$defs/Name")
+        if len(name) > MAX_REFERENCE:
+            refuse(f"{place}.$ref", f"has {len(name)} characters; expected at most {MAX_REFERENCE}")
         if name in refs or name == "#":
             refuse(f"{place}.$ref", f"is {shown(name)}, which holds itself; a form has a fixed number of fields")
         target, where = self._root, self._place
@@ -158,6 +164,7 @@ class _Reader:
     ) -> list[Part]:
         """`"type": ["string", "null"]`: each type with its own keywords, as alternatives."""
         names = schema["type"]
+        check_types(names, place)
         if not names or any(not isinstance(name, str) or name not in TYPES for name in names):
             refuse(f"{place}.type", f"is {shown(names)}; expected some of {', '.join(TYPES)}")
         own = frozenset[str]().union(*(TYPES[name] for name in names))
@@ -183,6 +190,7 @@ class _Reader:
             refuse(f"{place}.enum", f"is {shown(values)}; expected a list of values")
         self._check_count(len(values), f"{place}.enum")
         names, texts = schema.get("type"), list[str]()
+        check_types(names, place)
         for index, value in enumerate(values):
             where = f"{place}.enum[{index}]" if "enum" in schema else f"{place}.const"
             if names is not None and not any(
@@ -263,8 +271,7 @@ class _Reader:
             refuse(f"{place}.maxLength", f"is {shown(most)}; expected a whole number of characters")
         if most == 0:
             return ['""']
-        self.lengths[path] = most
-        return ['"', FreeText(path, TEXT_TOKENS if most is None else min(most, MAX_TEXT_TOKENS)), '"']
+        return ['"', FreeText(path, TEXT_TOKENS if most is None else min(most, MAX_TEXT_TOKENS), most), '"']
 
     def _field(self, texts: Iterable[str], place: str, path: Path) -> list[Part]:
         """A field of these values, each once; words if there is one alone."""

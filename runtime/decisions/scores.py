@@ -60,6 +60,7 @@ def score(
     the common one for their first token. Where no forward pass is left, fields that are not through are left out.
     """
     laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
+    start = laid.begins[group[0]]
     slots = {number: _slot(pieces, number) for number in group}
     scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
     deepest = {number: slot.longest for number, slot in slots.items()}
@@ -67,13 +68,13 @@ def score(
         questions, receivers = [], list[tuple[int, list[int]]]()  # the values that a question is about, of a field
         for number, slot in slots.items():
             begin = laid.begins[number]
-            before, behind = laid.ids[:begin], laid.ids[begin + slot.usual :]
+            before, behind = laid.ids[start:begin], laid.ids[begin + slot.usual :]
             for own, prefix, places in slot.nodes(level):
                 tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
                 questions.append(Question(before + prefix + mask * (own - level) + behind, begin + level, tokens))
                 receivers.append((number, places))
         try:
-            found = canvas.ask(questions, laid.begins[group[0]])
+            found = canvas.ask(questions, laid.ids[:start])
         except OutOfForwards:
             return {number: made for number, made in scores.items() if deepest[number] <= level}
         for (number, places), question, log_probs in zip(receivers, questions, found, strict=True):

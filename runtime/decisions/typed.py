@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..decoding.options import Prompt, Threshold
+from ..decoding.options import Prompt, Threshold, threshold_reader
+from .decide import DecisionOptions
 from .document import TypedDecision, read_document
 from .form import Decision, Probability
 from .python_types import read_type
@@ -42,6 +43,8 @@ def decide_schema(
     """Decides a schema that has been read. One without a choice needs no forward pass."""
     parts = made.form.parts
     if all(isinstance(part, str) for part in parts):
-        words = "".join(map(str, parts))
-        return read_document(made, Decision(words, (), 0, False, keywords.get("probability", "parallel")))
+        heat, probability = keywords.get("temperature"), keywords.get("probability", "parallel")
+        DecisionOptions(probability, keywords.get("max_forwards"), 1.0 if heat is None else heat).check()
+        threshold_reader(keywords.get("threshold"), model.gate, model.contract.vocab)
+        return read_document(made, Decision("".join(map(str, parts)), (), 0, False, probability))
     return read_document(made, model.decide_form(prompt, made.form, **keywords))

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from ..backend import Ints
 from ..decisions.canvas import check_contract
-from ..decisions.form import FreeText
-from ..decisions.function_calls import call_form
-from ..decisions.pieces import Piece, Slot, encode_form, longest
+from ..decisions.form import Form, FreeText
+from ..decisions.function_calls import call_form, name_form
+from ..decisions.pieces import Gap, Piece, Slot, encode_form, longest
 from ..decisions.schema import SchemaForm
 from ..decoding.block_layout import check_room, room_for_answer
 from ..errors import UserError
 from ..model import Model
 from .decision_request import DecisionRequest
-from .http_errors import Refusal
+from .http_errors import Refusal, blame
 
 PREFIXES = 2048  # of all values of a form, each of which may take a forward pass
 
@@ -25,15 +25,19 @@ def fit_decision(
 ) -> DecisionRequest:
     """Returns what is wanted with free texts so short that every reply fits. prompt: int64 [length].
 
-    param: the field that the schemas came in; limit, most: the field for the new tokens and its value. Raises Refusal
-    if words and values alone do not fit, or the bundle cannot decide.
+    param: the field of the text's schema; limit, most: the field for the new tokens and its value. Raises Refusal if
+    words and values alone do not fit, or the bundle cannot decide.
     """
-    try:
+    text, functions = wanted.text, wanted.functions
+    with blame("tools" if functions else param):
         check_contract(model.contract)
-        text = None if wanted.text is None else _fitted(model, prompt, wanted.text, None, limit, most)
-        functions = {name: _fitted(model, prompt, made, name, limit, most) for name, made in wanted.functions.items()}
-    except UserError as error:
-        raise Refusal(400, f"{param}: {' '.join(str(error).split())}", param) from None
+    if text is not None:
+        with blame(param):
+            text = _fitted(model, prompt, text, None, limit, most)
+    with blame("tools"):
+        functions = {name: _fitted(model, prompt, made, name, limit, most) for name, made in functions.items()}
+        if len(functions) + wanted.optional > 1:  # the choice among them is decided before
+            _least_tokens(model, prompt, name_form(functions, wanted.optional))
     return replace(wanted, text=text, functions=functions)
 
 
@@ -42,24 +46,36 @@ def _fitted(
 ) -> SchemaForm:
     """The schema's form with free texts that fit. function: whose arguments they are."""
     whole = (made if function is None else call_form(function, made)).form
-    if all(isinstance(part, str) for part in whole.parts):
-        return made
-    free = [part.max_tokens for part in whole.parts if isinstance(part, FreeText)]
-    pieces = encode_form(whole, model.tokenizer.encode, model.contract)
-    tokens = longest(pieces) - sum(free)
-    check_room(model.contract, len(prompt), tokens + len(free))
-    if (prefixes := _prefixes(pieces)) > PREFIXES:
-        raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")
-    if most is not None and tokens + len(free) > most:
-        message = f"{limit} is {most}, but the schema's longest reply has {tokens + len(free)} tokens or more"
+    free = sum(isinstance(part, FreeText) for part in whole.parts)
+    tokens = _least_tokens(model, prompt, whole)
+    if most is not None and tokens > most:
+        message = f"{limit} is {most}, but the schema's longest reply has {tokens} tokens or more"
         raise Refusal(400, f"{message}; send at least so many", limit)
+    if not free:
+        return made
     room = room_for_answer(model.contract, len(prompt)) if most is None else most
-    room = min(room, room_for_answer(model.contract, len(prompt))) - tokens
+    room = min(room, room_for_answer(model.contract, len(prompt))) - (tokens - free)
     shorter = [
-        replace(part, max_tokens=min(part.max_tokens, room // len(free))) if isinstance(part, FreeText) else part
+        replace(part, max_tokens=min(part.max_tokens, room // free)) if isinstance(part, FreeText) else part
         for part in made.form.parts
     ]
     return replace(made, form=replace(made.form, parts=tuple(shorter)))
+
+
+def _least_tokens(model: Model, prompt: Ints, form: Form) -> int:
+    """The tokens of a form's longest words and values, with one for each free text.
+
+    Raises UserError for a form that the model has no room for, or that may take more than PREFIXES forward passes. One
+    without a choice takes none, and no room.
+    """
+    if all(isinstance(part, str) for part in form.parts):
+        return len(model.tokenizer.encode("".join(map(str, form.parts))))
+    pieces = encode_form(form, model.tokenizer.encode, model.contract)
+    tokens = longest(pieces) - sum(piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, Gap))
+    check_room(model.contract, len(prompt), tokens)
+    if (prefixes := _prefixes(pieces)) > PREFIXES:
+        raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")
+    return tokens
 
 
 def _prefixes(pieces: Sequence[Piece]) -> int:

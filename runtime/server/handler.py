@@ -21,7 +21,7 @@ from .events import End, Event, Failure, Finished
 from .http_errors import Refusal, in_json
 from .intake import parse_body
 from .request import RESPONSES, Api, ServerRequest, read_server_requests
-from .responses_json import ResponsesReply
+from .responses_json import ResponsesReply, writable
 from .service import Service
 from .worker_pool import Job
 
@@ -44,7 +44,8 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
 
     def read() -> tuple[Any, tuple[ServerRequest, ...]]:
         body, most = parse_body(content), service.workers.most
-        return body, read_server_requests(service.model, service.name, service.most, api, body, most)
+        asks = read_server_requests(service.model, service.name, service.most, api, body, most)
+        return writable(body) if api is RESPONSES and asks[0].decision is not None else body, asks
 
     body, asks = await service.intake.run(len(content), read)
     feed: Feed = asyncio.Queue()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
+
+from ..errors import UserError
 
 
 @dataclass(eq=False)  # not frozen: context managers set an exception's __traceback__
@@ -25,6 +28,15 @@ class Refusal(Exception):
         """Returns the refusal in the form of OpenAI's API."""
         kind = "overloaded" if self.status == 429 else "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+@contextmanager
+def blame(field: str, name: str | None = None) -> Iterator[None]:
+    """Names the field of the request that a UserError is about; name: in the message, the field itself by default."""
+    try:
+        yield
+    except UserError as error:
+        raise Refusal(400, f"{name or field}: {' '.join(str(error).split())}", field) from None
 
 
 def refused(refusal: Refusal) -> Response:

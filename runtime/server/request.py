@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from .conversation import read_input, read_messages
 from .decision_request import FIELDS as DECISION_FIELDS
 from .decision_request import DecisionRequest, read_decision
 from .decision_room import fit_decision
-from .http_errors import Refusal, json_type, quote_value
+from .http_errors import Refusal, blame, json_type, quote_value
 from .neutral_fields import check_neutral
 
 NUMBER = Expected("a number", lambda value: type(value) in (int, float))
@@ -98,7 +97,7 @@ def read_server_requests(
         if decision is not None:
             name, wanted = _room(fields, api.limits, most)
             room = most if wanted is None else wanted
-            param = "tools" if decision.functions else "response_format" if api is CHAT else "text"
+            param = "response_format" if api is CHAT else "text"
             shared["decision"] = fit_decision(model, request.prompt, decision, param, name, room)
         made.append(ServerRequest(request.prompt, options, **shared))
     return tuple(made)
@@ -123,28 +122,19 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
 def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
     """Returns the prompts with room and sampling. A misfit is blamed on a prompt unless fewer tokens would fit."""
     temperature, seed = _sampling(model, fields)
-    with _blame("mode"):
+    with blame("mode"):
         mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
     contract = decoded_contract(model.contract, mode)
     limit, wanted = _room(fields, api.limits, most)
     prompts, made = _prompts(api, fields, places), list[Request]()
     for field, value in prompts.items():
-        with _blame(field):
+        with blame(field):
             prompt = token_ids(_prompt(model, api, fields, field, value, contract))
             check_ids(contract, prompt)
             check_room(contract, len(prompt), 1)
-        with _blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
+        with blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
             made.append(model.request(prompt, max_new_tokens=wanted, temperature=temperature, seed=seed, mode=mode))
     return made
-
-
-@contextmanager
-def _blame(field: str, name: str | None = None) -> Iterator[None]:
-    """Names the field of the request that a UserError is about; name: in the message, the field itself by default."""
-    try:
-        yield
-    except UserError as error:
-        raise Refusal(400, f"{name or field}: {' '.join(str(error).split())}", field) from None
 
 
 def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
@@ -183,7 +173,7 @@ def _prompt(
         conversation = read_input(prompt, fields.get("instructions", ""), tokenizer.chat_template)
         return tokenizer.encode_messages(conversation)
     if api is CHAT:
-        with _blame("chat_template_kwargs"):
+        with blame("chat_template_kwargs"):
             arguments = check_arguments(fields.get("chat_template_kwargs", {}))
         return tokenizer.encode_messages(read_messages(prompt, api.prompt, tokenizer.chat_template), arguments)
     if isinstance(prompt, str) and prompt:

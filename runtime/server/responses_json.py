@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from .completions_json import own_fields
 from .events import End, Event, Failure, Finished, ShownBlock
+from .http_errors import Refusal
 from .request import ServerRequest
 
 FIXED: dict[str, Any] = {
@@ -19,6 +21,7 @@ FIXED: dict[str, Any] = {
 }  # fmt: skip
 
 ECHOED = ("text", "tools", "tool_choice")  # of a request that wants something decided
+SPARE = 200  # levels around what is echoed: of events, and of the calls that write them
 PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written into events many times over
 
 
@@ -142,6 +145,21 @@ class ResponsesReply:
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
+
+
+def writable(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a request's body in which what is echoed can be written as JSON: infinity and NaN, which Python's JSON
+    reads, are null. Raises Refusal 400 if it is nested more deeply than Python writes."""
+    nested: Any = {name: body[name] for name in ECHOED if name in body}
+    for _ in range(SPARE):
+        nested = [nested]
+    try:
+        nested = json.loads(json.dumps(nested), parse_constant=lambda _: None)
+    except RecursionError:
+        raise Refusal(400, f"{' or '.join(ECHOED)} is nested too deeply; flatten it", ECHOED[0]) from None
+    for _ in range(SPARE):
+        [nested] = nested
+    return {**body, **nested}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 from runtime import load
 
+from .patience import post_patiently
+
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ["eggs", "boxes", "buttons", "apples"]
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -84,22 +86,17 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 self.unanswered[type(error).__name__] += 1
+                if isinstance(error, ConnectionRefusedError):
+                    return  # the server has stopped listening
         connection.close()
 
     def _ask(self, connection: http.client.HTTPConnection, wanted: Wanted) -> None:
         started = time.perf_counter()
-        while True:
-            connection.request("POST", "/v1/chat/completions", wanted.body, {"content-type": "application/json"})
-            response = connection.getresponse()
-            content = response.read()
-            if response.status != 429:
-                break
-            self.refused += 1
-            time.sleep(float(response.headers["retry-after-ms"]) / 1000)
-            if self.over.is_set():
-                return
-        if response.status != 200:
-            self.unanswered[f"HTTP {response.status}"] += 1
+        status, content, refused = post_patiently(connection, "/v1/chat/completions", wanted.body, self.over)
+        self.refused += refused
+        if status != 200:
+            if status != 429:  # which comes at the end alone
+                self.unanswered[f"HTTP {status}"] += 1
             return
         self.times.append(time.perf_counter() - started)
         reply = json.loads(content)

@@ -31,6 +31,8 @@ from runtime import Answer, load
 from train import tasks
 from train.tasks import Problem
 
+from .patience import post_patiently
+
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = re.compile(r"/v1/completions (\w+): ")  # the server's log, a line for each request that it began
 
@@ -75,18 +77,11 @@ class Client:
     def _ask(self, connection: http.client.HTTPConnection, index: int) -> None:
         body = json.dumps({"prompt": self.load.prompts[index]})
         started = time.perf_counter()
-        while True:
-            connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-            response = connection.getresponse()
-            content = response.read()
-            if response.status != 429:
-                break
-            self.refused += 1
-            time.sleep(float(response.headers["retry-after-ms"]) / 1000)
-            if self.load.over.is_set():
-                return
-        if response.status != 200:
-            self.unanswered[f"HTTP {response.status}"] += 1
+        status, content, refused = post_patiently(connection, "/v1/completions", body, self.load.over)
+        self.refused += refused
+        if status != 200:
+            if status != 429:  # which comes at the end alone
+                self.unanswered[f"HTTP {status}"] += 1
             return
         answer = json.loads(content)
         self.answers.append((index, answer["choices"][0]["text"], time.perf_counter() - started))

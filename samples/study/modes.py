@@ -4,7 +4,8 @@
 
 Every model answers a problem in each of its modes before the next problem comes, in one process and one thread, so that
 CPU seconds may be compared though other work runs on the machine. A mode is named `model:mode`, or `model:mode@8` if
-blocks of 8 tokens are drafted (`--widths 8`). What `--out` has already is not measured again: stop it at any time.
+blocks of 8 tokens are drafted (`--widths 8`). What `--out` has already is not measured again: stop it at any time. It
+is of one split, and of the same bundles.
 Returns 1 if a speculative answer is not the causal one, token for token.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.bundle import manifest
 from runtime.cli import DONE, FAILED, add_options, command_parser, option, run
 from runtime.decoding.block_layout import room_for_answer
 from runtime.decoding.loop import generate
@@ -85,10 +87,16 @@ def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
 
 
 def measure(
-    models: Mapping[str, Model], ways: Sequence[Way], chosen: Sequence[tasks.Task], split: str, count: int, out: Path
+    models: Mapping[str, Model],
+    files: Mapping[str, str],
+    ways: Sequence[Way],
+    chosen: Sequence[tasks.Task],
+    split: str,
+    count: int,
+    out: Path,
 ) -> None:
     """Answers the problems that `out` lacks, and appends a line for each problem and way, some problems at a time."""
-    known = {(each["task"], each["way"], each["problem"]) for each in read_records(out)}
+    known = known_answers(out, files, split)
     problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
     with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
         for first in range(0, count, CHUNK):
@@ -101,6 +109,8 @@ def measure(
                             "task": task.name,
                             "way": str(way),
                             "problem": place,
+                            "split": split,
+                            "file": files[way.model],
                             **answer(models[way.model], way, problem),
                         }
                         for way in ways
@@ -114,11 +124,28 @@ def measure(
                         file.write(json.dumps({**line, "right": bool(right)}) + "\n")
 
 
+def known_answers(out: Path, files: Mapping[str, str], split: str) -> set[tuple[str, str, int]]:
+    """Returns task, way and number of the problems that have been answered.
+
+    files: of each model, named by its content. Raises UserError for answers of another file, or to another split.
+    """
+    records = read_records(out)
+    for each in records:
+        name = each["way"].rpartition(":")[0]
+        of = each.get("split", split), each.get("file", files.get(name))
+        if name in files and of != (split, files[name]):
+            raise UserError(f"{out} has answers of {name} to the split {of[0]} by {of[1]}; give another --out")
+    return {(each["task"], each["way"], each["problem"]) for each in records}
+
+
 def read_records(out: Path) -> list[Record]:
-    """Returns what was measured so far."""
+    """Returns what was measured so far. Raises UserError for a file of something else."""
     if not out.exists():
         return []
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out} is not what this tool wrote ({error}); remove it, or its last line") from None
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
@@ -162,15 +189,18 @@ def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
 def command(args: argparse.Namespace) -> int:
     """Measures, prints the table, and says whether speculative answers are the causal ones."""
     widths = [int(width) for width in parse_numbers(args.widths, "--widths")] if args.widths else []
-    models: dict[str, Model] = {}
+    models, files = dict[str, Model](), dict[str, str]()
     for bundle in args.bundles:
         if bundle.stem in models:
             raise UserError(f"two bundles are called {bundle.stem}; rename one")
         models[bundle.stem] = load(bundle, threads=1, allow_spinning=False)
+        files[bundle.stem] = manifest.read(bundle).engine().model
     asked = set(args.modes.split(",")) if args.modes else None
     ways = [way for name, model in models.items() for way in ways_of(name, model, widths)]
+    if strange := sorted((asked or set()) - {way.mode for way in ways}):
+        raise UserError(f"--modes has {strange[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
     ways = [way for way in ways if asked is None or way.mode in asked]
-    measure(models, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out)
+    measure(models, files, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out)
     records = read_records(args.out)
     print("\n".join(table(records)))
     compared, apart = differing(records)

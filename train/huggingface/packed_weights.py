@@ -97,10 +97,17 @@ class PackedWeight:
 def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable[StoredTensor]) -> PackedWeight:
     """Returns a weight after a look at its tensors' headers.
 
-    Raises UserError for a tensor that is missing, or of another shape or type than the scheme's.
+    Raises UserError for a tensor that is missing, or of another shape or type than the scheme's, and for a weight that
+    the scheme cannot pack.
     """
     found = {stored.name.rpartition(".")[2]: stored for stored in parts}
     made = PackedWeight(name, shape, scheme, found)
+    if any(size * scheme.bits % WORD for size in packed_sizes(made)):
+        file = next(iter(found.values())).file
+        raise UserError(
+            f"{file}: {name} is {list(shape)} by its config, whose values of {scheme.bits} bits do not fill whole "
+            f"words ({scheme.layout}); correct its sizes or {KEY} there"
+        )
     for part, (expected, kinds) in expected_parts(made).items():
         stored = found.get(part)
         if stored is None:
@@ -116,6 +123,12 @@ def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable
         if stored.kind not in kinds:
             raise UserError(f"{stored.file}: {stored.name} is {stored.kind}; expected {' or '.join(kinds)}")
     return made
+
+
+def packed_sizes(weight: PackedWeight) -> tuple[int, ...]:
+    """Returns how many values words hold in sequence, of each kind: inputs, outputs or both."""
+    outputs, inputs = weight.shape
+    return {GEMM: (outputs,), GEMV: (inputs,)}.get(weight.scheme.layout, (inputs, outputs))
 
 
 def expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[str, ...]]]:

@@ -86,13 +86,14 @@ def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
         raise UserError(f"{path} has {method} weights of {bits!r} bits; expected one of {known}: {ADVICE}")
     if not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or size > 0):
         raise UserError(f"{path} has group_size {size!r} in its {KEY}; expected a number above 0, or -1")
+    meta = config.get("meta")
     return Scheme(
         layout,
         int(bits),
         max(0, size),
         act_order=method == "gptq" and config.get("desc_act") is True,
         symmetric=method == "gptq" and config.get("sym") is True,
-        carries="gptqmodel" in str((config.get("meta") or {}).get("quantizer", "")).lower(),
+        carries="gptqmodel" in str(meta.get("quantizer", "") if isinstance(meta, dict) else "").lower(),
     )
 
 
