@@ -149,10 +149,12 @@ def summary(clients: Sequence[Client], seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
-    parser.add_argument("--clients", type=int, default=64, help="at once (default: 64)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long (default: 60)")
-    parser.add_argument("--engine", help="of the bundle, for the server and the solo replies (default: the first)")
+    parser.add_argument("bundle", help="bundle to serve, a folder")
+    parser.add_argument("--clients", type=int, default=64, help="clients at once (default: 64)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration in seconds (default: 60)")
+    parser.add_argument(
+        "--engine", help="name of an engine in the bundle, for the server and the solo replies (default: the first)"
+    )
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])

@@ -269,11 +269,11 @@ def report(
 def main() -> int:
     """Prints the report; a program that is not installed ends in one line and code 3."""
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("name", choices=RIVALS)
-    p.add_argument("--model", type=Path, help="file that the rival loads")
-    p.add_argument("--calls", type=int, default=200, help="words that are asked one by one (default 200)")
-    p.add_argument("--engine", help="of a bundle of ours")
-    p.add_argument("--together", type=int, default=1, help="words that ours is asked for at once (default 1)")
+    p.add_argument("name", choices=RIVALS, help="rival to run")
+    p.add_argument("--model", type=Path, help="model file that the rival loads (default: none)")
+    p.add_argument("--calls", type=int, default=200, help="words that are timed one by one (default: 200)")
+    p.add_argument("--engine", help="engine of a bundle of ours, which --model then names (default: none)")
+    p.add_argument("--together", type=int, default=1, help="words per batch, of a bundle of ours (default: 1)")
     args = p.parse_args()
     words = sys.stdin.read().splitlines()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
