@@ -199,7 +199,7 @@ def verdict(page: Page) -> str:
     if not page.agreements:
         return "exported and proved by layers; not compared with its own code"
     where = "the directory's own code" if page.own["own"] else "transformers' class"
-    return f"exported, proved by layers, and {'agrees with' if page.ok else 'DIFFERS FROM'} {where}"
+    return f"exported, verified by layers, and {'agrees with' if page.ok else 'DIFFERS FROM'} {where}"
 
 
 def lines(page: Page) -> Iterator[str]:

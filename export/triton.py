@@ -92,7 +92,7 @@ def check_model_place(place: Path, replace: bool) -> bool:
     if not os.path.lexists(place):
         return False
     if not (place / "config.pbtxt").is_file():
-        raise UserError(f"{place} is no Triton model (it has no config.pbtxt); give another --out or --name")
+        raise UserError(f"{place} is not a Triton model (it has no config.pbtxt); give another --out or --name")
     if not replace:
         raise UserError(f"{place} exists; give --replace to replace it, or another --name")
     return True

@@ -137,7 +137,9 @@ def check_options(args: argparse.Namespace) -> None:
     if args.data is not None and not calibrated:
         raise UserError(f"--data calibrates {CALIBRATED} alone; leave it out or give --precision {CALIBRATED}")
     if args.graph_only and args.dialect == "auto":
-        raise UserError("--graph-only cannot tell the other machine's TensorRT; give --dialect trt (10.15 on) or plain")
+        raise UserError(
+            "--graph-only cannot find out the other machine's TensorRT; give --dialect trt (10.15 on) or plain"
+        )
 
 
 def export(args: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def bench(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {
         "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
     }
-    print("timing forwards ...", file=sys.stderr)
+    print("timing forward passes ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
     count = max(args.repeat, len(requests))
@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str]:
         if not isinstance(prompts[-1], str):
             raise UserError(f'line {number} of {path} has no prompt; expected {{"prompt": "..."}} on each line')
     if not prompts:
-        raise UserError(f"{path} is empty; expected one prompt a line")
+        raise UserError(f"{path} is empty; expected one prompt per line")
     return prompts
 
 

@@ -118,7 +118,7 @@ def run(command: Callable[[], int]) -> int:
     except OSError as error:
         _silence(sys.stdout)
         what, reason = error.filename or "the output", error.strerror or error
-        told = f"{what} cannot be read or written ({reason}); mend that and run the command again"
+        told = f"{what} cannot be read or written ({reason}); correct that and run the command again"
         return _say(UserError(told), MISTAKE)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -205,7 +205,7 @@ def port(text: str) -> int:
     """Parses a port; the system's own look-up would take one that is too large for another."""
     number = int(text)
     if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{number} is not a port; expected 0 to 65535")
     return number
 
 

@@ -124,7 +124,7 @@ def check_options(args: argparse.Namespace) -> None:
     } if decides else {"--probability": args.probability, "--max-forwards": args.max_forwards}  # fmt: skip
     for name, given in unused.items():
         if given:
-            where = "has no use with --json-schema" if decides else "is of decisions, with --json-schema"
+            where = "has no use with --json-schema" if decides else "is for decisions, with --json-schema"
             raise UserError(f"{name} {where}; leave it out")
 
 

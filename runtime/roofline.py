@@ -142,15 +142,17 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     model, precision, batches = values["model"], values["precision"], values["batches"]
     yield (
         f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters in {precision}, {values['past']} tokens in "
-        f"the cache, {values['accepted']:g} tokens a diffusion forward"
+        f"the KV cache, {values['accepted']:g} tokens per diffusion forward pass"
     )
-    yield "ms: the least that a forward takes, m memory-bound, c compute-bound"
-    yield "cost: in autoregressive forwards, so the tokens a forward from which on it is faster than autoregressive"
+    yield "ms: least time of a forward pass, m memory-bound, c compute-bound"
+    yield (
+        "cost: in autoregressive forward passes, so the tokens per pass from which on it is faster than autoregressive"
+    )
     for device in values["devices"]:
         yield ""
         yield (
             f"{device['name']}: {device['gb_per_second']:,.4g} GB/s, {device['tera_operations_per_second']:,.4g} "
-            f"TOP/s, ridge {device['ridge']:,.0f} operations a byte ({device['source']})"
+            f"TOP/s, ridge {device['ridge']:,.0f} operations per byte ({device['source']})"
         )
         widest = ", ".join(f"{w['block']} (batch {w['batch']})" for w in device["widest_memory_bound_block"])
         yield f"memory-bound up to a block of {widest}; train a block of {device['block_to_train']}"
@@ -159,7 +161,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     for step in values["steps"]:
         yield ""
         yield (
-            f"block of {step['block']} behind {step['past']} measured {step['measured_ms']['median']:.3f} ms, "
+            f"block of {step['block']} after {step['past']} tokens: measured {step['measured_ms']['median']:.3f} ms, "
             f"predicted {step['predicted_ms']:.3f}: {step['measured_over_predicted']:.2f} times that"
         )
         yield (

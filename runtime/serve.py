@@ -151,9 +151,9 @@ def api_keys(file: str | None) -> tuple[str, ...]:
     try:
         keys = tuple(Path(file).read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key a line") from None
+        raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key per line") from None
     if not keys:
-        raise UserError(f"--api-key-file {file} has no key in it; write one a line")
+        raise UserError(f"--api-key-file {file} has no key in it; write one per line")
     return keys
 
 

@@ -263,7 +263,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "tools[0].function.name is 'a b'"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "number"}}}]}, "tools",
      "tools[0].function.parameters.type is"),
-    ({"tool_choice": "required"}, "tool_choice", "tool_choice asks for a function, but tools has none"),
+    ({"tool_choice": "required"}, "tool_choice", "tool_choice requires a function, but tools has none"),
     ({"tools": [CALL], "tool_choice": "any"}, "tool_choice", "tool_choice is 'any'; expected none, auto, required or"),
     ({"tools": [CALL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice",
      "tool_choice names 'g', which is none of the tools"),

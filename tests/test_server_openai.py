@@ -190,7 +190,7 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_a_temperature_is_refused_for_what_the_engine_lacks(greedy: Served) -> None:
     with greedy.client() as client:
         with pytest.raises(
-            openai.BadRequestError, match=r"temperature is 1, .* best token alone; .* --top-k 32"
+            openai.BadRequestError, match=r"temperature is 1, .* top-1 token alone; .* --top-k 32"
         ) as told:
             client.completions.create(model="student", prompt="hi", temperature=1)
         assert (told.value.param, told.value.code) == ("temperature", "unsupported_value")

@@ -213,5 +213,5 @@ def test_profiles_that_the_manifest_does_not_name_are_refused(tmp_path: Path) ->
     def other(fake: FakeTensorRT) -> None:
         fake.plans = {key: replace(plan, profiles=((1, 12),)) for key, plan in fake.plans.items()}
 
-    with pytest.raises(UserError, match="has other profiles than its manifest says"):
+    with pytest.raises(UserError, match="has other profiles than its manifest lists"):
         fake_backend(tmp_path, tiny.model(16), tiny.contract(), profiles=PROFILES, library=other)

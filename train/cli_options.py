@@ -76,7 +76,7 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids with commas, as in 151643,151645") from None
 
 
 def gate_changes(text: str) -> dict[str, int | float | str]:
@@ -86,7 +86,7 @@ def gate_changes(text: str) -> dict[str, int | float | str]:
         name, equals, value = part.partition("=")
         if not equals or name not in GateSpec.__slots__:
             known = ", ".join(GateSpec.__slots__)
-            raise argparse.ArgumentTypeError(f"{part!r} is no KEY=VALUE with a key of {known}")
+            raise argparse.ArgumentTypeError(f"{part!r} is not a KEY=VALUE with a key of {known}")
         changes[name] = number(value)
     return changes
 

@@ -180,7 +180,7 @@ def check_blocks(method: str, teacher: Contract) -> None:
         raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
     if teacher.seeded and not table.METHODS[method].from_trajectories:
         raise UserError(
-            f"--method {method} asks the teacher for whole blocks, whose first token is here the last committed row's "
+            f"--method {method} needs predictions of whole blocks, whose first token is here the last committed row's "
             "(causal_context without shift), which is not supported; take cdlm or dparallel"
         )
 
