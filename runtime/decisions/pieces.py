@@ -1,9 +1,9 @@
 """A form as token ids: its words, and for each field the tokens of its values.
 
-Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens wherever it stands
+Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens at each place
 and the words around it never merge with it. The model may have been trained on texts that were encoded as a whole, in
 which a word and a value share a token; forms whose parts end at quotes, spaces or brackets rarely meet that. First and
-last tokens that all values of a field share are words too: whatever the value, they stand there.
+last tokens that all values of a field share are words too: they do not depend on the value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def usual(self) -> int:
-        """Tokens with which it stands while it has no value: the most frequent length of its values, or the shorter."""
+        """Returns its tokens while it has no value: the most frequent length of its values, or the shorter."""
         lengths = Counter(map(len, self.values))
         return min(lengths, key=lambda length: (-lengths[length], length))
 
@@ -52,7 +52,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A free text. closing: the character that ends it, the first of the words behind it; "" for none."""
+    """A free text. closing: the character that ends it, the first of the words after it; "" for none."""
 
     text: FreeText
     closing: str
@@ -125,7 +125,7 @@ def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
 
 
 def _check_count(slot: Slot, most: int) -> None:
-    """Raises UserError if more tokens are asked for at one position than the bundle's graph was exported for."""
+    """Raises UserError if more tokens are requested at one position than the bundle's graph was exported for."""
     nodes = [(level, places) for level in range(slot.longest) for _, _, places in slot.nodes(level)]
     count = max(len({slot.values[place][level] for place in places}) for level, places in nodes)
     if count > most:

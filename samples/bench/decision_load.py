@@ -1,8 +1,8 @@
-"""Many clients that want decisions of one server: python -m samples.bench.decision_load decide.bundle > load.json
+"""Loads a server with decisions of many clients: python -m samples.bench.decision_load decide.bundle > load.json
 
-Every client asks again and again, one prompt and schema (of a chat's `response_format`) after the other, waits as long
-as a 429 says, and compares each reply with the solo one: its text and all distributions. What follows `--` goes to the
-server.
+Each client sends one prompt and schema (of a chat's `response_format`) after the other, waits as long
+as a 429 requires, and compares each reply with the solo one: its text and all distributions. What follows `--` goes to
+the server.
 """
 
 from __future__ import annotations

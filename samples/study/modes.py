@@ -160,7 +160,7 @@ def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Measures, prints the table, and says whether speculative answers are the causal ones."""
+    """Measures, prints the table, and reports whether speculative answers are the causal ones."""
     widths = [int(width) for width in parse_numbers(args.widths, "--widths")] if args.widths else []
     models: dict[str, Model] = {}
     for bundle in args.bundles:

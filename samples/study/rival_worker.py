@@ -4,7 +4,7 @@
 
 `samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
 report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
-is measured by the same lines of code: `blockstep`, which may be asked for the words of a sentence at once.
+is measured by the same lines of code: `blockstep`, which may decode the words of a sentence at once.
 """
 
 from __future__ import annotations

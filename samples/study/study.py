@@ -130,7 +130,7 @@ def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[R
 
 
 def place(title: str) -> int | None:
-    """Returns the index in ROWS that a title is of, perhaps that of a further seed; None if it is no longer listed."""
+    """Returns the index in ROWS that a title is of, perhaps that of a further seed; None if it is not listed."""
     titles = [row.title for row in ROWS]
     own = (each for each in (title, title.rpartition(", seed ")[0]) if each in titles)
     return next(map(titles.index, own), None)
@@ -147,7 +147,7 @@ def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float
 
 
 def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
-    """Measures a row: at every threshold on the validation problems, at the chosen one on the judged ones; calibration.
+    """Measures a row: at each threshold on the validation problems, at the chosen one on the judged ones; calibration.
 
     base: the teacher's row, against which the threshold is chosen; None for the teacher itself. known: what was
     measured before; new results are added to it.
