@@ -156,7 +156,7 @@ def no_end(folder: Path) -> None:
         (tensors(lambda t: t.update(adapter=torch.ones(2))), "extra tensor adapter"),
         (tensors(lambda t: t.update({"norm.weight": torch.ones(32)})), "norm.weight a second time"),
         (tensors(lambda t: t.update({"lm_head.weight": torch.ones(9, 32)})), "lm_head.weight is [9, 32]"),
-        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is I8, quantised"),
+        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is I8, quantized"),
         (slow_tokenizer, "only a slow tokenizer (vocab.json)"),
         (without("tokenizer.json"), "has no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is not a tokenizer"),
@@ -311,8 +311,8 @@ def test_ends_and_gate_of_the_command_line_overrule_a_directorys(
     for extra, said in (
         ([], "names no end token"), (["--eos-ids", "9,x"], "'9,x' is not a list of ids"),
         (["--eos-ids", "5000"], "5000 as eos_token_id"),
-        (["--eos-ids", "9", "--gate", "threshold"], "'threshold' is no KEY=VALUE"),
-        (["--eos-ids", "9", "--gate", "colour=2"], "'colour=2' is no KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "threshold"], "'threshold' is not a KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "colour=2"], "'colour=2' is not a KEY=VALUE"),
         (["--eos-ids", "9", "--gate", "threshold=1.5"], "1.5"), (["--eos-ids", "9", "--gate", "min=no"], "gate.min"),
     ):  # fmt: skip
         assert export.main([*words, *extra]) == 2

@@ -76,14 +76,12 @@ def test_a_file_that_is_refused_is_not_remembered(bundle: Path) -> None:
 def test_a_template_that_does_not_end_is_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_check, "SECONDS", 1)
     put(bundle, "chat_template", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
-    assert "computed for more than 1 s in the isolated load check in a process of its own" in refusal(
-        lambda: load(bundle)
-    )
+    assert "computed for more than 1 s in the isolated load check" in refusal(lambda: load(bundle))
 
 
 def test_a_template_that_takes_all_memory_is_stopped(bundle: Path) -> None:
     put(bundle, "chat_template", b"{{ 'a' * 10 ** 10 }}")
-    assert "MB of memory in the isolated load check in a process of its own" in refusal(lambda: load(bundle))
+    assert "MB of memory in the isolated load check" in refusal(lambda: load(bundle))
 
 
 def child(code: str) -> str:

@@ -254,7 +254,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**WORD, "threshold": 0.5}, "threshold", "threshold is 0.5"),
     ({**WORD, "probability": "both"}, "probability", "probability is 'both'; expected parallel or ordered"),
     ({**WORD, "max_forwards": 0}, "max_forwards", "max_forwards is 0"),
-    ({"max_forwards": 3}, "max_forwards", "max_forwards is of decisions"),
+    ({"max_forwards": 3}, "max_forwards", "max_forwards is for decisions"),
     ({"tools": {}}, "tools", "tools is an object"),
     ({"tools": [CALL] * 129}, "tools", "tools is a list; expected a list of at most 128"),
     ({"tools": [{"type": "web_search"}]}, "tools", "tools[0].type is 'web_search'"),

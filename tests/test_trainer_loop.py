@@ -138,7 +138,7 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
     [
         ("loss", "the loss is nan at update 4"),
         ("norm", "norm is nan at update 4"),
-        ("rate", "no number after update 1"),
+        ("rate", "not a number after update 1"),
     ],
 )
 def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
