@@ -43,9 +43,9 @@ SHOWN = 100  # characters of an answer
 PACKAGES = ("blockstep", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 GPU = "--query-gpu=name,compute_cap,memory.total,driver_version"
 HELP = {
-    "trust": "run the modelling code in DIR, in a process of its own, which may do whatever you may (default: no)",
-    "python": "Python with the torch and transformers that the code in DIR is for (default: this one)",
-    "data": "JSON lines with prompts, which the page shows no text of (default: texts of the sample tasks)",
+    "trust": "run the modelling code in DIR in a process of its own; it runs with your rights (default: off)",
+    "python": "Python executable with the torch and transformers that the code in DIR needs (default: this one)",
+    "data": "file of JSON lines with prompts; the page shows no text of them (default: texts of the sample tasks)",
 }
 WHERE = "Where to send this page: docs/parity.md."
 
@@ -56,20 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("directory", type=Path, metavar="DIR", help="a Hugging Face directory of a supported family"),
-    option("--precision", choices=ORT_PRECISIONS, default="fp32", help="of the exported engine (default fp32)"),
+    option("directory", type=Path, metavar="DIR", help="Hugging Face directory of a supported family"),
+    option(
+        "--precision", choices=ORT_PRECISIONS, default="fp32", help="precision of the exported engine (default: fp32)"
+    ),
     option("--data", type=Path, metavar="FILE.jsonl", help=HELP["data"]),
     option("--trust-remote-code", action="store_true", help=HELP["trust"]),
     option("--python", default=sys.executable, metavar="PATH", help=HELP["python"]),
-    option("--out", type=Path, metavar="FILE", help="write the page there too"),
+    option("--out", type=Path, metavar="FILE", help="file to write the page to as well (default: none)"),
     option("--json", action="store_true", help="print one JSON object; the checks go to stderr"),
 )
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
-        "Exports the weights to a temporary bundle (in TMPDIR, about their size), generates answers to five prompts "
-        "with it, and compares its logits with the directory's own modelling code. Exit 1 if a check fails."
+        "Exports a Hugging Face directory to a temporary bundle (in TMPDIR, about the size of the weights), generates "
+        "answers to five prompts, compares the logits with the directory's own modelling code, and prints one page. "
+        "Exit 1 if a check fails."
     )
     p = command_parser("export.check_model", what, OPTIONS)
     add_directory_options(p)
@@ -196,7 +199,7 @@ def verdict(page: Page) -> str:
     if not page.agreements:
         return "exported and proved by layers; not compared with its own code"
     where = "the directory's own code" if page.own["own"] else "transformers' class"
-    return f"exported, proved by layers, and {'agrees with' if page.ok else 'DIFFERS FROM'} {where}"
+    return f"exported, verified by layers, and {'agrees with' if page.ok else 'DIFFERS FROM'} {where}"
 
 
 def lines(page: Page) -> Iterator[str]:

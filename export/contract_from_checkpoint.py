@@ -54,7 +54,9 @@ def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, 
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
     known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # tokens that can be proposed
     if not 0 <= top_k <= known:
-        raise UserError(f"--top-k is {top_k}; expected 0, for the best token alone, to {known}, the tokens it may give")
+        raise UserError(
+            f"--top-k is {top_k}; expected 0, for the top-1 token alone, to {known}, the tokens it may give"
+        )
     if not 0 <= candidates <= known:
         raise UserError(
             f"--candidates is {candidates}; expected 0, for no decisions, to {known}, the tokens it may give"

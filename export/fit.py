@@ -23,12 +23,12 @@ SYSTEM = 2.0  # GB for the system, the CUDA context and the libraries; an assump
 BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.BFLOAT16: 2}
 MOST = 1 << 20  # positions; longer KV caches are not searched
 DESCRIPTION = (
-    "Adds up an engine's weights, cache and activations, and says which Jetson or RTX card holds them. GB are 1e9 "
-    "bytes. An estimate from shapes; exit 1 where --device is given and too small."
+    "Estimates from shapes whether an engine's weights, KV cache and activations fit the memory of a Jetson or RTX "
+    "card. GB are 1e9 bytes. Exit 1 if --device is given and too small."
 )
 HELP = {
-    "engine": f"which engine, {' or '.join(KINDS)} (default: TensorRT's, else the first)",
-    "system-gb": f"memory that system, CUDA and libraries take, assumed (default {SYSTEM:g})",
+    "engine": f"name of an engine in the bundle, or {' or '.join(KINDS)} (default: TensorRT's, else the first)",
+    "system-gb": f"memory assumed for the system, CUDA and libraries, in GB (default: {SYSTEM:g})",
 }
 
 
@@ -88,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, help="the bundle's folder"),
-    option("--device", choices=tuple(MEMORY), help="one device (default: all)"),
+    option("bundle", type=Path, help="bundle, a folder"),
+    option("--device", choices=tuple(MEMORY), help="device to estimate for (default: all)"),
     option("--engine", metavar="NAME", help=HELP["engine"]),
-    option("--capacity", type=int, metavar="N", help="positions of the cache (default: the engine's)"),
-    option("--batch", type=int, metavar="N", help="sequences at once (default: the engine's)"),
+    option("--capacity", type=int, metavar="N", help="KV-cache capacity, in positions (default: the engine's)"),
+    option("--batch", type=int, metavar="N", help="batch size, in sequences (default: the engine's)"),
     option("--system-gb", type=float, default=SYSTEM, metavar="GB", help=HELP["system-gb"]),
-    option("--json", action="store_true", help="prints one JSON object, sizes in bytes"),
+    option("--json", action="store_true", help="print one JSON object, sizes in bytes"),
 )
 
 

@@ -40,26 +40,27 @@ from .staging import report_write_errors, working_folder
 
 HELP = {  # for options whose text is longer than their line
     "out": (
-        "the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache its name in the current "
-        "folder)"
+        "bundle to write, a folder (default: the checkpoint's path with .bundle; for a checkpoint in a download cache, "
+        "its name in the current folder)"
     ),
     "precision": (
-        "fp16: weights, products and cache, not norms and probabilities; int8: weights and products with them; int4: "
-        "the same, but weights of all layers but the first and last in 5.1 bits, scales included; of the dialect "
-        "standard also bf16, and there int8 and int4 are the layers' weights alone, with fp16 products (default fp32)"
+        "precision of the engine; fp16: weights, products and KV cache, not norms and probabilities; int8: weights and "
+        "their products; int4: as int8, but the weights of all layers except the first and last in 5.1 bits, scales "
+        "included; the dialect standard also has bf16, and its int8 and int4 quantize the layers' weights alone, with "
+        "fp16 products (default: fp32)"
     ),
-    "device": "where it will run; with cuda the dialect is standard (default cpu)",
+    "device": "device that the engine is for; cuda takes the dialect standard (default: cpu)",
     "dialect": (
-        "operators of the graph; ort: ONNX Runtime's own attention, one sequence at a time, the faster one on a CPU; "
-        "standard: ONNX's, for CUDA and batches (default: by --device)"
+        "operators of the graph; ort: ONNX Runtime's own attention, one sequence at a time, faster on a CPU; standard: "
+        "ONNX's attention, for CUDA and batches (default: standard for --device cuda, else ort)"
     ),
     "parity": (
-        "what is compared with PyTorch: the whole model, or each layer alone, in the memory of the largest (default "
-        f"auto: whole where its fp32 weights fit thrice in {WHOLE / 1e9:g} GB and half of RAM)"
+        "parity check with PyTorch: of the whole model, or layer by layer in the memory of the largest layer (default: "
+        f"auto, whole if three times its fp32 weights fit {WHOLE / 1e9:g} GB and half of RAM)"
     ),
     "task": (
-        "sample tasks for the prompts of the reference that `blockstep verify` replays (default: math,code if "
-        "the tokenizer knows their texts, else texts of its common tokens)"
+        "sample tasks, with commas, for the prompts of the reference that `blockstep verify` replays (default: "
+        "math,code if the tokenizer knows their texts, else texts of its common tokens)"
     ),
 }
 
@@ -71,23 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 PRECISION_NAMES = tuple(dict.fromkeys(name for names in PRECISIONS_OF.values() for name in names))
 OPTIONS = (
-    option("--ckpt", type=Path, required=True, help="a student.pt, or a Hugging Face directory"),
+    option("--ckpt", type=Path, required=True, help="checkpoint: a .pt file or a Hugging Face directory"),
     option("--out", type=Path, help=HELP["out"]),
     option("--precision", choices=PRECISION_NAMES, default="fp32", help=HELP["precision"]),
     option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
     option("--dialect", choices=tuple(PRECISIONS_OF), help=HELP["dialect"]),
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
-    option("--capacity", type=int, help=f"most tokens of prompt and answer (default {CAPACITY} or the context)"),
+    option(
+        "--capacity",
+        type=int,
+        help=(
+            f"KV-cache capacity: maximum tokens of prompt and answer (default: {CAPACITY}, or the context if that is "
+            "shorter)"
+        ),
+    ),
     option("--task", help=HELP["task"]),
-    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
+    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
     TOP_K_OPTION,
     CANDIDATES_OPTION,
-    option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
+    option("--json", action="store_true", help="print one JSON object; the checks go to stderr"),
 )
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = command_parser("export.onnx", "Writes a bundle for ONNX Runtime, checked against PyTorch.", OPTIONS)
+    p = command_parser(
+        "export.onnx", "Exports a checkpoint to a bundle for ONNX Runtime and checks its parity with PyTorch.", OPTIONS
+    )
     add_directory_options(p)
     args = p.parse_args(argv)
     args.dialect = args.dialect or ("standard" if args.device == "cuda" else "ort")

@@ -34,8 +34,8 @@ INPUTS = {  # each may be left out
 }
 OUTPUTS = {"text_output": ("TYPE_STRING", 1), "finish_reason": ("TYPE_STRING", 1)}
 HELP = {  # for options whose text is longer than their line
-    "out": "the model repository; other models in it stay (default: models)",
-    "workers": "requests answered at once, a cache each over the same weights (default: 2; 1 on TensorRT)",
+    "out": "model repository to write to; other models in it stay (default: models)",
+    "workers": "requests decoded at once, each with its own KV cache, the weights shared (default: 2; 1 on TensorRT)",
 }
 
 
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
     option("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"]),
-    option("--name", help="the model's name in it (default: the bundle's name)"),
-    option("--replace", action="store_true", help="replace a model of that name (default: it is refused)"),
+    option("--name", help="name of the model in the repository (default: the bundle's name)"),
+    option("--replace", action="store_true", help="replace a model of that name (default: refuse)"),
     option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
     option("--json", action="store_true", help="print one JSON object; everything else goes to stderr"),
     *ENGINE_OPTIONS,
@@ -56,7 +56,7 @@ OPTIONS = (
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Writes a bundle as a model of a Triton repository, for Triton's Python backend; needs neither torch nor "
+    what = "Writes a bundle as a model of a Triton repository, for Triton's Python backend. Needs neither torch nor "
     return command_parser("export.triton", what + "Triton.", OPTIONS).parse_args(argv)
 
 
@@ -92,7 +92,7 @@ def check_model_place(place: Path, replace: bool) -> bool:
     if not os.path.lexists(place):
         return False
     if not (place / "config.pbtxt").is_file():
-        raise UserError(f"{place} is no Triton model (it has no config.pbtxt); give another --out or --name")
+        raise UserError(f"{place} is not a Triton model (it has no config.pbtxt); give another --out or --name")
     if not replace:
         raise UserError(f"{place} exists; give --replace to replace it, or another --name")
     return True

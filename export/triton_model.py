@@ -81,7 +81,7 @@ class TritonPythonModel:
             _fail(sender, str(error), pb_utils.TritonError.INTERNAL)
         except Exception as error:  # a request without its final flag would never end for its client
             pb_utils.Logger.log_error(f"an answer failed: {error!r}")
-            _fail(sender, "the answer failed inside the server; its log says why", pb_utils.TritonError.INTERNAL)
+            _fail(sender, "the answer failed inside the server; its log has the reason", pb_utils.TritonError.INTERNAL)
         finally:
             self._pool.give(model)
 

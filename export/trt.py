@@ -23,34 +23,37 @@ WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # for options whose text is longer than their line
     "bundle": (
-        "instead: build, on the machine that runs them, from the graphs in this bundle; needs neither torch nor the "
-        "checkpoint"
+        "bundle to build engines of, from its graphs and on the machine that runs them, instead of --ckpt; needs "
+        "neither torch nor the checkpoint"
     ),
     "out": (
-        "the bundle's folder (default: the checkpoint's path with .bundle, of one in a cache its name in the current "
-        "folder)"
+        "bundle to write, a folder (default: the checkpoint's path with .bundle; for a checkpoint in a download cache, "
+        "its name in the current folder)"
     ),
     "precision": (
-        f"fp16, bf16, or fp32, for whose attention there is no fused kernel; {WEIGHTS_ALONE}: weights, with "
-        f"fp16 products; {CALIBRATED}: products too, calibrated on --data (default fp16; with --bundle all that are "
-        "there and run here)"
+        f"precision of the engine; fp16, bf16, or fp32, whose attention has no fused kernel; {WEIGHTS_ALONE}: the "
+        f"weights alone, with fp16 products; {CALIBRATED}: products too, calibrated on --data (default: fp16; with "
+        "--bundle all that the bundle has and this GPU runs)"
     ),
     "dialect": (
-        "operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones (default "
-        "auto: trt where what is installed takes it)"
+        "operators of the graph; trt: for TensorRT from 10.15 on and TensorRT for RTX; plain: for older ones (default: "
+        "auto, trt if the installed version takes it)"
     ),
     "capacity": (
-        "most tokens of prompt and answer, an engine each; the smallest that holds a request answers it (default 1024 "
-        "or the context)"
+        "KV-cache capacities, one engine each: maximum tokens of prompt and answer; the smallest that fits a request "
+        "runs it (default: 1024, or the context if that is shorter)"
     ),
     "graph-only": "write the ONNX graph alone, for --bundle on another machine; needs no TensorRT",
     "flavor": (
-        "tensorrt: builds on the GPU that the engine is for; rtx: TensorRT for RTX, builds without a GPU (default "
-        "auto: what is installed, the former first)"
+        "library to build with; tensorrt: builds on the GPU that the engine is for; rtx: TensorRT for RTX, builds "
+        "without a GPU (default: auto, the installed one, tensorrt first)"
     ),
-    "compute-capability": "rtx: GPUs to build for, such as 86 89 120 (default: all it knows that run the precision)",
-    "optimization-level": "tensorrt: 0 builds soonest, 5 searches longest (default: the library's, 3)",
-    "hardware-compatibility": "tensorrt: all GPUs from Ampere (SM80) on run the engine, more slowly",
+    "compute-capability": (
+        "compute capabilities to build for, such as 86 89 120, with rtx (default: all that the library knows and "
+        "that run the precision)"
+    ),
+    "optimization-level": "optimization level, with tensorrt: 0 builds fastest, 5 searches longest (default: 3)",
+    "hardware-compatibility": "build an engine that all GPUs from Ampere (SM80) on run, more slowly; with tensorrt",
 }
 
 
@@ -60,36 +63,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("--ckpt", type=Path, help="a student.pt, or a Hugging Face directory"),
+    option("--ckpt", type=Path, help="checkpoint: a .pt file or a Hugging Face directory"),
     option("--bundle", type=Path, metavar="DIR", help=HELP["bundle"]),
     option("--out", type=Path, help=HELP["out"]),
     option("--precision", choices=tuple(PRECISIONS), help=HELP["precision"]),
     option("--dialect", choices=("auto", *TRT_DIALECTS), default="auto", help=HELP["dialect"]),
     option("--capacity", type=int, nargs="+", metavar="N", help=HELP["capacity"]),
-    option("--batch", type=int, metavar="N", help="sequences of a forward (default 1)"),
+    option("--batch", type=int, metavar="N", help="batch size, in sequences (default: 1)"),
     TOP_K_OPTION,
     CANDIDATES_OPTION,
-    option("--max-prompt", type=int, metavar="N", help="most tokens of a prompt (default: what the capacity holds)"),
-    option("--data", type=Path, metavar="FILE.jsonl", help=f"JSON lines with prompts, of which {CALIBRATED} takes 64"),
+    option("--max-prompt", type=int, metavar="N", help="maximum tokens of a prompt (default: the capacity)"),
+    option(
+        "--data",
+        type=Path,
+        metavar="FILE.jsonl",
+        help=f"file of JSON lines with prompts that {CALIBRATED} is calibrated on, 64 of them (default: none)",
+    ),
     option("--graph-only", action="store_true", help=HELP["graph-only"]),
-    option("--json", action="store_true", help="prints one JSON object; everything else goes to stderr"),
+    option("--json", action="store_true", help="print one JSON object; everything else goes to stderr"),
 )
 BUILDER_OPTIONS = (
     option("--flavor", choices=("auto", "tensorrt", "rtx"), default="auto", help=HELP["flavor"]),
     option("--compute-capability", type=int, nargs="+", default=[], metavar="SM", help=HELP["compute-capability"]),
-    option("--workspace", type=int, metavar="MIB", help="most MiB of scratch memory (default: the GPU's memory)"),
+    option(
+        "--workspace",
+        type=int,
+        metavar="MIB",
+        help="maximum scratch memory of the builder, in MiB (default: the GPU's memory)",
+    ),
     option("--optimization-level", type=int, choices=range(6), metavar="0..5", help=HELP["optimization-level"]),
-    option("--version-compatible", action="store_true", help="tensorrt: later versions of it load the engine too"),
+    option(
+        "--version-compatible",
+        action="store_true",
+        help="build an engine that later TensorRT versions load too; with tensorrt (default: off)",
+    ),
     option("--hardware-compatibility", action="store_true", help=HELP["hardware-compatibility"]),
-    option("--timing-cache", type=Path, metavar="FILE", help="tensorrt: timings of kernels, read and added to"),
+    option(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="file of kernel timings to read and to add to, with tensorrt (default: none)",
+    ),
 )
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Adds TensorRT engines to a bundle, their graphs checked against PyTorch. "
-    how = "Exit 1 where a check or a build fails; that engine is not added, others in the bundle stay."
+    what = "Builds TensorRT engines into a bundle and checks the parity of their graphs with PyTorch. "
+    how = "Exit 1 if a check or a build fails; that engine is not added, others in the bundle stay."
     p = command_parser("export.trt", what + how, OPTIONS)
-    add_options(p.add_argument_group("the builder"), BUILDER_OPTIONS)
+    add_options(p.add_argument_group("options of the builder"), BUILDER_OPTIONS)
     add_directory_options(p)
     args = p.parse_args(argv)
     check_options(args)
@@ -115,7 +137,9 @@ def check_options(args: argparse.Namespace) -> None:
     if args.data is not None and not calibrated:
         raise UserError(f"--data calibrates {CALIBRATED} alone; leave it out or give --precision {CALIBRATED}")
     if args.graph_only and args.dialect == "auto":
-        raise UserError("--graph-only cannot tell the other machine's TensorRT; give --dialect trt (10.15 on) or plain")
+        raise UserError(
+            "--graph-only cannot find out the other machine's TensorRT; give --dialect trt (10.15 on) or plain"
+        )
 
 
 def export(args: argparse.Namespace) -> int:

@@ -46,34 +46,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, help="the bundle's folder"),
-    option("--ckpt", type=Path, required=True, help="the .pt file or directory that it was exported from"),
-    option("--engine", help="which of its engines (default: the first for ONNX Runtime that runs on the device)"),
-    option("--device", choices=DEVICES, default="cpu", help="where an ONNX Runtime engine runs (default: cpu)"),
-    option("--prompts", type=int, default=200, help="how many held-out prompts (default 200)"),
-    option("--task", default="math,code", help="sample tasks the prompts come from (default math,code)"),
-    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
-    option("--trust-engine", action="store_true", help="load a TensorRT engine that was not built here"),
-    option("--json", action="store_true", help="prints one JSON object; the checks go to stderr"),
+    option("bundle", type=Path, help="bundle, a folder"),
+    option(
+        "--ckpt",
+        type=Path,
+        required=True,
+        help="checkpoint that the bundle was exported from: a .pt file or a Hugging Face directory",
+    ),
+    option(
+        "--engine", help="name of an engine in the bundle (default: the first of ONNX Runtime that runs on the device)"
+    ),
+    option("--device", choices=DEVICES, default="cpu", help="device of an ONNX Runtime engine (default: cpu)"),
+    option("--prompts", type=int, default=200, help="number of held-out prompts (default: 200)"),
+    option("--task", default="math,code", help="sample tasks of the prompts, with commas (default: math,code)"),
+    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
+    option(
+        "--trust-engine",
+        action="store_true",
+        help="load a TensorRT engine that this machine did not build (default: refuse it)",
+    ),
+    option("--json", action="store_true", help="print one JSON object; the checks go to stderr"),
     RAW_OPTION,
 )
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
-        "Compares a bundle's engine with PyTorch, step by step and answer by answer; `blockstep verify` does so "
+        "Compares a bundle's engine with PyTorch, step by step and answer by answer. `blockstep verify` does so "
         "without PyTorch, with what was recorded at the export. "
     )
     bounds = ", ".join(f"{each.log_prob:g} in {each.name}" for each in PRECISIONS.values())
     entropies = ", ".join(f"{row.entropy:g} in {row.name}" for row in PRECISIONS.values() if row.entropy < math.inf)
     bounds = (
-        f"Exit 1 where the best token's log-probability differs by more nats than {bounds} (of ONNX Runtime's "
-        f"{' and '.join(ORT_FORMATS)}: than twice what that arithmetic loses in PyTorch, or in the dialect standard "
-        "than in fp16, next to the numbers that it stores), or entropy by more than "
-        f"{entropies}; in fp32 also where that of any token "
-        f"above e^{NOTICED:g} does by more than {EXACT:g}, keys or values do by more than {EXACT:g} of their root mean "
-        "square (or of 1), where another token is the best one, or any answer differs. A NaN fails always. Every token "
-        "is seen in the same graph with its logits as one more output, which has to be equal to it otherwise."
+        f"Exit 1 if the top-1 token's log-probability differs by more nats than {bounds} (for ONNX Runtime's "
+        f"{' and '.join(ORT_FORMATS)}: by more than twice what that arithmetic loses in PyTorch, or in the dialect "
+        "standard by more than in fp16, compared with the numbers that it stores), or the entropy by more than "
+        f"{entropies}; in fp32 also if the log-probability of any token above e^{NOTICED:g} differs by more than "
+        f"{EXACT:g}, keys or values by more than {EXACT:g} of their root mean square (or of 1), another token is the "
+        "top-1 token, or any answer differs. A NaN always fails. Tokens other than the top-1 are compared in the "
+        "instrumented graph, which has the logits as one more output and has to equal the shipped one otherwise."
     )
     p = command_parser("export.verify", what + bounds, OPTIONS)
     add_directory_options(p)

@@ -34,7 +34,7 @@ def bench(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {
         "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
     }
-    print("timing forwards ...", file=sys.stderr)
+    print("timing forward passes ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
     count = max(args.repeat, len(requests))
@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str]:
         if not isinstance(prompts[-1], str):
             raise UserError(f'line {number} of {path} has no prompt; expected {{"prompt": "..."}} on each line')
     if not prompts:
-        raise UserError(f"{path} is empty; expected one prompt a line")
+        raise UserError(f"{path} is empty; expected one prompt per line")
     return prompts
 
 
@@ -88,15 +88,41 @@ def _columns(row: dict[str, float]) -> str:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
-    option("--max-new-tokens", type=int, metavar="N", help="tokens an answer at most (default: 256, cut to the room)"),
+    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
     option(
-        "--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="maximum tokens per answer (default: 256, or fewer if the capacity has no room for them)",
     ),
-    option("--repeat", type=int, default=20, metavar="N", help="times each forward; answers at least (default: 20)"),
-    option("--warmup", type=int, default=3, metavar="N", help="forwards before those that are timed (default: 3)"),
-    option("--json", action="store_true", help="print one JSON object: forwards in ms, answers in the units they name"),
-    option("--no-cuda-graphs", action="store_true", help="launch each kernel of a TensorRT engine, to compare"),
+    option(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="threshold of the gate: a probability, nats or a factor, by the bundle's gate (default: the bundle's)",
+    ),
+    option(
+        "--repeat",
+        type=int,
+        default=20,
+        metavar="N",
+        help="runs of each forward pass, and minimum number of answers (default: 20)",
+    ),
+    option(
+        "--warmup", type=int, default=3, metavar="N", help="untimed forward passes before the timed ones (default: 3)"
+    ),
+    option(
+        "--json",
+        action="store_true",
+        help="print one JSON object: forward passes in ms, answers in the units that their keys name",
+    ),
+    option(
+        "--no-cuda-graphs",
+        action="store_true",
+        help=(
+            "launch the kernels of a TensorRT engine one by one, without CUDA graphs, to compare (default: CUDA graphs)"
+        ),
+    ),
     MODE_OPTION,
     TEMPLATE_OPTION,
     *ENGINE_OPTIONS,
@@ -104,11 +130,13 @@ OPTIONS = (
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Times an exported student: its forwards in milliseconds, whole answers in tokens a second."
+    what = "Times an exported student: forward passes in milliseconds, whole answers in tokens per second."
     parser = command_parser(f"{__package__}.bench", what, OPTIONS)
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", help=f"what is answered (default: {PROMPT})")
-    prompts.add_argument("--prompts", metavar="FILE.jsonl", help='prompts in turn, one {"prompt": ...} a line')
+    prompts.add_argument("--prompt", metavar="TEXT", help=f"prompt to answer (default: {PROMPT})")
+    prompts.add_argument(
+        "--prompts", metavar="FILE.jsonl", help='prompts to answer in turn, one {"prompt": ...} per line'
+    )
     args = parser.parse_args(argv)
     if args.repeat < 1 or args.warmup < 0:
         raise UserError(f"--repeat is {args.repeat}, --warmup {args.warmup}; expected at least 1 and at least 0")

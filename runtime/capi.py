@@ -152,8 +152,8 @@ def found_compiler() -> list[str]:
 
 
 OPTIONS = (
-    option("--out", type=Path, required=True, metavar="DIR", help="folder for the two files"),
-    option("--json", action="store_true", help="print one JSON object with the paths"),
+    option("--out", type=Path, required=True, metavar="DIR", help="folder for the library and its header"),
+    option("--json", action="store_true", help="print one JSON object with the paths of both"),
 )
 
 

@@ -24,27 +24,30 @@ Option = tuple[str, dict[str, Any]]  # a name, and the arguments that argparse t
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 HELP = {  # of the options whose text is longer than their line
     "engine": (
-        f"an engine of the bundle, a dialect such as standard, or {' or '.join(KINDS)}: the first such that runs here "
-        f"(default: {DEFAULT})"
+        f"name of an engine in the bundle, a dialect such as standard, or {' or '.join(KINDS)}: the first match that "
+        f"runs here (default: {DEFAULT})"
     ),
-    "device": "where an ONNX Runtime engine runs; cuda takes the dialect standard, and fp16 of ort (default: cpu)",
-    "threads": "threads of the engine (default: the physical cores within the CPU quota; of a small int8 engine 1)",
+    "device": "device of an ONNX Runtime engine; cuda runs the dialect standard, and fp16 of ort (default: cpu)",
+    "threads": "threads of the engine (default: the physical cores within the CPU quota; 1 for a small int8 engine)",
     "mode": (
-        "block: blocks of masks filled by the accept rule; causal: token by token, as an autoregressive model; "
-        "speculative: the causal answer, drafted block by block (default: the model's own, of those that it can)"
+        "decoding mode; block: the gate unmasks blocks of masked positions; causal: token by token, as an "
+        "autoregressive model; speculative: the causal answer, drafted block by block (default: the first mode of the "
+        "model's contract)"
     ),
     "verify": (
-        "check the files' hashes, try them in a process of their own, and replay a part of what PyTorch computed, at "
-        "the first load, always, or never (default: first)"
+        "when to check the bundle: hashes of its files, an isolated load check, and a replay of forward passes that "
+        "PyTorch recorded; at the first load, at every load, or never (default: first)"
     ),
-    "trust-engine": "load a TensorRT engine that this machine did not build: native code, which runs as you",
+    "trust-engine": (
+        "load a TensorRT engine that this machine did not build; it is native code and runs as you (default: refuse it)"
+    ),
     "allow-spinning": (
-        "let ONNX Runtime's threads spin while they wait; without it they sleep, which spares CPU time where other "
-        "work shares the cores (default: on; docs/performance.md has the figures)"
+        "let ONNX Runtime's threads spin while they wait; --no-allow-spinning spares CPU time if other work shares the "
+        "cores (default: on; figures: docs/performance.md)"
     ),
     "template-args": (
-        "arguments of the chat template, as in '{\"enable_thinking\": false}' (default: those that the bundle "
-        "carries, a family's own or given to its export, which the C library and Triton apply too)"
+        "arguments of the chat template, as in '{\"enable_thinking\": false}' (default: those that the bundle or "
+        "checkpoint records, or the model family's)"
     ),
 }
 
@@ -115,7 +118,7 @@ def run(command: Callable[[], int]) -> int:
     except OSError as error:
         _silence(sys.stdout)
         what, reason = error.filename or "the output", error.strerror or error
-        told = f"{what} cannot be read or written ({reason}); mend that and run the command again"
+        told = f"{what} cannot be read or written ({reason}); correct that and run the command again"
         return _say(UserError(told), MISTAKE)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -202,7 +205,7 @@ def port(text: str) -> int:
     """Parses a port; the system's own look-up would take one that is too large for another."""
     number = int(text)
     if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port; expected 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{number} is not a port; expected 0 to 65535")
     return number
 
 

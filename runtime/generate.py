@@ -36,22 +36,22 @@ from .text.terminal import summary, view, watched
 
 HELP = {  # of the options whose text is longer than their line
     "suffix": (
-        "what follows: answered are the --max-new-tokens positions before it, by default as many as a block holds "
-        "with it (a full model: its canvas)"
+        "text after the gap, for infilling: the model fills --max-new-tokens positions before it (default: the rest of "
+        "the suffix's block; of a full model, of its canvas)"
     ),
     "temperature": (
-        "draws tokens from softmax(log p / T), T above 0 to 5; needs a bundle exported with --top-k (default: 0, the "
-        "best tokens)"
+        "sampling temperature T, 0 to 5: tokens are sampled from softmax(log p / T); above 0 needs a bundle exported "
+        "with --top-k (default: 0, the top-1 tokens)"
     ),
     "json-schema": (
-        "JSON schema of closed choices: each is decided among its values, and the answer is a JSON document of it "
-        "(docs/decisions.md has the subset; --json adds how probable each value is)"
+        "file with a JSON schema of closed choices; the answer is a document of that schema, and --json adds the "
+        "probability of each value (default: none, free text; supported subset: docs/decisions.md)"
     ),
     "probability": (
-        "what a value's probability means with --json-schema: parallel, of each field with the others masked; ordered, "
-        "given the fields before it, in more forward passes (default: parallel)"
+        "meaning of a value's probability, with --json-schema; parallel: of each field with the others masked; "
+        "ordered: given the fields before it, in more forward passes (default: parallel)"
     ),
-    "seed": "of the draws: with the same one the same answer (default: drawn; --json and --show tell it)",
+    "seed": "sampling seed; the same seed gives the same answer (default: random, reported by --json and --show)",
 }
 
 
@@ -124,7 +124,7 @@ def check_options(args: argparse.Namespace) -> None:
     } if decides else {"--probability": args.probability, "--max-forwards": args.max_forwards}  # fmt: skip
     for name, given in unused.items():
         if given:
-            where = "has no use with --json-schema" if decides else "is of decisions, with --json-schema"
+            where = "has no use with --json-schema" if decides else "is for decisions, with --json-schema"
             raise UserError(f"{name} {where}; leave it out")
 
 
@@ -171,32 +171,49 @@ def whole_numbers(text: str) -> list[int]:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
     option(
-        "prompt", nargs="?", metavar="PROMPT", help="text; from stdin when left out or -, without its last line end"
+        "prompt", nargs="?", metavar="PROMPT", help="prompt text; - or none: read from stdin, without the last line end"
     ),
-    option("--token-ids", metavar="1,2,3", help="token ids in place of a text"),
-    option("--max-new-tokens", type=int, metavar="N", help="tokens at most (default: 256, cut to the room)"),
+    option("--token-ids", metavar="1,2,3", help="prompt as token ids, instead of PROMPT"),
+    option(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="maximum new tokens (default: 256, or fewer if the capacity has no room for them)",
+    ),
     option("--suffix", default="", metavar="TEXT", help=HELP["suffix"]),
     option(
-        "--threshold", type=float, metavar="T", help="of the accept rule, in its metric's unit (default: the bundle's)"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="threshold of the gate: a probability, nats or a factor, by the bundle's gate (default: the bundle's)",
     ),
     option("--temperature", type=float, default=0.0, metavar="T", help=HELP["temperature"]),
     option("--seed", type=int, metavar="N", help=HELP["seed"]),
     MODE_OPTION,
     option("--json-schema", type=Path, metavar="FILE", help=HELP["json-schema"]),
     option("--probability", choices=PROBABILITIES, help=HELP["probability"]),
-    option("--max-forwards", type=at_least_1, metavar="N", help="forward passes of a decision at most (default: all)"),
-    option("--raw", action="store_true", help="leave the bundle's chat template out"),
-    option("--show", action="store_true", help="draw the blocks on stderr as they unmask, with a summary"),
-    option("--json", action="store_true", help="print one JSON object with the counts and the times in seconds"),
+    option(
+        "--max-forwards",
+        type=at_least_1,
+        metavar="N",
+        help="maximum forward passes of a decision, with --json-schema (default: as many as it takes)",
+    ),
+    option(
+        "--raw",
+        action="store_true",
+        help="use the prompt as it is, without the bundle's chat template (default: with it, if the bundle has one)",
+    ),
+    option("--show", action="store_true", help="show the blocks on stderr as they unmask, and a summary"),
+    option("--json", action="store_true", help="print one JSON object with text, counts and times in seconds"),
     TEMPLATE_OPTION,
     *ENGINE_OPTIONS,
 )
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Answers a prompt with an exported student; the text comes block by block."
+    what = "Generates the answer to a prompt with an exported student, block by block."
     return command_parser(f"{__package__}.generate", what, OPTIONS).parse_args(argv)
 
 

@@ -30,10 +30,7 @@ SECONDS = 60  # of computing, and one more for each
 RATE = 10 << 20  # bytes of the files
 PATIENCE = 10  # times that on the clock, for a machine that is busy
 MESSAGE = "How many apples are left?"
-ADVICE = (
-    "when it was tried in a process of its own, so it is not loaded; it is damaged or was made to do harm: copy or "
-    "export the bundle again"
-)
+ADVICE = "in the isolated load check, so it is not loaded; it is damaged or malicious: copy or export the bundle again"
 OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # signals that no file raises
 # The package is found by its folder, whatever it is called and whoever hosts this interpreter.
 CHILD = """
@@ -80,8 +77,10 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
         judge(what, outcome, seconds)
         return True
     warnings.warn(
-        f"{what} is loaded without having been tried in a process of its own ({' '.join(reason.split())}); load it "
-        "once with this environment's python, or open bundles of people you trust alone",
+        (
+            f"{what} is loaded without an isolated load check ({' '.join(reason.split())}); load it once with this "
+            "environment's python, or open bundles of people you trust alone"
+        ),
         stacklevel=2,
     )
     return False
@@ -102,8 +101,8 @@ def judge(what: str, outcome: Outcome, seconds: int) -> None:
         name = signal_name(-outcome.code)
         if name in OUTSIDE:
             raise UserError(
-                f"{what} is not loaded, since the process that tried it was ended from outside ({name}), as a system "
-                "does that has no memory left; free some, or allow this program more, and load it again"
+                f"{what} is not loaded, since its isolated load check was ended from outside ({name}), as the system "
+                "does if memory runs out; free some, or allow this program more, and load it again"
             )
         ending = f"computed for more than {seconds} s" if name == "SIGXCPU" else f"crashed ({name})"
         raise UserError(f"{what} {ending} {ADVICE}")

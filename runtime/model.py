@@ -204,12 +204,13 @@ class Model:
         """Raises UserError in a child of fork(), which has the engine's memory and not its threads: it would hang."""
         if os.getpid() != self._process:
             raise UserError(
-                "this model was loaded before the process forked; load it in the child, or start that by spawn"
+                "this model was loaded before the process forked; load it in the child process, or start that one by "
+                "spawn"
             )
 
     def _acquire(self) -> None:
         if not self._busy.acquire(blocking=False):
-            raise UserError("this model is in the middle of another answer; end or close that one, or load a second")
+            raise UserError("this model is generating another answer; end or close that one, or load a second model")
 
     def _steps(self, request: Request) -> Generator[Step, None, None]:
         self._check_process()

@@ -29,16 +29,21 @@ PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=1
 COUNTS = expect(parse_counts, "counts such as 1,8,64")
 SIZES = expect(parse_counts, "sizes such as 4,16,32")
 DESCRIPTION = (
-    "What a step costs at the least, on devices by their data sheets and on this one measured, autoregressive, in "
-    "blocks and as full diffusion; which block to train."
+    "Estimates the least time of a step, on devices by their data sheets and on this one as measured: "
+    "autoregressive, in blocks, and as full diffusion. Names the block size to train for each device."
 )
 HELP = {  # of the options whose text is longer than their line
-    "devices": f"of {', '.join(DEVICES)} and local, this processor (default: all)",
-    "shape": f"a shape in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
-    "precision": "of the weights; steps are measured in the engine's own alone (default: that, or fp16)",
-    "answer": "positions that full diffusion runs behind the prompt, which is --past long (default: 256)",
-    "plot": "draw the roofs and the first batch's points (needs matplotlib)",
-    "tokens-per-forward": "that a diffusion forward finalises, commits counted (default: 2.3; CDLM has 2.2 to 2.4)",
+    "devices": f"devices to estimate: {', '.join(DEVICES)}, or local, this processor (default: all)",
+    "shape": f"shape of the model in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
+    "precision": (
+        "precision of the weights; steps of BUNDLE are measured in its engine's precision alone (default: that "
+        "one, or fp16 without BUNDLE)"
+    ),
+    "answer": "answer positions of full diffusion, after a prompt of --past tokens (default: 256)",
+    "plot": "file to plot the rooflines and the first batch's points to; needs matplotlib (default: no plot)",
+    "tokens-per-forward": (
+        "tokens accepted per diffusion forward pass, commits counted as passes (default: 2.3; CDLM reports 2.2 to 2.4)"
+    ),
 }
 
 
@@ -137,15 +142,17 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     model, precision, batches = values["model"], values["precision"], values["batches"]
     yield (
         f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters in {precision}, {values['past']} tokens in "
-        f"the cache, {values['accepted']:g} tokens a diffusion forward"
+        f"the KV cache, {values['accepted']:g} tokens per diffusion forward pass"
     )
-    yield "ms: the least that a forward takes, m memory-bound, c compute-bound"
-    yield "cost: in autoregressive forwards, so the tokens a forward from which on it is faster than autoregressive"
+    yield "ms: least time of a forward pass, m memory-bound, c compute-bound"
+    yield (
+        "cost: in autoregressive forward passes, so the tokens per pass from which on it is faster than autoregressive"
+    )
     for device in values["devices"]:
         yield ""
         yield (
             f"{device['name']}: {device['gb_per_second']:,.4g} GB/s, {device['tera_operations_per_second']:,.4g} "
-            f"TOP/s, ridge {device['ridge']:,.0f} operations a byte ({device['source']})"
+            f"TOP/s, ridge {device['ridge']:,.0f} operations per byte ({device['source']})"
         )
         widest = ", ".join(f"{w['block']} (batch {w['batch']})" for w in device["widest_memory_bound_block"])
         yield f"memory-bound up to a block of {widest}; train a block of {device['block_to_train']}"
@@ -154,7 +161,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     for step in values["steps"]:
         yield ""
         yield (
-            f"block of {step['block']} behind {step['past']} measured {step['measured_ms']['median']:.3f} ms, "
+            f"block of {step['block']} after {step['past']} tokens: measured {step['measured_ms']['median']:.3f} ms, "
             f"predicted {step['predicted_ms']:.3f}: {step['measured_over_predicted']:.2f} times that"
         )
         yield (
@@ -180,15 +187,23 @@ def figure(value: float) -> str:
 
 OPTIONS = (
     option("--precision", choices=tuple(WEIGHT_SIZES), help=HELP["precision"]),
-    option("--past", type=int, default=256, metavar="N", help="tokens in the cache (default: 256)"),
+    option("--past", type=int, default=256, metavar="N", help="tokens in the KV cache (default: 256)"),
     option("--answer", type=int, default=256, metavar="N", help=HELP["answer"]),
-    option("--batches", type=COUNTS, default=(1, 8, 64), metavar="N,...", help="sequences at once (default: 1,8,64)"),
-    option("--blocks", type=SIZES, default=(4, 16, 32), metavar="N,...", help="tokens a block (default: 4,16,32)"),
+    option(
+        "--batches",
+        type=COUNTS,
+        default=(1, 8, 64),
+        metavar="N,...",
+        help="batch sizes, in sequences (default: 1,8,64)",
+    ),
+    option(
+        "--blocks", type=SIZES, default=(4, 16, 32), metavar="N,...", help="block sizes, in tokens (default: 4,16,32)"
+    ),
     option("--tokens-per-forward", type=float, default=2.3, metavar="T", help=HELP["tokens-per-forward"]),
     option("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...", help=HELP["devices"]),
     option("--plot", type=Path, metavar="FILE.png", help=HELP["plot"]),
-    option("--repeat", type=int, default=20, metavar="N", help="times each step of the bundle (default: 20)"),
-    option("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations a second"),
+    option("--repeat", type=int, default=20, metavar="N", help="runs of each measured step of BUNDLE (default: 20)"),
+    option("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations per second"),
     *ENGINE_OPTIONS,
 )
 
@@ -196,8 +211,12 @@ OPTIONS = (
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(f"{__package__}.roofline", DESCRIPTION, OPTIONS)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("bundle", nargs="?", metavar="BUNDLE", help="whose model it is, and whose steps are measured")
-    model.add_argument("--model", choices=tuple(SHAPES), help=f"a published shape (default: {next(iter(SHAPES))})")
+    model.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE", help="bundle whose model is estimated and whose steps are measured here"
+    )
+    model.add_argument(
+        "--model", choices=tuple(SHAPES), help=f"name of a published model's shape (default: {next(iter(SHAPES))})"
+    )
     model.add_argument("--shape", type=expect(parse_shape, PAIRS), metavar="NAME=N,...", help=HELP["shape"])
     return parser.parse_args(argv)
 

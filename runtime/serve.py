@@ -37,24 +37,25 @@ if TYPE_CHECKING:
 SWITCH = 0.0005  # seconds that one thread may keep the others waiting, so that health checks pass busy ones
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 DESCRIPTION = (
-    "Serves an exported student: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models as OpenAI's, a page "
-    "at /, /healthz, /readyz, /metrics. SIGTERM finishes what was begun."
+    "Serves an exported student over HTTP: /v1/completions, /v1/chat/completions, /v1/responses and /v1/models of "
+    "OpenAI's API, a page at /, and /healthz, /readyz, /metrics. SIGTERM ends it after the requests in progress."
 )
 HELP = {  # of the options whose text is longer than their line
     "allow-host": (
-        "a further name that clients call a loopback address by, as behind a proxy; its port and case are ignored"
+        "further host name that requests to a loopback address may carry, as after a proxy; repeatable; port and case "
+        "are ignored (default: localhost and the loopback addresses alone)"
     ),
     "workers": (
-        "threads that decode one request at a time, each with a KV cache of its own over the same weights (default: 2; "
+        "threads that each decode one request at a time, with a KV cache of their own and shared weights (default: 2; "
         "1 on TensorRT)"
     ),
     "slots": (
-        "requests decoded in one forward pass, by an engine of several sequences (default: on a GPU as many as it "
-        "takes, at most 16; 1, the default on a CPU: --workers threads)"
+        "batch size: requests decoded together in one forward pass, by an engine that takes batches; 1 means --workers "
+        "threads instead (default: on a GPU the engine's batch, at most 16; on a CPU 1)"
     ),
     "adaptive-threshold": (
-        "threshold of requests that name none, in the gate's unit: the stricter end with nobody waiting, the other "
-        "with a full queue (default: the bundle's, always)"
+        "range of the threshold for requests that give none, in the gate's unit: the stricter end with an empty queue, "
+        "the other end with a full one (default: the bundle's threshold, always)"
     ),
 }
 
@@ -150,9 +151,9 @@ def api_keys(file: str | None) -> tuple[str, ...]:
     try:
         keys = tuple(Path(file).read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key a line") from None
+        raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key per line") from None
     if not keys:
-        raise UserError(f"--api-key-file {file} has no key in it; write one a line")
+        raise UserError(f"--api-key-file {file} has no key in it; write one per line")
     return keys
 
 
@@ -166,29 +167,48 @@ def allowed(text: str) -> str:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote"),
+    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
     option("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"),
-    option("--port", type=port, default=8000, metavar="N", help="port; 0 takes a free one (default: 8000)"),
+    option("--port", type=port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
     option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
-    option("--name", help="what clients call the model (default: the bundle's name)"),
+    option("--name", help="model name in the API (default: the bundle's name)"),
     option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
     option("--slots", type=at_least_1, metavar="N", help=HELP["slots"]),
     option(
-        "--queue", type=at_least_1, default=32, metavar="N", help="requests that may wait, 429 beyond (default: 32)"
+        "--queue",
+        type=at_least_1,
+        default=32,
+        metavar="N",
+        help="maximum waiting requests; further ones get status 429 (default: 32)",
     ),
     option(
-        "--max-tokens", type=at_least_1, metavar="N", help="new tokens of a request (default: the room in the cache)"
+        "--max-tokens",
+        type=at_least_1,
+        metavar="N",
+        help="maximum new tokens per request (default: what the capacity has room for)",
     ),
-    option("--max-body", type=at_least_1, default=1024, metavar="KIB", help="KiB of a request's body (default: 1024)"),
     option(
-        "--api-key-file", metavar="FILE", help="keys, one a line, of which /v1/ wants one (default: none is wanted)"
+        "--max-body",
+        type=at_least_1,
+        default=1024,
+        metavar="KIB",
+        help="maximum size of a request's body, in KiB (default: 1024)",
+    ),
+    option(
+        "--api-key-file",
+        metavar="FILE",
+        help="file of API keys, one per line, of which /v1/ requires one (default: no key is required)",
     ),
     option("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"]),
     option(
-        "--drain", type=at_least_1, default=60, metavar="S", help="seconds to finish in after SIGTERM (default: 60)"
+        "--drain",
+        type=at_least_1,
+        default=60,
+        metavar="S",
+        help="seconds after SIGTERM for the requests in progress (default: 60)",
     ),
-    option("--log-prompts", action="store_true", help="write prompts into the log (default: lengths alone)"),
-    option("--json", action="store_true", help="print one JSON object with the URL once it listens"),
+    option("--log-prompts", action="store_true", help="log the prompts (default: their lengths alone)"),
+    option("--json", action="store_true", help="print one JSON object with the URL once the server listens"),
     TEMPLATE_OPTION,
     *ENGINE_OPTIONS,
 )

@@ -14,13 +14,13 @@ from .perf.conditions import installed_version
 
 OWN = ("runtime", "train", "export")  # folders; the first may be installed under another name
 COMMANDS = {
-    "generate": ("runtime.generate", "answer a prompt with a bundle"),
-    "serve": ("runtime.serve", "serve a bundle over HTTP, in OpenAI's API and with a page"),
-    "verify": ("runtime.verify", "prove a bundle's engine on this machine, without PyTorch"),
+    "generate": ("runtime.generate", "generate the answer to a prompt with a bundle"),
+    "serve": ("runtime.serve", "serve a bundle over HTTP: OpenAI's API and a page"),
+    "verify": ("runtime.verify", "verify a bundle's engine on this machine, without PyTorch"),
     "bench": ("runtime.bench", "time forward passes and whole answers on this machine"),
     "roofline": ("runtime.roofline", "estimate what a block costs on a device, and which block size to train for it"),
     "capi": ("runtime.capi", "build the C library and its header"),
-    "check-model": ("export.check_model", "export a directory of weights and compare with its own code, one page"),
+    "check-model": ("export.check_model", "export a Hugging Face directory and compare it with its own modelling code"),
     "export onnx": ("export.onnx", "export a checkpoint for ONNX Runtime"),
     "export trt": ("export.trt", "build TensorRT engines of a checkpoint or of a copied bundle"),
     "export verify": ("export.verify", "compare a bundle with PyTorch, on prompts of your choice"),

@@ -292,7 +292,7 @@ def test_an_answer_at_a_temperature_is_pythons(opened: Opened, speaking: Any, tm
         greedy = opened.ask(model, prompt=b"ask", **fields).answer
         assert greedy is not None and greedy["text"] == "a quiet answer"
     lib.blockstep_close(model)
-    for temperature, told in ((6.0, "expected 0, for the best tokens, to 5"), (1.0, "export with --top-k 32")):
+    for temperature, told in ((6.0, "expected 0, for the top-1 tokens, to 5"), (1.0, "export with --top-k 32")):
         got = opened.ask(speaking, prompt=b"ask", temperature=temperature)
         assert (got.code, got.answer) == (lib.BLOCKSTEP_MISTAKE, None) and told in got.error
 

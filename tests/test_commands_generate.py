@@ -87,7 +87,7 @@ def test_generate_at_a_temperature_tells_the_seed_that_gives_the_answer_again(
         assert generate.main([*again, "--threads", "1"]) == 0
         assert capsys.readouterr().out == values["text"] + "\n"
     assert generate.main([*again, "--show"]) == 0
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}; no cache")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}; no KV cache")
 
 
 def test_a_models_three_levels_draw_the_same(sampling: str) -> None:
@@ -109,7 +109,7 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
     assert generate.main([bundle, PROMPT, "--show"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ANSWER + "\n"
-    assert captured.err.splitlines()[-1].endswith("forwards; no cache")
+    assert captured.err.splitlines()[-1].endswith("forward passes; no KV cache")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
         (["BUNDLE", PROMPT, "--max-new-tokens", "many"], "got 'many'; expected a whole number"),
         (["BUNDLE", PROMPT, "--threshold", "1.1"], "outside [0, 1]"),
         (["BUNDLE", PROMPT, "--threshold", "nan"], "outside [0, 1]"),
-        (["BUNDLE", PROMPT, "--temperature", "0.7"], "best token alone; leave it out, or export with --top-k 32"),
+        (["BUNDLE", PROMPT, "--temperature", "0.7"], "top-1 token alone; leave it out, or export with --top-k 32"),
         (["BUNDLE", PROMPT, "--temperature", "-1"], "temperature is -1; expected 0"),
         (["BUNDLE", PROMPT, "--temperature", "hot"], "got 'hot'; expected a number"),
         (["BUNDLE", PROMPT, "--seed", "9223372036854775808"], "expected a whole number of 64 bits"),

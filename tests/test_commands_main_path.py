@@ -313,7 +313,7 @@ def test_trajectories_of_another_teacher_are_refused(
     for teacher_path, folders, said in (
         (tmp_path / "same-shape.pt", school.trajectories, "are of another teacher; collect them with this one"),
         (tmp_path / "other-block.pt", school.trajectories, "are of another teacher; collect them with this one"),
-        (school.teacher, f"{school.trajectories} {merged}", "merged/collect.json does not tell the teacher"),
+        (school.teacher, f"{school.trajectories} {merged}", "merged/collect.json does not name the teacher"),
     ):
         words = f"--teacher {teacher_path} --trajectories {folders} --out {tmp_path / 's.pt'}"
         assert call(distill.main, words) == 2

@@ -94,7 +94,7 @@ def test_a_model_decides_one_form_at_a_time(cached: Made) -> None:
     model = model_of(OrtBackend(cached[2], cached[1], threads=1))
     stream = model.stream([5, 9], max_new_tokens=8)
     next(stream)
-    with pytest.raises(UserError, match="in the middle of another answer"):
+    with pytest.raises(UserError, match="generating another answer"):
         model.decide_form([5, 9], FORMS[0])
     stream.close()  # type: ignore[attr-defined]
     assert not model.decide_form([5, 9], FORMS[0]).partial

@@ -104,8 +104,8 @@ def test_bounds_and_limits_are_int64_as_engines_take_them(alignment: str) -> Non
 
 
 NO_ROOM = (
-    "a prompt of {} tokens leaves room for {} new ones in a capacity of 16 ({}), but {} were asked for; shorten the "
-    "prompt or ask for fewer"
+    "a prompt of {} tokens leaves room for {} new ones in a capacity of 16 ({}), but {} were requested; shorten the "
+    "prompt or request fewer"
 )
 LONG_PROMPT = (
     "the prompt has 6 tokens, but this engine takes one of at most 5; shorten it, or build the engine with a larger "
@@ -141,9 +141,9 @@ def test_what_has_no_room_is_refused_in_one_line(
     [
         ({}, 3, 1, None),
         ({}, 4, 0, None),
-        ({}, 2, 3, "one block of 4 tokens, beyond which this model sees nothing; ask for at most 1"),
+        ({}, 2, 3, "one block of 4 tokens, beyond which this model sees nothing; request at most 1"),
         ({}, 1, 4, "one block of 4 tokens, beyond which this model sees nothing; shorten the suffix"),
-        ({"attention": "full", "canvas": 12}, 9, 4, "a canvas of 12 tokens; ask for at most 8"),
+        ({"attention": "full", "canvas": 12}, 9, 4, "a canvas of 12 tokens; request at most 8"),
     ],
 )
 def test_a_suffix_that_a_token_would_not_see_is_refused_in_one_line(
@@ -161,14 +161,11 @@ def test_a_suffix_that_a_token_would_not_see_is_refused_in_one_line(
 def test_models_whose_prompts_cannot_be_kept_say_why() -> None:
     check_reuse(tiny.contract(alignment="absolute"))
     for changes, said in (
-        (
-            {"attention": "full"},
-            "a model without a cache computes every prompt anew; there is nothing to keep between answers",
-        ),
+        ({"attention": "full"}, "a model without a KV cache computes each prompt anew, so it has no prefix caching"),
         (
             {"alignment": "prompt"},
-            "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
-            "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)",
+            "in this model every token of a prompt sees the whole prompt, so that its keys and values fit no other "
+            "prompt; generate each answer by itself (prefix caching needs the alignment absolute or end)",
         ),
     ):
         with pytest.raises(UserError) as refused:

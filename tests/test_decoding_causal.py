@@ -227,7 +227,7 @@ def test_modes_stand_in_the_manifest_only_if_there_are_others() -> None:
 
 def test_options_that_a_mode_has_no_use_for_are_refused() -> None:
     backend, _ = random_backend("seeded", 0)
-    for more, expected in (({"threshold": 0.5}, "which has no gate"), ({"suffix": [4]}, "nothing behind a token")):
+    for more, expected in (({"threshold": 0.5}, "which has no gate"), ({"suffix": [4]}, "nothing after a token")):
         for mode in ("speculative", "causal"):
             with pytest.raises(UserError, match=expected):
                 loop.generate(backend, request([5, 6], 4, mode, **more))

@@ -144,10 +144,10 @@ def test_the_share_that_is_out_does_not_count_the_suffix() -> None:
 @pytest.mark.parametrize(
     ("contract", "prompt", "tokens", "suffix", "said"),
     [
-        ({}, 3, 3, [7, 7], "3 new tokens and a suffix of 2 do not fit one block of 4 tokens, .*; ask for at most 2"),
+        ({}, 3, 3, [7, 7], "3 new tokens and a suffix of 2 do not fit one block of 4 tokens, .*; request at most 2"),
         ({"alignment": "absolute"}, 3, 1, [7], "shorten the suffix"),  # three of the block's positions are the prompt's
         ({}, 3, 1, [7] * 4, "shorten the suffix"),
-        ({"attention": "full"}, 3, 9, [7] * 4, "a canvas of 12 tokens; ask for at most 8"),
+        ({"attention": "full"}, 3, 9, [7] * 4, "a canvas of 12 tokens; request at most 8"),
         ({}, 3, 1, [24], "token id 24 is not in the vocabulary"),
     ],
 )  # fmt: skip
@@ -203,5 +203,5 @@ def test_the_python_api_takes_a_suffix_as_text_or_ids_and_shows_the_same(tmp_pat
     [first, *_] = model.steps("ab", max_new_tokens=3, suffix="x")
     assert first.tokens.tolist() == [BYTES + byte for byte in b"cdex"]
     assert model.request("ab", suffix="x").options.max_new_tokens == 40 - 1  # of a full model the whole canvas
-    with pytest.raises(UserError, match="ask for at most 38"):
+    with pytest.raises(UserError, match="request at most 38"):
         model.generate("ab", max_new_tokens=39, suffix="xy")

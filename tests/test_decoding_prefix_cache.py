@@ -101,7 +101,7 @@ def test_answers_of_a_session_are_those_of_starting_anew(alignment: str, shift: 
     ("contract", "said"),
     [
         ({"alignment": "prompt"}, "sees the whole prompt"),
-        ({"attention": "full", "alignment": "end"}, "without a cache"),
+        ({"attention": "full", "alignment": "end"}, "without a KV cache"),
     ],
 )
 def test_a_model_that_cannot_keep_a_prefix_is_refused(contract: dict[str, str], said: str) -> None:
@@ -146,7 +146,7 @@ def test_sessions_of_a_model_have_caches_of_their_own(tmp_path: Path) -> None:
             == model.generate(ids[turn:], max_new_tokens=6).result.token_ids
         )
         ids += [*expected, 5, 6]
-    with pytest.raises(UserError, match="without a cache"):
+    with pytest.raises(UserError, match="without a KV cache"):
         load(speaking_bundle(tmp_path, "ab", "cdef")).session()
     with pytest.raises(UserError, match="answers one request at a time"):
         speaker(tmp_path, "ab", "cdef", alignment="absolute").session()

@@ -429,5 +429,5 @@ def test_a_model_gives_itself_to_its_batch() -> None:
     batch = model.batch(2)
     batch.add(Request(np.array([5]), DecodeOptions(1)))
     for again in (lambda: next(model.steps([5])), lambda: model.batch(1)):
-        with pytest.raises(UserError, match="in the middle of another answer"):
+        with pytest.raises(UserError, match="generating another answer"):
             again()

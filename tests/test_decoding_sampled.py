@@ -177,7 +177,7 @@ def test_a_draw_of_low_confidence_is_made_again_at_the_next_step() -> None:
 @pytest.mark.parametrize(
     ("changes", "request_", "said"),
     [
-        ({}, {"temperature": 1.0}, "gives out its best token alone; leave it out, or export with --top-k 32"),
+        ({}, {"temperature": 1.0}, "gives its top-1 token alone; leave it out, or export with --top-k 32"),
         ({"top_k": 4}, {"temperature": 6.0}, "temperature is 6; expected 0"),
         ({"top_k": 4}, {"temperature": 1.0, "seed": 2**63}, "seed is 9223372036854775808"),
     ],

@@ -121,7 +121,7 @@ def test_a_seed_is_drawn_where_none_is_given_and_none_without_a_temperature() ->
 
 @pytest.mark.parametrize("temperature", [-0.1, 5.1, float("nan"), float("inf")])
 def test_a_temperature_outside_its_range_is_refused(temperature: float) -> None:
-    with pytest.raises(UserError, match=f"temperature is {temperature:g}; expected 0, for the best tokens, to 5"):
+    with pytest.raises(UserError, match=f"temperature is {temperature:g}; expected 0, for the top-1 tokens, to 5"):
         check_sampling(tiny.contract(top_k=4), temperature, None)
 
 

@@ -98,7 +98,7 @@ def test_outcomes_are_those_of_each_field_and_calibration_is_of_all_of_them() ->
     assert calibration(decided, temperature).error == pytest.approx(0, abs=1e-6) and temperature > 1
     fields = decisions.by_field(found, temperature)
     assert fields["x"] == {"right": 0.75, "expected_calibration_error": 0.24, "calibrated": 0.0}
-    with pytest.raises(UserError, match="the answers of math are no filled forms; --decisions is for intents"):
+    with pytest.raises(UserError, match="the answers of math are not filled forms; --decisions is for intents"):
         decisions.outcomes(tasks.choose_tasks("math")[0], problems, [[0]] * 4, overconfident)
 
 

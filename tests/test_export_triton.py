@@ -153,7 +153,7 @@ def test_a_failure_of_the_program_ends_its_request_and_is_logged(model: Any, mon
     monkeypatch.setattr(fake_triton.Logger, "lines", [])
     broken = asked(model, cancelled=lambda looks: bool(looks == 2 and 1 // 0), text_input=text(PROMPT))
     assert broken.failure is not None and broken.failure.code() == TritonError.INTERNAL
-    assert "log says why" in broken.failure.message() and "ZeroDivisionError" in fake_triton.Logger.lines[0]
+    assert "log has the reason" in broken.failure.message() and "ZeroDivisionError" in fake_triton.Logger.lines[0]
     assert asked(model, text_input=text(PROMPT)).texts == [ANSWER]
 
 
@@ -247,7 +247,7 @@ def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, capsys: pytest.C
         ([str(bundle), "--name", "a/b"], "--name is 'a/b'"), ([str(bundle), "--engine", 'a"b'], "--engine is"),
         ([str(bundle), "--engine", "none"], "has no engine"),
         ([str(bundle), "--device", "cuda"], "CUDA has no kernels"),
-        ([str(tmp_path / "none.bundle")], "no bundle at"), ([str(bundle)], "is no Triton model"),
+        ([str(tmp_path / "none.bundle")], "no bundle at"), ([str(bundle)], "is not a Triton model"),
     ]  # fmt: skip
     for line, told in lines:
         assert main([*line, "--out", str(tmp_path)]) == 2

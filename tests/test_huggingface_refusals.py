@@ -128,7 +128,7 @@ def no_end(folder: Path) -> None:
             config(rope_parameters={"rope_type": "default", "rope_theta": 5.0}, rope_scaling={"rope_type": "linear"}),
             "has a rope_scaling and other rope_parameters",
         ),
-        (lambda f: (f / "config.json").write_bytes("{}".encode("utf-16")), "no UTF-8 text at byte 0"),
+        (lambda f: (f / "config.json").write_bytes("{}".encode("utf-16")), "not UTF-8 text at byte 0"),
         (config(hidden_size="32"), "'32' as hidden_size"),
         (config(num_attention_heads=3), "3 heads"),
         (config(num_hidden_layers=3), "lacks the tensor layers.2."),
@@ -156,10 +156,10 @@ def no_end(folder: Path) -> None:
         (tensors(lambda t: t.update(adapter=torch.ones(2))), "extra tensor adapter"),
         (tensors(lambda t: t.update({"norm.weight": torch.ones(32)})), "norm.weight a second time"),
         (tensors(lambda t: t.update({"lm_head.weight": torch.ones(9, 32)})), "lm_head.weight is [9, 32]"),
-        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is I8, quantised"),
+        (tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "is I8, quantized"),
         (slow_tokenizer, "only a slow tokenizer (vocab.json)"),
         (without("tokenizer.json"), "has no tokenizer"),
-        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is no tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is not a tokenizer"),
     ],
 )
 def test_what_cannot_be_read_exactly_is_refused_in_one_line(
@@ -309,10 +309,10 @@ def test_ends_and_gate_of_the_command_line_overrule_a_directorys(
     assert (made.gate.threshold, made.gate.comparator, made.gate.min, made.gate.rule) == (0.6, ">", 2, "threshold")
     capsys.readouterr()
     for extra, said in (
-        ([], "names no end token"), (["--eos-ids", "9,x"], "'9,x' is no list of ids"),
+        ([], "names no end token"), (["--eos-ids", "9,x"], "'9,x' is not a list of ids"),
         (["--eos-ids", "5000"], "5000 as eos_token_id"),
-        (["--eos-ids", "9", "--gate", "threshold"], "'threshold' is no KEY=VALUE"),
-        (["--eos-ids", "9", "--gate", "colour=2"], "'colour=2' is no KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "threshold"], "'threshold' is not a KEY=VALUE"),
+        (["--eos-ids", "9", "--gate", "colour=2"], "'colour=2' is not a KEY=VALUE"),
         (["--eos-ids", "9", "--gate", "threshold=1.5"], "1.5"), (["--eos-ids", "9", "--gate", "min=no"], "gate.min"),
     ):  # fmt: skip
         assert export.main([*words, *extra]) == 2

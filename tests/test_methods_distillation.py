@@ -384,7 +384,7 @@ def test_states_of_several_tokens_a_step_are_no_trajectory_for_cdlm(
     capsys.readouterr()
     given = ["--trajectories", f"{tmp_path}/answers", "--no-only-right"]
     assert distill.main(words_for(school, "cdlm", tmp_path / "s.pt", *given)) == 2
-    assert "collected with --threshold 0.5, several tokens a step" in capsys.readouterr().err
+    assert "collected with --threshold 0.5, several tokens per step" in capsys.readouterr().err
     assert distill.main(words_for(school, "dparallel", tmp_path / "s.pt", *given)) == 0
 
 

@@ -104,7 +104,7 @@ def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int,
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (None, "says nothing"), ([], "says nothing"), ({"hidden": 4}, "layers of it"), ({"hiden": 4}, "hiden of it"),
+        (None, "has no shape"), ([], "has no shape"), ({"hidden": 4}, "layers of it"), ({"hiden": 4}, "hiden of it"),
         ({**{n: 1 for n in ModelShape.__slots__[:7]}, "ffn": 0}, "ffn of it is 0"),
         ({**{n: 1 for n in ModelShape.__slots__[:7]}, "ffn": 1.5}, "ffn of it is 1.5"),
         ({**{n: 1 for n in ModelShape.__slots__[:7]}, "tied": 1}, "tied of it is 1"),

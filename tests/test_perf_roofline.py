@@ -193,7 +193,7 @@ def test_a_bundle_from_before_shapes_were_kept_says_what_to_do(
     del manifest["provenance"]["shape"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert roofline.main([str(copy), "--devices", "h200"]) == 2
-    assert "says nothing of the model's shape; export it again" in capsys.readouterr().err
+    assert "has no shape of the model; export it again" in capsys.readouterr().err
 
 
 def test_devices_are_named_once_each() -> None:

@@ -62,7 +62,9 @@ def test_a_students_directory_wherever_the_disk_fills_up(tmp_path: Path) -> None
     before = load(out).weights["norm.weight"]
     largest = max(file.stat().st_size for file in out.iterdir())
     for size in range(0, largest, largest // 4):
-        told = r"^[^\n]*student cannot be written \([^\n]*File too large[^\n]*\); mend that and run the command again$"
+        told = (
+            r"^[^\n]*student cannot be written \([^\n]*File too large[^\n]*\); correct that and run the command again$"
+        )
         with pytest.raises(UserError, match=told), room(size):
             directory_writer.replace_folder(out, write)
         assert names(tmp_path) == ["student"]

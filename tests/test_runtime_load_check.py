@@ -69,19 +69,19 @@ def test_a_sound_bundle_is_tried_once_and_then_known(bundle: Path, monkeypatch: 
 def test_a_file_that_is_refused_is_not_remembered(bundle: Path) -> None:
     put(bundle, "tokenizer", b"{}")
     for _ in range(2):
-        assert "is no tokenizer" in refusal(lambda: load(bundle))
+        assert "is not a tokenizer" in refusal(lambda: load(bundle))
     assert trust_records.seen() == {}
 
 
 def test_a_template_that_does_not_end_is_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_check, "SECONDS", 1)
     put(bundle, "chat_template", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
-    assert "computed for more than 1 s when it was tried in a process of its own" in refusal(lambda: load(bundle))
+    assert "computed for more than 1 s in the isolated load check" in refusal(lambda: load(bundle))
 
 
 def test_a_template_that_takes_all_memory_is_stopped(bundle: Path) -> None:
     put(bundle, "chat_template", b"{{ 'a' * 10 ** 10 }}")
-    assert "MB of memory when it was tried in a process of its own" in refusal(lambda: load(bundle))
+    assert "MB of memory in the isolated load check" in refusal(lambda: load(bundle))
 
 
 def child(code: str) -> str:
@@ -92,10 +92,13 @@ def child(code: str) -> str:
 def test_what_crashes_is_told_by_its_signal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_check, "CHILD", child("os.kill(os.getpid(), 11)"))
     told = refusal(lambda: load(bundle))
-    assert told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) when") and trust_records.seen() == {}
+    assert (
+        told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) in the isolated load check")
+        and trust_records.seen() == {}
+    )
     for verdict in ("no word", f"{interpreter.MARK}no word", f"{interpreter.MARK}[]"):
         monkeypatch.setattr(load_check, "CHILD", child(f"print({verdict!r}); raise SystemExit('broken')"))
-        assert "broken) when it was tried" in refusal(lambda: load(bundle))
+        assert "broken) in the isolated load check" in refusal(lambda: load(bundle))
     monkeypatch.setattr(load_check, "CHILD", child("time.sleep(60)"))
     monkeypatch.setattr(load_check, "SECONDS", 1)
     monkeypatch.setattr(load_check, "PATIENCE", 0.2)
@@ -136,7 +139,9 @@ def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_
     expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).result.token_ids
     with monkeypatch.context() as patched:
         patched.setattr(interpreter, "interpreters", lambda: ["/bin/ls", "/bin/false"])
-        with pytest.warns(UserWarning, match=r"without having been tried .* \(/bin/false ended with 1\)") as warned:
+        with pytest.warns(
+            UserWarning, match=r"without an isolated load check .* \(/bin/false ended with 1\)"
+        ) as warned:
             assert load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids == expected
         assert len(warned) == 1
     hashed, tried = [], []
@@ -152,7 +157,7 @@ def test_what_breaks_before_the_bundle_is_opened_is_no_word_against_it(
     made = read(bundle)
     for code in ("import os; os.kill(os.getpid(), 11)", "import nothing", "raise SystemExit(0)"):
         monkeypatch.setattr(load_check, "CHILD", code)
-        with pytest.warns(UserWarning, match="without having been tried"):
+        with pytest.warns(UserWarning, match="without an isolated load check"):
             assert not load_check.attempt(made, made.engine())
 
 

@@ -113,7 +113,7 @@ def test_two_answers_of_one_model_are_not_mixed_up(tmp_path: Path) -> None:
     model = speaker(tmp_path, PROMPT, "abcdefgh")
     stream = model.stream(PROMPT)
     next(stream)
-    with pytest.raises(UserError, match="in the middle of another answer"):
+    with pytest.raises(UserError, match="generating another answer"):
         model.generate(PROMPT)
     stream.close()  # type: ignore[attr-defined]
     assert model.generate(PROMPT).text == "abcdefgh"

@@ -108,7 +108,7 @@ DAMAGED = {
     "another type": (lambda: arrays(entropy=np.zeros(3)), "entropy is <f8 [3]"),
     "objects": (lambda: arrays(begins=np.array([{}], object)), "begins"),
     "a claimed shape": (lambda: claiming("(99999999999,)"), "begins"),
-    "a header that is no literal": (lambda: claiming("{[]: -1}"), "begins has not the header"),
+    "a header that is no literal": (lambda: claiming("{[]: -1}"), "begins does not have the header"),
     "another compression": (lambda: packed(zipfile.ZIP_LZMA), "another method than deflate"),
     "an id too large": (lambda: arrays(answer_ids=np.full(COUNT, 1 << 20, INTS)), "answer_ids has an id"),
     "a length too many": (lambda: arrays(rows=np.zeros(1, INTS)), "rows is [1]"),

@@ -145,7 +145,7 @@ def test_a_request_whose_events_cannot_be_made_leaves_the_others_alone(tmp_path:
     for _ in range(4):
         assert over.acquire(timeout=20)
     workers.close()
-    assert isinstance(heard[1][-1], Failure) and "its log says why" in heard[1][-1].message
+    assert isinstance(heard[1][-1], Failure) and "its log has the reason" in heard[1][-1].message
     assert all(isinstance(heard[number][-1], End) for number in (0, 2, 3))
     assert workers.running == workers.waiting == 0 and not workers.broken
 

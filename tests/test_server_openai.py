@@ -190,7 +190,7 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_a_temperature_is_refused_for_what_the_engine_lacks(greedy: Served) -> None:
     with greedy.client() as client:
         with pytest.raises(
-            openai.BadRequestError, match=r"temperature is 1, .* best token alone; .* --top-k 32"
+            openai.BadRequestError, match=r"temperature is 1, .* top-1 token alone; .* --top-k 32"
         ) as told:
             client.completions.create(model="student", prompt="hi", temperature=1)
         assert (told.value.param, told.value.code) == ("temperature", "unsupported_value")
@@ -266,7 +266,7 @@ def test_log_probabilities_at_a_temperature_are_those_of_the_drawn_tokens(sampli
         asked: Any = {"model": "student", "prompt": "hi", "temperature": 2, "seed": 1}
         scores: Any = client.completions.create(logprobs=0, **asked).choices[0].logprobs
         assert {round(math.exp(log), 5) for log in scores.token_logprobs} <= drawn and len(drawn) > 1
-        with pytest.raises(openai.BadRequestError, match="logprobs is 1; at a temperature the drawn token alone"):
+        with pytest.raises(openai.BadRequestError, match="logprobs is 1; at a temperature only the sampled token"):
             client.completions.create(logprobs=1, **asked)
 
 

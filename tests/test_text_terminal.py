@@ -101,12 +101,12 @@ def test_what_a_terminal_would_obey_is_not_shown() -> None:
 
 def test_the_summary_counts_separate_commits_on_both_sides(tmp_path: Path) -> None:
     model = speaker(tmp_path, PROMPT, "abcdefg", every_other)
-    assert "8 tokens in 6 forwards, 1.33 a forward" in summary(decode_result(model, True))
-    assert "8 tokens in 7 forwards, 1.14 a forward" in summary(decode_result(model, False))
-    assert summary(decode_result(model, True)).endswith("one token a step takes at least 8 forwards")
+    assert "8 tokens in 6 forward passes, 1.33 per pass" in summary(decode_result(model, True))
+    assert "8 tokens in 7 forward passes, 1.14 per pass" in summary(decode_result(model, False))
+    assert summary(decode_result(model, True)).endswith("one token per step takes at least 8 forward passes")
     separate = decode_result(model, False)
-    assert summary(separate).endswith("one token a step takes at least 9 forwards")
-    assert summary(replace(separate, cached=False, seed=3)).endswith("9 forwards; seed 3; no cache")
+    assert summary(separate).endswith("one token per step takes at least 9 forward passes")
+    assert summary(replace(separate, cached=False, seed=3)).endswith("9 forward passes; seed 3; no KV cache")
 
 
 def decode_result(model: Model, fused: bool) -> Result:

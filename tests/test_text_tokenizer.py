@@ -114,7 +114,7 @@ def test_a_missing_or_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, c
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match="is no tokenizer") as caught:
+    with pytest.raises(UserError, match="is not a tokenizer") as caught:
         Tokenizer(path)
     assert "\n" not in str(caught.value)
 

@@ -73,7 +73,7 @@ def test_wrong_values_are_told_in_one_line(
 def test_data_that_is_no_utf_8_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.jsonl").write_bytes(b'{"prompt": "caf\xe9", "answer": "a"}\n')
     assert teacher.main(["--data", str(tmp_path / "own.jsonl"), "--out", str(tmp_path / "teacher.pt")]) == 2
-    assert "no UTF-8 at byte 15" in capsys.readouterr().err
+    assert "not UTF-8 at byte 15" in capsys.readouterr().err
 
 
 def test_a_training_run_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,7 @@ def test_two_processes_learn_what_one_does_and_refuse_what_they_cannot(folder: P
     assert "error: --compile was given for 2 processes; sharded models are not compiled: leave it out" in ran.stderr
     assert "error: --optimizer is muon for 2 processes; it needs whole matrices: leave it out" in ran.stderr
     assert "process 1: error: " in ran.stderr and "cannot be written (No space left on device)" in ran.stderr
-    assert "error: another process cannot go on; see what it says" in ran.stderr
+    assert "error: another process cannot go on; see its message" in ran.stderr
     assert not resume.path_of(tmp_path / "full-disk" / "two.pt").exists()
     assert ran.stdout.splitlines() == [f"wrote {tmp_path}/two.pt"]
     alone(line("causal", folder, tmp_path / "one.pt"))

@@ -44,4 +44,4 @@ def test_a_teacher_of_more_layers_starts_from_a_smaller_one(tmp_path: Path, caps
     large = open_checkpoint.load(tmp_path / "large.pt")
     assert large.model.layers == 3 and large.build().layers[2].mlp.down_proj.weight.abs().max() > 0
     assert teacher.main(["--init", str(tmp_path / "large.pt"), *words[2:], "--layers", "2"]) == 2
-    assert "2 layers were asked of a model that has 3; give --layers 3 or more" in capsys.readouterr().err
+    assert "2 layers were requested of a model that has 3; give --layers 3 or more" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_a_stopped_run_that_was_cut_short_is_told_without_the_librarys_own_words
 
     run(tmp_path / "run.pt", stop=7)
     kept = tmp_path / "run.pt.resume"
-    told = re.escape(f"{kept} is no stopped run to go on with (it is damaged or cut short); delete it")
+    told = re.escape(f"{kept} is not a stopped run to continue (it is damaged or cut short); delete it")
     content = kept.read_bytes()
     for length in (0, 1, 100, len(content) // 2, len(content) - 1):
         kept.write_bytes(content[:length])
@@ -138,7 +138,7 @@ def test_another_identity_or_recipe_is_refused_by_name_and_the_stopped_run_stays
     [
         ("loss", "the loss is nan at update 4"),
         ("norm", "norm is nan at update 4"),
-        ("rate", "no number after update 1"),
+        ("rate", "not a number after update 1"),
     ],
 )
 def test_what_is_no_number_is_never_saved(poison: str, said: str, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_files_that_cannot_be_written_or_gone_on_with_are_told_in_one_line(tmp_p
     with pytest.raises(UserError, match=r"run.pt.log.jsonl cannot be written"):
         run(tmp_path / "file" / "run.pt")
     (tmp_path / "file").rename(tmp_path / "run.pt.resume")
-    with pytest.raises(UserError, match=r"run.pt.resume is no stopped run to go on with .*delete it"):
+    with pytest.raises(UserError, match=r"run.pt.resume is not a stopped run to continue .*delete it"):
         run(out)
     (tmp_path / "run.pt.resume").unlink()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -194,7 +194,7 @@ def test_a_log_that_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path, monkeypa
     assert [file.name for file in tmp_path.iterdir()] == [log.name]  # the empty folder of a killed save is gone too
     run(tmp_path / "run.pt", stop=7)
     log.write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"run\.pt\.log\.jsonl is no log to go on with"):
+    with pytest.raises(UserError, match=r"run\.pt\.log\.jsonl is not a log to continue"):
         run(tmp_path / "run.pt")
 
 

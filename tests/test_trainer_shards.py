@@ -126,18 +126,18 @@ def changed(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: path.write_text("{"), "is no stopped run to go on with"),
-        (lambda path: path.write_text("{}"), "is no stopped run to go on with"),
+        (lambda path: path.write_text("{"), "is not a stopped run to continue"),
+        (lambda path: path.write_text("{}"), "is not a stopped run to continue"),
         (changed(format=2), "format 2, expected 1"),
-        (changed(processes=0), "step and processes are no numbers"),
-        (changed(processes=1), "is no stopped run to go on with"),
-        (changed(step="../3"), "step and processes are no numbers"),
-        (changed(identity=3), "is no stopped run to go on with"),
+        (changed(processes=0), "step and processes are not numbers"),
+        (changed(processes=1), "is not a stopped run to continue"),
+        (changed(step="../3"), "step and processes are not numbers"),
+        (changed(identity=3), "is not a stopped run to continue"),
         (changed(identity={**IDENTITY, "seed": 2}), "differs in seed (2 there, 1 here)"),
         (lambda path: next(path.with_name(path.name + ".shards").iterdir()).unlink(), "No such file"),
         (
             lambda path: next(path.with_name(path.name + ".shards").iterdir()).write_bytes(b"x" * 90),
-            "is no stopped run",
+            "is not a stopped run",
         ),
     ],
 )

@@ -264,7 +264,7 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
     assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
     assert command.main([*bundle, "--precision", "int8"]) == 2
-    assert "has no graph trt or plain int8, it has trt fp16, plain fp16; write it where" in capsys.readouterr().err
+    assert "has no graph trt or plain int8, it has trt fp16, plain fp16; write it on" in capsys.readouterr().err
 
 
 def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

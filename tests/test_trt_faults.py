@@ -104,7 +104,7 @@ def test_a_gpu_that_is_too_small_is_the_users_to_solve(tmp_path: Path) -> None:
         ("set_optimization_profile_async", "does not take a profile: set_optimization_profile_async was refused"),
         ("set_tensor_address", "does not take the address of input_ids: set_tensor_address was refused"),
         ("set_input_shape", r"does not take the shape \[1, 4\] of input_ids: set_input_shape was refused"),
-        ("execute_async_v3", "execute_async_v3 failed: .*TensorRT said: execute_async_v3 was refused"),
+        ("execute_async_v3", "execute_async_v3 failed: .*TensorRT reports: execute_async_v3 was refused"),
     ],
 )
 def test_what_tensorrt_refuses_is_told_with_its_reason(method: str, told: str, tmp_path: Path) -> None:
@@ -213,5 +213,5 @@ def test_profiles_that_the_manifest_does_not_name_are_refused(tmp_path: Path) ->
     def other(fake: FakeTensorRT) -> None:
         fake.plans = {key: replace(plan, profiles=((1, 12),)) for key, plan in fake.plans.items()}
 
-    with pytest.raises(UserError, match="has other profiles than its manifest says"):
+    with pytest.raises(UserError, match="has other profiles than its manifest lists"):
         fake_backend(tmp_path, tiny.model(16), tiny.contract(), profiles=PROFILES, library=other)

@@ -34,17 +34,18 @@ TARGET = 0.5  # percentage points
 COUNT = 400  # validation problems per task, if no report names them
 HELP = {  # help texts that do not fit their option's line
     "teacher-report": (
-        "of train.evaluate --out on the validation split, one per task: of the teacher, or of another model that has "
-        "more right; the same problems are answered again (default, with --bundle: what its fp32 engine does is "
-        "measured, by its own gate)"
+        "reports that train.evaluate --out wrote on the validation split, one per task, of the teacher or another more "
+        "accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by its own gate "
+        "is the reference)"
     ),
     "target": f"percentage points below that model, or the fp32 engine, at most (default {TARGET})",
     "decisions": (
-        "instead of a threshold: fits the temperature with which the probabilities of filled forms are as often right "
-        "as they say, on validation problems of --task; the model keeps it (docs/distil.md)"
+        "fit the temperature that calibrates the probabilities of typed decisions, on validation problems of --task, "
+        "and store it in the model; no threshold is chosen then (docs/distil.md)"
     ),
     "by": (
-        "what has to be within the target: the difference's mean, or the lower end of its 95 %% interval (default mean)"
+        "statistic that has to be within the target: the mean difference, or the lower end of its 95 %% interval "
+        "(default: mean)"
     ),
 }
 
@@ -270,11 +271,18 @@ OPTIONS = (
     option("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task"),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
-    option("--thresholds", help="to try, with commas (default a grid by the gate's metric)"),
-    option("--write", action=argparse.BooleanOptionalAction, default=True, help="make it the default gate"),
-    option("--seed", type=int, default=0, help="of what is masked for the reliability (default 0)"),
-    option("--plot", type=Path, metavar="PNG", help="reliability diagram"),
-    option("--out", type=Path, help="JSON report"),
+    option(
+        "--thresholds", help="thresholds to try, with commas, in the gate's unit (default: a grid by the gate's metric)"
+    ),
+    option(
+        "--write",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="store the result in the model as its default (default: on)",
+    ),
+    option("--seed", type=int, default=0, help="seed of the masks for the reliability diagram (default: 0)"),
+    option("--plot", type=Path, metavar="PNG", help="file to plot the reliability diagram to (default: no plot)"),
+    option("--out", type=Path, help="file to write the JSON report to (default: none)"),
     option("--json", action="store_true", help="print the report as one JSON object"),
 )
 

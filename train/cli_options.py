@@ -17,28 +17,30 @@ from .huggingface.families import FAMILY_NAMES, Overrides
 DEVICE_CHOICES = ("cpu", "cuda")
 MOST_SEED = (1 << 32) - 1
 HELP = {  # help texts that do not fit their option's line
-    "eos-ids": "ids of the tokens that end an answer, as in 151643,151645",
-    "canvas": "most answer tokens of a full model, in whole blocks (default 256, less if they do not fit)",
-    "raw": "leave the checkpoint's chat template out (default: prompts go through it, where there is one)",
+    "eos-ids": "ids of the end tokens, as in 151643,151645",
+    "canvas": "maximum answer tokens of a full model, in whole blocks (default: 256, or as many as the context holds)",
+    "raw": "use prompts as they are, without the checkpoint's chat template (default: with it, if there is one)",
     "top-k": (
-        "the K most likely tokens of a row as outputs, of which a request with a temperature is drawn; 32 suits "
-        "(default 0: the best alone)"
+        "number K of top tokens per row that the graph outputs, to sample from; 32 suits (default: 0, the top-1 token "
+        "alone)"
     ),
     "candidates": (
-        "for typed decisions: as an output the log-probabilities of up to N tokens of a row, which a form names; 64 "
-        "suits (default 0: a bundle without decisions)"
+        "maximum number N of candidate tokens per row whose log-probabilities the graph outputs, for typed decisions; "
+        "64 suits (default: 0, a bundle without decisions)"
     ),
     "tensorboard": (
-        "folder for TensorBoard's curves: loss, its parts, learning rate, gradient norm, tokens per second (default: "
-        "none; needs pip install tensorboard)"
+        "folder for TensorBoard's curves: loss, its parts, learning rate, gradient norm, tokens per second; needs pip "
+        "install tensorboard (default: none)"
     ),
     "json": (
-        "print out, steps, seconds, mean tokens per second (of the prompts and answers seen, each once per update, "
-        "padding not counted) and last losses as one JSON object"
+        "print one JSON object with the output path, updates, seconds, mean tokens per second (prompts and answers, "
+        "each once per update, without padding) and the last losses"
     ),
-    "optimizer": "muon: Muon for the layers' matrices, AdamW for the rest; not under torchrun (default adamw)",
-    "dropout": "share of each layer's output channels dropped per update, if data are few and seen often (default 0)",
-    "device": "where it runs; under torchrun each process has a GPU of its own (default cpu)",
+    "optimizer": (
+        "optimizer; muon: Muon for the layers' matrices and AdamW for the rest, not under torchrun (default: adamw)"
+    ),
+    "dropout": "share of each layer's output channels that is dropped per update, for small data sets (default: 0)",
+    "device": "device to run on; under torchrun each process uses its own GPU (default: cpu)",
 }
 
 
@@ -74,7 +76,7 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of ids with commas, as in 151643,151645") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids with commas, as in 151643,151645") from None
 
 
 def gate_changes(text: str) -> dict[str, int | float | str]:
@@ -84,7 +86,7 @@ def gate_changes(text: str) -> dict[str, int | float | str]:
         name, equals, value = part.partition("=")
         if not equals or name not in GateSpec.__slots__:
             known = ", ".join(GateSpec.__slots__)
-            raise argparse.ArgumentTypeError(f"{part!r} is no KEY=VALUE with a key of {known}")
+            raise argparse.ArgumentTypeError(f"{part!r} is not a KEY=VALUE with a key of {known}")
         changes[name] = number(value)
     return changes
 
@@ -106,19 +108,31 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
 
 
 GATE_OPTION = option(
-    "--gate", type=gate_changes, metavar="KEY=VALUE,...", help="changes of its gate, as in threshold=0.8,min=2"
+    "--gate",
+    type=gate_changes,
+    metavar="KEY=VALUE,...",
+    help="changes to the model's gate, as in threshold=0.8,min=2 (default: none)",
 )
 DIRECTORY_OPTIONS = (
-    option("--family", choices=FAMILY_NAMES, help="how it decodes, where its config.json does not tell"),
-    option("--block", type=int, help="tokens a block"),
-    option("--alignment", choices=ALIGNMENTS, help="where blocks start"),
-    option("--attention", choices=ATTENTIONS, help="full: no cache, both directions"),
+    option("--family", choices=FAMILY_NAMES, help="model family, if config.json does not name it"),
+    option("--block", type=int, help="tokens per block"),
+    option("--alignment", choices=ALIGNMENTS, help="positions that blocks start at (docs/bundle-format.md)"),
+    option("--attention", choices=ATTENTIONS, help="attention mask; full: both directions, no KV cache"),
     option("--mask-id", type=int, help="id of the mask token"),
     option("--eos-ids", type=parse_token_ids, metavar="IDS", help=HELP["eos-ids"]),
     GATE_OPTION,
-    option("--shift", action=argparse.BooleanOptionalAction, help="whether row i predicts position i + 1"),
+    option(
+        "--shift",
+        action=argparse.BooleanOptionalAction,
+        help="read row i as the prediction of position i + 1 (next-token-shifted logits)",
+    ),
     option("--canvas", type=int, help=HELP["canvas"]),
-    option("--adapter", type=Path, metavar="DIR", help="folder of a PEFT LoRA adapter, merged into the weights"),
+    option(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="folder of a PEFT LoRA adapter to merge into the weights (default: none)",
+    ),
 )
 # For commands that give prompts to a model, that write a step graph, and that several processes may run.
 RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
@@ -126,13 +140,17 @@ CANDIDATES_OPTION = option("--candidates", type=int, default=0, metavar="N", hel
 TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
 DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
 TRAINING_OPTIONS = (  # for commands that train
-    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
-    option("--seed", type=seed_number, default=0, metavar="N", help="of weights, data and noise (default 0)"),
+    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
+    option("--seed", type=seed_number, default=0, metavar="N", help="seed of weights, data and noise (default: 0)"),
     option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
     option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
-    option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default 500)"),
+    option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default: 500)"),
     DEVICE_OPTION,
-    option("--compile", action="store_true", help="torch.compile; needs a C++ compiler, about 1.5 x faster"),
+    option(
+        "--compile",
+        action="store_true",
+        help="run the model through torch.compile, about 1.5 x faster; needs a C++ compiler (default: off)",
+    ),
     option("--tensorboard", type=Path, metavar="DIR", help=HELP["tensorboard"]),
     option("--json", action="store_true", help=HELP["json"]),
 )
@@ -144,14 +162,14 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
     The latter is for every checkpoint.
     """
     add_options(parser, [TEMPLATE_OPTION])
-    group = parser.add_argument_group("where the checkpoint is a Hugging Face directory (defaults: what it says)")
+    group = parser.add_argument_group("options of a Hugging Face directory (defaults: what its files say)")
     add_options(group, [(name, settings) for name, settings in DIRECTORY_OPTIONS if name not in leave_out])
 
 
 def bf16_option() -> Option:
     """Returns --bf16, for commands of thousands of forward passes; `settle_bf16` sets its default by the device."""
     here = "on" if bf16_is_faster("cpu") else "off"
-    text = f"bf16 autocast (default where the processor or GPU multiplies bf16 itself, on this processor {here})"
+    text = f"use bf16 autocast (default: on if the CPU or GPU has bf16 product instructions; on this processor {here})"
     return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 

@@ -42,10 +42,10 @@ from .torch_backend import TorchBackend, contract_of
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 HELP = {  # help texts that do not fit their option's line
-    "shard": "trajectories a file, of which under torchrun each process collects whole ones (default 256)",
+    "shard": "trajectories per file; under torchrun each process collects whole files (default: 256)",
     "threshold": (
-        "settle all tokens at least this sure in a step: fewer forwards, for dparallel, which needs the answers alone "
-        "(default: one token a step)"
+        "confidence from which tokens are accepted, several per step, in fewer forward passes; for dparallel, which "
+        "needs the answers alone (default: one token per step)"
     ),
 }
 
@@ -240,16 +240,20 @@ def same_settings(path: Path, settings: dict[str, object]) -> None:
 
 
 OPTIONS = (
-    option("--ckpt", type=Path, required=True, help="the teacher: a .pt file or a Hugging Face directory"),
-    option("--out", type=Path, required=True, help="folder of shards; re-running continues"),
-    option("--task", default="math,code", help="tasks, comma-separated (default math,code)"),
-    option("--data", type=Path, help="JSON lines of prompt and answer instead of a task"),
-    option("--count", type=at_least_1, default=1500, help="prompts, over all tasks (default 1500)"),
-    option("--temperatures", default="0,0.5", help="each prompt is answered at each (default 0,0.5)"),
-    option("--batch", type=at_least_1, default=64, help="answers at once (default 64)"),
+    option("--ckpt", type=Path, required=True, help="teacher: a .pt file or a Hugging Face directory"),
+    option("--out", type=Path, required=True, help="folder of shards to write; a second run continues"),
+    option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
+    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
+    option("--count", type=at_least_1, default=1500, help="number of prompts, over all tasks (default: 1500)"),
+    option(
+        "--temperatures",
+        default="0,0.5",
+        help="sampling temperatures, with commas; each prompt is answered at each (default: 0,0.5)",
+    ),
+    option("--batch", type=at_least_1, default=64, help="answers decoded at once (default: 64)"),
     option("--shard", type=at_least_1, default=256, help=HELP["shard"]),
     option("--threshold", type=float, metavar="P", help=HELP["threshold"]),
-    option("--seed", type=int, default=0, help="(default 0)"),
+    option("--seed", type=int, default=0, help="seed of prompts and sampling (default: 0)"),
     DEVICE_OPTION,
     option("--json", action="store_true", help="print the counts as one JSON object"),
     RAW_OPTION,

@@ -51,20 +51,24 @@ OWN = ("--attention",)  # in this command it is the student's
 LAYOUT = ("alignment", "block", "canvas")
 SHARED = ("mask_id", "eos_ids", "pad_id", *LAYOUT)
 HELP = {  # help texts that do not fit their option's line
-    "teacher": "a .pt file or Hugging Face directory; the student starts from it too",
+    "teacher": "teacher: a .pt file or a Hugging Face directory; the student starts from its weights",
     "student": (
-        "where the student starts instead, as one of another size does, with the teacher's vocabulary and blocks; or "
-        "an autoregressive model with its vocabulary, which takes the teacher's blocks"
+        "checkpoint that the student starts from, such as a smaller one, with the teacher's vocabulary and blocks, or "
+        "an autoregressive model with its vocabulary, which takes the teacher's blocks (default: the teacher)"
     ),
     "out": (
-        "to write: X.pt, or a path without .pt for a Hugging Face directory in the teacher's own names; with "
-        "--lora-rank such a path becomes a PEFT adapter, for --ckpt TEACHER --adapter OUT, and X.pt has it merged"
+        "checkpoint to write: X.pt, or a path without .pt for a Hugging Face directory with the teacher's tensor "
+        "names; with --lora-rank such a path becomes a PEFT adapter, for --ckpt TEACHER --adapter OUT, and X.pt has it "
+        "merged"
     ),
-    "dtype": "of the weights in --out, adapters apart, which are fp32 (default fp32)",
-    "task": "ground truth, for cdlm's denoising term, cd4lm, --next-token (default math,code)",
+    "dtype": "dtype of the weights in --out; adapters are always fp32 (default: fp32)",
+    "task": (
+        "sample tasks of the ground truth, with commas, for cdlm's denoising term, cd4lm and --next-token "
+        "(default: math,code)"
+    ),
     "next-token": (
-        "share of the next-token loss beside them, for a teacher with shift; it teaches a causal_context student the "
-        "modes speculative and causal (default 0)"
+        "weight of an added next-token loss, for a teacher with shift; it teaches a causal_context student the modes "
+        "speculative and causal (default: 0)"
     ),
 }
 
@@ -176,7 +180,7 @@ def check_blocks(method: str, teacher: Contract) -> None:
         raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
     if teacher.seeded and not table.METHODS[method].from_trajectories:
         raise UserError(
-            f"--method {method} asks the teacher for whole blocks, whose first token is here the last committed row's "
+            f"--method {method} needs predictions of whole blocks, whose first token is here the last committed row's "
             "(causal_context without shift), which is not supported; take cdlm or dparallel"
         )
 
@@ -220,16 +224,24 @@ OPTIONS = (
     option("--teacher", type=Path, required=True, help=HELP["teacher"]),
     option("--student", type=Path, help=HELP["student"]),
     option("--out", type=Path, required=True, help=HELP["out"]),
-    option("--lora-rank", type=int, metavar="R", help="train a low-rank adapter alone (default: all weights)"),
-    option("--lora-alpha", type=float, metavar="A", help="it is scaled by A / R (default: R)"),
+    option(
+        "--lora-rank",
+        type=int,
+        metavar="R",
+        help="rank of a LoRA adapter to train instead of all weights (default: all weights)",
+    ),
+    option("--lora-alpha", type=float, metavar="A", help="scale of the adapter, as A / R (default: R)"),
     option("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"]),
     option("--task", default="math,code", help=HELP["task"]),
     option("--next-token", type=float, default=0.0, help=HELP["next-token"]),
-    option("--steps", type=at_least_1, default=2500, help="updates (default 2500)"),
+    option("--steps", type=at_least_1, default=2500, help="number of updates (default: 2500)"),
     option(
-        "--batch", type=at_least_1, default=32, help="trajectories or examples an update (default 32; cdlm: of both)"
+        "--batch",
+        type=at_least_1,
+        default=32,
+        help="trajectories or examples per update; for cdlm, of each (default: 32)",
     ),
-    option("--learning-rate", type=above_0, default=1e-3, help="peak (default 1e-3)"),
+    option("--learning-rate", type=above_0, default=1e-3, help="peak learning rate (default: 1e-3)"),
     *TRAINING_OPTIONS,
     RAW_OPTION,
 )

@@ -235,7 +235,7 @@ def agreed(act: Callable[[], object]) -> None:
     if error is not None:
         raise error
     if failed is not None and failed.item():
-        raise UserError("another process cannot go on; see what it says")
+        raise UserError("another process cannot go on; see its message")
 
 
 def _sharded(model: Transformer, device: str) -> Transformer:

@@ -37,8 +37,8 @@ from .storage.output_files import check_file, replace_file
 COUNT = 500
 GROUPS_SHOWN = 12
 SPLIT_HELP = (
-    "train, valid, test or another split of the task, such as test_surface (docs/distil.md); of --data also all, each "
-    "line once and in order, as a published test file is graded (default valid)"
+    "split of the task: train, valid, test, or another such as test_surface (docs/distil.md); of --data also all, "
+    "each line once and in order, as a published test file is graded (default: valid)"
 )
 
 
@@ -140,15 +140,17 @@ def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> 
 
 OPTIONS = (
     MODE_OPTION,
-    option("--threshold", type=float, help="gate: probability, nats or factor"),
-    option("--task", default="math", help="math, code, pronounce or intents (default math)"),
-    option("--data", type=Path, help="JSON lines instead of a task"),
+    option(
+        "--threshold", type=float, help="threshold of the gate: a probability, nats or a factor (default: the model's)"
+    ),
+    option("--task", default="math", help="sample task: math, code, pronounce or intents (default: math)"),
+    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
     option("--split", default="valid", help=SPLIT_HELP),
-    option("--count", type=int, help=f"problems (default {COUNT}, with --split all every line)"),
-    option("--seed", type=int, default=0, help="of the problems drawn (default 0)"),
-    option("--out", type=Path, help="JSON report with every problem's outcome"),
-    option("--against", type=Path, help="an earlier --out on the same problems, to compare with in pairs"),
-    option("--wrong", action="store_true", help="print wrong answers to stderr"),
+    option("--count", type=int, help=f"number of problems (default: {COUNT}; with --split all, every line)"),
+    option("--seed", type=int, default=0, help="seed that the problems are sampled by (default: 0)"),
+    option("--out", type=Path, help="file to write the JSON report with each problem's outcome to (default: none)"),
+    option("--against", type=Path, help="earlier --out on the same problems, for a paired comparison (default: none)"),
+    option("--wrong", action="store_true", help="print wrong answers to stderr (default: off)"),
     option("--json", action="store_true", help="print the report as one JSON object"),
 )
 

@@ -36,7 +36,9 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
     names = (name for name in Overrides.__slots__ if name != "template_args")
     if given := [name for name in names if getattr(overrides, name, None) is not None]:
         option = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{option} was given with {path}, which says that itself; it is for a Hugging Face directory")
+        raise UserError(
+            f"{option} was given with {path}, which defines that itself; it is for a Hugging Face directory"
+        )
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:

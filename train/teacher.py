@@ -41,17 +41,17 @@ UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token per step, as trajectories are collected
 HELP = {  # help texts that do not fit their option's line
-    "shift": "row i predicts position i + 1, as in the autoregressive model that --init comes from (default on)",
+    "shift": "predict position i + 1 in row i, as in the autoregressive model of --init (default: on)",
     "causal-every": (
-        "masked objective: every so many updates learns under causal masks instead, 0 for never (default 2, with "
-        "--no-shift 0)"
+        "period of causal updates, for --objective masked: each N-th update trains under causal attention, 0 for none "
+        "(default: 2, with --no-shift 0)"
     ),
     "canvas": (
-        "tokens an answer may have, in whole blocks; training answers with more are left out (default the 99th "
-        "percentile of them, of the task with the longest)"
+        "maximum answer tokens, in whole blocks; longer training answers are left out (default: the 99th percentile of "
+        "their lengths, of the task with the longest)"
     ),
     "layers": (
-        f"of a new model (default {LAYERS}); more than --init has are added to it so that it computes the same at "
+        f"layers of a new model (default: {LAYERS}); if --init has fewer, layers are added that change nothing at "
         "first, as for a larger teacher"
     ),
 }
@@ -210,24 +210,36 @@ def train(args: argparse.Namespace) -> Fitted:
 
 OPTIONS = (
     option("--out", type=Path, required=True, help="checkpoint to write"),
-    option("--objective", choices=("causal", "masked"), default="masked", help="(default masked)"),
-    option("--init", type=Path, help="checkpoint whose weights and tokenizer to start from"),
-    option("--task", default="math,code", help="tasks, comma-separated (default math,code)"),
-    option("--steps", type=at_least_1, default=10000, help="updates (default 10000)"),
-    option("--batch", type=at_least_1, default=64, help="examples an update (default 64)"),
-    option("--learning-rate", type=above_0, default=2e-3, help="peak (default 2e-3)"),
+    option(
+        "--objective",
+        choices=("causal", "masked"),
+        default="masked",
+        help="training objective; causal: autoregressive, masked: masked diffusion (default: masked)",
+    ),
+    option("--init", type=Path, help="checkpoint to start from, with its tokenizer (default: a new model)"),
+    option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
+    option("--steps", type=at_least_1, default=10000, help="number of updates (default: 10000)"),
+    option("--batch", type=at_least_1, default=64, help="examples per update (default: 64)"),
+    option("--learning-rate", type=above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
-    option("--block", type=at_least_1, default=16, help="tokens a block (default 16)"),
+    option("--block", type=at_least_1, default=16, help="tokens per block (default: 16)"),
     option("--canvas", type=at_least_1, help=HELP["canvas"]),
-    option("--context", type=at_least_1, default=512, help="longest prompt and answer in tokens (default 512)"),
-    option("--vocab", type=at_least_1, default=1280, help="most tokens of a new tokenizer (default 1280)"),
+    option(
+        "--context", type=at_least_1, default=512, help="maximum tokens of prompt and answer together (default: 512)"
+    ),
+    option(
+        "--vocab",
+        type=at_least_1,
+        default=1280,
+        help="maximum vocabulary of a new tokenizer, in tokens (default: 1280)",
+    ),
     option("--layers", type=at_least_1, help=HELP["layers"]),
     *(
-        option(f"--{name}", type=at_least_1, default=size, help=f"of a new model (default {size})")
+        option(f"--{name}", type=at_least_1, default=size, help=f"{name} of a new model (default: {size})")
         for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512))
     ),
-    option("--dtype", choices=DTYPES, default="fp32", help="of the weights in --out (default fp32)"),
+    option("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights in --out (default: fp32)"),
     *TRAINING_OPTIONS,
 )
 

@@ -131,7 +131,7 @@ def run_own_code(python: str, directory: Path, inputs: Path, trust: bool) -> dic
         found: dict[str, Any] = json.loads((inputs / "own.json").read_text())
         return found
     except (OSError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1][:300]
         return {"refused": f"its process ended with exit code {done.returncode}: {last}"}
 
 

@@ -76,7 +76,7 @@ def by_layer(
     yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
     numbers = tqdm(range(contract.layers), unit="layer", disable=None)
     found = [layer(source, contract, parts, i, exact, formats) for i in numbers]
-    beside = f"; beside {precision} in PyTorch, bound: what that loses" if formats else ""
+    beside = f"; compared with {precision} in PyTorch, bound: what that loses" if formats else ""
     first, *cached = (weakest(column) for column in zip(*found, strict=True))
     detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
     if cached:

@@ -88,8 +88,8 @@ class Distance:
         parts = ", ".join(f"{name} {value:.1e}" + within(bound) for name, value, bound in looked)
         tokens = f"{self.tokens} of {self.rows} best tokens differ"
         if self.tokens:
-            tokens += f", where PyTorch's two best were within {self.margin:.1e}"
-        return Check("steps", ok and (ties or not kept.exact), f"{parts}; {tokens}, in {self.forwards} forwards")
+            tokens += f", at which PyTorch's top two were within {self.margin:.1e}"
+        return Check("steps", ok and (ties or not kept.exact), f"{parts}; {tokens}, in {self.forwards} forward passes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Parity:
         excused = len(self.differing) - len(real)
         detail = f"{len(real)} of {self.answers} differ from PyTorch"
         if excused:
-            detail += f"; {excused} more where PyTorch itself decided by less than {tie:g}"
+            detail += f"; {excused} more at which PyTorch itself decided by less than {tie:g}"
         if real:
             first = real[0]
             detail += f"; first request {first.request}, step {first.step}, decided by {first.closest:.1e}"

@@ -49,7 +49,7 @@ def between_candidates(log_probs: Tensor, forward: Forward, theirs: Proposal) ->
     0 where both sides are below NOTICED.
     """
     if forward.candidates is None or theirs.candidate_logprob is None:
-        raise AssertionError("the forward has no candidates, or the engine gave none")
+        raise AssertionError("the forward pass has no candidates, or the engine gave none")
     given = torch.from_numpy(theirs.candidate_logprob)
     ours = log_probs.gather(-1, torch.from_numpy(forward.candidates))
     ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN

@@ -105,7 +105,7 @@ class QuantizedModel(nn.Module):
 class QuantizedBackend:
     """Runs a `QuantizedModel` as a backend that `compare` takes. torch: the backend that runs it."""
 
-    name = "quantised in torch"
+    name = "quantized in torch"
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
         made = QuantizedModel(source, formats)

@@ -48,7 +48,7 @@ class OrtFormats:
         """Returns the format of a layer's weight by the checkpoint's name, in a model of so many layers."""
         found = LAYER.match(name)
         if found is None:
-            raise AssertionError(f"{name} is no weight of a layer")
+            raise AssertionError(f"{name} is not a weight of a layer")
         return self.own.get(name) or (self.ends if int(found[1]) in (0, layers - 1) else self.inner)
 
     def in_layer(self, i: int, layers: int) -> Callable[[str], OrtFormat]:

@@ -52,7 +52,7 @@ def nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], By
     """Returns values [out, blocks, BLOCK], scales and zero points [out, blocks], one per byte."""
     low, high = weight.min(-1).clip(max=0), weight.max(-1).clip(min=0)
     if not (np.isfinite(low) & np.isfinite(high)).all():
-        raise NumericalError("a weight is not a finite number, so it has no int4; export it to fp32 to see where")
+        raise NumericalError("a weight is not a finite number, so it has no int4; export it to fp32 to see which")
     scale = high / np.float32(LARGEST) - low / np.float32(LARGEST)
     scale[scale == 0] = 1  # else a block so small that its scale is 0 would be divided by 0
     zero = np.rint(-low / scale)
@@ -99,7 +99,7 @@ def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """Returns the node that replaces MatMul (weight [in, out])."""
     weight = node.inputs[1]
     if node.op_type != "MatMul" or weight is None or weight.const_value is None:
-        raise AssertionError(f"{node} is no product with a weight [in, out]")
+        raise AssertionError(f"{node} is not a product with a weight [in, out]")
     inputs, outputs = weight.const_value.shape.numpy()
     sizes = {"K": inputs, "N": outputs, "bits": 4, "block_size": BLOCK, "accuracy_level": 4}
     return [ir.node("MatMulNBits", [node.inputs[0], *stored], sizes, domain=DOMAIN)]

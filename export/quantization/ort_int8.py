@@ -34,7 +34,7 @@ def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     """
     largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without a copy for that
     if not np.isfinite(largest).all():
-        raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see where")
+        raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see which")
     scale = largest / np.float32(LARGEST)
     scale[scale == 0] = 1  # else a channel so small that its scale is 0 would be divided by 0
     values = np.empty(weight.shape, np.int8)

@@ -119,7 +119,7 @@ def largest(weight: WeightArray) -> WeightArray:
     """Returns the largest |w| per column of the last two axes. Raises NumericalError if one is not a finite number."""
     top: WeightArray = np.abs(weight).max(axis=-2)
     if not np.isfinite(top).all():
-        raise NumericalError("a weight is not a finite number, so it cannot be quantised; export it to fp16 instead")
+        raise NumericalError("a weight is not a finite number, so it cannot be quantized; export it to fp16 instead")
     return top
 
 

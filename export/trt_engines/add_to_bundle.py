@@ -101,7 +101,7 @@ def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -
     network = made.network
     wrong = check_network(plan, network, contract.layers, not contract.has_cache)
     found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
-    found += f", {network.updates} cache updates"
+    found += f", {network.updates} KV-cache updates"
     if made.decomposed:
         found += "; no fused kernel for this attention, so it is decomposed, which is slower"
     return report.check("network", wrong is None, wrong or found)

@@ -76,8 +76,10 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
     there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
     wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
     raise UserError(
-        f"{bundle.path} has no graph {wanted}, it has {there}; write it where the checkpoint is: python -m "
-        f"export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+        (
+            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: python "
+            f"-m export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+        )
         + (f" --precision {precision}" if precision else "")
     )
 

@@ -66,7 +66,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
     except (ImportError, OSError) as error:  # OSError: a shared library that it needs is missing
         raise UserError(f"{LIBRARIES[flavor]} cannot be used here ({error}); {install_line(flavor)}") from None
     if rtx != getattr(polygraphy.config, "USE_TENSORRT_RTX", False):
-        raise UserError("this process built with the other flavour of TensorRT already; use one flavour a process")
+        raise UserError("this process built with the other flavor of TensorRT already; use one flavor per process")
     return trt, polygraphy
 
 

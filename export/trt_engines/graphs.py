@@ -101,7 +101,7 @@ class Graphs:
             yield from prove(self.source, self.contract, file, recipe.precision)
             return
         yield check_onnx(file)
-        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantised"] * (not plain)
+        what = ["one sequence"] * (recipe.batch > 1) + ["weights dequantized"] * (not plain)
         dense = self.write_dense(folder, ranges)
         for check in prove(self.source, self.contract, dense[0], recipe.precision):
             if check.name != "graph":

@@ -224,7 +224,7 @@ def parse(path: Path, values: Any) -> Bundle:
         raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
     engines = tuple(_engine(entry) for entry in values["engines"])
     if values["format"] < REFERENCED and any(engine.reference for engine in engines):
-        raise UserError(f"{path} has format {values['format']}, which has no reference, and names one; export it again")
+        raise UserError(f"{path} has format {values['format']}, which has no reference, but names one; export it again")
     if len({engine.name for engine in engines}) != len(engines):
         raise UserError("manifest.engines has two engines of one name; export the bundle again")
     for gate in (engine.gate for engine in engines if engine.gate is not None):
@@ -259,7 +259,7 @@ def _engine(values: Any) -> Engine:
     suffixes = [kind.suffix for kind in KINDS.values() if kind.native_code == (engine.build is not None)]
     if not engine.model.endswith(tuple(suffixes)):  # ONNX Runtime has another format with fewer checks
         expected = " or ".join(suffixes)
-        raise UserError(f"{place}: model {engine.model!r} is no {expected} file; export the bundle again")
+        raise UserError(f"{place}: model {engine.model!r} is not a {expected} file; export the bundle again")
     return engine
 
 
@@ -279,7 +279,7 @@ def _reference(values: Any) -> RecordedReference:
     reference = parse_fields(RecordedReference, values, place, "keys")
     _text({"file": reference.file, "sha256": reference.sha256}, "engines.reference")
     if not reference.file.endswith(REFERENCE):
-        raise UserError(f"{place}: {reference.file!r} is no {REFERENCE} file; export the bundle again")
+        raise UserError(f"{place}: {reference.file!r} is not a {REFERENCE} file; export the bundle again")
     return reference
 
 
@@ -302,9 +302,9 @@ def _template(file: Path) -> str:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no UTF-8 text at byte {error.start}; copy or export the bundle again") from None
+        raise UserError(f"{file} is not UTF-8 text at byte {error.start}; copy or export the bundle again") from None
     if len(content) > TEMPLATE:
-        raise UserError(f"{file} has more than {TEMPLATE} bytes, which is no chat template; export the bundle again")
+        raise UserError(f"{file} has more than {TEMPLATE} bytes, too many for a chat template; export the bundle again")
     return text
 
 

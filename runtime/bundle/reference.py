@@ -141,7 +141,7 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
     if len(content) > FILE_LIMIT:
-        raise UserError(f"{file} has more than {FILE_LIMIT} bytes, which is no reference; export the bundle again")
+        raise UserError(f"{file} has more than {FILE_LIMIT} bytes, too many for a reference; export the bundle again")
     if hashlib.sha256(content).hexdigest() != recorded.sha256:
         raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
     check_bounds(folder, recorded, contract)
@@ -149,7 +149,7 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
         reference = parse_arrays(unpack(content), contract)
     except (ValueError, LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is no reference of this bundle ({reason}); export the bundle again") from None
+        raise UserError(f"{file} is not a reference of this bundle ({reason}); export the bundle again") from None
     if recorded.first_load > (count := len(reference.forwards)):
         reason = f"first_load is {recorded.first_load}; expected at most {count}, the forward passes of {recorded.file}"
         raise UserError(f"{folder / MANIFEST}: {reason}; export the bundle again")
@@ -205,7 +205,7 @@ def parse_array(name: str, content: bytes) -> NDArray[Any]:
     end = len(MAGIC) + 2 + int.from_bytes(content[len(MAGIC) : len(MAGIC) + 2], "little")
     header = HEADER.fullmatch(content[len(MAGIC) + 2 : end])
     if not content.startswith(MAGIC) or header is None:
-        raise ValueError(f"{name} has not the header of an .npy file of format 1.0")
+        raise ValueError(f"{name} does not have the header of an .npy file of format 1.0")
     shape, data = tuple(int(size) for size in header[3].split(b",") if size.strip()), content[end:]
     whole = len(shape) == dimensions and all(size <= ARRAY_LIMIT for size in shape)
     plain = header[1].decode("latin-1") == kind.str and header[2] == b"False"
@@ -266,9 +266,9 @@ def check_numbers(a: Mapping[str, NDArray[Any]], contract: Contract) -> None:
     least = {"width": 1, "count": 1, "visible": 1, "prompt_length": 1, "wanted": 1}
     for name, part in a.items():
         if not np.isfinite(part).all() or (part.dtype == np.int64 and (part < least.get(name, 0)).any()):
-            raise ValueError(f"{name} has a number that it cannot have")
+            raise ValueError(f"{name} has a value out of range")
     if (a["margin"] < 0).any():
-        raise ValueError("margin has a number below 0, which every bound is above")
+        raise ValueError("margin has a number below 0, but margins are at least 0")
     if (a["prompt_length"] + a["wanted"] > contract.capacity).any():
         raise ValueError(f"an answer and its prompt are beyond the capacity {contract.capacity}")
     for name in ("input_ids", "top_token", "prompt_ids", "answer_ids"):

@@ -22,7 +22,7 @@ def read(path: Path) -> Any:
             content.decode("utf-8-sig"), object_pairs_hook=unique, parse_float=_number, parse_constant=_number
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 text at byte {error.start}") from None
+        raise ValueError(f"not UTF-8 text at byte {error.start}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -32,12 +32,12 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name!r} stands in it twice")
+        raise ValueError(f"{name!r} occurs twice")
     return values
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return value

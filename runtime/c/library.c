@@ -1,6 +1,6 @@
 /* The public functions of libblockstep: they start Python once, call into it, and keep each thread's last error.
 
-   Compiled behind cffi's own code and the macros BUILT_IN_PYTHON and BUILT_IN_PACKAGE, see runtime/capi.py. */
+   Compiled after cffi's own code and the macros BUILT_IN_PYTHON and BUILT_IN_PACKAGE, see runtime/capi.py. */
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -38,7 +38,7 @@ static int raised(const int *flag)
     return flag != NULL && __atomic_load_n(flag, __ATOMIC_ACQUIRE) != 0;
 }
 
-/* One piece of memory: the struct, then the ids, then the text; NULL where there is none left. */
+/* One allocation: the struct, then the ids, then the text; NULL if no memory is left. */
 static blockstep_answer *new_answer(size_t text_length, size_t token_count)
 {
     size_t ids = token_count * sizeof(int64_t);
@@ -90,7 +90,7 @@ static PyStatus initialise(const char *executable)
         return status;
     PyConfig_InitIsolatedConfig(&config);
     status = PyConfig_SetBytesString(&config, &config.program_name, executable);
-    if (!PyStatus_Exception(status)) /* where pyvenv.cfg is looked for, and so the environment's packages */
+    if (!PyStatus_Exception(status)) /* the folder of pyvenv.cfg, and so of the environment's packages */
         status = PyConfig_SetBytesString(&config, &config.executable, executable);
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
@@ -121,8 +121,8 @@ static int start_cffi(const char *executable)
                         executable, PY_MAJOR_VERSION, PY_MINOR_VERSION);
     }
     Py_DECREF(module);
-    /* Before 3.12 cffi takes this type's version tag for a spin lock, and waits for ever where a host's own Python has
-       used a capsule and so has a tag there. This takes it away; with the GIL held, nobody puts another. */
+    /* Before 3.12 cffi takes this type's version tag for a spin lock, and waits for ever if a host's own Python has
+       used a capsule and so has a tag there. This removes it; with the GIL held, no other thread adds one. */
     PyType_Modified(&PyCapsule_Type);
     if (cffi_start_python() != 0)
         return complain("cffi in the environment of %s does not start; it wrote why to stderr", executable);
@@ -135,8 +135,8 @@ static void start(void)
     const char *chosen = getenv("BLOCKSTEP_PYTHON");
     const char *executable = chosen && *chosen ? chosen : BUILT_IN_PYTHON;
 
-    /* numpy and others look Python's symbols up globally, which they are not where the host opened us RTLD_LOCAL. They
-       are already where the host is a python executable with Python in it, and then there is no such file to open. */
+    /* numpy and others look Python's symbols up globally, which fails if the host opened us RTLD_LOCAL. They
+       are global already if the host is a python executable with Python in it, and then there is no such file to open. */
     if (dladdr((void *)Py_IsInitialized, &python))
         dlopen(python.dli_fname, RTLD_LAZY | RTLD_GLOBAL | RTLD_NOLOAD);
     if (!Py_IsInitialized() && begin(executable) != 0)

@@ -1,9 +1,9 @@
-"""What a model says of masked positions of a form: forward passes over the KV cache, or over the whole canvas.
+"""A model's predictions for masked positions of a form: forward passes over the KV cache, or over the whole canvas.
 
 A position is predicted from its block, in which the form's words and the decided values are known and all other
 positions are masks, and from the blocks before it, which are committed. Which row predicts it, what each position sees
-and where blocks begin is the contract's (`decoding.block_layout`); with a next-token shift, and for the first position
-of a seeded block, the last committed token is run again.
+and at which positions blocks begin is the contract's (`decoding.block_layout`); with a next-token shift, and for the
+first position of a seeded block, the last committed token is run again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OutOfForwards(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of one masked position: the log-probabilities of some tokens.
+    """Requests the log-probabilities of some tokens at one masked position.
 
     ids: the sequence after what is known to all questions, up to the form's end or as far as it is known; what follows
     are masks. position: counted from the prompt's first token. tokens: different ones.
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One canvas of a forward pass: its tokens from the pass's first position on, and the rows that are asked."""
+    """Holds one canvas of a forward pass: its tokens from the pass's first position on, and the requested rows."""
 
     ids: Ids
     rows: tuple[int, ...]
@@ -50,9 +50,9 @@ class Window:
 
 
 class Canvas:
-    """One form on a backend, which it opens. forwards: run so far, the prompt's prefill not among them.
+    """Runs one form on a backend, which it opens. forwards: forward passes so far, without the prompt's prefill.
 
-    tokens: the most that the form has. Raises UserError where prompt and form do not fit the model.
+    tokens: the most that the form has. Raises UserError if prompt and form do not fit the model.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Canvas:
         backend.open(1, room)
 
     def block(self, position: int) -> tuple[int, int]:
-        """Where the block begins and ends in which a position is decoded: for a `full` model the whole canvas."""
+        """Returns begin and end of the block in which a position is decoded: for a `full` model the whole canvas."""
         if not self.contract.has_cache:
             return self._prompt, self.room
         return self._begins[position], self._ends[position]
 
     def decoded_block(self, position: int) -> tuple[int, int]:
-        """The same as ordinary decoding has it, in blocks in a `full` model too."""
+        """Returns the same as in ordinary decoding, which has blocks in a `full` model too."""
         return self._begins[position], self._ends[position]
 
     def rewind(self, position: int) -> None:
@@ -145,7 +145,7 @@ class Canvas:
         return position - int(self.contract.shift or own)
 
     def _first(self, rows: Sequence[int]) -> int:
-        """Where a forward pass begins that has these rows in it."""
+        """Returns the first position of a forward pass that has these rows in it."""
         return min(self._past, *rows) if self.contract.has_cache else 0
 
     def _cut(self, ids: Ids, first: int, end: int) -> Ids:

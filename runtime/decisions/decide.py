@@ -5,12 +5,12 @@ masks, and then get their best values together: the probability of the form is t
 fields did not depend on each other. That is one forward pass for fields of one token, and one more for each further
 token of the longest value (`scores`). Fields of a later block are scored with the earlier ones decided, and so is a
 field that may reach over its block's end, or that begins a block whose first token the model predicts before the rest.
-`ordered`: each field is scored with the fields before it placed and those behind it masked, in the form's order: the
+`ordered`: each field is scored with the fields before it placed and those after it masked, in the form's order: the
 probability of the form is the product of each value's given those before it (the chain rule).
 
 In both the probabilities of a field are the softmax of its values' scores: the model's, given that the value is one of
-these. They say nothing of texts that are no value, and are not calibrated. Each field gets its likeliest value; with
-`ordered` that need not be the likeliest whole form.
+these. They do not cover other texts, and are not calibrated. Each field gets its most probable value;
+with `ordered` that need not give the most probable form.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class DecisionOptions:
 def decide(
     backend: Backend, tokenizer: Tokenizer, gate: GateSpec, prompt: Ints, form: Form, options: DecisionOptions
 ) -> Decision:
-    """Fills the form behind a prompt, ids int64 [length].
+    """Fills the form after a prompt, ids int64 [length].
 
-    Raises UserError before any work where the form or the options do not fit the model, or its bundle has no
+    Raises UserError before any work if the form or the options do not fit the model, or its bundle has no
     candidates; NumericalError for scores that are not numbers.
     """
     options.check()
@@ -157,7 +157,7 @@ class Filling:
         return len(found) == len(group)
 
     def place(self, number: int, slot: Slot, scores: Scores) -> None:
-        """Gives a field its likeliest value, the first of equal ones."""
+        """Gives a field its most probable value, the first of equal ones."""
         self._scores[number], self.chosen[number] = scores, slot.values[int(scores.argmax())]
 
     def place_text(self, number: int, text: str, ids: Ids) -> None:

@@ -32,7 +32,7 @@ class FieldDistribution:
 
 @dataclass(frozen=True, slots=True)
 class TypedDecision(Generic[T]):
-    """A decided JSON document, and its value of the type that was asked for.
+    """A decided JSON document, and its value of the requested type.
 
     Attributes:
         text: Compact JSON text; of a partial decision the text up to the first field without a value.
@@ -51,7 +51,7 @@ class TypedDecision(Generic[T]):
     probability: Probability
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what a reply says of the decision next to its text, as JSON values."""
+        """Returns what a reply reports of the decision next to its text, as JSON values."""
         return {
             "fields": [
                 {
@@ -72,7 +72,7 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     """Returns a decision on a schema's form as a document with JSON values.
 
     The text is built from the form's words and the decided values, so that a free text, which may hold anything, ends
-    where its JSON string would. Raises AssertionError for a value that the form does not have.
+    at the end of its JSON string. Raises AssertionError for a value that the form does not have.
     """
     fields = read_fields(made.form, decision)
     text, known = "", {field.path: field for field in fields}

@@ -32,7 +32,7 @@ class FreeText:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Words and fields in the order in which they stand in the answer."""
+    """Holds words and fields in the order of the answer."""
 
     parts: tuple[str | Field | FreeText, ...]
 

@@ -51,9 +51,9 @@ def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpe
 
 
 def finished(ids: Sequence[int], closing: str, decode: Decode, eos_ids: Sequence[int]) -> str | None:
-    """The text of tokens if its end is among them: an end token, or the closing character, which is cut off.
+    """Returns the text of tokens if its end is among them: an end token, or the closing character, which is cut off.
 
-    One behind an odd number of backslashes does not count, as in a JSON string.
+    A closing character after an odd number of backslashes does not count, as in a JSON string.
     """
     ended = next((place for place, token in enumerate(ids) if token in eos_ids), None)
     text = decode(ids if ended is None else ids[:ended])

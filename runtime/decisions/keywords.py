@@ -86,7 +86,7 @@ def distinct(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_keywords(schema: dict[str, Any], place: str, own: frozenset[str], root: bool) -> None:
-    """Raises UserError for a keyword that is none of these and says something; root: whether definitions may come."""
+    """Raises UserError for a keyword that is none of these and restricts values; root: whether definitions may come."""
     known = own | ANNOTATIONS | (DEFINITIONS if root else frozenset())
     for name in schema:
         if name not in known:

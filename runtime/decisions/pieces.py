@@ -1,9 +1,9 @@
 """A form as token ids: its words, and for each field the tokens of its values.
 
-Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens wherever it stands
+Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens at each place
 and the words around it never merge with it. The model may have been trained on texts that were encoded as a whole, in
 which a word and a value share a token; forms whose parts end at quotes, spaces or brackets rarely meet that. First and
-last tokens that all values of a field share are words too: whatever the value, they stand there.
+last tokens that all values of a field share are words too: they do not depend on the value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def usual(self) -> int:
-        """Tokens with which it stands while it has no value: the most frequent length of its values, or the shorter."""
+        """Returns its tokens while it has no value: the most frequent length of its values, or the shorter."""
         lengths = Counter(map(len, self.values))
         return min(lengths, key=lambda length: (-lengths[length], length))
 
@@ -52,7 +52,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A free text. closing: the character that ends it, the first of the words behind it; "" for none."""
+    """A free text. closing: the character that ends it, the first of the words after it; "" for none."""
 
     text: FreeText
     closing: str

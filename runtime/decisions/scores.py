@@ -2,7 +2,7 @@
 
 The score of a value is the sum of log p of its tokens, each given those before it: p of the whole vocabulary, read at
 the token's position on a canvas on which the earlier tokens of the value are placed and the later ones are masks. All
-prefixes of a level are asked together. Values of different token counts move what follows them, so each count has
+prefixes of a level are scored together. Values of different token counts move what follows them, so each count has
 canvases of its own; their scores are compared as they are, not divided by the count.
 """
 
@@ -34,7 +34,7 @@ class Layout:
 
 
 def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int) -> Layout:
-    """Lays a form out. chosen: tokens of the pieces that have a value, by number; other fields stand with masks in
+    """Lays a form out. chosen: tokens of the pieces that have a value, by number; other fields are masks of
     their usual length."""
     ids, begins = [*prompt], dict[int, int]()
     for number, piece in enumerate(pieces):
@@ -53,11 +53,11 @@ def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mas
 def score(
     canvas: Canvas, prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], group: Sequence[int]
 ) -> dict[int, Scores]:
-    """The scores of the values of each field of a group, by its number; the first of them is the form's first field
-    without a value.
+    """Returns the scores of the values of each field of a group, by its number; the first of them is the form's first
+    field without a value.
 
     All fields of a group are scored while the others are masks. Those of one length for all values need no canvas but
-    the common one for their first token. Where no forward pass is left, fields that are not through are left out.
+    the common one for their first token. If no forward pass is left, unfinished fields are left out.
     """
     laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
     start = laid.begins[group[0]]

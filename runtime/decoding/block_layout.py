@@ -61,11 +61,11 @@ def token_by_token(contract: Contract) -> Contract:
 def check_reuse(contract: Contract) -> None:
     """Raises UserError if no prompt can begin with keys and values that another one left."""
     if not contract.has_cache:
-        raise UserError("a model without a cache computes every prompt anew; there is nothing to keep between answers")
+        raise UserError("a model without a KV cache computes each prompt anew, so it has no prefix caching")
     if contract.alignment == "prompt" and not contract.commits_causally:
         raise UserError(
-            "in this model every token of a prompt sees the whole prompt, so that none of its keys and values fits "
-            "another one; ask for each answer by itself (models aligned `absolute` or `end` can keep a prefix)"
+            "in this model every token of a prompt sees the whole prompt, so that its keys and values fit no other "
+            "prompt; generate each answer by itself (prefix caching needs the alignment absolute or end)"
         )
 
 
@@ -130,7 +130,7 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
         limit = f"blocks of {contract.block}" if contract.has_cache else f"a canvas of {contract.canvas} tokens"
         raise UserError(
             f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
-            f"({limit}), but {tokens} were asked for; shorten the prompt or ask for fewer"
+            f"({limit}), but {tokens} were requested; shorten the prompt or request fewer"
         )
 
 
@@ -156,7 +156,7 @@ def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> 
             if contract.has_cache
             else f"a canvas of {contract.canvas} tokens"
         )
-        advice = f"ask for at most {room}" if room > 0 else "shorten the suffix"
+        advice = f"request at most {room}" if room > 0 else "shorten the suffix"
         raise UserError(f"{tokens} new tokens and a suffix of {len(suffix)} do not fit {where}; {advice}")
 
 

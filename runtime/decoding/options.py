@@ -114,9 +114,7 @@ def _check_ungated(options: DecodeOptions, mode: str) -> None:
     if options.threshold is not None:
         raise UserError(f"a threshold was given with mode {mode}, which has no gate; leave one of them out")
     if len(options.suffix):
-        raise UserError(
-            f"a suffix was given with mode {mode}, which sees nothing behind a token; leave one of them out"
-        )
+        raise UserError(f"a suffix was given with mode {mode}, which sees nothing after a token; leave one of them out")
 
 
 def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:

@@ -34,7 +34,7 @@ class Sampler:
         it is. The entropy is the model's, and stays.
         """
         if proposal.top_token is None or proposal.top_logprob is None:
-            raise ValueError("the engine gave no top tokens to draw from")
+            raise ValueError("the engine gave no top tokens to sample from")
         chosen = sample_tokens(
             proposal.top_logprob, self.temperature, uniforms(self.seed, first, len(proposal.token), step)
         )
@@ -77,11 +77,11 @@ def sampler(temperature: float, seed: int | None) -> Sampler | None:
 def check_sampling(contract: Contract, temperature: float, seed: int | None) -> None:
     """Raises UserError if a request cannot be sampled so, before any work."""
     if not 0 <= temperature <= HOTTEST:
-        raise UserError(f"temperature is {temperature:g}; expected 0, for the best tokens, to {HOTTEST:g}")
+        raise UserError(f"temperature is {temperature:g}; expected 0, for the top-1 tokens, to {HOTTEST:g}")
     if seed is not None and not (isinstance(seed, int | np.integer) and -SEEDS <= seed < SEEDS):
         raise UserError(f"seed is {str(seed)[:30]}; expected a whole number of 64 bits")
     if temperature and not contract.top_k:
         raise UserError(
-            f"temperature is {temperature:g}, but this engine gives out its best token alone; leave it out, or export "
+            f"temperature is {temperature:g}, but this engine gives its top-1 token alone; leave it out, or export "
             "with --top-k 32"
         )

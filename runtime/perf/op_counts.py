@@ -158,9 +158,7 @@ def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float
 def shape_of(values: Any, whose: str) -> ModelShape:
     """Returns a shape from plain values. Raises UserError naming what is wrong with them."""
     if not isinstance(values, dict):
-        raise UserError(
-            f"{whose} says nothing of the model's shape; export it again, or name one with --model or --shape"
-        )
+        raise UserError(f"{whose} has no shape of the model; export it again, or name one with --model or --shape")
     known = {field.name: field for field in fields(ModelShape)}
     needed = [name for name, field in known.items() if field.default is field.default_factory]
     if wrong := [*sorted(values.keys() - known.keys()), *(name for name in needed if name not in values)]:

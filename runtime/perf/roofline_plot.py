@@ -43,9 +43,11 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     _name_devices(axes, devices, q.precision, right, colors)
     _name_modes(axes, placed[0][1])
     axes.set(xscale="log", yscale="log", xlim=(left, right))
-    axes.set_xlabel("arithmetic intensity, operations a byte")
-    axes.set_ylabel(f"attainable, 1e12 {q.precision} operations a second")
-    axes.set_title(f"{name}, {q.precision}: batch {batch}, {q.past} tokens in the cache", loc="left", pad=34, color=INK)
+    axes.set_xlabel("arithmetic intensity, operations per byte")
+    axes.set_ylabel(f"attainable, 1e12 {q.precision} operations per second")
+    axes.set_title(
+        f"{name}, {q.precision}: batch {batch}, {q.past} tokens in the KV cache", loc="left", pad=34, color=INK
+    )
     axes.grid(color=FAINT, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

@@ -93,7 +93,7 @@ def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptio
     return (
         f"engine {engine.name} of {bundle.path} does not compute on this machine what PyTorch computed when it was "
         f"exported ({wrong[0].name}: {wrong[0].detail}{more}); {advice(bundle, engine, options)}; blockstep verify "
-        "prints all figures, and with --verify never it is loaded as it is"
+        "prints all figures, and --verify never loads it as it is"
     )
 
 

@@ -64,7 +64,7 @@ def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | No
     if text is None and not functions:
         for name in ("probability", "max_forwards"):
             if name in fields:
-                message = f"{name} is of decisions, and this request has neither a JSON schema nor tools; leave it out"
+                message = f"{name} is for decisions, but this request has neither a JSON schema nor tools; leave it out"
                 raise Refusal(400, message, name)
         return None
     wanted = DecisionRequest(text, functions, optional, probability, most)
@@ -121,7 +121,7 @@ def _functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[d
     if choice == "none":
         return {}, True
     if not tools and choice != "auto":
-        raise Refusal(400, "tool_choice asks for a function, but tools has none", "tool_choice")
+        raise Refusal(400, "tool_choice requires a function, but tools has none", "tool_choice")
     named = dict[str, tuple[Any, str]]()
     for index, tool in enumerate(tools):
         place = f"tools[{index}]"

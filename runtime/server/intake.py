@@ -55,7 +55,7 @@ def parse_body(content: bytes) -> Any:
             raise Refusal(400, f"the body has more than {CONTAINERS} lists and objects; send fewer")
         return json.loads(text, parse_float=_float)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON ({str(error)[:100]})") from None
+        raise Refusal(400, f"the body is not JSON ({str(error)[:100]})") from None
 
 
 def _float(digits: str) -> float:

@@ -35,14 +35,19 @@ class Counters:
             "blockstep_answer_seconds", "From a request's arrival to its end", buckets=SECONDS, registry=own
         )
         self._ratio = Histogram(
-            "blockstep_tokens_per_forward", "Tokens over forwards, an answer each", buckets=RATIOS, registry=own
+            "blockstep_tokens_per_forward",
+            "Tokens per forward pass, one value per answer",
+            buckets=RATIOS,
+            registry=own,
         )
         self._tokens = Counter("blockstep_tokens", "Tokens of finished answers", registry=own)
-        self._forwards = Counter("blockstep_forwards", "Forwards of finished answers, prefills apart", registry=own)
+        self._forwards = Counter(
+            "blockstep_forwards", "Forward passes of finished answers, without prefills", registry=own
+        )
         gauges: list[tuple[str, str, Callable[[], float] | None]] = [
             ("blockstep_queue_waiting", "Requests that wait for a worker", lambda: workers.waiting),
-            ("blockstep_queue_running", "Requests that are being answered", lambda: workers.running),
-            ("blockstep_threshold", "Threshold in force", threshold),
+            ("blockstep_queue_running", "Requests in progress", lambda: workers.running),
+            ("blockstep_threshold", "Threshold of the gate now", threshold),
         ]
         for name, what, read in gauges:
             if read is not None:

@@ -209,9 +209,11 @@ def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool,
 
 def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
     if drawn and value:
-        raise Refusal(400, f"{name} is {value}; at a temperature the drawn token alone is told, so expected 0", name)
+        raise Refusal(
+            400, f"{name} is {value}; at a temperature only the sampled token is returned, so expected 0", name
+        )
     if value not in (None, 0, 1):
-        raise Refusal(400, f"{name} is {value}; the best token alone is told, so expected 0 or 1", name)
+        raise Refusal(400, f"{name} is {value}; only the top-1 token is returned, so expected 0 or 1", name)
 
 
 def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
@@ -265,4 +267,4 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     try:
         return float(_read(fields, name, NUMBER, default))
     except OverflowError:
-        raise Refusal(400, f"{name} is beyond all numbers that a computer counts with", name) from None
+        raise Refusal(400, f"{name} is beyond the range of numbers", name) from None

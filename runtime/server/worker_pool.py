@@ -86,7 +86,7 @@ class Workers:
     def check_room(self, count: int = 1) -> None:
         """Raises Refusal 429 if too many requests wait for `count` more, 503 after `close`."""
         if self._closed:
-            raise Refusal(503, "the server is going down; ask another one", code="draining")
+            raise Refusal(503, "the server is shutting down; send the request to another one", code="draining")
         if len(self._jobs) + self.running + count > self.most:
             raise self._full(count)
 
@@ -142,7 +142,7 @@ class Workers:
 
     def fail(self, job: Job, error: Exception) -> None:
         """Ends a job with a Failure."""
-        message = "the answer failed inside the server; its log says why"
+        message = "the answer failed inside the server; its log has the reason"
         if isinstance(error, UserError | NumericalError | DeviceError):
             LOG.error("an answer failed: %s", error)
             self.broken = self.broken or isinstance(error, DeviceError)

@@ -40,7 +40,7 @@ def render(template: str, messages: Sequence[Message], arguments: Arguments | No
         return _render(template, messages, arguments or {})
     except Exception as error:  # a template is a program, and may fail in any way that one can
         raise UserError(
-            f"the bundle's chat template fails ({_line(error)}); mend it, or go without it (--raw)"
+            f"the bundle's chat template fails ({_line(error)}); correct it, or go without it (--raw)"
         ) from None
 
 
@@ -55,7 +55,7 @@ def check(template: str) -> None:
         except Exception as error:
             reasons.append(_line(error))
     raise UserError(
-        f"the checkpoint's chat template cannot be rendered ({reasons[0]}), which transformers refuses too; mend "
+        f"the checkpoint's chat template cannot be rendered ({reasons[0]}), which transformers refuses too; correct "
         "chat_template.jinja or chat_template in tokenizer_config.json, or take it out"
     )
 

@@ -104,11 +104,11 @@ def summary(result: Result) -> str:
     """Returns one line: forward passes, tokens per pass, seconds, the passes that one token per step would take, a seed
     if there is one, and whether there was no KV cache."""
     tokens = len(result.token_ids)
-    further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no cache")
+    further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no KV cache")
     return (
-        f"{tokens} tokens in {result.forwards} forwards, {result.tokens_per_forward:.2f} a forward, "
-        f"in {result.seconds:.2f} s (prefill {result.prefill_seconds:.2f} s); "
-        f"one token a step takes at least {result.one_a_step} forwards{further}"
+        f"{tokens} tokens in {result.forwards} forward passes, {result.tokens_per_forward:.2f} per pass, in "
+        f"{result.seconds:.2f} s (prefill {result.prefill_seconds:.2f} s); one token per step takes at least "
+        f"{result.one_a_step} forward passes{further}"
     )
 
 

@@ -71,8 +71,8 @@ class Tokenizer:
         around = re.split(f"({mark}[0-9a-f]{{{digits}}})", render(self.chat_template, stand_ins, arguments))
         if not places.keys() <= set(around):
             raise UserError(
-                "the prompt holds special tokens and the chat template changes its text, so they cannot be told from "
-                "the template's own; leave them out"
+                "the prompt holds special tokens and the chat template changes its text, so they cannot be "
+                "distinguished from the template's own; leave them out"
             )
         own = self._encode_once(self._special, (part for part in around if part not in places))
         given = self._encode_once(self._plain, texts)
@@ -156,7 +156,7 @@ def read_engine(source: Path | str, told: str | None = None, advice: str = "expo
 
     Raises UserError if that is not one; told and advice: parts of its message.
     """
-    told = told or f"{'the text' if isinstance(source, str) else source} is no tokenizer"
+    told = told or f"{'the text' if isinstance(source, str) else source} is not a tokenizer"
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
         raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
     with library(told, advice):

@@ -130,20 +130,23 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
     known = ", ".join(SECTIONS)
     p.add_argument("--only", type=expect(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
-        help=f"sections of {known} (default all; step alone needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
+        help=f"sections of {known} (default: all; step needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
-        help="folder of bench.json, bench.md and bench.png (default the samples' results)")  # fmt: skip
-    p.add_argument("--threads", type=int,
-        help="of every contender (default the physical cores; whole answers of a small int8 engine 1)")  # fmt: skip
-    p.add_argument("--json", action="store_true", help="prints one JSON object: the sections that were measured")
-    p.add_argument("--no-plot", dest="plot", action="store_false", help="draws no figure, which needs matplotlib")
+        help="folder to write bench.json, bench.md and bench.png to (default: samples/results)")  # fmt: skip
+    p.add_argument(
+        "--threads",
+        type=int,
+        help="threads of each contender (default: the physical cores; 1 for whole answers of a small int8 engine)",
+    )
+    p.add_argument("--json", action="store_true", help="print the sections that were measured as one JSON object")
+    p.add_argument("--no-plot", dest="plot", action="store_false", help="plot no figure, which needs matplotlib")
     add_step_options(p)
-    p.add_argument("--count", type=int, default=16, help="answers: prompts a task (default 16)")
+    p.add_argument("--count", type=int, default=16, help="answers: prompts per task (default: 16)")
     p.add_argument("--repeat", type=int, default=2,
-        help="answers: runs of each prompt, the fastest counts (default 2)")  # fmt: skip
-    p.add_argument("--starts", type=int, default=10, help="host: fresh processes (default 10)")
+        help="answers: runs of each prompt, of which the fastest counts (default: 2)")  # fmt: skip
+    p.add_argument("--starts", type=int, default=10, help="host: fresh processes to time (default: 10)")
     p.add_argument("--no-install", dest="install", action="store_false",
-        help="host: do not make a runtime-only environment with pip to take its size")  # fmt: skip
+        help="host: skip the size of a runtime-only environment, which pip would install")  # fmt: skip
     args = p.parse_args(argv)
     args.given, args.threads = args.threads, physical_cores() if args.threads is None else args.threads
     counts = ("threads", "rounds", "steps", "count", "repeat", "starts")
@@ -166,17 +169,19 @@ def add_step_options(p: argparse.ArgumentParser) -> None:
         type=expect(parse_counts, "tokens such as 1,8,32"),
         default=(1, 4, 8, 16, 32),
         metavar="N,...",
-        help="step: tokens, 1 being autoregressive decoding (default 1,4,8,16,32)",
+        help="step: tokens per forward pass; 1 is autoregressive decoding (default: 1,4,8,16,32)",
     )
     p.add_argument("--pasts", type=expect(pasts, "tokens such as 0,256"), default=(0, 256, 1024), metavar="N,...",
-        help="step: tokens in the cache before it (default 0,256,1024)")  # fmt: skip
-    p.add_argument("--rounds", type=int, default=5, help="step: turns of each contender at each place (default 5)")
-    p.add_argument("--steps", type=int, default=2, help="step: timed steps a turn, after one that is not (default 2)")
+        help="step: tokens in the KV cache (default: 0,256,1024)")  # fmt: skip
+    p.add_argument(
+        "--rounds", type=int, default=5, help="step: rounds, in each of which every contender has a turn (default: 5)"
+    )
+    p.add_argument("--steps", type=int, default=2, help="step: timed steps per turn, after an untimed one (default: 2)")
     p.add_argument("--contenders", type=names, default=(), metavar="WORD,...",
-        help="step: those whose names contain one of these, such as 'int8,llama.cpp' (default all)")  # fmt: skip
+        help="step: contenders with one of these words in their name, such as 'int8' (default: all)")  # fmt: skip
     p.add_argument("--shape", type=expect(parse_shape, "hidden=1024,layers=28,..."), metavar="NAME=N,...",
-        help="step: another shape than Qwen3-0.6B's, as runtime.roofline takes it")  # fmt: skip
-    p.add_argument("--scratch", type=Path, help="step: folder for 6 GB of models meanwhile (default the system's)")
+        help="step: shape of the model, as runtime.roofline takes it (default: Qwen3-0.6B's)")  # fmt: skip
+    p.add_argument("--scratch", type=Path, help="step: folder for 6 GB of temporary models (default: the system's)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Many clients that want decisions of one server: python -m samples.bench.decision_load decide.bundle > load.json
+"""Loads a server with decisions of many clients: python -m samples.bench.decision_load decide.bundle > load.json
 
-Every client asks again and again, one prompt and schema (of a chat's `response_format`) after the other, waits as long
-as a 429 says, and compares each reply with the solo one: its text and all distributions. What follows `--` goes to the
-server.
+Each client sends one prompt and schema (of a chat's `response_format`) after the other, waits as long
+as a 429 requires, and compares each reply with the solo one: its text and all distributions. What follows `--` goes to
+the server.
 """
 
 from __future__ import annotations
@@ -146,10 +146,12 @@ def summary(clients: Sequence[Client], seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
-    parser.add_argument("--clients", type=int, default=64, help="at once (default: 64)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long (default: 60)")
-    parser.add_argument("--engine", help="of the bundle, for the server and the solo replies (default: the first)")
+    parser.add_argument("bundle", help="bundle to serve, a folder")
+    parser.add_argument("--clients", type=int, default=64, help="clients at once (default: 64)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration in seconds (default: 60)")
+    parser.add_argument(
+        "--engine", help="name of an engine in the bundle, for the server and the solo replies (default: the first)"
+    )
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])

@@ -270,12 +270,18 @@ def page(rows: Sequence[Row], tests: tuple[int, str], note: str) -> str:
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m samples.bench.gpu_report",
-        description="Writes build/gpu/report.md and prints it. Exit 1 if something is wrong, 2 if nothing can be run.",
+        description=(
+            "Verifies and times each engine on this GPU, writes build/gpu/report.md and prints it. Exit 1 if "
+            "something is wrong, 2 if nothing can be run."
+        ),
     )
     parser.add_argument(
         "--no-install",
         action="store_true",
-        help="use what this Python has, for a machine without a network (default: what `make gpu-report` installs)",
+        help=(
+            "use the packages of this Python, for a machine without a network (default: those that `make "
+            "gpu-report` installs)"
+        ),
     )
     return parser.parse_args(argv)
 

@@ -173,15 +173,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", help="bundle to serve, a folder")
     parser.add_argument(
-        "--clients", type=int, nargs="+", default=[64], help="at once, a round for each number (default: 64)"
+        "--clients", type=int, nargs="+", default=[64], help="clients at once, one round per number (default: 64)"
     )
-    parser.add_argument("--seconds", type=float, default=120, help="of each of these rounds (default: 120)")
-    parser.add_argument("--alone", type=float, default=20, help="seconds of one client before (default: 20)")
-    parser.add_argument("--prompts", type=int, default=100, help="different prompts (default: 100)")
-    parser.add_argument("--task", default="math", help="math or code (default: math)")
-    parser.add_argument("--engine", help="of the bundle, for the server and the solo answers (default: the first)")
+    parser.add_argument("--seconds", type=float, default=120, help="duration of each round, in seconds (default: 120)")
+    parser.add_argument(
+        "--alone",
+        type=float,
+        default=20,
+        help="duration of a round with one client before them, in seconds (default: 20)",
+    )
+    parser.add_argument("--prompts", type=int, default=100, help="number of different prompts (default: 100)")
+    parser.add_argument("--task", default="math", help="sample task of the prompts: math or code (default: math)")
+    parser.add_argument(
+        "--engine", help="name of an engine in the bundle, for the server and the solo answers (default: the first)"
+    )
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])

@@ -268,19 +268,31 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
     p = Parser(prog="python -m samples.bench.speed", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, default=SAMPLES,
-        help="folder of teacher.pt, student.pt and rival.pt; bundles that are not beside them are exported into a "
-        "temporary folder (default the samples)")  # fmt: skip
+        help=(
+                "folder of teacher.pt, student.pt and rival.pt; bundles that it lacks are exported to a temporary "
+                "folder (default: samples)"
+            ))  # fmt: skip
     p.add_argument("--reports", type=Path, default=SAMPLES / "results",
-        help="folder of train.evaluate's reports, for the accuracies of the same models at the same gates (default the "
-        "samples' results)")  # fmt: skip
-    p.add_argument("--count", type=int, default=40, help="held-out prompts a task (default 40)")
-    p.add_argument("--repeat", type=int, default=3, help="runs of each, the fastest counts (default 3)")
-    p.add_argument("--threshold", type=float, help="of the student's gate (default its own)")
-    p.add_argument("--ways", default=",".join(WAYS), help="of PyTorch; compiled ones need a C++ compiler (default all)")
+        help=(
+                "folder of train.evaluate's reports, for the accuracies of the same models at the same gates (default: "
+                "samples/results)"
+            ))  # fmt: skip
+    p.add_argument("--count", type=int, default=40, help="held-out prompts per task (default: 40)")
+    p.add_argument(
+        "--repeat", type=int, default=3, help="runs of each prompt, of which the fastest counts (default: 3)"
+    )
+    p.add_argument("--threshold", type=float, help="threshold of the student's gate, in its unit (default: its own)")
+    p.add_argument(
+        "--ways",
+        default=",".join(WAYS),
+        help="ways to run PyTorch, with commas; compiled ones need a C++ compiler (default: all)",
+    )
     p.add_argument("--threads", type=int,
-        help="of PyTorch and of ONNX Runtime (default the physical cores; of a small int8 engine 1, as runtime.load "
-        "takes it)")  # fmt: skip
-    p.add_argument("--out", type=Path, help="JSON report")
+        help=(
+                "threads of PyTorch and of ONNX Runtime (default: the physical cores; 1 for a small int8 engine, as "
+                "runtime.load takes it)"
+            ))  # fmt: skip
+    p.add_argument("--out", type=Path, help="file to write the JSON report to (default: none)")
     return p
 
 

@@ -37,20 +37,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(prog="python -m samples.ray_serve",
-        description="Serves a bundle on several replicas with Ray Serve, in the HTTP API of runtime.serve, whose "
-        "options follow --. SIGTERM finishes what was begun.")  # fmt: skip
+        description=(
+                "Serves a bundle on several replicas with Ray Serve, in the HTTP API of runtime.serve, whose options "
+                "follow --. SIGTERM ends it after the requests in progress."
+            ))  # fmt: skip
     add = p.add_argument
-    add("bundle", metavar="BUNDLE", help="folder that export.onnx or export.trt wrote, at that path on every machine")
+    add(
+        "bundle",
+        metavar="BUNDLE",
+        help="bundle, a folder that export.onnx or export.trt wrote, at that path on every machine",
+    )
     add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
-        help="how many, as requests come, or one number (default: 2)")  # fmt: skip
+        help="range of the number of replicas, which follows the load; or one number (default: 2)")  # fmt: skip
     add("--ongoing", type=at_least_1, default=4, metavar="N",
-        help="requests that a replica should have, waiting ones too; more start another (default: 4)")  # fmt: skip
-    add("--cpus", type=float, default=1, metavar="N", help="cores of a replica, and its engine's threads (default: 1)")
-    add("--gpus", type=float, default=0, metavar="N", help="GPUs of a replica (default: 0)")
+        help=(
+                "target of requests per replica, waiting ones included; more of them start another replica (default: "
+                "4)"
+            ))  # fmt: skip
+    add(
+        "--cpus",
+        type=float,
+        default=1,
+        metavar="N",
+        help="CPU cores per replica, and threads of its engine (default: 1)",
+    )
+    add("--gpus", type=float, default=0, metavar="N", help="GPUs per replica (default: 0)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    add("--port", type=port, default=8000, metavar="N", help="port (default: 8000)")
-    add("--address", metavar="ADDRESS", help="a Ray cluster to join, or auto (default: Ray on this machine alone)")
-    add("--json", action="store_true", help="print one JSON object with the URL once it listens")
+    add("--port", type=port, default=8000, metavar="N", help="TCP port (default: 8000)")
+    add(
+        "--address",
+        metavar="ADDRESS",
+        help="address of a Ray cluster to join, or auto (default: Ray on this machine alone)",
+    )
+    add("--json", action="store_true", help="print one JSON object with the URL once the server listens")
     return p.parse_args(argv)
 
 

@@ -126,11 +126,18 @@ def shown(figures: dict[str, Any]) -> list[str]:
 
 
 OPTIONS = (
-    option("--sizes", default=SIZES, help=f"training utterances, with commas (default {SIZES})"),
-    option("--count", type=int, default=COUNT, help=f"utterances of each held-out split (default {COUNT})"),
-    option("--slots", action=argparse.BooleanOptionalAction, default=True, help="the slots too (default on)"),
-    option("--regularization", type=float, default=REGULARIZATION, help="inverse strength C (default 10)"),
-    option("--out", type=Path, help="JSON report"),
+    option("--sizes", default=SIZES, help=f"numbers of training utterances, with commas (default: {SIZES})"),
+    option("--count", type=int, default=COUNT, help=f"utterances per held-out split (default: {COUNT})"),
+    option(
+        "--slots",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fit a classifier for each slot as well (default: on)",
+    ),
+    option(
+        "--regularization", type=float, default=REGULARIZATION, help="inverse regularization strength C (default: 10)"
+    ),
+    option("--out", type=Path, help="file to write the JSON report to (default: none)"),
     option("--json", action="store_true", help="print the report as one JSON object"),
 )
 

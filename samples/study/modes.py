@@ -187,7 +187,7 @@ def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Measures, prints the table, and says whether speculative answers are the causal ones."""
+    """Measures, prints the table, and reports whether speculative answers are the causal ones."""
     widths = [int(width) for width in parse_numbers(args.widths, "--widths")] if args.widths else []
     models, files = dict[str, Model](), dict[str, str]()
     for bundle in args.bundles:
@@ -218,13 +218,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles, each by its first engine"),
-    option("--task", default="math,code", help="sample tasks (default math,code)"),
-    option("--split", default="valid", help="of their problems (default valid)"),
-    option("--count", type=int, default=400, help="problems per task (default 400)"),
-    option("--modes", help="modes, with commas (default: all that a model has)"),
-    option("--widths", help="other sizes of drafted blocks, with commas, as in 4,8 (default: none)"),
-    option("--out", type=Path, required=True, help="a line for each answer, appended to"),
+    option("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles to measure, each by its first engine"),
+    option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
+    option("--split", default="valid", help="split of the problems (default: valid)"),
+    option("--count", type=int, default=400, help="problems per task (default: 400)"),
+    option("--modes", help="decoding modes, with commas (default: all that a model has)"),
+    option("--widths", help="further block sizes to draft, in tokens, with commas, as in 4,8 (default: none)"),
+    option("--out", type=Path, required=True, help="file to append one JSON line per answer to"),
 )
 
 

@@ -233,13 +233,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 OPTIONS = (
-    option("--out", type=Path, required=True, help="JSON file; rows that it has already stay in it"),
-    option("--only", action="append", choices=RIVALS, default=[], help="a rival to measure, repeatable (default all)"),
-    option("--ours", type=Path, metavar="BUNDLE", help="a bundle of ours, whose engines are measured (no rivals then)"),
+    option("--out", type=Path, required=True, help="JSON file to write; rows that it already has stay"),
+    option("--only", action="append", choices=RIVALS, default=[], help="rival to measure, repeatable (default: all)"),
     option(
-        "--python", type=Path, default=Path(sys.executable), help="Python that they are installed in (default this)"
+        "--ours",
+        type=Path,
+        metavar="BUNDLE",
+        help="bundle of ours whose engines are measured instead of the rivals (default: none)",
     ),
-    option("--work", type=Path, default=Path("runs/rivals"), help="folder of what is trained (default runs/rivals)"),
+    option(
+        "--python",
+        type=Path,
+        default=Path(sys.executable),
+        help="Python executable that the rivals are installed in (default: this one)",
+    ),
+    option(
+        "--work",
+        type=Path,
+        default=Path("runs/rivals"),
+        help="folder for the rivals that are trained (default: runs/rivals)",
+    ),
     option("--json", action="store_true", help="print the rows as one JSON object"),
 )
 

@@ -246,8 +246,13 @@ def command(args: argparse.Namespace) -> int:
 
 OPTIONS = (
     option("runs", type=Path, help="folder that samples/recipe.sh wrote"),
-    option("--rivals", type=Path, default=RESULTS / "pronounce_rivals.json", help="what pronounce_rivals wrote"),
-    option("--out", type=Path, default=RESULTS, help="folder (default samples/results)"),
+    option(
+        "--rivals",
+        type=Path,
+        default=RESULTS / "pronounce_rivals.json",
+        help="JSON file that pronounce_rivals wrote (default: samples/results/pronounce_rivals.json)",
+    ),
+    option("--out", type=Path, default=RESULTS, help="folder to write to (default: samples/results)"),
     option("--json", action="store_true", help="print the rows as one JSON object"),
 )
 

@@ -145,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="folder that the recipe wrote")
-    parser.add_argument("--against", type=Path, help="recipe.json to compare with: rows whose intervals are apart fail")
+    parser.add_argument(
+        "--against", type=Path, help="recipe.json to compare with; rows whose intervals are apart fail (default: none)"
+    )
     return run(lambda: command(parser.parse_args(argv)))
 
 

@@ -4,7 +4,7 @@
 
 `samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
 report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
-is measured by the same lines of code: `blockstep`, which may be asked for the words of a sentence at once.
+is measured by the same lines of code: `blockstep`, which may decode the words of a sentence at once.
 """
 
 from __future__ import annotations
@@ -269,11 +269,11 @@ def report(
 def main() -> int:
     """Prints the report; a program that is not installed ends in one line and code 3."""
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("name", choices=RIVALS)
-    p.add_argument("--model", type=Path, help="file that the rival loads")
-    p.add_argument("--calls", type=int, default=200, help="words that are asked one by one (default 200)")
-    p.add_argument("--engine", help="of a bundle of ours")
-    p.add_argument("--together", type=int, default=1, help="words that ours is asked for at once (default 1)")
+    p.add_argument("name", choices=RIVALS, help="rival to run")
+    p.add_argument("--model", type=Path, help="model file that the rival loads (default: none)")
+    p.add_argument("--calls", type=int, default=200, help="words that are timed one by one (default: 200)")
+    p.add_argument("--engine", help="engine of a bundle of ours, which --model then names (default: none)")
+    p.add_argument("--together", type=int, default=1, help="words per batch, of a bundle of ours (default: 1)")
     args = p.parse_args()
     words = sys.stdin.read().splitlines()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])

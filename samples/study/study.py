@@ -130,7 +130,7 @@ def found_rows(rows: Sequence[Row], folders: Sequence[Path]) -> Iterator[tuple[R
 
 
 def place(title: str) -> int | None:
-    """Returns the index in ROWS that a title is of, perhaps that of a further seed; None if it is no longer listed."""
+    """Returns the index in ROWS that a title is of, perhaps that of a further seed; None if it is not listed."""
     titles = [row.title for row in ROWS]
     own = (each for each in (title, title.rpartition(", seed ")[0]) if each in titles)
     return next(map(titles.index, own), None)
@@ -147,7 +147,7 @@ def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float
 
 
 def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, known: Known) -> dict[str, Any]:
-    """Measures a row: at every threshold on the validation problems, at the chosen one on the judged ones; calibration.
+    """Measures a row: at each threshold on the validation problems, at the chosen one on the judged ones; calibration.
 
     base: the teacher's row, against which the threshold is chosen; None for the teacher itself. known: what was
     measured before; new results are added to it.
@@ -272,19 +272,36 @@ def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, d
 def parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
     p = Parser(prog="python samples/study/study.py", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--models", type=Path, nargs="+", default=[SAMPLES, Path("runs/study")],
-        help="folders of checkpoints; the first that has one counts (default: samples, runs/study)")  # fmt: skip
-    p.add_argument("--task", default="math,code", help="tasks (default math,code)")
-    p.add_argument("--data", type=Path, help="JSON lines of prompt and answer instead of a task")
-    p.add_argument("--tuning", type=int, default=400, help="validation problems a task, where each row's threshold is "
-        "chosen (default 400)")  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="of those (default 0)")
-    p.add_argument("--split", default="test", help="of the problems that rows are judged on (default test)")
-    p.add_argument("--count", type=int, default=2000, help="of those, problems a task (default 2000)")
-    p.add_argument("--judged-seed", type=int, default=1, help="of those (default 1: while recipes were being found, "
-        "some were judged on the draw of 0)")  # fmt: skip
-    p.add_argument("--batch", type=int, default=64, help="answers at once (default 64)")
-    p.add_argument("--out", type=Path, default=SAMPLES / "results", help="folder (default samples/results)")
+    p.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        default=[SAMPLES, Path("runs/study")],
+        help="folders of checkpoints; the first one that has a checkpoint counts (default: samples, runs/study)",
+    )
+    p.add_argument("--task", default="math,code", help="sample tasks, with commas (default: math,code)")
+    p.add_argument(
+        "--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"
+    )
+    p.add_argument(
+        "--tuning",
+        type=int,
+        default=400,
+        help="validation problems per task, on which each row's threshold is chosen (default: 400)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of the validation problems (default: 0)")
+    p.add_argument("--split", default="test", help="split of the problems that rows are judged on (default: test)")
+    p.add_argument("--count", type=int, default=2000, help="problems per task that rows are judged on (default: 2000)")
+    p.add_argument(
+        "--judged-seed",
+        type=int,
+        default=1,
+        help="seed of the problems that rows are judged on (default: 1, since recipes were chosen on some of seed 0)",
+    )
+    p.add_argument("--batch", type=int, default=64, help="answers decoded at once (default: 64)")
+    p.add_argument(
+        "--out", type=Path, default=SAMPLES / "results", help="folder to write to (default: samples/results)"
+    )
     p.add_argument("--json", action="store_true", help="print the summary of each row as one JSON object")
     return p
 

@@ -11,7 +11,7 @@ from train.transformer.network import Transformer
 
 
 def who_sees_whom(contract: Contract, prompt: int, begin: int, length: int) -> Tensor:
-    """bool [length, length], query by key, of committed tokens up to `begin` and the block in progress behind them."""
+    """bool [length, length], query by key, of committed tokens up to `begin` and the block in progress after them."""
     if contract.attention != "causal_context":
         return sees(contract, prompt, length)
     seen = torch.ones(length, length, dtype=torch.bool).tril()

@@ -108,7 +108,7 @@ def distance(backend: OrtBackend, answers: Sequence[Sequence[Forward]], expected
 def has_option(backend: OrtBackend) -> bool:
     try:
         return bool(backend.session.get_session_options().get_session_config_entry(saturation.OPTION) == "1")
-    except RuntimeError:  # there is no such entry
+    except RuntimeError:  # the entry does not exist
         return False
 
 

@@ -42,7 +42,7 @@ class FakeCuda:
         self._next = FIRST
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
-        """Every call goes through here: it is written down, and fails where it is to."""
+        """Every call goes through here: it is recorded, and fails if it is meant to."""
         if not name.startswith("cuda"):
             raise AttributeError(name)
         work = getattr(self, f"_{name}")

@@ -89,7 +89,7 @@ class FakeTensorRT:
 
 
 class FakeEngine:
-    """What TensorRT says of an engine, from the tables of a plan."""
+    """What TensorRT reports of an engine, from the tables of a plan."""
 
     def __init__(self, library: FakeTensorRT, plan: Plan) -> None:
         self.library, self.plan = library, plan
@@ -255,7 +255,7 @@ class FakeContext:
         hidden = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = plan.model.logits(hidden).float()[..., : c.vocab]
         candidates = self._array("candidates", shapes["candidates"], "int64").copy() if c.candidates else None
-        # Asked for or not, as an engine does.
+        # Requested or not, as an engine does.
         proposal = TorchBackend(plan.model, c).propose(logits, c.top_k > 0, candidates)
         self._array("token", rows.shape, "int64")[:] = proposal.token
         self._array("confidence", rows.shape, "float32")[:] = proposal.confidence
@@ -268,7 +268,7 @@ class FakeContext:
 
 
 class Store:
-    """The buffers of a context as the model's cache: in place, or the new keys and values behind what is there."""
+    """The buffers of a context as the model's cache: in place, or the new keys and values after what is there."""
 
     def __init__(self, context: FakeContext, past: torch.Tensor, width: int) -> None:
         c = context.engine.plan.contract
@@ -289,7 +289,7 @@ class Store:
             context._array(present_name, new.shape, c.dtype)[:] = new.numpy()
             cache = np.concatenate((cache, np.zeros(new.shape, cache.dtype)), axis=2)
         for row, start in enumerate(self.past.tolist()):
-            end = min(start + new.shape[2], cache.shape[2])  # what lies behind the capacity is dropped without a word
+            end = min(start + new.shape[2], cache.shape[2])  # what is beyond the capacity is dropped silently
             cache[row, :, start:end] = new[row, :, : end - start].numpy()
         return torch.from_numpy(cache.astype(np.float32))
 

@@ -50,7 +50,7 @@ class InferenceResponse:
 
 
 class Sender:
-    """Keeps what a client would receive. cancelled: asked at each look-up, with how many there were before."""
+    """Keeps what a client would receive. cancelled: called at each look-up with the number of earlier ones."""
 
     def __init__(self, cancelled: Callable[[int], bool]) -> None:
         self._cancelled, self.looks = cancelled, 0

@@ -1,4 +1,4 @@
-"""A device that is none: its tensors lie in this memory, but mixed with others they are refused as a GPU's would be.
+"""A pretended device: its tensors are in this memory, but mixed with others they are refused as a GPU's would be.
 
 python tests/support/far.py '["train.teacher --out a.pt", ...]'    runs the commands with that device
 """
@@ -43,7 +43,7 @@ class Far(torch.Tensor):
 
 
 class Here(torch.Generator):
-    """A generator of this memory, wherever it is asked for."""
+    """A generator of this memory, whatever device is requested."""
 
     def __new__(cls, device: object = None) -> Here:
         return super().__new__(cls)
@@ -60,12 +60,12 @@ class Mode(TorchDispatchMode):
 
 
 def dispatched(operator: Any, args: Any, named: dict[str, Any]) -> Any:
-    """The operator's outcome on what the tensors hold, there where it was asked for or where its inputs are."""
+    """The operator's outcome on what the tensors hold, on the requested device or that of its inputs."""
     inputs = [each for each in tree.tree_leaves((args, named)) if isinstance(each, Tensor)]
     wanted = named.get("device")
     there = any(isinstance(each, Far) for each in inputs) if wanted is None else torch.device(wanted).type == NAME
     if any(isinstance(each, Far) for each in inputs) and operator not in COPIES:
-        # An index may lie elsewhere, and so may a number.
+        # An index may be on another device, and so may a number.
         checked = [args[0], *args[2:3]] if operator in INDEXED else inputs
         if mixed := [tuple(each.shape) for each in checked if not isinstance(each, Far) and each.dim()]:
             raise RuntimeError(f"{operator}: tensors on two devices, not there {mixed}")

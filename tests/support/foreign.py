@@ -33,7 +33,7 @@ LLADA_KEYS = {"vocab_size": "embedding_size", "hidden_size": "d_model", "interme
 class Foreign:
     """How one family's tiny checkpoint is made. stock: transformers' names; own: config.json beyond the shape.
 
-    keys: what stands in config.json in place of stock names, which then lacks hidden_act; told: whether it tells the
+    keys: what config.json has in place of stock names, which then lacks hidden_act; told: whether it tells the
     family, which the user has to name otherwise.
     """
 
@@ -43,7 +43,7 @@ class Foreign:
     ends: tuple[str, ...]
     head_dim: int = 8
     tied: bool = False
-    names: tuple[tuple[str, str], ...] = ()  # what stands in tensor names in place of stock ones
+    names: tuple[tuple[str, str], ...] = ()  # what tensor names have in place of stock ones
     kv_heads: int = 2
     keys: dict[str, str] = field(default_factory=dict)
     told: bool = True
@@ -127,7 +127,7 @@ def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None,
 
 
 def config_of(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> dict[str, Any]:
-    """config.json in the family's own keys; token strings in it stand for their ids."""
+    """config.json in the family's own keys; token strings in it mean their ids."""
     shape = shape_of(foreign, rope)
     if foreign.keys:
         shape = {foreign.keys.get(name, name): value for name, value in shape.items() if name != "hidden_act"}
@@ -201,7 +201,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 class Stock:
     """A stock model in the shape that `slow_decode` walks through: its one layer is the whole model, mask included.
 
-    vocab: of the tokenizer; the embedding's padding behind it is no token.
+    vocab: of the tokenizer; the embedding's padding after it has no tokens.
     """
 
     def __init__(self, model: nn.Module, vocab: int) -> None:

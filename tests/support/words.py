@@ -1,4 +1,4 @@
-"""Counts the words that docstrings, comments and pages avoid, and those that engineers of the field grep for.
+"""Counts the words that docstrings, comments, help, error texts and pages avoid, and those that engineers grep for.
 
 python tests/support/words.py                  # a count per pattern
 python tests/support/words.py --lines where    # the lines of one pattern
@@ -13,6 +13,8 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,29 @@ def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
+def texts_of_python(text: str) -> Iterator[tuple[int, str]]:
+    """Yields line numbers and texts of a module's help, descriptions and errors, without what an f-string inserts."""
+    for node in ast.walk(ast.parse(text)):
+        found: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            found = [keyword.value for keyword in node.keywords if keyword.arg in ("help", "description")]
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            found += node.args if name.endswith(("Error", "Refusal")) else []
+        elif isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["HELP"]:
+            found = [node.value]
+        for each in found:
+            yield from literals(each)
+
+
+def literals(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yields line numbers and texts of the strings of an expression, without the values in an f-string."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.lineno, node.value
+    elif not isinstance(node, ast.FormattedValue):
+        for child in ast.iter_child_nodes(node):
+            yield from literals(child)
+
+
 def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
     """Yields line numbers and texts of a page without its code blocks."""
     code = False
@@ -79,11 +104,13 @@ def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields line numbers and texts of a file's prose, without what is in backticks."""
+@cache
+def prose(path: Path) -> list[tuple[int, str]]:
+    """Returns line numbers and texts of a file's prose, without what is in backticks."""
     text = path.read_text(encoding="utf-8")
-    for number, line in prose_of_python(text) if path.suffix == ".py" else prose_of_page(text):
-        yield number, CODE.sub("`", line)
+    python = path.suffix == ".py"
+    found = chain(prose_of_python(text), texts_of_python(text)) if python else prose_of_page(text)
+    return [(number, CODE.sub("`", line)) for number, line in found]
 
 
 def files() -> Iterator[Path]:

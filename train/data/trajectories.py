@@ -89,7 +89,7 @@ def read_collections(
         settings = _check_origin(folder, teacher, overrides)
         if stepwise and "threshold" in settings:
             raise UserError(
-                f"{folder} was collected with --threshold {settings['threshold']}, several tokens a step, and cdlm "
+                f"{folder} was collected with --threshold {settings['threshold']}, several tokens per step, but cdlm "
                 "learns from the states between; collect without --threshold"
             )
     return [trajectory for folder in folders for trajectory in read_shards(folder)]
@@ -103,7 +103,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} does not tell the teacher of these trajectories ({reason}); give folders that train.collect "
+            f"{path} does not name the teacher of these trajectories ({reason}); give folders that train.collect "
             "wrote, several by their names instead of merged"
         ) from None
     if theirs.pop("ckpt_sha256") != teacher:

@@ -1,4 +1,4 @@
-"""How sure a model is of the fields of forms, and how often it is right: what decisions are calibrated with."""
+"""Measures a model's confidence in the fields of forms and how often it is right, to calibrate decisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def right_indices(form: Form, answer: str) -> list[int]:
 
 
 def decide_with(subject: EvaluatedModel) -> Decide:
-    """Returns what decides a form behind a prompt's ids, by the model, at temperature 1, all fields at once."""
+    """Returns what decides a form after a prompt's ids, by the model, at temperature 1, all fields at once."""
     tokenizer = Tokenizer(subject.tokenizer.to_str())
 
     def probabilities(prompt: Sequence[int], form: Form) -> list[Sequence[float]]:
@@ -67,7 +67,7 @@ def outcomes(
 ) -> dict[Path, FieldOutcomes]:
     """Returns every field's decisions on problems of a task. Raises UserError for a task without a form."""
     if task.form is None:
-        raise UserError(f"the answers of {task.name} are no filled forms; --decisions is for {names_of_forms()}")
+        raise UserError(f"the answers of {task.name} are not filled forms; --decisions is for {names_of_forms()}")
     form = task.form()
     fields = [part for part in form.parts if isinstance(part, Field)]
     found = {field.path: FieldOutcomes([], []) for field in fields}

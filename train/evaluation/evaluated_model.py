@@ -26,8 +26,8 @@ OWN = ("--attention", "--gate")  # these commands take them for every checkpoint
 BATCH = 64  # answers decoded at once in PyTorch
 CANDIDATES = 64  # of a row that a decision asks for in PyTorch
 HELP = {  # help texts that do not fit their option's line
-    "threads": "of PyTorch or of the engine (default: the physical cores within the CPU quota)",
-    "bf16": "bf16 autocast in PyTorch: faster where the processor has it, not exact (default off)",
+    "threads": "threads of PyTorch or of the engine (default: the physical cores within the CPU quota)",
+    "bf16": "use bf16 autocast in PyTorch: faster if the processor has bf16, not exact (default: off)",
 }
 
 
@@ -115,9 +115,11 @@ def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: fl
 
 
 MODEL_OPTIONS = (
-    option("--engine", help="engine of the bundle (default its first)"),
-    option("--attention", choices=table.ALL, help="run the weights under another mask"),
-    option("--batch", type=int, help=f"answers at once in PyTorch (default {BATCH})"),
+    option("--engine", help="name of an engine in the bundle (default: its first)"),
+    option(
+        "--attention", choices=table.ALL, help="attention mask to run the weights under (default: the checkpoint's)"
+    ),
+    option("--batch", type=int, help=f"answers decoded at once in PyTorch (default: {BATCH})"),
     option("--threads", type=int, help=HELP["threads"]),
     option("--bf16", action="store_true", default=None, help=HELP["bf16"]),
     RAW_OPTION,
@@ -128,7 +130,9 @@ MODEL_OPTIONS = (
 def add_model_options(p: argparse.ArgumentParser) -> None:
     """Adds the options that say which model answers, and how it is run."""
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--ckpt", type=Path, help="checkpoint (.pt or Hugging Face directory), run in PyTorch")
-    source.add_argument("--bundle", type=Path, help="bundle, run by its engine")
+    source.add_argument(
+        "--ckpt", type=Path, help="checkpoint to run in PyTorch: a .pt file or a Hugging Face directory"
+    )
+    source.add_argument("--bundle", type=Path, help="bundle to run by its engine")
     add_options(p, MODEL_OPTIONS)
     add_directory_options(p, OWN)

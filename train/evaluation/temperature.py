@@ -1,7 +1,7 @@
-"""The temperature that makes the probabilities of decisions as often right as they say, and what it changes.
+"""Fits the temperature that calibrates the probabilities of decisions, and measures what it changes.
 
 A decision's probabilities p become p^(1/T), divided by their sum, so the scores of its values are divided by T; the
-likeliest value stays. T minimizes the negative log-likelihood of the right values (Guo et al. 2017, arXiv 1706.04599),
+top-1 value stays. T minimizes the negative log-likelihood of the right values (Guo et al. 2017, arXiv 1706.04599),
 which is convex in 1/T: its derivative is the mean of expected less right score, and is 0 at the one minimum.
 """
 
@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 from .reliability import Bin, expected_error, reliability
 
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures; where all decisions are right, colder is always better
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures; if all decisions are right, colder is always better
 HALVINGS = 60
 LEAST = 1e-38  # of the right value's probability: its logarithm is finite
 

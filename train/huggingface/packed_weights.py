@@ -1,4 +1,4 @@
-"""Quantized weights of a Hugging Face directory: several tensors each, dequantized in fp32 when they are asked for."""
+"""Quantized weights of a Hugging Face directory: several tensors each, dequantized to fp32 when they are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INDICES = ("I32", "I64")
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A weight [out, in] by the tensors that a directory stores it in; nothing is read before it is asked for."""
+    """A weight [out, in] by the tensors that a directory stores it in; tensors are read on demand."""
 
     name: str
     shape: TensorShape
@@ -45,7 +45,7 @@ class PackedWeight:
         return Codes(values, self.zeros(), scales.float().contiguous(), self.group())
 
     def zeros(self) -> Tensor:
-        """Returns zero points, uint8 [out, groups]. Raises UserError for those that are uncertain or not as said."""
+        """Returns zero points, uint8 [out, groups]. Raises UserError if they are ambiguous or not as configured."""
         scheme, stored = self.scheme, self.parts["qzeros"]
         words, where = stored.read(), f"{stored.file}: {stored.name}"
         if scheme.layout == GEMM:

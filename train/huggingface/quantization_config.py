@@ -1,4 +1,4 @@
-"""What a config.json says of quantized weights: GPTQ and AWQ as a scheme, all others refused by name.
+"""Reads the quantization of a config.json: GPTQ and AWQ as a scheme, all others refused by name.
 
 The keys are those of transformers (`utils/quantization_config.py`: `GPTQConfig`, `AwqConfig`), AutoGPTQ, GPTQModel
 (`gptqmodel/quantization/config.py`) and AutoAWQ (`awq/models/_config.py`).
@@ -23,7 +23,7 @@ REFUSED = {  # quant_method, and why it is not read
     "compressed-tensors": "it is a container of many schemes, some of activations too",
     "fp8": "its weights are 8-bit floats, for kernels of their own",
     "fbgemm_fp8": "its weights are 8-bit floats, for kernels of their own",
-    "hqq": "its zero points are no whole numbers",
+    "hqq": "its zero points are not whole numbers",
     "auto-round": "its own packing is not read; export it as auto_gptq",
     "modelopt": "its weights are floats of 4 or 8 bits with scales over scales",
     "mxfp4": "its weights are 4-bit floats",
@@ -43,7 +43,7 @@ class Scheme:
         bits: of a value.
         group_size: inputs under one scale and zero point, 0 for all of them.
         act_order: whether inputs are of groups in an order of their own, which `g_idx` has to tell.
-        symmetric: whether every zero point is said to be half of the range.
+        symmetric: whether the config declares each zero point half of the range.
         carries: see `packed_codes.gptq_zeros`.
     """
 
@@ -98,7 +98,7 @@ def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    """Returns the method's name; bitsandbytes is known by its flags where it is not named."""
+    """Returns the method's name; bitsandbytes is known by its flags if it is not named."""
     named = config.get("quant_method")
     if named is not None:
         return str(named).lower()

@@ -38,7 +38,7 @@ def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
     if stored.shape != shape:
         raise UserError(f"{where} is {list(stored.shape)}; by its config it should be {list(shape)}")
     if stored.kind not in FLOATS:
-        raise UserError(f"{where} is {stored.kind}, quantised weights are not supported; expected fp32, fp16 or bf16")
+        raise UserError(f"{where} is {stored.kind}, quantized weights are not supported; expected fp32, fp16 or bf16")
 
 
 def read_header(file: Path) -> list[StoredTensor]:

@@ -64,7 +64,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     tokenizer's class may make something else of them.
     """
     file, settings = folder / TOKENIZER, files.get(CONFIG, {})
-    engine = read_engine(file, f"{file} is no tokenizer", "download it again")
+    engine = read_engine(file, f"{file} is not a tokenizer", "download it again")
     source = file.read_text(encoding="utf-8-sig")
     stored = json.loads(source)
     own = {token["id"]: _parse_flagged(file, "added_tokens", token) for token in stored.get("added_tokens", ())}
@@ -198,8 +198,8 @@ def _check_class(path: Path, settings: Mapping[str, Any], stored: Mapping[str, A
     plain = kind in PLAIN or "auto_map" in settings or (kind in LLAMA and byte_level)
     if kind not in QWEN and not plain:
         raise UserError(
-            f"{path} has tokenizer_class {reprlib.repr(kind)}, whose code may change what {TOKENIZER} says; expected "
-            "PreTrainedTokenizerFast, write that there if it is right alone"
+            f"{path} has tokenizer_class {reprlib.repr(kind)}, whose code may change what {TOKENIZER} defines; "
+            "expected PreTrainedTokenizerFast, write that there if it is right alone"
         )
 
 

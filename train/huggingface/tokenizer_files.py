@@ -98,7 +98,7 @@ def _find_template(folder: Path, settings: dict[str, Any]) -> Any:
         try:
             return file.read_text(encoding="utf-8")
         except ValueError as error:
-            raise UserError(f"{file} is no UTF-8 text ({error}); download it again") from None
+            raise UserError(f"{file} is not UTF-8 text ({error}); download it again") from None
     if isinstance(found, list):  # several by name
         found = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
     if not isinstance(found, dict):

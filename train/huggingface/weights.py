@@ -134,7 +134,7 @@ def _check_packed(
     Older libraries store a bias of zeros next to every quantized weight (AutoGPTQ before 0.5).
     """
     if not packed:
-        raise UserError(f"{folder} has a {KEY} in its config.json and no quantized weights; remove it there")
+        raise UserError(f"{folder} has a {KEY} in its config.json but no quantized weights; remove it there")
     if both := sorted(packed.keys() & found.keys()):
         raise UserError(f"{folder} has {both[0]} quantized and as it was; remove one of them")
     for name, stored in biases.items():
@@ -188,7 +188,7 @@ def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
     files: list[tuple[Path, dict[str, str] | None]] = []
     for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{folder / INDEX} names {name!r}; expected a .safetensors file beside it")
+            raise UserError(f"{folder / INDEX} names {name!r}; expected a .safetensors file next to it")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing, {INDEX} names it; download it again")
         files.append((folder / name, {tensor: place for tensor, place in places.items() if place == name}))

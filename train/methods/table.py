@@ -32,16 +32,22 @@ DEFAULTS: dict[str, Any] = {
 }
 HELP = {  # help texts that do not fit their option's line
     "attention": (
-        "the student's: full (of cd4lm and dparallel) has no KV cache; causal_context, for a teacher with shift, can "
-        "draft for itself if it learns with --next-token too (default block_causal)"
+        "attention of the student; full (cd4lm and dparallel alone) has no KV cache; causal_context, for a teacher "
+        "with shift, can decode speculatively if it learns with --next-token (default: block_causal)"
     ),
-    "trajectories": "folders written by train.collect with this teacher (needed)",
-    "weights": "of distillation, consistency, denoising (default 1,0.5,1; the authors' 1,0.5,0.01, of LLaDA 1,0.5,0.1)",
-    "shares": "of the KL against the cross-entropy, at the start and at the end (default 0.9,0.5)",
-    "certainty": "weight of the entropy terms (default 2; for Dream 1)",
+    "trajectories": "folders that train.collect wrote with this teacher (required)",
+    "weights": (
+        "weights of the distillation, consistency and denoising losses (default: 1,0.5,1; the authors use "
+        "1,0.5,0.01, for LLaDA 1,0.5,0.1)"
+    ),
+    "shares": (
+        "share of the KL divergence in the loss, the rest being cross-entropy, at the start and at the end "
+        "(default: 0.9,0.5)"
+    ),
+    "certainty": "weight of the entropy terms (default: 2; for Dream 1)",
     "ordered": (
-        "of the blocks (of a full cd4lm student, and for dparallel, the answers) masked from a drawn place to their "
-        "end, as decoding meets them; the authors have none, 0 (default 0.7)"
+        "share of blocks (of answers for dparallel and full cd4lm students) that are masked from a random position to "
+        "their end, as in decoding; the authors use 0 (default: 0.7)"
     ),
 }
 
@@ -98,20 +104,30 @@ METHODS = {
 
 
 METHOD_OPTIONS = (
-    option("--method", choices=METHODS, default="cdlm", help="(default cdlm)"),
+    option("--method", choices=METHODS, default="cdlm", help="distillation method (docs/distil.md; default: cdlm)"),
     option("--attention", choices=ALL, default="block_causal", help=HELP["attention"]),
 )
 OWN_OPTIONS = {  # options by the methods that have them
     "cdlm and dparallel": (
         option("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"]),
-        option("--only-right", action=argparse.BooleanOptionalAction, help="drop wrong trajectories (default on)"),
+        option(
+            "--only-right",
+            action=argparse.BooleanOptionalAction,
+            help="drop trajectories whose answer is wrong (default: on)",
+        ),
     ),
     "cdlm": (
         option("--weights", help=HELP["weights"]),
-        option("--target", choices=TARGETS, help="the later state y*: a block completed, or before (default partial)"),
+        option(
+            "--target",
+            choices=TARGETS,
+            help="later state y* of the consistency loss: the completed block, or a state between (default: partial)",
+        ),
     ),
     "cd4lm": (
-        option("--temperature", type=float, metavar="T", help="of both sides of the KL (default 2)"),
+        option(
+            "--temperature", type=float, metavar="T", help="temperature of both sides of the KL divergence (default: 2)"
+        ),
         option("--shares", help=HELP["shares"]),
     ),
     "cd4lm and dparallel": (option("--ordered", type=float, metavar="SHARE", help=HELP["ordered"]),),

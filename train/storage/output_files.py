@@ -45,4 +45,4 @@ def writing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
     except (OSError, SafetensorError) as error:  # the latter is how that library reports a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path} cannot be written ({reason}); mend that and run the command again") from None
+        raise UserError(f"{path} cannot be written ({reason}); correct that and run the command again") from None

@@ -1,4 +1,4 @@
-"""What stands around a request in the task `intents`: forms of one request, and frames that name others too.
+"""The text around a request in the task `intents`: forms of one request, and frames that name others too.
 
 `{do}` is the request as a phrase, `{doing}` its gerund, `{done}` its participle, `{say}` any form of it; those with a 2
 or 3 are of requests that are not meant. `{m}` is a marker, `{M}` the same with a capital, `{who}` somebody.

@@ -19,12 +19,12 @@ from .intent_values import FIELDS, OPTIONAL, Said, Slots
 GIVEN = 0.45  # share of requests that name what need not be named
 NEAR = 0.7  # share of distractors of the same topic
 SAME = 0.5  # share of a distractor's fields that are the request's own
-SENTENCES = 0.3  # share of the forms that are sentences, where the intent has some
-QUESTION = "\0"  # the end of a question, a question mark where a sentence ends
+SENTENCES = 0.3  # share of the forms that are sentences, if the intent has some
+QUESTION = "\0"  # the end of a question: a question mark at the end of a sentence
 MINE = re.compile(r"\b(me|my)\b")
 NO_CONTENT = {"reminder_set": {"time", "when", "day"}, "message_send": set[str]()}
 WITHOUT = ("retracted", "nothing", "told")  # no request is left
-MOVED = ("slot_after", "slot_kept")  # the right value is told after the request
+MOVED = ("slot_after", "slot_kept")  # the right value follows the request
 
 Words = dict[str, str]
 
@@ -49,7 +49,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What is said, the right intent and slots.
+    """Holds the text, the right intent and the slots.
 
     Attributes:
         kind: of its frame, the name of a group.

@@ -1,9 +1,9 @@
 """Intents and slots of what people say to a household's assistant, as compact JSON, out of a grammar by a seed.
 
 All intents share one shape: the intent and every slot, null if it has none, in the order of FIELDS. So a form has one
-layout whatever is said, each field is a closed list or a bounded integer, and all of them can be read at once. Slots
-of what is to be told or remembered are not the request's, and null. Held-out splits have families of their own, see
-`intent_frames`; a `_surface` split has one change of writing per utterance, which `group` names.
+layout for all utterances, each field is a closed list or a bounded integer, and all of them can be read at once. Slots
+inside the content of a message or reminder are not the request's, and null. Held-out splits have families of their own,
+see `intent_frames`; a `_surface` split has one change of writing per utterance, which `group` names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .problem import Problem
 SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
 FIELDS = ("intent", *SLOTS)
 # A key with what is before it is a token, and so is a value with its quotation marks, if it is frequent enough; words,
-# digits and all else of an utterance are told apart.
+# digits and all else of an utterance are separate tokens.
 SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
 MAX_FRUITLESS_DRAWS = 10_000
 LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
@@ -91,7 +91,7 @@ def misspell(text: str, rng: random.Random) -> str:
 
 
 def spell_numbers(text: str, rng: random.Random) -> str:
-    """Writes numbers as words, unless there are times or percent signs, which are not said so."""
+    """Writes numbers as words, unless there are times or percent signs, which are not spoken like that."""
     return text if re.search(r"\d[:%]", text) else surface.spell_numbers(text, rng)
 
 

@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 at byte {error.start}; expected a file of JSON lines in UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; expected a file of JSON lines in UTF-8") from None
     if text.removeprefix(BOM).lstrip().startswith("["):
         raise UserError(f"{path} begins as a JSON array; expected a JSON object per line: jq -c '.[]' makes such lines")
     return text

@@ -26,7 +26,7 @@ def deepened(start: Checkpoint, layers: int) -> Checkpoint:
     """
     had = start.model.layers
     if layers < had:
-        raise UserError(f"{layers} layers were asked of a model that has {had}; give --layers {had} or more")
+        raise UserError(f"{layers} layers were requested of a model that has {had}; give --layers {had} or more")
     originals = [place * had // layers for place in range(layers)]
     weights: dict[str, Tensor] = {}
     for name, tensor in start.weights.items():

@@ -113,5 +113,5 @@ def _logged(path: Path, first: int) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no log to go on with ({error}); delete it to go on without") from None
+        raise UserError(f"{path} is not a log to continue ({error}); delete it to go on without") from None
     return [line for line in lines if (whole := ENTRY.fullmatch(line)) and int(whole[1]) <= first]

@@ -112,7 +112,7 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
     except UserError:
         raise
     except BROKEN as error:
-        what = f"{path} is no stopped run to go on with ({_reason(error)})"
+        what = f"{path} is not a stopped run to continue ({_reason(error)})"
         raise UserError(f"{what}; delete it to start afresh") from None
 
 
@@ -194,7 +194,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if values["format"] != FORMAT or not isinstance(values["identity"], dict):
         raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
     if not all(type(values[name]) is int and values[name] > 0 for name in ("step", "processes")):
-        raise ValueError("step and processes are no numbers")
+        raise ValueError("step and processes are not numbers")
     return values
 
 

@@ -192,4 +192,4 @@ def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
     """
     wrong = [weight.isfinite().logical_not().any() for weight in weights]
     if distributed.total(torch.stack(wrong).any().float()):
-        raise NumericalError(f"a weight is no number after update {step + 1}; lower --learning-rate")
+        raise NumericalError(f"a weight is not a number after update {step + 1}; lower --learning-rate")

@@ -84,7 +84,7 @@ class OrtBackend:
         if self._form.batch:
             self.contract = replace(self.contract, batch=FIELD_LIMITS["batch"])
         if self._form.delta and device != "cpu":
-            raise UserError("a graph of the dialect plain keeps its cache on the host; run it without --device cuda")
+            raise UserError("a graph of the dialect plain keeps its KV cache on the host; run it without --device cuda")
         self._check_graph()
 
     @property
@@ -151,7 +151,7 @@ class OrtBackend:
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
             if token is not None and not self._may_be(token.ravel().tolist()):
-                raise NumericalError("the graph proposes the mask token or an id that there is not; it is damaged")
+                raise NumericalError("the graph proposes the mask token or an id outside the vocabulary; it is damaged")
         if forward.candidates is None:
             return out
         return replace(out, candidate_logprob=arrays[CANDIDATE_OUTPUT].copy())
@@ -225,7 +225,7 @@ class OrtBackend:
             return np.zeros(shape, numpys(self._form.dtype))
         except (MemoryError, ValueError):
             each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
-            raise UserError(f"a cache of {each} positions does not fit into memory; shorten the request") from None
+            raise UserError(f"a KV cache of {each} positions does not fit into memory; shorten the request") from None
 
     def _bind(self, cache: NDArray[Any]) -> None:
         """Makes an array the KV cache, on a GPU a copy of it."""
@@ -249,7 +249,9 @@ class OrtBackend:
         """Raises ValueError for reads or writes out of bounds, which the operators do not notice. A bug of ours."""
         width, pasts = forward.input_ids.shape[1], forward.past_length.tolist()
         if len(pasts) != self._batch or min(pasts) < 0 or max(pasts) + width > self.capacity:
-            raise ValueError(f"{forward.input_ids.shape} tokens behind {pasts} in a cache of {self.capacity} positions")
+            raise ValueError(
+                f"{forward.input_ids.shape} tokens after {pasts} in a KV cache of {self.capacity} positions"
+            )
         least = 1 if self.contract.has_cache else width
         # So few are faster looked at in Python.
         for past, visible, rows in zip(pasts, forward.visible.tolist(), forward.rows.tolist(), strict=True):
@@ -291,10 +293,10 @@ def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
         return CacheForm("float32", None, False)
     batch = len(entry.shape) == 4 and not isinstance(entry.shape[0], int)
     if entry.type not in TYPES:
-        raise UserError(f"the model file's cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
+        raise UserError(f"the model file's KV cache is {entry.type}; this engine runs {', '.join(TYPES)}, export one")
     if TYPES[entry.type] == "bfloat16" and device == "cpu":
         raise UserError(
-            "the model file's cache is bfloat16, which ONNX Runtime's CPU does not compute; use --device cuda"
+            "the model file's KV cache is bfloat16, which ONNX Runtime's CPU does not compute; use --device cuda"
         )
     written, length = (
         next((e.shape[2] for e in entries if e.name == name and len(e.shape) == 4), None)

@@ -65,7 +65,7 @@ def check_bounds(forward: Forward, contract: Contract, batch: int, capacity: int
     width, past = forward.input_ids.shape[1], forward.past_length
     if forward.input_ids.shape[0] != batch or past.min() < 0 or past.max() + width > capacity:
         shape = list(forward.input_ids.shape)
-        raise ValueError(f"{shape} tokens behind {past.tolist()} in a cache of {batch} x {capacity} positions")
+        raise ValueError(f"{shape} tokens after {past.tolist()} in a KV cache of {batch} x {capacity} positions")
     least = 1 if contract.has_cache else width
     if forward.visible.min() < least or (forward.visible.max(axis=1) > past + width).any():
         raise ValueError(f"visible is outside [{least}, {past.max() + width}]")

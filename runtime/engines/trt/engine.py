@@ -199,7 +199,7 @@ class TrtEngine:
                 why_not = lane.capture(stack) or why_not
                 self._run(lane)
         if why_not is not None:
-            said = f"{why_not} (TensorRT said: {self._said()})"
+            said = f"{why_not} (TensorRT reports: {self._said()})"
             warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {said}")
         if self._kernels is not None:
             self._kernels.store()
@@ -208,7 +208,7 @@ class TrtEngine:
         try:
             lane.run()
         except DeviceError as error:
-            raise DeviceError(f"{error}; TensorRT said: {self._said()}") from None
+            raise DeviceError(f"{error}; TensorRT reports: {self._said()}") from None
 
     def _must(self, what: str, method: Callable[..., bool], *arguments: Any) -> None:
         try:
@@ -238,8 +238,8 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
             wrong.append(name)
         elif engine.get_tensor_location(name) != library.TensorLocation.DEVICE:
             raise UserError(
-                f"the engine reads {name} on the host, as a shape, and is given GPU memory alone; build it again: "
-                "python -m export.trt"
+                f"the engine reads {name} on the host, as a shape, but gets GPU memory alone; build it again: python "
+                "-m export.trt"
             )
     alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
     if contract.cache == "in_place" and not wrong and alias is not None:

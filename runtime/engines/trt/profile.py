@@ -126,7 +126,7 @@ class Lane:
         """Writes the inputs of the whole batch, padded to `width` tokens that see one position and that nobody sees."""
         own, asked = forward.input_ids.shape[1], forward.rows.shape[1]
         if asked > self.widths.rows:
-            raise ValueError(f"{asked} rows asked of a profile for {self.widths.rows}")
+            raise ValueError(f"{asked} rows requested of a profile for {self.widths.rows}")
         for name, given, rest in (("input_ids", forward.input_ids, pad_id), ("visible", forward.visible, 1)):
             array = self.inputs.array(name, self.batch, width)
             array[:, :own], array[:, own:] = given, rest
@@ -175,5 +175,5 @@ class Lane:
     def _enqueue(self) -> None:
         self._cuda.to_device(self.inputs.device, self.inputs.host, self._stream)
         if not call("execute_async_v3", self.context.execute_async_v3, int(self._stream)):
-            raise DeviceError("execute_async_v3 failed: TensorRT did not take the forward")
+            raise DeviceError("execute_async_v3 failed: TensorRT did not take the forward pass")
         self._cuda.to_host(self.outputs.host, self.outputs.device, self._stream)

@@ -117,7 +117,7 @@ class TrtBackend:
             self._loaded[engine.name] = loaded
             if tuple((p.least, p.most) for p in loaded.profiles) != built(engine).profiles:
                 self.close()
-                raise UserError(f"{engine.name} has other profiles than its manifest says; build it again")
+                raise UserError(f"{engine.name} has other profiles than its manifest lists; build it again")
         return self._loaded[engine.name]
 
     def _kernels_of(self, engine: Engine) -> str:
@@ -176,7 +176,7 @@ def reach(build: Build, contract: Contract) -> int:
 
 def built(engine: Engine) -> Build:
     if engine.build is None:
-        raise ValueError(f"{engine.name} is no TensorRT engine")
+        raise ValueError(f"{engine.name} is not a TensorRT engine")
     return engine.build
 
 
