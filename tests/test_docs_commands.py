@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from native import needs_tools
 from pages import ROOT, WALKED, Block, blocks, missing_lines
 
 ENVIRONMENT = {
@@ -83,3 +84,11 @@ def walk(todo: list[Block], folder: Path, port: str) -> None:
 @pytest.mark.parametrize("page", [page for page in WALKED if any(not block.reason for block in blocks(page))])
 def test_what_a_page_shows_runs(page: str, clone: Path) -> None:
     walk([block for block in blocks(page) if not block.reason], clone, free_port())
+
+
+@pytest.mark.native
+def test_the_c_program_that_the_page_on_embedding_shows_is_built_and_generates(clone: Path) -> None:
+    needs_tools()
+    shown = [block for block in blocks("docs/embed.md") if "build/hello.c" in block.text]
+    assert len(shown) == 1 and shown[0].expected
+    walk(shown, clone, free_port())

@@ -38,7 +38,7 @@ HELP = {  # help texts that do not fit their option's line
         "accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by its own gate "
         "is the reference)"
     ),
-    "target": f"percentage points below that model, or the fp32 engine, at most (default {TARGET})",
+    "target": f"maximum loss of accuracy, in percentage points below the reference model (default: {TARGET})",
     "decisions": (
         "fit the temperature that calibrates the probabilities of typed decisions, on validation problems of --task, "
         "and store it in the model; no threshold is chosen then (docs/distil.md)"
@@ -266,9 +266,11 @@ def keep_temperature(args: argparse.Namespace, subject: evaluated_model.Evaluate
 OPTIONS = (
     option("--decisions", action="store_true", help=HELP["decisions"]),
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
-    option("--task", default="math,code", help="sample tasks, without a report (default math,code)"),
-    option("--count", type=int, default=COUNT, help=f"problems a task, without a report (default {COUNT})"),
-    option("--data", type=Path, help="JSON lines that the report's problems are from, instead of a task"),
+    option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
+    option("--count", type=int, default=COUNT, help=f"problems per task, if no report is given (default: {COUNT})"),
+    option(
+        "--data", type=Path, help="file of JSON lines that the report's problems are from, instead of a task (default: none)"
+    ),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
     option(
