@@ -269,7 +269,9 @@ OPTIONS = (
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
     option("--count", type=int, default=COUNT, help=f"problems per task, if no report is given (default: {COUNT})"),
     option(
-        "--data", type=Path, help="file of JSON lines that the report's problems are from, instead of a task (default: none)"
+        "--data",
+        type=Path,
+        help="file of JSON lines that the report's problems are from, instead of a task (default: none)",
     ),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
