@@ -38,8 +38,8 @@ from .proof.held_out import recorded_requests
 from .proof.prove import sample_requests
 
 PROMPTS = 5
-EXACT = 1e-3  # nats, of fp32: sums of another order over all layers; other precisions have their own bound
-SHOWN = 100  # characters of an answer
+EXACT = 1e-3  # nats, in fp32, since sums of all layers may be in another order; other precisions have their own bound
+SHOWN = 100  # characters of an answer on the page
 PACKAGES = ("blockstep", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 GPU = "--query-gpu=name,compute_cap,memory.total,driver_version"
 HELP = {
@@ -81,7 +81,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Holds the findings. own: as `proof.own_code` reports it; agreements: per prompt, none without comparison."""
+    """Holds the findings. own: the report of `proof.own_code`; agreements: one per prompt, empty without comparison."""
 
     name: str
     facts: dict[str, Any]
@@ -101,7 +101,7 @@ class Page:
         return EXACT if row.exact else row.log_prob
 
     def agrees(self, found: Agreement) -> bool:
-        """Returns whether a prompt's logits agree; NaN never does. In fp32 best tokens may differ only at near ties."""
+        """Returns whether a prompt's logits agree (not with NaN). In fp32 best tokens may differ only at near ties."""
         ties = found.tokens == 0 or found.margin <= EXACT or not PRECISIONS[self.precision].exact
         return found.log_prob <= self.bound and not math.isnan(found.every_log_prob) and ties
 
@@ -159,7 +159,7 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
 
 
 def own_code_of(args: argparse.Namespace, inputs: Path) -> dict[str, Any]:
-    """Runs the directory's code, if it is what was exported."""
+    """Runs the directory's own modelling code, unless an adapter was merged into the exported weights."""
     if args.adapter is not None:
         return {"refused": "an adapter was merged into the weights, which the directory's code knows nothing of"}
     print("running the directory's modelling code ...", file=sys.stderr, flush=True)
@@ -185,7 +185,7 @@ def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -
 
 
 def plain(page: Page) -> dict[str, Any]:
-    """Returns the page as plain values for JSON: a figure that is NaN or infinite is null."""
+    """Returns the page as plain values for JSON, null for figures that are NaN or infinite."""
     values = asdict(page)
     for each in values["agreements"]:
         each |= {name: None for name, value in each.items() if not math.isfinite(value)}
@@ -193,7 +193,7 @@ def plain(page: Page) -> dict[str, Any]:
 
 
 def verdict(page: Page) -> str:
-    """Returns the page's first line, in a few words."""
+    """Returns the verdict of the page's first line, in a few words."""
     if not all(check.ok for check in page.checks):
         return "the export failed its own checks"
     if not page.agreements:
@@ -203,7 +203,7 @@ def verdict(page: Page) -> str:
 
 
 def lines(page: Page) -> Iterator[str]:
-    """Yields the page."""
+    """Yields the lines of the page."""
     yield f"# blockstep check-model: {page.name}: {verdict(page)}"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in page.facts.items() if value not in (None, {}))
@@ -248,7 +248,7 @@ def own_lines(page: Page) -> Iterator[str]:
 
 
 def agreement_line(page: Page, found: Agreement) -> str:
-    """Returns what a prompt's comparison found."""
+    """Returns the line about a prompt's comparison."""
     tokens = f"{found.tokens} of {found.rows} best tokens differ"
     if found.tokens:
         tokens += f", there its own two best were within {found.margin:.1e}"
@@ -259,13 +259,13 @@ def agreement_line(page: Page, found: Agreement) -> str:
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Yields what is installed here."""
+    """Yields names and versions of Python and of the packages installed here."""
     yield "python", platform.python_version()
     yield from ((name, found) for name in PACKAGES if (found := installed_version(name)))
 
 
 def machine() -> Iterator[str]:
-    """Yields processor and memory, and the GPU as its driver reports it."""
+    """Yields lines about processor and memory, and about the GPU as its driver reports it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield f"{processor_name()}, {os.cpu_count()} logical cores, {memory / 1e9:.0f} GB, {platform.platform()}"
     if tool := shutil.which("nvidia-smi"):

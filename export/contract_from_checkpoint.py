@@ -1,4 +1,4 @@
-"""Makes the contract of a bundle from a checkpoint, and checks what else an export takes from it: template, path."""
+"""Makes a bundle's contract from a checkpoint, checks its chat template, and chooses the bundle's default path."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CAPACITY = 1024  # positions, by default
 
 
 def check_template(source: Checkpoint) -> None:
-    """Raises UserError for a chat template that cannot be rendered; else only the first prompt would show it."""
+    """Raises UserError for a chat template that cannot be rendered; otherwise only the first prompt would show that."""
     if source.chat_template is not None:
         chat_template.check(source.chat_template)
 
 
 def default_out(ckpt: Path) -> Path:
-    """Returns the path next to the checkpoint, or in the current folder if the checkpoint is in a download cache.
+    """Returns a bundle's default path: next to the checkpoint, or in the current folder for one in a download cache.
 
-    A dot in a directory's name does not begin a suffix (SDAR-1.7B-Chat), and `..` is not a name.
+    A directory's name keeps what follows a dot (SDAR-1.7B-Chat). A path that ends in `..` is resolved to have a name.
     """
     ckpt = named(ckpt)
     name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
@@ -34,7 +34,7 @@ def default_out(ckpt: Path) -> Path:
 
 
 def check_query_scale(source: Checkpoint, capacity: int) -> None:
-    """Raises UserError if queries are scaled by their position within the capacity, which no graph here computes."""
+    """Raises UserError if, within the capacity, the model scales queries by position, which no graph here computes."""
     most = longest(source.model.rope_scaling)
     if most is not None and capacity > most:
         raise UserError(
@@ -44,9 +44,10 @@ def check_query_scale(source: Checkpoint, capacity: int) -> None:
 
 
 def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, candidates: int = 0) -> Contract:
-    """Returns the contract with its capacity in tokens and its counts of top tokens and candidates.
+    """Returns a checkpoint's contract with a KV-cache capacity (positions) and counts of top tokens and candidates.
 
-    Raises UserError if the model has no room for that length, or has fewer tokens to give.
+    Raises UserError if the capacity exceeds the model's context or leaves no room for an answer, or if a count exceeds
+    the tokens that the model can propose.
     """
     context = source.decoding.context
     check_query_scale(source, capacity or min(CAPACITY, context))

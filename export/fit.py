@@ -34,10 +34,11 @@ HELP = {
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """Holds what an engine needs memory for: sizes in elements, `weights` and `item` (a KV-cache number) in bytes.
+    """Holds the sizes that decide an engine's memory: in elements, `weights` and `item` (a KV-cache number) in bytes.
 
-    widest: tokens of its widest forward pass, None if that is the capacity; scores: whether attention scores are held
-    in memory, which fused operators avoid; delta: whether new keys and values are held next to the KV cache.
+    widest: tokens of the widest forward pass, None if that is the capacity; scores: whether attention scores are held
+    in memory, which fused operators avoid; delta: whether new keys and values are held next to the KV cache; cached:
+    whether there is a KV cache.
     """
 
     weights: int
@@ -59,7 +60,7 @@ class EngineShape:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Holds the bytes that are needed at a KV-cache capacity (positions)."""
+    """Holds the bytes that an engine needs at a KV-cache capacity (positions)."""
 
     capacity: int
     weights: int
@@ -73,7 +74,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Holds whether an engine fits a device at its own capacity, and the largest capacity that fits, or None."""
+    """Holds whether an engine fits a device at a `Need`'s capacity, and the largest capacity that fits, or None."""
 
     device: str
     memory_gb: float
@@ -109,7 +110,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def fit(args: argparse.Namespace) -> int:
-    """Reads the bundle, adds up, prints."""
+    """Reads the bundle, adds up the memory that the engine needs, and prints it."""
     bundle = read(args.bundle)
     engine = chosen(bundle, args.engine)
     shape = engine_shape(bundle, engine, args.batch)
@@ -133,12 +134,12 @@ def chosen(bundle: Bundle, name: str | None) -> Engine:
 
 
 def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
-    """Returns an engine's shape from the contract and its graph's weights, whose values are not read."""
+    """Returns an engine's shape from the contract and the shapes of its graph's weights; reads no values."""
     contract, build = bundle.contract, engine.build
     file = bundle.path / engine.graph
     try:
         graph = onnx.load(file, load_external_data=False).graph
-    except Exception as error:  # protobuf's and the system's, without a common class
+    except Exception as error:  # protobuf's and the system's errors have no common class
         raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:100]}); export it again") from None
     sizes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
     caches = [BYTES[i.type.tensor_type.elem_type] for i in graph.input if i.name == "past_key_values.0.key"]
@@ -164,13 +165,16 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
 
 
 def needed(shape: EngineShape, capacity: int) -> Need:
-    """Returns the bytes of an engine of that capacity; activations: the largest of attention, MLP and head."""
+    """Returns the bytes that an engine needs at a capacity.
+
+    activations: hidden states, and the largest of attention, MLP and head.
+    """
     width = capacity if shape.widest is None else min(shape.widest, capacity)
     tokens, keys = shape.batch * width, capacity + width if shape.delta else capacity
     position = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.item * shape.batch
     cache = (capacity + (width if shape.delta else 0)) * position if shape.cached else 0
     packed = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * shape.item
-    scores = shape.heads * keys * (4 + shape.item) if shape.scores else 0  # in fp32, and their softmax
+    scores = shape.heads * keys * (4 + shape.item) if shape.scores else 0  # fp32 scores, and their softmax
     mask = keys * shape.item
     attention = tokens * (packed + scores + mask)
     mlp = tokens * 3 * shape.ffn * shape.item
@@ -179,7 +183,7 @@ def needed(shape: EngineShape, capacity: int) -> Need:
 
 
 def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Verdict:
-    """Returns whether a device holds an engine, and with how long a KV cache."""
+    """Returns whether an engine fits a device, and the largest KV-cache capacity that fits."""
     left = (MEMORY[device] - system_gb) * 1e9
     low, high = 0, MOST  # the largest capacity that fits is in [low, high]
     while low < high:
@@ -203,7 +207,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str
 
 
 def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
-    """Returns the other dimension than `other` of the weight that has `part` in its name."""
+    """Returns a dimension of the weight that has `part` in its name: the only one, or the one that is not `other`."""
     for name, dims in sizes.items():
         if part == name and len(dims) == 1:
             return dims[0]

@@ -1,5 +1,5 @@
-# Run it as `python -m export.onnx`: by its path, this file would stand in for the onnx package and break.
-"""Exports a checkpoint for ONNX Runtime, proved before it is kept: python -m export.onnx --ckpt student.pt"""
+# Run this as `python -m export.onnx`: if run by its path, this file would be imported in place of the onnx package.
+"""Exports a checkpoint for ONNX Runtime, and keeps it only if it is proved: python -m export.onnx --ckpt student.pt"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .quantization.ort_formats import formats_of
 from .quantization.own_codes import own_codes_in_fp16
 from .staging import report_write_errors, working_folder
 
-HELP = {  # for options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "out": (
         "bundle to write, a folder (default: the checkpoint's path with .bundle; for a checkpoint in a download cache, "
         "its name in the current folder)"
@@ -119,9 +119,9 @@ def check_precision(dialect: str, precision: str, device: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OnnxBundle:
-    """Describes the bundle to make of a checkpoint, by the option names of `export.onnx`.
+    """Describes the bundle to make from a checkpoint. Fields are named as `export.onnx`'s options.
 
-    overrides: how a Hugging Face directory is read; None means each option's default.
+    overrides: how a Hugging Face directory is read. In the other fields, None means the option's default.
     """
 
     ckpt: Path
@@ -155,7 +155,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
     check_template(source)
     if wanted.dialect != "ort" and wanted.precision == "int4":
-        own_codes_in_fp16(source, wanted.dialect)  # refuses what would be rounded again
+        own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
     formats = formats_of(wanted.dialect, wanted.precision, source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
@@ -185,7 +185,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
             files += [folder / engine.reference.file] if engine.reference else []
             with report_write_errors(out):
                 made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
-            if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # measured by it here
+            if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # just replayed here
                 first_load.remember(made.engine(engine.name), "cpu")
     return checks
 
@@ -193,9 +193,9 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
 def add_reference(
     source: Checkpoint, contract: Contract, engine: Engine, wanted: OnnxBundle, folder: Path
 ) -> tuple[Engine, Check]:
-    """Records a reference into the folder; returns the engine with it, and the check of it.
+    """Records a reference into the folder; returns the engine with that reference, and its check.
 
-    source: with the weights that the graph computes with.
+    source: the checkpoint, with the weights that the graph computes with.
     """
     requests = recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
     formats = formats_of(engine.dialect, engine.precision, source)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """Holds the least bounds on a replay, with room for other machines; measured bounds are in the bundle.
+    """Holds the least bounds on a replay, which leave room for other machines. A bundle has its measured bounds.
 
     Args:
-        mean_norm: of mean norms of new keys and values, relative.
-        mean_log_prob: of mean log-probabilities and entropies, nats.
-        largest_log_prob: of one log-probability, nats.
-        mean_spread: of the spread of the top tokens' log-probabilities, relative.
+        mean_norm: bound on mean norms of new keys and values, relative.
+        mean_log_prob: bound on mean log-probabilities and entropies, nats.
+        largest_log_prob: bound on a single log-probability, nats.
+        mean_spread: bound on the spread of the top tokens' log-probabilities, relative.
     """
 
     mean_norm: float = 1e-3
@@ -25,21 +25,21 @@ class Floors:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Describes a graph's numbers, who can run them, and how far they may be from PyTorch.
+    """Describes the numbers of a graph, which machines run them, and how far results may be from PyTorch's.
 
     Args:
-        weights: how those of the layers are stored for TensorRT, a name in `quantization.trt_formats`, None if they are
-            not quantized. For ONNX Runtime that is in `quantization.ort_formats`.
-        dtype: of what is not quantized, heads and KV cache.
-        capability, rtx: least compute capability under TensorRT and under TensorRT for RTX.
-        on_cpu: whether ONNX Runtime's CPU has the operators; if not, the dequantized graph alone is proved there.
+        weights: the format in which TensorRT stores the layers' weights, a name in `quantization.trt_formats`; None if
+            they are not quantized. ONNX Runtime's formats are in `quantization.ort_formats`.
+        dtype: type of the weights that are not quantized, of attention heads and of the KV cache.
+        capability, rtx: lowest compute capability under TensorRT and under TensorRT for RTX.
+        on_cpu: whether ONNX Runtime's CPU has the operators; if not, at most the dequantized graph is proved there.
         log_prob: bound on the difference of the best token's log-probability, nats.
-        layer: bound on that of a number of one part, in units of the root mean square of what the part adds (a layer),
-            makes (keys, values) or looks up (the embedding); NaN if no part is ever run.
-        entropy: bound on its difference, nats; by default it is reported alone.
-        calibrated: whether activations are quantized too, over ranges measured on prompts.
-        exact: whether best tokens and answers have to be PyTorch's.
-        replay: the least that its bounds are when an engine replays its recorded reference.
+        layer: bound on the difference of a single number in a proof by layer, in units of the root mean square of what
+            a layer adds, of its keys or values, or of the embeddings; NaN if no proof runs single layers.
+        entropy: bound on the difference of entropy, nats; by default infinite: the difference is only reported.
+        calibrated: whether activations are quantized too, in ranges measured on prompts.
+        exact: whether best tokens and answers have to be the same as PyTorch's.
+        replay: the least bounds for an engine's replay of its recorded reference.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Precision:
     replay: Floors = Floors()
 
 
-# How the bounds other than fp32's were found is in LOG.md. Quantized graphs for ONNX Runtime are not held to them: what
-# those cost is the model's own, see `proof.quantized_reference.whole_bound`. A machine that exports fp16 may compute it
-# in fp32, so room for another's fp16 products (those of a Cortex-A76 are) is in the least bounds of a replay alone.
+# LOG.md explains how the bounds other than fp32's were found. They do not apply to quantized graphs for ONNX Runtime:
+# their loss depends on the model (`proof.quantized_reference.whole_bound`). The exporting machine may compute fp16 in
+# fp32, so only the least bounds of a replay leave room for machines that multiply in fp16, such as a Cortex-A76.
 PRECISIONS = {
     each.name: each
     for each in (

@@ -19,7 +19,7 @@ EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 
 def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
-    """Records where a bundle came from, and its model's shape, which `runtime.roofline` counts by."""
+    """Returns where a bundle came from, and its model's shape, from which `runtime.roofline` counts operations."""
     return {
         "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
         "exporter": EXPORTER,

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime import files
 from runtime.errors import UserError
 
-SPARE = 64 << 20  # bytes in addition to the weights: the graph, the tokenizer, parts of the graph while it is proved
+SPARE = 64 << 20  # bytes needed besides the weights: for graph, tokenizer, and parts of the graph while it is proved
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def report_write_errors(out: Path) -> Iterator[None]:
 def working_folder(out: Path) -> Iterator[Path]:
     """Yields a staging directory on the bundle's disk, so that files are moved into the bundle and not copied.
 
-    See `runtime.files.stage`. Raises UserError if nothing can be written next to `out`, or if another export to it is
-    running.
+    See `runtime.files.stage`. Raises UserError if nothing can be written next to `out`, or if another export to `out`
+    is running.
     """
     with ExitStack() as held:
         with report_write_errors(out):
@@ -39,7 +39,7 @@ def working_folder(out: Path) -> Iterator[Path]:
 
 
 def check_disk_space(folder: Path, size: int) -> None:
-    """Raises UserError if the disk of `folder` has no room for that many bytes of weights."""
+    """Raises UserError if the disk of `folder` has no room for `size` bytes of weights and SPARE more."""
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:
         raise UserError(

@@ -1,6 +1,6 @@
 """Writes a bundle into a model repository of Triton's Python backend: python -m export.triton student.bundle
 
-REPOSITORY/student/config.pbtxt     what Triton reads: tensors, decoupled transactions, the options given here
+REPOSITORY/student/config.pbtxt     Triton's configuration: tensors, decoupled transactions, the options given here
 REPOSITORY/student/1/model.py       a copy of triton_model.py
 REPOSITORY/student/1/bundle/        the bundle's files
 """
@@ -33,7 +33,7 @@ INPUTS = {  # each may be left out
     "stream": ("TYPE_BOOL", 1),
 }
 OUTPUTS = {"text_output": ("TYPE_STRING", 1), "finish_reason": ("TYPE_STRING", 1)}
-HELP = {  # for options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "out": "model repository to write to; other models in it stay (default: models)",
     "workers": "requests decoded at once, each with its own KV cache, the weights shared (default: 2; 1 on TensorRT)",
 }
@@ -63,7 +63,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and reports its path."""
     name = served_name(args.bundle, args.name)
-    for flag, value in (("--name", name), ("--engine", args.engine or DEFAULT)):  # config.pbtxt quotes them
+    for flag, value in (("--name", name), ("--engine", args.engine or DEFAULT)):  # config.pbtxt has both in quotes
         if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{flag} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")
     place, bundle = args.out / name, read(args.bundle)
@@ -88,7 +88,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def check_model_place(place: Path, replace: bool) -> bool:
-    """Returns whether a model is there already. Raises UserError if it must not be replaced."""
+    """Returns whether `place` has a model already. Raises UserError if it must not be replaced."""
     if not os.path.lexists(place):
         return False
     if not (place / "config.pbtxt").is_file():
@@ -111,7 +111,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def parameters(args: argparse.Namespace) -> dict[str, str]:
-    """Returns what `triton_model.py` loads the bundle with; options that were not given are left out."""
+    """Returns the parameters that `triton_model.py` loads the bundle with, without options that were not given."""
     given = {
         "engine": args.engine,
         "device": args.device,

@@ -21,8 +21,8 @@ from blockstep.model import ModelPool, blocks, while_wanted
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 INPUTS = ("text_input", "input_ids", "max_tokens", "threshold", "stream")
-# A field that is not an input reaches the model as a parameter. These would change the answer: `blockstep serve` reads
-# them, or they are other servers' names of max_tokens. Others are not refused: headers may be forwarded as parameters.
+# Triton passes a field that is not an input as a parameter. These parameters would change the answer: `blockstep serve`
+# reads them, or other servers use them for max_tokens. Others are not refused: headers may be forwarded as parameters.
 REFUSED = (
     "temperature", "stop", "logprobs", "top_logprobs", "stream_canvas",
     "max_new_tokens", "max_completion_tokens", "max_output_tokens", "n_predict",
@@ -31,7 +31,7 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class TritonRequest:
-    """Holds what a request's tensors request."""
+    """Holds a request, as read from its tensors."""
 
     prompt: Prompt
     options: DecodeOptions
@@ -39,7 +39,7 @@ class TritonRequest:
 
 
 class TritonPythonModel:
-    """Holds one loaded engine. Its workers are threads, each with its own KV cache, over one copy of the weights."""
+    """Holds one loaded engine. Its workers are threads, each with its own KV cache, that share the weights."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the bundle next to this file with the parameters of config.pbtxt."""
@@ -58,7 +58,7 @@ class TritonPythonModel:
         self._threads = ThreadPoolExecutor(len(self._pool.models))
 
     def execute(self, requests: list[Any]) -> None:
-        """Hands each request to an idle worker; waits while there is none, so that requests queue in Triton."""
+        """Hands each request to an idle worker; waits while no worker is idle, so that requests queue in Triton."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -87,7 +87,7 @@ class TritonPythonModel:
 
 
 def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
-    """Decodes one request and sends its blocks, or all of them at once. Raises what `Model.steps` raises."""
+    """Decodes one request; sends each block (`stream`) or the whole answer. Raises what `Model.steps` raises."""
     pieces, finish = [], "cancelled"
     for block in _wanted(model, ask, sender):
         pieces.append(block.text)
@@ -123,7 +123,7 @@ def check_parameters(given: Mapping[str, Any]) -> None:
 
 
 def _limit(max_tokens: Any) -> int | None:
-    """Returns the most new tokens; None if not given or -1, as over HTTP."""
+    """Returns the maximum of new tokens; None if not given or -1, as over HTTP."""
     if max_tokens is None or max_tokens == -1:
         return None
     if max_tokens < 1:

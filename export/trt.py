@@ -1,4 +1,4 @@
-"""Builds TensorRT engines of a checkpoint, or of a copied bundle's graphs: python -m export.trt --ckpt student.pt"""
+"""Builds TensorRT engines from a checkpoint or from a bundle's graphs: python -m export.trt --ckpt student.pt"""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from .trt_engines.from_bundle import from_bundle
 from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
-STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")  # not for RTX
+# Options that only standard TensorRT has; TensorRT for RTX has none of them.
+STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
-HELP = {  # for options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "bundle": (
         "bundle to build engines of, from its graphs and on the machine that runs them, instead of --ckpt; needs "
         "neither torch nor the checkpoint"
@@ -143,7 +144,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Builds what is missing or different and adds it to the bundle."""
+    """Builds the engines that the bundle lacks or has with other settings, and adds them to it."""
     started, report = time.perf_counter(), BuildReport(sys.stderr if args.json else sys.stdout)
     library = None if args.graph_only else find_library(args.flavor)
     settings = settings_of(args)
@@ -165,7 +166,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> BuilderSettings:
-    """Returns the build settings that the options give; its targets are the requested ones."""
+    """Returns the build settings that the options give; `targets` are those of --compute-capability."""
     return dataclass_of(BuilderSettings, args, targets=tuple(args.compute_capability))
 
 

@@ -92,7 +92,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Generates the prompts' answers on both sides and reports how far they are apart."""
+    """Answers the prompts with the engine and with PyTorch, and reports how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     made = read(args.bundle)
     overrides = overrides_with(args, made.contract)
@@ -100,7 +100,7 @@ def verify(args: argparse.Namespace) -> int:
     engine.kind.import_library(args.device)
     source = open_checkpoint.load(args.ckpt, overrides)
     if args.template_args is None:
-        source = replace(source, chat_template=made.chat_template)  # with the arguments it was exported with
+        source = replace(source, chat_template=made.chat_template)  # with the export's arguments
     check_origin(made, args.ckpt, open_checkpoint.fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine, args.device)
@@ -147,15 +147,17 @@ def compared_with_pytorch(
 
 
 def arithmetic_of(source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith) -> Backend | None:
-    """Returns what else is run, to measure `Parity.lost`: an engine's own arithmetic, or the checkpoint if that is not
-    what the engine is compared with."""
+    """Returns one more backend to run, which measures `Parity.lost`, or None.
+
+    It has the engine's own arithmetic in PyTorch, or the checkpoint if that is not what the engine is compared with.
+    """
     if formats := formats_of(engine.dialect, engine.precision, source):
         return QuantizedBackend(source, contract, formats)
     return TorchBackend(source.build(), contract, barred=source.missing_ids()) if other.note else None
 
 
 def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu") -> Inspectable:
-    """Returns the engine; for a TensorRT engine without a GPU, its graph, run by ONNX Runtime on the CPU."""
+    """Opens the engine or, for a TensorRT engine without a GPU, its graph in ONNX Runtime on the CPU."""
     if engine.build is None or has_gpu():
         spinning = engine.kind.native_code  # ONNX Runtime's threads must not spin: PyTorch and the engine take turns
         options = OpenOptions(device, trust_engine=trust, allow_spinning=spinning)
@@ -172,7 +174,7 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu")
 
 @contextmanager
 def in_place_of_tensorrt(engine: Engine) -> Iterator[None]:
-    """Raises UserError if ONNX Runtime's CPU fails at a TensorRT engine's graph, which is not the engine's fault."""
+    """Raises UserError if ONNX Runtime's CPU fails at a TensorRT engine's graph: the engine itself may be right."""
     try:
         yield
     except DeviceError as error:
@@ -190,7 +192,7 @@ def has_gpu() -> bool:
 
 
 def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
-    """Returns the overrides that were given; for a directory, the rest is as the bundle was exported."""
+    """Returns the given overrides; for a directory, the others are taken from the bundle's contract."""
     given = overrides_of(args)
     if not args.ckpt.is_dir():
         return given

@@ -1,4 +1,4 @@
-"""Block decoding of exported students with numpy and an engine; torch is not needed here."""
+"""Decodes exported students block by block with numpy and an engine, without torch."""
 
 from .decoding.options import DecodeOptions
 from .errors import DeviceError, NumericalError, UserError

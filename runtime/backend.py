@@ -1,4 +1,4 @@
-"""What an engine has to offer the decode loop: one forward pass over a KV cache that it owns."""
+"""Defines what an engine offers the decode loop: one forward pass over a KV cache that the engine owns."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from .contract import Contract
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-PADDED = 2  # blocks after its own end, to which a backend of several sequences may have to pad one
+PADDED = 2  # blocks past `capacity` that a backend of several sequences leaves room for, as padding
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Inputs of one forward pass of `width` tokens after `past_length` committed ones, for as long as it runs.
+    """Holds the inputs of one forward pass of `width` tokens after `past_length` committed ones.
 
-    input_ids [batch, width]; past_length [batch]; visible [batch, width], how many cache positions each query sees, at
-    least 1; rows [batch, n], n >= 1, which of the width's rows to predict; top: whether the most likely tokens of each
-    are wanted too, as many as the contract's `top_k`; candidates [batch, n, C]: tokens whose log-probabilities are
-    wanted of each asked row, at most the contract's `candidates` of them, never the mask token.
+    input_ids [batch, width]; past_length [batch]; visible [batch, width]: attention prefix length of each query, at
+    least 1; rows [batch, n], n >= 1: the positions to predict, as indices in [0, width); top: whether to return the
+    most probable tokens of each row too, as many as the contract's `top_k`; candidates [batch, n, C]: per row, the
+    tokens whose log-probabilities to return, C at most the contract's `candidates`, never the mask token. The arrays
+    may be views of the canvas: copy them to keep them beyond the forward pass.
     """
 
     input_ids: Ints
@@ -38,9 +39,9 @@ class Forward:
 class Proposal:
     """Holds, per row, the top-1 token (never the mask token), its probability, and the entropy in nats. [batch, n]
 
-    top_token, top_logprob [batch, n, K]: the most likely tokens, the best first, and the logarithms of their
-    probabilities, nats; None if the forward pass did not request them. candidate_logprob [batch, n, C]: those of the
-    forward's candidates, over the whole vocabulary without the mask token; None where there were none.
+    top_token, top_logprob [batch, n, K]: the most probable tokens, the best first, and their log-probabilities, nats;
+    None if the forward pass did not request them. candidate_logprob [batch, n, C]: log-probabilities of the forward
+    pass's candidates, of a softmax over the vocabulary without the mask token; None if it had no candidates.
     """
 
     token: Ints
@@ -51,7 +52,10 @@ class Proposal:
     candidate_logprob: Floats | None = None
 
     def parts(self) -> tuple[NDArray[Any], ...]:
-        """What decoding reads, in the order of the fields: without top tokens the first three; no candidates."""
+        """Returns the arrays that decoding reads, in field order: the first three, then top tokens if there are any.
+
+        Candidates are never among them.
+        """
         reduced = (self.token, self.confidence, self.entropy)
         if self.top_token is None or self.top_logprob is None:
             return reduced
@@ -59,7 +63,8 @@ class Proposal:
 
 
 class Backend(Protocol):
-    """Runs a step graph. New keys and values are stored after `past_length`; they stay once the host counts them."""
+    """Runs a step graph. A forward pass stores its keys and values from `past_length` on; a later one overwrites them
+    unless its `past_length` includes them."""
 
     @property
     def contract(self) -> Contract: ...
@@ -68,56 +73,64 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     def open(self, batch: int, capacity: int) -> None:
-        """Makes room for `batch` sequences of at most `capacity` positions, in which nothing of earlier ones is read;
-        if there are several, a forward pass may pad each to two blocks after that."""
+        """Makes room for `batch` sequences of at most `capacity` positions; what an earlier `open` left is not read.
+
+        With several sequences, a forward pass may write padding up to PADDED blocks past `capacity`.
+        """
 
     def forward(self, forward: Forward) -> Proposal: ...
 
     def keep(self, rows: NDArray[Any]) -> None:
-        """Goes on with these sequences of the batch alone, in this order, at most as many as `open` made room for.
+        """Keeps only these sequences of the batch, in this order; at most as many as `open` made room for.
 
-        An index that comes again is a free place: nothing is read of it before it is written.
+        A repeated index makes a free place: a copy that nothing reads before it is overwritten.
         """
 
 
 class Inspectable(Backend, Protocol):
-    """A backend whose KV cache can be looked at, by whoever compares."""
+    """Describes a backend whose KV cache can be read, to compare it with PyTorch's."""
 
     def read_cache(self) -> NDArray[Any]:
-        """Returns the KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim], keys, values in turn"""
+        """Returns the KV cache on the host: keys of layer 0, its values, keys of layer 1, ...
+
+        [2 * layers, batch, kv_heads, capacity, head_dim]
+        """
         ...
 
 
 @runtime_checkable
 class Growable(Protocol):
-    """A backend whose KV cache can be made longer while there are sequences in it."""
+    """Describes a backend whose KV cache can grow while it holds sequences."""
 
     def grow(self, capacity: int) -> None:
-        """Makes room for at least as many positions per sequence, as `Backend.open` does; what is there stays."""
+        """Makes room for at least `capacity` positions per sequence, as `Backend.open` does; keeps the contents."""
 
 
 @runtime_checkable
 class Forkable(Protocol):
-    """A backend that may go on with several copies of one sequence, which share what is committed."""
+    """Describes a backend that can run copies of one sequence, all beginning with its committed tokens."""
 
     @property
     def most_copies(self) -> int:
-        """How many there may be; 1 for an engine that runs one sequence."""
+        """Returns the maximum of copies; 1 if it cannot make any."""
         ...
 
     def fork(self, count: int) -> None:
-        """Goes on with `count` copies of the batch's first sequence, each in a KV cache of its own; 1 ends that."""
+        """Continues with `count` copies of the batch's first sequence, each in its own KV cache; 1 drops the copies."""
 
 
 @runtime_checkable
 class Shareable(Protocol):
-    """A backend whose weights several threads may use at once, each through a backend with a KV cache of its own."""
+    """Describes a backend whose weights several threads can use at once, each by its own backend and KV cache."""
 
     def share(self) -> Backend: ...
 
 
 def check_candidates(forward: Forward, contract: Contract) -> None:
-    """Raises ValueError for candidates that are no tokens of the model, which engines do not notice. A bug of ours."""
+    """Raises ValueError for candidates of a wrong shape or outside the vocabulary, which engines would not notice.
+
+    Users cannot cause this error: it would be a bug of blockstep.
+    """
     if (given := forward.candidates) is None:
         return
     if given.shape[:2] != forward.rows.shape or not 1 <= given.shape[2] <= contract.candidates:

@@ -47,9 +47,9 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Returns the prompts of a JSON-lines file. Raises UserError naming the line that has none."""
+    """Returns the prompts of a JSON-lines file. Raises UserError naming the first line without a prompt."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would divide texts, at U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also split texts at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}); expected a file of JSON lines") from None
     prompts = []

@@ -23,7 +23,7 @@ from .errors import UserError
 SOURCES = Path(__file__).resolve().parent / "c"
 LIBRARY, HEADER, MODULE = "libblockstep.so", "blockstep.h", "_blockstep"
 
-# Between the embedded Python and library.c, on top of the public header.
+# Declarations that the embedded Python and library.c share, in addition to the public header.
 PRIVATE = """
 void tell(const char *message);
 int raised(const int *flag);
@@ -43,8 +43,9 @@ extern "Python" {
 }
 """
 
-# The package is loaded by its folder and as `blockstep`, whatever the folder is called, so that nothing joins sys.path
-# and no other `runtime` is in the way. An environment that was chosen brings its own, if it has one.
+# The package is loaded from its folder under the name `blockstep`, whatever the folder's name, so that sys.path stays
+# as it is and another `runtime` does not get in the way. An environment that BLOCKSTEP_PYTHON chose uses its own
+# blockstep, if it has one.
 STARTUP = f"""
 from {MODULE} import ffi, lib
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Builds the library and reports where its files are."""
+    """Builds the library and prints the paths of its files."""
     library, header = build_library(args.out)
     if args.json:
         print_json({"library": str(library), "header": str(header), "python": sys.executable})
@@ -87,8 +88,8 @@ def report(args: argparse.Namespace) -> int:
 def build_library(out: Path) -> tuple[Path, Path]:
     """Writes library and header into the folder; returns their paths.
 
-    The library holds the paths of this Python and of this package. Raises UserError if cffi, a compiler, or Python's
-    headers or shared library are missing.
+    The library contains the paths of this Python and of this package. Raises UserError if cffi, a compiler, Python's
+    headers or its shared library are missing.
     """
     linking, compiler = python_flags(), found_compiler()
     out = files.real_path(out)
@@ -97,18 +98,18 @@ def build_library(out: Path) -> tuple[Path, Path]:
         source, made = Path(folder) / "library.c", Path(folder) / LIBRARY
         write_source(source)
         line = [*compiler, "-shared", "-fPIC", "-O2", "-pthread", "-fvisibility=hidden", f"-I{SOURCES}", str(source)]
-        # It holds a running interpreter, so dlclose() must not take it out of the process.
+        # The library contains a running interpreter, so dlclose() must not unload it.
         line += ["-o", str(made), f"-Wl,-soname,{LIBRARY}", "-Wl,-z,nodelete", *linking, "-ldl"]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{compiler[0]} fails: {done.stderr.strip()[-400:]}; see that it builds Python extensions")
-        files.move(made, out / LIBRARY)  # at once, so that a host that runs keeps the file it has
+        files.move(made, out / LIBRARY)  # a rename, so that a running host keeps the file that it has open
     shutil.copyfile(SOURCES / HEADER, out / HEADER)
     return out / LIBRARY, out / HEADER
 
 
 def write_source(target: Path) -> None:
-    """Writes the whole C source: cffi's part and library.c. Raises UserError without cffi."""
+    """Writes the whole C source: cffi's part and library.c. Raises UserError if cffi is missing."""
     try:
         from cffi import FFI
     except ModuleNotFoundError:
@@ -120,12 +121,12 @@ def write_source(target: Path) -> None:
     paths = {"BUILT_IN_PYTHON": sys.executable, "BUILT_IN_PACKAGE": str(SOURCES.parent)}
     defined = "".join(f"#define {name} {json.dumps(path, ensure_ascii=False)}\n" for name, path in paths.items())
     ffi.set_source(MODULE, defined + (SOURCES / "library.c").read_text(encoding="utf-8"))
-    with redirect_stdout(StringIO()):  # it prints that it generates
+    with redirect_stdout(StringIO()):  # drops cffi's progress message
         ffi.emit_c_code(str(target))
 
 
 def declarations() -> str:
-    """Returns the part of the header that cffi understands: all but the preprocessor's conditions."""
+    """Returns the part of the header that cffi understands: everything between the preprocessor's conditions."""
     header = (SOURCES / HEADER).read_text(encoding="utf-8")
     declared = header.split("/* declarations */")[1].split("/* end of declarations */")[0]
     return declared.replace("BLOCKSTEP_PUBLIC ", "")

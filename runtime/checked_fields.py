@@ -1,7 +1,7 @@
-"""Checks plain values, as JSON holds them, against the fields of the dataclass that they become.
+"""Checks plain values, such as JSON's, against the fields of the dataclass that is made from them.
 
-A field's annotation declares what it holds: `block: Annotated[int, whole(1, 4096)]`. One without a declaration is
-checked by whoever reads it; a `bool` speaks for itself.
+A field's annotation declares what it may hold: `block: Annotated[int, whole(1, 4096)]`. A field without such a
+declaration is checked by the code that reads it; a `bool` needs none.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any, TypeVar, get_type_hints
 from .errors import UserError
 
 T = TypeVar("T")
-NUMBER_LIMIT = 1 << 24  # far above any model's: what is sized by a damaged file would take all memory
+NUMBER_LIMIT = 1 << 24  # far above any model's numbers: an array sized by a damaged file would take all memory
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a field may hold, in words, and the test of a value."""
+    """Describes what a field may hold. text: in words; holds: tests a value."""
 
     text: str
     holds: Callable[[Any], bool]
 
 
 def whole(least: int, most: int = NUMBER_LIMIT) -> Expected:
-    """Returns what a whole number within bounds has to be."""
+    """Expects a whole number from `least` to `most`."""
     text = f"a whole number from {least} to {most}"
     return Expected(text, lambda value: type(value) is not bool and isinstance(value, int) and least <= value <= most)
 
 
 def number(least: float, most: float = NUMBER_LIMIT, text: str = "") -> Expected:
-    """Returns what a number within bounds has to be."""
+    """Expects a number from `least` to `most`. text: describes it in messages, in place of the bounds."""
     return Expected(
         text or f"a number from {least:g} to {most}",
         lambda value: type(value) is not bool and isinstance(value, int | float) and least <= value <= most,
@@ -39,17 +39,17 @@ def number(least: float, most: float = NUMBER_LIMIT, text: str = "") -> Expected
 
 
 def one_of(allowed: Collection[str]) -> Expected:
-    """Returns what a text of these has to be."""
+    """Expects one of the texts."""
     return Expected(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
 
 
 def optional(expected: Expected) -> Expected:
-    """Returns the same, or None."""
+    """Expects what `expected` describes, or None."""
     return Expected(expected.text, lambda value: value is None or expected.holds(value))
 
 
 def row(each: Expected, text: str, most: int) -> Expected:
-    """Returns what a list of 1 to `most` such values has to be."""
+    """Expects a list of 1 to `most` values that `each` describes."""
     return Expected(
         text, lambda value: isinstance(value, list | tuple) and 0 < len(value) <= most and all(map(each.holds, value))
     )
@@ -58,7 +58,7 @@ def row(each: Expected, text: str, most: int) -> Expected:
 FLAG = Expected("true or false", lambda value: isinstance(value, bool))
 TEXT = Expected("a text", lambda value: isinstance(value, str))
 OBJECT = Expected("an object", lambda value: isinstance(value, dict))
-PRINTABLE = Expected(  # of names: they are shown, and terminals obey what is not printable
+PRINTABLE = Expected(  # for names, which are shown: a terminal would obey control characters
     "a text that can be printed", lambda value: isinstance(value, str) and value != "" and value.isprintable()
 )
 
@@ -66,9 +66,10 @@ PRINTABLE = Expected(  # of names: they are shown, and terminals obey what is no
 def parse_fields(
     kind: Callable[..., T], values: Any, place: str, noun: str = "fields", **readers: Callable[[Any], Any]
 ) -> T:
-    """Returns the dataclass of an object's values; readers: what some fields are read with, of their plain values.
+    """Makes a dataclass from an object's values. readers: functions that parse some fields' plain values, by name.
 
-    Raises UserError naming the first field that is unknown, missing or not as its annotation expects.
+    Raises UserError, with `place` and `noun` in its message, for the first field that is unknown, missing or not as its
+    annotation declares.
     """
     needed = {f.name: f.default is f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
     check_names(values, place, noun, needed)
@@ -79,7 +80,7 @@ def parse_fields(
 
 
 def check_names(values: Any, place: str, noun: str, needed: Mapping[str, bool]) -> None:
-    """Raises UserError unless the values are an object; needed: the names that it may have, and whether it must."""
+    """Raises UserError unless the values are an object with known names. needed: whether each name is required."""
     if not isinstance(values, dict):
         raise UserError(f"{place} is {type(values).__name__}; expected an object")
     if unknown := sorted(values.keys() - needed.keys()):
@@ -89,7 +90,7 @@ def check_names(values: Any, place: str, noun: str, needed: Mapping[str, bool]) 
 
 
 def first_wrong(kind: Any, values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
-    """Returns name, value and what was expected of the first field that its annotation refuses; None if all fit."""
+    """Returns the first field that does not fit its annotation: name, value, what was expected. None if all fit."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for expected in (FLAG,) if hint is bool else getattr(hint, "__metadata__", ()):
             if name in values and not expected.holds(values[name]):

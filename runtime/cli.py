@@ -1,4 +1,4 @@
-"""What the commands share: wrong options, mistakes and interrupts end in one line and an exit code."""
+"""Holds what the commands share: the parser, common options, and `run`, which turns errors into a line and a code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .open_bundle import POLICIES, load
 from .text.chat_template import check_arguments
 
 T = TypeVar("T")
-Option = tuple[str, dict[str, Any]]  # a name, and the arguments that argparse takes for it
+Option = tuple[str, dict[str, Any]]  # a name, and the keywords of argparse's `add_argument`
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "engine": (
         f"name of an engine in the bundle, a dialect such as standard, or {' or '.join(KINDS)}: the first match that "
         f"runs here (default: {DEFAULT})"
@@ -53,7 +53,7 @@ HELP = {  # of the options whose text is longer than their line
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses options; a wrong one is a UserError and so a single line, without argparse's usage."""
+    """Parses options; a wrong one raises UserError, which prints as one line, without argparse's usage text."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -66,39 +66,39 @@ class Parser(argparse.ArgumentParser):
 
 
 def program(module: str) -> str:
-    """Returns how the user called the command of that module: `blockstep export onnx`, or `python -m export.onnx`."""
+    """Returns how the user called a module's command: `blockstep export onnx`, or `python -m export.onnx`."""
     if Path(sys.argv[0]).stem != "blockstep":
         return f"python -m {module}"
-    from .subcommands import name_of  # which imports this module
+    from .subcommands import name_of  # imported here, since `subcommands` imports this module
 
     folder, _, name = module.rpartition(".")
     return f"blockstep {name_of(module if folder in ('train', 'export') else f'runtime.{name}')}"
 
 
 def option(name: str, **settings: Any) -> Option:
-    """Describes an option or an argument with the arguments of `argparse`, for a command's table of them."""
+    """Returns a row of a command's option table: an option or positional, with the keywords of `add_argument`."""
     return name, settings
 
 
 def add_options(container: argparse._ActionsContainer, options: Iterable[Option]) -> None:
-    """Adds the options of a table to a parser or to a group of one."""
+    """Adds a table's options to a parser or to an option group."""
     for name, settings in options:
         container.add_argument(name, **settings)
 
 
 def command_parser(module: str, description: str, options: Iterable[Option] = ()) -> Parser:
-    """Makes the parser of a command, which is the module of that name."""
+    """Makes a command's parser. module: the command's module, such as `export.onnx`."""
     parser = Parser(prog=program(module), description=description)
     add_options(parser, options)
     return parser
 
 
 def run(command: Callable[[], int]) -> int:
-    """Returns a command's exit code: its own, 1 for unusable numbers or a device that failed, 2 for a user's mistake,
-    130 for an interrupt.
+    """Returns a command's exit code: its own, 1 if the model's scores are not numbers or a device failed, 2 for a
+    user's mistake, 130 for an interrupt.
 
-    A reader that closed the pipe had what it wanted: nothing is printed and the code is 0. What the system refuses
-    without a better word from the command, such as a full disk under the output, is reported in one line too.
+    If the reader of the output closed the pipe, nothing is printed and the code is 0. An OSError that the command does
+    not report itself, such as a full disk, is also reported in one line.
     """
     try:
         code = command()
@@ -125,7 +125,7 @@ def run(command: Callable[[], int]) -> int:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Prints one JSON object on one line of stdout, in ASCII, so that no terminal's encoding can spoil it."""
+    """Prints one JSON object on one line of stdout, in ASCII, which every terminal's encoding has."""
     print(json.dumps(values, allow_nan=False))
 
 
@@ -141,7 +141,7 @@ def json_object(text: str) -> dict[str, Any]:
         ) from None
 
 
-ENGINE_OPTIONS = (  # of every command that loads a bundle
+ENGINE_OPTIONS = (  # options of every command that loads a bundle
     option("--engine", metavar="NAME", help=HELP["engine"]),
     option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
     option("--threads", type=int, metavar="N", help=HELP["threads"]),
@@ -150,21 +150,21 @@ ENGINE_OPTIONS = (  # of every command that loads a bundle
     option("--allow-spinning", action=argparse.BooleanOptionalAction, default=True, help=HELP["allow-spinning"]),
 )
 MODE_OPTION = option("--mode", choices=MODES, help=HELP["mode"])
-# Of commands that put prompts into a chat template.
+# An option of the commands that put prompts into a chat template.
 TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
 
 
 def dataclass_of(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -> T:
-    """Returns a command's options as a dataclass, which has fields of their names; own: fields that are none of them.
+    """Returns `kind` with each field taken from the option of the same name. own: values of the other fields.
 
-    Parsed options stay in the command's module: what it calls in other folders takes a dataclass or plain values.
+    A command does not pass its Namespace to other folders: functions there take a dataclass or plain values.
     """
     names = [field.name for field in fields(kind) if field.name not in own]  # type: ignore[arg-type]
     return kind(**{name: getattr(args, name) for name in names}, **own)
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """Loads the model of a bundle with those options."""
+    """Loads a bundle's model with the parsed ENGINE_OPTIONS, and --template-args and --no-cuda-graphs if given."""
     return load(
         args.bundle,
         engine=args.engine,
@@ -181,13 +181,13 @@ def load_model(args: argparse.Namespace) -> Model:
 def _say(error: Exception, code: int) -> int:
     try:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    except OSError:  # then only the code can tell
+    except OSError:  # stderr cannot be written: only the exit code reports the error
         _silence(sys.stderr)
     return code
 
 
 def _silence(stream: TextIO) -> None:
-    """Drops what a stream still holds if it takes no more: otherwise the interpreter's last flush fails aloud."""
+    """Discards a stream's buffer if it cannot be written: otherwise the flush at interpreter exit prints an error."""
     try:
         stream.flush()
     except OSError:
@@ -197,12 +197,12 @@ def _silence(stream: TextIO) -> None:
 
 
 def served_name(bundle: str | Path, name: str | None) -> str:
-    """Returns what clients call the model: the name that was given, or the bundle's."""
+    """Returns the name that clients use for the model: the given one, or else the bundle's."""
     return name or files.name_of(files.real_path(Path(bundle))).removesuffix(".bundle")
 
 
 def port(text: str) -> int:
-    """Parses a port; the system's own look-up would take one that is too large for another."""
+    """Parses a port; checked here because getaddrinfo wraps one above 65535 to another port."""
     number = int(text)
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is not a port; expected 0 to 65535")
@@ -217,14 +217,14 @@ def at_least_1(text: str) -> int:
 
 
 def parse_path(text: str) -> Path:
-    """Parses a path; an empty one would be the current folder."""
+    """Parses a path; raises ValueError if it is empty, which `Path` would read as the current folder."""
     if not text:
         raise ValueError
     return Path(text)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """Parses whole numbers of at least 1, of a comma-separated list."""
+    """Parses a comma-separated list of whole numbers from 1 on."""
     found = tuple(int(word) for word in text.split(","))
     if min(found) < 1:
         raise ValueError
@@ -232,7 +232,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
 
 
 def expect(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
-    """Returns an option's reader that reports what was expected if it refuses."""
+    """Returns `parse` as an argparse type whose error states what was expected."""
 
     def reader(text: str) -> T:
         try:

@@ -1,6 +1,6 @@
-"""What a decoder must know of a model: plain values, checked once, the same for every engine.
+"""Defines the contract: what a decoder must know of a model, as plain values, checked once, for every engine.
 
-What differs between model families is data here and never an `if family ==` elsewhere.
+Differences between model families are data here, never an `if family ==` elsewhere.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from .errors import UserError
 
 ALIGNMENTS = ("prompt", "absolute", "end")
 ATTENTIONS = ("block_causal", "full", "causal_context", "causal")
-CAUSAL = ATTENTIONS[2:]  # committed tokens see nothing after themselves, so that the model is autoregressive too
+CAUSAL = ATTENTIONS[2:]  # committed tokens see nothing after themselves: the model can also decode autoregressively
 MODES = ("block", "speculative", "causal")
 CACHES = ("in_place", "delta", "none")
 METRICS = ("confidence", "entropy")
-REDUCED = ("token", "confidence", "entropy")  # what a step graph says of each row
-TOP = ("top_token", "top_logprob")  # and where it was exported with top tokens
-CANDIDATE_INPUT, CANDIDATE_OUTPUT = "candidates", "candidate_logprob"  # and where it was exported with candidates
-# Far above any model's: a manifest that says more is damaged, and what is sized by it would take all memory.
+REDUCED = ("token", "confidence", "entropy")  # a step graph's outputs per logits row
+TOP = ("top_token", "top_logprob")  # further outputs of a graph that was exported with top tokens
+CANDIDATE_INPUT, CANDIDATE_OUTPUT = "candidates", "candidate_logprob"  # of a graph that was exported with candidates
+# Far above any model's values. A manifest with larger ones is damaged: arrays of such sizes would take all memory.
 FIELD_LIMITS = {
     "block": 1 << 12, "canvas": 1 << 20, "capacity": 1 << 24, "vocab": 1 << 24, "layers": 1 << 10, "kv_heads": 1 << 10,
     "head_dim": 1 << 12, "batch": 1 << 12,
 }  # fmt: skip
 TOKEN = whole(0)
-TEMPERATURE = number(0.01, 100.0)  # of decisions
+TEMPERATURE = number(0.01, 100.0)  # a decision temperature
 
 
 def size(name: str) -> Expected:
-    """Returns what the field of that name may hold: a whole number from 1 to its limit."""
+    """Returns what the field `name` may hold: a whole number from 1 to its limit."""
     return whole(1, FIELD_LIMITS.get(name, NUMBER_LIMIT))
 
 
 @dataclass(frozen=True, slots=True)
 class GateSpec:
-    """The accept rule of a model, as its authors decode with it.
+    """Describes a model's gate, as its authors use it.
 
-    rule: `threshold` accepts what compares with the threshold, `factor` the longest best-first run of n with
-    (n + 1)(1 - confidence) < threshold (Fast-dLLM, arXiv 2505.22618), `count` exactly `min`. `min` is the fewest
-    positions accepted per step; `sub_block` confines a step to the first sub-block with a masked position; `eos_guard`
-    is the share of the answer before which end tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv
-    2601.02236).
+    rule: `threshold` accepts the positions whose metric compares with the threshold; `factor` the n most confident
+    ones, for the largest n with (n + 1)(1 - confidence of the n-th) < threshold (Fast-dLLM, arXiv 2505.22618);
+    `count` the `min` best ones. min: the fewest positions accepted per step. sub_block: the size of sub-blocks; a step
+    accepts only in the first one with a masked position. eos_guard: until this share of the answer is unmasked, end
+    tokens rank last and do not fill up `min` (CD4LM's CAD, arXiv 2601.02236).
     """
 
     rule: Annotated[str, one_of(RULES)] = "threshold"
@@ -57,7 +57,7 @@ class GateSpec:
 
     @property
     def unit(self) -> Unit | None:
-        """What its threshold is given in; None for a rule without one."""
+        """Returns the unit of its threshold; None for a rule without a threshold."""
         return RULES[self.rule].units[self.metric]
 
     def check_threshold(self, threshold: float, vocab: int) -> float:
@@ -70,22 +70,21 @@ class GateSpec:
         return float(threshold)
 
     def own_threshold(self, vocab: int) -> float:
-        """Returns its own threshold, checked if its rule takes one."""
+        """Returns the gate's own threshold, checked if its rule uses one."""
         return self.threshold if self.unit is None else self.check_threshold(self.threshold, vocab)
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Shape, ids and decoding rules of an exported model.
+    """Describes an exported model: its shape, token ids and decoding rules.
 
-    alignment, attention, shift: see the README's table. modes: how it may be decoded, the default first
-    (`decoding.options`). block, canvas, capacity: tokens, of the largest block if
-    they differ (`decoding.block_layout`). `canvas` is how many answer
-    positions a `full` model is run with, `capacity` the most positions a KV cache may hold. vocab: ids. dtype: of
-    PyTorch's model; an engine's KV cache has the type that its own graph declares. max_prompt: the longest prompt, if
-    an engine takes fewer tokens at once than the KV cache holds and a prompt is one span. top_k: how many of the most
-    likely tokens an engine returns per row on request; 0: the top-1 token alone. candidates: the most tokens
-    of each row, named by the host, whose log-probabilities an engine gives where they are asked for; 0: none.
+    alignment, attention, shift: see docs/bundle-format.md. modes: how the model can be decoded, the default first
+    (`decoding.options`). block: tokens, of the largest block if sizes differ (`decoding.block_layout`). canvas: answer
+    positions that a `full` model is run with. capacity: maximum of positions in a KV cache. vocab: number of ids.
+    dtype: of PyTorch's model; an engine's KV cache has the type that its own graph declares. max_prompt: the longest
+    prompt, if an engine takes fewer tokens at once than the KV cache holds and a prompt is one span. top_k: how many of
+    the most probable tokens an engine returns per row on request; 0: only the top-1 token. candidates: maximum of
+    tokens per row, named by the host, whose log-probabilities an engine returns on request; 0: none.
     """
 
     alignment: Annotated[str, one_of(ALIGNMENTS)]
@@ -112,37 +111,41 @@ class Contract:
 
     @property
     def has_cache(self) -> bool:
-        """Whether it keeps keys and values; a `full` model computes the whole sequence in every forward pass."""
+        """Whether it has a KV cache; a `full` model computes the whole sequence in every forward pass."""
         return self.attention != "full"
 
     @property
     def commits_causally(self) -> bool:
-        """Whether committed tokens, the prompt's too, see nothing after themselves, as an autoregressive model's."""
+        """Whether committed tokens, the prompt's too, see nothing after themselves, as in an autoregressive model."""
         return self.attention in CAUSAL
 
     @property
     def autoregressive(self) -> bool:
-        """Whether it decodes token by token alone: no mode `block`, or blocks of one, predicted by the token before."""
+        """Whether it only decodes token by token: without the mode `block`, or with blocks of one token that the token
+        before predicts."""
         return "block" not in self.modes or (self.has_cache and self.shift and self.block == 1)
 
     @property
     def seeded(self) -> bool:
-        """Whether a block's first token is what the last committed row predicts, accepted before the rest is predicted.
+        """Whether the last committed row predicts a block's first token, accepted before the rest is predicted.
 
-        So decodes a model whose rows predict their own token in a block and the next one when they are committed.
+        In such a model a row predicts its own token in a block, but the next token once it is committed.
         """
         return self.attention == "causal_context" and not self.shift
 
     @property
     def plainest_mode(self) -> str:
-        """The mode that engines are compared in, whatever the default: near ties in drafts move speculative steps."""
+        """Returns the mode in which engines are compared, whatever the default.
+
+        In the mode `speculative` near ties in drafts would change the steps.
+        """
         return "block" if "block" in self.modes else "causal"
 
     @property
     def drafts_ahead(self) -> bool:
-        """Whether the forward pass that verifies a draft can make the next one too, by masks behind it.
+        """Whether the forward pass that verifies a draft can also make the next one, from masks after it.
 
-        A seeded model cannot: it drafts behind a token that the verification is yet to give.
+        A seeded model cannot: its draft follows a token that only the verification gives.
         """
         return self.attention == "causal" or (self.attention == "causal_context" and self.shift)
 
@@ -153,7 +156,7 @@ class Contract:
             del values["max_prompt"]
         if not self.candidates:
             del values["candidates"]
-        if self.modes == MODES[:1]:  # older versions know no other
+        if self.modes == MODES[:1]:  # left out, as in older versions, which knew no other mode
             del values["modes"]
         else:
             values["modes"] = list(self.modes)
@@ -161,21 +164,21 @@ class Contract:
 
 
 def led_by(modes: Sequence[str], mode: str) -> tuple[str, ...]:
-    """Returns the modes with this one first, as the default. Raises UserError if it is none of them."""
+    """Returns `modes` with `mode` first, as the default. Raises UserError if it is not one of them."""
     if mode not in modes:
         raise UserError(f"mode is {mode!r}; this model decodes in the mode {' or '.join(modes)}")
     return (mode, *(each for each in modes if each != mode))
 
 
 def cache_names(part: int) -> tuple[str, str]:
-    """Returns input and output name of a part of the KV cache: keys of layer 0, its values, keys of layer 1, ..."""
+    """Returns a KV-cache part's input and output name; the parts: keys of layer 0, its values, keys of layer 1, ..."""
     kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
     return f"past_key_values.{kind}", f"present.{kind}"
 
 
 def parse_gate(values: Any) -> GateSpec:
     """Returns a gate from plain values. Raises UserError naming the field that is wrong."""
-    if isinstance(values, dict) and "max" in values and values["max"] is None:  # older versions wrote it as a bound
+    if isinstance(values, dict) and "max" in values and values["max"] is None:  # a field of older versions
         values = {name: value for name, value in values.items() if name != "max"}
     gate = parse_fields(GateSpec, values, "gate")
     rule = RULES[gate.rule]

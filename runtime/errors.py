@@ -1,19 +1,19 @@
-"""The errors users meet: a mistake of theirs, numbers that make no sense, an engine that failed; and warnings."""
+"""Defines the errors that users meet (their mistakes, scores that are not numbers, failed devices) and warnings."""
 
 from __future__ import annotations
 
 import sys
 
-LONGEST = 1500  # characters of a message
-ADVICE = 300  # of them at its end, the advice
+LONGEST = 1500  # maximum of characters in a message
+ADVICE = 300  # characters kept at the end of a longer message: the advice
 _warned: set[str] = set()
 
 
 class UserError(ValueError):
     """Reports a mistake in one line: what was got, what was expected, what to do. Commands print it and exit 2.
 
-    It may quote what a stranger wrote into a file: characters that a terminal would obey are escaped, and of a long
-    message the middle is left out.
+    The message may quote a stranger's file, so characters that a terminal would obey are escaped, and the middle of a
+    long message is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 class NumericalError(ArithmeticError):
-    """Reports scores of a model that are not numbers; going on would return arbitrary text."""
+    """Reports that a model's scores are not numbers; going on would return arbitrary text."""
 
 
 class DeviceError(RuntimeError):
@@ -33,7 +33,7 @@ class DeviceError(RuntimeError):
 
 
 def warn_once(what: str, text: str) -> None:
-    """Warns on stderr, once per process, that something is done without."""
+    """Prints a warning on stderr, once per process for each `what`."""
     if what not in _warned:
         _warned.add(what)
         print("warning:", text, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Writes that are whole or not at all: staging directories with a lock, flushed renames.
+"""Writes files wholly or not at all, by locked staging directories and flushed renames.
 
-Locks and flushing are niceties that some network and FUSE file systems lack: there the work goes on without them, and
-one warning reports it. The rename is required: what cannot be renamed is not written.
+Some network and FUSE file systems lack locks or flushing: there the work goes on without them, after one warning.
+Renames are required: a file that cannot be renamed is not written.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 
 from .errors import warn_once
 
-# Error codes of a file system without fsync of files or folders, as opposed to a failed fsync.
+# Error codes of file systems that cannot fsync files or folders; any other code means that an fsync failed.
 UNKNOWN = {
     errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF, errno.EISDIR,
     errno.ENOTTY,
 }  # fmt: skip
-REPOSITORY = "models--"  # begins the folder of a model, models--OWNER--NAME, in a Hugging Face cache
+REPOSITORY = "models--"  # begins the name of a model's folder in a Hugging Face cache, models--OWNER--NAME
 
 
 @contextmanager
 def stage(path: Path) -> Iterator[Path]:
     """Yields an empty, locked folder next to `path`, and removes it afterwards with all that is still in it.
 
-    It is always the same one, `.NAME.part`, so that nothing stays of what a killed run left there; without locks it has
-    a name of its own, since another run may be at work. Raises BlockingIOError if another run holds it, OSError if it
-    cannot be made, or if a device or a pipe is at `path`.
+    The folder is always `.NAME.part`, so that the next run clears what a killed run left there. On a file system
+    without locks it gets a unique name, since another run may be at work. Raises BlockingIOError if another run holds
+    the lock, OSError if the folder cannot be made, or if `path` is a device or a pipe.
     """
     _refuse_special(path)
     folder = _beside(path)
@@ -38,7 +38,7 @@ def stage(path: Path) -> Iterator[Path]:
         if alone:
             _clear(folder)
         else:
-            with suppress(OSError):  # what a killed run left in it stays: it may be another run's
+            with suppress(OSError):  # a folder that is not empty stays: it may be another run's
                 folder.rmdir()
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
@@ -48,7 +48,7 @@ def stage(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Removes what a killed run left next to a `path` that is whole, unless another run is at work there."""
+    """Removes the staging directory that a killed run left next to `path`, unless another run is using it."""
     if _beside(path).exists():
         with suppress(OSError), stage(path):
             pass
@@ -56,10 +56,10 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds the one lock of `folder`, which is made if there is none; yields False if its file system has no locks.
+    """Holds the lock of `folder`, which is made if it is missing; yields False if the file system has no locks.
 
-    Whoever holds it may remove the folder: the next one makes it anew. Raises BlockingIOError if another handle has the
-    lock and `wait` is not set, OSError if the folder cannot be made.
+    The holder may remove the folder: the next holder makes it again. Raises BlockingIOError if another handle has the
+    lock and `wait` is False, OSError if the folder cannot be made.
     """
     handle = None
     while handle is None:
@@ -70,7 +70,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
             if not alone or _is_at(opened, folder):
                 handle = opened
         finally:
-            if handle is None:  # refused, or whoever had the lock before has removed the folder
+            if handle is None:  # the lock was refused, or its earlier holder has removed the folder
                 os.close(opened)
     try:
         yield alone
@@ -79,7 +79,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file its name once its bytes are on the disk, and waits for the name too; a link there is replaced."""
+    """Renames a file once its bytes are on the disk, and waits until its name is too; replaces a link at `target`."""
     flush(source)
     os.replace(source, target)
     flush(target.parent)
@@ -89,10 +89,10 @@ def write_whole(target: Path, write: Callable[[Path], object], *, durable: bool 
     """Writes a file next to `target` and moves it there, so that `target` is never half-written.
 
     Args:
-        durable: whether to wait until it is on the disk, as for all that cannot be made again at no cost.
+        durable: whether to wait until the file is on the disk; False for what is made again at no cost.
 
     Raises:
-        OSError: if it cannot be written, or if a device or a pipe is at `target`.
+        OSError: if the file cannot be written, or if `target` is a device or a pipe.
     """
     _refuse_special(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -107,7 +107,7 @@ def write_whole(target: Path, write: Callable[[Path], object], *, durable: bool 
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's bytes, or the names in a folder, are on the disk; OSError if writing them has failed."""
+    """Waits until a file's bytes, or a folder's names, are on the disk. Raises OSError if writing them has failed."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -123,7 +123,7 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Waits until all that is in a folder is on the disk, the folder itself last."""
+    """Flushes everything in a folder to the disk, the folder itself last."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             flush(Path(place, name))
@@ -131,20 +131,20 @@ def flush_tree(folder: Path) -> None:
 
 
 def real_path(path: Path) -> Path:
-    """Resolves links as Path.resolve does, which before Python 3.13 fails for a link that leads to itself."""
+    """Resolves links, even one that leads to itself, for which Path.resolve fails before Python 3.13."""
     return Path(os.path.realpath(path))
 
 
 def named(path: Path) -> Path:
-    """Returns a path that ends in a name, which `.` and `..` do not."""
+    """Returns a path that ends in a name: resolves one that does not, such as `.` and `..`."""
     return real_path(path) if path.name in ("", "..") else path
 
 
 def name_of(path: Path) -> str:
-    """Returns what a user calls the model in a folder: the folder's name, in a Hugging Face cache the repository's."""
+    """Returns the name of the model in a folder: the folder's name, or in a Hugging Face cache the repository's."""
     path = named(path).absolute()
     repository = path.parent.parent.name
-    if path.parent.name == "snapshots" and repository.startswith(REPOSITORY):  # whose own name is a commit's hash
+    if path.parent.name == "snapshots" and repository.startswith(REPOSITORY):  # the folder's name is a commit's hash
         return repository.split("--")[-1]
     return path.name
 
@@ -155,8 +155,8 @@ def in_cache(path: Path) -> bool:
 
 
 def _refuse_special(path: Path) -> None:
-    """Raises OSError for /dev/null and its like: a rename there would take the device from the whole machine."""
-    inside = path.absolute().parent == Path("/dev")  # where links such as stdout may lead to a plain file
+    """Raises OSError for a device or a pipe: a rename to /dev/null would replace that device for the whole machine."""
+    inside = path.absolute().parent == Path("/dev")  # links there, such as stdout, may lead to a plain file
     if inside or (path.exists() and not path.is_file() and not path.is_dir()):
         raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
 
@@ -171,7 +171,7 @@ def _clear(folder: Path) -> None:
 
 def _lock(handle: int, folder: Path, wait: bool) -> bool:
     try:
-        import fcntl  # not on every system
+        import fcntl  # missing on some systems
 
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

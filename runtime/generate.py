@@ -34,7 +34,7 @@ from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import summary, view, watched
 
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "suffix": (
         "text after the gap, for infilling: the model fills --max-new-tokens positions before it (default: the rest of "
         "the suffix's block; of a full model, of its canvas)"
@@ -76,7 +76,7 @@ def generate(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
-    # On a terminal --show has printed the answer already; it must not be there twice.
+    # On a terminal --show has printed the answer already; it must not be printed twice.
     drawn = args.show and sys.stderr.isatty() and sys.stdout.isatty()
     answer = collect_answer(stream if drawn else printed(stream))
     if args.show:
@@ -103,7 +103,7 @@ def decide(model: Model, prompt: str | list[int], schema: Any, args: argparse.Na
 
 
 def read_schema_file(path: Path) -> dict[str, Any]:
-    """The JSON schema in a file. Raises UserError if it has none."""
+    """Reads a file with a JSON schema. Raises UserError if it does not hold one."""
     try:
         schema = read_json(path)
     except OSError as error:
@@ -116,7 +116,7 @@ def read_schema_file(path: Path) -> dict[str, Any]:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for options without a use: of decisions without a schema, of ordinary text with one."""
+    """Raises UserError for options without effect: those of decisions if no schema is given, others if one is."""
     decides = args.json_schema is not None
     unused = {
         "--show": args.show, "--suffix": args.suffix, "--temperature": args.temperature, "--mode": args.mode,
@@ -129,7 +129,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def printed(stream: Iterable[Block]) -> Iterator[Block]:
-    """Yields the same blocks, printing the text of each as it comes."""
+    """Yields the same blocks, each after its text was printed."""
     for block in stream:
         print(block.text, end="" if block.result is None else "\n", flush=True)
         yield block
@@ -143,14 +143,14 @@ def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, objec
 
 
 def read_prompt(args: argparse.Namespace) -> str | list[int]:
-    """Returns the prompt from the options: text, ids, or what stdin holds without its last line end."""
+    """Returns the prompt that the options give: text, token ids, or stdin's text without its last line end."""
     if args.token_ids is not None:
         if args.prompt is not None:
             raise UserError("got both a prompt and --token-ids; give one of them")
         return whole_numbers(args.token_ids)
     if args.prompt not in (None, "-"):
         try:
-            return os.fsencode(args.prompt).decode("utf-8")  # what was typed, though the locale has another encoding
+            return os.fsencode(args.prompt).decode("utf-8")  # as it was typed, even if the locale has another encoding
         except UnicodeError:
             return str(args.prompt)
     if sys.stdin.isatty():
@@ -163,7 +163,7 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Parses ids such as `1,2,3`."""
+    """Parses token ids such as `1,2,3`."""
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:

@@ -1,7 +1,8 @@
 """Runs code in a new Python process of this version, whatever program hosts this one, and reads what it reports.
 
-`sys.executable` is a web server's binary in uWSGI and a desktop program's if it embeds Python: started, it would
-serve or open its window once more. Only a file that is called a Python is started, else one of this installation's.
+In uWSGI, or in a desktop program that embeds Python, `sys.executable` is the program's own binary; starting it would
+open another server or window. So it is started only if its name has "python" or "pypy" in it; otherwise an executable
+of this Python's installation is started.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Event, Thread
 from typing import IO
 
-MARK = "blockstep-load-check:"  # in each line that is the code's own: a sitecustomize may print as well
+MARK = "blockstep-load-check:"  # is in each line that the code prints; a sitecustomize may print others
 GREETING = 60.0  # seconds for a Python to start and import the libraries, on a slow disk or an emulated CPU too
 CLOSING = 5.0  # seconds for reading what an ended process has left in its pipes
-LINE = 1 << 16  # bytes that are read at once, so that no process fills the memory here
+LINE = 1 << 16  # bytes read at once, so that a process's endless line does not fill the memory here
 PYTHON = re.compile(r"py(thon|py)", re.IGNORECASE)
 
 
 class NotReached(Exception):
-    """Reports a process that never ran the code, so that nothing is known of what the code would do."""
+    """Reports a process that never ran the code, so that it shows nothing about the code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Describes how a process ended after its greeting: its exit code, negative for a signal and None if its time ran
-    out; what it reported, if anything; the end of what it wrote to stderr, on one line."""
+    """Describes how a process ended after its greeting. code: its exit code, negative for a signal, None if its time
+    ran out; report: what it reported, if anything; error_text: the end of its stderr, on one line."""
 
     code: int | None
     report: str | None
@@ -39,7 +40,7 @@ class Outcome:
 
 
 def interpreters() -> list[str]:
-    """Returns paths of executables that may run this Python's code, the most probable first."""
+    """Returns paths of executables that may be this Python, the most probable first."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     names = (version + getattr(sys, "abiflags", ""), version)
     prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
@@ -50,13 +51,13 @@ def interpreters() -> list[str]:
 
 
 def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
-    """Runs `code` with `given` as its stdin, for so many seconds after it has greeted.
+    """Runs `code` with `given` as its stdin, and kills it `seconds` after its greeting.
 
-    The code prints MARK on a line as its greeting, and then MARK and its report on another. Raises NotReached if it
-    does not greet.
+    The code prints a line with MARK as its greeting, and later a line with MARK and its report. Raises NotReached if
+    the greeting does not come.
     """
     try:
-        # isolated: nothing in the working directory is imported, and no PYTHONHOME of a host's is heeded
+        # -I: nothing is imported from the working directory, and a host's PYTHONHOME is ignored
         process = Popen([executable, "-I", "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except (OSError, ValueError) as error:
         raise NotReached(f"{executable} does not start: {error}") from None
@@ -75,7 +76,7 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
     greeted = bool(reports)
     ended = _wait(process, seconds if greeted else CLOSING if in_time else 0)
     for thread in threads:
-        thread.join(CLOSING)  # longer only if a process of the process holds the pipes
+        thread.join(CLOSING)  # they run longer only if a child of the process holds the pipes
     error_text = " ".join(b"".join(errors).decode(errors="replace").split())[-300:]
     if not greeted:
         how = f"ended with {ended}" if ended is not None else f"did not run it within {GREETING:g} s"
@@ -95,12 +96,12 @@ def _wait(process: Popen[bytes], seconds: float) -> int | None:
 
 
 def _write(stream: IO[bytes], given: str) -> None:
-    with suppress(OSError), stream:  # closed early by a program that reads nothing
+    with suppress(OSError), stream:  # a program that reads nothing may close it early
         stream.write(given.encode())
 
 
 def _listen(stream: IO[bytes], reports: list[str], heard: Event) -> None:
-    """Keeps the lines that carry MARK; `heard` is set at the first, or at the end of all lines."""
+    """Appends what follows MARK in each line that has it to `reports`; sets `heard` at the first, or at the end."""
     for line in _lines(stream):
         _, mark, text = line.decode(errors="replace").partition(MARK)
         if mark:

@@ -1,9 +1,9 @@
-"""The first load of a bundle's files, tried in a process of its own: what crashes, hangs or swells there does not here.
+"""Tries a bundle's files in a child process before they are loaded here: the isolated load check.
 
-The parsers behind it are native code (ONNX Runtime in C++, tokenizers in Rust), in which a damaged or hostile file can
-end the process, and a chat template is a program. Tried are: reading all of them, one forward pass, and the template on
-one message. An engine with a recorded reference proves itself there too (`runtime.proof.first_load`). A file that
-behaves there and misbehaves later is not found, and nothing is tried on a GPU.
+The files are parsed by native code (ONNX Runtime in C++, tokenizers in Rust), in which a damaged or hostile file can
+crash, hang or take all memory, and a chat template is a program. The child reads all files, runs one forward pass and
+renders the template for one message. It also proves an engine that has a recorded reference
+(`runtime.proof.first_load`). A file that misbehaves only later is not found, and nothing is tried on a GPU.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from .bundle.manifest import Bundle, Engine
     from .interpreter import Outcome
 
-MEMORY = 1 << 30  # bytes beyond what the interpreter and its libraries hold, and
-COPIES = 4  # times the files: as they are, converted, packed for the kernels, with room to move
-STACK = 16 << 20  # bytes per thread
-SECONDS = 60  # of computing, and one more for each
+MEMORY = 1 << 30  # bytes that the child may take beyond its interpreter and libraries, in addition to
+COPIES = 4  # times the files' size: as they are, converted, packed for the kernels, and some room
+STACK = 16 << 20  # bytes per thread, or more if the system's limit is higher
+SECONDS = 60  # CPU time that the child may take, in addition to one second per
 RATE = 10 << 20  # bytes of the files
-PATIENCE = 10  # times that on the clock, for a machine that is busy
+PATIENCE = 10  # the child's limit on the clock is this times its CPU time, as the machine may be busy
 MESSAGE = "How many apples are left?"
 ADVICE = "in the isolated load check, so it is not loaded; it is damaged or malicious: copy or export the bundle again"
-OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # signals that no file raises
-# The package is found by its folder, whatever it is called and whoever hosts this interpreter.
+OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # signals that a file cannot cause
+# The child loads the package from its folder, whatever the folder's name and the program that hosts this interpreter.
 CHILD = """
 import importlib.util, json, sys
 asked = json.load(sys.stdin)
@@ -46,15 +46,15 @@ report(asked)
 
 
 def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, prove: bool = False) -> bool:
-    """Reads a bundle's texts and runs an engine, None for the texts alone, in a child process; prove: and proves it.
+    """Tries a bundle's texts and an engine in a child process; returns whether they were tried.
 
-    It runs on the CPU, whatever device the engine is loaded for: what CUDA's own kernels do with a file is not tried.
+    engine: None for the texts alone. prove: whether the child also proves the engine, which runs on
+    the CPU there, whatever device it is loaded for: what CUDA's own kernels do with a file is not tried.
 
-    Returns whether they were tried. Raises UserError if the child refuses them, crashes, or takes more time or memory
-    than files of their size need. A child that does not come as far as opening a file proves nothing about it: another
-    interpreter is tried, and if there is none a warning is given. Nothing is tried, without a warning, in a program
-    that an interpreter is frozen into, nor if Python leaves signals alone, as in the C library: the imports below would
-    take SIGINT from the host.
+    Raises UserError if the child refuses the files, crashes, or takes more time or memory than files of their size
+    need. If the child fails before it opens a file, the next interpreter is tried; if there is none left, a warning is
+    given. Nothing is tried, without a warning, in a frozen program, nor in an interpreter that leaves signals alone, as
+    the C library's does: the imports below would take SIGINT from the host.
     """
     if getattr(sys, "frozen", False) or "_signal" not in sys.modules:
         return False
@@ -87,14 +87,14 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
 
 
 def child_paths() -> dict[str, Any]:
-    """Returns where a child finds this package, and what it imports."""
+    """Returns the paths from which a child loads this package and imports other modules."""
     package = sys.modules[__package__]
-    found = [entry for entry in sys.path if isinstance(entry, str)]  # imports heed no others
+    found = [entry for entry in sys.path if isinstance(entry, str)]  # imports ignore entries of other types
     return {"path": found, "start": package.__file__, "package": list(package.__path__)}
 
 
 def judge(what: str, outcome: Outcome, seconds: int) -> None:
-    """Raises UserError for everything but a child that came to its end and refused nothing."""
+    """Raises UserError unless the child came to its end and refused nothing."""
     if outcome.code is None:
         raise UserError(f"{what} did not end within {seconds * PATIENCE} s {ADVICE}")
     if outcome.code < 0:
@@ -124,7 +124,7 @@ def signal_name(number: int) -> str:
 
 
 def stack() -> int:
-    """Bytes of a thread's stack, all of which count as its process's data, used or not."""
+    """Returns the bytes of a thread's stack, which all count as the process's data, used or not."""
     try:
         import resource
     except ImportError:  # not on every system
@@ -134,9 +134,9 @@ def stack() -> int:
 
 
 def report(asked: dict[str, Any]) -> None:
-    """In the child: greets, tries what was requested, and prints the line that it is refused with, or None.
+    """Runs in the child: greets, tries the files, and prints the error line, or null if they pass.
 
-    All that is independent of the bundle comes before the greeting: importing the libraries, setting the limits.
+    What does not depend on the bundle comes before the greeting: importing the libraries, setting the limits.
     """
     import numpy  # noqa: F401
 
@@ -151,7 +151,7 @@ def report(asked: dict[str, Any]) -> None:
 
 
 def try_files(asked: dict[str, Any]) -> str | None:
-    """Tries what was requested; returns the line that it is refused with, or None."""
+    """Tries the files; returns the error line, or None if they pass."""
     from .bundle.store import read
     from .proof import first_load
     from .text.tokenizer import Tokenizer
@@ -174,21 +174,21 @@ def try_files(asked: dict[str, Any]) -> str | None:
 
 
 def limit(size: int, seconds: int) -> None:
-    """Ends this process after that many seconds of computing, and refuses it memory beyond `size` more bytes."""
+    """Limits this process to `seconds` of CPU time, and to `size` bytes of memory more than it has now."""
     try:
         import resource
-    except ImportError:  # not on every system; the clock is left
+    except ImportError:  # missing on some systems; the parent's limit on the clock remains
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # reported (SIGXCPU) before it is killed
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, which is reported, before SIGKILL
     with suppress(OSError, ValueError):  # not Linux, or a lower limit is set already
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (held + size, held + size))
 
 
 def _speak(tokenizer: Any) -> None:
-    """Encodes a text and a message; a template that refuses this message may take others."""
+    """Encodes a text and a message. A refusal is ignored, unless memory ran out: other messages may be accepted."""
     try:
         tokenizer.encode(MESSAGE)
         tokenizer.encode_chat(MESSAGE)
@@ -212,5 +212,5 @@ def _run(backend: Any) -> None:
         return
     try:
         next(steps(backend, [Request(np.array([token]), DecodeOptions(1))]))
-    except NumericalError:  # reported when an answer is generated
+    except NumericalError:  # left to the first answer, which reports it
         return

@@ -1,4 +1,4 @@
-"""A model and its three levels of answering: one canvas step, a stream of finished blocks, the whole answer."""
+"""Defines `Model`, which answers at three levels: canvas steps, a stream of finished blocks, the whole answer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
 
 T = TypeVar("T")
-POLL = 0.02  # seconds between two looks at whether a request that waits for a model is still wanted
+POLL = 0.02  # seconds between checks whether a request that waits for a model is still wanted
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Holds a finished block: its index from 0, its ids (the end token included), the text that it completes.
 
-    A character split over two blocks comes with the later one. Only the last block has a `result`.
+    A character split over two blocks is in the later one's text. Only the last block has a `result`.
     """
 
     index: int
@@ -54,14 +54,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Generates with an engine, tokenizer and gate. One request at a time, since the engine has one KV cache.
+    """Generates with an engine, a tokenizer and a gate; one request at a time, since the engine has one KV cache.
 
-    All three levels take a prompt, text or token ids, and the options of `runtime.decoding.options.DecodeOptions`, as
-    keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both, of which the keywords count. Each raises
-    UserError before any work if the request does not fit, and NumericalError for scores that are not numbers.
-    proved: whether the engine computed on this machine what PyTorch did when it was exported; None if its bundle has
-    nothing to prove it by, or it is of no bundle. decision_temperature: divides the scores of a decision's values where
-    a request names none, as `train.calibrate --decisions` fitted it.
+    `steps`, `stream` and `generate` take a prompt, as text or token ids, and the options of
+    `runtime.decoding.options.DecodeOptions`, as keywords (`max_new_tokens=64, threshold=0.8`), as one object, or both;
+    keywords take precedence. Each raises UserError before any work if the request does not fit, and NumericalError for
+    scores that are not numbers. proved: whether the engine was proved to compute on this machine what PyTorch computed
+    at its export; None if it has no recorded reference. decision_temperature: divides the scores of a decision's values
+    if the request gives no temperature; `train.calibrate --decisions` fits it.
     """
 
     backend: Backend
@@ -82,13 +82,13 @@ class Model:
     def steps(
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Generator[Step, None, None]:
-        """Yields what each forward pass does to the canvas; the last step has the result. To leave early, close it."""
+        """Yields what each forward pass does to the canvas; the last step has the result. Close it to stop early."""
         return self._steps(self.request(prompt, options, **keywords))
 
     def stream(
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Iterator[Block]:
-        """Yields blocks as they are finished; their texts together are the answer's."""
+        """Yields blocks as they are finished; their texts together are the answer's text."""
         return blocks(self.steps(prompt, options, **keywords), self.tokenizer)
 
     def generate(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Answer:
@@ -107,19 +107,19 @@ class Model:
         raw: bool = False,
         wanted: Callable[[], bool] | None = None,
     ) -> Decision:
-        """Fills a form: its words are pinned, and each field gets the likeliest of its values (`decisions.decide`).
+        """Fills a form: its words stay, and each field gets the most probable of its values (`decisions.decide`).
 
         Args:
             probability: What the fields' probabilities mean, `parallel` or `ordered`.
-            max_forwards: Most forward passes; a decision that takes more is returned as it is then, marked `partial`.
-            temperature: Divides the scores of a field's values before the softmax; no choice changes with it. None for
+            max_forwards: Maximum of forward passes; a decision that needs more is returned unfinished, as `partial`.
+            temperature: Divides the scores of a field's values before the softmax, which changes no choice. None for
                 the bundle's own.
-            threshold: Of the gate, for free texts.
-            raw: Whether a text prompt goes without the bundle's chat template.
-            wanted: Called before each forward pass; the decision ends, partial, once it returns false.
+            threshold: The gate's threshold for free texts.
+            raw: Whether to leave the bundle's chat template out of a text prompt.
+            wanted: Called before each forward pass; once it returns false, the decision ends, as `partial`.
 
         Raises:
-            UserError: Before any work, if form and prompt do not fit the model, or its bundle has no candidates.
+            UserError: Before any work, if form and prompt do not fit the model, or the engine takes no candidates.
             NumericalError: For scores that are not numbers.
         """
         ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
@@ -141,18 +141,18 @@ class Model:
     def decide(self, prompt: Prompt, schema: object, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]: ...
 
     def decide(self, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
-        """Decides a value of a type: its fields are chosen among their values, nothing else can come of it.
+        """Decides a value of a type: chooses each field among its possible values, so that nothing else can come.
 
         schema: a pydantic model, `Literal`, an `Enum`, `bool`, `Annotated[int, ...]` with bounds, a list of strings, or
         a JSON schema as a dict (docs/decisions.md has the subset); keywords: those of `decide_form`.
-        Raises UserError for a schema beyond the subset, naming the construct, and what `decide_form` raises.
+        Raises what `decide_form` raises, and UserError, naming the construct, for a schema beyond the subset.
         """
         from .decisions.typed import decide_type
 
         return decide_type(self, prompt, schema, **keywords)
 
     def share(self) -> Model:
-        """Returns another model over the same weights, for another thread. Raises UserError if the engine cannot."""
+        """Returns a model that shares the weights, for another thread. Raises UserError if the engine cannot share."""
         self._check_process()
         if not isinstance(self.backend, Shareable):
             raise UserError(f"engine {self.engine} answers one request at a time; use one thread, or load it again")
@@ -164,17 +164,18 @@ class Model:
     def session(self) -> Model:
         """Returns another model over the same weights, with prefix caching from one answer to the next.
 
-        If prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; answers
-        are the same in fp32. Raises UserError if the engine cannot be shared or no prefix can be kept: under the
-        alignment `prompt` every token sees the whole prompt, and a `full` model has no KV cache.
+        If prompts begin alike, as a conversation's do, the whole blocks that they share are computed once; in fp32 the
+        answers are the same. Raises UserError if the engine's weights cannot be shared, or if no prefix can be kept:
+        with the alignment `prompt` every prompt token of a block-causal model sees the whole prompt, and a `full`
+        model has no KV cache.
         """
         own = self.share()
         return replace(own, _session=Session(own.backend, own.gate))
 
     def batch(self, slots: int) -> RunningBatch:
-        """Returns a running batch of at most `slots` requests, which has this model for itself from now on.
+        """Returns a running batch of at most `slots` requests; from then on only the batch can use this model.
 
-        Raises UserError if the engine takes fewer sequences at once, or the model is in the middle of an answer.
+        Raises UserError if the engine takes fewer sequences at once, or if the model is in the middle of an answer.
         """
         self._check_process()
         most = self.contract.batch
@@ -185,7 +186,7 @@ class Model:
         return RunningBatch(self.backend, self.gate, slots)
 
     def request(self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]) -> Request:
-        """Returns the prompt as ids int64 [length], and its complete options. Raises UserError if they make no request.
+        """Returns the prompt's ids, int64 [length], with completed options. Raises UserError if they do not fit.
 
         A seed is chosen if one is needed and none was given.
         """
@@ -196,12 +197,12 @@ class Model:
         return Request(ids, settle(self.contract, ids, options))
 
     def _encode(self, text: str, raw: bool) -> Ints:
-        if not text:  # a chat template would make tokens of nothing
+        if not text:  # a chat template would make tokens even of an empty text
             raise UserError("the prompt is empty; give at least one character")
         return self.tokenizer.encode(text) if raw else self.tokenizer.encode_chat(text)
 
     def _check_process(self) -> None:
-        """Raises UserError in a child of fork(), which has the engine's memory and not its threads: it would hang."""
+        """Raises UserError in a child of fork(): it has the engine's memory but not its threads, and would hang."""
         if os.getpid() != self._process:
             raise UserError(
                 "this model was loaded before the process forked; load it in the child process, or start that one by "
@@ -227,7 +228,7 @@ class Model:
 
 
 def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
-    """Yields the steps up to the first after which nobody wants more; a request's last step is passed on."""
+    """Yields steps until `wanted` returns false after one of them; it is not called after a request's last step."""
     for step in steps:
         yield step
         if step.result is None and not wanted():
@@ -235,7 +236,7 @@ def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[
 
 
 class BlockReader:
-    """Reads finished blocks off the steps of one request, as they come."""
+    """Makes finished blocks from the steps of one request, as they come."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._text, self._out = tokenizer.stream(), 0
@@ -263,7 +264,7 @@ def blocks(steps: Iterable[Step], tokenizer: Tokenizer) -> Iterator[Block]:
 
 
 def collect_answer(stream: Iterable[Block]) -> Answer:
-    """Returns the answer that a stream of blocks makes, taken to its end."""
+    """Reads a stream of blocks to its end and returns the answer."""
     pieces, result = [], None
     for block in stream:
         pieces.append(block.text)
@@ -276,8 +277,8 @@ def collect_answer(stream: Iterable[Block]) -> Answer:
 class ModelPool:
     """Holds models over one copy of the weights, each lent to one request at a time: `take` one, `give` it back.
 
-    workers: how many there are; by default two, or one if the engine cannot be shared. Raises UserError for more of an
-    engine that cannot.
+    workers: the number of models; by default two, or one if the engine's weights cannot be shared, for which more than
+    one raises UserError.
     """
 
     def __init__(self, model: Model, workers: int | None = None) -> None:
@@ -286,13 +287,13 @@ class ModelPool:
         self._idle, self._returned = list(self.models), threading.Condition()
 
     def take(self) -> Model:
-        """Returns a model that is free, at once or after a wait."""
+        """Returns a free model, after a wait if need be."""
         with self._returned:
             self._returned.wait_for(lambda: self._idle)
             return self._idle.pop()
 
     def take_while(self, wanted: Callable[[], bool]) -> Model | None:
-        """Returns a model that is free; None once the request is not wanted any more, which is checked every POLL."""
+        """Waits for a free model and returns it; returns None once `wanted`, called every POLL seconds, is false."""
         with self._returned:
             while wanted():
                 if self._returned.wait_for(lambda: self._idle, POLL):

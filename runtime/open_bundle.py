@@ -33,18 +33,27 @@ def load(
 ) -> Model:
     """Opens the model in a bundle's folder, ready to generate.
 
-    engine: one that the manifest names, or `ort` or `trt` for the first of that kind that runs here, by default the
-    first for ONNX Runtime; threads: of a forward pass, by default the physical cores within the CPU quota, or one for a
-    small int8 engine; verify: `first` checks the files' hashes, tries the files in a process of their own, on the CPU
-    whatever the device, and proves the engine with a part of its recorded reference, once, and then remembers it,
-    `always` every time, `never` does none of it; device: `cpu` or `cuda`, of an ONNX Runtime engine, `cuda` for the
-    first that CUDA has kernels for (fp16); trust_engine: load a TensorRT engine, which is native code, though this
-    machine did not build it; allow_spinning: whether ONNX Runtime's threads spin while they wait for the next operator
-    or pass (False: they sleep, which leaves the cores to others); template_args: default arguments of the chat
-    template, over the bundle's own, such as {"enable_thinking": False}; cuda_graphs: False launches every kernel of a
-    TensorRT engine by itself, to measure what replaying CUDA graphs saves. Raises UserError for a bundle, engine,
-    package, driver or GPU that is missing or does not fit, for files that crash, hang or take all memory, and for an
-    engine that computes on this machine something else than PyTorch did when it was exported.
+    Args:
+        engine: A name in the manifest, or a kind (`ort`, `trt`) or dialect for the first such engine that runs here; by
+            default `ort`.
+        threads: Threads of a forward pass; by default the physical cores within the CPU quota, or one for a small int8
+            engine.
+        verify: `first`: at the first load, check the files' hashes, try the files in a child process, on the CPU
+            whatever the device, and prove the engine with a part of its recorded reference; `always`: at every load;
+            `never`: not at all.
+        device: `cpu` or `cuda`, for ONNX Runtime engines; `cuda` takes the first engine that CUDA has kernels for.
+        trust_engine: Whether to load a TensorRT engine, which is native code, even if this machine did not build it.
+        allow_spinning: Whether ONNX Runtime's threads spin while they wait for the next operator or forward pass;
+            otherwise they sleep, which leaves the cores to others.
+        template_args: Default arguments of the chat template, such as {"enable_thinking": False}; they override the
+            bundle's.
+        cuda_graphs: False launches every kernel of a TensorRT engine by itself, to measure what replaying CUDA graphs
+            saves.
+
+    Raises:
+        UserError: For a bundle, engine, package, driver or GPU that is missing or does not fit, for files that crash,
+            hang or take all memory, and for an engine that does not compute on this machine what PyTorch computed at
+            its export.
     """
     from .bundle.store import read
     from .text.chat_template import with_arguments
@@ -74,10 +83,10 @@ def load(
 
 
 def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str) -> bool:
-    """Checks hashes, and has a process of its own try the files and prove the engine, if they are not known yet.
+    """Checks hashes; if files or engine are not known yet, a child process tries the files and proves the engine.
 
-    Returns whether the engine needs no proof any more. A process of its own runs on the CPU: what runs elsewhere, and
-    native code, which is trusted or not loaded, is proved by whoever loads it.
+    Returns whether the engine needs no further proof. The child runs on the CPU: engines on other devices, and native
+    code, which is either trusted or not loaded, are proved in this process (`_prove_here`).
     """
     from .bundle.store import verify_files
     from .proof import first_load
@@ -101,7 +110,7 @@ def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str
 
 
 def _prove_here(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions, verify: str) -> None:
-    """Proves an engine that no process of its own did. Raises UserError for one that differs from its reference."""
+    """Proves an engine that no child process has proved. Raises UserError if it differs from its reference."""
     from .proof import first_load
 
     if verify == "first" and first_load.is_proved(engine, options.device):

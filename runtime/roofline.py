@@ -1,6 +1,7 @@
-"""Computes what a block costs on a device, and which to train for it: python -m runtime.roofline student.bundle
+"""Estimates what a block costs on a device, and which to train for it: python -m runtime.roofline student.bundle
 
-The processor it runs on is measured; with a bundle, the bundle's own steps are too, next to their predictions.
+The command measures the processor that it runs on and, with a bundle, the bundle's own steps, to compare them with
+their predictions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .perf.latency import canvas, percentiles, timed
 from .perf.local_cpu import bandwidth, measure_processor
 from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, parse_shape, shape_of, weight_bytes
 
-WARMUP = 3  # steps before those that are timed
+WARMUP = 3  # steps that are run first, untimed
 PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
 COUNTS = expect(parse_counts, "counts such as 1,8,64")
 SIZES = expect(parse_counts, "sizes such as 4,16,32")
@@ -32,7 +33,7 @@ DESCRIPTION = (
     "Estimates the least time of a step, on devices by their data sheets and on this one as measured: "
     "autoregressive, in blocks, and as full diffusion. Names the block size to train for each device."
 )
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "devices": f"devices to estimate: {', '.join(DEVICES)}, or local, this processor (default: all)",
     "shape": f"shape of the model in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
     "precision": (
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def roofline(args: argparse.Namespace) -> int:
-    """Answers for each device, and prints."""
+    """Computes the costs for each device, and prints them."""
     name, question = asked(args)
     # A model that cannot be loaded is reported before this machine is measured.
     model = load_model(args) if args.bundle and "local" in choose_devices(args.devices) else None
@@ -64,7 +65,7 @@ def roofline(args: argparse.Namespace) -> int:
         "devices": [analyzed(device, question) for device in devices.values()],
         "steps": [],
     }
-    if model is not None and model.precision == question.precision:  # else it is another engine's prediction
+    if model is not None and model.precision == question.precision:  # else the prediction is for another engine
         print("timing steps of the bundle ...", file=sys.stderr)
         values["steps"] = list(measure_steps(model, devices["local"], question, args))
     if args.plot:
@@ -100,7 +101,7 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
 
 
 def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
-    """Returns the devices with a rate for the precision, this machine measured. Raises UserError if none has."""
+    """Returns the devices that have a rate for the precision; measures this machine. Raises UserError if none has."""
     keys = choose_devices(args.devices)
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
     if "local" in keys:
@@ -112,11 +113,12 @@ def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
 
 
 def measure_steps(model: Model, here: Device, question: Question, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields a step of the bundle's block after 0 and after `past` tokens, predicted and measured; all times in ms."""
+    """Yields predicted and measured times (ms) of one step over the bundle's block, after 0 and after `past` tokens."""
     contract, backend = model.contract, model.backend
     if not contract.has_cache:
         return
-    # What fits into a CPU cache stays there between steps: it is read as fast as a buffer of its size, repeatedly.
+    # Weights that fit into a CPU cache stay there between steps, and are read as fast as a buffer of their size that
+    # is read again and again.
     speed = bandwidth(int(weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads)
     for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
         load = here.work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
@@ -171,7 +173,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
 
 
 def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
-    """Yields one line per mode, its batches next to each other."""
+    """Yields one line per mode, with its batches side by side."""
     for start in range(0, len(points), batches):
         line = f"{points[start]['mode']:<20}"
         for p in points[start : start + batches]:
@@ -181,7 +183,7 @@ def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
 
 
 def figure(value: float) -> str:
-    """Formats with three digits, or more if they are before the point."""
+    """Formats a number with three significant digits, or, from 1000 on, as a whole number."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 

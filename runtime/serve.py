@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from .model import Model
     from .server.service import Service
 
-SWITCH = 0.0005  # seconds that one thread may keep the others waiting, so that health checks pass busy ones
+SWITCH = 0.0005  # seconds after which a busy thread lets others run, so that health checks are answered soon
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 DESCRIPTION = (
     "Serves an exported student over HTTP: /v1/completions, /v1/chat/completions, /v1/responses and /v1/models of "
     "OpenAI's API, a page at /, and /healthz, /readyz, /metrics. SIGTERM ends it after the requests in progress."
 )
-HELP = {  # of the options whose text is longer than their line
+HELP = {  # help texts that do not fit on the line of their option below
     "allow-host": (
         "further host name that requests to a loopback address may carry, as after a proxy; repeatable; port and case "
         "are ignored (default: localhost and the loopback addresses alone)"
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Loads the bundle and serves it until SIGTERM or Ctrl-C, which finish what was begun."""
+    """Loads the bundle and serves it until SIGTERM or Ctrl-C; then finishes the requests that were begun."""
     try:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
@@ -84,19 +84,19 @@ def serve(args: argparse.Namespace) -> int:
             print_json({"url": url, "model": served.name})
             sys.stdout.flush()
         print(f"serving {served.name} at {url}", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has drained
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises SIGTERM again when it has drained
         make_server(app, args.drain).run(sockets=[place])
     return DONE
 
 
 def open_service(argv: Sequence[str]) -> Service:
-    """Returns what the command of these options would serve, for servers of another kind."""
+    """Returns the service that the command would run with these options, for other kinds of servers."""
     args = options(argv)
     return service(args, load_model(args))
 
 
 def service(args: argparse.Namespace, model: Model) -> Service:
-    """Returns the loaded model with its workers, as the options say."""
+    """Returns the service of a loaded model, with workers as the options describe them."""
     from .server.adaptive_threshold import Pressure, span
     from .server.metrics import Counters
     from .server.service import Service
@@ -108,7 +108,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
         raise UserError(f"--slots is {args.slots}, but engine {model.engine} takes one sequence; {advice}")
     decoders = choose_decoders(model, args.workers, args.slots, args.device)
     sys.setswitchinterval(SWITCH)
-    gc.freeze()  # what is loaded stays: a full collection, which stops all threads, then visits requests alone
+    gc.freeze()  # a full collection, which stops all threads, then skips what is loaded and visits only requests
     threshold: Callable[[], float] | None = None
     gated = "block" in model.contract.modes and model.gate.unit is not None
     if args.adaptive_threshold is not None:
@@ -132,12 +132,12 @@ def service(args: argparse.Namespace, model: Model) -> Service:
 
 
 def batching(path: Path, device: str) -> str:
-    """Returns what to do for an engine that takes batches: name one of the bundle's for that device, or make one."""
+    """Returns advice on how to get an engine that takes batches: one of the bundle's for this device, or a new one."""
     from .bundle.manifest import read
 
     bundle, names = read(path), list[str]()
     for engine in bundle.engines:
-        with suppress(UserError):  # one that the device has no kernels for
+        with suppress(UserError):  # the device has no kernels for this engine
             names += [engine.name] if engine.takes_batches and choose_engines(bundle, engine.name, device) else []
     if names:
         return f"give --engine {' or '.join(names)}, or --slots 1"
@@ -145,7 +145,7 @@ def batching(path: Path, device: str) -> str:
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:
-    """Reads the keys of a file, one per line."""
+    """Reads API keys from a file, one per line. Raises UserError if it cannot be read or has none."""
     if file is None:
         return ()
     try:
@@ -158,7 +158,7 @@ def api_keys(file: str | None) -> tuple[str, ...]:
 
 
 def allowed(text: str) -> str:
-    """Parses a host name; a URL or a pattern would match no client's `Host` header."""
+    """Parses a host name; refuses a URL or a pattern, which no client's `Host` header would match."""
     if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a host name; expected one as in box.example or box.example:80"

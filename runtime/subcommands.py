@@ -1,4 +1,4 @@
-"""The command `blockstep`: its first words choose one of the commands, each of which is a module of its own."""
+"""Runs the command `blockstep`, whose first words choose one of the commands below; each is a module of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .cli import DONE, run
 from .errors import UserError
 from .perf.conditions import installed_version
 
-OWN = ("runtime", "train", "export")  # folders; the first may be installed under another name
+OWN = ("runtime", "train", "export")  # folders of modules; `runtime` may be installed under another name
 COMMANDS = {
     "generate": ("runtime.generate", "generate the answer to a prompt with a bundle"),
     "serve": ("runtime.serve", "serve a bundle over HTTP: OpenAI's API and a page"),
@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Runs a command with the rest of the words, or lists a group's. Raises UserError if there is no such command."""
+    """Runs the command that `words` begin with, on the rest of them, or lists a group's commands.
+
+    Raises UserError if there is no such command.
+    """
     if words[:1] == ["--version"]:
         print(f"blockstep {installed_version('blockstep') or '(not installed)'}")
         return DONE
@@ -59,7 +62,7 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def import_command(module: str) -> ModuleType:
-    """Imports the module of a command, from this installation even if the user's project has a `train.py` of its own.
+    """Imports a command's module from this installation, even if the user's project has its own `train.py`.
 
     Raises UserError if a library that it needs is not installed.
     """
@@ -81,12 +84,12 @@ def import_command(module: str) -> ModuleType:
 
 
 def name_of(module: str) -> str:
-    """Returns the words that choose the command of a module."""
+    """Returns the words that choose a module's command, such as `export onnx`."""
     return next((words for words, (own, _) in COMMANDS.items() if own == module), module.replace(".", " "))
 
 
 def help_text(group: str = "") -> str:
-    """Returns the list of all commands, or of a group's, such as `train`."""
+    """Returns the help text: a list of all commands, or of those of a group such as `train`."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items() if name.startswith(group)]
     usage = f"usage: blockstep {group} COMMAND [options]".replace("  ", " ")

@@ -37,7 +37,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Opens the engine without the proof of a first load, replays the whole reference and prints what was found."""
+    """Opens the engine without the proof of a first load, replays the whole reference and prints the checks."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     opened = OpenOptions(args.device, args.threads, args.trust_engine, args.allow_spinning)
     proof = prove_bundle(args.bundle, args.engine, opened)

@@ -1,4 +1,4 @@
-"""Answer a prompt with the sample student: python samples/1_generate.py (needs: pip install '.[cpu]')"""
+"""Answers a prompt with the sample student: python samples/1_generate.py (needs: pip install '.[cpu]')"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Streams an answer block by block, then watches one unmask step by step: python samples/2_stream.py
+"""Streams an answer block by block, then shows one block being unmasked step by step: python samples/2_stream.py
 
-`python -m runtime.generate BUNDLE PROMPT --show` shows the second in colors.
+`python -m runtime.generate BUNDLE PROMPT --show` shows the unmasking in colors.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
     requests = [Request(prompt, DecodeOptions(backend.contract.canvas)) for prompt in ids]
-    generate(backend, requests[0], gate=ONE_A_STEP)  # a first run is slower, as the engine's is
+    generate(backend, requests[0], gate=ONE_A_STEP)  # the first run is slower, and not counted
     results = [generate(backend, request, gate=ONE_A_STEP) for request in requests]
     texts = []
     for result in results:
@@ -52,7 +52,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
 
 
 def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
-    """Prints parity; forward passes, tokens per pass and seconds over all prompts; the first row against the last."""
+    """Prints parity, then each row's forward passes, tokens per pass and seconds, and the first row over the last."""
     apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
     print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
     print(f"{differ} of {verified['answers']} answers differ")

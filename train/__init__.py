@@ -1,1 +1,1 @@
-"""The training side: teachers, trajectories, distillation and evaluation. Needs torch; imports `runtime` only."""
+"""Trains teachers, collects trajectories, distils, evaluates. Needs torch; of this project, imports `runtime` only."""

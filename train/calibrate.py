@@ -32,7 +32,7 @@ from .storage.output_files import check_file, replace_file
 
 TARGET = 0.5  # percentage points
 COUNT = 400  # validation problems per task, if no report names them
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "teacher-report": (
         "reports that train.evaluate --out wrote on the validation split, one per task, of the teacher or another more "
         "accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by its own gate "
@@ -52,9 +52,10 @@ HELP = {  # help texts that do not fit their option's line
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A mode, and a threshold for mode `block`, with what was measured.
+    """What was measured with one mode and, in mode `block`, one threshold.
 
-    by_task: accuracy, forward passes, difference to the teacher with its interval.
+    forwards: mean of the tasks. difference, low: the least of any task. by_task: accuracy, forward passes, and the
+    difference to the teacher's accuracy with its interval.
     """
 
     mode: str
@@ -71,9 +72,9 @@ def sweep(
     thresholds: Sequence[float],
     reports: Sequence[BaselineReport],
 ) -> list[Outcome]:
-    """Evaluates the model on the teacher's problems at each threshold, and speculatively if it can.
+    """Evaluates the model on the reports' problems at each threshold, and in mode `speculative` if it has that mode.
 
-    Returns means over the tasks, and differences of the worst task.
+    Returns an outcome per threshold or mode, with the tasks' mean of forward passes and the worst task's difference.
     """
     tried: list[tuple[str, float | None]] = [("block", threshold) for threshold in thresholds]
     if "speculative" in subject.backend.contract.modes:
@@ -100,9 +101,10 @@ def sweep(
 
 
 def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | None:
-    """Returns the outcome of fewest forward passes at most `target` points below the teacher on every task.
+    """Returns, of the outcomes within `target` of the teacher on every task, the one with the fewest forward passes.
 
-    None without any. bound: compare the lower end of the difference's 95 % interval, not the mean.
+    Returns None if there is none. target: percentage points below the teacher. bound: compare the lower end of the
+    difference's 95 % interval, not its mean.
     """
     within = [p for p in points if 100 * (p.low if bound else p.difference) >= -target - 1e-9]
     return min(within, key=lambda p: p.forwards, default=None)
@@ -111,7 +113,7 @@ def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | N
 def reliability_of(
     subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
 ) -> dict[str, list[reliability.Bin]]:
-    """Returns bins of confidence on the problems' known answers, by task."""
+    """Returns, by task, bins of the confidence at masked positions of the problems' known answers."""
     bins = {}
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
@@ -121,7 +123,7 @@ def reliability_of(
 
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures, chooses, writes the gate unless the options say not to, and returns the report."""
+    """Measures, chooses a threshold or mode, writes it unless --no-write is given, and returns the report."""
     check_writable(args)
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
@@ -152,7 +154,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_writable(args: argparse.Namespace) -> None:
-    """Raises UserError for a model that cannot be given what is found, before any work."""
+    """Raises UserError, before any work, if the result could not be written into the model."""
     if args.write and args.ckpt and (args.ckpt.is_dir() or args.attention):
         found = "temperature" if args.decisions else "threshold"
         what = "a directory has no gate of its own" if args.ckpt.is_dir() else "under --attention it is another model"
@@ -169,7 +171,7 @@ def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
 def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     """Returns the thresholds to try.
 
-    Raises UserError for a gate without a threshold, and for one outside its metric's range.
+    Raises UserError if the gate has no threshold, or if a threshold is outside the range of the gate's metric.
     """
     if gate.unit is None:
         raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
@@ -202,7 +204,7 @@ def report(
 
 
 def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, best: Outcome) -> None:
-    """Makes a threshold the checkpoint's or the engine's own, and its mode the default of the checkpoint or bundle."""
+    """Writes the threshold to the checkpoint or the bundle's engine, and makes the mode the default one there."""
     if best.threshold is not None:
         gate = replace(gate, threshold=best.threshold)
     if args.ckpt:
@@ -213,7 +215,7 @@ def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate
 
 
 def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
-    """Fits the temperature of decisions on validation problems, writes it unless told not to, returns the report."""
+    """Fits the temperature of decisions on validation problems, writes it if --write is on, and returns the report."""
     unused = {
         "--teacher-report": args.teacher_report, "--thresholds": args.thresholds, "--target": args.target != TARGET,
         "--by": args.by != "mean",
@@ -255,7 +257,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep_temperature(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, temperature: float) -> None:
-    """Makes the temperature the checkpoint's or the engine's own."""
+    """Writes the temperature of decisions to the checkpoint or the bundle's engine."""
     if args.ckpt:
         return student_pt.set_decision_temperature(args.ckpt, temperature)
     from runtime.bundle.store import set_decision_temperature
@@ -305,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show_decisions(told: dict[str, Any], as_json: bool) -> int:
-    """Prints what came of `--decisions`, a line per field and one for all, and returns the exit code."""
+    """Prints the report of `--decisions`, as JSON or as a table of the fields and a summary; returns the exit code."""
     if as_json:
         print_json(told)
         return DONE
@@ -342,7 +344,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def name_of(mode: str, threshold: float | None) -> str:
-    """Returns the threshold, or the mode that has none."""
+    """Returns an outcome's name: its threshold, or its mode if that has no threshold."""
     return mode if threshold is None else f"{threshold:g}"
 
 

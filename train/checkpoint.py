@@ -1,4 +1,4 @@
-"""A checkpoint in memory: a model's shape, how it decodes, its weights, its tokenizer."""
+"""Holds a checkpoint in memory: the model's shape, decoding settings, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runtime.text.tokenizer import read_engine
 
 from .transformer.network import ModelConfig, Transformer
 
-MOST_IDS = 64  # end tokens
+MOST_IDS = 64  # maximum number of end tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What the runtime must know about a model besides its weights; see `runtime.contract` for the meaning of each."""
+    """What the runtime must know about a model besides its weights; `runtime.contract` explains each field."""
 
     alignment: Annotated[str, TEXT]
     attention: Annotated[str, TEXT]
@@ -38,7 +38,7 @@ class Decoding:
     decision_temperature: Annotated[float, TEMPERATURE] = 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as files hold them: of modes and temperature only what older versions do not know."""
+        """Returns the fields as files store them; default modes and temperature are left out, as in older files."""
         values = {**asdict(self), "eos_ids": list(self.eos_ids), "modes": list(self.modes)}
         if self.modes == MODES[:1]:
             del values["modes"]
@@ -54,9 +54,10 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that can be decoded: its shape, how it decodes, its weights by name, its tokenizer as JSON text.
+    """A model that can be decoded: its shape, decoding settings, weights by name, and tokenizer as JSON text.
 
-    weights: a directory's are read on each access, so take one at a time if the model may be large.
+    weights: those of a Hugging Face directory are read from disk on each access; if the model may be large, take one
+    at a time.
     """
 
     model: ModelConfig
@@ -79,23 +80,23 @@ class Checkpoint:
         return model.eval()
 
     def read_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer; special-token strings in a text are plain text to it.
+        """Returns the tokenizer, which encodes special-token strings in a text as plain text.
 
-        Raises UserError if it is not one.
+        Raises UserError if the tokenizer is damaged.
         """
         tokenizer = read_engine(self.tokenizer, "the checkpoint's tokenizer is damaged", "write it anew with train.*")
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     def vocab(self) -> int:
-        """Returns how many ids count: embeddings are often padded; ids after the tokenizer's last are not tokens."""
+        """Returns the vocabulary size without padding: embeddings often have rows after the last token's id."""
         return min(self.model.vocab, max(self._ids()) + 1)
 
     def missing_ids(self) -> list[int]:
-        """Returns ids below `vocab()` that are not tokens either, in order: some tokenizers leave gaps."""
+        """Returns, sorted, the ids below `vocab()` that are not tokens: some tokenizers leave gaps."""
         return sorted(set(range(self.vocab())) - self._ids())
 
     def _ids(self) -> set[int]:
-        """Returns the tokenizer's ids, and those that decoding needs."""
+        """Returns the tokenizer's ids and the special ids of `decoding`."""
         special = {self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids}
         return special | set(self.read_tokenizer().get_vocab(with_added_tokens=True).values())

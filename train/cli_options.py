@@ -1,4 +1,4 @@
-"""Command-line options that several commands share: how a Hugging Face directory is read, and prompts are encoded."""
+"""Defines options that several commands share: for Hugging Face directories, prompts, step graphs and training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .huggingface.families import FAMILY_NAMES, Overrides
 
 DEVICE_CHOICES = ("cpu", "cuda")
 MOST_SEED = (1 << 32) - 1
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "eos-ids": "ids of the end tokens, as in 151643,151645",
     "canvas": "maximum answer tokens of a full model, in whole blocks (default: 256, or as many as the context holds)",
     "raw": "use prompts as they are, without the checkpoint's chat template (default: with it, if there is one)",
@@ -61,7 +61,7 @@ def share_below_1(text: str) -> float:
 
 
 def seed_number(text: str) -> int:
-    """Parses a seed small enough that an update's own seed, made from it, fits 64 bits in every process."""
+    """Parses a seed; its limit makes the seeds derived from it, per update and process, fit in 64 bits."""
     try:
         value = int(text)
     except ValueError:
@@ -72,7 +72,7 @@ def seed_number(text: str) -> int:
 
 
 def parse_token_ids(text: str) -> tuple[int, ...]:
-    """Parses the ids of `1,2`; the reader of the directory checks them against the vocabulary."""
+    """Parses token ids such as `1,2`; they are checked against the vocabulary when the directory is read."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -80,7 +80,7 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
 
 
 def gate_changes(text: str) -> dict[str, int | float | str]:
-    """Parses the values of `threshold=0.8,min=2`; the contract checks what each may be."""
+    """Parses gate fields such as `threshold=0.8,min=2`; the contract checks their values."""
     changes: dict[str, int | float | str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -102,7 +102,7 @@ def number(text: str) -> int | float | str:
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
-    """Returns the overrides that were given as options."""
+    """Returns the overrides given as options, except those in `leave_out`, which mean something else in the command."""
     names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
     return Overrides(**{name: getattr(args, name) for name in names})
 
@@ -134,7 +134,8 @@ DIRECTORY_OPTIONS = (
         help="folder of a PEFT LoRA adapter to merge into the weights (default: none)",
     ),
 )
-# For commands that give prompts to a model, that write a step graph, and that several processes may run.
+# RAW_OPTION is for commands that encode prompts, the next two for those that write a step graph, the last for those
+# that may run under torchrun.
 RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
 CANDIDATES_OPTION = option("--candidates", type=int, default=0, metavar="N", help=HELP["candidates"])
 TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
@@ -157,9 +158,9 @@ TRAINING_OPTIONS = (  # for commands that train
 
 
 def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Adds the options of a directory, except those that the command defines itself, and --template-args.
+    """Adds --template-args, and the options of Hugging Face directories except those in `leave_out`.
 
-    The latter is for every checkpoint.
+    --template-args applies to .pt files too.
     """
     add_options(parser, [TEMPLATE_OPTION])
     group = parser.add_argument_group("options of a Hugging Face directory (defaults: what its files say)")
@@ -167,24 +168,24 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
 
 
 def bf16_option() -> Option:
-    """Returns --bf16, for commands of thousands of forward passes; `settle_bf16` sets its default by the device."""
+    """Returns the option --bf16, for commands that run thousands of forward passes; `settle_bf16` sets its default."""
     here = "on" if bf16_is_faster("cpu") else "off"
     text = f"use bf16 autocast (default: on if the CPU or GPU has bf16 product instructions; on this processor {here})"
     return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 
 def settle_bf16(args: argparse.Namespace) -> None:
-    """Sets the default of --bf16, once --device is known to exist."""
+    """Sets --bf16 by the device if it was not given; call it once the device is known to exist."""
     if args.bf16 is None:
         args.bf16 = bf16_is_faster(args.device)
 
 
 def bf16_is_faster(device: str) -> bool:
-    """Returns whether the device has bf16 product instructions that PyTorch uses; on a CPU AVX-512 BF16 or AMX.
+    """Returns whether the device multiplies bf16 in hardware that PyTorch uses; on a CPU, AVX-512 BF16 or AMX.
 
-    Elsewhere bf16 is emulated in fp32. ARM's instructions are not counted: not measured here.
+    Otherwise bf16 is emulated in fp32. ARM's bf16 instructions are not counted, as they were not measured here.
     """
-    import torch  # commands that build from a bundle share these options and lack torch
+    import torch  # not at the top: commands that build from a bundle use these options without torch
 
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -194,7 +195,7 @@ def bf16_is_faster(device: str) -> bool:
 
 
 def parse_numbers(text: str, option: str) -> list[float]:
-    """Parses the numbers of `0,0.5`. Raises UserError for anything else, and for negative ones."""
+    """Parses numbers such as `0,0.5`. Raises UserError for other text and for negative numbers."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

@@ -1,7 +1,7 @@
 """Collects a teacher's trajectories: its answers, one token a step, with the order and the state of every token.
 
 python -m train.collect --ckpt teacher.pt --out trajectories --count 1500
-python -m train.collect --ckpt teacher.pt --out answers --count 12000 --threshold 0.98    # for dparallel, sooner
+python -m train.collect --ckpt teacher.pt --out answers --count 12000 --threshold 0.98    # faster, for dparallel
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, contract_of
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "shard": "trajectories per file; under torchrun each process collects whole files (default: 256)",
     "threshold": (
         "confidence from which tokens are accepted, several per step, in fewer forward passes; for dparallel, which "
@@ -52,7 +52,7 @@ HELP = {  # help texts that do not fit their option's line
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The work of one file; `number` determines its seed."""
+    """The problems whose trajectories one file holds; `number` determines the sampling seed."""
 
     number: int
     task: tasks.Task
@@ -64,16 +64,16 @@ class Shard:
         return f"shard-{self.number:05d}.safetensors"
 
     def seed(self, base: int) -> int:
-        """Returns the sampling seed of this shard in a collection of that seed."""
+        """Returns this shard's sampling seed in a collection whose seed is `base`."""
         return base * 100_003 + self.number
 
     def of(self, asked: Collection[str]) -> Shard:
-        """Returns the shard with only these problems, under the same number and so with the same seed."""
+        """Returns the shard with only the problems of these prompts; the number, and so the seed, stays the same."""
         return replace(self, problems=[problem for problem in self.problems if problem.prompt in asked])
 
 
 def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
-    """Plans a collection: `count` prompts of the training split, spread over the tasks, at each temperature."""
+    """Returns a collection's shards: `count` training prompts, divided among the tasks, at each temperature."""
     shards: list[Shard] = []
     for task in chosen:
         problems = list(task.problems("train", count // len(chosen), seed + 7919))
@@ -84,7 +84,7 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
 
 
 def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec = ONE_A_STEP) -> list[Trajectory]:
-    """Decodes the prompts [length]; returns trajectories in their order, not graded yet.
+    """Decodes the prompts, each [length]; returns their trajectories in the same order, not graded yet.
 
     If the gate accepts several tokens in a step, they are numbered from left to right, as if unmasked one by one.
     """
@@ -94,7 +94,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
     order = torch.full((len(asked), positions), NEVER_ACCEPTED)
     hidden = torch.zeros(len(asked), positions, width, dtype=torch.float16)
     taken, starts = [0] * len(asked), [block_starts(contract, len(prompt)) for prompt in asked]
-    latest = torch.zeros(len(asked), contract.block, width)  # with `shift` position 0 may be earlier
+    latest = torch.zeros(len(asked), contract.block, width)  # last states; position 0's may be older with `shift`
     requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in asked]
     for done in steps(backend, requests, gate=gate):
         for step in done:
@@ -111,7 +111,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
 
 
 def block_starts(contract: Contract, prompt: int) -> list[int]:
-    """Returns where each block begins, relative to the prompt's end: the first before it if the two share a block."""
+    """Returns each block's start relative to the prompt's end; the first is negative if it has tokens of the prompt."""
     begins = block_bounds(contract, prompt, longest_answer(contract))[0][committed_prompt(contract, prompt) :]
     found: list[int] = (np.unique(begins) - prompt).tolist()
     return found
@@ -131,7 +131,7 @@ def graded(
 
 
 def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
-    """Returns the token ids of all different prompts, without those that leave no room for a whole canvas."""
+    """Returns token ids by prompt, without prompts that leave no room for a whole canvas."""
     different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
     problems = list(different.values())
     ids = ask([problem.prompt for problem in problems])
@@ -140,10 +140,10 @@ def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) ->
 
 
 def gather(args: argparse.Namespace) -> dict[str, int]:
-    """Collects what is missing in `--out`; existing shards stay. Returns counts: of all trajectories, and of new ones.
+    """Collects the shards that `--out` lacks. Returns the numbers of trajectories, right ones, new ones and shards.
 
-    Each of several processes collects shards of its own. A shard is whole batches with a seed of its own, so the result
-    does not depend on which process collects it.
+    Each of several processes collects its own shards. Every shard has its own seed and batches, so the result does not
+    depend on which process collects it.
     """
     saved = open_checkpoint.load(args.ckpt, overrides_of(args))
     contract = contract_of(saved, args.batch)
@@ -178,7 +178,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
 def gate_of(threshold: float | None) -> GateSpec:
     """Returns the gate: one token per step, or every token whose confidence reaches the threshold.
 
-    Raises UserError outside 0 to 1.
+    Raises UserError unless the threshold is above 0 and at most 1.
     """
     if threshold is None:
         return ONE_A_STEP
@@ -190,7 +190,7 @@ def gate_of(threshold: float | None) -> GateSpec:
 def answered(
     backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
 ) -> list[Trajectory]:
-    """Returns trajectories of prompts in their order, `batch` decoded at a time."""
+    """Decodes prompts, `batch` at a time; returns their trajectories in the same order."""
     asked = [np.array(ids, np.int64) for ids in encoded]
     return [
         found for first in range(0, len(asked), batch) for found in collect(backend, asked[first : first + batch], gate)
@@ -198,7 +198,7 @@ def answered(
 
 
 def collection_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
-    """Returns the settings of a collection: another teacher, task or option gives other trajectories."""
+    """Returns the settings that a collection's trajectories depend on: teacher, tasks, data and options."""
     overrides = overrides_of(args)
     settings: dict[str, object] = {
         "ckpt_sha256": open_checkpoint.fingerprint(args.ckpt, overrides),
@@ -228,7 +228,7 @@ def check_teacher(contract: Contract) -> None:
 
 
 def same_settings(path: Path, settings: dict[str, object]) -> None:
-    """Writes the settings of a collection; raises UserError if the folder was collected with others."""
+    """Writes a collection's settings; raises UserError if the folder was collected with other settings."""
     text = json.dumps(settings, indent=1)
     try:
         other = path.exists() and path.read_text(encoding="utf-8") != text

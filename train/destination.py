@@ -1,4 +1,4 @@
-"""Handles `train.distill --out`: a student.pt, a Hugging Face directory, or with --lora-rank an adapter's directory."""
+"""Writes `train.distill --out`: a student.pt, a Hugging Face directory, or with --lora-rank an adapter's directory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from .huggingface.reader import read_settings, template_args
 from .huggingface.weights import stored_names
 from .storage import student_pt
 
-LARGEST = 10**9  # bytes of weights in a student.pt
+LARGEST = 10**9  # maximum bytes of weights in a student.pt
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The destination of a student and its origin: `teacher`, read with `overrides`, trained whole or by `low_rank`."""
+    """Where a student is written, and the checkpoint that it started from.
+
+    teacher: path of that checkpoint, which may be --student, read with `overrides`. low_rank: the adapter that was
+    trained; None if all weights were.
+    """
 
     path: Path
     teacher: Path
@@ -61,9 +65,9 @@ class Output:
             )
 
     def write(self, student: Checkpoint, trained: dict[str, Tensor]) -> None:
-        """Writes the student that `trained` makes: all of its weights, or its adapter's parameters.
+        """Writes the student with its `trained` weights: all of them, or the parameters of its adapter.
 
-        What is at the path stays whole until the new one is complete. Raises UserError if it cannot be written.
+        The path's old content is replaced once the new one is complete. Raises UserError if it cannot be written.
         """
         if self.path.suffix != ".pt" and self.low_rank is not None:
             return directory_writer.replace_folder(

@@ -1,4 +1,4 @@
-"""Moves what the host prepares to the model's device: a batch's tensors, and the indices of the rows it selects."""
+"""Moves tensors from the host to the model's device: those of a batch, and the indices of selected rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def send(value: Tensor, device: torch.device) -> Tensor:
-    """Returns the tensor on that device, or itself if it is there already.
+    """Returns the tensor on `device`, or itself if it is there already.
 
-    To a GPU it goes through pinned memory: a copy from pageable memory blocks the host until the GPU has finished all
-    queued work. The pinned copy is never changed, so nothing has to wait for it.
+    A transfer to a GPU goes through pinned memory: from pageable memory it would block the host until the GPU has
+    finished all queued work. The pinned copy is never changed, so the host need not wait for the transfer.
     """
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()
@@ -18,7 +18,7 @@ def send(value: Tensor, device: torch.device) -> Tensor:
 
 
 def select(rows: Tensor, mask: Tensor) -> Tensor:
-    """Returns `rows[mask]`, [n, ...], for a mask on the host: a mask on a GPU would force a wait.
+    """Returns `rows[mask]`, [n, ...]. The mask is on the host, because the host would have to wait for one on a GPU.
 
     rows [batch, width, ...]; mask bool [batch, width].
     """

@@ -47,10 +47,10 @@ from .trainer import resume, run_fingerprint
 from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
 from .transformer.compiled import CompiledForward
 
-OWN = ("--attention",)  # in this command it is the student's
+OWN = ("--attention",)  # options of a directory that here describe the student, not the teacher
 LAYOUT = ("alignment", "block", "canvas")
 SHARED = ("mask_id", "eos_ids", "pad_id", *LAYOUT)
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "teacher": "teacher: a .pt file or a Hugging Face directory; the student starts from its weights",
     "student": (
         "checkpoint that the student starts from, such as a smaller one, with the teacher's vocabulary and blocks, or "
@@ -74,9 +74,10 @@ HELP = {  # help texts that do not fit their option's line
 
 
 def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
-    """Returns a loss plus `share` times the next-token loss: without it a small student forgets arithmetic (LOG.md).
+    """Returns `loss` plus `share` times `kept`, the next-token loss.
 
-    same: whether both are of the same examples, whose tokens then count once.
+    Without the latter a small student forgets arithmetic (LOG.md). same: whether both losses see the same examples,
+    whose tokens then count once.
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -97,12 +98,12 @@ def distill(args: argparse.Namespace) -> Fitted:
     method, values = table.choose_method(args.method, args.attention, given)
     plan = method.plan(values)
     saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
-    alike = Overrides(template_args=args.template_args)  # a separate student's own file gives all else
+    alike = Overrides(template_args=args.template_args)  # all else is as in the separate student's own files
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
-    own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # another's confidences are not its own
+    own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # the start's values fit its own confidences only
     how_decoded = replace(start.decoding, attention=args.attention, modes=modes, **own)
-    if contract_of(start).autoregressive:  # it has no block size of its own
+    if contract_of(start).autoregressive:  # an autoregressive start has no blocks
         how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})
     student = replace(start, decoding=how_decoded)
     check(args, saved, student)
@@ -119,7 +120,7 @@ def distill(args: argparse.Namespace) -> Fitted:
         loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
-    # With the values of the method's own options: a default counts as the same value given by name.
+    # Has the values of the method's options, so that a default and the same value given explicitly are equal.
     identity = run_fingerprint.of_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.on_first(lambda: output.write(student, fitted.weights))
@@ -128,7 +129,10 @@ def distill(args: argparse.Namespace) -> Fitted:
 
 
 def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
-    """Builds the student, with its adapter if it trains one, and the teacher for the methods that need it."""
+    """Builds a method's inputs: the student, with an adapter if one is trained, and a function that builds the teacher.
+
+    found: trajectories.
+    """
     model, low_rank = student.build().train(), peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
     if low_rank is not None:
         peft_train.inject(model, low_rank, args.seed)
@@ -175,7 +179,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
 
 
 def check_blocks(method: str, teacher: Contract) -> None:
-    """Raises UserError for a teacher that cannot predict a masked block for a method that needs it."""
+    """Raises UserError for an autoregressive teacher, and for one that cannot predict the blocks the method needs."""
     if teacher.autoregressive:
         raise UserError("the teacher decodes token by token and fills no blocks; give a masked-diffusion one")
     if teacher.seeded and not table.METHODS[method].from_trajectories:
@@ -186,14 +190,14 @@ def check_blocks(method: str, teacher: Contract) -> None:
 
 
 def shared(saved: Checkpoint) -> dict[str, Any]:
-    """Returns what a student and a teacher of another size must share: their tokens and the layout of blocks."""
+    """Returns what a separate student and its teacher must have in common: their tokens and the layout of blocks."""
     values = {name: getattr(saved.decoding, name) for name in SHARED}
     words = saved.read_tokenizer().get_vocab(with_added_tokens=True)
     return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
 
 
 def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> list[Trajectory]:
-    """Returns the trajectories to learn from. Raises UserError if there are none, or they are not this teacher's."""
+    """Returns the trajectories to learn from. Raises UserError if there are none, or another teacher made them."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
         args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
@@ -212,7 +216,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
 
 
 def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
-    """Returns the examples of the denoising term, their prompts encoded as at inference."""
+    """Returns the stream of ground-truth examples, with prompts encoded as at inference."""
     chosen, decoding = tasks.choose_tasks(args.task, args.data), saved.decoding
     longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
     bounds = (longest, decoding.canvas, ask)

@@ -1,8 +1,8 @@
-"""Several processes that train as one: torchrun's variables, and each process's part of model, batch and sums.
+"""Lets several processes of torchrun train as one: shards the model, divides the batch, and sums over processes.
 
-Without torchrun every function returns its input unchanged, and nothing of torch.distributed is started.
+Without torchrun there is one process, whose part is the whole, and torch.distributed is not started.
 Models are sharded by FSDP2's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277). Gradients are added up, not averaged:
-each process computes its own part of one loss, so the parts may be over different numbers of tokens.
+each process computes its own part of one loss, and the parts may have different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .host_memory import bound_kernel_caches
 from .torch_backend import limit_threads
 from .transformer.network import Transformer
 
-PATIENCE = 5.0  # seconds that the first process has to report a mistake that all of them found
-LONGEST = timedelta(days=1)  # the longest wait for the other processes: in a collection, for a whole shard of answers
+PATIENCE = 5.0  # seconds that other processes give the first one to report a mistake that all of them found
+LONGEST = timedelta(days=1)  # maximum wait for other processes, which may be collecting a whole shard
 Rows = TypeVar("Rows", Tensor, Sequence[Any])
 
 
@@ -47,9 +47,10 @@ def rank() -> int:
 
 
 def run(command: Callable[[], int]) -> int:
-    """Returns the exit code of a command, as `runtime.cli.run` does; of several processes only the first one prints.
+    """Runs a command as `runtime.cli.run` does; returns its exit code. Of several processes only the first one prints.
 
-    Another process prints its error if the first has not ended all of them by then: torchrun ends all when one ends.
+    Another process prints its error after PATIENCE seconds, unless torchrun has ended it by then, because the first
+    process ended with the same error.
     """
     limit_threads()
     bound_kernel_caches()
@@ -70,9 +71,9 @@ def run(command: Callable[[], int]) -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Joins all of torchrun's processes in a group, if there are several: NCCL on GPUs, one each, otherwise gloo.
+    """Joins torchrun's processes, if there are several, in a group: NCCL with one GPU per process, or gloo on CPUs.
 
-    Raises UserError if there is no such device.
+    Raises UserError if there is no GPU for this process.
     """
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -88,7 +89,7 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group("nccl", timeout=LONGEST, device_id=torch.device("cuda", _asked("LOCAL_RANK")))
     else:
         dist.init_process_group("gloo", timeout=LONGEST)
-    yield  # after an error no orderly leave is possible: the others are still working
+    yield  # no `finally`: after an error here, the barrier would wait for processes that still work
     dist.barrier()  # no process destroys the group while another still uses it
     dist.destroy_process_group()
 
@@ -104,7 +105,7 @@ def check(batch: int, compiled: bool, optimizer: str) -> None:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raises UserError if the processes do not have the same plain values, as with files on different machines."""
+    """Raises UserError if the processes' values differ, such as the hashes of files on different machines."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
     ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
     if (total(ours) != ours * size()).any().item():
@@ -113,9 +114,10 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def place(model: Transformer, device: str) -> Transformer:
-    """Moves the model to its device in place, its parameters sharded by rows over all processes, layer by layer.
+    """Moves the model to its device in place; several processes shard its parameters by rows, layer by layer.
 
-    Embedding and head stay whole from a forward pass to the next backward pass: `Model.logits` is called in between.
+    Embedding and head stay whole from a forward pass to the next backward pass, because `Transformer.logits` is called
+    in between.
     """
     if size() > 1:
         return _sharded(model, device)
@@ -126,7 +128,7 @@ def place(model: Transformer, device: str) -> Transformer:
 
 
 def place_frozen(model: Transformer, device: str) -> Transformer:
-    """Does the same for a model that is never trained; its embedding and head are whole from now on."""
+    """Does as `place` for a model that is never trained; its embedding and head are whole from now on."""
     placed: Any = place(model, device)
     if size() > 1:
         with torch.no_grad():
@@ -135,12 +137,12 @@ def place_frozen(model: Transformer, device: str) -> Transformer:
 
 
 def mine(rows: Rows) -> Rows:
-    """Returns this process's rows of a whole batch: every n-th of n processes, so that lengths are alike."""
+    """Returns this process's rows of a batch: with n processes every n-th row, so that all get similar lengths."""
     return rows[rank() :: size()]
 
 
 def part(mean: Tensor, weight: Tensor | int) -> Tensor:
-    """Scales a mean over this process's weights to its part of the mean over all processes' weights."""
+    """Returns this process's part of a weighted mean over all processes, from its own mean and sum of weights."""
     if size() == 1:
         return mean
     here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
@@ -148,7 +150,7 @@ def part(mean: Tensor, weight: Tensor | int) -> Tensor:
 
 
 def mean(flags: Tensor) -> float:
-    """Returns this process's part of the share of all processes' flags that are set; NaN without flags."""
+    """Returns this process's part of the share of flags that are set, among all processes' flags; NaN without any."""
     if size() == 1:
         return flags.float().mean().item()
     return (flags.sum() / total(torch.tensor(float(flags.numel())))).item()
@@ -164,29 +166,29 @@ def total(value: Tensor) -> Tensor:
 
 
 def add_up(parts: Mapping[str, float]) -> dict[str, float]:
-    """Sums figures of which each process has a part."""
+    """Returns each figure summed over all processes."""
     added = total(torch.tensor(list(parts.values()), dtype=torch.float64))
     return dict(zip(parts, added.tolist(), strict=True))
 
 
 def own(parameter: nn.Parameter) -> nn.Parameter:
-    """Returns this process's part of a parameter: itself, or a plain one over the same memory if it is sharded."""
+    """Returns this process's part of a parameter: itself or, if sharded, a plain parameter over the shard's memory."""
     return nn.Parameter(_local(parameter)) if size() > 1 else parameter
 
 
 def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
-    """Sets the gradients of what `own` made of sharded parameters; they are summed over the processes by then."""
+    """Moves the gradients of sharded parameters, already summed over the processes, to what `own` made of them."""
     if size() == 1:
         return
     for name, parameter in learned.items():
-        # FSDP may have moved a shard when it padded it, at the first forward pass.
+        # FSDP may have moved a shard to pad it, at the first forward pass.
         owned[name].data = _local(parameter)
         owned[name].grad = None if parameter.grad is None else _local(parameter.grad)
         parameter.grad = None
 
 
 def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
-    """Scales all gradients to a norm of at most `most`; returns the norm before, of the whole model."""
+    """Scales the gradients so that the whole model's norm is at most `most`; returns the norm before that."""
     if size() == 1:
         return nn.utils.clip_grad_norm_(owned, most)
     norm = nn.utils.get_total_norm([each.grad for each in owned if each.grad is not None])
@@ -196,7 +198,7 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
 
 
 def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gathers tensors sharded as `learned` is: whole ones in the first process's memory, nothing in the others'."""
+    """Gathers tensors sharded like `learned`; returns whole ones on the CPU of the first process, {} in the others."""
     if size() == 1:
         return {name: tensor.cpu() for name, tensor in owned.items()}
     from torch.distributed.tensor import DTensor
@@ -220,12 +222,12 @@ def rows_of(length: int) -> slice:
 
 
 def on_first(act: Callable[[], object]) -> None:
-    """Calls `act` in the first process while the others wait; its UserError raises UserError in all of them."""
+    """Calls `act` in the first process while the others wait; if it raises UserError, all of them do."""
     agreed(act if rank() == 0 else lambda: None)
 
 
 def agreed(act: Callable[[], object]) -> None:
-    """Calls `act` in every process; a UserError in one of them raises UserError in all."""
+    """Calls `act` in every process; if it raises UserError in one of them, all of them do."""
     error = None
     try:
         act()
@@ -254,7 +256,7 @@ def _sharded(model: Transformer, device: str) -> Transformer:
 
 
 def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the inputs of a forward pass on the device of its weights."""
+    """Returns a forward pass's inputs, moved to the device of the model's weights."""
     device = next(model.parameters()).device
 
     def move(value: Any) -> Any:
@@ -268,7 +270,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _where() -> str:
-    """Returns the device that the group sums on."""
+    """Returns the device on which the group sums."""
     return "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
 
 
@@ -277,13 +279,13 @@ def _together() -> bool:
 
 
 def _asked(name: str, otherwise: int = 0) -> int:
-    """Returns a variable that torchrun set for this process, if it started it."""
+    """Returns a variable that torchrun set for this process, or `otherwise` without torchrun."""
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     return int(os.environ.get(name, otherwise)) if started else otherwise
 
 
 def _as_device_error(command: Callable[[], int]) -> int:
-    """Returns the command's code; reports a full GPU memory, and a group that another process left, in one line."""
+    """Returns the command's exit code; raises DeviceError if GPU memory is full or another process left the group."""
     try:
         return command()
     except torch.OutOfMemoryError as error:

@@ -43,7 +43,7 @@ SPLIT_HELP = (
 
 
 def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
-    """Returns the task and its problems. Raises UserError for more than one task."""
+    """Returns the task and its problems. Raises UserError for several tasks, or an unusable --count or --split."""
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
     task, *others = tasks.choose_tasks(args.task, args.data)
@@ -99,7 +99,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_of(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what was evaluated, and how. asked: task, split and seed of the problems."""
+    """Returns a report's settings: model, engine, problems, precision. asked: the problems' task, split and seed."""
     model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
     return {**model, "commit": "fused", **asked, "bf16": bool(args.bf16)}
 
@@ -118,7 +118,7 @@ def worst_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], left_out: list[int]) -> None:
-    """Raises UserError unless a report is of the same problems as this run; `valid_surface` has those of `valid`."""
+    """Raises UserError unless a report has the problems of this run; those of `valid_surface` count as `valid`'s."""
     theirs, ours = [other[name] for name in where], list(where.values())
     plain = [[str(value).removesuffix("_surface") for value in values] for values in (theirs, ours)]
     if plain[0] != plain[1] or other["left_out"] != left_out:
@@ -127,7 +127,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
 
 
 def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
-    """Compares this run with an earlier `--out` on the same problems: paired accuracy difference, ratio of passes."""
+    """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forwards."""
     theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {

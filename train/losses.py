@@ -1,9 +1,9 @@
-"""The terms of the three distillation methods, as pure functions of log-probabilities or scores.
+"""Computes the terms of the three distillation methods from log-probabilities or scores.
 
-Sources: `distillation`, `consistency`, `denoising` of CDLM (arXiv 2511.19269), where q(.|y) is the student on a state y
-of a trajectory; `tempered_distillation` of CD4LM (arXiv 2601.02236); `uncertainty` of dParallel (arXiv 2509.26488).
-Scores are fp32 logits without the mask token, as `barred` gives them. With several processes each gets its part of a
-mean over the positions of all (`distributed.part`).
+Sources: `distillation`, `consistency`, `denoising` are CDLM's (arXiv 2511.19269), with q(.|y) the student's prediction
+from a state y of a trajectory; `tempered_distillation` is CD4LM's (arXiv 2601.02236), `uncertainty` dParallel's (arXiv
+2509.26488). Scores are fp32 logits with the mask token barred, see `barred`. With several processes, each gets its part
+of a mean over the positions of all processes (`distributed.part`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def forward_kl(target: Tensor, student: Tensor) -> Tensor:
 def distillation(teacher: Tensor, student: Tensor) -> Tensor:
     """Returns mean KL(teacher || student) over the positions newly unmasked between y and y*; 0 if there are none.
 
-    teacher [n, vocab]: log-probabilities when each token was unmasked, a constant; student [n, vocab]: at y.
+    teacher [n, vocab]: log-probabilities when each token was unmasked, without gradient; student [n, vocab]: at y.
     """
     return _mean(forward_kl(teacher.detach(), student))
 
@@ -45,7 +45,7 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
     """Returns T² times the weighted mean of KL(softmax(teacher / T) || softmax(student / T)), T the temperature.
 
-    teacher, student [n, vocab]: scores, the teacher's a constant; weight [n]. T² keeps the gradient's size (Hinton et
+    teacher, student [n, vocab]: scores, the teacher's without gradient; weight. T² keeps the gradient's size (Hinton et
     al. 2015, arXiv 1503.02531).
     """
     target = torch.log_softmax(teacher.detach() / temperature, dim=-1)
@@ -54,10 +54,10 @@ def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, 
 
 
 def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
-    """Returns the weighted mean entropy of softmax(student / T), in nats, where the top-1 token is already right.
+    """Returns the weighted mean entropy of softmax(student / T), in nats, of positions whose top-1 token is right.
 
-    student [n, vocab]: scores; target int64 [n]; weight [n]. 0 if no position is right: a wrong answer must not
-    grow certain.
+    student [n, vocab]: scores; target int64 [n]; weight [n]. Returns 0 if no position is right. Wrong ones are left out
+    so that confidence in them does not grow.
     """
     right = student.argmax(-1) == send(target, student.device)
     log_probs = torch.log_softmax(student[right] / temperature, dim=-1)
@@ -74,8 +74,8 @@ def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
 
 
 def barred(logits: Tensor, mask_id: int) -> Tensor:
-    """Returns fp32 scores [n, vocab] without the mask token, which is never an answer (as the runtime decodes)."""
-    # Finite: -inf times a probability of 0 is NaN in a KL and in an entropy.
+    """Returns fp32 scores [n, vocab], with the mask token's at -1e9: like the runtime, training never predicts it."""
+    # Not -inf, which times a probability of 0 is NaN in a KL divergence or an entropy.
     bar = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
     return logits.float() + send(bar, logits.device)
 

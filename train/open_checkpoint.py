@@ -18,7 +18,7 @@ from .storage import student_pt
 def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     """Reads a checkpoint: a file of train.*, or a Hugging Face directory, whose values `overrides` may replace.
 
-    Raises UserError, in one line, for anything that is not one.
+    Raises UserError for anything else.
     """
     if path.is_dir():
         saved = reader.load_directory(path, overrides or Overrides())
@@ -32,7 +32,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:
-    """Raises UserError for overrides of what a student.pt stores itself."""
+    """Raises UserError for overrides of values that a student.pt stores."""
     names = (name for name in Overrides.__slots__ if name != "template_args")
     if given := [name for name in names if getattr(overrides, name, None) is not None]:
         option = f"--{given[0].replace('_', '-')}"
@@ -42,7 +42,7 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
 
 
 def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
-    """Returns the fingerprint of a checkpoint: a file's sha256, or one over all that is read of a directory."""
+    """Returns a checkpoint's fingerprint: a file's sha256, or a sha256 over all files that are read in a directory."""
     if path.is_dir():
         return reader.fingerprint(path, overrides.adapter if overrides else None)
     return sha256(path)

@@ -35,12 +35,12 @@ from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, t
 from .transformer.compiled import CompiledForward
 from .transformer.network import ModelConfig, Transformer, initialize
 
-CAUSAL_EVERY = 2  # updates
+CAUSAL_EVERY = 2  # default of --causal-every, in updates
 LAYERS = 6
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
 CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "threshold": 1.0, "min": 1}
 TEACHER_GATE = CAUSAL_GATE  # one token per step, as trajectories are collected
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "shift": "predict position i + 1 in row i, as in the autoregressive model of --init (default: on)",
     "causal-every": (
         "period of causal updates, for --objective masked: each N-th update trains under causal attention, 0 for none "
@@ -83,10 +83,10 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
 
 
 def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -> Loss:
-    """Returns the masked loss, replaced in every `every`-th step by two losses under a causal mask.
+    """Returns the masked loss, replaced in every `every`-th step by two losses under causal masks.
 
-    These are the next token, which keeps what the model could do, and all blocks of an answer in one forward pass: a
-    bidirectional pass teaches only one block, since the later ones have to be masked.
+    They are the next-token loss, which keeps the model's skills, and the loss of all blocks of an answer in one forward
+    pass. A bidirectional pass teaches only one block, since the later ones have to be masked.
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -111,9 +111,9 @@ def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
 
 
 def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
-    """Returns the start of training, decoded as the options say: `--init`, or an untrained model of the given size.
+    """Returns the checkpoint that training starts from: `--init`, or an untrained model of the given size.
 
-    An untrained one gets a tokenizer trained on the tasks' training split.
+    The options determine how it is decoded. An untrained model gets a tokenizer trained on the tasks' training split.
     """
     if args.init:
         saved = open_checkpoint.load(args.init)
@@ -130,7 +130,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
 
 
 def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer) -> checkpoint.Decoding:
-    """Returns how the model decodes; an autoregressive one in blocks of one, each predicted by the token before it."""
+    """Returns how the model decodes; an autoregressive one has blocks of one token, predicted by the one before."""
     causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
@@ -147,9 +147,9 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
 
 
 def causal_every(args: argparse.Namespace) -> int:
-    """Returns every how many updates the masked objective learns under causal masks, 0 for never; see `--causal-every`.
+    """Returns `--causal-every` or its default: each n-th update is under causal masks, none if it is 0.
 
-    Raises UserError if that would train each row for two different tokens by turns.
+    Raises UserError if rows would be trained to predict two different tokens in turn.
     """
     every: int = args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift else 0
     if every < 0:

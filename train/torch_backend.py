@@ -1,4 +1,4 @@
-"""The PyTorch backend: batched, the reference for every engine; it can sample tokens and keep hidden states."""
+"""Runs a model in PyTorch as a batched backend, the reference for all engines; samples tokens, keeps hidden states."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from runtime.engines.ort.threads import physical_cores
 from .checkpoint import Checkpoint
 from .transformer.network import Transformer
 
-COPIES = 64  # of a sequence, each with a KV cache of its own
-LITTLE = 6_000_000  # parameters; at 2.7 M one thread is as fast as two or faster, at 9.7 M slower in wide passes
+COPIES = 64  # maximum of copies of a sequence, each with its own KV cache
+LITTLE = 6_000_000  # parameters; one thread is at least as fast as two at 2.7 M, and slower at 9.7 M in wide passes
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
     """Returns the contract of a checkpoint decoded in PyTorch; the KV-cache capacity is the model's whole context.
 
-    Its vocabulary ends with the tokenizer's, which may be before the embedding's: ids behind it are never proposed.
-    top_k: how many of the most likely tokens a forward gives where it is asked for them; candidates: of how many tokens
-    that it is asked for it gives the log-probabilities.
+    The vocabulary ends with the tokenizer's last id, even if the embedding has more: later ids are never proposed.
+    top_k: how many of the most likely tokens a forward pass returns per row, on request. candidates: of how many given
+    tokens per row it returns the log-probabilities.
     """
     shape, decoding = checkpoint.model, checkpoint.decoding
     return parse_contract(
@@ -57,12 +57,12 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidat
 
 
 def limit_threads(threads: int | None = None, parameters: int | None = None) -> None:
-    """Sets PyTorch's number of threads; by default its own choice, but at most `physical_cores`.
+    """Sets PyTorch's number of threads; the default is PyTorch's own choice, but at most `physical_cores`.
 
-    PyTorch's own choice ignores CPU quotas. The default is left alone if the user set OMP_NUM_THREADS.
+    PyTorch's own choice ignores CPU quotas. If the user set OMP_NUM_THREADS, the default changes nothing.
 
-    parameters: of a model that decodes one sequence at a time; a small one gets 1 thread: its products are over before
-    a second thread has woken, and a waiting thread spins and slows an engine's threads.
+    parameters: their number, if a model decodes one sequence at a time. A small one gets 1 thread: its matrix products
+    are over before a second thread has woken, and a waiting thread spins and slows an engine's threads.
     """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         most = 1 if parameters is not None and parameters < LITTLE else physical_cores()
@@ -70,7 +70,7 @@ def limit_threads(threads: int | None = None, parameters: int | None = None) -> 
 
 
 class StaticCache:
-    """A KV cache: zeroed keys and values of all layers; a forward pass writes after each row's committed length."""
+    """A KV cache of all layers, zeros at first; a forward pass writes after each row's committed length."""
 
     def __init__(
         self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
@@ -82,7 +82,7 @@ class StaticCache:
         self.past = torch.zeros(batch, dtype=torch.int64)  # on the host, which reads it at every layer
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes [batch, kv_heads, width, head_dim] and returns all up to the furthest row's end."""
+        """Writes keys and values [batch, kv_heads, width, head_dim]; returns all up to the longest row's end."""
         keys, values, width = self.keys[layer], self.values[layer], key.shape[2]
         first, last = int(self.past.min()), int(self.past.max())
         if first == last:
@@ -93,7 +93,7 @@ class StaticCache:
             places = (self.past[:, None] + torch.arange(width)).to(key.device)  # [batch, width]
             keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
             values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
-            # Where other rows are longer, a row attends with weights of 0, and 0 times a NaN is NaN.
+            # After its own end a row attends with weights of 0, but 0 times a NaN is NaN: stale values are cleared.
             stale = torch.arange(first + width, last + width) >= self.past[:, None] + width  # [batch, last - first]
             for part in (keys, values):
                 part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None].to(part.device), 0)
@@ -108,12 +108,13 @@ class StaticCache:
 class TorchBackend:
     """A model as a decoding backend; see `runtime.backend`.
 
-    temperature and seed: above 0, tokens of all rows are sampled from softmax(logits / temperature) over the whole
-    vocabulary, one after the other from one generator. Their confidence is their probability at temperature 1, as with
-    the host's samples for a request (`runtime.decoding.sampling`), which are from the contract's `top_k` tokens.
-    keep_hidden: `hidden` then has the last forward pass's states of the logits rows, fp32 [batch, n, width], on the
-    host. bf16: autocast, faster if the processor has it, not exact. barred: ids never proposed, those below the
-    contract's vocabulary that the tokenizer lacks.
+    temperature, seed: if the temperature is above 0, each row's token is sampled from softmax(logits / temperature)
+    over the whole vocabulary, all from one generator. A token's confidence is its probability at temperature 1. The
+    same holds for tokens that the host samples for a request (`runtime.decoding.sampling`), which are from the
+    contract's `top_k` tokens.
+    keep_hidden: whether `hidden` keeps the last forward pass's hidden states of the logits rows, fp32 [batch, n, width]
+    on the host. bf16: whether to use autocast, which is faster if the processor has bf16, and not exact. barred: ids
+    below the contract's vocabulary that are never proposed, because the tokenizer lacks them.
     """
 
     name = "torch"
@@ -178,9 +179,10 @@ class TorchBackend:
         return self.propose(logits, forward.top, forward.candidates)
 
     def propose(self, logits: Tensor, top: bool = False, candidates: NDArray[np.int64] | None = None) -> Proposal:
-        """Tokens, confidences and entropies of fp32 logits [batch, n, vocab], mask token and barred ids at -inf.
+        """Returns tokens, confidences and entropies of fp32 logits [batch, n, vocab]; sets barred ids to -inf in them.
 
-        top: the most likely tokens too; candidates: [batch, n, C], their log-probabilities too.
+        top: whether to return the most likely tokens too. candidates [batch, n, C]: ids whose log-probabilities to
+        return too. The mask token is barred.
         """
         logits[..., self.barred] = float("-inf")
         log_probs = torch.log_softmax(logits, dim=-1)

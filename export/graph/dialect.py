@@ -1,4 +1,4 @@
-"""Describes, as one value, what differs between the runtimes that a step graph is written for."""
+"""Defines `Dialect`, which holds what differs between the runtimes that a step graph is written for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig
 
-NEVER = -1e30  # finite, since a probability of 0 times -inf is NaN in the entropy
+NEVER = -1e30  # finite, since 0 * -inf in the entropy would be NaN
 FP16_NEVER = -3e4  # half of fp16's range, so that a score added to it stays finite
 FrameT = TypeVar("FrameT")
 FrameT_contra = TypeVar("FrameT_contra", contravariant=True)
@@ -23,8 +23,8 @@ class Place:
     """Holds the positions of a forward pass's tokens and what they attend to.
 
     past_length int64 [batch]; width: tokens of the forward pass; length: positions of the KV cache, None without one;
-    visible int64 [batch, width], None with `full` attention; cos, sin fp32 [capacity, head_dim / 2], the rotary tables
-    of all positions; dtype: of heads and KV cache.
+    visible int64 [batch, width], attention prefix lengths, None with `full` attention; cos, sin fp32 [capacity,
+    head_dim / 2], the rotary tables of all positions; dtype: of heads and KV cache.
     """
 
     past_length: Tensor
@@ -37,7 +37,9 @@ class Place:
 
 
 class Attend(Protocol[FrameT_contra]):
-    """Rotates and attends. query, key, value: [batch, width, heads * head_dim], or all of them packed in `query`.
+    """Applies rotary embedding and attention.
+
+    query, key, value: [batch, width, heads * head_dim], or all of them packed in `query`.
 
     Returns the mixed values [batch, width, heads * head_dim] and, if there is a KV cache, its new keys and values.
     """
@@ -57,11 +59,11 @@ class Attend(Protocol[FrameT_contra]):
 class Dialect(Generic[FrameT]):
     """Holds the operators that a runtime takes, and how it keeps its KV cache.
 
-    cache: `in_place`, the present is the past's own buffer, or `delta`, it holds only the new positions.
-    open_capacity: whether the host chooses the KV-cache capacity. open_top_k: whether the host chooses per run how many
-    top tokens it wants, so that a greedy step pays for none; TensorRT takes only a constant. head_multiple: a head's
-    size must be a multiple of it. frame: makes what all layers share. norm: x fp32 [..., size], weight fp32 [size] and
-    epsilon to the RMS-normalized x.
+    cache: `in_place` if present keys and values share the past's buffer, `delta` if they are only the new positions.
+    open_capacity: whether the host chooses the KV-cache capacity. open_top_k: whether the host chooses, per run, the
+    number of top tokens, so that a greedy step pays for none; TensorRT takes only a constant. head_multiple: head_dim
+    must be a multiple of it. frame: makes the values that all layers share. norm: maps x fp32 [..., size], weight fp32
+    [size] and epsilon to the RMS-normalized x. `likeliest`: maps logits [rows, vocab] to the top-1 tokens [rows, 1].
     """
 
     name: str

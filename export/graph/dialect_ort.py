@@ -1,4 +1,4 @@
-"""Implements the `ort` dialect: ONNX Runtime's attention rotates, reads packed projections and writes its KV cache."""
+"""Implements the `ort` dialect: ONNX Runtime's attention operator also rotates, unpacks and writes the KV cache."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from train.transformer.network import ModelConfig
 from .dialect import Cache, Dialect, Place, never, split_heads
 
 OPSET = 23
-LARGE = 8192  # tokens of a vocabulary
+LARGE = 8192  # tokens of a vocabulary from which `first_best` searches it in groups
 
 
 @dataclass(frozen=True, slots=True)
 class OrtFrame:
     """Holds what all layers of a forward pass share.
 
-    first int64 [batch] and last int32 [batch], indices of its positions; total int32 [], positions in all; cos, sin
-    [capacity, head_dim / 2]; bias [batch, 1, width, total], 0 if the query sees the key, else far below 0; None with
-    `full` attention.
+    first int64 [batch] and last int32 [batch], its first and last position; total int32 [], positions up to the last;
+    cos, sin [capacity, head_dim / 2]; bias [batch, 1, width, total], 0 if the query sees the key, else far below 0;
+    None with `full` attention.
     """
 
     first: Tensor
@@ -34,7 +34,7 @@ class OrtFrame:
 
 
 def frame(place: Place) -> OrtFrame:
-    """Makes the frame: lengths as the operator wants them, tables and bias in the dtype of the heads."""
+    """Makes the frame: lengths in the operator's form, tables and bias in the dtype of the heads."""
     end = place.past_length + place.width  # [batch]
     last, total = (end - 1).to(torch.int32), end[0].to(torch.int32)
     bias = None if place.visible is None else prefix_bias(place.visible, end, place.dtype)
@@ -52,9 +52,10 @@ def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
 def group_query_attention(
     config: ModelConfig, frame: OrtFrame, query: Tensor, key: Tensor | None, value: Tensor | None, past: Cache | None
 ) -> tuple[Tensor, ...]:
-    """Attends by `com.microsoft.GroupQueryAttention`; KV cache in place if past and present share a buffer.
+    """Attends by `com.microsoft.GroupQueryAttention`, in place if past and present share a buffer.
 
-    It takes head sizes that are multiples of 8 and itself rotates multiples of 16; others are rotated before it.
+    The operator takes head sizes that are multiples of 8, and rotates those that are multiples of 16; other heads are
+    rotated before it.
     """
     batch, width = query.shape[:2]
     rotates = config.head_dim % 16 == 0
@@ -103,8 +104,11 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def first_best(logits: Tensor) -> Tensor:
-    """Returns the first top-1 token of each row. In a large vocabulary ReduceMax finds its group first: it reads many
-    numbers at a time, while ArgMax reads one and takes ten times as long."""
+    """Returns the first top-1 token of each row.
+
+    In a large vocabulary, ReduceMax first finds the group of tokens that it is in. ReduceMax reads many numbers at a
+    time; ArgMax reads one, and takes ten times as long.
+    """
     vocab = logits.shape[1]
     groups = max(n for n in range(1, isqrt(vocab) + 1) if vocab % n == 0)
     if vocab < LARGE or groups == 1:

@@ -1,8 +1,8 @@
 """Implements the dialects in standard ONNX: `standard` for ONNX Runtime on CUDA and the CPU, any batch size; `trt` for
 TensorRT from 10.15 on and TensorRT for RTX; `plain` for older TensorRT.
 
-`trt` and `plain` take a KV cache of a fixed capacity. Norms, rotary embedding and softmax compute in fp32 whatever the
-heads' dtype.
+`trt` and `plain` take a KV cache of a fixed capacity. Whatever the heads' dtype, norms and rotary embedding compute in
+fp32, and in `plain` the softmax too; in the others, the library chooses the precision inside `Attention`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class StandardFrame:
 
 
 def whole_frame(place: Place) -> StandardFrame:
-    """Makes the mask over the whole KV cache, which has the new keys in it, in the dtype of the heads."""
+    """Makes a frame with a mask in the heads' dtype, over the whole KV cache, which includes the new keys."""
     if place.visible is None or place.length is None:
         return _frame(place, None)
     return _frame(place, prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
 def plain_frame(place: Place) -> StandardFrame:
-    """Makes the fp32 mask over a whole KV cache, `past_length` positions of it valid, and the new keys after it."""
+    """Makes a frame with an fp32 mask, over `past_length` valid positions of the KV cache and the new keys after it."""
     if place.visible is None:
         return _frame(place, None)
     capacity, past = len(place.cos), place.past_length[:, None]  # [batch, 1]
@@ -53,7 +53,7 @@ def plain_frame(place: Place) -> StandardFrame:
 
 def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
     positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
-    # If sequences of several lengths share a width, the padding of a long one may be beyond the tables' end.
+    # If sequences of several lengths share a width, the padding of a long one may exceed the tables.
     positions = positions.clamp(max=len(place.cos) - 1)
     cos, sin = (F.embedding(positions, table)[:, None] for table in (place.cos, place.sin))
     return StandardFrame(place.past_length, cos, sin, mask)
@@ -73,8 +73,9 @@ def heads_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns rotated queries [batch, heads, width, head_dim]; rotated keys, values [batch, kv_heads, width, head_dim].
 
-    Queries are scaled by head_dim ** -0.5 here: TensorRT's parser would spread the operator's `scale` over queries and
-    keys, a product over the whole KV cache at every step. Sums of scaled queries also stay within fp16.
+    Queries are scaled by head_dim ** -0.5 here: TensorRT's parser would apply the operator's `scale` to both queries
+    and keys, and so multiply the whole KV cache at every step. Also, dot products with scaled queries stay in fp16's
+    range.
     """
     if key is None or value is None:
         query, key, value = split_heads(config, query)
@@ -94,8 +95,8 @@ def scatter_attention(
 ) -> tuple[Tensor, ...]:
     """Attends by `TensorScatter` into the KV cache and `Attention` over all of it, both of opset 24.
 
-    The mask is explicit: TensorRT's parser accepts the operator's own `nonpad_kv_seqlen` and ignores it. It refuses
-    `softmax_precision`, so the library chooses the precision of the softmax inside the operator.
+    The mask is explicit, because TensorRT's parser accepts the operator's input `nonpad_kv_seqlen` but ignores it. The
+    parser rejects `softmax_precision`, so the library chooses the precision of the softmax inside the operator.
     """
     query, key, value = heads_of(config, frame, query, key, value)
     present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
@@ -125,11 +126,11 @@ def written_out_attention(
     value: Tensor | None,
     past: Cache | None,
 ) -> tuple[Tensor, ...]:
-    """Attends in basic operators over the KV cache and the new keys after it; present is the new keys and values."""
+    """Attends with basic operators over the KV cache and the new keys after it; presents are new keys and values."""
     query, key, value = heads_of(config, frame, query, key, value)
     keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)) if past else (key, value)
     batch, heads, width, head_dim = query.shape
-    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # heads of a group one below the other
+    grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # a group's heads one after the other
     scores = (grouped @ keys.transpose(-1, -2)).float().view(batch, heads, width, -1)
     weights = torch.softmax(scores if frame.mask is None else scores + frame.mask, dim=-1).to(values.dtype)
     mixed = weights.view(batch, config.kv_heads, heads // config.kv_heads * width, -1) @ values
@@ -138,7 +139,7 @@ def written_out_attention(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Applies RMSNorm over the last axis in basic operators; fp16 x would overflow in its square from 256 on."""
+    """Applies RMSNorm over the last axis with basic operators; x in fp16 would overflow when squared, from 256 on."""
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 

@@ -1,4 +1,4 @@
-"""Writes a graph to disk: the .onnx file and, for a large graph, a file of its weights, each named by its content."""
+"""Writes a graph to disk: the .onnx file and, for a large graph, a file of its weights, each named by its hash."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runtime.bundle.store import content_name, sha256
 from .lazy_weights import read_now
 
 EXTERNAL = 64 << 20  # bytes of weights above which they get a file of their own, as protobuf demands from 2 GB on
-INLINE = 256  # bytes up to which a tensor stays in the graph even then
+INLINE = 256  # bytes up to which a tensor stays in the graph even if the weights have a file of their own
 
 
 def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERNAL) -> list[Path]:
     """Writes the graph into `folder`, its weights one after the other; returns its files, the .onnx file first.
 
     external: bytes of weights above which they get a .data file of their own. Raises UserError if the disk has no room
-    for them, and what reading the weights raises.
+    for the weights, and what reading the weights raises.
     """
     plain, data = folder / "model.onnx", folder / "weights.data"
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
@@ -32,12 +32,12 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
         read_now(model, math.inf)
         ir.save(model, plain)
         return [named(plain, stem)]
-    # Tensors that stay in the graph are read before: the serializer would wrap what reading raises.
+    # Tensors that stay in the graph are read first: the serializer would wrap an error that reading raises.
     read_now(model, INLINE)
     with tqdm(total=sum(tensor.nbytes > INLINE for tensor in tensors), unit="tensor", disable=None) as bar:
         ir.save(model, plain, external_data=data.name, size_threshold_bytes=INLINE, callback=lambda *_: bar.update())
     data = named(data, stem)
-    # The .onnx names its data, so the data has to have its own name first.
+    # The .onnx file refers to its data file by name, so the data file is renamed first.
     moved = onnx.load(plain, load_external_data=False)
     for tensor in moved.graph.initializer:
         for entry in tensor.external_data:
@@ -48,5 +48,5 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
 
 
 def named(file: Path, stem: str) -> Path:
-    """Renames the file to its content's name in a bundle, and returns it."""
+    """Renames a file by its content's hash, as bundles name files; returns the new path."""
     return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))

@@ -1,4 +1,4 @@
-"""Loads the step graph's weights lazily: fake in the trace, read from the checkpoint one by one as it is written."""
+"""Loads the step graph's weights lazily: they are fake in the trace, and read one by one when the graph is written."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from train.transformer.network import ModelConfig, Transformer
 
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
 INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
-LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in the exporter's metadata of a node
+LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in a node's metadata from the exporter
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """Returns a model with fake weights, shape and dtype without content, for a trace that takes no memory for them."""
+    """Returns a model whose weights have shape and dtype but no content, so that a trace takes no memory for them."""
     with torch.device("meta"):
         model = Transformer(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -31,9 +31,9 @@ def skeleton(config: ModelConfig) -> Transformer:
 
 
 def set_aside(model: ir.Model) -> tuple[str, ...]:
-    """Removes the fake contents of a freshly traced model and returns the names of their initializers.
+    """Removes the fake contents from a freshly traced model; returns the names of their initializers.
 
-    The model can then be optimized, and no optimization depends on the weights' values.
+    The model can then be optimized, and no optimization can depend on the weights' values.
     """
     fake = []
     for name, value in model.graph.initializers.items():
@@ -44,7 +44,7 @@ def set_aside(model: ir.Model) -> tuple[str, ...]:
 
 
 def name_hidden_states(model: ir.Model) -> None:
-    """Names the values between layers for the proofs: from `hidden.0`, the embeddings, to `hidden.{layers}`.
+    """Names the values between layers, for the proofs: `hidden.0` (the embeddings) to `hidden.{layers}`.
 
     The nodes must still have the exporter's metadata.
     """
@@ -59,7 +59,7 @@ def name_hidden_states(model: ir.Model) -> None:
 
 
 def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor]) -> None:
-    """Gives the initializers of these names contents that are read from the checkpoint whenever they are needed.
+    """Gives the named initializers contents that are read from the checkpoint whenever they are needed.
 
     Raises UserError if the checkpoint lacks a weight or has an extra one.
     """
@@ -77,7 +77,7 @@ def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor
 
 
 def read_now(model: ir.Model, most: float) -> None:
-    """Reads the weights of at most so many bytes each into the model."""
+    """Reads into the model the weights that have at most `most` bytes each."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.LazyTensor) and value.const_value.nbytes <= most:
             value.const_value = value.const_value.raw()
@@ -86,9 +86,9 @@ def read_now(model: ir.Model, most: float) -> None:
 def read(
     weights: Mapping[str, Tensor], parts: Sequence[str], name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> TorchTensor:
-    """Returns an initializer's content, made of these parts of the checkpoint.
+    """Returns an initializer's content, made from its parts in the checkpoint.
 
-    Raises UserError if they have another shape, and NumericalError for numbers that the dtype cannot hold.
+    Raises UserError if its shape is not `shape`, and NumericalError for numbers that the dtype cannot hold.
     """
     found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
     narrow = found.to(dtype)
@@ -104,11 +104,11 @@ def read(
 
 
 def sources(name: str, names: Collection[str]) -> tuple[str, ...]:
-    """Returns the checkpoint's names of the parts of the initializer `name`, in the order of their rows."""
+    """Returns the checkpoint's names of an initializer's parts, in the order of their rows."""
     if packed := PACKED.fullmatch(name):
         return tuple(f"{packed[1]}{part}_proj{packed[2]}" for part in "qkv")
     if inner := INNER.fullmatch(name):
         return (f"{inner[1]}mlp.{inner[2]}",)
     if name == "head" and "embedding" in names:
         return ("lm_head.weight",)
-    return ("embed_tokens.weight",) if name in ("head", "embedding") else (name,)  # tied, under either name
+    return ("embed_tokens.weight",) if name in ("head", "embedding") else (name,)  # one table has either name

@@ -54,16 +54,16 @@ class ComparedWith:
     note: str = ""
 
     def told(self, check: Check) -> Check:
-        """Returns a check of the comparison, its detail prefixed with the note."""
+        """Returns a check of the comparison with the note before its detail."""
         return replace(check, detail=self.note + check.detail)
 
 
 def compared_with(source: Checkpoint, dialect: str, precision: str) -> ComparedWith:
     """Returns what a graph is compared with, at its export and later.
 
-    The dialect `standard` quantizes only weights and multiplies in fp16, so it is compared with the model of the
-    dequantized weights, by the bounds of fp16. Formats that quantize activations too (`formats_of`) and TensorRT's,
-    which rounds in its own way, are compared with the checkpoint.
+    The dialect `standard` quantizes only weights and multiplies in fp16, so its graphs are compared with the model that
+    has the dequantized weights, by the bounds of fp16. Graphs that quantize activations too (`formats_of`), and
+    TensorRT's, which round in their own way, are compared with the checkpoint.
     """
     row = PRECISIONS[precision]
     if dialect != "standard" or row.weights is None:

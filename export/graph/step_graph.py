@@ -1,8 +1,8 @@
 """Traces the step graph: one forward pass of a checkpoint's model, reduced inside the graph to what the host needs.
 
-Its inputs and outputs are the step contract. It is one module, traced to ONNX; what differs between dialects is a value
-that it is given. Some operators of the dialects are symbolic, so the module cannot be run in PyTorch. Whatever the
-dtype of weights, heads and KV cache, the hidden states, the norms and everything after the logits are fp32.
+The graph's inputs and outputs are the step contract. A single module, `StepGraph`, is traced to ONNX; a `Dialect` holds
+what differs between runtimes. Some operators of the dialects are symbolic, so the module cannot run in PyTorch.
+Whatever the dtype of weights, heads and KV cache, hidden states, norms and everything after the logits are fp32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Norm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Computes x @ weight + bias, the weight [in, out] as the operator wants it, so that a load transposes nothing."""
+    """Computes x @ weight + bias. The weight is [in, out], as MatMul takes it, so that loading transposes nothing."""
 
     def __init__(self, dtype: torch.dtype, *linears: nn.Linear) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class StepAttention(nn.Module):
 
 
 class StepLayer(nn.Module):
-    """Computes one transformer layer; with `rows`, everything after its attention is done only for these rows."""
+    """Computes one transformer layer; with `rows`, computes everything after its attention only for these rows."""
 
     def __init__(self, layer: Layer, dialect: Dialect[Any], dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,12 +103,11 @@ class StepLayer(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """The whole step of a block-causal (over a cache) or full (without one) model.
+    """Computes one forward pass, over a KV cache or, with `full` attention, without one.
 
-    capacity: the most positions a cache of it may hold. dtype: of
-    weights, heads and cache. top_k: how many of the most likely tokens are outputs; 0 for none of these. candidates:
-    whether log-probabilities of tokens that the host names are. The model's weights have shape and type alone
-    (`weights.skeleton`).
+    capacity: maximum of the KV cache's positions. dtype: of weights, heads and KV cache. top_k: number of top tokens
+    that are outputs, 0 for none. candidates: whether log-probabilities of tokens that the host names are outputs. The
+    weights have only shape and dtype (`lazy_weights.skeleton`).
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class StepGraph(nn.Module):
         self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.embedding = frozen(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
-        # Not the embedding under a second name: the exporter would keep one of the two.
+        # None if tied: if the embedding had a second name, the exporter would keep one of the two.
         self.head = None if config.tied else frozen(model.lm_head.weight.to(dtype))  # [vocab, hidden]
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
@@ -140,9 +139,9 @@ class StepGraph(nn.Module):
         self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
 
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """With a cache `rest` is past_length, visible, rows and the layers' keys and values; otherwise rows.
+        """Runs the forward pass. rest: past_length, visible, rows and the KV cache; without a KV cache only rows.
 
-        How many top tokens are wanted, int64 [1], comes behind them where the host says it; candidates come last.
+        After these come the number of top tokens, int64 [1], if the host chooses it, and then the candidates, if any.
         """
         candidates = None
         if self.candidates:
@@ -166,9 +165,9 @@ class StepGraph(nn.Module):
         return (*self._predict(self.norm(x), top_k, candidates), *present)
 
     def _predict(self, x: Tensor, top_k: Tensor | int, candidates: Tensor | None) -> tuple[Tensor, ...]:
-        """token, confidence, entropy, each [batch, n], of hidden states [batch, n, hidden].
+        """Returns token, confidence and entropy, each [batch, n], from hidden states [batch, n, hidden].
 
-        Behind them, if they are asked for, top_token and top_logprob [batch, n, K] and candidate_logprob [batch, n, C].
+        After these, if requested, top_token and top_logprob [batch, n, K], and candidate_logprob [batch, n, C].
         """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
         token = self.likeliest(logits)  # [batch * n, 1]
@@ -193,18 +192,18 @@ class StepGraph(nn.Module):
         head = self.embedding if self.head is None else self.head
         if self.dtype == torch.float32:
             return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
-        return F.linear(x.to(self.dtype), head).float() + self.barred  # NEVER is not a number in fp16
+        return F.linear(x.to(self.dtype), head).float() + self.barred  # fp16 cannot hold NEVER
 
 
 def count(top_k: Tensor | int) -> int:
-    """Returns a number of tokens; if it is an input, int64 [1], the tracer does not know its value."""
+    """Returns the number of top tokens; if it is an input, int64 [1], the tracer does not know its value."""
     wanted: Any = top_k if isinstance(top_k, int) else top_k[0].item()
     torch._check(wanted >= 0)  # type: ignore[no-untyped-call]
     return cast(int, wanted)
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:
-    """Returns the rows [batch, n] of x [batch, width, size]: [batch, n, size]."""
+    """Picks the rows [batch, n] of x [batch, width, size]. Returns [batch, n, size]."""
     batch, width = x.shape[:2]
     if batch == 1:
         return x.index_select(1, rows[0])
@@ -225,16 +224,15 @@ def trace(
     top_k: int = 0,
     candidates: bool = False,
 ) -> ir.Model:
-    """The step graph as an ONNX model, width and n left open, and the cache's length where the dialect leaves it so.
+    """Traces the step graph to an ONNX model; width and n are open, and the KV-cache capacity if the dialect allows it.
 
-    Its weights are read from the checkpoint one by one when the model is written. The values between its layers are
-    called `hidden.0`, the embeddings, to `hidden.{layers}`.
+    The weights are read from the checkpoint one by one when the model is written. The values between layers are named
+    `hidden.0` (the embeddings) to `hidden.{layers}`.
 
-    capacity: the most positions a cache may hold. dtype: of weights, heads and cache, fp32, fp16 or bf16. batch: how
-    many sequences, None to leave it open. top_k: adds as many of the most likely tokens as outputs, or in the dialects
-    `ort` and `standard` as many as a further input `top_k` says. candidates: adds the input `candidates`, any number of
-    tokens of each row, and their log-probabilities as an output. Raises UserError for a shape that the dialect does not
-    take.
+    capacity: maximum of the KV cache's positions. dtype: of weights, heads and KV cache: fp32, fp16 or bf16. batch:
+    number of sequences, None to leave it open. top_k: adds so many top tokens to the outputs; in the dialects `ort` and
+    `standard` an input `top_k` gives their number. candidates: adds the input `candidates`, any number of tokens per
+    row, and the output of their log-probabilities. Raises UserError for a head size that the dialect does not take.
     """
     shape, chosen = checkpoint.model, DIALECTS[dialect]
     if shape.head_dim % chosen.head_multiple:
@@ -246,7 +244,7 @@ def trace(
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     for value in model.graph.outputs:
         if graph.open_top_k and value.name in TOP and value.shape is not None:
-            value.shape = ir.Shape([*value.shape[:2], "top_k"])  # by the name of the input that decides it
+            value.shape = ir.Shape([*value.shape[:2], "top_k"])  # named as the input that sets it
     name_hidden_states(model)
     without_metadata(model)
     attach(model, fake, checkpoint.weights)
@@ -261,7 +259,7 @@ def translate(
     axes: Sequence[dict[int, str]],
     outputs: Sequence[str],
 ) -> tuple[ir.Model, tuple[str, ...]]:
-    """Returns the module as an optimized ONNX model without weights, and their names, for `lazy_weights.attach`."""
+    """Returns the module as an optimized ONNX model without weights, and the weights' names, for `attach`."""
     with quiet():
         program = torch.onnx.export(
             graph,
@@ -284,7 +282,7 @@ def translate(
 def signature(
     graph: StepGraph, capacity: int, dialect: Dialect[Any], batch: int | None
 ) -> tuple[list[str], list[Tensor], list[dict[int, str]]]:
-    """Returns the graph's inputs: their names, examples of them, and the names of their dynamic axes."""
+    """Returns the graph's inputs: their names, example tensors, and the names of their dynamic axes."""
     size, some = batch or 2, {} if batch else {0: "batch"}
     ids, rows = torch.zeros(size, 8, dtype=torch.int64), torch.zeros(size, 3, dtype=torch.int64)
     wide, asked = {**some, 1: "width"}, {**some, 1: "n"}
@@ -292,7 +290,7 @@ def signature(
     if not graph.full:
         between = [("past_length", torch.full((size,), 5), some), ("visible", torch.ones_like(ids), wide)]
         inputs = [inputs[0], *between, inputs[1]]
-        # Each its own tensor: one given twice is one input to the exporter, which then mixes keys and values up.
+        # One tensor per input: the exporter takes a tensor given twice as one input, and so mixes up keys and values.
         length = 64 if dialect.open_capacity else capacity
         shape = (size, graph.kv_heads, length, graph.head_dim)
         lengths = {**some, 2: "capacity"} if dialect.open_capacity else some

@@ -1,8 +1,8 @@
 """Compares an exported graph with a Hugging Face directory's own modelling code, which runs in a process of its own.
 
-Logits of the same inputs are compared: those of the forward passes that decode a prompt. Each pass is turned into one
-without a KV cache, by the tokens and attention prefix lengths of the cached positions. So it does not matter how a
-family's own code generates.
+The logits of the forward passes that decode a prompt are compared. Each pass is turned into one without a KV cache, by
+adding the tokens and attention prefix lengths of the cached positions. So it does not matter how a family's own code
+generates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from . import own_code
 from .instrumented import add_logits
 from .log_prob_gaps import NOTICED
 
-BLOCKS = 2  # most blocks per answer
+BLOCKS = 2  # maximum of blocks per answer
 QUIET = {  # the process's environment: it reads only local files and sends no telemetry
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -40,7 +40,7 @@ QUIET = {  # the process's environment: it reads only local files and sends no t
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Holds the exported graph's answer to a prompt, and the numbers of its recorded inputs."""
+    """Holds the exported graph's answer to a prompt of `prompt` tokens. inputs: numbers of the recorded files."""
 
     prompt: int
     tokens: tuple[int, ...]
@@ -70,14 +70,16 @@ class Agreement:
 
 
 class Recorder:
-    """Writes, as a backend, the inputs of forward passes 0, 1, 3, 7, ... as if they had no KV cache: `NNN.npz` with ids
-    and visible [length], rows [n] and the graph's logits fp32 [n, vocab]."""
+    """Runs a backend, and writes the inputs of its forward passes 0, 1, 3, 7, ... as if they had no KV cache.
+
+    A file is `NNN.npz` with ids and visible [length], rows [n] and the graph's logits fp32 [n, vocab].
+    """
 
     def __init__(self, inner: OrtBackend, folder: Path) -> None:
         self.inner, self.folder, self.contract, self.name = inner, folder, inner.contract, inner.name
         self.written: list[int] = []
         self._count, self._next = 0, 0
-        self._ids = self._visible = np.zeros(0, np.int64)  # per position, as last run
+        self._ids = self._visible = np.zeros(0, np.int64)  # per position, as in its last forward pass
 
     def open(self, batch: int, capacity: int) -> None:
         self.inner.open(batch, capacity)
@@ -104,7 +106,7 @@ class Recorder:
 def decode(
     folder: Path, engine: Engine, contract: Contract, requests: Sequence[Request], inputs: Path
 ) -> list[Decoded]:
-    """Generates with the graph in a bundle's folder; loads only the instrumented graph."""
+    """Answers requests with the graph in a bundle's folder; loads only its instrumented graph."""
     graph = onnx.load(folder / engine.model, load_external_data=False)
     add_logits(graph, contract.vocab)
     onnx.save(graph, file := folder / "instrumented.onnx")
@@ -123,7 +125,7 @@ def run_own_code(python: str, directory: Path, inputs: Path, trust: bool) -> dic
 
     Without `trust`, no file of the directory is run, only a class of transformers.
     """
-    program = shutil.copy(own_code.__file__, inputs / "own_code.py")  # its folder is where Python looks first
+    program = shutil.copy(own_code.__file__, inputs / "own_code.py")  # Python imports from its folder first
     environment = {**os.environ, **QUIET, "HF_MODULES_CACHE": str(inputs / "modules")}
     words = [python, str(program), str(directory.resolve()), str(inputs), str(int(trust))]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace", check=False)

@@ -1,7 +1,8 @@
 """Proves parity layer by layer: each part of a written graph against PyTorch, for models too large to hold whole.
 
-The parts meet at the hidden states that the graph names, and together they are the graph: the embedding, every layer
-over a partly filled KV cache, and what follows the last. Inputs are random; only one part's weights are read at a time.
+The graph is cut at its named hidden states into the embedding, the layers, and what follows the last layer; together
+the parts are the whole graph. Layers run over a partly filled KV cache. Inputs are random; only one part's weights are
+read at a time.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from .compare import worst
 from .log_prob_gaps import between_candidates, between_top, with_candidates
 from .quantized_reference import quantized
 
-LENGTH = 256  # most positions of the KV cache, if the graph leaves them open
-SCALE = 0.1  # of random hidden states: small, so that adding them hides no error in what a layer adds
+LENGTH = 256  # maximum of the KV cache's positions, if the graph leaves the capacity open
+SCALE = 0.1  # of random hidden states; small, so that they do not hide an error in what a layer adds to them
 ROWS, IDS, SEED = 8, 64, 30
-SLICE = 8192  # tokens of the head at a time, so that it is never held in fp32 as a whole
+SLICE = 8192  # tokens of the head that are computed at a time, so that it is never held in fp32 as a whole
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Holds how far something is from PyTorch, and how far it may be.
+    """Holds how far a part's output is from PyTorch's, and how far it may be.
 
-    A graph of quantized weights is compared with its own arithmetic in PyTorch (`quantized_reference`). Its bound is
+    A graph with quantized weights is compared with its own arithmetic in PyTorch (`quantized_reference`). Its bound is
     the distance of that arithmetic from the unquantized model: usual gaps are far smaller, and a wrong scale or product
     exceeds it.
     """
@@ -66,10 +67,10 @@ class Gap:
 def by_layer(
     source: Checkpoint, contract: Contract, model: Path, precision: str, formats: OrtFormats | None = None
 ) -> Iterator[Check]:
-    """Yields the checks `embedding`, `layers` and `head` of the graph in `model`, its weights in it or next to it.
+    """Yields the checks `embedding`, `layers` and `head` of the graph in `model`, whose weights are in or next to it.
 
-    formats: of its weights, if its arithmetic is known in PyTorch; compared with that, it is as exact as fp32. Writes
-    each part of the graph next to the model while it runs it. Peak memory is that of the largest part.
+    formats: of the weights, if PyTorch can repeat the graph's arithmetic; the graph is then compared with that, as
+    exactly as in fp32. Each part is written next to the model while it runs. Peak memory is that of the largest part.
     """
     parts, exact = Parts(model), "fp32" if formats else precision
     looked_up = embedding(source, contract, parts, exact, formats)
@@ -114,7 +115,7 @@ class Parts:
         return any(value.name == name for value in self.model.graph.inputs)
 
     def length(self, capacity: int) -> int:
-        """Returns the KV-cache capacity: what the graph fixes, or if open the smaller one of LENGTH and `capacity`."""
+        """Returns the KV-cache capacity: the graph's, or the smaller of LENGTH and `capacity` if it is left open."""
         shape = self._values[cache_names(0)[0]].shape
         size = shape[2] if shape is not None else None
         return size if isinstance(size, int) else min(LENGTH, capacity)
@@ -122,7 +123,7 @@ class Parts:
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Returns the graph's values with the names `outputs`, computed from the values in `feeds`."""
         graph = ir.convenience.extract(self.model.graph, list(feeds), list(outputs))
-        file = self.path.with_name("part.onnx")  # next to the weights, which it names
+        file = self.path.with_name("part.onnx")  # next to the weight files, which it refers to
         ir.save(ir.Model(graph, ir_version=self.model.ir_version), file)
         try:
             made: list[NDArray[Any]] = load_session(file, allow_spinning=False).run(list(outputs), dict(feeds))
@@ -134,13 +135,13 @@ class Parts:
 def embedding(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> Gap:
-    """Returns how far looked-up embeddings are apart, those of the first and last ids among them."""
+    """Returns the gap of looked-up embeddings, among them those of the first id, the mask and the last id."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restored(rows[0])[None] if formats else rows
-    # No activation is rounded here, so the bound is that of fp32 and not what int8 loses.
+    # No activation is rounded here, so the bound is the precision's (fp32's if quantized), not what int8 loses.
     return Gap(distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
 
@@ -148,9 +149,9 @@ def embedding(
 class Case:
     """Holds random inputs of a layer.
 
-    x [1, width, hidden], after `past` positions in the KV cache; visible int64 [1, width], attention prefix lengths;
-    rows int64 [1, width], the order in which the last layer keeps rows; cache: keys and values
-    [1, kv_heads, length, head_dim] by their names, filled up to `past`, none with `full` attention.
+    x [1, width, hidden], hidden states after `past` positions of the KV cache; visible int64 [1, width], attention
+    prefix lengths; rows int64 [1, width], the order in which the last layer keeps rows; cache: keys and values
+    [1, kv_heads, length, head_dim] by name, filled up to `past`, empty with `full` attention.
     """
 
     x: Floats
@@ -161,7 +162,7 @@ class Case:
 
 
 def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
-    """Samples inputs of layer i: the positions of a fused step, each with its own prefix length, over a KV cache."""
+    """Samples inputs of layer i: the positions of a fused step, each with its own attention prefix length."""
     rng, full = np.random.default_rng(SEED + i), not contract.has_cache
     length = contract.canvas if full else parts.length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
@@ -172,14 +173,14 @@ def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
         cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
         cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
-    rows = rng.permutation(width)[None]  # all of them, since int8 has one scale over the rows that are kept
+    rows = rng.permutation(width)[None]  # all rows, since int8 has one scale over the rows that are kept
     return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
 
 
 def layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
-    """Returns how far a layer's output is apart, and with a KV cache its new keys and values."""
+    """Returns the gap of a layer's output and, with a KV cache, those of its new keys and values."""
     case = drawn(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
     exact = reference(source, contract, i, case)
@@ -235,8 +236,10 @@ def reference(
 def head(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> tuple[Gap, str]:
-    """Returns how far log-probabilities of the best tokens, and of the top tokens if they are outputs, are apart for
-    random states after the last layer, and more figures as text."""
+    """Returns the gap of log-probabilities for random states after the last layer, and more figures as text.
+
+    The gap is the largest of the best tokens and, if the graph outputs them, of top tokens and candidates.
+    """
     name = f"hidden.{contract.layers}"
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
     feeds: dict[str, NDArray[Any]] = {name: x}
@@ -261,7 +264,7 @@ def head(
 
 
 def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
-    """Predicts in PyTorch for states [1, n, hidden] after the last layer; also all log-probabilities [1, n, vocab]."""
+    """Returns PyTorch's predictions, and all log-probabilities [1, n, vocab], for last states x [1, n, hidden]."""
     [found] = predictions(source, contract, [x], int8)
     return found
 
@@ -270,7 +273,7 @@ def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = Fa
 def predictions(
     source: Checkpoint, contract: Contract, states: Sequence[Floats], int8: bool = False
 ) -> list[tuple[Proposal, Tensor]]:
-    """Predicts for several states as `predicted` for one; each slice of the head is read (int8: quantized) once."""
+    """Predicts for several states as `predicted` does for one; reads (int8: quantizes) each slice of the head once."""
     config = source.model
     norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = [norm(torch.from_numpy(x).float()) for x in states]
@@ -309,5 +312,5 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
-    """Returns the largest difference in units of the root mean square of `unit`; a NaN stays one."""
+    """Returns the largest difference in units of the root mean square of `unit`, NaN if there is a NaN."""
     return float(worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))

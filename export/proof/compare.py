@@ -1,8 +1,8 @@
 """Compares an engine with PyTorch: the same forward passes through both, and whole answers token for token.
 
 Every token's probability is compared through the instrumented graph (`instrumented`), the same graph with its logits as
-one more output; its other outputs must be the engine's. The best token's probability alone would not do: it is about 1
-wherever a student is confident, whatever its other logits.
+one more output; its other outputs must equal the engine's. To compare only the best token's probability would not do:
+it is about 1 wherever a student is confident, whatever the other logits are.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from train.torch_backend import TorchBackend
 from .log_prob_gaps import NOTICED, between, between_candidates, between_top, with_candidates
 from .token_gaps import TokenGaps
 
-EXACT = 1e-4  # in exact precisions alone: of keys and values, and of every token's log-probability
+EXACT = 1e-4  # bound on keys, values and every token's log-probability, in exact precisions only
 TWIN = 1e-6  # how far an engine may be from its instrumented graph, in probability, nats and KV-cache numbers
-TIE = 1e-5  # a decision of PyTorch closer than that may differ on random models
-SEPARATE = 4  # one request in so many is also generated with unfused commits
+TIE = 1e-5  # probability; decisions that PyTorch makes by a smaller margin may differ on random models
+SEPARATE = 4  # one in so many requests also runs with unfused commits
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Largest absolute differences over some forwards.
+    """Holds the largest absolute differences over some forward passes.
 
-    tokens: how often the best one differed; margin: by how much probability PyTorch preferred its own there, at most;
-    log_prob: of the best token's log-probability; every_log_prob: of that of every token above NOTICED on either
-    side, None without a twin; top: of those of the top tokens that an engine gives, by token and by rank, None where
-    it gives none; candidates: of those of random candidates, likewise; entropy in nats; keys, values: of what the
-    forwards wrote, in units of their root mean square in a layer where that is above 1; twin: between the engine and
-    its twin, if any.
+    tokens: how often the best token differed; margin: the most probability by which PyTorch preferred its own token
+    there; log_prob: of the best token's log-probability, nats; every_log_prob: of every token's log-probability if it
+    is above NOTICED on either side, None without an instrumented graph; top: of the log-probabilities of the engine's
+    top tokens, by token and by rank, None if it gives none; candidates: the same for random candidates; entropy: nats;
+    keys, values: of what the forward passes wrote, in units of a layer's root mean square if that is above 1; twin:
+    between the engine and its instrumented graph, if there is one.
     """
 
     forwards: int = 0
@@ -65,10 +65,10 @@ class Distance:
     def check(self, precision: str, best: float | None = None) -> Check:
         """Checks that every bound of the precision is kept; a NaN or infinity fails, even without a bound.
 
-        best: bound on the best token's log-probability instead of the precision's, nats.
+        best: replaces the precision's bound on the best token's log-probability, nats.
 
-        In fp32 the best tokens must be the same too, except at most 1 % (or one) if PyTorch's own two best were within
-        TIE of each other.
+        In fp32 the best tokens must be the same too. At most 1 % of them (or one) may differ, if PyTorch's two best
+        tokens were within TIE there.
         """
         kept = PRECISIONS[precision]
         free = EXACT if kept.exact else math.inf
@@ -94,7 +94,7 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Holds one answer that differs. step: the first that does; closest: PyTorch's least margin of decision there."""
+    """Holds one answer that differs. step: the first step that differs; closest: PyTorch's smallest margin there."""
 
     request: int
     fused: bool
@@ -104,8 +104,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Holds what a comparison found: distances over `answers` whole answers, and the answers that differ; lost: by how
-    many nats the best token's log-probability is off in the candidate's arithmetic in PyTorch, if that was run too."""
+    """Holds what a comparison found: distances over `answers` whole answers, and the answers that differ.
+
+    lost: the nats by which the best token's log-probability changes in the candidate's arithmetic in PyTorch, if that
+    was run too.
+    """
 
     distance: Distance = Distance()
     answers: int = 0
@@ -115,10 +118,10 @@ class Parity:
     def checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
         """Checks that the forward passes keep their bounds (`Distance.check`), and that the answers are the same.
 
-        Answers whose closest decision is under `tie` are excused and counted: a hardly trained model decides by less
-        than rounding everywhere, so only its forward passes are checked. In a precision other than fp32 answers may
-        differ: they are counted, and only the bounds decide. bound: on the best token's log-probability, nats, by
-        default the precision's.
+        Differing answers whose closest decision is below `tie` are excused and counted: a hardly trained model decides
+        everything by less than rounding errors, so only its forward passes are checked. In precisions other than fp32
+        answers may differ: they are counted, and only the bounds decide. bound: on the best token's log-probability,
+        nats; None for the precision's.
         """
         real = [each for each in self.differing if not each.closest < tie]
         excused = len(self.differing) - len(real)
@@ -135,7 +138,7 @@ class Parity:
 
 
 def excusable(count: int) -> int:
-    """Returns how many of so many may differ if PyTorch itself was undecided: 1 %, or one."""
+    """Returns how many of `count` may differ if PyTorch itself was undecided: 1 %, but at least one."""
     return max(1, count // 100)
 
 
@@ -146,7 +149,7 @@ def within(bound: float) -> str:
 class SideBySide:
     """Runs every forward pass on all backends, each with its own KV cache, and returns the reference's predictions.
 
-    arithmetic: PyTorch with the candidate's rounding; lost: how far that has been from the reference so far, nats.
+    arithmetic: PyTorch with the candidate's rounding; lost: its largest distance from the reference so far, nats.
     """
 
     name = "side by side"
@@ -208,7 +211,7 @@ class SideBySide:
         return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
-        """Adds the distances of the instrumented graph, if there is one."""
+        """Adds the distances that the instrumented graph shows, if there is one."""
         if self.twin is None:
             return
         again, before = self.twin.forward(replace(forward, top=False, candidates=None)), self.distance
@@ -241,19 +244,19 @@ def written_by(forward: Forward) -> slice:
 
 
 def wide(part: NDArray[Any]) -> Floats:
-    """Returns the part in fp32, for differences of fp16 numbers."""
+    """Returns a part of a KV cache in fp32, to compute differences of fp16 numbers."""
     return part.astype(np.float32, copy=False)
 
 
 def relative(ours: Tensor, theirs: Floats) -> Floats:
-    """Returns differences of KV-cache parts [layers, ...], in units of a layer's root mean square if above 1."""
+    """Returns differences of KV-cache parts [layers, ...], in units of a layer's root mean square if it is above 1."""
     unit = ours.square().flatten(1).mean(dim=1).sqrt().clamp(min=1)  # [layers]
     apart: Floats = (ours.numpy() - theirs) / unit.numpy()[:, None, None, None, None]
     return apart
 
 
 def worst(before: float, *deltas: NDArray[Any]) -> float:
-    """Returns the largest absolute value, NaN if there is one: a NaN must not pass for a small difference."""
+    """Returns the largest absolute value; NaN if any is NaN, which must not pass for a small difference."""
     return float(np.max([before, *(np.abs(delta).max() for delta in deltas if delta.size)]))
 
 
@@ -267,12 +270,13 @@ def compare(
     twin: OrtBackend | None = None,
     arithmetic: Backend | None = None,
 ) -> Iterator[Parity]:
-    """Generates the requests on both and yields the whole comparison so far after each.
+    """Answers the requests on both backends; yields the whole comparison so far after each request.
 
     Every request runs with fused commits, and every `separate`-th also with unfused ones (`full` models commit
-    nothing). gate: instead of the contract's. twin: the candidate's instrumented graph (`instrumented.twin_of`), for
-    all tokens' probabilities; without it, only the best tokens' are compared. arithmetic: the candidate's own in
-    PyTorch (`quantized_reference`), which runs the same forward passes, for `Parity.lost`.
+    nothing). gate: replaces the contract's gate. twin: the candidate's instrumented graph (`instrumented.twin_of`), to
+    compare all tokens' probabilities; without it, only those of the best tokens are compared. arithmetic: the
+    candidate's arithmetic in PyTorch (`quantized_reference`), which runs the same forward passes to measure
+    `Parity.lost`.
     """
     once, mode = not candidate.contract.has_cache, candidate.contract.plainest_mode
     both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
@@ -295,8 +299,8 @@ def compare(
 def compare_speculative(reference: TorchBackend, candidate: Inspectable, requests: Sequence[Request]) -> Check:
     """Checks that the candidate's speculative answers are PyTorch's causal ones, token for token.
 
-    An answer may differ from a position on at which PyTorch's two best tokens were within TIE; those are counted. Only
-    exact precisions are checked so (`prove`).
+    An answer is excused, and counted, if PyTorch's two best tokens were within TIE at the first position that differs.
+    Only exact precisions are checked so (`prove`).
     """
     gaps, excused, differ = SideBySide(reference, candidate, None, None), 0, 0
     for request in requests:
@@ -322,9 +326,9 @@ def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None
 
 
 def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
-    """Returns the least margin of a step's decisions: between two tokens, to the threshold, or between best positions.
+    """Returns the smallest margin of a step's decisions: between tokens, to the threshold, or between positions.
 
-    Only the first counts for gates that do not compare a confidence with a threshold.
+    For gates that do not compare a confidence with a threshold, only the margin between two tokens counts.
     """
     was_open: Bools = step.open | step.accepted
     between_tokens = float(gap[was_open].min())

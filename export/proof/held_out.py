@@ -1,4 +1,4 @@
-"""Takes prompts that no training has seen, as requests."""
+"""Makes requests from prompts that no training has seen."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from train.data import prompts
 
 SEED = 20  # of the held-out problems
 TASKS = "math,code"  # their texts suit any tokenizer of English
-RECORDED, ANSWER = 40, 96  # prompts of a recorded reference, and most tokens of an answer
-COMMON_IDS = 2000  # the first ids of a vocabulary, of which texts are made
-TEXT_TOKENS = 24  # tokens of such a text
+RECORDED, ANSWER = 40, 96  # prompts of a recorded reference, and the maximum of tokens per answer
+COMMON_IDS = 2000  # the first ids of a vocabulary, from which texts are made
+TEXT_TOKENS = 24  # tokens per text
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
@@ -31,7 +31,7 @@ def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Prob
 
 
 def held_out_problems(names: str, data: Path | None, count: int) -> list[list[tasks.Problem]]:
-    """Takes problems as `held_out_texts`, each task's in a list of their own."""
+    """Takes problems as `held_out_texts` does, in one list per task."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
     chosen = tasks.choose_tasks(names, data)
@@ -40,7 +40,7 @@ def held_out_problems(names: str, data: Path | None, count: int) -> list[list[ta
 
 
 def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
-    """Takes the problems of a recorded reference. Tasks take turns: the part that a first load replays is of each."""
+    """Takes a recorded reference's problems. Tasks take turns, so that a first load replays some of each."""
     turns = zip_longest(*held_out_problems(names, data, RECORDED))
     return [problem for turn in turns for problem in turn if problem is not None]
 
@@ -48,7 +48,7 @@ def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
 def held_out_requests(
     encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
 ) -> list[Request]:
-    """Makes one request per prompt that fits, its answer as long as canvas or room allow; see `prompts.fitting`."""
+    """Makes one request per prompt that fits (`prompts.fitting`), for an answer as long as canvas and room allow."""
     encoded = encode(texts)
     kept = prompts.fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
@@ -56,10 +56,10 @@ def held_out_requests(
 
 
 def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, data: Path | None) -> list[Request]:
-    """Makes the requests that a bundle's reference is recorded of: of a task or file, if one is named.
+    """Makes the requests that a bundle's reference is recorded from.
 
-    Else of the sample tasks if the tokenizer restores their texts, else of texts of its own most common tokens. The
-    list is empty if the tokenizer knows too little.
+    Prompts come from the task or file, if one is named; else from the sample tasks, if the tokenizer restores their
+    texts; else from texts of the tokenizer's most common tokens. The list is empty if the tokenizer knows too little.
     """
     if task or data:
         chosen = recorded_problems(task or "", data)
@@ -77,13 +77,13 @@ def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, 
 
 
 def shortened(request: Request) -> Request:
-    """Returns the request with an answer that a reference has room for."""
+    """Returns the request for an answer short enough for a reference."""
     wanted = min(request.options.max_new_tokens or ANSWER, ANSWER)
     return replace(request, options=replace(request.options, max_new_tokens=wanted))
 
 
 def restores(tokenizer: Tokenizer, contract: Contract, text: str) -> bool:
-    """Returns whether the tokenizer gives a text back as it was, of tokens that the model knows."""
+    """Returns whether the tokenizer restores a text, except for spaces, from tokens that the model knows."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     same = tokenizer.decode(ids, skip_special_tokens=False).split() == text.split()
     return bool(ids) and same and max(ids) < contract.vocab and contract.mask_id not in ids

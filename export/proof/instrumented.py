@@ -15,11 +15,11 @@ from runtime.errors import DeviceError
 
 
 def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
-    """Loads the instrumented graph of `model` with a KV cache of its own; its `last_logits` are those of the last pass.
+    """Loads the instrumented graph of `model`, with its own KV cache; `last_logits` holds the last pass's logits.
 
-    shipped: the engine of that file, whose contract, session options and device it takes; if its graph outputs logits
-    already, it is shared. Nothing is written, and external weights are read from their file. Raises DeviceError if
-    ONNX Runtime does not load it.
+    shipped: the engine of `model`, whose contract, session options and device are used; if its graph outputs logits
+    already, it is shared. Nothing is written, and external weights are read from their file. Raises DeviceError if ONNX
+    Runtime does not load the instrumented graph.
     """
     if any(output.name == "logits" for output in shipped.session.get_outputs()):
         return shipped.share()
@@ -32,12 +32,12 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     except Exception as error:  # its errors have no common class
         reason = " ".join(str(error).split())[:200]
         raise DeviceError(f"onnxruntime cannot load {model.name} with its logits ({reason})") from None
-    del weights  # which had to live until here
+    del weights  # they had to live until the session was made
     return OrtBackend(session, shipped.contract, device=shipped.device)
 
 
 def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
-    """Returns the files that a graph's external weights are in, if one of them is a link; else they are left to ORT."""
+    """Returns the files of a graph's external weights if one of them is a link; else none: ONNX Runtime reads them."""
     entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
     names = list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
     return names if any((folder / name).is_symlink() for name in names) else []

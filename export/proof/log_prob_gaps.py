@@ -1,4 +1,4 @@
-"""Differences of log-probabilities between an engine and PyTorch: of all tokens, of top tokens, of candidates."""
+"""Computes how far an engine's log-probabilities are from PyTorch's: of all tokens, of top tokens, of candidates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from torch import Tensor
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract
 
-MOST = 16  # of a row
-NOTICED = -20.0  # log p; a token below it, in PyTorch and in the engine, is as good as impossible and not compared
+MOST = 16  # random candidates per logits row, or the contract's `candidates` if those are fewer
+NOTICED = -20.0  # log-probability; a token below it in both PyTorch and the engine is not compared
 
 
 def with_candidates(forward: Forward, contract: Contract, barred: Sequence[int], number: int) -> Forward:
-    """Returns the forward with candidates if the contract has any and it has none: tokens that are not barred, others
-    in each forward pass, by its number."""
+    """Returns the forward; with random candidates, if the contract takes candidates and the forward has none.
+
+    barred: ids that are never proposed, and so are not candidates. number: the seed, such as the forward pass's number,
+    so that each pass gets other candidates.
+    """
     if not contract.candidates or forward.candidates is not None:
         return forward
     shape = (*forward.rows.shape, min(contract.candidates, MOST))
@@ -27,30 +30,35 @@ def with_candidates(forward: Forward, contract: Contract, barred: Sequence[int],
 
 
 def between(log_probs: Tensor, theirs: Tensor) -> Floats:
-    """Differences of log-probabilities [1, n, vocab], 0 where both sides are below NOTICED, as barred ids are."""
-    ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # never so with a NaN
+    """Returns an engine's log-probabilities `theirs` minus PyTorch's `log_probs`, all [1, n, vocab].
+
+    The difference is 0 if both are below NOTICED, as for barred ids.
+    """
+    ignored = (theirs < NOTICED) & (log_probs < NOTICED)  # False for a NaN, so that it is reported
     return torch.where(ignored, 0.0, theirs - log_probs).numpy()
 
 
 def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
-    """Differences of an engine's top tokens to all log-probabilities [1, n, vocab]: by token, and by rank. [2, 1, n, K]
+    """Returns how far the log-probabilities of an engine's top tokens are from PyTorch's. [2, 1, n, K]
 
-    A list that lacks the best tokens may be right about those that it has. 0 where both sides are below NOTICED.
+    First from those of the same tokens, then from those of the same ranks: by token alone, a list that lacks the best
+    tokens would pass if its own log-probabilities are right. The difference is 0 if both are below NOTICED. log_probs:
+    PyTorch's, of all tokens [1, n, vocab].
     """
     given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
     ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))
-    ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
+    ignored = (given < NOTICED) & (ours < NOTICED)  # False for a NaN, so that it is reported
     return torch.where(ignored, 0.0, given - ours).numpy()
 
 
 def between_candidates(log_probs: Tensor, forward: Forward, theirs: Proposal) -> Floats:
-    """Differences of an engine's candidates to all log-probabilities [1, n, vocab]. [1, n, C]
+    """Returns how far an engine's log-probabilities of the candidates are from PyTorch's. [1, n, C]
 
-    0 where both sides are below NOTICED.
+    The difference is 0 if both are below NOTICED. log_probs: PyTorch's, of all tokens [1, n, vocab].
     """
     if forward.candidates is None or theirs.candidate_logprob is None:
         raise AssertionError("the forward pass has no candidates, or the engine gave none")
     given = torch.from_numpy(theirs.candidate_logprob)
     ours = log_probs.gather(-1, torch.from_numpy(forward.candidates))
-    ignored = (given < NOTICED) & (ours < NOTICED)  # never so with a NaN
+    ignored = (given < NOTICED) & (ours < NOTICED)  # False for a NaN, so that it is reported
     return torch.where(ignored, 0.0, given - ours).numpy()

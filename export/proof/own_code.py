@@ -1,8 +1,8 @@
 """Runs a Hugging Face directory's own modelling code over recorded inputs: a separate program that imports nothing of
 blockstep, so that any Python with torch, transformers and numpy runs it.
 
-Usage: own_code.py DIRECTORY FOLDER TRUST. FOLDER holds `NNN.npz` with ids and visible [length] and rows [n]; the
-program writes `NNN.own.npy`, fp32 [n, vocab], and `own.json` there: how the code was run, or `refused`, why it was not.
+Usage: own_code.py DIRECTORY FOLDER TRUST. FOLDER holds `NNN.npz` with ids and visible [length] and rows [n]. There the
+program writes `NNN.own.npy`, fp32 [n, vocab], and `own.json`: how the code was run, or why not (`refused`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-STILL = 1e-4  # of the largest logit: the most that a row changes if a token changes that it does not see
-MOVED = 1e-6  # the least that it changes if it sees the token
-DTYPE = (4, 56)  # the first transformers that calls `torch_dtype` `dtype`
+STILL = 1e-4  # of the largest logit; a row's logits may change by so much if a token changes that it does not see
+MOVED = 1e-6  # a row's logits have to change by more than this if a token changes that it sees
+DTYPE = (4, 56)  # the first version of transformers in which `torch_dtype` is called `dtype`
 
 
 def main(directory: str, folder: Path, trust: bool) -> None:
@@ -31,10 +31,10 @@ def main(directory: str, folder: Path, trust: bool) -> None:
 
 
 def run(directory: str, folder: Path, trust: bool) -> dict[str, Any]:
-    """Loads the model, finds out how it takes the attention, and runs every input."""
+    """Loads the model, finds out how it takes the attention mask, and runs every input."""
     import torch
 
-    transformers = import_module("transformers")  # not an import, so that its types are not checked with ours
+    transformers = import_module("transformers")  # no import statement, so that mypy does not check it
     known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
     versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
     config = json.loads((Path(directory) / "config.json").read_text())
@@ -78,7 +78,7 @@ def load(directory: str, code: dict[str, Any], trust: bool) -> Any:
 
 
 def masks(visible: Any) -> dict[str, dict[str, Any]]:
-    """Returns arguments that show query i the first visible[i] positions [length], by how code takes them."""
+    """Returns arguments that show query i the first visible[i] positions, by the form in which code takes them."""
     import torch
 
     seen = torch.arange(len(visible))[None, :] < torch.from_numpy(visible)[:, None]  # [length, length]
@@ -93,7 +93,7 @@ def masks(visible: Any) -> dict[str, dict[str, Any]]:
 
 
 def forward(model: Any, form: str, ids: Any, visible: Any) -> Any:
-    """Returns the logits of one forward pass, fp32 [length, vocab]. Raises ValueError for another shape."""
+    """Returns the logits of one forward pass, fp32 [length, vocab]. Raises ValueError if they have another shape."""
     import torch
 
     with torch.no_grad():
@@ -107,7 +107,7 @@ def forward(model: Any, form: str, ids: Any, visible: Any) -> Any:
 def choose_form(model: Any, inputs: list[dict[str, Any]]) -> tuple[str | None, list[str]]:
     """Returns the first form in which each row sees what it should, and why each form before it was rejected.
 
-    Forms are tried on the input with the most different attention prefix lengths, the shortest such.
+    Forms are tried on the input with the most distinct attention prefix lengths; of several, on the shortest.
     """
     probe = max(inputs, key=lambda each: (len(set(each["visible"].tolist())), -len(each["ids"])))
     left: list[str] = []

@@ -1,4 +1,4 @@
-"""Proves an exported graph: valid ONNX, and the same numbers as PyTorch, of the whole model or of each layer."""
+"""Proves an exported graph: it is valid ONNX, and the whole model, or each layer, computes PyTorch's numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .compare import TIE, compare, compare_speculative
 from .instrumented import twin_of
 from .quantized_reference import QuantizedBackend, whole_bound
 
-WHOLE = 3 * 10**9  # most bytes in fp32 of PyTorch, engine and instrumented graph together to prove a model whole
+WHOLE = 3 * 10**9  # maximum of fp32 bytes, of PyTorch, engine and instrumented graph together, to prove a model whole
 SEED = 20  # of the prompts that the export is proved with
 
 
@@ -41,8 +41,8 @@ def prove(
 ) -> Iterator[Check]:
     """Yields the checks that an export has to pass before it replaces an older one, in the order they are made.
 
-    parity: `whole`, `layers`, or `auto` for the former if it fits. formats: of its weights, if it is compared with
-    its own arithmetic in PyTorch (`quantized_reference`) and not by its precision's bounds.
+    parity: `whole`, `layers`, or `auto`: `whole` if that fits in memory. formats: of the graph's weights, if it is
+    compared with its own arithmetic in PyTorch (`quantized_reference`) and not by its precision's bounds.
     """
     graph = check_onnx(model)
     yield graph
@@ -64,19 +64,22 @@ def prove(
 
 
 def proves_whole(source: Checkpoint, parity: str) -> bool:
-    """Returns whether a model is proved whole, and not layer by layer; parity as `prove` has it."""
+    """Returns whether a model is proved whole, and not layer by layer. parity: as in `prove`."""
     return parity == "whole" or (parity == "auto" and fits_whole(source.model))
 
 
 def fits_whole(shape: ModelConfig) -> bool:
-    """Returns whether three fp32 models (PyTorch, engine, instrumented graph) fit WHOLE and half of the memory."""
+    """Returns whether three fp32 models (PyTorch, engine, instrumented graph) fit in WHOLE and half of the memory."""
     size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 3 * size <= min(WHOLE, memory // 2)
 
 
 def sample_requests(contract: Contract) -> list[Request]:
-    """Makes random prompts of lengths at which block boundaries go wrong, if they fit, for answers of two blocks."""
+    """Makes requests with random prompts, of lengths that show errors at block boundaries, for answers of two blocks.
+
+    A prompt that leaves no room for an answer is left out.
+    """
     rng, block = np.random.default_rng(SEED), contract.block
     ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
     lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})

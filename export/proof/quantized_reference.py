@@ -1,7 +1,7 @@
-"""Computes what a quantized `ort` graph computes, in PyTorch and over the same numbers: the engine's reference.
+"""Repeats a quantized `ort` graph's arithmetic in PyTorch, over the same numbers: the engine's reference.
 
-Weights and activations are rounded, so even a correct engine is far from the unquantized model. From this reference it
-differs only by fp32 rounding: an activation at the edge of two steps may fall to the other.
+Weights and activations are rounded, so even a correct engine is far from the unquantized model. It differs from this
+reference only by fp32 rounding: an activation halfway between two quantized values may be rounded to the other.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def quantized(
     module: ModuleT, chosen: Callable[[str], OrtFormat], rounding: Rounding | None = None, within: str = ""
 ) -> ModuleT:
-    """The module, its linear layers replaced in place.
+    """Replaces a module's linear layers by quantized ones, in place; returns the module.
 
-    chosen: the format of each by its name, which `within` begins; rounding: shared with other modules, or one of its
-    own.
+    chosen: maps the name of each layer, after the prefix `within`, to its format; rounding: shared with other modules,
+    None for a new one.
     """
     rounding = rounding or Rounding()
     for name, child in module.named_children():
@@ -51,8 +51,8 @@ def quantized(
 class RowsLayer(nn.Module):
     """Computes the last layer as the graph does: after attention, only for the logits rows.
 
-    So an activation's one scale, there and in the head, is over these rows. rows: int64 [batch, n], of the next forward
-    pass; the hidden states of other rows are zeros.
+    So the single scale of an activation, there and in the head, is over these rows only. rows: int64 [batch, n], the
+    logits rows of the next forward pass; the hidden states of other rows are zeros.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -76,7 +76,7 @@ class RowsLayer(nn.Module):
 
 
 class QuantizedModel(nn.Module):
-    """Computes a checkpoint's whole model; has `forward` and `logits` of `train.transformer.network.Transformer`."""
+    """Computes a checkpoint's model in quantized arithmetic; has `forward` and `logits` as `Transformer` has them."""
 
     def __init__(self, source: Checkpoint, formats: OrtFormats) -> None:
         super().__init__()
@@ -109,12 +109,12 @@ class QuantizedBackend:
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
         made = QuantizedModel(source, formats)
-        model = cast(Transformer, made)  # it has all that a backend needs of one
+        model = cast(Transformer, made)  # it has all methods that a backend calls
         self.torch, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
         self._last = made.last
 
     def read_cache(self) -> Floats:
-        """Returns the KV cache. [2 * layers, batch, kv_heads, capacity, head_dim], keys and values in turn"""
+        """Returns the KV cache, keys and values in turn. [2 * layers, batch, kv_heads, capacity, head_dim]"""
         kept = self.torch.cache
         if kept is None:
             return np.zeros(0, np.float32)
@@ -135,8 +135,9 @@ class QuantizedBackend:
 def whole_bound(lost: float) -> float:
     """Returns how far, in nats, an engine's log-probabilities may be from the unquantized model (`compare`).
 
-    Twice as far as its arithmetic in PyTorch, `lost`: by the triangle inequality an engine may then be as far from
-    that arithmetic as that is from the model. No less, since in a deep model one activation that rounds to the other
-    step moves more of them in every later layer, until only the size of the two errors is the same.
+    That is twice `lost`, the distance of its arithmetic in PyTorch from the model: by the triangle inequality, an
+    engine may then be as far from that arithmetic as that is from the model. Less would not do: in a deep model, one
+    activation that rounds to the other value changes more activations in every later layer, until the errors of engine
+    and arithmetic have only their size in common.
     """
     return max(PRECISIONS["fp32"].log_prob, 2 * lost)

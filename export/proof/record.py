@@ -1,7 +1,7 @@
 """Records what PyTorch computes for real prompts: the reference in a bundle for machines without PyTorch.
 
-For quantized weights whose arithmetic is known in PyTorch, it is recorded from that arithmetic and not from the model:
-an engine differs from it only by fp32 rounding.
+If PyTorch can repeat an engine's quantized arithmetic (`QuantizedBackend`), the reference is recorded from that and not
+from the unquantized model: a correct engine then differs from it only by fp32 rounding.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ from .quantized_reference import QuantizedBackend
 from .token_gaps import TokenGaps
 
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
-IDS = 30_000  # tokens of forward passes that it has room for
-RECORD = 3e11  # floating-point operations that forward passes of more than FEW answers may take: seconds of one core
+IDS = 30_000  # input tokens of forward passes that such a reference has room for
+RECORD = 3e11  # floating-point operations that recording more than FEW answers may take: seconds of one core
 FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
 FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
-# If the last bit of fp32 on another machine rounds an activation to another step, the rows after it change. So figures
-# that are means scatter by their standard error, about which this machine's own figure, one such sample, shows little.
-ERRORS = 5  # standard errors between this machine's figure and a bound
-SPREAD = 4  # times this machine's largest difference is its bound
-FLOOR_ROWS = 400  # logits rows over which a precision's least bounds on means hold; fewer scatter more
-LIMIT, LIMIT_QUANTIZED = 10, 100  # the exported engine itself is within so many times its precision's least bound
-ANSWER_MARGIN = 1e-4  # by how little PyTorch may have decided, in probability, for an exact engine's answer to differ
+# Another machine's fp32 may differ in the last bit and so round an activation to the neighboring quantized value, which
+# changes later rows. So a mean varies between machines by about its standard error. The mean measured here is a single
+# sample, which shows little about that.
+ERRORS = 5  # standard errors by which a bound on a mean exceeds the mean measured here
+SPREAD = 4  # the bound on the largest difference is this times the one measured here
+FLOOR_ROWS = 400  # logits rows that a precision's least bounds on means are for; over fewer rows they are wider
+LIMIT, LIMIT_QUANTIZED = 10, 100  # at its export an engine may be off by this times its precision's least bound
+ANSWER_MARGIN = 1e-4  # probability; an exact engine's answer may differ only if PyTorch decided by a smaller margin
 
 
 def copy_of(forward: Forward, top: bool) -> Forward:
@@ -117,10 +118,11 @@ class Recorder:
 def record(
     reference: TorchBackend | QuantizedBackend, requests: Sequence[Request], operations: float = 0.0
 ) -> Reference:
-    """Generates the requests in PyTorch, with the contract's gate, and returns what was computed on the way.
+    """Answers the requests in PyTorch, with the contract's gate; returns the answers and every forward pass.
 
-    Requests that would make it larger than a bundle's reader allows are left out, but for the first, and after FEW
-    those that would take too long. operations: floating-point ones per token of a forward pass.
+    Stops before the first request that would make the reference larger than a bundle's reader allows or, from FEW
+    answers on, take too long. The first request is always recorded. operations: floating-point operations per token of
+    a forward pass.
     """
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
@@ -141,7 +143,7 @@ def record(
 
 
 def too_large(forwards: Sequence[RecordedForward]) -> bool:
-    """Returns whether these are more than a reference of less than 1 MB has room for."""
+    """Returns whether these forward passes exceed a reference's limits (ROWS, IDS)."""
     return rows_of(forwards) > ROWS or ids_of(forwards) > IDS
 
 
@@ -163,11 +165,11 @@ def record_reference(
     formats: OrtFormats | None,
     folder: Path,
 ) -> Recording:
-    """Records a reference for an engine, writes it into a folder, and measures the engine by it.
+    """Records a reference for an engine, writes it into a folder, and compares the engine with it.
 
-    Bounds are what rounding costs on the machine that exports, with room for other machines, and no less than the
-    precision's: a deep quantized model scatters more than a shallow one. backend: None if nothing here runs the graph;
-    then bounds are the precision's alone.
+    Bounds are measured on the exporting machine, since a deep quantized model scatters more than a shallow one; they
+    are widened for other machines, and are at least the precision's least bounds. backend: None if nothing here runs
+    the graph; the bounds are then the precision's least bounds.
     """
     reference: TorchBackend | QuantizedBackend
     if formats is None:
@@ -201,7 +203,7 @@ def write_recording(
     check: Check,
     folder: Path,
 ) -> Recording:
-    """Writes a reference into a folder under its content's name; the rest is as in the manifest."""
+    """Writes a reference into a folder, named by its hash. The other arguments are as in the manifest's entry."""
     plain = folder / f"{engine.name}.reference{REFERENCE}"
     write_reference(plain, reference)
     digest = sha256(plain)
@@ -228,7 +230,7 @@ def rows_of(forwards: Sequence[RecordedForward]) -> int:
 
 
 def ids_of(forwards: Sequence[RecordedForward]) -> int:
-    """Returns how many tokens forward passes are over."""
+    """Returns how many input tokens forward passes have together."""
     return sum(each.forward.input_ids.size for each in forwards)
 
 
@@ -238,14 +240,14 @@ def operations_of(source: Checkpoint) -> int:
 
 
 def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
-    """Returns how many of the forward passes a first load needs and has time for: two of a large model."""
+    """Returns how many of the forward passes a first load replays: as many as it needs and has time for, at least 2."""
     operations = operations_of(source) * np.cumsum([each.forward.input_ids.size for each in forwards])
     before = np.cumsum([0, *(each.entropy.size for each in forwards[:-1])])
     return min(len(forwards), max(2, int(((operations <= FIRST_LOAD) & (before < FIRST_ROWS)).sum())))
 
 
 def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
-    """Returns the part of a replay that is of these forward passes, its first ones."""
+    """Returns the part of a replay that belongs to these forward passes, which are its first ones."""
     rows = sum(each.entropy.size for each in forwards)
     top = None if replayed.top_logprob is None else replayed.top_logprob[:rows]
     norms = replayed.norms[: len(forwards)]
@@ -253,10 +255,10 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
 
 
 def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the standard error that each figure that is a mean would have over one logits row.
+    """Returns the standard error of each figure that is a mean, scaled to a single logits row.
 
-    Rows of a forward pass may be off together, so it is the larger of the errors over rows and over forward passes;
-    for norms, that of the layer that scatters most.
+    Errors of rows in one forward pass may be correlated, so this is the larger of two estimates, from rows and from
+    forward passes; for norms, that of the layer with the largest error.
     """
     rows, found = [each.entropy.size for each in forwards], {}
     for name, parts in terms(forwards, replayed).items():
@@ -271,7 +273,7 @@ def bounds_of(
 ) -> dict[str, float]:
     """Returns the bounds that an engine is judged by on other machines.
 
-    scatter: as `scatter_of` returns it, of these forward passes or of more, which estimate it better.
+    scatter: as returned by `scatter_of` for these forward passes or, for a better estimate, for more.
     """
     rows = rows_of(forwards)
     floors, bounds = floors_of(engine, rows), {}
@@ -291,10 +293,10 @@ def least_bounds(engine: Engine, contract: Contract, forwards: Sequence[Recorded
 
 
 def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
-    """Returns the least bounds of an engine: its precision's floors, or those of its products if these are wider.
+    """Returns an engine's least bounds: its precision's, or fp16's if it multiplies in fp16 and those are wider.
 
-    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: logits rows; means over
-    fewer scatter more.
+    TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: logits rows; over fewer
+    than FLOOR_ROWS, bounds on means are wider.
     """
     row = PRECISIONS[engine.precision]
     least = row.replay
@@ -307,12 +309,12 @@ def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
 
 
 def limits_of(engine: Engine) -> dict[str, float]:
-    """Returns the limits that an engine must keep at its export; beyond them it is wrong, and no bounds come of it."""
+    """Returns the limits that an engine must keep at its export; beyond them it is wrong, and the export fails."""
     times = LIMIT if PRECISIONS[engine.precision].exact else LIMIT_QUANTIZED
     return {name: times * floor for name, floor in floors_of(engine).items()}
 
 
 def round_up(value: float) -> float:
-    """Returns the value with two significant digits, no less than it was."""
+    """Rounds a value up to two significant digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(value / unit - 1e-6) * unit:.2g}")

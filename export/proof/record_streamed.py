@@ -1,8 +1,8 @@
-"""Records a reference of a model that is too large to hold: one layer after the other, for the same forward passes.
+"""Records a reference of a model that is too large to hold whole, one layer after the other.
 
-There are two forward passes of one prompt: the prompt with a masked block, and the block half unmasked over the KV
-cache of the prompt. The engine is not held either, so it does not measure the bounds. They come from the same passes
-over slightly changed embeddings: those scatter more than another machine's rounding.
+Every layer runs two forward passes of one prompt: the prompt with a masked block, then the block half unmasked over the
+prompt's KV cache. The engine is too large as well, so bounds are not measured with it. They come from the same passes
+over slightly changed embeddings, which change results more than another machine's rounding does.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def record_streamed(
 
 
 def dtype_of(engine: Engine) -> str:
-    """Returns the type of an engine's products: ONNX Runtime's quantized ones are fp32, or exact."""
+    """Returns the type of an engine's products; ONNX Runtime computes quantized products in fp32 or exactly."""
     row = PRECISIONS[engine.precision]
     return "float32" if formats_of(engine.dialect, engine.precision) else row.dtype
 
 
 class Draft:
-    """Acts as a backend without a model: is certain of the first half of the rows."""
+    """Acts as a backend without a model, which is certain of the first half of the rows only."""
 
     name = "draft"
 
@@ -94,7 +94,7 @@ class Draft:
 
 
 def draft(contract: Contract, request: Request) -> list[Forward]:
-    """Returns the first forward passes that the decode loop would run for a request, the first block half accepted."""
+    """Returns the first forward passes that the decode loop runs for a request if half of the block is accepted."""
     backend = Draft(contract, int(request.prompt[0]))
     for _ in steps(backend, [request], mode=backend.contract.plainest_mode):
         if len(backend.forwards) >= FORWARDS:
@@ -103,10 +103,10 @@ def draft(contract: Contract, request: Request) -> list[Forward]:
 
 
 class Pass:
-    """Holds hidden states of forward passes on their way through the layers.
+    """Holds the hidden states of forward passes between two layers.
 
-    hidden: per forward pass, [1, width, hidden]; norms: per forward pass and layer so far, those of its new keys and
-    values, [2]. off: relative change of the embeddings.
+    hidden: per forward pass, [1, width, hidden]; norms: those of new keys and values, [2], per forward pass and layer
+    run so far. off: relative change of the embeddings.
     """
 
     def __init__(self, source: Checkpoint, forwards: Sequence[Forward], formats: OrtFormats | None, off: float) -> None:
@@ -120,7 +120,7 @@ class Pass:
 
     @torch.no_grad()
     def run_layer(self, config: ModelConfig, contract: Contract, layer: RowsLayer, last: bool) -> None:
-        """Runs one layer for all forward passes in turn over one KV cache; the last layer only for logits rows."""
+        """Runs one layer for all forward passes in turn, over one KV cache; the last layer only for logits rows."""
         end = max(int(each.past_length[0]) + each.input_ids.shape[1] for each in self.forwards)
         store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if contract.has_cache else None
         for place, forward in enumerate(self.forwards):
@@ -137,7 +137,7 @@ class Pass:
                 self.norms[place].append(mean_norms(torch.stack(new).numpy())[0])
 
     def logits_states(self, place: int) -> Floats:
-        """Returns the states after the last layer of a forward pass's logits rows. fp32 [1, n, hidden]"""
+        """Returns the hidden states of a forward pass's logits rows, after the last layer. fp32 [1, n, hidden]"""
         states: Floats = self.hidden[place][:, self.forwards[place].rows[0]].numpy()
         return states
 
@@ -153,7 +153,7 @@ class Pass:
 
 
 def replayed_of(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
-    """Returns recorded forward passes as a replay by an engine with so many top tokens."""
+    """Returns recorded forward passes as a replay by an engine with `top_k` top tokens."""
     token, top = (np.concatenate([getattr(each, name) for each in forwards]) for name in ("top_token", "top_logprob"))
     norms = np.stack([each.norms for each in forwards]).astype(np.float64)
     entropy = np.concatenate([each.entropy for each in forwards])

@@ -10,11 +10,11 @@ from runtime.decoding.batch import Step
 
 
 class TokenGaps:
-    """Holds by how much probability the best token leads the second, per position of a canvas."""
+    """Holds the gap in probability between the best and the second token, per position of a canvas."""
 
     def __init__(self, block: int) -> None:
-        self.recent: list[Floats] = []  # since the last step: those of the rows [n] of each forward pass
-        self._latest: Floats = np.ones(block, np.float32)  # of each position
+        self.recent: list[Floats] = []  # the gaps [n] of each forward pass's rows since the last step
+        self._latest: Floats = np.ones(block, np.float32)  # the latest gap of each position
 
     def clear(self) -> None:
         """Forgets the forward passes since the last step."""
@@ -27,10 +27,10 @@ class TokenGaps:
         return self.recent[-1]
 
     def of_canvas(self, step: Step) -> Floats:
-        """Returns the gap of each position, as of the step just made. [block]"""
-        own = step.slot >= 0  # else the last committed row's prediction was enough
+        """Returns the gap of each position of the canvas, after a step. [block]"""
+        own = step.slot >= 0  # False if the last committed row's prediction was enough
         if len(self.recent) > own:
-            self._latest[0] = self.recent[0][0]  # an unfused commit, which with `shift` predicts what follows
+            self._latest[0] = self.recent[0][0]  # an unfused commit: with `shift` it predicts the next token
         if own:
             self._latest[step.asked] = self.recent[-1]
         self.recent = []

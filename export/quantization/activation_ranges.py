@@ -72,7 +72,7 @@ class Watching:
 
 
 def measure(model: Path, contract: Contract, requests: Sequence[Request]) -> dict[str, float]:
-    """Generates with a watched graph and returns the largest |x| of each product's input, by its output's name."""
+    """Answers requests with a watched graph; returns the largest |x| of each product's input, by its output's name."""
     backend = Watching(model, contract)
     for request in requests:
         generate(backend, request)

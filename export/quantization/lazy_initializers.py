@@ -14,10 +14,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class PartsOf:
-    """The parts that a weight is stored in, made together when one of them is written.
+    """Makes the parts that a weight is stored in, all together when one of them is written.
 
-    make: returns the parts by name, the largest first. The largest is never kept; the others, written a little later,
-    are until then.
+    make: returns the parts by name, the largest first. The largest is never kept; the others are kept until they are
+    written, a little later.
     """
 
     def __init__(self, name: str, make: Callable[[], Arrays]) -> None:
@@ -25,7 +25,7 @@ class PartsOf:
         self._kept: dict[str, NDArray[Any]] = {}
 
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
-        """Adds a part as an initializer of the graph, named by the weight's name and its own; returns it."""
+        """Adds a part to the graph as the initializer `WEIGHT.PART`; returns the initializer."""
         name, kind = f"{self.name}.{part}", ir.DataType.from_numpy(np.dtype(dtype))
         return initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
 
@@ -39,7 +39,7 @@ class PartsOf:
 
 
 class Quantized(PartsOf):
-    """The parts of a weight that is rounded; quantize: from its numbers, fp32 in its shape, to `PartsOf.make`'s."""
+    """Makes the parts of a weight that is rounded. quantize: maps its numbers, fp32 in its shape, to its parts."""
 
     def __init__(self, weight: ir.Value, quantize: Callable[[NDArray[np.float32]], Arrays]) -> None:
         content = weight.const_value

@@ -1,4 +1,4 @@
-"""Quantizes the weights of an `ort` graph: the formats, and which weights of a precision take which."""
+"""Quantizes the weights of an `ort` graph: defines the formats, and which weights have which format in a precision."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from . import ort_int4, ort_int8
 from .own_codes import is_quantized, own_codes
 
 LAYER = re.compile(r"layers\.(\d+)\.")
-CHANNELS = {"MatMul": (1, 1), "Gemm": (1, 0), "Gather": (0, 0)}  # which operand the weight is, and its channels' axis
+CHANNELS = {"MatMul": (1, 1), "Gemm": (1, 0), "Gather": (0, 0)}  # operand that is the weight, axis of its channels
 
 
 @dataclass(frozen=True, slots=True)
 class OrtFormat:
     """Describes how the weight of a product is stored, and what the product then computes.
 
-    store: adds a weight's initializers, its channels (rows of the checkpoint's weight) along an axis; multiplied: the
-    nodes that replace a product, over these; linear: the same arithmetic in PyTorch, weight [out, in] and bias [out].
+    store: adds a weight's initializers, given the axis of its channels (rows of the checkpoint's weight); multiplied:
+    returns the nodes that replace a product, given these initializers; linear: returns the same arithmetic in PyTorch,
+    given weight [out, in] and bias [out].
     """
 
     store: Callable[[ir.Graph, ir.Value, int], tuple[ir.Value, ...]]
@@ -34,10 +35,10 @@ class OrtFormat:
 
 @dataclass(frozen=True, slots=True)
 class OrtFormats:
-    """Holds the formats of the layers' weights: of the `inner` layers, and of the first and the last, the `ends`.
+    """Holds the formats of the layers' weights: `ends` for the first and the last layer, `inner` for those between.
 
-    Embedding and head are always int8, one table if they are tied. own: those of weights that have one of their own,
-    by the checkpoint's names.
+    Embedding and head are always int8, in one table if they are tied. own: formats of single weights, by the
+    checkpoint's names; they take precedence.
     """
 
     inner: OrtFormat
@@ -45,28 +46,28 @@ class OrtFormats:
     own: Mapping[str, OrtFormat] = field(default_factory=dict)
 
     def of_weight(self, name: str, layers: int) -> OrtFormat:
-        """Returns the format of a layer's weight by the checkpoint's name, in a model of so many layers."""
+        """Returns the format of a layer's weight, given the checkpoint's name for it and the model's layers."""
         found = LAYER.match(name)
         if found is None:
             raise AssertionError(f"{name} is not a weight of a layer")
         return self.own.get(name) or (self.ends if int(found[1]) in (0, layers - 1) else self.inner)
 
     def in_layer(self, i: int, layers: int) -> Callable[[str], OrtFormat]:
-        """Returns the formats of layer i's modules by their names in the layer, as `mlp.up_proj`."""
+        """Returns a function that maps a module's name in layer i, such as `mlp.up_proj`, to its format."""
         return lambda module: self.of_weight(f"layers.{i}.{module}.weight", layers)
 
 
 INT8 = OrtFormat(ort_int8.store, ort_int8.multiplied, ort_int8.Int8Linear)
 INT4 = OrtFormat(ort_int4.store, ort_int4.multiplied, ort_int4.Int4Linear)
-# The first and last layers at int8 halve what int4 costs, for a few per cent of a deep model's bytes (LOG.md).
+# int8 in the first and last layer halves what int4 loses, for a few per cent more bytes of a deep model (LOG.md).
 ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
 
 
 def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -> OrtFormats | None:
-    """Returns how an engine's weights are stored, None where they are not quantized or not in one of these formats.
+    """Returns how an engine's weights are stored; None if they are not quantized, or not in one of these formats.
 
-    source: the checkpoint whose weights they are. If its directory holds them quantized, int4 is their own numbers, and
-    what the directory left as it was is int8. Raises UserError if they cannot be stored so.
+    source: the checkpoint of the weights. If its directory holds them quantized, int4 stores the directory's own
+    numbers, and int8 those weights that it left unquantized. Raises UserError if they cannot be stored so.
     """
     found = ORT_FORMATS.get(precision) if dialect == "ort" else None
     if found is None or precision != "int4" or source is None or not is_quantized(source):
@@ -76,10 +77,10 @@ def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -
 
 
 def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
-    """Stores every matrix that a product or an embedding takes from the checkpoint in its format, in place.
+    """Stores the checkpoint's matrices that products and embeddings take in their formats, in place.
 
-    Expects an fp32 graph of so many layers whose weights are read when they are written (`step_graph.trace`); the
-    rest stays fp32.
+    Expects an fp32 graph of `layers` layers whose weights are read when they are written (`step_graph.trace`).
+    Everything else stays fp32.
     """
     graph, tables = model.graph, dict[ir.Value, tuple[ir.Value, ...]]()
     for node in tuple(graph):

@@ -1,7 +1,7 @@
 """Implements int4 of the `ort` dialect: weights in blocks of inputs, activations in int8 per row and block.
 
 A product becomes `com.microsoft.MatMulNBits` at its accuracy level 4. A block has a scale and a zero point, so that its
-16 levels span exactly its weights and zero. 5.125 bits per weight: 4, and 36 per block of 32.
+16 levels span exactly its weights and zero. A weight takes 5.125 bits: 4, and its share of 36 per block of 32.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from runtime.errors import NumericalError
 from .lazy_initializers import Quantized
 from .ort_int8 import DOMAIN
 
-BLOCK = 32  # inputs under one scale
-LARGEST = 15  # of a value
-STEPS = 127  # of the largest activation of a row and block; int8 without -128
-ROWS = 1024  # quantized at a time, so that a large weight takes no second copy in fp32
+BLOCK = 32  # inputs per scale
+LARGEST = 15  # largest stored value
+STEPS = 127  # quantization steps in the largest |activation| of a row and block; int8 without -128
+ROWS = 1024  # rows quantized at a time, so that a large weight takes no second copy in fp32
 Bytes = NDArray[np.uint8]
 
 
@@ -81,7 +81,7 @@ def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArra
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Adds initializers of a weight's values, scales and zero points, see `quantize`; `axis`: of its outputs."""
+    """Adds initializers of a weight's values, scales and zero points, see `quantize`. axis: that of the outputs."""
 
     def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(("int4", "scale", "zero"), quantize(numbers if axis == 0 else numbers.T), strict=True))
@@ -118,7 +118,7 @@ class Int4Linear(nn.Module):
 
 
 def rounded(x: Tensor, block: int = BLOCK) -> Tensor:
-    """x [..., blocks * block] in whole steps, 127 of them to the largest |x| of a row's block, times the step again."""
+    """Rounds x [..., blocks * block] to multiples of a step, which is 1/127 of the largest |x| of a row's block."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
     steps: Tensor = (blocks * (STEPS / torch.where(largest == 0, 1.0, largest))).round()

@@ -1,7 +1,7 @@
 """Implements int8 of the `ort` dialect: weights with one scale per channel, activations quantized dynamically.
 
-A product becomes `com.microsoft.DynamicQuantizeMatMul`, which takes one scale for the whole activation; an embedding is
-looked up in its int8 table, which a tied head shares.
+A product becomes `com.microsoft.DynamicQuantizeMatMul`, which uses one scale for the whole activation. An embedding is
+looked up in an int8 table, which a tied head shares.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .lazy_initializers import Quantized
 
 DOMAIN = "com.microsoft"
 LARGEST = 127  # -128 is left out, so that the range is symmetric
-STEPS = 255  # of an activation's range in uint8
-ROWS = 4096  # quantized at a time, so that a large table takes no second copy in fp32
+STEPS = 255  # quantization steps in an activation's range (uint8)
+ROWS = 4096  # rows quantized at a time, so that a large table takes no second copy in fp32
 
 
 def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -32,7 +32,7 @@ def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     A scale is its channel's largest |w| / 127, and value * scale is within half a scale of w; a channel of zeros has
     the scale 1. Raises NumericalError if a weight is not a finite number.
     """
-    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # of |weight|, without a copy for that
+    largest = np.maximum(weight.max(1 - axis), -weight.min(1 - axis))  # largest |w|, without a copy of the weight
     if not np.isfinite(largest).all():
         raise NumericalError("a weight is not a finite number, so it has no int8; export it to fp32 to see which")
     scale = largest / np.float32(LARGEST)
@@ -87,7 +87,7 @@ def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
 
 
 def restored(rows: Tensor) -> Tensor:
-    """Returns rows [n, hidden] of an embedding as they are looked up in its int8 table, fp32."""
+    """Returns embedding rows [n, hidden] with the numbers that an int8 table of them gives back, fp32."""
     return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
 
 
@@ -108,9 +108,9 @@ class Int8Linear(nn.Module):
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns x in whole steps, fp32, and the step, fp32 []: ONNX's DynamicQuantizeLinear without its zero point.
+    """Returns x in whole quantization steps, fp32, and the step, fp32 []: DynamicQuantizeLinear without its zero point.
 
-    The 256 steps span the whole tensor's range and zero, so a row's numbers depend on the other rows.
+    The 256 levels span the range of the whole tensor and zero, so a row's numbers depend on the other rows.
     """
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     step = (high - low) / STEPS

@@ -1,10 +1,10 @@
-"""int4 of weights that a directory holds quantized (GPTQ, AWQ): its own whole numbers, never rounded again.
+"""Stores weights that a directory holds quantized (GPTQ, AWQ) in int4 with their own numbers, never rounded again.
 
 In the dialect `ort` a product becomes `com.microsoft.MatMulNBits` with the directory's values, zero points and scales
-(fp32, as exact as they came), and activations are rounded as in `ort_int4`. In `standard` its scales are fp16 and
-activations are not rounded. TensorRT has no zero points, so it takes symmetric directories alone. A group of more
-inputs than a block has its scale in each of its blocks. If inputs are of groups in another order (act-order), they are
-gathered in the order of groups in front of the product.
+(fp32, which loses nothing), and activations are rounded as in `ort_int4`. In `standard` the scales are fp16, and
+activations are not rounded. TensorRT has no zero points, so its graphs take only symmetric weights. If a group has more
+inputs than a block, each of its blocks repeats the group's scale. If a weight's inputs are not in the order of their
+groups (act-order), they are gathered in that order before the product.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .ort_int4 import apart, in_pairs, rounded
 from .ort_int8 import DOMAIN
 from .trt_formats import TRT_FORMATS
 
-BLOCKS = (128, 64, 32, 16)  # sizes of a block, of which the largest that divides a group is taken
-BITS = 4  # of a stored value; those of 2 and 3 bits fit
+BLOCKS = (128, 64, 32, 16)  # inputs per block; the largest that divides a group is used
+BITS = 4  # of a stored value; values of 2 and 3 bits fit too
 INSTEAD = "export it to fp16 or int8"
 ORT_INSTEAD = f"{INSTEAD}, or to int4 with export.onnx in the dialect ort, which holds the directory's own numbers"
-FUSED = ("q_proj", "k_proj", "v_proj")  # of which graphs make one product
+FUSED = ("q_proj", "k_proj", "v_proj")  # a graph computes them as one product
 
 
 @dataclass(frozen=True, slots=True)
 class OwnCodes:
-    """How one product's weight is stored.
+    """Describes how one product's weight is stored.
 
     Attributes:
         parts: the directory's weights, in the order of their rows.
         block: inputs in a block.
-        order: the inputs in the order of their groups, int64 [in]; None if that is their own.
+        order: indices of the inputs in the order of their groups, int64 [in]; None if they are in that order already.
     """
 
     parts: tuple[PackedWeight, ...]
@@ -53,30 +53,30 @@ class OwnCodes:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
+        """Returns the numbers of outputs and inputs."""
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Returns what the operator takes: values [out, blocks, block / 2], scales fp32 and zero points in pairs."""
+        """Returns MatMulNBits' arrays: values in pairs [out, blocks, block / 2], scales fp32, zero points in pairs."""
         codes = [part.codes() for part in self.parts]
         (outputs, inputs), size = self.shape, self.parts[0].group_size
         blocks = -(-inputs // self.block)
-        group = torch.arange(blocks) * self.block // size  # of each block
+        group = torch.arange(blocks) * self.block // size  # the group of each block
         values, zeros = torch.cat([each.values for each in codes]), torch.cat([each.zeros for each in codes])
         zeros, scales = zeros[:, group], torch.cat([each.scales for each in codes])[:, group]
-        padded = zeros[:, -1:].expand(-1, blocks * self.block - inputs)  # what stands for 0
+        padded = zeros[:, -1:].expand(-1, blocks * self.block - inputs)  # the value that means 0
         values = torch.cat((values if self.order is None else values[:, self.order], padded), dim=1)
         packed = in_pairs(values.view(outputs, blocks, self.block).numpy())
         return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": in_pairs(zeros.numpy())}
 
     def symmetric(self) -> Mapping[str, NDArray[Any]]:
-        """Returns what TensorRT takes: values int4 [in, out] around 0, scales fp16 [in / block, out]."""
+        """Returns TensorRT's arrays: values int4 [in, out] around 0, scales fp16 [in / block, out]."""
         made, (outputs, inputs), int4 = self.arrays(), self.shape, TRT_FORMATS["int4"]
         values = apart(made["int4"].reshape(outputs, -1), inputs).astype(np.int8) - (1 << (BITS - 1))
         return {"values": values.T.astype(int4.values), "scale": made["scale"].T.astype(int4.scale)}
 
     def store(self, graph: ir.Graph, weight: ir.Value, axis: int, scales: type = np.float32) -> tuple[ir.Value, ...]:
-        """Makes initializers: values, scales of that type, zero points, and the inputs' order if they have one."""
+        """Makes initializers: values, scales (of the type `scales`), zero points, and `order` unless it is None."""
 
         def parts() -> Mapping[str, NDArray[Any]]:
             arrays = self.arrays()
@@ -100,7 +100,7 @@ class OwnCodes:
     def multiplied(
         self, node: ir.Node, stored: Sequence[ir.Value], rounded_activations: bool = True
     ) -> Sequence[ir.Node]:
-        """Makes the nodes in the place of MatMul (weight [in, out]), over what `store` made."""
+        """Returns the nodes that replace MatMul (weight [in, out]). stored: the initializers that `store` made."""
         x, (outputs, inputs) = node.inputs[0], self.shape
         before = [ir.node("Gather", [x, stored[3]], {"axis": -1})] if self.order is not None else []
         sizes = {"K": inputs, "N": outputs, "bits": BITS, "block_size": self.block}
@@ -109,12 +109,12 @@ class OwnCodes:
         return [*before, ir.node("MatMulNBits", [x, *stored[:3]], sizes, domain=DOMAIN)]
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        """Makes the same arithmetic in PyTorch, of a weight fp32 [out, in] that was dequantized exactly."""
+        """Returns the same arithmetic in PyTorch, for an exactly dequantized weight, fp32 [out, in]."""
         return OwnCodesLinear(weight, bias, self.block, self.order)
 
 
 class OwnCodesLinear(nn.Module):
-    """x @ weight.T + bias as `MatMulNBits` computes it on x86: activations in whole steps per row and block."""
+    """Computes x @ weight.T + bias as `MatMulNBits` does on x86: with activations rounded per row and block."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, block: int, order: Tensor | None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class OwnCodesLinear(nn.Module):
         self.block, self.order = block, order
 
     def forward(self, x: Tensor) -> Tensor:
-        """x fp32 [..., in] to fp32 [..., out]."""
+        """Maps x fp32 [..., in] to fp32 [..., out]."""
         x = x if self.order is None else x[..., self.order]
         return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1])), self.block), self.weight, self.bias)
 
@@ -134,7 +134,7 @@ def packed_weights(source: Checkpoint) -> Mapping[str, PackedWeight]:
 
 
 def is_quantized(source: Checkpoint) -> bool:
-    """Returns whether a directory holds some of a checkpoint's weights quantized, those with an adapter too."""
+    """Returns whether a checkpoint's directory holds quantized weights, even if an adapter was merged into them."""
     weights = source.weights
     return isinstance(weights, DirectoryWeights) and bool(weights.packed or weights.merged)
 
@@ -142,7 +142,7 @@ def is_quantized(source: Checkpoint) -> bool:
 def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
     """Returns how each quantized weight of a checkpoint is stored in int4, by the checkpoint's names.
 
-    Raises UserError, in one line, if one cannot be without rounding it again.
+    Raises UserError if one cannot be stored so without being rounded again.
     """
     packed, made = packed_weights(source), dict[str, OwnCodes]()
     if isinstance(source.weights, DirectoryWeights) and source.weights.merged:
@@ -164,7 +164,7 @@ def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
 
 
 def fused_with(name: str) -> tuple[str, ...]:
-    """Returns the weights that graphs store as one with this, in the order of their rows."""
+    """Returns the names of the weights that a graph stores as one with this weight, in the order of their rows."""
     module, _, last = name.removesuffix(".weight").rpartition(".")
     return tuple(f"{module}.{each}.weight" for each in FUSED) if last in FUSED else (name,)
 
@@ -191,7 +191,7 @@ def stored_together(parts: Sequence[PackedWeight]) -> OwnCodes:
 def own_codes_in_fp16(source: Checkpoint, dialect: str) -> dict[str, OwnCodes] | None:
     """Returns `own_codes` for a dialect whose products and scales are fp16; None if no weight is quantized.
 
-    Raises UserError, in one line, if a weight cannot be stored so without rounding it again.
+    Raises UserError if a weight cannot be stored so without being rounded again.
     """
     if not is_quantized(source):
         return None
@@ -205,12 +205,12 @@ def own_codes_in_fp16(source: Checkpoint, dialect: str) -> dict[str, OwnCodes] |
 
 
 def inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
-    """Returns why a weight would be rounded in fp16, with or without zero points; "" if it is stored exactly."""
+    """Returns why a weight cannot be stored exactly with fp16 scales, with or without zero points; "" if it can."""
     inputs, blocks = codes.shape[1], TRT_FORMATS["int4"].blocks
     for part in codes.parts:
         if not has_zero_points and not (part.scheme.symmetric and part.scheme.bits == BITS):
             return "it is not symmetric of 4 bits, and TensorRT's int4 holds nothing else"
-        part.zeros()  # raises UserError if they are not what the directory says
+        part.zeros()  # raises UserError for zero points that are uncertain or not as the directory states
         if not torch.equal((scales := part.parts["scales"].read().float()), scales.half().float()):
             return "its scales are not fp16 numbers"
     if not has_zero_points and (codes.block not in blocks or inputs % codes.block):
@@ -219,7 +219,7 @@ def inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
 
 
 def refuse_rounding_again(source: Checkpoint, what: str) -> None:
-    """Raises UserError for quantized weights, which a format of 4 bits other than theirs would round again."""
+    """Raises UserError if weights are quantized, which another format of 4 bits would round again."""
     if is_quantized(source):
         raise UserError(
             f"{what} would round weights a second time that are quantized in their directory; {ORT_INSTEAD}"

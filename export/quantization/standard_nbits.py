@@ -1,7 +1,7 @@
-"""Quantizes the weights of a `standard` graph by `com.microsoft.MatMulNBits`, which CUDA and the CPU both have.
+"""Quantizes the weights of a `standard` graph with `com.microsoft.MatMulNBits`, which both CUDA and the CPU have.
 
-The numbers are those that TensorRT's graphs of the same precision hold (`trt_formats`): symmetric, fp16 scales, the
-products in fp16. Activations are not rounded, so the model with these numbers in PyTorch is the reference.
+The numbers are those of TensorRT's graphs in the same precision (`trt_formats`): symmetric, with fp16 scales, and
+multiplied in fp16. Activations are not rounded, so the reference is PyTorch's model with these numbers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from .own_codes import OwnCodes
 from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
 from .trt_qdq import products
 
-BITS = {"int8": 8, "int4": 4}  # of a value, by the name of the format
+BITS = {"int8": 8, "int4": 4}  # bits per value, by the format's name
 BLOCK = 32  # inputs per block, for formats with one scale per output: the operator has only scales per block
 
 
 def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] | None = None) -> None:
-    """Stores the layers' weights of a traced fp16 graph in the format of `BITS` with that name, in place.
+    """Stores the layers' weights of a traced fp16 graph in the format `name` of `BITS`, in place.
 
-    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs. own: as `quantize_for_trt`
-    takes it.
+    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs. own: as in `quantize_for_trt`.
     """
     model.opset_imports[DOMAIN] = 1
     chosen, bits = TRT_FORMATS[name], BITS[name]
@@ -63,7 +62,7 @@ def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] |
 
 
 def replace_product(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Puts nodes in the place of a product and removes its weight, which they hold in another form."""
+    """Replaces a product by nodes that hold its weight in another form, and removes the weight."""
     weight = node.inputs[1]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     if weight is not None:

@@ -1,4 +1,4 @@
-"""Makes a checkpoint of dequantized weights, with which a TensorRT engine computes in fp16."""
+"""Makes a checkpoint with dequantized weights: the numbers that quantized graphs multiply with in fp16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYERS = "layers."  # prefix of the names of quantized weights
 class StoredWeights(Mapping[str, Tensor]):
     """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept.
 
-    own: whether the format holds a directory's own numbers, so that they are rounded to fp16 alone.
+    own: whether the graph stores a directory's own numbers, which are then only rounded to fp16.
     """
 
     weights: Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class StoredWeights(Mapping[str, Tensor]):
         block = self.format.block_of(weight.shape[1])
         if block is None:
             return weight
-        numbers = weight.half().float().numpy().T  # [in, out], of the fp16 graph that is quantized
+        numbers = weight.half().float().numpy().T  # [in, out], in fp16 as in the graph before it is quantized
         dense = self.format.quantize(numbers, block).dense()
         return torch.from_numpy(np.ascontiguousarray(dense.T.astype(np.float32)))
 
@@ -49,6 +49,6 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def with_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
-    """Returns the checkpoint with its layers' weights as that format of `TRT_FORMATS` stores them."""
+    """Returns the checkpoint with its layers' weights as the format `name` of `TRT_FORMATS` stores them."""
     own = name == "int4" and is_quantized(source)
     return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name], own))

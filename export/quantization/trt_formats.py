@@ -1,6 +1,6 @@
 """Quantizes weights for TensorRT, in numpy: the reference for what a quantized graph holds.
 
-Every format is symmetric, without zero points, as TensorRT requires. Weights are [in, out], as a product takes them.
+Every format is symmetric, without zero points, as TensorRT requires. Weights are [in, out], as MatMul takes them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from runtime.errors import NumericalError
 
 WeightArray = NDArray[np.float32]  # [in, out]
 SMALLEST = 2.0**-14  # the least scale: below it fp16 loses digits
-FP4_LARGEST, FP8_LARGEST = 6.0, 448.0  # of e2m1 and e4m3
+FP4_LARGEST, FP8_LARGEST = 6.0, 448.0  # largest numbers of e2m1 and e4m3
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """Holds a weight as a graph does; its numbers are `values * scale`, or with `over` `values * (scale * over)`.
+    """Holds a weight as a graph stores it. Its numbers are `values * scale`; if there is `over`, `scale * over` scales.
 
-    values [in, out]; scale fp16 [out], or with blocks of `block` inputs [in / block, out]: fp16, or e4m3 under the fp32
-    scalar `over`.
+    values [in, out]; scale fp16 [out]. With blocks of `block` inputs, scale is [in / block, out]: fp16, or e4m3 if
+    there is an fp32 scalar `over`.
     """
 
     values: NDArray[Any]
@@ -47,9 +47,9 @@ class StoredWeight:
 class TrtFormat:
     """Describes a way to store weights.
 
-    values, scale: the types that `StoredWeight` holds them in; opset: the first of ONNX that takes them; blocks: sizes
-    that a block of inputs may have, of which the first that divides them is taken, none for one scale per output; over:
-    whether the scales have a scale of their own.
+    values, scale: their types in `StoredWeight`; opset: the first ONNX opset that has these types; blocks: numbers of
+    inputs that a block may have, of which the first that divides a weight's inputs is used, empty for one scale per
+    output; over: whether the scales have a common fp32 scale.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TrtFormat:
     quantize: Callable[[WeightArray, int], StoredWeight]
 
     def block_of(self, inputs: int) -> int | None:
-        """Returns the block size for a weight of so many inputs, 0 without blocks; None if it cannot be stored so."""
+        """Returns the block size for a weight of so many inputs, 0 without blocks; None if none divides them."""
         if not self.blocks:
             return 0
         return next((block for block in self.blocks if inputs % block == 0), None)
@@ -88,7 +88,7 @@ def fp8(weight: WeightArray, block: int) -> StoredWeight:
 
 
 def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
-    """Quantizes to e2m1 in blocks of 16 inputs; their scales are e4m3 under one fp32 scale, so that both ranges fit."""
+    """Quantizes to e2m1 in blocks of 16 inputs with e4m3 scales, which one fp32 scale brings into e4m3's range."""
     tops = largest(blocked(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
     scale = (tops / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
@@ -124,6 +124,6 @@ def largest(weight: WeightArray) -> WeightArray:
 
 
 def scales(top: WeightArray, most: float) -> NDArray[np.float16]:
-    """Returns scales that store `top` as `most`; rounded to fp16 first, as values are divided by the stored scale."""
+    """Returns scales that store `top` as `most`; already fp16, since values are divided by the stored scales."""
     scale: NDArray[np.float16] = np.maximum(top / most, SMALLEST).astype(np.float16)
     return scale

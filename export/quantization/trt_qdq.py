@@ -1,6 +1,6 @@
-"""Quantizes products in standard ONNX: weights through DequantizeLinear, calibrated activations through Q and DQ.
+"""Quantizes matrix products in standard ONNX: weights by DequantizeLinear, calibrated activations by Q and DQ nodes.
 
-The products of the layers are quantized; embedding and head stay as they are, since a tied head is both.
+Only the layers' products are quantized. Embedding and head stay as they are, since a tied head is also the embedding.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 def quantize_for_trt(
     model: ir.Model, name: str, dense: bool = False, own: Mapping[str, OwnCodes] | None = None
 ) -> None:
-    """Stores the layers' weights of a traced fp16 graph in that format, in place.
+    """Stores the layers' weights of a traced fp16 graph in the format `name`, in place.
 
     A weight whose inputs no block size divides stays as it is. dense: makes the dequantized graph instead, its weights
-    rounded to the format but stored in fp16, for engines that lack the format. own: of a directory that holds weights
-    quantized their own numbers, by the checkpoint's names; weights that it left plain stay as they are.
+    rounded to the format but stored in fp16, for engines that lack the format. own: how a directory's quantized weights
+    are stored, by the checkpoint's names; if given, other weights stay as they are.
     """
     chosen = TRT_FORMATS[name]
     for node in [*products(model)]:
@@ -36,7 +36,7 @@ def quantize_for_trt(
             raise AssertionError(f"{node.name} has no weight")
         if own is not None:
             codes = own.get(sources(str(weight.name), ())[0])
-            if codes is not None and not dense:  # fp16 numbers are what the codes stand for
+            if codes is not None and not dense:  # dense: the weights are these numbers already
                 store_own(model.graph, node, weight, codes)
             continue
         block = chosen.block_of(weight.const_value.shape.numpy()[0])
@@ -49,7 +49,7 @@ def quantize_for_trt(
         else:
             node.replace_input_with(1, dequantized(model.graph, node, weight, chosen, block))
             del model.graph.initializers[str(weight.name)]
-    # The graph's operators of the older opset mean the same in the newer one.
+    # Operators of the graph's older opset mean the same in the newer one.
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
 
 
@@ -62,7 +62,7 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes) -> None:
-    """Lets a product take a directory's own numbers through DequantizeLinear, its inputs in the order of groups."""
+    """Makes a product take a directory's own numbers by DequantizeLinear, its inputs gathered in the groups' order."""
     if codes.order is not None:
         gathered = ir.node("Gather", [node.inputs[0], codes.stored_order(graph, weight)], {"axis": -1})
         graph.insert_before(node, gathered)
@@ -82,7 +82,7 @@ def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.T
 
 
 def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
-    """Inserts before a node what dequantizes a stored weight, and returns the value, fp16 [in, out]."""
+    """Inserts, before a node, nodes that dequantize a stored weight; returns the dequantized value, fp16 [in, out]."""
 
     def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         stored = chosen.quantize(numbers, block)
@@ -107,9 +107,9 @@ def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtF
 
 
 def quantize_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
-    """Inserts int8 Q and DQ before the layers' products, in place, so that those with int8 weights can run in int8.
+    """Inserts int8 Q and DQ nodes before the layers' products, in place, so that products of int8 weights run in int8.
 
-    ranges: the largest |x| of a product's input, by the name of its output.
+    ranges: the largest |x| of each product's input, by the name of the product's output.
     """
     for node in [node for node in model.graph if node.outputs[0].name in ranges]:
         x, name = node.inputs[0], str(node.outputs[0].name)

@@ -1,4 +1,4 @@
-"""Builds a planned engine of a graph and adds it, with the graph, to a bundle; needs neither torch nor a checkpoint."""
+"""Builds a planned engine and adds it, with its graph, to a bundle; needs neither torch nor a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .report import BuildReport
 
 @dataclass(frozen=True, slots=True)
 class TargetBundle:
-    """Holds a bundle that engines are added to, there already or not, and what all its engines share."""
+    """Holds the path of a bundle to add engines to, which may not exist yet, and what all its engines share."""
 
     path: Path
     contract: Contract
@@ -34,7 +34,7 @@ class TargetBundle:
     provenance: Mapping[str, Any]
 
     def bundle(self) -> Bundle | None:
-        """Returns the bundle, or None if it is missing or of another checkpoint; `write` then replaces its engines."""
+        """Returns the bundle; None if it is missing, or of another checkpoint: `write` then replaces its engines."""
         if not (self.path / MANIFEST).is_file():
             return None
         found = read(self.path)
@@ -49,7 +49,10 @@ class TargetBundle:
 
 
 def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
-    """Returns whether the bundle lacks the engine as planned; reports why, or that there is nothing to build."""
+    """Returns whether the bundle lacks the engine as planned; reports why, or that there is nothing to build.
+
+    If there is nothing to build, removes what a killed run left in the bundle, and stores a changed chat template.
+    """
     bundle = shared.bundle()
     name, why = name_for(bundle, plan), plan_differences(bundle, plan, onnx)
     if bundle is None and (shared.path / MANIFEST).is_file():
@@ -59,7 +62,7 @@ def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | N
     else:
         with report_write_errors(shared.path):
             tidy(shared.path)
-            if bundle is not None and bundle.chat_template != shared.chat_template:  # of other --template-args
+            if bundle is not None and bundle.chat_template != shared.chat_template:  # other --template-args
                 kept = bundle.engines[-1]
                 files = [shared.path / file for file in kept.hashed_files]
                 write(
@@ -74,8 +77,8 @@ def add(
 ) -> None:
     """Builds the engine and adds it; if a check fails, the bundle stays as it is.
 
-    origin: the graph, with its measured parity and its recorded reference. files: the .onnx file first, then its data
-    and its reference, if any. folder: the staging directory.
+    origin: the graph's entry, with its measured parity and its recorded reference. files: the .onnx file first, then
+    its data file and its reference, if any. folder: the staging directory.
     """
     started, contract = time.perf_counter(), shared.contract
     try:

@@ -1,4 +1,4 @@
-"""Builds TensorRT engines of step graphs through Polygraphy, in both flavors, and parses graphs without building."""
+"""Builds TensorRT engines from step graphs through Polygraphy, in both flavors, and parses graphs without building."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward pas
 class BuilderSettings:
     """Holds what a build needs besides the graph.
 
-    flavor: tensorrt | rtx; targets: compute capabilities such as 89, only for TensorRT for RTX, none for the GPU here;
+    flavor: tensorrt | rtx; targets: compute capabilities such as 89, only for TensorRT for RTX, empty for the GPU here;
     workspace: MiB, None for the library's limit; optimization_level: the builder's 0 to 5, None for its default;
-    version_compatible, hardware_compatibility: whether later versions and other GPUs since Ampere may load the engine;
-    timing_cache: a file that is read and added to; max_prompt: the longest prompt, None for what the capacity holds.
+    version_compatible: whether later TensorRT versions can load the engine; hardware_compatibility: whether all GPUs
+    from Ampere on can; timing_cache: a file that is read and added to; max_prompt: the longest prompt, None for what
+    the capacity holds.
     """
 
     flavor: str
@@ -46,7 +47,7 @@ class BuilderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Holds an engine's bytes, its network, and whether its attention was decomposed for want of a fused kernel."""
+    """Holds an engine's bytes, its network, and whether its attention was decomposed because no fused kernel exists."""
 
     content: memoryview
     network: Network
@@ -57,14 +58,14 @@ ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in al
 
 
 def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
-    """Returns the ranges of widths that decoding meets: those of `fixed_widths`, and prefills in buckets.
+    """Returns ranges of widths (tokens per forward pass): one for each of `fixed_widths`, and buckets for prefills.
 
-    max_prompt: longest prompt, by default what the capacity holds. A model without a KV cache has one range.
+    max_prompt: the longest prompt, None for what the capacity holds. A model without a KV cache has one range.
     """
     if not contract.has_cache:
         return ((contract.canvas + 1, capacity),)
     block = contract.block
-    widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill ends with the first canvas
+    widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill ends with the first block
     fixed = [(width, width) for width in fixed_widths(contract) if width <= capacity]
     edges, edge = [], max(128, 2 * block)
     while edge < widest:
@@ -74,8 +75,11 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
 
 
 def fixed_widths(contract: Contract) -> list[int]:
-    """Returns the widths, in tokens, of the forward passes that decoding repeats: a block first; two blocks for a fused
-    commit, or a draft after a verified one; one token if the model also decodes token by token."""
+    """Returns the widths, in tokens, of the forward passes that decoding repeats.
+
+    First one block; then, as the model's modes need them, two blocks for a fused commit, two blocks less one token to
+    verify a draft and make the next, and one token.
+    """
     block, widths = contract.block, [contract.block]
     if contract.attention != "causal" and not contract.seeded:
         widths.append(2 * block)
@@ -89,7 +93,8 @@ def build_engine(
 ) -> Built:
     """Parses the step graph and builds its engine.
 
-    Raises DeviceError with TensorRT's message if it does not take the graph or builds no engine.
+    If TensorRT lacks a fused kernel for the attention, builds again with it decomposed. Raises DeviceError with
+    TensorRT's message if TensorRT rejects the graph or builds no engine.
     """
     trt, polygraphy = libraries(settings.flavor)
     with overheard() as said, native_output():
@@ -109,7 +114,7 @@ def build_engine(
 
 
 def parse_network(model: Path, flavor: str) -> Network:
-    """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if it is not taken."""
+    """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if the parser fails."""
     trt, polygraphy = libraries(flavor)
     with overheard() as said, native_output():
         try:
@@ -149,7 +154,7 @@ def configuration(
     network: Any,
     progress: ShowProgress | None,
 ) -> Callable[..., Any]:
-    """Returns Polygraphy's loader of the builder's configuration."""
+    """Returns a Polygraphy loader of the builder's configuration."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
     common: dict[str, Any] = {"profiles": []}
@@ -184,9 +189,10 @@ def configuration(
 
 
 def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
-    """The least, usual and most shape of each input with an open axis; `rows` is always a block: the host fills it.
+    """Yields the smallest, usual and largest shape of each input with an open axis.
 
-    Candidates: from 1 of each row, the least that TensorRT takes, to the contract's, with which the host runs it.
+    `rows` is always one block long: the host fills it up. Candidates per row range from 1, the least that TensorRT
+    takes, to the contract's count, with which the host always runs.
     """
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -221,7 +227,7 @@ def monitor(trt: Any, progress: ShowProgress) -> Any:
 
 @contextmanager
 def overheard() -> Iterator[list[str]]:
-    """Collects the errors that TensorRT and Polygraphy would print meanwhile; drops warnings."""
+    """Collects the errors that TensorRT and Polygraphy would print in the body of the `with`; drops warnings."""
     from polygraphy.logger import G_LOGGER
 
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""Builds engines from a copied bundle's ONNX graphs on the machine that runs them; needs no torch, no checkpoint."""
+"""Builds TensorRT engines from a bundle's graphs, on the machine that runs them; needs no torch and no checkpoint."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .report import BuildReport
 def from_bundle(
     path: Path, dialect: str, precision: str | None, settings: BuilderSettings, library: TrtLibrary, report: BuildReport
 ) -> Path:
-    """Builds the engines that the bundle lacks from its graphs; returns its path.
+    """Builds, from a bundle's graphs, the engines that it lacks; returns the bundle's path.
 
-    Raises UserError if no graph is for this TensorRT.
+    Raises UserError if none of the graphs can be built here.
     """
     bundle = read(path)
     text = bundle.tokenizer.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def from_bundle(
             plan = plan_of(origin, files[0], bundle.contract, settings, library)
         except UserError as error:
             left_out.append(error)
-            if len(left_out) == len(found):  # nothing runs here
+            if len(left_out) == len(found):  # none can be built here
                 raise
             report.engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
@@ -53,7 +53,7 @@ def from_bundle(
 
 
 def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
-    """Returns whether a planned engine takes each recorded forward pass whole, or there are none."""
+    """Returns whether every recorded forward pass, if any, fits a planned engine's profiles."""
     if origin.reference is None:
         return True
     forwards = read_reference(bundle.path, origin.reference, bundle.contract).forwards
@@ -62,9 +62,9 @@ def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
 
 
 def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
-    """Returns one engine per graph to be built, of the first of the dialects that the bundle has.
+    """Returns one engine per graph to build, all of the first dialect of `dialects` that the bundle has.
 
-    Raises UserError, naming what there is, if it has none of them.
+    Raises UserError, which lists the bundle's graphs, if there is none.
     """
     for dialect in dialects:
         found: dict[str, Engine] = {}

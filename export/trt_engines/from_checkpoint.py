@@ -27,14 +27,14 @@ from .graphs import GraphRecipe, Graphs
 from .plan import Asked, Plan, planned
 from .report import BuildReport
 
-PRECISION = "fp16"  # by default: in fp32 there is no fused attention
+PRECISION = "fp16"  # the default, since there is no fused attention in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class GraphOptions:
-    """Describes the graphs to make of a checkpoint, one engine of each, by the option names of `export.trt`.
+    """Describes the graphs to make from a checkpoint, one engine per graph. Fields are named as `export.trt`'s options.
 
-    overrides: how a Hugging Face directory is read; None means each option's default.
+    overrides: how a Hugging Face directory is read. In the other fields, None means the option's default.
     """
 
     ckpt: Path
@@ -52,12 +52,12 @@ class GraphOptions:
 def from_checkpoint(
     wanted: GraphOptions, settings: BuilderSettings, library: TrtLibrary | None, report: BuildReport
 ) -> Path:
-    """Builds what the bundle lacks, or without a library writes only the graphs; returns the bundle's path."""
+    """Builds the engines that the bundle lacks, or without a library writes only graphs; returns the bundle's path."""
     limit_threads()
     source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
     if wanted.precision == "int4":
-        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)  # refuses what it would round
+        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)  # refuses to round again
     if wanted.precision == "nvfp4":
         refuse_rounding_again(source, f"{wanted.precision} for TensorRT")
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
@@ -84,9 +84,10 @@ def from_checkpoint(
 
 
 def beside(there: Bundle, contract: Contract) -> Contract:
-    """Returns the contract for engines of that capacity in an existing bundle: its capacity is the bundle's.
+    """Returns the contract with the capacity of the existing bundle `there`, so that engines can be added to it.
 
-    Raises UserError if they would be longer: the bundle's other engines may end at its capacity.
+    Raises UserError if the contract's own capacity is larger: the bundle's capacity cannot grow, since its other
+    engines may hold no more.
     """
     longest = there.contract.capacity
     if contract.capacity > longest:
@@ -98,8 +99,8 @@ def beside(there: Bundle, contract: Contract) -> Contract:
 
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
-    """Returns the graph of a recipe in the form that plans take."""
-    top = {"top_k": contract.top_k} if contract.top_k else {}  # absent if 0, as in graphs from before the option
+    """Returns a description of the graph that a recipe and a contract give, for `planned`."""
+    top = {"top_k": contract.top_k} if contract.top_k else {}  # left out if 0, as in graphs older than the option
     top |= {"candidates": contract.candidates} if contract.candidates else {}
     values = recipe.values(EXPORTER) | top
     return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
@@ -115,7 +116,7 @@ def export_one(
 ) -> None:
     """Writes and proves a graph; then builds its engine, or keeps only the graph if there is no plan.
 
-    Raises UserError before the work if the bundle would not take it.
+    Raises UserError, before any work, if the bundle cannot take the engine.
     """
     engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
     with report_write_errors(shared.path):
@@ -149,7 +150,10 @@ def export_one(
 
 
 def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:
-    """Returns a graph as an engine of the bundle: ONNX Runtime's CPU may run it, TensorRT engines are built of it."""
+    """Returns a bundle's engine entry for a graph alone, from which TensorRT engines can be built.
+
+    ONNX Runtime on the CPU runs it too, if it has the graph's operators.
+    """
     batch = f"-b{recipe.batch}" if recipe.batch > 1 else ""
     name = f"{recipe.dialect}-{recipe.precision}-{contract.capacity}{batch}"
     return Engine(name, recipe.dialect, recipe.precision, "any", None, "", {}, {})

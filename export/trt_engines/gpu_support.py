@@ -1,4 +1,4 @@
-"""Finds which GPUs can run which precision, which of them the installed TensorRT builds for, and how to install one."""
+"""Finds which GPUs can run a precision, which GPUs the installed TensorRT builds for, and how to install TensorRT."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class TrtLibrary:
     capabilities: tuple[int, ...]
 
     def dialects(self) -> tuple[str, ...]:
-        """Returns the dialects of the step graph that it takes, the better one first."""
+        """Returns the step-graph dialects that this TensorRT takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
         return TRT_DIALECTS if self.flavor == "rtx" or number >= FIRST_TRT else TRT_DIALECTS[1:]
 
 
 def find_library(flavor: str) -> TrtLibrary:
-    """Returns the TensorRT of a flavor; for `auto` the standard one, else the one for RTX, which builds without a GPU.
+    """Returns the installed TensorRT of a flavor; `auto`: standard TensorRT if it is installed, else TensorRT for RTX.
 
-    Raises UserError with the line that installs it if there is none.
+    Raises UserError, with the command that installs it, if there is none.
     """
     wanted = tuple(LIBRARIES) if flavor == "auto" else (flavor,)
     found = [each for each in wanted if find_spec(LIBRARIES[each]) is not None]
@@ -49,9 +49,10 @@ def find_library(flavor: str) -> TrtLibrary:
 
 
 def libraries(flavor: str) -> tuple[Any, Any]:
-    """Returns the TensorRT module of a flavor and Polygraphy set to it. Raises UserError if either is missing.
+    """Returns the TensorRT module of a flavor, and Polygraphy set to that flavor.
 
-    Polygraphy reads its flavor from the environment, once per process.
+    Raises UserError if either is missing, or if this process uses the other flavor already: Polygraphy reads its flavor
+    from the environment once per process.
     """
     rtx = flavor == "rtx"
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(rtx))
@@ -71,7 +72,7 @@ def libraries(flavor: str) -> tuple[Any, Any]:
 
 
 def install_line(flavor: str) -> str:
-    """Returns how to install a TensorRT on this machine."""
+    """Returns how to install TensorRT of a flavor on this machine."""
     if JETSON.exists():
         return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
@@ -80,13 +81,13 @@ def install_line(flavor: str) -> str:
 
 
 def capabilities(trt: Any) -> tuple[int, ...]:
-    """Returns the compute capabilities, such as 89, that a TensorRT for RTX knows."""
+    """Returns the compute capabilities, such as 89, that TensorRT for RTX can build for."""
     names = [name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     return tuple(sorted(int(name) for name in names))
 
 
 def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, object]) -> None:
-    """Raises UserError for options that the installed TensorRT lacks; standard: options of standard TensorRT alone."""
+    """Raises UserError for options that the installed TensorRT lacks. standard: those of standard TensorRT alone."""
     if given := [name for name, value in standard.items() if value not in (None, False) and library.flavor == "rtx"]:
         raise UserError(f"{given[0]} is for standard TensorRT, here is the one for RTX; leave it out")
     if dialect == "trt" and "trt" not in library.dialects():
@@ -103,7 +104,8 @@ def least_capability(precision: str, flavor: str) -> int:
 def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
     """Returns the compute capabilities to build for: the requested ones, or all known ones that run the precision.
 
-    Raises UserError, naming it, for one that the library does not know or that cannot run the precision.
+    Standard TensorRT has none: it builds for the GPU here. Raises UserError for a requested one that the library does
+    not know or that cannot run the precision.
     """
     least = least_capability(precision, library.flavor)
     if library.flavor != "rtx":

@@ -30,13 +30,13 @@ from train.data.prompts import of_checkpoint
 from train.tasks import jsonl
 
 Ranges = Mapping[str, float]
-PROMPTS = 64  # of a --data file, to calibrate int8-static
+PROMPTS = 64  # prompts of a --data file that calibrate int8-static
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRecipe:
-    """Holds what a graph is made of. batch: sequences per forward pass; data: a JSON-lines file that int8-static is
-    calibrated with, None for other precisions."""
+    """Holds the options that a graph is made with. batch: sequences per forward pass; data: a JSON-lines file that
+    int8-static is calibrated with, None for other precisions."""
 
     dialect: str
     precision: str
@@ -49,30 +49,33 @@ class GraphRecipe:
         return PRECISIONS[self.precision]
 
     def values(self, exporter: int) -> dict[str, object]:
-        """Returns plain values that distinguish a checkpoint's graphs."""
+        """Returns what else a checkpoint's graph depends on, as plain values: the exporter and the calibration data."""
         return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
 
 
 class Graphs:
-    """Makes the graphs of one recipe, traced once. contract: has their KV-cache capacity and count of top tokens."""
+    """Makes the graphs of one recipe, traced once per batch size.
+
+    contract: has the graphs' KV-cache capacity and counts of top tokens and candidates.
+    """
 
     def __init__(self, source: Checkpoint, contract: Contract, recipe: GraphRecipe) -> None:
         self.source, self.contract, self.recipe = source, contract, recipe
-        self._traced: dict[int, ir.Model] = {}  # by batch
+        self._traced: dict[int, ir.Model] = {}  # by batch size
 
     def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
-        """Writes the graph into `folder`, the .onnx file first. ranges: what `calibrate` found, for int8-static."""
+        """Writes the graph into `folder`; returns its files, the .onnx file first. ranges: from `calibrate`."""
         stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
         return write_graph(self._quantized(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
-        """Writes the dequantized graph for one sequence: ONNX Runtime's CPU can run it, and runs it faster."""
+        """Writes the dequantized graph for one sequence: ONNX Runtime's CPU has its operators and runs it faster."""
         return write_graph(self._quantized(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
-        """Returns the largest |x| of each product's input over answers to the recipe's prompts, None without data.
+        """Returns the largest |x| of each product's input while the recipe's prompts are answered; None without data.
 
-        Raises UserError for a file without prompts, or with too long ones.
+        Raises UserError for a file without prompts that fit.
         """
         if self.recipe.data is None:
             return None
@@ -89,8 +92,10 @@ class Graphs:
                 file.unlink()
 
     def prove(self, file: Path, folder: Path, ranges: Ranges | None = None) -> Iterator[Check]:
-        """Yields the checks of `proof.prove.prove`, of the graph in `file` or its dequantized graph; if the CPU runs
-        neither, only that it is valid ONNX."""
+        """Yields the checks of `proof.prove.prove` for the graph in `file`, or for its dequantized graph.
+
+        If ONNX Runtime's CPU can run neither, only checks that the graph is valid ONNX.
+        """
         recipe, plain = self.recipe, self.recipe.row.weights is None
         if plain and not recipe.row.on_cpu:
             yield check_onnx(file)
@@ -116,9 +121,9 @@ class Graphs:
 
         Returns None for calibrated activations in a model that is proved layer by layer: nothing measures their loss.
 
-        The reference is of the model with the dequantized weights; its activations are not quantized, so the bounds
-        include what that costs. max_prompt: as in the engine's profiles. Bounds are measured with ONNX Runtime's CPU,
-        by the graph or its dequantized graph, if that runs it.
+        The reference is recorded from the model with dequantized weights. Its activations are not quantized, so the
+        bounds include what quantizing them costs. Bounds are measured by running the graph, or its dequantized graph,
+        with ONNX Runtime on the CPU, if it can. max_prompt: the longest prompt of the engine's profiles.
         """
         contract, recipe, row = self.contract, self.recipe, self.recipe.row
         whole = proves_whole(self.source, "auto")

@@ -1,4 +1,4 @@
-"""Inspects what TensorRT's parser made of a step graph, and removes its products with 1."""
+"""Inspects what TensorRT's parser made of a step graph, and removes the multiplications by 1 that it added."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ NETWORK_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Holds what TensorRT's parser made of a graph. masked: attentions with a mask; updates: layers that write a KV
-    cache; batch; capacity and dtype of the KV cache, None and float32 without one."""
+    """Holds what TensorRT's parser made of a graph.
+
+    masked: attentions with a mask; updates: layers that write a KV cache; capacity, dtype: of the KV cache, None and
+    float32 without one.
+    """
 
     strongly_typed: bool
     attentions: int
@@ -26,7 +29,7 @@ class Network:
 
 
 def inspect(trt: Any, network: Any) -> Network:
-    """Counts what `check_network` checks."""
+    """Returns what `check_network` checks, and the graph's sizes."""
     attentions = [layer for layer in layers(network) if kind(layer) == "ATTENTION_INPUT"]
     tensors = {tensor.name: tensor for tensor in (network.get_input(i) for i in range(network.num_inputs))}
     cache = tensors.get(cache_names(0)[0])
@@ -42,9 +45,9 @@ def inspect(trt: Any, network: Any) -> Network:
 
 
 def without_unit_scales(trt: Any, network: Any) -> None:
-    """Connects queries and keys directly to attentions if the parser multiplies them by its `scale` of 1.
+    """Connects queries and keys directly to attention if the parser multiplies them by the operator's `scale` of 1.
 
-    For keys that is a product over the whole KV cache at every step.
+    For keys, that multiplies the whole KV cache at every step.
     """
     makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
     for attention in layers(network):
@@ -56,13 +59,13 @@ def without_unit_scales(trt: Any, network: Any) -> None:
 
 
 def _unscaled(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
-    """Returns the other factor of a product with ones, None if `tensor` is not one."""
+    """Returns the other factor of a product with ones, None if `tensor` is not such a product."""
     product = makers.get(tensor.name)
     if product is None or kind(product) != "ELEMENTWISE":
         return None
     product.__class__ = trt.IElementWiseLayer
     constant = makers.get(product.get_input(1).name)
-    while constant is not None and kind(constant) in ("CAST", "SHUFFLE"):  # the parser's, to the type and rank of keys
+    while constant is not None and kind(constant) in ("CAST", "SHUFFLE"):  # added by the parser to match the keys
         constant = makers.get(constant.get_input(0).name)
     if product.op != trt.ElementWiseOperation.PROD or constant is None or kind(constant) != "CONSTANT":
         return None
@@ -75,5 +78,5 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def kind(layer: Any) -> str:
-    """Returns the layer's type by its name: older versions do not know the newer types."""
+    """Returns the name of a layer's type, to compare by: older versions of TensorRT lack the newer types."""
     return str(layer.type.name)

@@ -1,4 +1,4 @@
-"""Plans an engine: what it is built of, its name, and how an existing engine differs from it."""
+"""Plans an engine: its graph and settings, its name, and how an existing engine differs from the plan."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from .builder import BuilderSettings, Profiles, profiles_for
 from .gpu_support import TrtLibrary, check_precision, choose_targets
 from .parsed_network import Network
 
-AMPERE = 80  # the least compute capability of engines that are not bound to one
+AMPERE = 80  # the lowest compute capability that hardware-compatible engines run on
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Describes a graph that an engine is to be built of. dtype: of its KV cache; recipe: what it was made with besides
-    the checkpoint, plain values."""
+    """Describes a graph to build an engine from.
+
+    dtype: of the KV cache; recipe: the plain values that, besides the checkpoint, the graph was made with.
+    """
 
     dialect: str
     precision: str
@@ -33,8 +35,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Describes one engine of a graph. target: as in the manifest, such as `sm86,sm89`; device: the GPU that it is
-    bound to, or None."""
+    """Describes an engine to build from a graph.
+
+    target: as in the manifest, such as `sm86,sm89`; device: the GPU that the engine is bound to, or None.
+    """
 
     graph: Asked
     profiles: Profiles
@@ -44,7 +48,7 @@ class Plan:
     settings: BuilderSettings
 
     def build(self, onnx: str, decomposed: bool = False) -> Build:
-        """Returns its build for the manifest. onnx: the graph's file; decomposed: see `builder.Built`."""
+        """Returns the engine's build for the manifest. onnx: the graph's file; decomposed: see `builder.Built`."""
         settings, graph = self.settings, self.graph
         options = {
             "workspace": settings.workspace,
@@ -54,7 +58,7 @@ class Plan:
             "graph": graph.recipe,
         }
         if self.library.flavor == "rtx":
-            options["user_allocation"] = True  # engines from before this option cannot be captured, and are rebuilt
+            options["user_allocation"] = True  # older engines lack it and cannot be captured: they are rebuilt
         return Build(
             flavor=self.library.flavor,
             version=self.library.version,
@@ -73,7 +77,7 @@ class Plan:
         return Engine(name, graph.dialect, graph.precision, self.target, None, model, {}, dict(parity), build)
 
     def stem(self) -> str:
-        """Returns the name of its files, without their hash."""
+        """Returns the name of the engine's files, without their hash."""
         flavor = "rtx-" if self.library.flavor == "rtx" else ""
         targets = self.target.replace("+", "plus").split(",")
         target = "-".join(targets if len(targets) <= 3 else (targets[0], targets[-1]))
@@ -84,7 +88,7 @@ class Plan:
 def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
     """Plans the engine of a graph for the GPUs that the settings name, or for the GPU here.
 
-    Raises UserError if those cannot run the precision, or if the library needs a GPU and there is none.
+    Raises UserError if the GPUs cannot run the precision, or if the library needs a GPU and there is none.
     """
     targets = choose_targets(library, asked.precision, settings.targets)
     settings = replace(settings, flavor=library.flavor, targets=targets)
@@ -115,7 +119,7 @@ def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:
 
 
 def name_for(bundle: Bundle | None, plan: Plan) -> str:
-    """Returns the engine's name: that of the engine it replaces, or its stem, numbered if that is taken."""
+    """Returns the planned engine's name: that of the engine it replaces, or the plan's stem, numbered if taken."""
     if (found := find_engine(bundle, plan)) is not None:
         return found.name
     taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.stem()
@@ -124,9 +128,9 @@ def name_for(bundle: Bundle | None, plan: Plan) -> str:
 
 
 def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
-    """Returns in words why the engine has to be built; empty if the bundle has it as planned.
+    """Returns the reasons, as text, why the engine has to be built; empty if the bundle has it as planned.
 
-    onnx: the file of its graph, if that is known before the graph is made.
+    onnx: the graph's file, if known before the graph is made.
     """
     found = find_engine(bundle, plan)
     if bundle is None or found is None or found.build is None:

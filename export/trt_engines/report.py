@@ -1,4 +1,4 @@
-"""Reports what a command did and found, as the lines that it prints meanwhile and the JSON object at its end."""
+"""Reports what a build did and found: prints a line at once, and keeps values for the JSON object at the end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class BuildReport:
         return all(check["ok"] for check in self.checks)
 
     def check(self, name: str, ok: bool, detail: str) -> bool:
-        """Records whether something is as it should be, and returns that."""
+        """Records and prints a check; returns `ok`."""
         self.say(f"[{'ok' if ok else 'x'}] {name}: {detail}")
         self.checks.append({"name": name, "ok": ok, "detail": detail})
         return ok
 
     def engine(self, name: str, line: str, **values: Any) -> None:
-        """Records what became of an engine."""
+        """Records and prints what was done with an engine."""
         self.say(f"{name}: {line}")
         self.engines.append({"name": name, **values})
 

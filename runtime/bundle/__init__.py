@@ -1,1 +1,1 @@
-"""Bundles on disk: the manifest, the files that it names, and what this machine remembers of them."""
+"""Reads and writes bundles: the manifest, the files that it names, and this machine's records of them."""

@@ -1,7 +1,7 @@
 """Reads a bundle's manifest strictly: the contract, the engines and how they were made, their files' hashes.
 
 manifest.json: {format, contract, engines: [{name, dialect, precision, target, gate, model, files: {name: sha256},
-parity, for TensorRT's build, and reference and decision_temperature if there are}], tokenizer: {file, sha256},
+parity, build (TensorRT's engines), reference and decision_temperature (if it has them)}], tokenizer: {file, sha256},
 chat_template: {file, sha256} or null, provenance}. Format 1 has no references.
 """
 
@@ -31,8 +31,8 @@ from ..engines.registry import DEFAULT, KINDS, EngineKind
 from ..errors import UserError
 from . import strict_json
 
-FORMAT = 2  # that is written
-READABLE = (1, 2)
+FORMAT = 2  # the format that is written
+READABLE = (1, 2)  # the formats that are read
 REFERENCED = 2  # the first format in which an engine may have a reference
 MANIFEST = "manifest.json"
 KEYS = dict.fromkeys(("format", "contract", "engines", "tokenizer", "chat_template", "provenance"), True)
@@ -51,13 +51,13 @@ TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """How a TensorRT engine was made, as far as it decides on what and how it runs.
+    """Describes how a TensorRT engine was built, as far as that decides where and how it runs.
 
     flavor: tensorrt | rtx (TensorRT for RTX); version: of that library; version_compatible: whether later versions
-    load it too; device: the GPU model that it is bound to, None if its compute capability is enough; profiles:
-    least and most tokens per forward pass in each optimization profile; capacity: positions of its KV cache; batch:
-    sequences per forward pass; dtype: of the KV cache; onnx: which of the engine's files it was built from; options:
-    plain values that only whoever builds it again needs.
+    load the engine too; device: the GPU model that it is bound to, None if its compute capability is enough; profiles:
+    minimum and maximum of tokens per forward pass in each optimization profile; capacity: positions of its KV cache;
+    batch: sequences per forward pass; dtype: of the KV cache; onnx: the engine's file that it was built from; options:
+    plain values that are only needed to build it again.
     """
 
     flavor: Annotated[str, one_of(FLAVORS)]
@@ -74,11 +74,11 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class RecordedReference:
-    """The file of what PyTorch computed in an engine's place (`bundle.reference`), and what the engine is judged by.
+    """Names the file of what PyTorch computed in an engine's place (`bundle.reference`), and the engine's bounds.
 
-    bounds: of each figure of a replay, by the names of `runtime.proof.judge`; first_load: how many of the forward
-    passes, the first ones, are replayed when a machine loads the engine for the first time; first_load_bounds: of these
-    alone, whose means are over less.
+    bounds: per figure of a replay, by its name in `runtime.proof.judge`; first_load: how many forward passes, from the
+    first on, are replayed when a machine loads the engine for the first time; first_load_bounds: the bounds for these
+    forward passes alone, whose means are over fewer rows.
     """
 
     file: Annotated[str, PRINTABLE]
@@ -90,13 +90,13 @@ class RecordedReference:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One way to run the model.
+    """Describes one way to run the model.
 
-    target: `cpu`, `any` for a graph of standard operators, which TensorRT may be to build of, or the compute
-    capabilities it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's,
+    target: `cpu`; `any` for a graph of standard operators, from which TensorRT's engines may be built; or the compute
+    capabilities that it was built for (`sm89`, `sm86,sm89`, `sm80+` for that and newer); gate: replaces the contract's,
     since quantization shifts confidences; model: the file to load; files: all its files with their sha256; parity: what
-    was measured against PyTorch when it was made; build: set if the file is TensorRT's, None if it is an ONNX graph;
-    reference: None if there is none; decision_temperature: divides the scores of a decision's values, 1 if it was not
+    was measured against PyTorch when it was made; build: for TensorRT's engines, None for an ONNX graph; reference:
+    None if nothing was recorded; decision_temperature: divides the scores of a decision's values, 1 if it was not
     fitted (`train.calibrate --decisions`).
     """
 
@@ -114,22 +114,22 @@ class Engine:
 
     @property
     def kind(self) -> EngineKind:
-        """What runs it, by its file."""
+        """Returns the kind of engine, by the suffix of its file."""
         return next(kind for kind in KINDS.values() if self.model.endswith(kind.suffix))
 
     @property
     def hashed_files(self) -> dict[str, str]:
-        """Returns all that the bundle keeps for it, with the sha256: its files, and its reference if it has one."""
+        """Returns the engine's files, and its reference's if it has one, with their sha256."""
         return self.files if self.reference is None else {**self.files, self.reference.file: self.reference.sha256}
 
     @property
     def graph(self) -> str:
-        """The file of the graph that it is, or was built from."""
+        """Returns the file of its ONNX graph: its model, or the graph that the model was built from."""
         return self.build.onnx if self.build else self.model
 
     @property
     def batch(self) -> int:
-        """Sequences of a forward pass."""
+        """Returns the sequences per forward pass that it was built for; 1 for a graph."""
         return self.build.batch if self.build else 1
 
     @property
@@ -139,11 +139,11 @@ class Engine:
 
     @property
     def cache(self) -> str:
-        """How its graph keeps a KV cache, as `Contract.cache` has it."""
+        """Returns how its graph keeps a KV cache: a value of `Contract.cache`."""
         return "delta" if self.dialect == "plain" else "in_place"
 
     def is_called(self, name: str) -> bool:
-        """Returns whether that value of `--engine` means it: its kind, which runs it, or its dialect."""
+        """Returns whether `name`, a value of `--engine`, is its dialect, or its kind if that kind runs its dialect."""
         if name in KINDS:
             return self.kind.name == name and self.dialect in KINDS[name].dialects
         return self.dialect == name
@@ -158,13 +158,13 @@ class Engine:
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for the manifest."""
         values = asdict(self)
-        without = {"build": None, "reference": None, "decision_temperature": 1.0}  # as before there were any
+        without = {"build": None, "reference": None, "decision_temperature": 1.0}  # as in older versions
         return {name: value for name, value in values.items() if name not in without or value != without[name]}
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A manifest that was read and found whole. texts: tokenizer and chat template with their sha256."""
+    """Holds a manifest that was read and checked. texts: files of tokenizer and chat template, with their sha256."""
 
     path: Path
     contract: Contract
@@ -175,13 +175,13 @@ class Bundle:
     provenance: dict[str, Any]
 
     def engine(self, name: str | None = None) -> Engine:
-        """Returns the first engine of those that `matching` finds."""
+        """Returns the first of the engines that `matching` finds."""
         return self.matching(name)[0]
 
     def matching(self, name: str | None = None) -> tuple[Engine, ...]:
-        """Returns the engine of that name, or else all of that kind, `ort` or `trt`, or of that dialect.
+        """Returns the engine called `name`, or else all engines of that kind (`ort`, `trt`) or dialect.
 
-        By default those for ONNX Runtime. Raises UserError listing the engines if there is none.
+        None means `ort`. Raises UserError, listing the bundle's engines, if none matches.
         """
         wanted = DEFAULT if name is None else name
         found = [e for e in self.engines if e.name == wanted] or [e for e in self.engines if e.is_called(wanted)]
@@ -198,7 +198,10 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Reads the bundle at `path`, not its engines (see `verify_files`). Raises UserError for anything unexpected."""
+    """Reads the bundle at `path` but not its engines' files (see `verify_files`).
+
+    Raises UserError for anything unexpected.
+    """
     manifest = path / MANIFEST
     if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
         raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
@@ -211,7 +214,7 @@ def read(path: Path) -> Bundle:
 
 
 def parse(path: Path, values: Any) -> Bundle:
-    """Returns the bundle at `path` whose manifest has these values. Raises UserError for anything unexpected."""
+    """Makes the bundle at `path` from its manifest's values. Raises UserError for anything unexpected."""
     if isinstance(values, dict) and values.get("format", FORMAT) not in READABLE:
         found = values["format"]
         raise UserError(
@@ -257,7 +260,7 @@ def _engine(values: Any) -> Engine:
             f"{place}.build: onnx {engine.build.onnx!r} is not among the engine's files; export the bundle again"
         )
     suffixes = [kind.suffix for kind in KINDS.values() if kind.native_code == (engine.build is not None)]
-    if not engine.model.endswith(tuple(suffixes)):  # ONNX Runtime has another format with fewer checks
+    if not engine.model.endswith(tuple(suffixes)):  # ONNX Runtime's own format has fewer checks
         expected = " or ".join(suffixes)
         raise UserError(f"{place}: model {engine.model!r} is not a {expected} file; export the bundle again")
     return engine
@@ -284,7 +287,7 @@ def _reference(values: Any) -> RecordedReference:
 
 
 def _text(values: Any, place: str) -> tuple[str, str]:
-    """Returns a file's name and sha256."""
+    """Returns the name and sha256 of a manifest's file entry. Raises UserError if they are not well-formed."""
     check_names(values, f"manifest.{place}", "keys", {"file": True, "sha256": True})
     name, digest = values["file"], values["sha256"]
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name) or name == MANIFEST:
@@ -309,9 +312,9 @@ def _template(file: Path) -> str:
 
 
 def regular(file: Path) -> Path:
-    """Returns the file, a regular one or a link to one, as caches and Kubernetes volumes store them.
+    """Returns `file` if it is a regular file or a link to one, as in caches and Kubernetes volumes.
 
-    Raises UserError for anything else, before it is opened: a FIFO or a device might never end.
+    Raises UserError for anything else, which must not be opened: a FIFO or a device might never end.
     """
     try:
         plain = stat.S_ISREG(file.stat().st_mode)

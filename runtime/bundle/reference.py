@@ -1,7 +1,7 @@
-"""The recorded reference of an engine: forward passes and answers as PyTorch computed them, in one .npz file.
+"""Reads and writes an engine's recorded reference: forward passes and answers that PyTorch computed, in one .npz file.
 
-A bundle is copied to machines without PyTorch; what an engine has to compute there is in this file. It is read as
-strictly as the rest of a bundle: no pickles, known arrays of known types, sizes checked before memory is taken.
+It shows, on machines without PyTorch, what an engine has to compute. It is read as strictly as the rest of a bundle: no
+pickles, known arrays of known types, sizes checked before memory is taken.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ FILE_LIMIT = 1 << 20  # bytes of a file
 ARRAY_LIMIT = 16 << 20  # bytes of all its arrays together, unpacked
 FORWARDS_LIMIT = 1 << 12
 TOP = 32  # log-probabilities per logits row
-KEYS, VALUES = "keys", "values"  # figures of a replay, see `runtime.proof.judge`
+KEYS, VALUES = "keys", "values"  # these and the next are figures of a replay, see `runtime.proof.judge`
 TOP_MEAN, BEST, ENTROPY, LARGEST = "top_log_prob", "log_prob", "entropy", "largest_log_prob"
-TOP_SPREAD, SPREAD_LEAST = "top_spread", 3  # and the fewest top tokens that have one: it is of all but the best
-ANSWERS = "answers"  # the bound is on a decision's margin; None of a precision whose answers may differ
+TOP_SPREAD, SPREAD_LEAST = "top_spread", 3  # over at least SPREAD_LEAST top tokens, the best left out
+ANSWERS = "answers"  # its bound is on a decision's margin; precisions whose answers may differ have none
 MAGIC = b"\x93NUMPY\x01\x00"
 HEADER = re.compile(rb"\{'descr': '([^']{1,16})', 'fortran_order': (False|True), 'shape': \(([0-9, ]*)\), \} *\n")
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others, zipfile unpacks more than requested
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with other methods, zipfile unpacks more than requested
 INTS, FLOATS = np.dtype("<i4"), np.dtype("<f4")
 ARRAYS = {  # name: type and count of dimensions
     "begins": (INTS, 1),  # per forward pass, as the next three: 1 if a sequence begins with it
@@ -60,11 +60,11 @@ ARRAYS = {  # name: type and count of dimensions
 
 @dataclass(frozen=True, slots=True)
 class RecordedForward:
-    """One teacher-forced forward pass of a sequence and what PyTorch computed in it.
+    """Holds one teacher-forced forward pass of a sequence and what PyTorch computed in it.
 
     Args:
         begins: whether a sequence begins with it, in an empty KV cache.
-        forward: its inputs, of one sequence.
+        forward: its inputs, for one sequence.
         top_token, top_logprob: the most probable tokens of each row, best first, and their log-probabilities, nats.
             int64 and fp32 [n, K]
         entropy: of each row, nats. fp32 [n]
@@ -82,8 +82,8 @@ class RecordedForward:
 
 @dataclass(frozen=True, slots=True)
 class RecordedAnswer:
-    """A whole greedy answer with the contract's gate. wanted: new tokens requested; margin: the smallest distance, in
-    probability, by which PyTorch took a decision in it."""
+    """Holds a whole greedy answer, decoded with the contract's gate. wanted: new tokens requested; margin: the smallest
+    difference of probabilities by which PyTorch took a decision in it."""
 
     prompt: Ints
     wanted: int
@@ -93,14 +93,14 @@ class RecordedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Forward passes in the order in which an engine has to run them, and answers, of which there may be none."""
+    """Holds forward passes in the order in which an engine has to run them, and answers, if any."""
 
     forwards: tuple[RecordedForward, ...]
     answers: tuple[RecordedAnswer, ...] = field(default=())
 
 
 def write_reference(file: Path, reference: Reference) -> None:
-    """Writes a reference. Raises ValueError if it takes more than the reader allows."""
+    """Writes a reference. Raises ValueError if the file is larger than `read_reference` allows."""
     passes, answers = reference.forwards, reference.answers
     arrays = {
         "begins": [each.begins for each in passes],
@@ -125,7 +125,7 @@ def write_reference(file: Path, reference: Reference) -> None:
         for name, (kind, _) in ARRAYS.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, np.asarray(arrays[name], kind), (1, 0), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date: the same numbers are the same file
+            entry = zipfile.ZipInfo(f"{name}.npy")  # has a fixed date: equal numbers give equal files
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content.getvalue())
     if (size := file.stat().st_size) > FILE_LIMIT:
@@ -157,7 +157,7 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
 
 
 def figures_of(contract: Contract) -> set[str]:
-    """Returns the names of the figures that engines of a contract have."""
+    """Returns the names of the figures by which engines of a contract are judged."""
     top = {TOP_MEAN} if contract.top_k else set[str]()
     spread = {TOP_SPREAD} if contract.top_k >= SPREAD_LEAST else set[str]()
     norms = {KEYS, VALUES} if contract.has_cache else set[str]()
@@ -165,8 +165,8 @@ def figures_of(contract: Contract) -> set[str]:
 
 
 def check_bounds(folder: Path, recorded: RecordedReference, contract: Contract) -> None:
-    """Raises UserError unless the manifest has a bound of every figure that engines of the contract have, and of no
-    other. Bundles exported before `top_spread` was a figure have none of it."""
+    """Raises UserError unless the manifest bounds exactly the figures of `figures_of`; older bundles may lack a bound
+    for `top_spread`."""
     figures = figures_of(contract)
     for place, names in (
         ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
@@ -177,7 +177,7 @@ def check_bounds(folder: Path, recorded: RecordedReference, contract: Contract) 
 
 
 def unpack(content: bytes) -> dict[str, NDArray[Any]]:
-    """Returns the arrays of an .npz file. Raises ValueError, or what zipfile raises, for any other content."""
+    """Returns the arrays of a reference's .npz file. Raises ValueError, or what zipfile raises, for other content."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
@@ -191,15 +191,15 @@ def unpack(content: bytes) -> dict[str, NDArray[Any]]:
 
 
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Returns an entry's bytes, up to the length that it states: `ZipFile.read` would unpack all of what is longer."""
+    """Returns an entry's bytes, at most the length that it declares, beyond which `ZipFile.read` would unpack."""
     with archive.open(name) as content:
         return content.read(archive.getinfo(name).file_size)
 
 
 def parse_array(name: str, content: bytes) -> NDArray[Any]:
-    """Returns an array from the bytes of an .npy file, whose header claims nothing that is not there.
+    """Makes an array from the bytes of an .npy file. Raises ValueError if its header does not fit the bytes.
 
-    The header is matched and not evaluated, as numpy does it: expressions that Python cannot parse raise anything.
+    The header is matched by a pattern; numpy would evaluate it, and a malformed one could raise any exception.
     """
     kind, dimensions = ARRAYS[name]
     end = len(MAGIC) + 2 + int.from_bytes(content[len(MAGIC) : len(MAGIC) + 2], "little")
@@ -216,7 +216,7 @@ def parse_array(name: str, content: bytes) -> NDArray[Any]:
 
 
 def parse_arrays(arrays: Mapping[str, NDArray[Any]], contract: Contract) -> Reference:
-    """Returns the reference that arrays hold. Raises ValueError for what an engine of the contract could not run."""
+    """Makes a reference from its arrays. Raises ValueError for inputs that an engine of the contract could not run."""
     a: dict[str, Any] = {
         name: part.astype(np.int64 if part.dtype == INTS else np.float32) for name, part in arrays.items()
     }
@@ -244,14 +244,14 @@ def parse_arrays(arrays: Mapping[str, NDArray[Any]], contract: Contract) -> Refe
 
 
 def split(part: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
-    """Cuts an array into parts of these lengths. Raises ValueError unless they add up to its own."""
+    """Cuts an array into parts of these lengths. Raises ValueError unless they add up to the array's length."""
     if min(lengths, default=1) < 0 or sum(lengths) != len(part):
         raise ValueError("its lengths do not add up")
     return np.split(part, np.cumsum(lengths)[:-1]) if lengths else []
 
 
 def check_numbers(a: Mapping[str, NDArray[Any]], contract: Contract) -> None:
-    """Raises ValueError unless the arrays fit each other and their numbers the contract."""
+    """Raises ValueError unless the arrays' shapes fit each other and their numbers fit the contract."""
     forwards, layers = len(a["begins"]), contract.layers if contract.has_cache else 0
     rows, k = a["top_token"].shape
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("past_length", "width", "count"), (forwards,))
@@ -277,7 +277,7 @@ def check_numbers(a: Mapping[str, NDArray[Any]], contract: Contract) -> None:
 
 
 def check_forward(forward: Forward, contract: Contract) -> None:
-    """Raises ValueError for inputs that an engine of the contract would read or write out of bounds with."""
+    """Raises ValueError for inputs that would make an engine of the contract read or write out of bounds."""
     width, past = forward.input_ids.shape[1], int(forward.past_length[0])
     end = past + width
     if end > contract.capacity or (past and not contract.has_cache):

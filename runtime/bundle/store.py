@@ -1,7 +1,7 @@
-"""A bundle on disk: one flat folder with a manifest, the engines' files, the tokenizer and the chat template.
+"""Writes and verifies bundles: flat folders with a manifest, the engines' files, the tokenizer and the chat template.
 
-A file's name carries its content's hash, and the manifest is replaced by one rename, last, so that whoever reads finds
-either the older bundle or the newer one. The manifest is read in `manifest`.
+A file's name carries its content's hash, and the manifest is replaced last, by one rename, so that readers find either
+the older bundle or the newer one. The module `manifest` reads the manifest.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ __all__ = [
 SUFFIXES = "|".join(kind.suffix[1:] for kind in KINDS.values())
 OURS = re.compile(
     rf"[A-Za-z0-9._-]+-[0-9a-f]{{8}}\.({SUFFIXES}|data|json|jinja|npz)|\..+\.part"
-)  # what a write may leave
-UNTRIED = "untried"  # the last part of the mark of a file that was hashed alone
+)  # names of files that a write may leave
+UNTRIED = "untried"  # the last part of the mark of a file that was hashed but not tried
 
 
 def verify_files(
     bundle: Bundle, engine: Engine, policy: str = "first", trial: Callable[[], bool] | None = None
 ) -> None:
-    """Compares the files that `engine` needs with their sha256; a UserError names the one that differs.
+    """Compares the files that `engine` needs with their sha256; raises UserError naming one that differs.
 
-    policy `first`: a file is hashed once and then known by size, time and inode, remembered in the user's cache folder
-    (hashed every time if that cannot be written); `always`: hashed now. It finds damage, not forgery. trial: called
-    if some were hashed or not tried before, and returns whether it tried them, which is remembered too.
+    policy `first`: hashes a file once and then recognizes it by size, time and inode, remembered in the user's cache
+    folder (if that cannot be written, it hashes every time); `always`: hashes every file now. This finds damage, not
+    forgery. trial: called if some files were hashed now, or not tried before; returns whether it tried them, which is
+    remembered too.
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
@@ -74,7 +75,7 @@ def verify_files(
 
 
 def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> None:
-    """Raises UserError if `write` would refuse this engine, its files apart: before the work of making them."""
+    """Raises UserError if `write` would refuse this engine whatever its files; called before they are made."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
     if path.is_symlink() and not path.exists():
@@ -92,13 +93,13 @@ def write(
     chat_template: str | None,
     provenance: Mapping[str, Any],
 ) -> Bundle:
-    """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older one stays whole.
+    """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older bundle stays whole.
 
-    artifacts: the engine's files, named by `content_name`, and that of its reference if it has one; `engine.files` is
-    taken from the former. They are moved into the bundle if they are on its file system, else copied; those that are in
-    it stay. An engine of the same `key` is replaced. The others stay if the bundle came from the same checkpoint
-    (`provenance["checkpoint_sha256"]`), and all go with another one. Raises UserError if an engine that stays has
-    another contract, or if `path` is something else than a bundle. Writers wait for each other.
+    artifacts: the engine's files, named by `content_name`, and its reference's file if it has one; `engine.files` is
+    set from the former. Files are moved into the bundle, or copied from another file system, or stay if they are in it
+    already. An engine with the same `key` is replaced. Other engines stay if they are from the same checkpoint
+    (`provenance["checkpoint_sha256"]`), and are removed otherwise. Raises UserError if an engine that stays has another
+    contract, or if `path` is something else than a bundle. Writers wait for each other.
     """
     hashes = {file.name: sha256(file) for file in artifacts}
     for file in artifacts:
@@ -124,11 +125,11 @@ def write(
 
 
 def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -> Bundle:
-    """Makes `gate` the accept rule of an engine: a new manifest in one rename, all other files untouched.
+    """Sets the gate of an engine: replaces the manifest by one rename and leaves all other files as they are.
 
-    Engines of its dialect and precision get it too: they differ in room or device, which no confidence depends on.
-    mode: becomes the default of the bundle's modes, if given. Raises UserError if there is no such engine, or if gate
-    or mode do not fit the contract.
+    Other engines of its dialect and precision get the gate too: they differ in capacity or device, on which confidences
+    do not depend. mode: the bundle's new default mode, if given. Raises UserError if there is no such engine, or if
+    gate or mode do not fit the contract.
     """
     contract = read(path).contract
     gate.own_threshold(contract.vocab)
@@ -137,7 +138,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -
 
 
 def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bundle:
-    """Makes `temperature` what an engine's decisions are calibrated with, as `set_gate` does with its gate.
+    """Sets the decision temperature of an engine, and of others of its dialect and precision, as `set_gate` does.
 
     Raises UserError if there is no such engine, or for a temperature out of bounds.
     """
@@ -145,7 +146,7 @@ def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bun
 
 
 def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: Sequence[str] = ()) -> Bundle:
-    """Sets fields of an engine and of those of its dialect and precision, and the order of modes, in one rename."""
+    """Sets fields of all engines of an engine's dialect and precision, and the order of modes, by one rename."""
     with _locked(path):
         chosen = read(path).engine(engine)
         values = strict_json.read(path / MANIFEST)
@@ -186,7 +187,7 @@ def _readable_sha256(file: Path) -> str:
 
 
 def _remember(path: Path, hashes: Mapping[str, str]) -> None:
-    """Remembers files as seen whole: they were hashed as they were written, and the export ran them."""
+    """Remembers files as verified: they were hashed when they were written, and the export ran them."""
     written = {path / name: digest for name, digest in hashes.items()}
     trust_records.see(
         {**trust_records.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}}
@@ -215,14 +216,14 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
 
 
 def tidy(path: Path) -> None:
-    """Removes what a killed run left in and next to a bundle that exists and is whole."""
+    """Removes what a killed run left in and next to an existing, whole bundle."""
     files.sweep(files.real_path(path))
     with _locked(path):
         _sweep(path)
 
 
 def _sweep(path: Path) -> None:
-    """Removes files of a bundle that its manifest, the older or the newer, does not name."""
+    """Removes files that a write made in a bundle and that its manifest, old or new, does not name."""
     named = {MANIFEST}
     if (path / MANIFEST).is_file():
         bundle = read(path)
@@ -234,7 +235,7 @@ def _sweep(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the one lock of a bundle, on its folder; a folder made here is removed again if nothing came into it."""
+    """Holds a bundle's lock, which is on its folder; makes a missing folder, and removes it if it stays empty."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
     with files.locked(path, wait=True):
@@ -267,7 +268,7 @@ def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[st
 def _place_manifest(path: Path, contract: Contract, engines: Sequence[Engine], rest: Mapping[str, Any]) -> None:
     values = {"format": FORMAT, "contract": contract.as_dict(), "engines": [e.as_dict() for e in engines], **rest}
     text = json.dumps(values, indent=1)
-    parse(path, json.loads(text))  # or a name that no reader takes would spoil the bundle
+    parse(path, json.loads(text))  # so that a name that readers refuse does not spoil the bundle
     _write(path / MANIFEST, text.encode())
 
 

@@ -1,4 +1,4 @@
-"""Reads untrusted JSON files strictly: of bounded size, each key once, finite numbers alone."""
+"""Reads untrusted JSON files strictly: bounded size, no key twice in an object, only finite numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MOST = 16 << 20  # bytes; what is read from fewer takes less than half a gigabyte of memory
+MOST = 16 << 20  # bytes of a file, whose values then take less than half a gigabyte of memory
 
 
 def read(path: Path) -> Any:
@@ -28,7 +28,7 @@ def read(path: Path) -> Any:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object whose keys occur once, as an `object_pairs_hook`. Raises ValueError otherwise."""
+    """Makes an object from its pairs, as an `object_pairs_hook`. Raises ValueError if a key occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)

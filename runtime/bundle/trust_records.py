@@ -1,5 +1,5 @@
-"""What this machine remembers outside of bundles, in the user's cache folder: files seen whole, engines built or proved
-here, kernels compiled for them."""
+"""Keeps this machine's records about bundles, in the user's cache folder: verified files, engines built or proved here,
+kernels compiled for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from .. import files
 from ..errors import UserError
 
-DIGEST = 32  # bytes of a sha256, which precedes what it hashes
+DIGEST = 32  # bytes of a sha256, which is stored before the content that it hashes
 
 
 def folder() -> Path:
@@ -21,7 +21,7 @@ def folder() -> Path:
 
 
 def seen() -> dict[str, Any]:
-    """Returns files by their path, with the size, time, inode and sha256 that they were seen whole with."""
+    """Returns the verified files: by path, the size, time, inode and sha256 that each had."""
     try:
         known = json.loads((folder() / "verified.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
@@ -30,7 +30,7 @@ def seen() -> dict[str, Any]:
 
 
 def see(marks: dict[str, Any]) -> None:
-    """Remembers these files, as far as they are still there. If that cannot be written, nothing is remembered."""
+    """Records as verified those of the files that still exist. If the record cannot be written, it stays as it was."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         there = {file: mark for file, mark in marks.items() if os.path.exists(file)}
@@ -59,7 +59,7 @@ def was_proved(key: str) -> bool:
 
 
 def remember_proved(key: str) -> None:
-    """Remembers such an engine; if that cannot be written, nothing is remembered, and it is proved again."""
+    """Records an engine as proved. If the record cannot be written, the engine is proved again at its next load."""
     try:
         (folder() / "proved").mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder() / "proved" / key).touch()
@@ -68,9 +68,9 @@ def remember_proved(key: str) -> None:
 
 
 def kernels(key: str) -> bytes | None:
-    """Returns what was remembered of the kernels that a library compiled; see `runtime.engines.trt.rtx_kernels`.
+    """Returns the recorded kernels that a library compiled, or None; see `runtime.engines.trt.rtx_kernels`.
 
-    They are native code, so None if the file is damaged or another user wrote it.
+    Kernels are native code, so the result is None, too, if their file is damaged or another user wrote it.
     """
     try:
         with (folder() / "kernels" / key).open("rb") as file:
@@ -82,7 +82,7 @@ def kernels(key: str) -> bytes | None:
 
 
 def remember_kernels(key: str, compiled: bytes) -> None:
-    """Remembers such kernels; if they cannot be written, nothing is remembered, and they are compiled again."""
+    """Records compiled kernels. If they cannot be written, they are compiled again at the next load."""
     try:
         (folder() / "kernels").mkdir(mode=0o700, parents=True, exist_ok=True)
         content = hashlib.sha256(compiled).digest() + compiled
@@ -92,9 +92,9 @@ def remember_kernels(key: str, compiled: bytes) -> None:
 
 
 def remember_built(digest: str) -> None:
-    """Remembers an engine that was built here by its sha256: one empty file each, so that no two writers meet.
+    """Records the sha256 of an engine that was built here, as an empty file of its own, so that writers do not collide.
 
-    Raises UserError if that cannot be written, since the engine would then be refused.
+    Raises UserError if the file cannot be written, since the engine would then be refused.
     """
     try:
         place = folder() / "built"

@@ -1,1 +1,1 @@
-"""The C library: its header, the C that is compiled, and the Python that it embeds."""
+"""Holds the C library's sources: its header, its C code, and the Python that it embeds."""

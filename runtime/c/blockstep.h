@@ -33,7 +33,7 @@ extern "C" {
 
 /* What the functions return. */
 #define BLOCKSTEP_OK 0
-#define BLOCKSTEP_MISTAKE 1   /* the caller's: what was got, what was expected, what to do */
+#define BLOCKSTEP_MISTAKE 1   /* a mistake of the caller; the reason has what was got, what was expected, what to do */
 #define BLOCKSTEP_NUMERICAL 2 /* the model gave scores that are not numbers */
 #define BLOCKSTEP_DEVICE 3    /* a call of the GPU's driver or of TensorRT failed */
 #define BLOCKSTEP_PYTHON 4    /* Python cannot be started, or its environment lacks something */
@@ -71,7 +71,7 @@ typedef struct {
 } blockstep_block;
 
 typedef struct {
-    const char *prompt;       /* ends with a zero byte; either this or token_ids */
+    const char *prompt;       /* ends with a zero byte; give either this or token_ids */
     const int64_t *token_ids; /* [token_count] */
     size_t token_count;
     int raw;                 /* use prompt as it is, without the bundle's chat template */
@@ -103,7 +103,7 @@ typedef struct {
     int blocks;   /* blocks begun */
     double seconds;
     double prefill_seconds;
-    const char *text; /* ends with a zero byte, and may hold others */
+    const char *text; /* ends with a zero byte, and may contain others */
     size_t text_length;
     const int64_t *token_ids;
     size_t token_count;
@@ -116,12 +116,12 @@ typedef struct {
     int max_forwards;        /* maximum forward passes; 0: as many as it takes */
 } blockstep_deciding;
 
-/* A decided JSON document; freed with blockstep_free_decision. */
+/* A decided JSON document; free it with blockstep_free_decision. */
 typedef struct {
     int partial;  /* max_forwards or cancel ended it before every field had a value */
     int forwards; /* forward passes, without the prompt's prefill */
     double seconds;
-    const char *text; /* compact JSON; if partial up to the first field without a value. Ends with a zero byte */
+    const char *text; /* compact JSON; if partial, only up to the first field without a value. Ends with a zero byte */
     size_t text_length;
     const char *json; /* {"fields": [{"path", "value", "confidence", "distribution": [{"value", "probability"}, ...]}, ...],
                          "forwards", "partial", "probability"}. Ends with a zero byte */
@@ -180,7 +180,7 @@ BLOCKSTEP_PUBLIC int blockstep_decide(
 /* Frees a decision; NULL is fine. */
 BLOCKSTEP_PUBLIC void blockstep_free_decision(blockstep_decision *decision);
 
-/* The model's contract. *contract is NULL after an error. */
+/* Returns the model's contract. *contract is NULL after an error. */
 BLOCKSTEP_PUBLIC int blockstep_describe(blockstep_model *model, const blockstep_contract **contract);
 
 /* Frees an answer; NULL is fine. */
@@ -189,7 +189,7 @@ BLOCKSTEP_PUBLIC void blockstep_free(blockstep_answer *answer);
 /* Closes a model; its memory is freed when its running requests have ended. NULL is fine. */
 BLOCKSTEP_PUBLIC int blockstep_close(blockstep_model *model);
 
-/* Why this thread's last call failed, "" if it did not; it lasts until the thread's next call. */
+/* Returns why this thread's last call failed, "" if it did not; the text lasts until the thread's next call. */
 BLOCKSTEP_PUBLIC const char *blockstep_last_error(void);
 
 /* end of declarations */

@@ -1,4 +1,4 @@
-"""The Python that the C library embeds: models by number, a request from C's structs, the answer back into them."""
+"""Runs inside the C library: keeps models by number, reads requests from C's structs, writes answers into them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CANCELLED = Result((), "cancelled", 0, 0, 0, 0, False)
 
 
 class Differs(Exception):
-    """An engine missed a bound of its recorded reference."""
+    """Reports that an engine missed a bound of its recorded reference."""
 
 
 class HostCalls:
-    """The calls from C, with `ffi` and `lib` of cffi's module. What they raise becomes a code and a message."""
+    """Implements the calls from C, with `ffi` and `lib` of cffi's module. `bind` turns what they raise into codes."""
 
     def __init__(self, ffi: Any, lib: Any) -> None:
         self._ffi, self._lib = ffi, lib
-        # Numbers and not addresses: a use after close, or a second close, is reported and does no harm.
-        self._models: dict[int, tuple[ModelPool, tuple[Any, ...]]] = {}  # each with its contract as C has it
+        # Handles are numbers, not addresses, so that a use after close, or a second close, is reported and harmless.
+        self._models: dict[int, tuple[ModelPool, tuple[Any, ...]]] = {}  # each with its contract in C's structs
         self._numbers = count(1)
 
     def load(self, bundle: Any, options: Any, out: Any) -> None:
@@ -137,7 +137,7 @@ class HostCalls:
     def _run(
         self, steps: Generator[Step, None, None], model: Model, request: Any, wanted: Callable[[], bool]
     ) -> tuple[list[Block], Result]:
-        """Returns the blocks and how they ended; each is handed to the request's on_block as it comes."""
+        """Returns the blocks and the result; passes each block to the request's on_block as it comes."""
         done: list[Block] = []
         try:
             for block in blocks(while_wanted(steps, wanted), model.tokenizer):
@@ -158,7 +158,7 @@ class HostCalls:
         return bool(request.on_block(new("blockstep_block *", fields), request.user))
 
     def _put(self, out: Any, done: Sequence[Block], result: Result) -> None:
-        """Writes the answer into memory of C's own, if it is wanted."""
+        """Writes the answer into memory that C owns, if the caller passed a pointer for it."""
         if not out:
             return
         text = "".join(block.text for block in done).encode()
@@ -174,7 +174,7 @@ class HostCalls:
         out[0] = answer
 
     def _put_decision(self, out: Any, decided: TypedDecision[Any], seconds: float) -> None:
-        """Writes the decision into memory of C's own."""
+        """Writes the decision into memory that C owns."""
         text, plain = decided.text.encode(), json.dumps(decided.as_json(), allow_nan=False).encode()
         made = self._lib.new_decision(len(text), len(plain))
         if not made:
@@ -209,7 +209,7 @@ class HostCalls:
         return found
 
     def _contract(self, model: Model) -> tuple[Any, ...]:
-        """Returns the struct, and after it what it points to."""
+        """Returns the contract's struct, and after it the objects that it points to, to keep them alive."""
         c, new = model.contract, self._ffi.new
         plain = {**c.as_dict(), "gate": asdict(model.gate)}
         whole = {"engine": model.engine, "precision": model.precision, "contract": plain}
@@ -223,14 +223,14 @@ class HostCalls:
 
 
 def bind(ffi: Any, lib: Any) -> None:
-    """Makes a Library the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
+    """Makes a HostCalls the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
     library = HostCalls(ffi, lib)
     for call in (library.load, library.verify, library.generate, library.decide, library.describe, library.close):
         ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
 
 
 def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
-    """Returns the call with a code as its result, its error's line kept in the calling thread."""
+    """Wraps a call so that it returns a code, and keeps its error's line for the calling thread."""
     kinds = (
         (UserError, lib.BLOCKSTEP_MISTAKE),
         (Differs, lib.BLOCKSTEP_DIFFERS),
@@ -242,7 +242,7 @@ def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
     def coded(*given: Any) -> int:
         try:
             call(*given)
-        except BaseException as error:  # nothing of Python may reach the host
+        except BaseException as error:  # no exception may reach the host
             line = " ".join(str(error).split())
             if isinstance(error, ModuleNotFoundError):
                 line += f" in {sys.prefix}; pip install 'blockstep[cpu,capi]' into it"

@@ -52,7 +52,7 @@ static blockstep_answer *new_answer(size_t text_length, size_t token_count)
     return answer;
 }
 
-/* The same of a decision: the struct, then both texts. */
+/* Allocates a decision in the same way: the struct, then both texts. */
 static blockstep_decision *new_decision(size_t text_length, size_t json_length)
 {
     blockstep_decision *decision = calloc(1, sizeof *decision + text_length + json_length + 2);
@@ -84,7 +84,7 @@ static PyStatus initialise(const char *executable)
 
     /* Isolated: no signal handlers, no setlocale, no PYTHON* variables, stdio as it is. */
     PyPreConfig_InitIsolatedConfig(&before);
-    before.utf8_mode = 1; /* or a host in the C locale could not open files with other names */
+    before.utf8_mode = 1; /* otherwise a host in the C locale could not open files whose names are not ASCII */
     status = Py_PreInitialize(&before);
     if (PyStatus_Exception(status))
         return status;
@@ -111,10 +111,10 @@ static int begin(const char *executable)
     return 0;
 }
 
-/* With the GIL. */
+/* Starts cffi; the caller holds the GIL. */
 static int start_cffi(const char *executable)
 {
-    PyObject *module = PyImport_ImportModule("_cffi_backend"); /* first, as cffi would print a traceback to stderr */
+    PyObject *module = PyImport_ImportModule("_cffi_backend"); /* if it is missing, cffi prints a traceback */
     if (module == NULL) {
         PyErr_Clear();
         return complain("the environment of %s has no cffi for Python %d.%d; pip install 'blockstep[cpu,capi]' into it",

@@ -1,1 +1,1 @@
-"""Typed decisions: forms whose words are pinned on the masked blocks and whose values are chosen among candidates."""
+"""Fills forms by decisions: words are pinned on the masked blocks, values are chosen by their log-probabilities."""

@@ -19,12 +19,12 @@ from ..decoding.block_layout import block_bounds, block_ends, check_ids, check_r
 from ..errors import NumericalError, UserError
 from .pieces import Ids
 
-MOST_COPIES = 16  # canvases of a forward pass, each of which has a KV cache of its own
-NEVER = -1e29  # log-probabilities below are of tokens that the graph bars, and of no others
+MOST_COPIES = 16  # canvases per forward pass, each with its own KV cache
+NEVER = -1e29  # a log-probability below this means that the graph bars the token
 
 
 class OutOfForwards(Exception):
-    """No forward pass is left of `max_forwards`, or the decision is not wanted any more."""
+    """Ends a decision: `max_forwards` forward passes have been run, or the decision is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Canvas:
         self._begins, self._ends = (part.tolist() for part in block_bounds(contract, len(prompt), room - len(prompt)))
         self._canvas_ends = block_ends(contract, len(prompt), room - len(prompt))
         self._committed = committed_ends(contract, len(prompt), room - len(prompt))
-        if contract.attention == "causal":  # its masks see no more than its other tokens
+        if contract.attention == "causal":  # masks see no more than other tokens do
             self._canvas_ends = self._committed
         self.room, self._prompt = room, len(prompt)
         self._copies = (
@@ -92,7 +92,7 @@ class Canvas:
         return self._begins[position], self._ends[position]
 
     def rewind(self, position: int) -> None:
-        """Forgets what is committed from the position's block on."""
+        """Drops committed tokens from the beginning of the position's block on."""
         self._past = min(self._past, self._begins[position])
 
     def ask(self, questions: Sequence[Question], known: Ids) -> list[Floats]:
@@ -128,7 +128,10 @@ class Canvas:
         return found
 
     def propose(self, ids: Ids, positions: Sequence[int]) -> Proposal:
-        """What the model predicts of masked positions [n] of one block, the first of them the first without a token."""
+        """Returns what the model predicts at masked positions [n] of one block.
+
+        positions[0] is the first position without a token.
+        """
         rows = [self._row(position) for position in positions]
         first = self._first(rows)
         window = self._cut(ids, first, self.block(positions[0])[1])
@@ -140,7 +143,7 @@ class Canvas:
         return Proposal(out.token[0], out.confidence[0], out.entropy[0])
 
     def _row(self, position: int) -> int:
-        """Which row predicts a position."""
+        """Returns the logits row that predicts a position."""
         own = self.contract.seeded and position == self._begins[position]
         return position - int(self.contract.shift or own)
 
@@ -159,15 +162,18 @@ class Canvas:
         self.forwards += 1
 
     def _commit(self, ids: Ids, end: int) -> None:
-        """Writes what is decided into the KV cache, up to the position `end`."""
-        if self._past:  # else it is the prompt's prefill
+        """Writes decided tokens into the KV cache, up to the position `end`."""
+        if self._past:  # otherwise this is the prompt's prefill, which is not counted
             self._spend()
         window = Window(ids[self._past : end], (end - self._past - 1,), ())
         self._backend.forward(self._forward([window], self._past, committed=True))
         self._past = end
 
     def _run(self, windows: Sequence[Window], first: int, decided: int) -> Floats:
-        """The log-probabilities of the windows' tokens. [windows, rows, tokens], as many as the most of them."""
+        """Returns the log-probabilities of the windows' tokens. [windows, rows, tokens], padded to the largest window.
+
+        decided: the pass commits the positions before this one.
+        """
         self._spend()
         several = len(windows) > 1
         if several and isinstance(self._backend, Forkable):
@@ -184,14 +190,14 @@ class Canvas:
         return out.candidate_logprob
 
     def _forward(self, windows: Sequence[Window], first: int, committed: bool = False) -> Forward:
-        """The windows side by side, padded to the widest with tokens that see one position and that nobody sees."""
+        """Returns the windows as one batch, padded to the widest; padding sees one position, and no token sees it."""
         width, batch = max(len(window.ids) for window in windows), len(windows)
         n = max(len(window.rows) for window in windows)
         ids = np.full((batch, width), self.contract.pad_id, np.int64)
         visible, rows = np.ones((batch, width), np.int64), np.zeros((batch, n), np.int64)
         for place, window in enumerate(windows):
             end = first + len(window.ids)
-            begin = end if committed else self.block(end - 1)[0]  # of the canvas; before it all is committed
+            begin = end if committed else self.block(end - 1)[0]  # of the canvas; all positions before are committed
             seen = np.where(np.arange(first, end) < begin, self._committed[first:end], self._canvas_ends[first:end])
             ids[place, : len(window.ids)], visible[place, : len(window.ids)] = window.ids, seen
             rows[place, : len(window.rows)] = window.rows
@@ -199,7 +205,7 @@ class Canvas:
         count = max((len(tokens) for window in windows for tokens in window.tokens), default=0)
         if not count:
             return forward
-        candidates = np.full((batch, n, count), self.contract.eos_ids[0], np.int64)  # any that is not barred
+        candidates = np.full((batch, n, count), self.contract.eos_ids[0], np.int64)  # padding: a token not barred
         for place, window in enumerate(windows):
             for row, tokens in enumerate(window.tokens):
                 candidates[place, row, : len(tokens)] = tokens
@@ -207,7 +213,7 @@ class Canvas:
 
 
 def checked(log_probs: Floats, tokens: Ids) -> Floats:
-    """The log-probabilities if they are numbers. Raises NumericalError, and UserError for a token that is barred."""
+    """Returns the log-probabilities. Raises NumericalError for NaN or +infinity, UserError for a barred token."""
     if np.isnan(log_probs).any() or (log_probs == np.inf).any():
         raise not_finite()
     barred = [token for token, log_prob in zip(tokens, log_probs.tolist(), strict=True) if log_prob < NEVER]
@@ -217,7 +223,7 @@ def checked(log_probs: Floats, tokens: Ids) -> Floats:
 
 
 def not_finite() -> NumericalError:
-    """What scores that are not numbers end in."""
+    """Returns the error for scores that are not finite."""
     return NumericalError(
         "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
     )

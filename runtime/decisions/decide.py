@@ -39,14 +39,14 @@ PROBABILITIES: tuple[Probability, ...] = ("parallel", "ordered")
 
 @dataclass(frozen=True, slots=True)
 class DecisionOptions:
-    """How to decide.
+    """Configures a decision.
 
     Attributes:
-        probability: What a field's probabilities mean, `parallel` or `ordered`; see the module.
-        max_forwards: Most forward passes, the prompt's prefill not counted; None for as many as there are.
-        temperature: Above 0, divides the scores before the softmax; below 1 it sharpens. No value changes with it.
-        threshold: Of the gate, for free texts; None for the gate's own.
-        wanted: Called before each forward pass; the decision ends, partial, once it returns false.
+        probability: What a field's probabilities mean, `parallel` or `ordered`; see the module's docstring.
+        max_forwards: Maximum of forward passes without the prompt's prefill; None for no limit.
+        temperature: Above 0; divides the scores before the softmax, so that below 1 sharpens. It changes no choice.
+        threshold: The gate's threshold for free texts; None for the bundle's.
+        wanted: Called before each forward pass; once it returns false, the decision ends and is partial.
     """
 
     probability: Probability = "parallel"
@@ -95,14 +95,17 @@ def decide(
 
 
 def fitting(text: str, most: int, tokenizer: Tokenizer) -> tuple[str, Ids]:
-    """A text and its tokens, at most so many: encoded by itself, one that ends amid a character may have more."""
+    """Returns a text, cut until it has at most `most` tokens encoded by itself, and these tokens.
+
+    A text decoded from tokens that end amid a character may take more of them when it is encoded again.
+    """
     while len(ids := tokenizer.encode(text)) > most:
         text = text[:-1]
     return text, tuple(ids.tolist())
 
 
 class Filling:
-    """A form on its way: what is decided of it. chosen: tokens by the piece's number."""
+    """Holds a partly filled form. chosen: the tokens of all decided fields and free texts, by the piece's number."""
 
     def __init__(self, canvas: Canvas, prompt: Ids, pieces: Sequence[Piece]) -> None:
         self._canvas, self._prompt, self._pieces = canvas, prompt, pieces
@@ -115,18 +118,18 @@ class Filling:
 
     @property
     def first_open(self) -> int | None:
-        """The number of the first piece without its tokens."""
+        """Returns the number of the first field or free text that is not decided, None if all are."""
         numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap) and n not in self.chosen)
         return next(numbers, None)
 
     @property
     def known_ids(self) -> Ids:
-        """The sequence up to the first piece without its tokens."""
+        """Returns the sequence up to the first field or free text that is not decided."""
         laid, number = self._layout(), self.first_open
         return laid.ids if number is None else laid.ids[: laid.begins[number]]
 
     def group(self, number: int, probability: Probability) -> list[int]:
-        """The numbers of the fields that are decided together with the first one without a value."""
+        """Returns the fields to decide together: `number`, the first undecided one, and others of its block."""
         begin = self._layout().begins[number]
         first, end = self._canvas.block(begin)
         group, at = [number], begin
@@ -148,7 +151,7 @@ class Filling:
         return group
 
     def place_values(self, group: Sequence[int]) -> bool:
-        """Decides the fields of a group. Returns whether all of them have values now: else no forward pass is left."""
+        """Decides the fields of a group. Returns False if the forward passes ended before all of them had values."""
         found = score(self._canvas, self._prompt, self._pieces, self.chosen, group)
         for number, scores in found.items():
             piece = self._pieces[number]
@@ -161,12 +164,12 @@ class Filling:
         self._scores[number], self.chosen[number] = scores, slot.values[int(scores.argmax())]
 
     def place_text(self, number: int, text: str, ids: Ids) -> None:
-        """Gives a free text its tokens: those of its text encoded by itself, whatever it was decoded as."""
+        """Stores a free text and `ids`, its tokens if encoded by itself, which may differ from those decoded."""
         self._canvas.rewind(self._layout().begins[number])
         self._texts[number], self.chosen[number] = text, ids
 
     def decision(self, form: Form, options: DecisionOptions) -> Decision:
-        """What is decided so far, as values and texts of the form."""
+        """Returns what is decided so far, as values and texts of the form."""
         numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap))
         parts = [p if isinstance(p, str) else self._field(next(numbers), p, options) for p in form.parts]
         until = next((place for place, part in enumerate(parts) if part is None), len(parts))

@@ -1,4 +1,4 @@
-"""A decision as a JSON document: its text built anew from the form, its value, each field's distribution."""
+"""Returns a decision as a JSON document: text rebuilt from the form, the parsed value, a distribution per field."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FieldDistribution:
-    """The value chosen for a field, and how probable each value is.
+    """Holds the value chosen for a field, and how probable each value is.
 
-    path: keys and indices from the root; value: a JSON value; confidence: its probability; distribution: all values of
-    the field with their probabilities, which sum to 1, in the schema's order. A free text has no distribution: its
-    confidence is None and its distribution empty.
+    path: keys and list indices from the document's root; value: a JSON value; confidence: the value's probability;
+    distribution: each value of the field with its probability, in the schema's order; the probabilities sum to 1. A
+    free text has the confidence None and an empty distribution.
     """
 
     path: Path
@@ -35,12 +35,12 @@ class TypedDecision(Generic[T]):
     """A decided JSON document, and its value of the requested type.
 
     Attributes:
-        text: Compact JSON text; of a partial decision the text up to the first field without a value.
-        value: What the text holds, as the schema's type; None of a partial decision.
+        text: Compact JSON text; if partial, only the text before the first field without a value.
+        value: What the text holds, in the requested type; None if partial.
         fields: The fields that have a value, in the form's order.
-        forwards: Forward passes, the prompt's prefill not counted.
-        partial: Whether `max_forwards` ended the decision before every field had a value.
-        probability: What the probabilities mean, see `runtime.decisions`.
+        forwards: Forward passes without the prompt's prefill.
+        partial: Whether `max_forwards` or `wanted` ended the decision before every field had a value.
+        probability: How the probabilities are conditioned, `parallel` or `ordered`; see docs/decision-probabilities.md.
     """
 
     text: str
@@ -82,7 +82,7 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
             text += part
         elif part.path not in known:
             break
-        else:  # a number's own text, as 1.0 or 1e3 in the schema; of free text what its JSON string holds
+        else:  # a value's text as in the schema, so that 1.0 or 1e3 stays as it is; a free text's content, escaped
             text += own[part.path] if isinstance(part, Field) else json_text(known[part.path].value)[1:-1]
     value = None if decision.partial else json.loads(text)
     if not decision.partial:
@@ -118,7 +118,7 @@ def _distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
 
 
 def _check(value: Any, parts: Sequence[str | Field | FreeText], fields: Sequence[FieldDistribution]) -> None:
-    """Raises AssertionError unless every field is in the document at its path with the value that was decided."""
+    """Raises AssertionError unless the document has every field's decided value at the field's path."""
     if len(fields) != sum(not isinstance(part, str) for part in parts):
         raise AssertionError("a whole decision lacks a field")
     for field in fields:

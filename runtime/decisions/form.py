@@ -1,19 +1,20 @@
-"""A form, words and fields in order, and the decision that fills it: the types between schemas and the decoder."""
+"""Defines the types between schemas and the decoder: a form, which is words and fields in order, and its decision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Path: TypeAlias = tuple[str | int, ...]  # of a field in its document: keys and list indices from the root
+Path: TypeAlias = tuple[str | int, ...]  # a field's place in its document: keys and list indices from the root
 Probability = Literal["parallel", "ordered"]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A place for one of several values. values: their literal texts, such as the JSON texts `"refund"`, `true`, `3`.
+    """Describes a place for one of several values.
 
-    Each is not empty, and no two are equal; one value alone is a field that is certain.
+    values: their literal texts, such as the JSON texts `"refund"`, `true`, `3`; not empty, and all different. A field
+    with one value gets it without a forward pass.
     """
 
     path: Path
@@ -39,11 +40,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class FieldDecision:
-    """The value chosen for a field.
+    """Holds the value chosen for a field.
 
-    index: of `value` in the field's values; probabilities: of each of them, which sum to 1, in their order (see
-    `runtime.decisions` for what they are probabilities of); confidence: the chosen one's. A free text has no
-    distribution: its index is -1, `probabilities` is empty and `confidence` is nan.
+    index: the index of `value` among the field's values; probabilities: one per value, in the same order, with the sum
+    1 (docs/decision-probabilities.md has their meaning); confidence: the chosen value's probability. A free text has
+    no distribution: its index is -1, `probabilities` is empty and `confidence` is nan.
     """
 
     path: Path
@@ -55,14 +56,14 @@ class FieldDecision:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A filled form.
+    """Holds a filled form.
 
     Attributes:
         text: The form's words with the chosen values, in order; up to the first field without a value if `partial`.
-        fields: The fields in the form's order that have a value, free texts among them.
-        forwards: Forward passes of the model, the prompt's prefill not counted.
-        partial: Whether `max_forwards` ended the decision before every field had a value.
-        probability: What the probabilities mean: `parallel` or `ordered`.
+        fields: The fields that have a value, free texts included, in the form's order.
+        forwards: Forward passes without the prompt's prefill.
+        partial: Whether `max_forwards` or `wanted` ended the decision before every field had a value.
+        probability: How the probabilities are conditioned: `parallel` or `ordered`.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Free texts of a form: ordinary decoding, block by block with the model's gate, until the closing character."""
+"""Decodes a form's free texts: ordinary decoding, block by block with the gate, up to the closing character."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpec, threshold: float) -> str:
-    """The text of a gap that follows `ids`: the prompt and the form up to it, all of it decided.
+    """Decodes a gap's text. ids: the prompt and the form up to the gap, all decided.
 
-    It ends before the closing character, before an end token, or after the gap's most tokens. A model that decodes
-    token by token takes one a step, others as the gate accepts them.
+    The text ends before the closing character, before an end token, or at the gap's maximum of tokens. A `causal`
+    model unmasks one token per step; in others the gate accepts tokens.
     """
     contract, rule, begin = canvas.contract, Gate(gate, canvas.contract.eos_ids), len(ids)
     known = list(ids)

@@ -1,7 +1,7 @@
-"""Function calls as decisions: which of some functions is called, or none, and with which arguments.
+"""Decides function calls: which function is called, if any, and with which arguments.
 
-A call is the text `{"name":"…","arguments":{…}}`. If there is a choice, the name is decided first, with what follows it
-pinned up to the arguments; `null` in its place calls none. The arguments are then decided with the name pinned.
+A call is the text `{"name":"…","arguments":{…}}`. If there is a choice, the name is decided first, with
+`,"arguments":` pinned after it; the name `null` calls no function. The arguments are then decided with the name pinned.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ NAME, ARGUMENTS = '{"name":', ',"arguments":'
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What was decided: the function's name, None for no call or if `max_forwards` ended the decision before that.
+    """Holds a decided call. name: the function's, None for no call or if the decision ended before the name.
 
-    arguments: JSON text, "" without a name. decision: the text of the call and its fields, at the paths `name` (if
-    there was a choice) and `arguments`.
+    arguments: JSON text, "" without a name. decision: the call's text, and its fields at the paths `name` (if there
+    was a choice) and `arguments`.
     """
 
     name: str | None
@@ -45,7 +45,7 @@ def decide_call(
     optional: bool,
     **keywords: Unpack[DecisionKeywords],
 ) -> Call:
-    """Decides a call of one of the functions, by name with the schemas of their arguments; optional: or of none."""
+    """Decides a call. functions: their arguments' schemas, by name; optional: whether no function may be called too."""
     if len(functions) == 1 and not optional:
         return _decide_arguments(model, prompt, functions, next(iter(functions)), **keywords)
     form = name_form(functions, optional)
@@ -70,13 +70,13 @@ def decide_call(
 
 
 def name_form(functions: Mapping[str, SchemaForm], optional: bool) -> Form:
-    """Returns the form of the choice among functions, whose last words begin the arguments."""
+    """Returns the form that chooses a function; it ends where the arguments would begin."""
     names = (*map(json_text, functions), *(["null"] if optional else []))
     return Form((NAME, Field(("name",), names), ARGUMENTS))
 
 
 def call_form(name: str, arguments: SchemaForm) -> SchemaForm:
-    """Returns the form of a call of that function."""
+    """Returns the form of a call of the function `name`. arguments: the form of its arguments."""
     return enclose(f"{NAME}{json_text(name)}{ARGUMENTS}", arguments, "}", "arguments")
 
 

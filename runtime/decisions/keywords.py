@@ -1,4 +1,4 @@
-"""The keywords of a JSON schema that decisions know: which go with which type, their values, refusals by path."""
+"""Reads the JSON-schema keywords that decisions support: which belong to which type, their values, errors by path."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 
-# They say nothing about which values are valid. `default` is of who reads a document that lacks the property.
+# They do not restrict values; `default` is for readers of a document that lacks the property.
 ANNOTATIONS = frozenset(("title", "description", "default", "examples", "deprecated", "$comment", "$schema", "$id"))
-TYPES: dict[str, frozenset[str]] = {  # each with its keywords
+TYPES: dict[str, frozenset[str]] = {  # each type with its keywords
     "object": frozenset(("properties", "required", "additionalProperties")),
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
     "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
@@ -19,17 +19,17 @@ TYPES: dict[str, frozenset[str]] = {  # each with its keywords
     "boolean": frozenset(),
     "null": frozenset(),
 }
-DEFINITIONS = frozenset(("$defs", "definitions"))  # at the root
-LARGEST = 1 << 53  # up to it every JSON reader has all integers
+DEFINITIONS = frozenset(("$defs", "definitions"))  # only at the root
+LARGEST = 1 << 53  # every JSON reader represents all integers up to this one exactly
 
 
 def json_text(value: Any) -> str:
-    """Returns compact JSON text, as a form has it."""
+    """Returns a value as compact JSON text, as forms contain it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def integers(schema: dict[str, Any], place: str) -> range:
-    """Returns the integers that a schema of the type integer allows, however many."""
+    """Returns the integers that a schema of the type integer allows; their number is not checked here."""
     step = schema.get("multipleOf", 1)
     if type(step) is not int or step < 1:
         refuse(f"{place}.multipleOf", f"is {shown(step)}; expected a whole number from 1 on")
@@ -45,7 +45,7 @@ def integers(schema: dict[str, Any], place: str) -> range:
 
 
 def _bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, side: int) -> Iterator[int]:
-    """The bounds of one side as integers that are within. side: 1 of lower bounds, -1 of upper ones."""
+    """Yields each bound of one side as the last integer that it allows. side: 1 for lower bounds, -1 for upper ones."""
     for name in (inclusive, exclusive):
         if name not in schema:
             continue
@@ -59,7 +59,7 @@ def _bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, 
 
 
 def is_of_type(value: Any, name: Any) -> bool:
-    """Whether a JSON value is of a type that JSON schema has."""
+    """Returns whether a JSON value is of the JSON-schema type `name`."""
     if isinstance(value, bool) or name == "boolean":
         return isinstance(value, bool) and name == "boolean"
     kinds: dict[str, Any] = {
@@ -77,7 +77,7 @@ def check_types(names: Any, place: str) -> None:
 
 
 def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts, each once; of numbers that are equal, as 1 and 1.0, the first."""
+    """Returns the texts, each once; of equal numbers, such as 1 and 1.0, the first."""
     seen: dict[Any, str] = {}
     for text in texts:
         number = text[:1] in "-0123456789"
@@ -107,14 +107,14 @@ def text_of(value: Any, place: str) -> str:
 
 
 def path_step(key: Any) -> str:
-    """A key as it continues a path."""
+    """Returns a key as the next step of a path: `.name`, or `["a b"]` if it is not an identifier."""
     if isinstance(key, str) and key.replace("$", "").isidentifier():
         return f".{key[:80]}"
     return f"[{json.dumps(str(key)[:80])}]"
 
 
 def shown(value: Any) -> str:
-    """A value of a schema in a message; what nests is named by its kind."""
+    """Returns a schema's value as text for a message; an object or a nested list is named only by its kind."""
     if isinstance(value, dict | list) and value:
         plain = isinstance(value, list) and all(isinstance(one, str) for one in value[:8])
         return json.dumps(value[:8])[:80] if plain else "an object" if isinstance(value, dict) else "a list"
@@ -124,5 +124,5 @@ def shown(value: Any) -> str:
 
 
 def refuse(place: str, reason: str) -> NoReturn:
-    """Raises UserError about a construct at a place of the schema."""
+    """Raises UserError for what is at this place of the schema."""
     raise UserError(f"{place} {reason}")

@@ -24,14 +24,17 @@ Encode: TypeAlias = Callable[[str], Ints]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A field. values: the token ids of each value in the field's order, without what all of them begin or end with."""
+    """Holds a field.
+
+    values: each value's token ids, in the field's order, without the first and last ids that all values share.
+    """
 
     field: Field
     values: tuple[Ids, ...]
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest value."""
+        """Returns the token count of the longest value."""
         return max(map(len, self.values))
 
     @property
@@ -41,8 +44,10 @@ class Slot:
         return min(lengths, key=lambda length: (-lengths[length], length))
 
     def nodes(self, level: int) -> list[tuple[int, Ids, list[int]]]:
-        """The nodes with children of the tries of its values, one trie of each length, at a level from 0: the length,
-        the prefix of so many tokens, and the indices of the values below."""
+        """Returns the inner nodes at `level` (from 0) of tries over the values, one trie per value length.
+
+        A node is its trie's value length, a prefix of `level` tokens, and the indices of the values that begin with it.
+        """
         nodes: dict[tuple[int, Ids], list[int]] = {}
         for place, ids in enumerate(self.values):
             if len(ids) > level:
@@ -62,9 +67,10 @@ Piece: TypeAlias = Ids | Slot | Gap
 
 
 def encode_form(form: Form, encode: Encode, contract: Contract) -> list[Piece]:
-    """The pieces of a form in order; a field's common first and last tokens are pieces of words around it.
+    """Returns the pieces of a form in order; tokens that all values of a field share become words before or after it.
 
-    Raises UserError for a form without fields, a field without values, and values that have no tokens or the same.
+    Raises UserError for a form without fields, a field without values, a value without tokens, and two values with the
+    same tokens.
     """
     if not any(isinstance(part, Field | FreeText) for part in form.parts):
         raise UserError("the form has no field; expected at least one, with the values that it may have")
@@ -80,7 +86,7 @@ def encode_form(form: Form, encode: Encode, contract: Contract) -> list[Piece]:
 
 
 def longest(pieces: Sequence[Piece]) -> int:
-    """The most tokens that the form may have."""
+    """Returns the maximum of tokens that the form may have."""
     return sum(_most(piece) for piece in pieces)
 
 
@@ -125,7 +131,7 @@ def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
 
 
 def _check_count(slot: Slot, most: int) -> None:
-    """Raises UserError if more tokens are asked for at one position than the bundle's graph was exported for."""
+    """Raises UserError if a field needs more candidates at one position than the bundle's graph was exported for."""
     if (count := most_candidates(slot.values)) > most:
         raise UserError(
             f"the field {name_of(slot.field.path)} has {count} values that differ in one token, but this bundle takes "
@@ -162,5 +168,5 @@ def _ids(text: str, encode: Encode, contract: Contract) -> Ids:
 
 
 def name_of(path: Sequence[str | int]) -> str:
-    """A field's path in one word, as in `items.0.name`."""
+    """Returns a field's path as text, such as `items.0.name`."""
     return ".".join(map(str, path)) or "the value"

@@ -1,6 +1,6 @@
-"""Python types as schemas: pydantic models, Literal, Enum, bool, bounded integers, lists of strings, JSON schemas.
+"""Turns Python types into JSON schemas: pydantic models, Literal, Enum, bool, bounded integers, lists of strings.
 
-pydantic is not imported: a class that makes its own JSON schema and reads a document of it is used as one.
+pydantic is not imported: a class with `model_json_schema` and `model_validate_json` is taken as a pydantic model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exc
 
 @dataclass(frozen=True, slots=True)
 class PythonType:
-    """A type as a JSON schema. read: what makes a value of the type of a document's text and of its JSON value."""
+    """Holds a type's JSON schema. read: makes a value of the type from a document's text and its parsed JSON value."""
 
     schema: dict[str, Any]
     read: Callable[[str, Any], Any]
 
 
 def read_type(kind: Any) -> PythonType:
-    """Returns the schema of a Python type, or of a JSON schema itself. Raises UserError for any other object."""
+    """Returns the `PythonType` of a Python type or of a JSON schema. Raises UserError for any other object."""
     if isinstance(kind, dict):
         return PythonType(kind, _as_it_is)
     if isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json"):
@@ -54,7 +54,7 @@ def _as_it_is(text: str, value: Any) -> Any:
 def _pydantic(kind: Any) -> PythonType:
     def read(text: str, value: Any) -> Any:
         try:
-            return kind.model_validate_json(text)  # and not the values: strict models take tuples and enums from JSON
+            return kind.model_validate_json(text)  # text, as strict models accept tuples and enums only from JSON
         except ValueError as error:  # as pydantic's ValidationError is one
             raise UserError(f"{text} is within the schema, but {kind.__name__} refuses it ({error})") from error
 
@@ -67,15 +67,15 @@ def _pydantic(kind: Any) -> PythonType:
 
 
 def _choice(values: Sequence[Any], plain: Sequence[Any]) -> PythonType:
-    """One of these values, each written as the plain value at its place."""
+    """Returns the type of a choice among these values. plain: the JSON value of each."""
     if not values:
         raise UserError(f"the schema has no values; {EXPECTED}")
-    by_text = dict(zip(map(json_text, reversed(plain)), reversed(values), strict=True))  # of equal ones the first
+    by_text = dict(zip(map(json_text, reversed(plain)), reversed(values), strict=True))  # of equal values the first
     return PythonType({"enum": list(plain)}, lambda text, value: by_text[text])
 
 
 def _plain(value: Any) -> Any:
-    """The JSON value that a value of a Literal or an Enum is written as."""
+    """Returns the JSON value for a value of a Literal or an Enum."""
     plain = value.value if isinstance(value, enum.Enum) else value
     if plain is not None and type(plain) not in (str, int, bool):
         raise UserError(f"the schema has the value {plain!r}; expected text, whole numbers, true, false or None")
@@ -83,9 +83,9 @@ def _plain(value: Any) -> Any:
 
 
 def _bounds(metadata: Iterable[Any]) -> dict[str, Any]:
-    """Keywords of a JSON schema, of what annotates an integer: a range, annotated_types' bounds, pydantic's Field.
+    """Returns an integer's annotations (a range, annotated_types' bounds, pydantic's Field) as JSON-schema keywords.
 
-    All of them hold, so that of two lower bounds the higher counts.
+    All annotations hold: of two lower bounds the higher counts.
     """
     bounds: dict[str, Any] = {}
     for keyword, value in _each_bound(metadata):

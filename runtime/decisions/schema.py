@@ -1,8 +1,8 @@
 """Turns a JSON schema into a form: compact JSON text with a field wherever the schema leaves a choice.
 
 The subset is what pydantic's `model_json_schema` and OpenAI's helpers send for closed choices: docs/decisions.md has
-the table. A form is flat, so that an alternative of `anyOf` is a value of one field, its whole JSON text. Everything
-that is sized by the schema has a bound, since a schema may come from a stranger.
+the table. A form is flat: the alternatives of an `anyOf` are values of one field, each as its whole JSON text. All that
+a schema can make large is bounded, since schemas may come from strangers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SchemaForm:
 
 @dataclass(slots=True)
 class Budget:
-    """What has been read of one schema, or of several that come together."""
+    """Counts what has been read of one schema, or of several that share the bounds."""
 
     schemas: int = 0
     values: int = 0
@@ -65,10 +65,10 @@ class Budget:
 
 
 def read_schema(schema: Any, place: str = "schema", budget: Budget | None = None) -> SchemaForm:
-    """Returns the form of a JSON schema. Object properties come in the schema's order, the optional ones too.
+    """Returns the form of a JSON schema. It has all properties of an object, optional ones too, in the schema's order.
 
-    place: what the schema is called in messages; budget: what counts against the bounds already. Raises UserError
-    naming the first construct beyond the subset, or the bound that the schema exceeds, by its path from there.
+    place: the schema's name in messages; budget: what already counts against the bounds. Raises UserError for the
+    first construct beyond the subset or over a bound, named by its path, which begins with `place`.
     """
     reader = _Reader(schema, place, budget or Budget())
     parts = reader.read(schema, place, (), 0, ())
@@ -76,19 +76,19 @@ def read_schema(schema: Any, place: str = "schema", budget: Budget | None = None
 
 
 def enclose(before: str, made: SchemaForm, after: str, *path: str | int) -> SchemaForm:
-    """Returns a form within words. path: of the schema's document in the one that the words and it make."""
+    """Returns a schema's form with words before and after it. path: where its document is in the enclosing one."""
     parts = [part if isinstance(part, str) else replace(part, path=(*path, *part.path)) for part in made.form.parts]
     return SchemaForm(Form(tuple(_merge([before, *parts, after]))))
 
 
 class _Reader:
-    """Reads one schema; what has been read so far counts against the bounds."""
+    """Reads one schema and counts what it reads in `budget`."""
 
     def __init__(self, root: Any, place: str, budget: Budget) -> None:
         self._root, self._place, self._read = root, place, budget
 
     def read(self, schema: Any, place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
-        """The parts of a schema's JSON text. refs: the references that led here."""
+        """Returns the parts of a schema's JSON text. refs: the references that led to this schema."""
         self._read.schemas += 1
         if self._read.schemas > MAX_SCHEMAS:
             refuse(place, f"brings the schemas above {MAX_SCHEMAS}, references counted each time; expected fewer")
@@ -137,7 +137,7 @@ class _Reader:
     def _alternatives(
         self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
     ) -> list[Part]:
-        """The values of all alternatives, as the values of one field."""
+        """Returns one field whose values are those of all alternatives."""
         check_keywords(schema, place, frozenset(("anyOf",)), not path)
         given, texts = schema["anyOf"], list[str]()
         if not isinstance(given, list) or not given:
@@ -148,7 +148,7 @@ class _Reader:
         return self._field(texts, f"{place}.anyOf", path)
 
     def _texts(self, parts: Sequence[Part], place: str) -> Iterator[str]:
-        """All texts that the parts can make."""
+        """Returns all texts that the parts can make."""
         if any(isinstance(part, FreeText) for part in parts):
             refuse(place, "holds a free text next to alternatives; expected an enum, or a text without alternatives")
         choices = [
@@ -162,7 +162,7 @@ class _Reader:
     def _several_types(
         self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
     ) -> list[Part]:
-        """`"type": ["string", "null"]`: each type with its own keywords, as alternatives."""
+        """Reads a list of types, such as `"type": ["string", "null"]`, as alternatives, each with its own keywords."""
         names = schema["type"]
         check_types(names, place)
         if not names or any(not isinstance(name, str) or name not in TYPES for name in names):
@@ -274,7 +274,7 @@ class _Reader:
         return ['"', FreeText(path, TEXT_TOKENS if most is None else min(most, MAX_TEXT_TOKENS), most), '"']
 
     def _field(self, texts: Iterable[str], place: str, path: Path) -> list[Part]:
-        """A field of these values, each once; words if there is one alone."""
+        """Returns a field of these values, each once; if there is only one value, words."""
         different = distinct(texts)
         self._check_count(len(different), place)
         if len(different) == 1:
@@ -293,7 +293,7 @@ class _Reader:
 
 
 def _merge(parts: Iterable[Part]) -> Iterator[Part]:
-    """The parts with words that follow each other as one."""
+    """Yields the parts, with consecutive words joined."""
     held = ""
     for part in parts:
         if isinstance(part, str):

@@ -23,10 +23,10 @@ Scores: TypeAlias = NDArray[np.float64]  # [values]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The sequence of a form of which some fields have their values.
+    """Holds a partly filled form as a token sequence.
 
-    ids: from the prompt's first token on, masks at positions without a token, up to the form's end or the first free
-    text without one. begins: the position of each piece in it, by its number.
+    ids: from the prompt's first token to the form's end or the first undecided free text; undecided fields are masks.
+    begins: the position at which each piece begins, by the piece's number.
     """
 
     ids: Ids
@@ -65,7 +65,7 @@ def score(
     scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
     deepest = {number: slot.longest for number, slot in slots.items()}
     for level in range(max(deepest.values())):
-        questions, receivers = [], list[tuple[int, list[int]]]()  # the values that a question is about, of a field
+        questions, receivers = [], list[tuple[int, list[int]]]()  # per question: its field, and the values to score
         for number, slot in slots.items():
             begin = laid.begins[number]
             before, behind = laid.ids[start:begin], laid.ids[begin + slot.usual :]
@@ -85,7 +85,7 @@ def score(
 
 
 def probabilities(scores: Scores, temperature: float) -> Scores:
-    """softmax(scores / temperature). [values]"""
+    """Returns softmax(scores / temperature). [values]"""
     heat = (scores - scores.max()) / temperature
     made: Scores = np.exp(heat) / np.exp(heat).sum()
     return made

@@ -1,4 +1,4 @@
-"""Decides a JSON schema or a Python type on a prompt."""
+"""Decides a value of a JSON schema or of a Python type for a prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DecisionKeywords(TypedDict, total=False):
-    """The keywords of `Model.decide_form`."""
+    """Lists the keywords of `Model.decide_form`."""
 
     probability: Probability
     max_forwards: int | None
@@ -31,7 +31,7 @@ class DecisionKeywords(TypedDict, total=False):
 
 
 def decide_type(model: Model, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
-    """Decides a value of a Python type, or of a JSON schema. Raises what `Model.decide` does."""
+    """Decides a value of a Python type or of a JSON schema. Raises what `Model.decide` raises."""
     kind = read_type(schema)
     decided = decide_schema(model, prompt, read_schema(kind.schema), **keywords)
     return decided if decided.partial else replace(decided, value=kind.read(decided.text, decided.value))
@@ -40,7 +40,7 @@ def decide_type(model: Model, prompt: Prompt, schema: Any, **keywords: Unpack[De
 def decide_schema(
     model: Model, prompt: Prompt, made: SchemaForm, **keywords: Unpack[DecisionKeywords]
 ) -> TypedDecision[Any]:
-    """Decides a schema that has been read. One without a choice needs no forward pass."""
+    """Decides a value of a schema's form. A form without a field takes no forward pass."""
     parts = made.form.parts
     if all(isinstance(part, str) for part in parts):
         heat, probability = keywords.get("temperature"), keywords.get("probability", "parallel")

@@ -1,1 +1,1 @@
-"""The decode loop and what it decides with: positions, gate, sampling, the state of a request. Pure numpy."""
+"""Decodes requests in pure numpy: the decode loop, block layout, gate, sampling, and the state of each request."""

@@ -1,4 +1,4 @@
-"""Requests side by side on one backend: one forward pass for all, one decision of the gate on all their canvases."""
+"""Runs several requests on one backend: one forward pass and one decision of the gate for all of them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .gate import Gate
 from .request_state import Progress, Result
 from .sequence import NOTHING, Inputs
 
-FEW = 0.75  # of the slots in use; below, the others are given up, if nobody waits for them
+FEW = 0.75  # if at most this share of the places is needed, the others may be given up, see `Batch.fit`
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after it.
+    """Holds what one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after the step.
 
-    confidence: of each position's latest prediction, so an unmasked one keeps that of its acceptance; 0 for what was
-    given. asked [n]: the positions that the forward pass predicted, in the order of its rows. `row` is the request's
-    index; `slot` its place in the last forward pass, or -1 if none was needed; `block` counts the answer's blocks from
-    0; `given` is how many of the canvas's first tokens belong to the prompt. steps, forwards: of the request so far, as
-    in its `Result`.
+    open: whether a position is still masked. confidence: of each position's latest prediction, so an unmasked position
+    keeps the confidence of its acceptance; 0 for tokens that were given. asked [n]: the canvas positions that the
+    forward pass predicted, in the order of its rows. row: the request's index. slot: its place in the forward pass, or
+    -1 if none was needed. block: the block's index in the answer. given: how many of the canvas's first tokens belong
+    to the prompt. steps, forwards: of the request so far, as in its `Result`.
     """
 
     row: int
@@ -46,14 +46,13 @@ class Step:
 
 
 class Batch:
-    """`slots` places for requests on a backend, which is opened for sequences of at most `capacity` positions.
+    """Decodes up to `slots` requests on a backend, which it opens for sequences of at most `capacity` positions.
 
-    If the backend can, `reach` makes that more.
-
-    A place whose request has its answer is free for another one at any step: each sequence has a length of its own.
-    The backend computes as many sequences as there are places; `fit` makes them fewer or more, up to `slots`.
-    What the one before left in the KV cache needs no zeroing: it is finite, or `step` would have raised, and unseen.
-    Raises UserError if the backend cannot run so many.
+    `reach` raises the capacity if the backend can grow. A place whose request has its answer is free for another
+    request at any step, since each sequence has its own length. The backend computes as many sequences as there are
+    places; `fit` changes their number, up to `slots`. What an earlier request left in the KV cache is not zeroed: the
+    next request does not see it, and it is finite, or `step` would have raised. Raises UserError if the backend cannot
+    run so many sequences.
     """
 
     def __init__(self, backend: Backend, rule: Gate, slots: int, capacity: int) -> None:
@@ -61,8 +60,8 @@ class Batch:
             raise UserError(f"slots is {slots}; expected at least 1")
         self._backend, self._rule, self.capacity = backend, rule, capacity
         self._slots: list[Progress | None] = [None] * slots
-        self._most, self._idle = slots, 0  # calls of `fit` in turn at which many places were free
-        self._clock = time.perf_counter()  # start of a request's time: its place was there, opening included
+        self._most, self._idle = slots, 0  # _idle: successive calls of `fit` at which many places were free
+        self._clock = time.perf_counter()  # a new request's time starts here; opening the backend counts
         backend.open(slots, capacity)
 
     @property
@@ -71,7 +70,7 @@ class Batch:
         return any(True for _ in self._live())
 
     def takes(self, request: Progress) -> bool:
-        """Returns whether there is a place, and room: a forward pass is as wide for all as for the widest."""
+        """Returns whether a place is free and there is room: a forward pass is as wide for all as for the widest."""
         past = [s.sequence.past for _, s in self._live()]
         room = self.capacity + PADDED * self._backend.contract.block
         return not past or (len(past) < len(self._slots) and max(past) + request.sequence.width <= room)
@@ -82,9 +81,9 @@ class Batch:
         return sum(1 for _ in self._live()) == len(self._slots)
 
     def reach(self, request: Progress) -> None:
-        """Makes the KV cache as long as a request needs it, its next forward pass next to the others included.
+        """Grows the KV cache to what a request needs, also for its next forward pass together with the others.
 
-        So a batch that grows takes the same requests at the same time as one that was opened at its longest.
+        So a batch that grows takes requests at the same steps as one that was opened at full length.
         """
         contract = self._backend.contract
         beside = max((s.sequence.past for _, s in self._live()), default=0) + request.sequence.width
@@ -94,7 +93,7 @@ class Batch:
             self.capacity = needed
 
     def add(self, request: Progress) -> None:
-        """Begins a request that it `takes`."""
+        """Begins a request, for which `takes` must be true."""
         free = next(slot for slot, s in enumerate(self._slots) if s is None or s.result is not None)
         self._slots[free], request.started = request, self._clock
 
@@ -107,25 +106,25 @@ class Batch:
         self._slots = [None if s is request else s for s in self._slots]
 
     def fit(self, waiting: int = 0, patience: int = 0) -> None:
-        """Makes places for the requests at work and `waiting` more; gives up free ones if they are many and have been
-        at `patience` calls before, or if nobody is at work."""
+        """Makes places for the running requests and `waiting` more. If many places are free, gives them up: at once if
+        no request runs, otherwise if many were free at the `patience` calls before, too."""
         live = [slot for slot, _ in self._live()]
-        if not live:  # since the last step nobody was at work
+        if not live:  # no request has run since the last step
             self._clock = time.perf_counter()
         needed = min(max(1, len(live) + waiting), self._most)
         self._idle = self._idle + 1 if needed <= FEW * len(self._slots) else 0
         if needed <= len(self._slots) and self._idle <= (patience if live else 0):
             return
         self._idle = 0
-        free = [live[0] if live else 0] * (needed - len(live))  # a copy of any, which the host reads nothing of
+        free = [live[0] if live else 0] * (needed - len(live))  # copies of any sequence, which nothing reads
         self._backend.keep(np.array(live + free))
         self._slots = [*(self._slots[slot] for slot in live), *(None for _ in free)]
 
     def step(self, only: Progress | None = None) -> list[Step]:
-        """Runs one forward pass if a sequence needs one; decides on each canvas that was in it or needs none.
+        """Runs one forward pass if a sequence needs one, and the gate on each canvas that was in it or needs none.
 
-        only: this request alone goes on. Raises NumericalError for scores that are not numbers; then, as with what the
-        backend raises, no request has gone on, and each may be tried alone.
+        only: the one request to step; None for all. Raises NumericalError for scores that are not numbers. After that,
+        or an error of the backend, no request has advanced, and each may be stepped alone.
         """
         live = dict(self._live())
         chosen = {slot: s for slot, s in live.items() if only in (None, s)}
@@ -140,7 +139,7 @@ class Batch:
             ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.asked)}
         self._clock = time.perf_counter()
         for slot, s in chosen.items():
-            if s.prefilled is None:  # a first forward pass with the canvas in it is a step; so is none at all
+            if s.prefilled is None:  # the prefill took no time of its own if the canvas was in it, or none was needed
                 s.prefilled = s.started if s.forwards or slot not in inputs else self._clock
         return self._decide(ready, inputs) if ready else []
 
@@ -150,7 +149,7 @@ class Batch:
                 yield slot, s
 
     def _assemble(self, live: Mapping[int, Progress], inputs: Mapping[int, Inputs]) -> Forward:
-        """Returns the sequences' inputs as a batch; one without inputs gets one padding token after its own."""
+        """Joins the sequences' inputs to a batch; a sequence without inputs gets padding after its committed tokens."""
         batch, top = len(self._slots), any(live[slot].sampler is not None for slot in inputs)
         if batch == 1:
             own = inputs[0]
@@ -172,7 +171,7 @@ class Batch:
             s.draw()
         proposed = zip(*(s.latest.parts()[:3] for s in chosen), strict=True)
         token, confidence, entropy = (_stack(parts) for parts in proposed)
-        limits = {read: read() for read in {s.threshold for s in chosen}}  # a shared one is read once
+        limits = {read: read() for read in {s.threshold for s in chosen}}  # a shared threshold is read once
         accepted = self._rule(
             token,
             confidence,
@@ -189,7 +188,7 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     """Records what the gate accepted of a canvas, whether or not a forward pass was run for it."""
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
     s.finalize(accepted)
-    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked[: len(canvas)])  # what is confirmed alone
+    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked[: len(canvas)])  # without rejected drafts
     result = s.result
     if result is not None and s.prefilled is not None:
         seconds = time.perf_counter() - s.started
@@ -200,24 +199,24 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
 
 
 def _numbers(out: Proposal, slots: Iterable[int]) -> bool:
-    """Returns whether all scores of these slots are numbers. Nobody reads the other places: a request that
-    failed may have left something else there."""
+    """Returns whether all scores of these slots are numbers. Other slots do not count: a failed request may have
+    left NaN there, which nothing reads."""
     return _finite(out.parts()) or all(_finite([part[slot] for part in out.parts()]) for slot in slots)
 
 
 def _finite(parts: Sequence[NDArray[Any]]) -> bool:
-    """Returns whether a proposal's parts are numbers: a sum is not a number if one of them is not, and is cheaper than
-    a look at each. A top token's probability may be 0."""
+    """Returns whether a proposal's scores are numbers, by their sum, which is cheaper to check than each of them. A top
+    token's log-probability may be -inf."""
     known = math.isfinite(float(parts[1].sum()) + float(parts[2].sum()))
     return known and not any(np.isnan(part).any() for part in parts[4:])
 
 
 def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Stacks arrays [block] to one [canvases, block]; without a copy if it is one, zeros after a smaller block's."""
+    """Stacks arrays [block] into one [canvases, block], shorter ones padded with zeros; a single one is not copied."""
     if len(parts) == 1:
         return parts[0][None]
     try:
         return np.stack(parts)
-    except ValueError:  # of other sizes, which few models have: a look at each would cost the others time
+    except ValueError:  # sizes differ, in few models; a check beforehand would cost the others time
         widest = max(map(len, parts))
         return np.stack([np.pad(part, (0, widest - len(part))) for part in parts])

@@ -12,27 +12,28 @@ from ..errors import UserError
 
 
 def committed_prompt(contract: Contract, prompt: int) -> int:
-    """Returns how many of a prompt's tokens are prefilled; the rest (`absolute` alone) opens the first canvas."""
+    """Returns how many of a prompt's tokens are prefilled; the rest, only with `absolute`, begins the first canvas."""
     absolute = contract.has_cache and contract.alignment == "absolute"
     return prompt // contract.block * contract.block if absolute else prompt
 
 
 def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
-    """Returns where the block of each position begins and ends, of a prompt and `answer` positions after it.
+    """Returns where each position's block begins and ends, for a prompt and `answer` positions after it.
 
-    The blocks of the answer are decoded one after the other. Decoding, trajectories and training read them here and in
-    `whole_blocks` alone, so that they may be of different sizes, of `contract.block` tokens at most. int64
+    The answer's blocks are decoded one after the other. Decoding, trajectories and training get block bounds only from
+    here and from `whole_blocks`, so that block sizes may differ, up to `contract.block` tokens. int64
     [prompt + answer] each
     """
-    block, short = contract.block, committed_prompt(contract, prompt) % contract.block  # the first, if it is not whole
+    block, short = contract.block, committed_prompt(contract, prompt) % contract.block  # short: an incomplete first's
     begins = (np.arange(prompt + answer, dtype=np.int64) - short) // block * block + short
     return begins, begins + block
 
 
 def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """Returns how far each position sees, of a prompt and `answer` positions after it: to the end of its block.
+    """Returns how far each position of a prompt and `answer` positions after it sees: to the end of its block.
 
-    With the alignment `prompt`, to the prompt's end at least; without a KV cache, everything. int64 [prompt + answer]
+    With the alignment `prompt` it sees at least to the prompt's end; without a KV cache it sees everything. int64
+    [prompt + answer]
     """
     if not contract.has_cache:
         return np.full(prompt + answer, prompt + answer, np.int64)
@@ -41,7 +42,7 @@ def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
 
 
 def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """Returns how far each position sees once it is committed: to itself in causal models, else as `block_ends`.
+    """Returns how far each position sees once it is committed: to itself in causal models, else as in `block_ends`.
 
     int64 [prompt + answer]
     """
@@ -59,7 +60,7 @@ def token_by_token(contract: Contract) -> Contract:
 
 
 def check_reuse(contract: Contract) -> None:
-    """Raises UserError if no prompt can begin with keys and values that another one left."""
+    """Raises UserError if no prompt can reuse keys and values of an earlier one."""
     if not contract.has_cache:
         raise UserError("a model without a KV cache computes each prompt anew, so it has no prefix caching")
     if contract.alignment == "prompt" and not contract.commits_causally:
@@ -70,11 +71,12 @@ def check_reuse(contract: Contract) -> None:
 
 
 def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
-    """Returns how many of a prompt's first tokens need no prefill after the keys and values of `held` [length].
+    """Returns how many of a prompt's first tokens need no prefill because the KV cache holds them.
 
-    Whole blocks alone, since a token sees its block to the end. held: the ids that an answer to a prompt of `earlier`
-    tokens left committed. With `end`, blocks are counted back from the prompt's end, so that both have to be short by
-    the same. With `shift` something is committed before a masked canvas, whose first token it predicts.
+    held [length]: the committed ids of the request before, whose prompt had `earlier` tokens. Only whole blocks are
+    reused, since a token sees its block to the end. With `end`, blocks are counted back from the prompt's end, so the
+    first blocks of both prompts must have the same length. With `shift`, the last prompt token is prefilled if a
+    masked canvas follows: its row predicts the canvas's first token.
     """
     if contract.commits_causally:
         contract = token_by_token(contract)
@@ -90,24 +92,24 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
 
 
 def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
-    """Returns where the block of the last of `tokens` tokens ends, in positions from the prompt's first token."""
+    """Returns where the last block of an answer of `tokens` tokens ends, in positions from the prompt's first token."""
     start = committed_prompt(contract, prompt)
     return start - (start - prompt - tokens) // contract.block * contract.block
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
-    """Returns the most positions that a request occupies: prefilled prompt and whole blocks, or prompt and canvas."""
+    """Returns how many positions a request occupies at most: prompt and whole blocks, or prompt and canvas."""
     return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
 def longest_answer(contract: Contract) -> int:
-    """Returns the most positions that an answer of a canvas's tokens occupies, its last block to the end."""
+    """Returns how many positions an answer of `contract.canvas` tokens occupies at most, its last block complete."""
     lengths = range(contract.block, 2 * contract.block)
     return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
 
 
 def room_for_answer(contract: Contract, prompt: int) -> int:
-    """Returns the most tokens an answer to a prompt of that length may have; 0 if not even one fits."""
+    """Returns how many tokens an answer to a prompt of `prompt` tokens may have at most; 0 if none fits."""
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
     start = committed_prompt(contract, prompt)
@@ -115,7 +117,7 @@ def room_for_answer(contract: Contract, prompt: int) -> int:
 
 
 def check_room(contract: Contract, prompt: int, tokens: int) -> None:
-    """Raises UserError if prompt and answer do not fit; before any work is done."""
+    """Raises UserError, before any work, if prompt and answer do not fit."""
     if prompt < 1:
         raise UserError("the prompt is empty; give at least one token")
     if tokens < 1:
@@ -135,9 +137,9 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
 
 
 def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
-    """Returns the most tokens between a prompt and a suffix of those lengths, so that each of them sees the suffix.
+    """Returns how many tokens fit between a prompt and a suffix of these lengths, if each is to see the suffix.
 
-    A `full` model sees its whole canvas, a `block_causal` one nothing after the block; 0 or less if none fits.
+    A `full` model sees its whole canvas, a `block_causal` one nothing after the block. 0 or less: none fits.
     """
     if not contract.has_cache:
         return contract.canvas - suffix
@@ -145,7 +147,7 @@ def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
 
 
 def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> None:
-    """Raises UserError if `suffix` [length] cannot follow a prompt and `tokens` positions, before any work."""
+    """Raises UserError, before any work, if `suffix` [length] cannot follow a prompt and `tokens` positions."""
     if len(suffix) == 0:
         return
     check_ids(contract, suffix)

@@ -1,4 +1,4 @@
-"""The gate: which predicted tokens of a masked block a step accepts. Pure numpy, decided on the host.
+"""Implements the gate, which decides which predicted tokens of a block a step accepts. Pure numpy, on the host.
 
 Sources: confidence threshold as CDLM and Fast-dLLM decode, entropy as dParallel does, the factor rule of Fast-dLLM
 (arXiv 2505.22618), bounds and end-token guard of CD4LM's CAD (arXiv 2601.02236), sub-blocks of Fast-dLLM v2.
@@ -31,10 +31,10 @@ COMPARE: dict[str, Callable[[Floats, Floats], Bools]] = {
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a threshold is given in, from 0 on.
+    """Describes the unit of a threshold, whose range begins at 0.
 
-    highest: its range ends here, by the vocabulary's size; strict: whether a higher threshold accepts less; grid: what
-    calibration tries; shown: the end of a slider, if not the highest.
+    highest: returns the range's end for a vocabulary size; strict: whether a higher threshold accepts less; grid: the
+    thresholds that calibration tries; shown: the end of a slider, if that is not the range's end.
     """
 
     highest: Callable[[int], float]
@@ -52,27 +52,27 @@ FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.
 
 def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
     """Returns the free positions whose score compares with the threshold. [batch, block]"""
-    return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # in fp64 0.9 is not 0.9
+    return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # 0.9 in fp32 is not 0.9 in fp64
 
 
 def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the longest best-first run of free positions whose confidences suffice for their number."""
+    """Returns the n most confident free positions, for the largest n that `factor_count` allows."""
     return ranked() < factor_count(metric, free, threshold)[:, None]
 
 
 def fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the best `min`, held-back ones too if the others are fewer."""
+    """Returns the `min` best positions; held-back ones are among them if there are too few others."""
     return ranked() < spec.min
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule of acceptance. accept: the positions that it takes, [batch, block], before `min` is made up.
+    """Describes a rule of the gate. accept: returns the positions that it accepts [batch, block], before `min` is met.
 
-    accept is given the spec, the scores of its metric and the masked positions that it may accept, both [batch, block],
-    each position's place (`ranks`), computed when it is first called, and the threshold, [batch or 1, 1].
-    units: by each metric that it takes, what its threshold is given in; None for a rule without one. compares: whether
-    it compares each score with the threshold by itself, by the spec's comparator.
+    accept takes the spec; the metric's scores and the masked positions that it may accept, both [batch, block]; a
+    function that returns each position's place (`ranks`), computed when it is first called; and the threshold
+    [batch or 1, 1]. units: the metrics that the rule takes, each with its threshold's unit, None for a rule without a
+    threshold. compares: whether the spec's comparator compares each score with the threshold.
     """
 
     accept: Callable[[GateSpec, Floats, Bools, Ranked, Floats], Bools]
@@ -89,7 +89,7 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Accepts positions. Every step accepts at least one masked position, the best; ties break to the lowest one."""
+    """Accepts positions: per step at least the best masked one; of equally good ones, the lowest comes first."""
 
     spec: GateSpec
     eos_ids: tuple[int, ...] = ()
@@ -106,7 +106,7 @@ class Gate:
         """Returns accepted positions, bool [batch, block], a subset of `masked`.
 
         token, confidence, entropy, masked [batch, block]: predictions and which positions are masked; progress [batch]:
-        the share of the answer that is unmasked; threshold: one for all or [batch], unused by a rule without one.
+        the share of the answer that is unmasked; threshold: one for all or [batch], ignored by the rule `count`.
         """
         spec, guard = self.spec, self.spec.eos_guard
         metric = confidence if spec.metric == "confidence" else entropy
@@ -116,14 +116,14 @@ class Gate:
         ranked = cache(lambda: ranks(metric if spec.metric == "confidence" else -metric, eligible, held))
         accepted = RULES[spec.rule].accept(spec, metric, free, ranked, np.asarray(threshold).reshape(-1, 1))
         fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
-        if fewest < spec.min:  # rare; otherwise a threshold needs no places
-            # As in CAD, the minimum is not made up of held-back end tokens, unless nothing else is masked.
+        if fewest < spec.min:  # rare; otherwise the rule `threshold` needs no ranks
+            # As in CAD, held-back end tokens do not count for the minimum, unless nothing else is masked.
             accepted |= (ranked() < spec.min) & (free | ~free.any(axis=1, keepdims=True))
         return accepted & eligible
 
 
 def first_sub_block(masked: Bools, size: int) -> Bools:
-    """Returns `masked` confined to the first sub-block of `size` positions with a masked one. [batch, block]"""
+    """Returns `masked` in the first sub-block of `size` positions that has a masked one, else False. [batch, block]"""
     place = np.arange(masked.shape[1]) // size  # [block]
     here: Bools = masked & (place == place[masked.argmax(axis=1)][:, None])
     return here

@@ -1,6 +1,6 @@
-"""The decode loop: propose, gate, commit, block after block, for a ragged batch on any backend.
+"""Runs the decode loop: predict, gate, commit, block after block, for a ragged batch on any backend.
 
-It exists once. Training-time evaluation, parity tests and production run these lines.
+There is only this loop: evaluation in training, parity tests and production run it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def steps(
 ) -> Iterator[list[Step]]:
     """Decodes the requests and yields, per forward pass, what it did to every canvas that was in it.
 
-    gate: replaces the bundle's. slots: how many are decoded at once, all by default; who has its answer makes room for
-    the next. options: replace those of every request. No requests yield nothing. Raises UserError before any work
-    if a request does not fit or has an id that the model lacks, NumericalError for scores that are not numbers.
+    gate: replaces the bundle's. slots: how many requests are decoded at once, by default all; a finished request makes
+    room for the next. options: replace those of every request. Without requests nothing is yielded. Raises UserError
+    before any work if a request does not fit or has an id that the model lacks, NumericalError for scores that are not
+    numbers.
     """
     begin = Beginning(backend.contract, gate, options)
     queue = [begin(row, request) for row, request in enumerate(requests)]
@@ -53,10 +54,10 @@ def answers(
     gate: GateSpec | None = None,
     **options: Unpack[OptionKeywords],
 ) -> Iterator[Result]:
-    """Yields the answers to a stream of requests in the order in which they come, `slots` of them decoded at once.
+    """Yields the answers to a stream of requests in the stream's order; decodes `slots` of them at once.
 
-    A request is taken from the stream when the one before it has its place, and checked then: UserError ends the
-    stream. The other options are those of `steps`. Each answer equals its solo run in fp32.
+    A request is taken from the stream, and checked, when the request before has its place; a UserError ends the stream.
+    The other options are those of `steps`. In fp32 each answer equals its solo run.
     """
     begin = Beginning(backend.contract, gate, options)
     queue = (begin(row, request) for row, request in enumerate(requests))
@@ -70,7 +71,7 @@ def answers(
 
 
 def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
-    """Yields steps of the batch, which takes from the queue as it has places, until all have their answers."""
+    """Yields the batch's steps, and fills free places from the queue, until every request has its answer."""
     waiting = next(queue, None)
     while waiting is not None or batch.busy:
         while waiting is not None and batch.takes(waiting):
@@ -97,7 +98,7 @@ def generate_batch(
     slots: int | None = None,
     **options: Unpack[OptionKeywords],
 ) -> list[Result]:
-    """Returns whole answers in the order of the requests; each equals its solo run in fp32."""
+    """Returns whole answers in the order of the requests; in fp32 each equals its solo run."""
     if not requests:
         return []
     results: dict[int, Result] = {}
@@ -107,7 +108,7 @@ def generate_batch(
 
 
 class Beginning:
-    """Requests at their beginning: what they share, and the check that each of them fits, before any work."""
+    """Makes the initial state of requests: holds what they share, and checks that each fits, before any work."""
 
     def __init__(self, contract: Contract, gate: GateSpec | None, shared: OptionKeywords) -> None:
         self.rule = Gate(gate or contract.gate, contract.eos_ids)
@@ -115,7 +116,7 @@ class Beginning:
         self._reader = threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # read once per step
 
     def __call__(self, row: int, request: Request, past: int = 0) -> Progress:
-        """Returns the request of index `row`, with `past` of its prompt's tokens in the KV cache already."""
+        """Returns the state of the request of index `row`, whose first `past` tokens are in the KV cache already."""
         contract = self._contract
         options = settle(contract, request.prompt, replace(request.options, **self._shared))
         alike = options.threshold is self._threshold

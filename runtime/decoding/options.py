@@ -1,4 +1,4 @@
-"""How one request is decoded: its options, their defaults and their bounds, the same for every caller."""
+"""Defines how one request is decoded: its options, their defaults and bounds, the same for every caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import UserError
 from .block_layout import check_ids, check_room, check_suffix, room_before_suffix, room_for_answer, token_by_token
 from .sampling import check_sampling, sampler
 
-NEW_TOKENS = 256  # by default, cut to the room that the prompt leaves
+NEW_TOKENS = 256  # default of max_new_tokens; fewer if the prompt leaves less room
 
 Prompt = str | Sequence[int] | Ints
 Threshold = float | Callable[[], float]
@@ -22,23 +22,24 @@ Threshold = float | Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """How to decode one request.
+    """Describes how to decode one request.
 
     Attributes:
-        max_new_tokens: Most tokens of the answer; None for 256, cut to the room.
-        threshold: Of the gate, a value or a function that is read at every step; None for the gate's own.
-        fused: Whether the commit of a block (and the prefill) shares a forward pass with the next canvas, and a
-            verification with the next draft if the model can; exact either way in fp32.
-        suffix: Known tokens after exactly `max_new_tokens` positions, by default as many as the block has room for; the
-            answer is what comes before it, to an end token. Text is encoded alone, without a chat template, by `Model`;
-            the loop takes ids.
-        temperature: 0 for the best tokens; above it, to 5, tokens are sampled, of a bundle exported with top tokens. A
-            masked position is sampled at every step, see `sampling.Sampler`.
-        seed: An int64 that repeats the same samples; None samples one, which the result reports.
-        raw: Whether a text prompt goes without the bundle's chat template. Ids have none.
-        mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as an autoregressive
-            model; `speculative` with the causal mode's tokens, drafted by the block and verified together. None for
-            the first of the contract's `modes`, which are those that it supports.
+        max_new_tokens: Maximum of tokens in the answer; None for 256, or fewer if the prompt leaves less room.
+        threshold: The gate's threshold, as a value or as a function that is called at every step; None for the gate's
+            own.
+        fused: Whether a block's commit (or the prefill) shares a forward pass with the next canvas, and a verification
+            with the next draft if the model can; in fp32 the answer is the same either way.
+        suffix: Known tokens after exactly `max_new_tokens` positions, by default as many as the block has room for. The
+            answer is what comes before the suffix, up to an end token. `Model` encodes a text suffix by itself, without
+            a chat template; the loop takes ids.
+        temperature: 0 for the top-1 tokens; above 0, to 5, tokens are sampled, which needs a bundle exported with top
+            tokens. A masked position is sampled at every step, see `sampling.Sampler`.
+        seed: An int64; the same seed gives the same samples. None: a random seed, which the result reports.
+        raw: Whether to leave the bundle's chat template out of a text prompt; ids never get one.
+        mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as in an
+            autoregressive model; `speculative` with the causal mode's tokens, drafted as a block and verified together.
+            None for the first of the contract's `modes`, which are those that the model supports.
     """
 
     max_new_tokens: int | None = None
@@ -52,7 +53,7 @@ class DecodeOptions:
 
 
 class OptionKeywords(TypedDict, total=False):
-    """The fields of `DecodeOptions` as keywords, so that type checkers and editors know them."""
+    """Lists the fields of `DecodeOptions` as keywords, so that type checkers and editors know them."""
 
     max_new_tokens: int | None
     threshold: Threshold | None
@@ -69,14 +70,14 @@ DEFAULTS = DecodeOptions()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to answer: `prompt` int64 [length], and how."""
+    """Holds a prompt, int64 [length], and how to answer it."""
 
     prompt: Ints
     options: DecodeOptions = DEFAULTS
 
 
 def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOptions:
-    """Returns the options with `max_new_tokens`, ids as suffix and, if tokens are sampled, a seed.
+    """Returns the options completed: with `max_new_tokens`, mode, ids as suffix and, if tokens are sampled, a seed.
 
     Raises UserError if the request does not fit the model. The threshold is checked by `threshold_reader`.
     """
@@ -95,7 +96,7 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
 
 
 def mode_of(contract: Contract, mode: str | None) -> str:
-    """Returns the mode, or the contract's own for None. Raises UserError for one that the model does not support."""
+    """Returns the mode, or the contract's default for None. Raises UserError if the model does not support it."""
     if mode is None:
         return contract.modes[0]
     if mode not in contract.modes:
@@ -105,12 +106,12 @@ def mode_of(contract: Contract, mode: str | None) -> str:
 
 
 def decoded_contract(contract: Contract, mode: str) -> Contract:
-    """Returns the contract by which a request of that mode has room: all modes but `block` go token by token."""
+    """Returns the contract that gives a request's room in this mode: all modes but `block` go token by token."""
     return contract if mode == "block" else token_by_token(contract)
 
 
 def _check_ungated(options: DecodeOptions, mode: str) -> None:
-    """Raises UserError for options that a mode without a gate has no use for."""
+    """Raises UserError for options that have no effect in a mode without a gate."""
     if options.threshold is not None:
         raise UserError(f"a threshold was given with mode {mode}, which has no gate; leave one of them out")
     if len(options.suffix):
@@ -118,7 +119,7 @@ def _check_ungated(options: DecodeOptions, mode: str) -> None:
 
 
 def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:
-    """Returns the most tokens of the answer: the option, or NEW_TOKENS cut to the room."""
+    """Returns how many tokens the answer may have: the option, or NEW_TOKENS, or fewer if there is less room."""
     if options.max_new_tokens is not None:
         return options.max_new_tokens
     room = room_for_answer(contract, len(prompt))
@@ -128,7 +129,7 @@ def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:
 
 
 def threshold_reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
-    """Returns what is called at every step for the threshold. Raises UserError for one outside the gate's range."""
+    """Returns a function that gives the threshold at every step. Raises UserError for one outside the gate's range."""
     if callable(threshold):
         return lambda: spec.check_threshold(threshold(), vocab)
     fixed = spec.own_threshold(vocab) if threshold is None else spec.check_threshold(threshold, vocab)

@@ -1,4 +1,4 @@
-"""Prefix caching: keeps in the KV cache what a prompt shares with the prompt and answer before it."""
+"""Implements prefix caching: the KV cache keeps what a prompt shares with the prompt and answer before."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One request at a time on a backend that nobody else uses meanwhile.
+    """Decodes one request at a time, with prefix caching, on a backend that has no other user meanwhile.
 
-    If a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a
-    conversation; a text that all prompts start with), these are not prefilled. Exact in fp32. The KV cache is opened
-    once, for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that cannot, see
-    `layout.check_reuse`.
+    If a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a conversation;
+    a text that all prompts start with), these blocks are not prefilled; in fp32 the answer is the same. The KV cache is
+    opened once, for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that
+    cannot reuse a prefix, see `block_layout.check_reuse`.
     """
 
     def __init__(self, backend: Backend, gate: GateSpec | None = None) -> None:
         check_reuse(backend.contract)
         self._backend, self._gate = backend, gate
         self._batch: Batch | None = None
-        self._last: tuple[Ints, Progress] | None = None  # a prompt and how far its answer came
+        self._last: tuple[Ints, Progress] | None = None  # the last prompt and the state of its answer
 
     def steps(self, request: Request, **options: Unpack[OptionKeywords]) -> Iterator[list[Step]]:
-        """Yields what `decode.steps` yields. It may be left early: what was committed until then is kept."""
+        """Yields what `loop.steps` yields. If it is closed early, what was committed until then is kept."""
         contract = self._backend.contract
         begin = Beginning(contract, self._gate, options)
         held, earlier = self._held()
@@ -45,18 +45,18 @@ class Session:
         batch.clear()
         batch.add(progress)
         while progress.result is None:
-            self._batch = self._last = None  # what a failed forward pass leaves is not known
+            self._batch = self._last = None  # unknown while a forward pass runs, or after it failed
             done = batch.step()
             self._batch, self._last = batch, (request.prompt, progress)
             if done:
                 yield done
 
     def forget(self) -> None:
-        """Counts nothing as committed any more: somebody else has used the backend."""
+        """Counts nothing as committed any more, after another use of the backend."""
         self._batch = self._last = None
 
     def _held(self) -> tuple[Ints, int]:
-        """Returns the ids that are committed in the KV cache [length], and how long the prompt among them is."""
+        """Returns the ids that are committed in the KV cache [length], and the length of their request's prompt."""
         if self._last is None:
             return NOTHING, 0
         prompt, progress = self._last

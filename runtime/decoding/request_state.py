@@ -1,4 +1,4 @@
-"""One request on its way from prompt to answer: how far it is, and the block in progress."""
+"""Keeps the state of one request from prompt to answer, with the block in progress."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .sequence import NOTHING, CachedBlocks, Inputs, Sequence, WholeCanvas
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer and what it took.
+    """Holds an answer and what it cost.
 
     token_ids include the end token; finish: eos | length. steps: forward passes with a masked position; commits:
-    finished blocks whose keys and values were kept; forwards: both, a fused one counted once, a prefill of its own not
-    counted; blocks: blocks begun; cached: whether committed tokens were kept in a KV cache; seed: of the samples, if
-    there were any; mode: see `options.DecodeOptions`. Times in seconds; prefill_seconds is 0 if the first forward pass
-    was a step, with the prompt in it or none to prefill.
+    finished blocks whose keys and values were kept; forwards: forward passes that step or commit, a fused one counted
+    once, a separate prefill not counted; blocks: blocks begun; cached: whether a KV cache kept committed tokens; seed:
+    of the samples, None if nothing was sampled; mode: see `options.DecodeOptions`. Times in seconds;
+    prefill_seconds is 0 if the first forward pass was a step already: the prompt was in it, or needed no prefill.
     """
 
     token_ids: tuple[int, ...]
@@ -45,15 +45,16 @@ class Result:
 
     @property
     def one_a_step(self) -> int:
-        """Returns the least forward passes for as many tokens with one per step; see `one_a_step`."""
+        """Returns the fewest forward passes for as many tokens at one per step; see the function `one_a_step`."""
         return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
 class Progress(ABC):
-    """The state of one request. `inputs` returns what the next forward pass needs, `receive` takes what came of it.
+    """Holds the state of one request: `inputs` returns what the next forward pass needs, `receive` takes its results.
 
-    room: how many positions it occupies at the most. canvas, open, latest: the block in progress, which of its
-    positions are masked, and what was predicted of each last; tail: how many of its first tokens belong to the prompt.
+    room: the maximum of positions that the request occupies. canvas: the block in progress; open: which of its
+    positions are masked; latest: the latest prediction for each; tail: how many of its first tokens belong to the
+    prompt.
     """
 
     __slots__ = (
@@ -97,7 +98,7 @@ class Progress(ABC):
     ) -> None:
         self.contract, self.row, self.mode, self.wanted, self.room = contract, row, mode, wanted, room
         self.threshold = threshold
-        self.started = 0.0  # seconds, as is the next; of a clock that is read by whoever runs the forward passes
+        self.started = 0.0  # seconds, as is `prefilled`, on the clock of the caller that runs the forward passes
         self.prefilled: float | None = None
         self.sampler = sampler  # None takes the best tokens
         self.answer: list[int] = []
@@ -107,7 +108,7 @@ class Progress(ABC):
     @property
     @abstractmethod
     def progress(self) -> float:
-        """The share of the answer that is out."""
+        """Returns the share of the answer that is unmasked."""
 
     @abstractmethod
     def inputs(self) -> Inputs | None:
@@ -115,11 +116,11 @@ class Progress(ABC):
 
     @abstractmethod
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes a slot's predictions of the requested positions. Returns whether something is decided."""
+        """Takes a slot's predictions of the requested positions. Returns whether its canvas is decided on now."""
 
     @abstractmethod
     def draw(self) -> None:
-        """Puts sampled tokens into the latest predictions of masked positions, if the request is sampled."""
+        """If the request is sampled, puts sampled tokens into the latest predictions of masked positions."""
 
     @abstractmethod
     def accept(self, gated: Bools) -> Bools:
@@ -131,7 +132,7 @@ class Progress(ABC):
         begins the next block if it is time."""
 
     def _ended(self, fresh: list[int]) -> bool:
-        """Ends the answer if these tokens, the next of it in order, hold its end. Returns whether they do."""
+        """Ends the answer if these tokens, the next ones in it, contain its end. Returns whether they do."""
         ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
         left = self.wanted - len(self.answer)
         if ends and ends[0] < left:
@@ -181,9 +182,9 @@ class BlockProgress(Progress):
         # The answer's positions before any step: masks, and after the wanted ones the suffix, known from the start.
         self.ahead = np.full(room - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
-        self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # of each position's block
+        self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # where each position's block ends
         self.most = wanted if len(suffix) else len(self.ahead)  # nothing after the suffix is requested
-        self.draws, self.seeding = 0, False  # whether the first token alone is decided now
+        self.draws, self.seeding = 0, False  # seeding: whether only the block's first token is decided now
         self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
         kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
         self.sequence = kind(contract, prompt, self.ahead, past, fused)
@@ -193,7 +194,7 @@ class BlockProgress(Progress):
         prompt, done = len(self.ends) - len(self.ahead), len(self.answer) - len(given)
         self.canvas = np.concatenate((given, self.ahead[len(self.answer) : self.ends[prompt + done] - prompt]))
         place = np.arange(len(self.canvas))
-        # Never `canvas == mask_id`: a prompt may hold one.
+        # Never `canvas == mask_id`: a prompt may contain the mask token.
         self.open = (place >= len(given)) & (place + done < self.most)
         if len(place) == len(self.latest.token):
             self.latest.confidence.fill(0)
@@ -204,7 +205,7 @@ class BlockProgress(Progress):
 
     @property
     def progress(self) -> float:
-        """The share of the answer that is out."""
+        """Returns the share of the answer that is unmasked."""
         return (len(self.answer) + len(self.open) - np.count_nonzero(self.open) - self.closed) / self.wanted
 
     def inputs(self) -> Inputs | None:
@@ -212,12 +213,12 @@ class BlockProgress(Progress):
         return self.sequence.inputs(self.canvas, self.open)
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes a slot's predictions of the requested positions. Returns whether its canvas was in it, or
-        what was committed predicts the canvas's first token, which is decided by itself."""
-        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # a neighbor's top tokens are left out
+        """Takes a slot's predictions of the requested positions. Returns whether the canvas was in the forward pass, or
+        the committed tokens predict its first token, which is then decided alone."""
+        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # top tokens only if this request samples
             kept[asked] = new[slot, : len(asked)]
         committing, stepping = self.sequence.receive()
-        commits = committing and self.blocks > 1  # before the second block it is the prompt's prefill
+        commits = committing and self.blocks > 1  # in the first block that was the prompt's prefill
         self.commits += commits
         self.steps += stepping
         self.forwards += commits or stepping
@@ -225,7 +226,7 @@ class BlockProgress(Progress):
         return stepping or self.seeding
 
     def draw(self) -> None:
-        """Puts sampled tokens into the latest predictions of masked positions, if the request is sampled."""
+        """If the request is sampled, puts sampled tokens into the latest predictions of masked positions."""
         if self.sampler is not None:
             drawn = self.sampler(self.latest, len(self.answer) - self.tail, self.draws)
             np.copyto(self.latest.token, drawn.token, where=self.open)
@@ -251,14 +252,15 @@ class BlockProgress(Progress):
 
 
 def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
-    """Returns the least forward passes for so many tokens with one per step.
+    """Returns the fewest forward passes that `tokens` tokens take at one token per step.
 
-    Separate commits come on top in the mode `block`, whatever the steps; in the others the prompt's gives a token.
+    In the mode `block` separate commits (`forwards - steps`) are added; in the others the prompt's forward pass gives
+    the first token.
     """
     return tokens + forwards - steps if mode == "block" else max(0, tokens - 1)
 
 
 def nothing_yet(block: int, top_k: int) -> Proposal:
-    """Returns room for what the latest forward pass predicts of each position of a canvas."""
+    """Returns an empty proposal for a canvas of `block` positions, to be filled with the latest predictions."""
     most = (np.zeros((block, top_k), np.int64), np.zeros((block, top_k), np.float32)) if top_k else ()
     return Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32), *most)

@@ -1,4 +1,4 @@
-"""Requests that join and leave a batch between forward passes, as a server has them: first come, first served."""
+"""Runs a batch that requests join and leave between forward passes, for a server: first come, first served."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from .loop import Beginning
 from .options import Request
 from .request_state import Progress
 
-LONG = 2  # times what is needed; so long a KV cache is given up when nobody is at work
-PATIENCE = 8  # forward passes before free places are given up, which copies the KV cache: the next request may be near
+LONG = 2  # a KV cache longer than this times what is needed is given up when no request runs
+PATIENCE = 8  # forward passes before free places are given up: that copies the KV cache, and they may be needed soon
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one forward pass did. steps: to the requests whose block was in it; failed: which requests ended by what."""
+    """Holds what one forward pass did. steps: of the requests whose block was in it; failed: errors by request."""
 
     steps: list[Step]
     failed: Mapping[int, Exception] = field(default_factory=dict)
 
 
 class RunningBatch:
-    """A batch of at most `slots` requests and the queue in front of it, which one thread drives.
+    """Runs at most `slots` requests at once, with a queue for more; one thread drives it.
 
-    Every answer is its solo one in fp32, whoever else is in the batch, comes or goes. A request enters it at the first
-    forward pass at which there is a place, after all that came before it: a wide prompt that has no room next to the
-    others (see `Batch.takes`) waits, at most until they have their answers, and nobody overtakes it. In the batch each
-    forward pass serves every request. gate: replaces the contract's.
+    In fp32 every answer equals its solo run, whatever other requests join or leave. A request joins the batch at the
+    first forward pass with a free place, after all requests that came before it. A wide prompt that has no room next to
+    the others (see `Batch.takes`) waits, at most until they have their answers, and no request overtakes it. Each
+    forward pass serves every request in the batch. gate: replaces the contract's.
     """
 
     def __init__(self, backend: Backend, gate: GateSpec | None, slots: int) -> None:
         self.slots = slots
         self._backend, self._begin = backend, Beginning(backend.contract, gate, {})
         self._batch: Batch | None = None  # opened when it is first needed, and again after a failure
-        self._damaged = False  # a request failed, and what it left in the KV cache may be no numbers
+        self._damaged = False  # whether a request failed, which may have left NaN in the KV cache
         self._waiting: deque[Progress] = deque()
         self._running: dict[int, Progress] = {}  # by number, in the order in which they came
         self._count = 0
 
     @property
     def free(self) -> int:
-        """Returns how many places nobody has or waits for."""
+        """Returns how many places no request has or waits for."""
         return max(0, self.slots - len(self._running) - len(self._waiting))
 
     @property
@@ -69,7 +69,10 @@ class RunningBatch:
             self._batch.drop(progress)
 
     def release(self) -> None:
-        """Gives the KV cache up for another use of the engine, while nobody is in the batch: it is opened anew."""
+        """Gives up the KV cache, so that the engine can be used otherwise; the next step opens it again.
+
+        Raises ValueError while a request runs.
+        """
         if self._running:
             raise ValueError("the batch has requests in it")
         self._batch = None
@@ -77,8 +80,8 @@ class RunningBatch:
     def step(self) -> Outcome:
         """Admits requests, runs one forward pass and decides on its blocks.
 
-        A request that the engine refuses, or whose scores are not numbers, fails alone. A device that fails, or
-        anything unforeseen, ends all that are in the batch; those that wait stay, unless no batch can be opened.
+        A request that the engine refuses, or whose scores are not numbers, fails alone. A failed device, or an
+        unforeseen error, ends all requests in the batch; waiting requests stay, unless no batch can be opened.
         """
         try:
             batch, refused = self._admit()
@@ -95,9 +98,9 @@ class RunningBatch:
         return outcome
 
     def _admit(self) -> tuple[Batch, dict[int, Exception]]:
-        """Fills the places. After a failure nobody enters until the others have left; the batch is then opened anew.
+        """Fills free places. After a failure no request joins until the others have left and the batch is opened again.
 
-        Returns the batch, and who had to be refused since the KV cache cannot be made as long as they need it.
+        Returns the batch, and the errors of requests that are refused since the KV cache cannot grow to what they need.
         """
         capacity, refused = self._needed(), dict[int, Exception]()
         long = self._batch is not None and bool(self._waiting) and self._batch.capacity > LONG * capacity
@@ -121,19 +124,19 @@ class RunningBatch:
         return self._batch, refused
 
     def _needed(self) -> int:
-        """Counts the KV-cache positions to open a batch with: what waiting requests need, if it can grow later."""
+        """Returns the capacity to open a batch with: what waiting requests need if it can grow, else the contract's."""
         if not isinstance(self._backend, Growable):
             return self._backend.contract.capacity
         return max((progress.room for progress in self._waiting), default=1)
 
     def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> Outcome:
-        """Runs, after a failed forward pass, one per request, which shows whose fault it was."""
+        """Runs one forward pass per request, after one for all has failed, to find the requests that fail."""
         if len(self._running) == 1:
             return Outcome([], {**refused, **dict.fromkeys(self._running, error)})
         steps, failed = list[Step](), dict(refused)
         for number, progress in self._running.items():
             try:
-                batch.reach(progress)  # those before it have gone on
+                batch.reach(progress)  # the requests before it have advanced
                 steps += batch.step(progress)
             except (UserError, NumericalError) as own:
                 failed[number] = own

@@ -1,4 +1,4 @@
-"""Samples tokens at a temperature from the top-k that an engine returns. Pure numpy, decided on the host."""
+"""Samples tokens at a temperature from the top-k that an engine returns. Pure numpy, on the host."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..errors import UserError
 
 HOTTEST = 5.0  # above, samples are nearly uniform over the K tokens
 SEEDS = 2**63  # seeds are int64: from -SEEDS to SEEDS - 1
-DRAWN_BITS = 32  # of a seed that nobody gave: short enough to be typed again
+DRAWN_BITS = 32  # of a random seed: short enough to be typed again
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Samples for one answer. Its samples are a function of the seed, the position in the answer and the step alone."""
+    """Samples the tokens of an answer. Samples depend only on the seed, the position in the answer and the step."""
 
     temperature: float
     seed: int
@@ -27,11 +27,11 @@ class Sampler:
     def __call__(self, proposal: Proposal, first: int, step: int) -> Proposal:
         """Returns a canvas's proposal [block] with a token sampled per position, without the top tokens.
 
-        first: the canvas's first position in the answer, below 0 if it begins with the prompt's tail; step: from 0,
-        of the answer. A token is sampled from softmax(top_logprob / temperature) over the K tokens. Its confidence is
-        its own probability at temperature 1, over the whole vocabulary, as in LLaDA's generate and `train.collect`: the
-        gate's threshold was chosen for those, and a temperature must not make a model look more or less confident than
-        it is. The entropy is the model's, and stays.
+        first: the canvas's first position in the answer, below 0 if it begins with the prompt's tail; step: the
+        answer's step, from 0. A token is sampled from softmax(top_logprob / temperature) over the K tokens. Its
+        confidence is its own probability at temperature 1, over the whole vocabulary, as in LLaDA's generate and
+        `train.collect`: the gate's threshold was chosen for such confidences, and a temperature must not make a model
+        look more or less confident than it is. The model's entropy stays as it is.
         """
         if proposal.top_token is None or proposal.top_logprob is None:
             raise ValueError("the engine gave no top tokens to sample from")
@@ -44,7 +44,7 @@ class Sampler:
 
 
 def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: NDArray[np.float64]) -> Ints:
-    """Returns per row the place of a token sampled from softmax(log_prob / temperature). int64 [n]
+    """Samples one token per row from softmax(log_prob / temperature); returns its place in the row. int64 [n]
 
     log_prob [n, K], best first; uniform [n], in [0, 1), decides the sample. A token at -inf is never sampled.
     """
@@ -58,8 +58,8 @@ def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: N
 def uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64]:
     """Returns a number in [0, 1) for each of `count` positions from `first`, 0 for those below 0. float64 [count]
 
-    Philox (Salmon et al. 2011) is a function of a key, the seed, and a counter, (position, step), whose numbers are the
-    same in every version of numpy; one of the four numbers of each counter is taken.
+    Philox (Salmon et al. 2011) is a function of a key, here the seed, and a counter, here (position, step). Its numbers
+    are the same in every version of numpy; the first of four numbers per counter is used.
     """
     start = max(first, 0)
     philox = np.random.Philox(key=seed % 2**64, counter=[start, step, 0, 0])
@@ -75,7 +75,7 @@ def sampler(temperature: float, seed: int | None) -> Sampler | None:
 
 
 def check_sampling(contract: Contract, temperature: float, seed: int | None) -> None:
-    """Raises UserError if a request cannot be sampled so, before any work."""
+    """Raises UserError, before any work, if an engine of the contract cannot sample at this temperature and seed."""
     if not 0 <= temperature <= HOTTEST:
         raise UserError(f"temperature is {temperature:g}; expected 0, for the top-1 tokens, to {HOTTEST:g}")
     if seed is not None and not (isinstance(seed, int | np.integer) and -SEEDS <= seed < SEEDS):

@@ -1,4 +1,4 @@
-"""The tokens of one request as the model is given them, forward pass after forward pass."""
+"""Feeds a model the tokens of one request, forward pass after forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTHING = np.zeros(0, np.int64)
 class Inputs:
     """Holds one sequence's part of a forward pass: ids [width], visible [width], its committed length, and rows [n].
 
-    asked [up to n]: which positions of the canvas the first of those rows predict.
+    asked [at most n]: the canvas positions that the first of these rows predict.
     """
 
     ids: Ints
@@ -29,7 +29,7 @@ class Inputs:
 
 
 class Sequence(Protocol):
-    """The tokens of one request as the model is given them. past: how many are in the KV cache."""
+    """Feeds a model the tokens of one request. past: how many of them are in the KV cache."""
 
     past: int
 
@@ -41,19 +41,20 @@ class Sequence(Protocol):
 
 @final
 class CachedBlocks:
-    """Feeds a model with a KV cache: `pending` tokens that are not in it yet, and the block in progress.
+    """Feeds a model that has a KV cache: `pending` tokens, which are not in it yet, and the block in progress.
 
-    past: so many tokens are in the KV cache. fused: pending tokens share a forward pass with the block; with blocks of
-    one they never do, since the last committed row alone decides, nor with a seed, which comes before the block's rest.
+    past: how many tokens are in the KV cache. fused: whether pending tokens share a forward pass with the block; never
+    with blocks of one token, since the last committed row predicts them, nor in seeded models, since the seed is
+    decided before the rest of the block.
     """
 
     __slots__ = ("_committed", "_contract", "_ends", "_first", "_fused", "past", "pending")
 
     def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
         self._contract, self._fused = contract, fused and contract.block > 1 and not contract.seeded
-        self._first = int(contract.shift or contract.seeded)  # positions that the last committed row predicts
+        self._first = int(contract.shift or contract.seeded)  # canvas positions that the last committed row predicts
         self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
-        # How far each position sees in the block in progress, and committed; [prompt + answer]
+        # How far each position sees while its block is in progress, and once it is committed; [prompt + answer]
         self._ends = block_ends(contract, len(prompt), len(answer))
         self._committed = committed_ends(contract, len(prompt), len(answer))
 
@@ -66,7 +67,7 @@ class CachedBlocks:
     def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
         """Returns the pending tokens, the block, or both if fused.
 
-        None if the last committed row predicted all: of blocks of one with `shift`, as in an AR model.
+        None if the last committed row has predicted everything, as with blocks of one token and `shift`.
         """
         shift, past, pending = self._contract.shift, self.past, len(self.pending)
         visible = self._committed[past : past + pending]
@@ -88,13 +89,13 @@ class CachedBlocks:
         return pending > 0, self._fused or not pending
 
     def commit(self, canvas: Ints) -> None:
-        """Takes a finished block, whose keys and values the next forward pass leaves in the KV cache."""
+        """Takes a finished block, whose keys and values the next forward pass writes to the KV cache."""
         self.pending = canvas
 
 
 @final
 class WholeCanvas:
-    """Feeds a model without a KV cache: prompt and whole canvas, each time anew. past, fused: of no use."""
+    """Feeds a model without a KV cache: prompt and whole canvas in every forward pass. past, fused: ignored."""
 
     __slots__ = ("_contract", "_first", "_ids", "past")
 
@@ -108,13 +109,13 @@ class WholeCanvas:
         return len(self._ids)
 
     def inputs(self, canvas: Ints, masked: Bools) -> Inputs:
-        """Returns the whole sequence to the end of the canvas, of which the block in progress is predicted."""
+        """Returns the whole sequence, of which only the block in progress, `canvas`, is predicted."""
         asked, ids = masked.nonzero()[0], self._ids.copy()
         ids[self._first : self._first + len(canvas)] = canvas
         return Inputs(ids, block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked)
 
     def receive(self) -> tuple[bool, bool]:
-        """Returns whether a forward pass committed tokens, never, and whether the block was in it, always."""
+        """Returns False, as no forward pass commits tokens, and True, as the block is always in it."""
         return False, True
 
     def commit(self, canvas: Ints) -> None:

@@ -1,11 +1,11 @@
-"""Causal self-speculation: a model drafts a block and keeps what its own causal predictions confirm.
+"""Implements causal self-speculation: a model drafts a block and keeps what its own causal predictions confirm.
 
-The answer is the model's causal (autoregressive) one, token for token in fp32, in fewer forward passes. Two ways to
-draft: all positions of a block at once, behind the seed (one forward pass drafts, another verifies;
-Nemotron-Labs-Diffusion's linear_spec_generate), or as masks behind the tokens that are verified (one forward pass does
-both; I-DLM, and `causal_context` with shift, if it is fused). Masks see each other in `causal_context`, and what comes
-before them alone in `causal`. What was not confirmed is given up by counting fewer tokens as committed: its keys and
-values lie behind them and are overwritten.
+The answer is the model's causal (autoregressive) one, token for token in fp32, in fewer forward passes. There are two
+ways to draft. Either all positions of a block are drafted at once, after the seed: one forward pass drafts, another
+verifies (Nemotron-Labs-Diffusion's linear_spec_generate). Or masks follow the tokens that are verified: one forward
+pass does both (I-DLM, and `causal_context` with shift, if it is fused). In `causal_context` masks see each other, in
+`causal` only what comes before them. Tokens that were not confirmed are not counted as committed, so that later keys
+and values overwrite theirs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .sequence import NOTHING, Inputs
 class Draft:
     """Feeds a model a prompt's tokens, or the seed (the one token known but not committed) and a draft.
 
-    past: so many tokens are in the KV cache. room: the most positions. drafted: tokens that the model
-    guessed after the seed, still to be verified. together: masks follow them, whose predictions are the next
-    draft if all of this one is confirmed; else a draft has a forward pass of its own.
+    past: how many tokens are in the KV cache. room: the maximum of positions. drafted: tokens that the model predicted
+    after the seed, still to be verified. together: whether masks follow them, whose predictions are the next draft if
+    all of this one is confirmed; otherwise each draft has its own forward pass.
     """
 
     __slots__ = (
@@ -43,13 +43,13 @@ class Draft:
 
     @property
     def _masks(self) -> int:
-        """Counts the tokens that the next forward pass drafts: up to a block with the seed, as far as there is room."""
+        """Returns how many tokens the next forward pass drafts: at most a block with the seed, if there is room."""
         wanted = self._block - 1 if self._together or not len(self.drafted) else 0
         return max(0, min(wanted, self.room - self.past - 1 - len(self.drafted)))
 
     @property
     def verifies(self) -> bool:
-        """Whether the next forward pass confirms tokens; else it drafts alone."""
+        """Whether the next forward pass confirms tokens; otherwise it only drafts."""
         return self._together or len(self.drafted) > 0 or not self._masks
 
     @property
@@ -58,7 +58,7 @@ class Draft:
         return len(self.pending) or 1 + len(self.drafted) + self._masks
 
     def inputs(self) -> Inputs:
-        """Returns the prompt, whose last row is predicted, or seed and draft with the rows that verify or draft."""
+        """Returns the prompt, whose last row predicts the seed, or seed, draft and masks, with their logits rows."""
         past, pending, masks = self.past, len(self.pending), self._masks
         if pending:
             visible = np.arange(past + 1, past + pending + 1)
@@ -74,14 +74,15 @@ class Draft:
         return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
 
     def commit(self, tokens: int) -> None:
-        """Counts so many of the last forward pass's first tokens as committed."""
+        """Counts the first `tokens` tokens of the last forward pass as committed."""
         self.past += tokens
         self.pending = NOTHING
 
 
 @final
 class SpeculativeProgress(Progress):
-    """Decodes a request by drafts and verifications. A verification's tokens make a block, of 1 to `block` tokens."""
+    """Decodes a request by drafts and verifications. The tokens that one verification confirms, 1 to `block`, are shown
+    as a block."""
 
     __slots__ = ("confirmed",)
 
@@ -103,12 +104,12 @@ class SpeculativeProgress(Progress):
         room = min(contract.capacity, len(prompt) + wanted - 1 + most)
         super().__init__(contract, row, "speculative", wanted, room, threshold, sampler)
         self.sequence, self.tail, self.blocks = Draft(contract, prompt, past, room, together), 0, 1
-        self.confirmed = False  # whether the canvas is of confirmed tokens, or of masks that were drafted for
+        self.confirmed = False  # whether the canvas holds confirmed tokens; otherwise it holds masks with drafts
         self._show(1)
 
     @property
     def progress(self) -> float:
-        """The share of the answer that is out."""
+        """Returns the share of the answer that is confirmed."""
         return len(self.answer) / self.wanted
 
     def inputs(self) -> Inputs:
@@ -116,7 +117,7 @@ class SpeculativeProgress(Progress):
         return self.sequence.inputs()
 
     def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
-        """Takes what its slot predicts: the seed after the prompt, a draft, or what is confirmed of one."""
+        """Takes a slot's predictions: the seed after the prompt, a draft, or the verification of a draft."""
         sequence = self.sequence
         if prefill := len(sequence.pending):
             self._confirm(out, slot, 1)
@@ -135,18 +136,18 @@ class SpeculativeProgress(Progress):
         self.commits += 1
         confirmed = self._confirm(out, slot, said)
         sequence.commit(confirmed)
-        whole = confirmed == said  # else the masks followed a token that is not the answer's
+        whole = confirmed == said  # otherwise the masks followed a token that is not in the answer
         most = min(drafting, sequence.room - sequence.past - 1) if whole else 0
         sequence.drafted = out.token[slot, said : said + most].astype(np.int64)
         return True
 
     def _confirm(self, out: Proposal, slot: int, said: int) -> int:
-        """Makes a block of the causal predictions up to the first that is not the drafted token, that one included.
+        """Makes a block of the causal predictions, up to and including the first that differs from the draft.
 
-        Returns how many they are. The last of them is the next seed.
+        Returns their number. The last of them is the next seed.
         """
         tokens, confidence = out.token[slot, :said].copy(), out.confidence[slot, :said].copy()
-        if self.sampler is not None:  # each as the causal mode samples it: at its position and as many samples
+        if self.sampler is not None:  # as in the causal mode: its index in the answer is position and step
             for place in range(said):
                 number = len(self.answer) + place
                 drawn = self.sampler(Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number)
@@ -160,19 +161,22 @@ class SpeculativeProgress(Progress):
         return confirmed
 
     def _show(self, size: int) -> None:
-        """Makes so many masks the canvas, of which nothing is predicted yet."""
+        """Makes a canvas of `size` masks, without predictions."""
         self.canvas, self.open = np.full(size, self.contract.mask_id), np.ones(size, np.bool_)
         self.latest, self.confirmed = nothing_yet(size, 0), False
 
     def draw(self) -> None:
-        """Does nothing: what is confirmed was sampled when it came, and drafts are the top-1 tokens."""
+        """Does nothing: confirmed tokens were sampled in `receive`, and drafts are top-1 tokens."""
 
     def accept(self, gated: Bools) -> Bools:
-        """Returns all that was confirmed, nothing of a draft. bool [block]"""
+        """Returns all positions of a confirmed block, none of a draft. bool [block]"""
         return self.open & self.confirmed
 
     def finalize(self, accepted: Bools) -> None:
-        """Takes a block of confirmed tokens, bool [block] all of them, into the answer; ends it if it is time."""
+        """Appends a block of confirmed tokens to the answer; ends the answer if it is time.
+
+        accepted: all positions of a confirmed block, none of a draft. bool [block]
+        """
         np.copyto(self.canvas, self.latest.token, where=accepted)
         self.open ^= accepted
         if not self.confirmed:

@@ -1,1 +1,1 @@
-"""The engines that run a step graph: ONNX Runtime and TensorRT."""
+"""Contains the engines that run a step graph: ONNX Runtime and TensorRT."""

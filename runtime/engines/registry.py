@@ -1,4 +1,4 @@
-"""The kinds of engines, one row each: what their files are, whose are trusted, where they run, how they are opened."""
+"""Lists the kinds of engines, one row each: their files, which are trusted, where they run, how they are opened."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How an engine is opened.
+    """Configures how an engine is opened.
 
     Args:
-        threads: of a forward pass, None for what is usual.
-        trust_engine: open native code that this machine did not build.
-        allow_spinning: whether ONNX Runtime's threads wait for work by spinning, or sleep.
-        cuda_graphs: replay forward passes of a fixed width as CUDA graphs, which engines of TensorRT alone do.
+        device: one of DEVICES.
+        threads: threads per forward pass of ONNX Runtime, None for the default (`ort.threads`).
+        trust_engine: whether to open native code that this machine did not build.
+        allow_spinning: whether ONNX Runtime's threads spin while they wait for work; if not, they sleep.
+        cuda_graphs: whether TensorRT engines replay forward passes of a fixed width as CUDA graphs.
     """
 
     device: str = "cpu"
@@ -37,19 +38,20 @@ class OpenOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """A kind of engine. Its library is imported by the functions alone.
+    """Describes a kind of engine. Only its functions import its library.
 
     Args:
-        name: what `--engine` calls it.
-        suffix: of the file that is opened.
-        native_code: whether that file is machine code, built of a graph for one device (the manifest's `build`) and
-            opened only if this machine built it or the user trusts it; or else data, tried in a process of its own.
-        dialects: of the graphs that it takes.
-        devices: where it runs.
-        packages: whose versions are reported next to measured figures.
+        name: the kind's name for `--engine`.
+        suffix: suffix of the file that is opened.
+        native_code: whether that file is machine code, built from a graph for one device (the manifest's `build`), and
+            opened only if this machine built it or the user trusts it. Other files are data, and are first loaded in
+            an isolated load check.
+        dialects: dialects of the graphs that it runs.
+        devices: devices that it runs on.
+        packages: packages whose versions are reported with measured figures.
         open: opens the first of some engines that runs here. Raises UserError if none does.
         import_library: imports what a device needs. Raises UserError, with what to install, if it is missing.
-        select: the engines that a device has kernels for. Raises UserError if there is none.
+        select: returns the engines that a device has kernels for. Raises UserError if there are none.
     """
 
     name: str
@@ -64,7 +66,7 @@ class EngineKind:
 
 
 def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> tuple[Engine, Backend]:
-    """Opens the first of the engines that runs on this machine's GPU, with those that differ in capacity alone."""
+    """Opens the first engine that runs on this machine's GPU, and those that differ from it only in capacity."""
     from .trt.trt_backend import open_engines
 
     if not options.allow_spinning:
@@ -104,7 +106,7 @@ KINDS = {
 
 
 def choose_engines(bundle: Bundle, name: str | None, device: str) -> Sequence[Engine]:
-    """Returns the engines, of one kind, for a name and a device, the best first. Raises UserError if there is none."""
+    """Returns the engines for a name and a device, all of one kind, best first. Raises UserError if there are none."""
     if device not in DEVICES:
         raise UserError(f"device is {device!r}; expected {' or '.join(DEVICES)}")
     found = bundle.matching(name)

@@ -1,1 +1,1 @@
-"""What decoding costs: measured on this machine, and counted for others."""
+"""Measures what decoding costs on this machine, and computes what it costs on others."""

@@ -1,7 +1,8 @@
-"""What decoding costs a device: autoregressive, in blocks, or the whole answer at once; CDLM's analysis of systems.
+"""Computes what decoding costs on a device: autoregressive, in blocks, or the whole answer at once.
 
-arXiv 2511.19269: an autoregressive step does one token's work for a read of all weights, a full-diffusion step that of
-the whole sequence, a block's step is in between, which a device may do for the same read.
+After CDLM's system analysis (arXiv 2511.19269): every step reads all weights once. For this read, an autoregressive
+step does the work of one token, and a full-diffusion step that of the whole sequence. A block's step is in between; a
+device may do its work while it reads the weights.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any
 from .data_sheets import Device
 from .op_counts import ModelShape, Pass
 
-TRAINED = (4, 8, 16, 32, 64)  # blocks that models of the field are trained with
+TRAINED = (4, 8, 16, 32, 64)  # block sizes that published models are trained with
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Describes what to compute: a shape in a precision, after `past` tokens, for these batches and blocks.
+    """Describes what to compute: a shape in a precision, after `past` tokens, for these batches and block sizes.
 
-    answer: positions that a full-diffusion forward pass has after the prompt of `past`; accepted: tokens that a
-    diffusion forward pass unmasks per sequence, commits counted, as `tokens_per_forward` of an answer.
+    answer: positions of a full-diffusion forward pass after the `past` tokens of the prompt; accepted: tokens unmasked
+    per sequence and diffusion forward pass, commits counted as passes, as an answer's `tokens_per_forward`.
     """
 
     shape: ModelShape
@@ -35,23 +36,24 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """Describes a way to decode: its forward pass of one sequence, and the tokens that it unmasks."""
+    """Describes a way to decode. one: its forward pass of one sequence; tokens: how many that pass unmasks."""
 
     name: str
     one: Pass
     tokens: float
 
     def forward(self, batch: int) -> Pass:
-        """Returns the forward pass of so many sequences."""
+        """Returns the forward pass of `batch` sequences."""
         return Pass(batch, self.one.width, self.one.past, self.one.rows, self.one.cached)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingCost:
-    """Holds a mode's cost at a batch on a device. operations, bytes: of a forward pass; intensity: operations per byte.
+    """Holds a mode's cost at one batch on a device.
 
-    bound: memory or compute; cost: its milliseconds over those of an autoregressive forward pass, so the tokens per
-    forward pass from which on it is faster.
+    operations, bytes, ms: per forward pass; intensity: operations per byte; bound: `memory` or `compute`; cost: the
+    pass's time divided by that of an autoregressive pass. A mode that unmasks more tokens per forward pass than `cost`
+    is faster than autoregressive decoding.
     """
 
     mode: str
@@ -75,7 +77,7 @@ def modes(question: Question) -> list[Mode]:
 
 
 def points(device: Device, question: Question) -> Iterator[DecodingCost]:
-    """Yields every mode at every batch, a mode's batches one after the other."""
+    """Yields the cost of every mode at every batch, mode by mode."""
     q = question
     for mode in modes(q):
         for batch in q.batches:
@@ -89,12 +91,12 @@ def points(device: Device, question: Question) -> Iterator[DecodingCost]:
 
 
 def to_train(widest: int) -> int:
-    """Returns the block to train if memory bounds a step's time up to that width: the largest usual one up to it."""
+    """Returns the block to train: the largest of TRAINED up to `widest`, the widest memory-bound block."""
     return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
 
 
 def analyzed(device: Device, question: Question) -> dict[str, Any]:
-    """Returns all results for a device, as plain values; the block to train is for the first batch."""
+    """Returns all results for a device as plain values. The block to train is that of the first batch."""
     q = question
     widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}
     return {

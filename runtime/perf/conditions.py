@@ -18,13 +18,13 @@ PACKAGES = ("numpy", *(package for kind in KINDS.values() for package in kind.pa
 def describe_conditions(
     model: Model, prompts: str, threshold: float | None, repeat: int, warmup: int
 ) -> dict[str, Any]:
-    """Returns what the figures depend on. prompts: the prompt, or which prompts; threshold: None for the gate's own."""
+    """Returns what the figures depend on. prompts: a description of them; threshold: None for the gate's own."""
     contract = model.contract
     return {
         "processor": processor_name(),
         "cores": physical_cores(),
         "logical_cores": os.cpu_count(),
-        "threads": getattr(model.backend, "threads", None),  # of the processor; a TensorRT engine has none
+        "threads": getattr(model.backend, "threads", None),  # CPU threads; a TensorRT engine has none
         "engine": model.engine,
         "backend": model.backend.name,
         "precision": model.precision,

@@ -1,9 +1,9 @@
 """Lists devices by their vendors' data sheets: memory bandwidth, and dense tensor operations per second.
 
-Vendors advertise operations with structured sparsity, which needs weights that no model here has: figures are dense.
-If a sheet names only the sparse figure, dense is half of it. Jetson's are of the GPU, without the DLA that the
-advertised sums contain, in the module's fastest power mode. A product of fp16 adds up in fp32, as engines do it, at
-which GeForce cards run half as fast as their headline. int4 and nvfp4 weights are multiplied as fp16 after unpacking.
+All figures are dense. Vendors advertise operations with structured sparsity, which no model here has; if a sheet has
+only the sparse figure, the dense one is half of it. Jetson figures are for the GPU in the module's fastest power mode,
+without the DLA, which the advertised sums include. fp16 products are accumulated in fp32, as engines do; GeForce cards
+then run at half their advertised rate. int4 and nvfp4 weights are unpacked and multiplied as fp16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST = 1 << 16  # tokens, limit of the search for the widest block
 class Device:
     """Describes a device. bandwidth: GB (1e9 bytes) per second; rates: 1e12 operations per second by weight precision.
 
-    wide: the precision of attention and KV cache with quantized weights. source: of the figures.
+    wide: the precision of attention and KV cache if weights are quantized. source: where the figures are from.
     """
 
     name: str
@@ -31,32 +31,32 @@ class Device:
     source: str
 
     def number(self, precision: str) -> int:
-        """Returns the bytes of a number that is not stored as a matrix, KV cache included."""
+        """Returns the bytes per number outside of matrices, such as in the KV cache."""
         return WEIGHT_SIZES[precision].number or WEIGHT_SIZES[self.wide].number or 4
 
     def ridge(self, precision: str) -> float:
-        """Returns the operations per byte from which on operations, not memory, bound the time."""
+        """Returns the operations per byte above which computing, not memory, bounds the time."""
         return 1000 * self.rates[precision] / self.bandwidth
 
     def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
-        """Returns what the forward pass costs here."""
+        """Returns what the forward pass costs on this device."""
         return work(shape, WEIGHT_SIZES[precision], self.number(precision), forward)
 
     def memory_ms(self, load: ForwardWork) -> float:
-        """Returns the milliseconds that moving its bytes takes."""
+        """Returns the milliseconds for moving the forward pass's bytes."""
         return (load.weights + load.cache) / self.bandwidth / 1e6
 
     def compute_ms(self, load: ForwardWork, precision: str) -> float:
-        """Returns the milliseconds of its operations; attention runs in fp16 or fp32 whatever the weights are."""
+        """Returns the milliseconds for the operations; attention runs in fp16 or fp32, whatever the weights are."""
         mixing = precision if WEIGHT_SIZES[precision].number else self.wide
         return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
 
     def ms(self, load: ForwardWork, precision: str) -> float:
-        """Returns the least milliseconds of a forward pass, if moving and computing overlap wholly."""
+        """Returns the least milliseconds of a forward pass: moving bytes and computing overlap completely."""
         return max(self.memory_ms(load), self.compute_ms(load, precision))
 
     def widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
-        """Returns the most tokens of a block whose step memory still bounds; 0 if one token is too many."""
+        """Returns the widest block, in tokens, whose step is still memory-bound; 0 if none is."""
         low, high = 0, MOST
         while low < high:
             block = (low + high + 1) // 2
@@ -69,7 +69,7 @@ class Device:
 
 
 def gpu(name: str, bandwidth: float, fp16: float, int8: float, source: str) -> Device:
-    """Returns a device for TensorRT: what is not quantized is fp16."""
+    """Returns a device that runs TensorRT: attention and KV cache are fp16."""
     return Device(name, bandwidth, {"fp16": fp16, "int8": int8, "int4": fp16}, "fp16", source)
 
 
@@ -102,7 +102,7 @@ DEVICES = {
 
 
 def choose_devices(words: str) -> list[str]:
-    """Parses the keys of a comma-separated list, each of DEVICES or `local`. Raises UserError for another."""
+    """Parses a comma-separated list of keys of DEVICES or `local`. Raises UserError for any other word."""
     found = [word.strip() for word in words.split(",")]
     known = (*DEVICES, "local")
     if wrong := [word for word in found if word not in known]:

@@ -30,7 +30,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Holds the latency of one kind of forward pass, ms. past: committed tokens; width: its tokens; rows: predicted."""
+    """Holds the latency, in ms, of one kind of forward pass. past: committed tokens; rows: logits rows."""
 
     forward: str
     past: int
@@ -40,7 +40,7 @@ class Latency:
 
 
 class TimedBackend:
-    """Wraps a backend and keeps the time spent in it, in seconds."""
+    """Wraps a backend and adds up the seconds spent in it."""
 
     def __init__(self, inner: Backend) -> None:
         self._inner, self.contract, self.name = inner, inner.contract, inner.name
@@ -62,7 +62,7 @@ class TimedBackend:
 
 
 def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latency]:
-    """Yields latencies of the forward passes that decoding is made of, at the start, half and end of the room."""
+    """Yields latencies of the forward passes that decoding uses, at the start, middle and end of the capacity."""
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
     if not contract.has_cache:
@@ -81,7 +81,7 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
 
 
 def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
-    """Returns the forward passes, by name, that the modes of a model with a KV cache repeat."""
+    """Returns the forward passes that the modes of a model with a KV cache repeat: each with its name."""
     found: list[tuple[str, Callable[[Contract, int], Forward]]] = []
     if "block" in contract.modes:
         found += [("step", canvas), ("step, half open", half), ("commit", commit)]
@@ -94,7 +94,7 @@ def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Fo
 
 
 def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[str, Any]:
-    """Returns spreads over `count` whole answers, the requests in turn, after one that is not counted."""
+    """Returns the figures' spreads over `count` answers to the requests in turn, after a first one not counted."""
     rows = []
     for request in islice(cycle(requests), count + 1):
         backend = TimedBackend(model.backend)
@@ -116,41 +116,47 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
 
 
 def canvas(contract: Contract, past: int) -> Forward:
-    """Returns a step over a masked block after `past` committed tokens; with `shift` these predict its first."""
+    """Returns a step over a masked block after `past` committed tokens.
+
+    With `shift` it does not predict the block's first position, which the last committed token predicts.
+    """
     return _step(contract, past, contract.block - contract.shift)
 
 
 def half(contract: Contract, past: int) -> Forward:
-    """Returns the same with its second half masked."""
+    """Returns the step over a block whose second half is masked."""
     return _step(contract, past, contract.block // 2)
 
 
 def _step(contract: Contract, past: int, n: int) -> Forward:
     block = contract.block
-    rows = np.arange(block - max(1, n), block) - contract.shift  # with blocks of one there is no such step
+    rows = np.arange(block - max(1, n), block) - contract.shift  # a block of one token has no half
     return _forward(contract, past, np.full(block, past + block), np.maximum(rows, 0))
 
 
 def commit(contract: Contract, past: int) -> Forward:
-    """Returns a finished block alone, of which the last row is predicted."""
+    """Returns the commit of a finished block as a pass of its own; it predicts the last row."""
     return _forward(contract, past, committed(contract, past), np.array([contract.block - 1]))
 
 
 def fused(contract: Contract, past: int) -> Forward:
-    """Returns a finished block and the next canvas in one."""
+    """Returns the forward pass that commits a finished block and runs the next canvas."""
     block = contract.block
     visible = np.append(committed(contract, past), np.full(block, past + 2 * block))
     return _forward(contract, past, visible, block + np.arange(block) - contract.shift)
 
 
 def committed(contract: Contract, past: int) -> Ints:
-    """Returns how far each token of a finished block sees. int64 [block]"""
+    """Returns each token's attention prefix length in a finished block. int64 [block]"""
     block = contract.block
     return past + (np.arange(1, block + 1) if contract.commits_causally else np.full(block, block))
 
 
 def verification(contract: Contract, past: int) -> Forward:
-    """Returns a drafted block, all rows predicted; after it the next draft if the model makes both at once."""
+    """Returns the verification of a drafted block, with all rows predicted.
+
+    If the model drafts ahead, the masks of the next draft follow the block.
+    """
     block, ahead = contract.block, contract.block - 1 if contract.drafts_ahead else 0
     width = block + ahead
     visible = past + np.arange(1, width + 1)
@@ -165,36 +171,39 @@ def token(contract: Contract, past: int) -> Forward:
 
 
 def prefill(contract: Contract, length: int) -> Forward:
-    """Returns a prompt's committed tokens, of which the last row is predicted."""
+    """Returns the prefill of a prompt's committed tokens; it predicts the last row."""
     return _forward(contract, 0, committed_ends(contract, length), np.array([length - 1]))
 
 
 def whole(contract: Contract, prompt: int) -> Forward:
-    """Returns a step of a model without a KV cache: prompt and canvas, whose first block is predicted."""
+    """Returns a step of a model without a KV cache, over prompt and canvas; it predicts the canvas's first block."""
     width = prompt + contract.canvas
     return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
 
 
 def _forward(contract: Contract, past: int, visible: Ints, rows: Ints) -> Forward:
-    ids = np.full((1, len(visible)), contract.mask_id, np.int64)  # which tokens they are does not change the time
+    ids = np.full((1, len(visible)), contract.mask_id, np.int64)  # the ids do not change the time
     return Forward(ids, np.array([past], np.int64), visible[None].astype(np.int64), rows[None].astype(np.int64))
 
 
 def places(room: int, multiple: int) -> list[int]:
-    """Returns the start, half and end of the room, as multiples of something and each once."""
-    least = 0 if multiple > 1 else 1  # a model without a KV cache has its prompt there, which is never empty
+    """Returns start, middle and end of `room`, rounded down to multiples of `multiple`, each once."""
+    least = 0 if multiple > 1 else 1  # without a KV cache these are prompt lengths, and a prompt is never empty
     return sorted({max(least, part // multiple * multiple) for part in (0, room // 2, room)})
 
 
 def prefill_lengths(contract: Contract) -> list[int]:
-    """Returns a block, a quarter, half and the whole of the room before one block, as this model prefills them."""
+    """Returns the lengths to prefill: what this model commits of a block, and of a quarter, half and all of the room.
+
+    The room is the prompt's: the capacity without one block.
+    """
     room = min(contract.capacity - contract.block, contract.max_prompt or contract.capacity)
     lengths = {committed_prompt(contract, length) for length in (contract.block, room // 4, room // 2, room)}
     return sorted(length for length in lengths if length > 0)
 
 
 def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.float64]:
-    """Returns the seconds of each of `repeat` calls, after `warmup` that are not counted. [repeat]"""
+    """Returns the seconds of each of `repeat` calls, after `warmup` calls that are not counted. [repeat]"""
     seconds = []
     for _ in range(warmup + repeat):
         started = time.perf_counter()

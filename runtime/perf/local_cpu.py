@@ -1,7 +1,7 @@
-"""How fast this machine's processor reads memory and multiplies matrices, measured.
+"""Measures how fast this machine's processor reads memory and multiplies matrices.
 
-Memory is read by numpy, one thread per core, over a buffer far larger than the caches; products are single operators in
-ONNX Runtime, whose kernels the engines use. Both take the best of several tries: a roof is what the machine can do.
+numpy reads a buffer far larger than the caches, with one thread per core; products are single operators in ONNX
+Runtime, whose kernels the engines use. Both figures are the best of several tries: a roof is what the machine can do.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..errors import UserError
 from .data_sheets import Device
 from .latency import timed
 
-SLICE = 1 << 16  # bytes that a thread's part of a buffer is a multiple of
+SLICE = 1 << 16  # bytes; a thread's part of the buffer is a multiple of it
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 UNKNOWN_CACHE = 64 << 20  # bytes, if the system does not report it
 TRIES = 5
-SECONDS = 0.1  # least time of reading in one try
-ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products; the models have the last two
+SECONDS = 0.1  # minimum time of reading per try
+ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the products; product_models fixes INNER and COLUMNS
 PRODUCTS = {
     "fp32": (np.float32, np.float32),
     "fp16": (np.float16, np.float16),
     "int8": (np.uint8, np.int8),
-}  # types of what is multiplied
+}  # types of activations and of weights
 
 
 def measure_processor(name: str, threads: int | None = None) -> Device:
-    """Measures this machine: memory bandwidth, a rate per precision. threads: by default the physical cores.
+    """Measures this machine's memory bandwidth, and a rate per precision. threads: by default the physical cores.
 
-    int4 weights count as int8, as which ONNX Runtime multiplies them. Raises UserError without onnxruntime.
+    int4 has the rate of int8, as ONNX Runtime multiplies int4 weights as int8. Raises UserError without onnxruntime.
     """
     threads = threads or physical_cores()
     rates = {precision: product_rate(precision, threads) / 1e12 for precision in PRODUCTS}
@@ -46,10 +46,10 @@ def measure_processor(name: str, threads: int | None = None) -> Device:
 
 
 def bandwidth(size: int, threads: int | None = None) -> float:
-    """Returns GB (1e9 bytes) per second at which all threads repeatedly read a buffer of so many bytes."""
+    """Returns the GB (1e9 bytes) per second at which all threads together read a buffer of `size` bytes."""
     threads = threads or physical_cores()
     part = max(SLICE, size // threads // SLICE * SLICE)
-    parts = [np.ones(part // 8, np.int64) for _ in range(threads)]  # written, since unwritten pages are all one page
+    parts = [np.ones(part // 8, np.int64) for _ in range(threads)]  # ones, as pages never written are all one page
     times = 1
     with ThreadPoolExecutor(threads) as pool:
 
@@ -62,13 +62,13 @@ def bandwidth(size: int, threads: int | None = None) -> float:
 
 
 def read(part: NDArray[np.int64], times: int) -> None:
-    """Reads a buffer so many times; numpy lets other threads run meanwhile."""
+    """Reads a buffer `times` times; numpy lets other threads run meanwhile."""
     for _ in range(times):
         np.bitwise_or.reduce(part)
 
 
 def far_beyond_caches() -> int:
-    """Returns bytes: four times the last-level cache, as far as a quarter of the free memory allows."""
+    """Returns a buffer's bytes: four times the last-level cache, but at most a quarter of the free memory."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -77,7 +77,7 @@ def far_beyond_caches() -> int:
 
 
 def last_cache() -> int:
-    """Returns the bytes of the largest CPU cache that the system reports, on a virtual machine perhaps its host's."""
+    """Returns the bytes of the largest CPU cache that the system reports (on a virtual machine perhaps its host's)."""
     sizes = [size for path in CACHES.glob("index*/size") if (size := kilobytes(path))]
     return 1024 * max(sizes, default=UNKNOWN_CACHE // 1024)
 
@@ -91,12 +91,12 @@ def kilobytes(path: Path) -> int:
 
 
 def product_rate(precision: str, threads: int) -> float:
-    """Returns operations per second of a large product in ONNX Runtime, at best. Raises UserError without it."""
+    """Returns the best operations per second of a large product in ONNX Runtime. Raises UserError without it."""
     return float(2 * ROWS * INNER * COLUMNS / timed(product(precision, threads), TRIES, 1).min())
 
 
 def product(precision: str, threads: int) -> Callable[[], Any]:
-    """Returns a call that multiplies a constant matrix [ROWS, INNER] with a weight [INNER, COLUMNS] of the model."""
+    """Returns a function that multiplies a matrix [ROWS, INNER] by a weight [INNER, COLUMNS], both constant."""
     try:
         from ..engines.ort.no_telemetry import ort
     except ImportError:

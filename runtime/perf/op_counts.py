@@ -1,17 +1,18 @@
-"""Counts what a forward pass of a model costs at least, from its shape: operations, and bytes that have to be moved.
+"""Counts the least cost of a model's forward pass, from the model's shape: operations, and bytes to move.
 
-Counted is what no implementation avoids, so that the time it takes is a lower bound. An operation is a multiplication
-or an addition. With L layers of hidden size d, h heads and k key heads of size e, inner size f, vocabulary V, and a
-forward pass of `width` tokens for each of `batch` sequences after `past` tokens, `rows` of them predicted:
+Only what no implementation can avoid is counted, so times computed from it are lower bounds. An operation is a
+multiplication or an addition. The model has L layers of hidden size d, h heads and k key heads of size e, inner size f,
+and vocabulary V. The forward pass has `batch` sequences, each of `width` tokens after `past` tokens, with `rows` logits
+rows:
 
     weights of a layer   d (h + 2k) e  +  h e d  +  3 d f         queries, keys and values; output; gated MLP
-    products with them   2 · tokens · weights; after the last layer's attention, and in the head, for `rows` alone
-    attention            4 · width · (past + width) · h e · L     scores and mixed values, no causal half saved
-    weights moved        each once per pass, whatever the batch; of an untied embedding the rows looked up
-    cache moved          2 k e L numbers per position: those of past + width read, those of width written
+    products with them   2 · tokens · weights; after the last layer's attention, and in the head, only for `rows`
+    attention            4 · width · (past + width) · h e · L     scores and weighted values; no causal half subtracted
+    weights moved        each once per pass, for any batch; of an untied embedding only the rows looked up
+    KV cache moved       2 k e L numbers per position: past + width positions read, width written
 
-Norms, rotation, softmax and what runs between operators are left out: thousands of operations per token against the
-products' millions, and numbers that fit into CPU caches. After CDLM's analysis (arXiv 2511.19269).
+Norms, rotary embedding, softmax and activations between operators are left out: they take thousands of operations per
+token where products take millions, and their numbers fit into CPU caches. After CDLM's analysis (arXiv 2511.19269).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Holds sizes and counts of a transformer with a gated MLP. tied: whether the head is the embedding's own table."""
+    """Holds the sizes of a transformer with a gated MLP. tied: whether the head shares the embedding's table."""
 
     hidden: Annotated[int, whole(1)]
     layers: Annotated[int, whole(1)]
@@ -41,35 +42,35 @@ class ModelShape:
 
     @property
     def packed(self) -> int:
-        """Returns the weights of a layer's queries, keys and values."""
+        """Returns the count of weights for a layer's queries, keys and values."""
         return self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def behind(self) -> int:
-        """Returns the weights of a layer after its attention."""
+        """Returns the count of a layer's weights after its attention."""
         return self.heads * self.head_dim * self.hidden + 3 * self.hidden * self.ffn
 
     @property
     def head(self) -> int:
-        """Returns the weights of the head."""
+        """Returns the count of the head's weights."""
         return self.hidden * self.vocab
 
     @property
     def vectors(self) -> int:
-        """Returns the numbers of norms and biases."""
+        """Returns the count of numbers in norms and biases."""
         layer = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
         layer += (self.heads + 2 * self.kv_heads) * self.head_dim * self.qkv_bias
         return self.layers * layer + self.hidden
 
     @property
     def parameters(self) -> int:
-        """All numbers of the model."""
+        """Returns the count of all the model's parameters."""
         tables = self.head * (1 if self.tied else 2)
         return self.layers * (self.packed + self.behind) + tables + self.vectors
 
     @property
     def cached(self) -> int:
-        """Returns the numbers of a position's keys and values in all layers."""
+        """Returns the count of numbers in a position's keys and values, over all layers."""
         return 2 * self.kv_heads * self.head_dim * self.layers
 
 
@@ -77,8 +78,8 @@ class ModelShape:
 class WeightSize:
     """Describes how matrices are stored.
 
-    bits: of a weight; block: inputs that share an fp32 scale, 0 if there is one per output and None if there is
-    none. number: bytes of what is not a matrix, KV cache included, None if the device decides that.
+    bits: bits per weight; block: inputs that share an fp32 scale, 0 for one scale per output, None without scales;
+    number: bytes per number outside of matrices, KV cache included, None if the device decides.
     """
 
     bits: int
@@ -86,7 +87,7 @@ class WeightSize:
     number: int | None
 
     def stored(self, inputs: int, outputs: int) -> float:
-        """Returns the bytes of a matrix."""
+        """Returns the bytes of a matrix with its scales."""
         scales = 0 if self.block is None else outputs * math.ceil(inputs / (self.block or inputs))
         return inputs * outputs * self.bits / 8 + 4 * scales
 
@@ -108,7 +109,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class ForwardWork:
-    """Holds what a forward pass costs. linear, attention: operations; weights, cache: bytes."""
+    """Holds what a forward pass costs. linear, attention: operations; weights, cache: bytes moved."""
 
     linear: float
     attention: float
@@ -123,9 +124,8 @@ class ForwardWork:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Describes a forward pass: sequences; of each, new tokens, tokens in the KV cache before them, rows predicted.
-
-    cached: whether keys and values are kept; a model with full attention keeps none.
+    """Describes a forward pass. batch: sequences; per sequence, width: new tokens; past: tokens in the KV cache before
+    them; rows: logits rows. cached: whether keys and values are kept, which a model with full attention does not do.
     """
 
     batch: int
@@ -136,7 +136,7 @@ class Pass:
 
 
 def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
-    """Returns what the forward pass costs. number: bytes of what is not stored as a matrix, KV cache included."""
+    """Returns what the forward pass costs. number: bytes per number outside of matrices, KV cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
     linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
     linear += 2 * rows * (shape.behind + shape.head)
@@ -147,7 +147,7 @@ def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -
 
 
 def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
-    """Returns the bytes of the weights that a forward pass of so many tokens reads; norms and biases are fp32."""
+    """Returns the bytes of weights that a forward pass of `tokens` tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.stored
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
     layer += 2 * stored(shape.hidden, shape.ffn) + stored(shape.ffn, shape.hidden)
@@ -156,7 +156,7 @@ def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float
 
 
 def shape_of(values: Any, whose: str) -> ModelShape:
-    """Returns a shape from plain values. Raises UserError naming what is wrong with them."""
+    """Returns a shape from plain values. Raises UserError naming the wrong value. whose: its source, for messages."""
     if not isinstance(values, dict):
         raise UserError(f"{whose} has no shape of the model; export it again, or name one with --model or --shape")
     known = {field.name: field for field in fields(ModelShape)}
@@ -170,7 +170,7 @@ def shape_of(values: Any, whose: str) -> ModelShape:
 
 
 def parse_shape(text: str) -> dict[str, int | bool]:
-    """Parses the values of name=value pairs."""
+    """Parses comma-separated name=value pairs."""
     words = {"true": True, "false": False}
     pairs = [pair.strip().partition("=")[::2] for pair in text.split(",")]
     return {name: words[value] if value in words else int(value) for name, value in pairs}

@@ -1,6 +1,6 @@
-"""Plots the roofs of devices and decoding under them, as a PNG file by matplotlib, loaded on use.
+"""Plots devices' rooflines, and decoding under them, as a PNG file with matplotlib, which is imported on use.
 
-A point is under its roof if attention, which is not quantized, takes its share of the time.
+A point is below its roof if attention, which is not quantized, takes part of the time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .data_sheets import Device
 
 SIZE, DOTS = (11.0, 6.5), 130  # inches, dots per inch
 MARKERS = "osD^vP*Xh"
-APART = 1.33  # the least factor between two devices' names, so that they can be read
-EDGE = 1.6  # how far the axes reach beyond the points, as a factor
+APART = 1.33  # least ratio between the heights of two devices' names, so that they do not overlap
+EDGE = 1.6  # factor by which the axes reach beyond the points
 INK, FAINT = "0.25", "0.85"
 # Each dark enough to be read as text on white.
 COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#5a8f14", "#b8860b", "#a6611a", "#555555")
 
 
 def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Question) -> None:
-    """Plots, log-log, one roof per device and on it one point per mode at the first batch; modes are named above.
+    """Plots one roof per device, log-log, with one point per mode at the first batch; modes are named above.
 
     Raises UserError if matplotlib is missing or the file cannot be written.
     """
@@ -59,7 +59,7 @@ def _roof(axes: Any, device: Device, precision: str, left: float, right: float, 
 
 
 def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: float, colors: Iterable[str]) -> None:
-    """Names at the roofs' right ends, moved apart if roofs are close."""
+    """Writes the devices' names at their roofs' right ends, moved apart if roofs are close."""
     listed = sorted(zip(devices, colors, strict=True), key=lambda pair: pair[0].rates[precision])
     heights: list[float] = []
     for device, color in listed:
@@ -70,7 +70,7 @@ def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: f
 
 
 def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
-    """Draws a line down and a name above each mode's intensity; devices differ in it by their KV cache's type alone."""
+    """Draws a line and a name at each mode's intensity, which differs by device only if KV-cache types differ."""
     for point in listed:
         axes.axvline(point.intensity, color=FAINT, linewidth=6, zorder=0, alpha=0.6)
         axes.text(
@@ -86,7 +86,7 @@ def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
 
 
 def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
-    """Makes an empty figure; size in inches, dots per inch. Raises UserError without matplotlib, which `what` needs."""
+    """Makes an empty figure. size: inches; dots: per inch. Raises UserError without matplotlib, which `what` needs."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot
         from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Saves in one rename, so that an older file stays whole until the new one is."""
+    """Saves by a rename, so that an older file stays complete until the new one is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -1,1 +1,1 @@
-"""The proof repeated without PyTorch: an engine replays what its bundle's reference recorded, and is judged by it."""
+"""Repeats the proof without PyTorch: an engine replays its recorded reference, and is judged by the differences."""

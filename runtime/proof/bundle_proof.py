@@ -1,4 +1,4 @@
-"""Proves an engine of a bundle on this machine by its whole recorded reference, for the command and the C library."""
+"""Proves a bundle's engine on this machine by its whole recorded reference, for `runtime.verify` and the C library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BundleProof:
 def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> BundleProof:
     """Opens an engine without the proof of a first load, and replays its whole reference.
 
-    engine: as `load` takes it. Raises UserError for what cannot be opened or has no reference.
+    engine: as in `runtime.load`. Raises UserError if the engine cannot be opened or has no reference.
     """
     if options.threads is not None and options.threads < 1:
         raise UserError(f"threads is {options.threads}; expected at least 1")
@@ -60,7 +60,7 @@ def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> Bundle
 
 
 def reference_of(bundle: Bundle, engine: Engine) -> RecordedReference:
-    """Returns what was recorded of an engine. Raises UserError, naming the command that records it, for nothing."""
+    """Returns an engine's recorded reference. If it has none, raises UserError naming the command that records one."""
     if engine.reference is None:
         command = "trt" if engine.kind.native_code else "onnx"
         raise UserError(

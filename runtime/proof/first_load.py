@@ -1,7 +1,7 @@
-"""The first load of an engine on a machine proves it with a part of its recorded reference, and remembers that.
+"""Proves an engine at its first load on a machine, by a part of its recorded reference, and remembers that it passed.
 
-What an engine computes depends on the machine: on the instructions of its processor, its GPU and driver, the version of
-the library that runs it. So what is remembered names these and not the machine.
+What an engine computes depends on the processor's instructions, the GPU and its driver, and the version of the library
+that runs it. So the record of a proof names these, and not the machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NVIDIA = Path("/proc/driver/nvidia")  # version: the driver's; gpus/*/informatio
 
 
 def is_proved(engine: Engine, device: str) -> bool:
-    """Returns whether there is nothing to prove an engine by, or it was proved on a machine like this one."""
+    """Returns whether an engine was proved on a machine like this one, or has no reference to prove it by."""
     return engine.reference is None or trust_records.was_proved(key_of(engine, device))
 
 
@@ -49,7 +49,10 @@ def key_of(engine: Engine, device: str) -> str:
 
 
 def cpu_features() -> list[str]:
-    """Returns the processor's instruction sets as numpy reads them from CPUID; its name may be a virtual machine's."""
+    """Returns the processor's instruction sets as numpy reads them from CPUID.
+
+    The processor's name is not used, since a virtual machine may change it.
+    """
     try:
         core = import_module("numpy._core._multiarray_umath")
     except ImportError:
@@ -58,7 +61,7 @@ def cpu_features() -> list[str]:
 
 
 def gpu_description(root: Path = NVIDIA) -> list[str]:
-    """Returns the driver's version and the GPUs' models as Linux reports them, as far as it does."""
+    """Returns the driver's version and the GPUs' models, if Linux reports them."""
     found = []
     for file in sorted([root / "version", *root.glob("gpus/*/information")]):
         try:
@@ -79,9 +82,9 @@ def first_checks(bundle: Bundle, engine: Engine, backend: Backend) -> list[Check
 
 
 def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions) -> str | None:
-    """Returns the line that an engine is refused with, None if it computes what PyTorch did.
+    """Returns the error line for an engine that does not compute what PyTorch did, None for one that does.
 
-    The line names what differs, and which engine of the bundle to use instead or which precision to export.
+    The line names what differs, and what to do: which engine of the bundle to use instead, or what to export.
     """
     try:
         wrong = [check for check in first_checks(bundle, engine, backend) if not check.ok]
@@ -110,7 +113,7 @@ def advice(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
 
 
 def passing_engine(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> str | None:
-    """Returns the name of the first engine with a reference that computes here what PyTorch did, None if none does."""
+    """Returns the name of the first engine that has a reference and passes here, None if there is none."""
     for engine in engines:
         try:
             if engine.reference is None:

@@ -1,9 +1,10 @@
-"""Judges an engine's replay of recorded forward passes by what separates a right engine from a wrong one.
+"""Judges an engine's replay of recorded forward passes by figures that separate a right engine from a wrong one.
 
-Rounding, and activations of a quantized engine at the edge of two steps, move single numbers much and their means
-hardly; a wrong weight, scale, position or KV cache moves the means. So bounds are on means: of the norms of new keys
-and values, in which all but the last layer's own products and the head is seen, and of log-probabilities, in which
-these are. The largest difference of one log-probability has its precision's loose bound.
+Rounding, and activations of a quantized engine at the edge between two quantized values, move single numbers much but
+their means hardly; a wrong weight, scale, position or KV cache moves the means. So the bounds are on means: of the
+norms of new keys and values, which depend on everything but the head and the last layer's other products, and of
+log-probabilities, which depend on these too. The largest difference of a best token's log-probability has its
+precision's loose bound.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ WORDS = {  # figure: what it is, with its unit
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Holds one check: what was looked at, whether it is as it should be, and what was seen."""
+    """Holds one check: its name, whether it passed, and what was found."""
 
     name: str
     ok: bool
@@ -58,16 +59,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Holds how far an engine is from its reference in one respect. place: the layer that differs most, if of one."""
+    """Holds how far an engine is from its reference in one respect. place: of norms, the layer that differs most."""
 
     value: float
     place: int | None = None
 
 
 def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, NDArray[np.float64]]:
-    """Returns what each logits row, of norms each forward pass, adds to a figure that is a mean, which is their sum.
+    """Returns, for each figure that is a mean, the terms that add up to it: one per logits row.
 
-    fp64 [rows], of norms [forward passes, layers].
+    fp64 [rows]. Norms have one per forward pass and layer: fp64 [forward passes, layers].
     """
     found = dict[str, NDArray[np.float64]]()
     if replayed.norms.shape[1]:
@@ -88,19 +89,20 @@ def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, 
 
 
 def spread_terms(mine: Floats, theirs: Floats) -> NDArray[np.float64]:
-    """Returns what each row adds to the relative difference of spreads, standard deviations over tokens.
+    """Returns what each row adds to the relative difference of spreads, which are standard deviations over tokens.
 
-    What moves all log-probabilities of a row together, as a rounded activation's step does to the best token's, leaves
-    a spread as it is. The best token is left out, which is far from the rest or not. mine, theirs: fp32 [rows, K]
+    Whatever moves all these log-probabilities of a row together leaves the spread as it is, such as a change of the
+    best token's by an activation that is rounded to another step. The best token is left out of the spread, since it
+    may or may not be far from the rest. mine, theirs: fp32 [rows, K]
     """
-    with np.errstate(invalid="ignore"):  # NaN is for the judge to refuse
+    with np.errstate(invalid="ignore"):  # the judge refuses NaN
         spread, recorded = (part[:, 1:].std(1, np.float64) for part in (mine, theirs))
     found: NDArray[np.float64] = (spread - recorded) / max(recorded.sum(), np.finfo(np.float32).tiny)
     return found
 
 
 def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
-    """Returns every figure of a replay that the engine's outputs allow, NaN if one of its numbers is NaN."""
+    """Returns every figure of a replay that the engine's outputs allow; a figure is NaN if one of its numbers is."""
     found = {}
     for name, parts in terms(forwards, replayed).items():
         apart = np.abs(parts.sum(0))
@@ -110,7 +112,7 @@ def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str
 
 
 def judge(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
-    """Returns a check per figure that has a bound, and one of the best tokens."""
+    """Returns a check per figure that has a bound, and a check of the best tokens."""
     tokens = judge_tokens(forwards, replayed, 2 * bounds.get(LARGEST, np.inf))
     return [*judge_figures(forwards, replayed, bounds), tokens]
 
@@ -127,7 +129,7 @@ def judge_figures(forwards: Sequence[RecordedForward], replayed: Replayed, bound
 
 
 def judge_tokens(forwards: Sequence[RecordedForward], replayed: Replayed, lead: float) -> Check:
-    """Checks that another best token is the engine's only if PyTorch's led the second by at most so many nats."""
+    """Checks that the engine's best token differs only if PyTorch's led its second by at most `lead` nats."""
     token = np.concatenate([each.top_token[:, 0] for each in forwards])
     top = np.concatenate([each.top_logprob for each in forwards])
     leads = top[:, 0] - top[:, min(1, top.shape[1] - 1)]
@@ -142,7 +144,7 @@ def judge_tokens(forwards: Sequence[RecordedForward], replayed: Replayed, lead: 
 def judge_answers(
     backend: Backend, answers: Sequence[RecordedAnswer], gate: GateSpec, bounds: Mapping[str, float]
 ) -> list[Check]:
-    """Generates the recorded answers and checks that they differ at most if PyTorch decided by less than the bound."""
+    """Generates the recorded answers; checks that one differs only if PyTorch's margin in it is within the bound."""
     if not answers:
         return []
     margins = []

@@ -1,4 +1,4 @@
-"""Replays recorded forward passes on an engine, teacher-forced: each has its recorded inputs, whatever came before."""
+"""Replays recorded forward passes on an engine, teacher-forced: each gets its recorded inputs, not earlier outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..bundle.reference import RecordedForward
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What an engine computed in recorded forward passes, their logits rows one after the other.
+    """Holds what an engine computed in recorded forward passes, with the logits rows of all of them in order.
 
-    token int64 [rows]; log_prob fp32 [rows], of that token; entropy fp32 [rows]; top_logprob fp32 [rows, K], None of an
-    engine without top tokens; norms fp64 [forward passes, layers, 2], see `RecordedForward`.
+    token int64 [rows]; log_prob fp32 [rows], of that token; entropy fp32 [rows]; top_logprob fp32 [rows, K], None if
+    the engine has no top tokens; norms fp64 [forward passes, layers, 2], see `RecordedForward`.
     """
 
     token: Ints
@@ -29,7 +29,7 @@ class Replayed:
 
 
 def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replayed:
-    """Runs forward passes in order, in a KV cache that is opened anew for each sequence."""
+    """Runs forward passes in order, and opens a new KV cache for each sequence."""
     proposals, norms = list[Proposal](), list[NDArray[np.float64]]()
     for place, recorded in enumerate(forwards):
         if recorded.begins:
@@ -38,7 +38,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
         proposals.append(backend.forward(forward))
         norms.append(new_norms(backend, int(forward.past_length[0]), forward.input_ids.shape[1]))
     top = [out.top_logprob[0] for out in proposals if out.top_logprob is not None]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0 or NaN is for the judge to refuse
+    with np.errstate(divide="ignore", invalid="ignore"):  # the judge refuses probabilities of 0 or NaN
         log_prob = np.log(np.concatenate([out.confidence[0] for out in proposals]))
     return Replayed(
         np.concatenate([out.token[0] for out in proposals]),
@@ -50,7 +50,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
 
 
 def positions_of(forwards: Sequence[RecordedForward], place: int) -> int:
-    """Returns how many KV-cache positions the sequence that begins at this place needs."""
+    """Returns how many KV-cache positions the sequence that begins at index `place` needs."""
     needed = 0
     for number, recorded in enumerate(forwards[place:]):
         if number and recorded.begins:
@@ -60,13 +60,16 @@ def positions_of(forwards: Sequence[RecordedForward], place: int) -> int:
 
 
 def new_norms(backend: Inspectable, past: int, width: int) -> NDArray[np.float64]:
-    """Mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2], [0, 2] without a KV cache"""
+    """Returns mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2]; [0, 2] without KV cache"""
     if not backend.contract.has_cache:
         return np.zeros((0, 2))
     return mean_norms(backend.read_cache()[..., past : past + width, :])
 
 
 def mean_norms(new: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean Euclidean norms of new parts of a KV cache [2 * layers, 1, kv_heads, width, head_dim]. fp64 [layers, 2]"""
+    """Returns mean Euclidean norms of a KV cache's new part. fp64 [layers, 2]
+
+    new: [2 * layers, 1, kv_heads, width, head_dim], keys of layer 0, its values, keys of layer 1, ...
+    """
     norms: NDArray[np.float64] = np.sqrt(np.square(new, dtype=np.float64).sum(-1)).mean((1, 2, 3))
     return norms.reshape(-1, 2)

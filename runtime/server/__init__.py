@@ -1,1 +1,1 @@
-"""The HTTP server's parts; `runtime.serve` is its command. Nothing of it loads with `import runtime`."""
+"""Contains the HTTP server; `runtime.serve` is its command. `import runtime` imports nothing from here."""

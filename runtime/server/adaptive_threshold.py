@@ -1,4 +1,4 @@
-"""A threshold that relaxes as requests wait: fewer steps per answer under load (CD4LM, arXiv 2601.02236)."""
+"""Relaxes the threshold while requests wait: fewer steps per answer under load (CD4LM, arXiv 2601.02236)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ class Pressure:
 
 
 def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
-    """Idle and full-queue value of LOW:HIGH. The stricter one is the idle: HIGH of confidences, LOW of units of which
-    a higher threshold accepts more. Raises UserError if they are not thresholds of the gate."""
+    """Returns the thresholds for an empty and for a full queue from the text LOW:HIGH.
+
+    The empty queue gets the stricter one: HIGH for confidences, LOW if a higher threshold accepts more. Raises
+    UserError if they are not thresholds of the gate.
+    """
     try:
         low, high = map(float, text.split(":"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: OpenAI's API, the page, health and metrics."""
+"""Makes the server's ASGI application: OpenAI's API, the page, health and metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def make_app(service: Service) -> Starlette:
-    """Returns the application. Its shutdown waits until the workers have finished what they began."""
+    """Returns the application. Its shutdown waits until the workers have answered all accepted requests."""
     page = (files(__package__) / "page.html").read_text(encoding="utf-8")
 
     @asynccontextmanager
@@ -60,7 +60,7 @@ def _get(path: str, answer: Callable[[Request], Response]) -> Route:
 
 
 def _card(service: Service, request: Request) -> Response:
-    name = request.path_params["name"].removesuffix("/")  # as other paths are redirected
+    name = request.path_params["name"].removesuffix("/")  # a final slash, which other paths redirect
     if name != service.name:
         raise unknown_model(name, service.name)
     return in_json(service.card())

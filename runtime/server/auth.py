@@ -1,4 +1,4 @@
-"""Who is let in: the host names a page may call this server by, API keys; and the count of who came."""
+"""Admits requests by the `Host` header and the API key, and counts them by path and status."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .http_errors import Refusal, refused
 PATHS = frozenset(
     ("/", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/healthz", "/readyz", "/metrics")
 )
-LEFT = 499  # the client was gone before it was answered; no client ever reads it
+LEFT = 499  # status counted if the client left before the reply; no client ever reads it
 
 
 def host_name(host: str) -> str:
-    """Returns the name in a `Host` header, or in a URL's part after //: lower case, without a port and a final dot."""
+    """Returns the name in a `Host` header or in a URL's part after //, in lower case, without port and final dot."""
     if host.count(":") > 1 and not host.startswith("["):
         return f"[{host.lower()}]"  # an IPv6 address by itself
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
@@ -25,8 +25,11 @@ def host_name(host: str) -> str:
 
 
 class Door:
-    """ASGI middleware. hosts: names that `Host` may hold, any if None: another site's page could otherwise point its
-    own name at a loopback address and read answers. keys: /v1/ requires one of them, if there are any."""
+    """Admits and counts requests, as ASGI middleware.
+
+    hosts: names that `Host` may hold, None for any. Without the check, another site's page could point its own name at
+    a loopback address and read answers. keys: if there are any, /v1/ requires one of them.
+    """
 
     def __init__(
         self, app: ASGIApp, hosts: Sequence[str] | None, keys: Sequence[str], count: Callable[[str, int], None]
@@ -51,7 +54,7 @@ class Door:
             refusal = self._refusal(Headers(scope=scope), scope["path"])
             await (self._app if refusal is None else refused(refusal))(scope, receive, counted)
         except Exception:
-            status = 500  # which the server answers with, outside of here
+            status = 500  # the server sends this reply outside of the middleware
             raise
         finally:
             self._count(scope["path"] if scope["path"] in PATHS else "other", status)
@@ -65,7 +68,7 @@ class Door:
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "replace")
-        # Every key is compared, so that the time reveals nothing of them.
+        # Every key is compared, so that the time reveals nothing about them.
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() == "bearer" and any(matches):
             return None

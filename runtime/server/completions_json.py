@@ -1,4 +1,4 @@
-"""Answers in the JSON of OpenAI's API: whole ones, and the chunks of a stream."""
+"""Writes answers as JSON of OpenAI's chat and completions APIs: whole replies, and the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -15,31 +15,28 @@ from .http_errors import Refusal
 from .request import ServerRequest
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
-LEAST = 1e-30  # confidences below it are given as this one: a logarithm of 0 is not a JSON number
+LEAST = 1e-30  # smaller confidences are raised to this one, as the logarithm of 0 is not a JSON number
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What all parts of one reply have in common.
-
-    asks: the request of each choice; cached: whether committed tokens were kept in a KV cache.
-    """
+    """Writes one reply. asks: the request of each choice; cached: whether the model keeps a KV cache."""
 
     asks: Sequence[ServerRequest]
     model: str
     cached: bool
-    last: ClassVar[bytes] = b"data: [DONE]\n\n"  # of a stream
+    last: ClassVar[bytes] = b"data: [DONE]\n\n"  # ends a stream
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
-    _ends: list[End] = field(default_factory=list)  # of a stream, those that it has closed
+    _ends: list[End] = field(default_factory=list)  # the Ends that the stream has sent
 
     @property
     def ask(self) -> ServerRequest:
-        """The first request, which has all that the others have but for the prompt and the seed."""
+        """Returns the first request; what is read from it here is the same in all."""
         return self.asks[0]
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
-        """Returns the body of a non-streamed reply. answers: blocks and end of each choice, in the requests' order."""
+        """Returns the body of a non-streamed reply. answers: each choice's blocks and End, in the requests' order."""
         choices = [self._choice(index, *answer) for index, answer in enumerate(answers)]
         ends = [end for _, end in answers]
         own = [own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
@@ -70,11 +67,11 @@ class Reply:
         return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
-        """Returns what a stream begins with."""
+        """Returns the chunks that a stream begins with."""
         return [self._chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
 
     def block(self, index: int, block: Finished) -> list[dict[str, Any]]:
-        """Returns the chunk of a finished block, if it has text to send."""
+        """Returns the chunk of a finished block; none if the block has neither text nor tokens to send."""
         if not (block.text or block.tokens):
             return []
         scores = self._logprobs(block.tokens, None)
@@ -85,13 +82,16 @@ class Reply:
         return [chunk]
 
     def canvas(self, index: int, canvas: ShownBlock) -> dict[str, Any]:
-        """Returns the block in work: a chunk without choices, which OpenAI's clients pass over."""
+        """Returns the unfinished block as a chunk without choices, which OpenAI's clients ignore."""
         cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
         drawn = {"index": index, "block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
         return {**self._head(True), "choices": [], "canvas": drawn}
 
     def closing(self, index: int, end: End) -> list[dict[str, Any]]:
-        """A function's call, the reason of a choice's end, and after the last one the usage where it is asked for."""
+        """Returns a choice's last chunks: a function call, if any, and its finish reason.
+
+        After the last choice, a chunk with the usage follows if it is requested.
+        """
         last = self._chunk(index, {} if self.ask.chat else "", None, _reason(end))
         last["blockstep"] = own_fields(self.asks[index], self.cached, end)
         call = self._call(end)
@@ -102,7 +102,7 @@ class Reply:
         return [*chunks, last, {**self._head(True), "choices": [], "usage": self._usage(self._ends)}]
 
     def _call(self, end: End) -> dict[str, Any] | None:
-        """The function that is called."""
+        """Returns the function call, None if no function is called."""
         if end.decided is None or end.decided.function is None:
             return None
         function = {"name": end.decided.function, "arguments": end.decided.arguments}
@@ -119,12 +119,15 @@ class Reply:
         return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
 
     def _usage(self, ends: Sequence[End]) -> dict[str, int]:
-        """Returns the tokens of all prompts and all answers."""
+        """Returns the token counts over all prompts and answers."""
         prompt, tokens = sum(len(ask.prompt) for ask in self.asks), sum(end.counts.tokens for end in ends)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
     def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
-        """Returns logprobs. length: characters of the text if a stop string cut it; later tokens are dropped."""
+        """Returns log-probabilities, None if not requested.
+
+        length: characters of the text, which a stop string may have cut; later tokens are dropped. None keeps all.
+        """
         if not self.ask.logprobs:
             return None
         tokens = [token for token in tokens if length is None or token.offset < length]
@@ -140,7 +143,7 @@ class Reply:
 
 
 def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
-    """Returns what OpenAI's API has no field for."""
+    """Returns the values for which OpenAI's API has no field."""
     done = end.counts
     low, high = end.thresholds or (None, None)
     return {
@@ -157,23 +160,23 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
 
 
 def failed(event: Failure) -> Refusal:
-    """What a client hears of an answer that failed."""
+    """Returns the error that a client gets for a failed answer."""
     return Refusal(400, event.message) if event.mistake else Refusal(500, event.message, code="failed")
 
 
 def _reason(end: End) -> str:
-    """Why a choice ended, in OpenAI's words."""
+    """Returns why a choice ended, in OpenAI's terms."""
     called = end.finish == "eos" and end.decided is not None and end.decided.function is not None
     return "tool_calls" if called else REASONS[end.finish]
 
 
 def counts(event: ShownBlock | Finished) -> dict[str, int]:
-    """Returns how far an answer is, for display."""
+    """Returns an answer's progress, for display."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
 
 
 def _entry(token: Token, log: float) -> dict[str, Any]:
-    whole = BROKEN not in token.text  # a part of a character has no text of its own, and bytes are not at hand
+    whole = BROKEN not in token.text  # part of a character is no text, and its bytes are not known here
     return {"token": token.text, "logprob": log, "bytes": list(token.text.encode()) if whole else None}
 
 

@@ -1,4 +1,4 @@
-"""Limits what a server reads from each connection: a little in turn, so that no client's bytes hold up the others'."""
+"""Limits how much the server reads from a connection at a time, so that no client's bytes delay the others'."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PART = 1024  # bytes parsed at a time: two milliseconds of work if they are chunks of one byte
+PART = 1024  # bytes parsed at a time: two milliseconds of work if each byte is a chunk of its own
 HEAD = 16 << 10  # bytes of a request's headers; each header takes microseconds
-KEEP_ALIVE = 75  # seconds; longer than the usual minute of a proxy, which would otherwise use a closing connection
+KEEP_ALIVE = 75  # seconds; longer than a proxy's usual minute, so that a proxy never uses a connection that closes
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which parses all that a socket gives at once, and asyncio's sockets give up to 256 KiB."""
+    """uvicorn's HTTP protocol, but given at most PART bytes at once; asyncio would give it up to 256 KiB to parse."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Takes a new connection."""
+        """Takes a new connection, and limits what is read from it at a time."""
         transport.max_size = PART  # type: ignore[attr-defined]
         super().connection_made(transport)
 
 
 def make_server(app: Starlette, drain: int) -> uvicorn.Server:
-    """Returns a server of this application. drain: seconds for what has begun once it has to stop."""
+    """Returns a server for this application. drain: seconds that requests in progress get when it has to stop."""
     config = uvicorn.Config(
         app,
         http=Protocol,

@@ -15,10 +15,10 @@ Message = dict[str, str]  # `role` and `content`
 
 
 def read_messages(messages: Any, field: str, template: str | None) -> list[Message]:
-    """Reads the conversation in a request's `field`, for a chat template or None. Raises Refusal naming what is wrong.
+    """Reads the conversation in a request's `field`. Raises Refusal naming what is wrong.
 
-    A `developer` is a `system` to every template that does not name that role. Without a template, empty instructions
-    are left out: they change nothing.
+    template: the chat template, None if the bundle has none. The role `developer` becomes `system` if the template
+    does not name it. Without a template, empty `system` and `developer` messages are left out: they change nothing.
     """
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, f"{field} has to be a list of at least one message", field)
@@ -33,9 +33,9 @@ def read_messages(messages: Any, field: str, template: str | None) -> list[Messa
 
 
 def read_input(given: Any, instructions: Any, template: str | None) -> list[Message]:
-    """Returns the conversation in /v1/responses' `input`, a text or items, after its `instructions`. Raises Refusal.
+    """Returns the conversation in the `input` of /v1/responses, text or items, after `instructions`. Raises Refusal.
 
-    Instructions are one system message with the system messages that `input` begins with: many templates take one.
+    The instructions and the system messages that begin `input` become one message: many templates allow only one.
     """
     if not isinstance(instructions, str):
         raise Refusal(400, f"instructions is {json_type(instructions)}; expected text", "instructions")
@@ -57,7 +57,7 @@ def read_input(given: Any, instructions: Any, template: str | None) -> list[Mess
 
 
 def _item(i: int, item: Any) -> Any:
-    """Returns an item of /v1/responses as a message; only messages are taken."""
+    """Returns an item of /v1/responses as a message. Raises Refusal for an item of another type."""
     if not isinstance(item, dict):
         return item
     if item.get("type") not in (None, "message"):
@@ -67,7 +67,7 @@ def _item(i: int, item: Any) -> Any:
 
 
 def _message(where: str, message: Any, field: str) -> Message:
-    """Reads one message; content in parts is joined, an assistant without content has an empty text."""
+    """Reads one message. Content in parts is joined; an assistant's missing content is read as an empty text."""
     if not isinstance(message, dict):
         raise Refusal(400, f"{where} is {json_type(message)}; expected an object", field)
     for key, value in message.items():

@@ -1,4 +1,4 @@
-"""The decision of a request: a call of a function, text of a schema, or that ordinary text follows."""
+"""Runs the decision of a request: a function call, text of a schema, or the choice of ordinary text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .request import ServerRequest
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What was decided.
+    """Holds what was decided for a request.
 
-    function, arguments: the call and its arguments as JSON text, None and "" if none; text: the reply's text, None if
-    it was not decided. All fields of the decision are in `decision`, also those of a choice before. tokens: of what was
-    written.
+    function, arguments: the called function's name and its arguments as JSON text, None and "" without a call; text:
+    the reply's text, None if it was not decided; decision: all decided fields, with those of a choice of function
+    before the text; tokens: number of tokens in the decided text.
     """
 
     function: str | None
@@ -31,20 +31,20 @@ class Decided:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the reply, and no ordinary text follows."""
+        """Returns whether the decision is the whole reply, so that no ordinary text follows."""
         return self.function is not None or self.text is not None or self.decision.partial
 
     @property
     def finish(self) -> str:
-        """Why it ended, as of an answer."""
+        """Returns why the decision ended, as an `End.finish`."""
         return "length" if self.decision.partial else "eos"
 
 
 def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]) -> Decided:
-    """Decides what the request wants decided, on a model that is free. threshold: of free texts; still: whether
-    it is wanted, without which it ends partial.
+    """Decides what the request wants decided, on a model that runs nothing else. threshold: for free texts.
 
-    Raises what `Model.decide_form` raises.
+    still: whether the reply is still wanted; once it returns false, the decision ends and is partial. Raises what
+    `Model.decide_form` raises.
     """
     wanted = ask.decision
     if wanted is None:

@@ -1,4 +1,4 @@
-"""What a request wants decided: the schema of its reply's text, and the functions of which one may be called."""
+"""Reads what a request wants decided: the schema of the reply's text, and the functions that may be called."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..errors import UserError
 from .http_errors import Refusal, json_type, quote_value
 from .neutral_fields import same, without_nulls
 
-FUNCTIONS = 128  # most of a request, as at OpenAI
+FUNCTIONS = 128  # maximum per request, as at OpenAI
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MEANINGS: tuple[str, ...] = get_args(Probability)
 CHOICES = ("none", "auto", "required")
-OF_TEXT = ("stop", "logprobs", "top_logprobs", "mode", "temperature")  # of no use to a decision
+OF_TEXT = ("stop", "logprobs", "top_logprobs", "mode", "temperature")  # fields that a decision does not use
 FIELDS = frozenset(("tools", "tool_choice", "probability", "max_forwards"))
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionRequest:
-    """What is to be decided.
+    """Describes what a request wants decided.
 
-    text: the schema of the reply's text, None for ordinary text; functions: the schemas of the arguments, by name;
-    optional: whether the reply may be text although there are functions; probability, max_forwards: of `Model.decide`.
+    text: the schema of the reply's text, None for ordinary text; functions: the arguments' schemas, by function name;
+    optional: whether the reply may call no function; probability, max_forwards: as for `Model.decide`.
     """
 
     text: SchemaForm | None
@@ -39,17 +39,20 @@ class DecisionRequest:
 
     @property
     def may_be_text(self) -> bool:
-        """Whether the reply may be text from ordinary decoding."""
+        """Returns whether the reply may be text from ordinary decoding."""
         return self.text is None and (self.optional or not self.functions)
 
     @property
     def has_free_text(self) -> bool:
-        """Whether a schema has a text from ordinary decoding in it."""
+        """Returns whether a schema contains a free text, which ordinary decoding writes."""
         return any(made.lengths for made in (*self.functions.values(), *([self.text] if self.text else [])))
 
 
 def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | None:
-    """What a request wants decided, None if nothing. chat: whether it came to /v1/chat/completions. Raises Refusal."""
+    """Returns what a request wants decided, None if nothing. Raises Refusal.
+
+    chat: whether the request came to /v1/chat/completions.
+    """
     budget = Budget()
     text = _text_schema(fields, chat, budget)
     functions, optional = _functions(fields, chat, budget)
@@ -74,9 +77,9 @@ def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | No
 
 
 def _check_text_fields(fields: Mapping[str, Any], free: bool) -> None:
-    """Raises Refusal for a field that could only change ordinary text, unless it changes nothing.
+    """Raises Refusal for a field that affects only ordinary text, unless its value changes nothing.
 
-    free: whether there are free texts, which have a threshold.
+    free: whether there are free texts, for which `threshold` is allowed.
     """
     for name in OF_TEXT if free else (*OF_TEXT, "threshold"):
         value = fields.get(name)
@@ -91,7 +94,7 @@ def _check_text_fields(fields: Mapping[str, Any], free: bool) -> None:
 
 
 def _text_schema(fields: Mapping[str, Any], chat: bool, budget: Budget) -> SchemaForm | None:
-    """The schema of the reply's text, in `response_format` of a chat and in `text.format` of a response."""
+    """Returns the schema of the reply's text, from `response_format` of a chat or `text.format` of a response."""
     param, place = ("response_format", "response_format") if chat else ("text", "text.format")
     wanted = _object(fields.get(param, {}), param)
     if not chat:
@@ -113,7 +116,7 @@ def _text_schema(fields: Mapping[str, Any], chat: bool, budget: Budget) -> Schem
 
 
 def _functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[dict[str, SchemaForm], bool]:
-    """The functions that may be called, and whether the reply may do without."""
+    """Returns the functions that may be called, and whether the reply may call none."""
     tools = fields.get("tools", [])
     if not isinstance(tools, list) or len(tools) > FUNCTIONS:
         raise Refusal(400, f"tools is {json_type(tools)}; expected a list of at most {FUNCTIONS} functions", "tools")
@@ -149,7 +152,7 @@ def _function(tool: Any, place: str, chat: bool) -> dict[str, Any]:
 
 
 def _choice(choice: Any, chat: bool) -> tuple[str, str | None]:
-    """One of CHOICES, and the name of a function that has to be called."""
+    """Returns one of CHOICES, and the name of the function that has to be called, None if no name is given."""
     if isinstance(choice, str) and choice in CHOICES:
         return choice, None
     form = {"type": "function", "function": {"name": "f"}} if chat else {"type": "function", "name": "f"}

@@ -1,4 +1,4 @@
-"""Whether what a request wants decided fits the model and its `max_tokens`, before it is queued."""
+"""Checks, before a request is queued, that its decision fits the model and `max_tokens`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..model import Model
 from .decision_request import DecisionRequest
 from .http_errors import Refusal, blame
 
-PREFIXES = 2048  # of all values of a form, each of which may take a forward pass
+PREFIXES = 2048  # maximum of token prefixes over a form's values; each may take a forward pass
 
 
 def fit_decision(
@@ -44,7 +44,7 @@ def fit_decision(
 def _fitted(
     model: Model, prompt: Ints, made: SchemaForm, function: str | None, limit: str, most: int | None
 ) -> SchemaForm:
-    """The schema's form with free texts that fit. function: whose arguments they are."""
+    """Returns the schema's form with free texts that fit. function: its name if the schema is of its arguments."""
     whole = (made if function is None else call_form(function, made)).form
     free = sum(isinstance(part, FreeText) for part in whole.parts)
     tokens = _least_tokens(model, prompt, whole)
@@ -79,7 +79,10 @@ def _least_tokens(model: Model, prompt: Ints, form: Form) -> int:
 
 
 def _prefixes(pieces: Sequence[Piece]) -> int:
-    """In how many ways the values begin, of each field and token count: the most forward passes of a decision."""
+    """Returns how many token prefixes the values have, counted per field and token count.
+
+    Scoring them takes at most so many forward passes.
+    """
     count = 0
     for piece in pieces:
         if not isinstance(piece, Slot) or len(piece.values) < 2:
@@ -87,7 +90,7 @@ def _prefixes(pieces: Sequence[Piece]) -> int:
         before: tuple[int, ...] = ()
         for ids in sorted(piece.values, key=lambda ids: (len(ids), ids)):
             if len(ids) != len(before):
-                before, count = (), count + 1  # of the empty beginning
+                before, count = (), count + 1  # the empty prefix
             shared = next((i for i, pair in enumerate(zip(ids, before, strict=False)) if pair[0] != pair[1]), 0)
             before, count = ids, count + len(ids) - shared - 1
     return count

@@ -1,4 +1,4 @@
-"""One request decoded into events: finished blocks, the canvas if requested, the end with its counts."""
+"""Decodes one request into events: finished blocks, the canvas if requested, and the End with its counts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from .stop_strings import Stops
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Holds an answer's token: its own text, the text that it completes, which begins at `offset` characters, the
-    confidence and the number of the forward pass (from 1) that unmasked it."""
+    """Holds one token of the answer.
+
+    text: the token decoded by itself; completes: the answer's text that the token completes, beginning at character
+    `offset`; step: the forward pass, from 1, that unmasked the token, with `confidence`.
+    """
 
     token: int
     text: str
@@ -32,7 +35,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ShownToken:
-    """Holds a canvas position as shown: its text, the confidence and forward pass that unmasked it, else None."""
+    """Holds a piece of text on the canvas, from one or more positions.
+
+    confidence, step: the lowest confidence and the last forward pass that unmasked them; None if one is masked.
+    """
 
     text: str
     confidence: float | None
@@ -41,8 +47,8 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Holds an answer's progress: unmasked tokens, forward passes with a masked position (steps), those with commits
-    too, and the mode."""
+    """Holds an answer's progress: the unmasked tokens, the steps (forward passes with a masked position), all forward
+    passes, commits included, and the mode."""
 
     tokens: int
     steps: int
@@ -51,13 +57,13 @@ class Counts:
 
     @property
     def one_a_step(self) -> int:
-        """Returns the forward passes that as many tokens would take with one per step."""
+        """Returns how many forward passes these tokens would take at one token per step."""
         return one_a_step(self.mode, self.tokens, self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)
 class ShownBlock:
-    """The block in work after a step; its tokens are provisional until the block is finished."""
+    """Holds the unfinished block after a step; its tokens are provisional."""
 
     block: int
     cells: tuple[ShownToken, ...]
@@ -66,7 +72,7 @@ class ShownBlock:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Holds a block that stays as it is. text: what may be sent; tokens: empty if not requested."""
+    """Holds a finished block. text: what may be sent now; tokens: empty if not requested."""
 
     block: int
     text: str
@@ -76,9 +82,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """finish: eos | length | stop | cancelled. thresholds: the lowest and the highest that a step was run with.
+    """Holds the end of an answer. finish: eos | length | stop | cancelled.
 
-    decided: what was decided, of a request that wants it: the reply, or that it is ordinary text.
+    thresholds: the lowest and the highest that a step used, None if no step used one. decided: the request's decision,
+    which is the reply or the choice of ordinary text; None if nothing had to be decided.
     """
 
     finish: str
@@ -102,10 +109,9 @@ Deliver = Callable[[Event], None]
 def answer(
     model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
 ) -> None:
-    """Decides or decodes one request by itself and hands its events out. It stops after the step at which `wanted` is
-    false.
+    """Decides or decodes one request outside of a batch, and delivers its events.
 
-    Raises what `Model.steps` raises.
+    Stops after the step at which `wanted` returns false. Raises what `Model.steps` raises.
     """
     decided = None if ask.decision is None else decide(model, ask, threshold, wanted)
     if decided is not None and hand_out_decision(decided, wanted(), deliver):
@@ -122,7 +128,10 @@ def answer(
 
 
 def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
-    """Hands out a decision that is the whole reply, as an answer of one block. Returns whether it is."""
+    """Delivers a decision that is the whole reply, as an answer of one block, or the End of one no longer wanted.
+
+    Returns whether the request has ended.
+    """
     forwards = decided.decision.forwards
     counts = Counts(decided.tokens, forwards, forwards)
     if not wanted:
@@ -135,10 +144,10 @@ def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
 
 
 class PendingAnswer:
-    """Tracks an answer: what the steps do not keep (when and how confidently a position was unmasked), and the events.
+    """Turns an answer's steps into events; keeps when and how confidently each position was unmasked.
 
-    decided: that it is ordinary text, if something had to be decided first. request: what is decoded. Its threshold is
-    the given one, each value of which is noted as it is read.
+    decided: the choice of ordinary text, if something had to be decided first. request: what to decode; its threshold
+    is the given one, and notes each value that a step reads.
     """
 
     def __init__(
@@ -151,22 +160,22 @@ class PendingAnswer:
     ) -> None:
         self._decided = decided
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
-        self._seen: list[float] = []  # thresholds
+        self._seen: list[float] = []  # thresholds that steps have read
         self._mode = mode_of(model.contract, ask.options.mode)
         read = _noted(model, threshold, self._seen) if self._mode == "block" else None
         self.request = model.request(ask.prompt, ask.options, threshold=read)
-        self._finish = "cancelled"  # why it ended
-        self._stops, self._before = Stops(ask.stop), 0  # the latter: tokens in finished blocks
+        self._finish = "cancelled"  # why the answer ended
+        self._stops, self._before = Stops(ask.stop), 0  # _before: tokens in finished blocks
         self._blocks = BlockReader(model.tokenizer)
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
-        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], by which forward pass, from 1
+        self._fixed = np.zeros(model.contract.block, np.int64)  # [block], the forward pass, from 1
         self._steps = self._forwards = self._given = 0
 
     def take(self, step: Step, wanted: bool) -> bool:
-        """Notes a step and hands out what it finishes, nothing if the answer is not wanted any more.
+        """Takes a step and delivers what it finishes; delivers nothing if the answer is not wanted any more.
 
-        Returns whether the answer goes on; `end` is to be called otherwise.
+        Returns whether the answer goes on; if not, `end` has to be called.
         """
         self._steps, self._forwards, self._given = step.steps, step.forwards, step.given
         self._confidence = step.confidence
@@ -180,13 +189,13 @@ class PendingAnswer:
         return True
 
     def end(self) -> None:
-        """Hands out the End."""
+        """Delivers the End."""
         seen = self._seen
         thresholds = (min(seen), max(seen)) if seen else None
         self._deliver(End(self._finish, self._counts(self._before), thresholds, self._decided))
 
     def _hand_out(self, block: Block) -> bool:
-        """Hands out what a finished block completes. Returns whether the answer goes on."""
+        """Delivers a finished block. Returns whether the answer goes on."""
         tokens = tuple(self._spelled(block)) if self._ask.logprobs or self._ask.canvas else ()
         self._before += len(block.token_ids)
         text = self._stops.push(block.text)
@@ -200,11 +209,11 @@ class PendingAnswer:
         return not self._stops.hit and block.result is None
 
     def _counts(self, tokens: int) -> Counts:
-        """Returns the counts at so many unmasked tokens."""
+        """Returns the counts for a number of unmasked tokens."""
         return Counts(tokens, self._steps, self._forwards, self._mode)
 
     def _spelled(self, block: Block) -> Iterator[Token]:
-        """Yields the block's tokens, with what each completes; the end token, which has no text, is left out."""
+        """Yields the block's tokens with the text that each completes, but not the end token, which has no text."""
         ended = block.result is not None and block.result.finish == "eos"
         ids = block.token_ids[:-1] if ended else block.token_ids
         for place, token in enumerate(ids, self._given):
@@ -227,7 +236,8 @@ class PendingAnswer:
 
 
 def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
-    """Returns the same threshold, noting each value that is read; None for a gate without one."""
+    """Returns a threshold with the given one's values, each added to `seen` when read; the given one if the gate has no
+    threshold."""
     if model.gate.unit is None:
         return threshold
     given = model.gate.threshold if threshold is None else threshold

@@ -1,4 +1,4 @@
-"""One request over HTTP: its body read, its jobs given to the workers, their events sent whole or as a stream."""
+"""Handles an HTTP request: reads its body, submits its jobs to the workers, sends the reply whole or as a stream."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Feed = asyncio.Queue[tuple[int, Event]]  # events of a request's jobs, each with
 
 
 async def complete(service: Service, api: Api, request: Request) -> Response:
-    """Returns one reply, whole or streamed, with an answer to each prompt. Raises Refusal if there is none."""
+    """Returns the reply, whole or streamed, with an answer to each prompt. Raises Refusal if it cannot be answered."""
     started = time.perf_counter()
     try:
         content = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
@@ -40,7 +40,7 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     except ClientDisconnect:
         return Response(status_code=LEFT)
-    service.workers.check_room()  # before any work on what a client sent
+    service.workers.check_room()  # before any work on the body
 
     def read() -> tuple[Any, tuple[ServerRequest, ...]]:
         body, most = parse_body(content), service.workers.most
@@ -62,9 +62,9 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """Returns the body, at most `limit` bytes long.
+    """Returns the body. Raises Refusal if it is longer than `limit` bytes or its content type is not JSON.
 
-    Another content type is refused: any site's page may send one here without a preflight.
+    Content types other than JSON are refused because any site's page may send them here without a preflight.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the content type has to be application/json")
@@ -78,13 +78,13 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _into(feed: Feed, index: int) -> Callable[[Event], None]:
-    """Takes events of a job on a worker's thread and puts them, with its index, into a queue of the running loop."""
+    """Returns a function that queues a job's events with the job's index; any thread may call it."""
     loop = asyncio.get_running_loop()
 
     def deliver(event: Event) -> None:
         try:
             loop.call_soon_threadsafe(feed.put_nowait, (index, event))
-        except RuntimeError:  # the loop is closed: a drain that took too long was broken off
+        except RuntimeError:  # the loop is closed, as draining took too long
             return
 
     return deliver
@@ -93,9 +93,9 @@ def _into(feed: Feed, index: int) -> Callable[[Event], None]:
 async def _events(
     service: Service, request: Request, jobs: Sequence[Job], feed: Feed, started: float
 ) -> AsyncGenerator[tuple[int, Event], None]:
-    """Yields the jobs' events, each with its job's index, to the last End or to the first Failure.
+    """Yields the jobs' events, each with its job's index, up to the last End or the first Failure.
 
-    A client that leaves takes all of them back, and so does a Failure.
+    All jobs are withdrawn if the client leaves or one of them fails.
     """
     gone = asyncio.create_task(_withdraw_when_gone(service, request, jobs))
     begun, ended = set[int](), dict[int, tuple[Event, float]]()
@@ -151,14 +151,14 @@ async def _whole(
 
 
 def _written(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
-    """Returns the reply's JSON, which takes a while with log probabilities."""
+    """Returns the reply's JSON; with log-probabilities it takes long enough to need a thread."""
     return in_json(reply.whole(answers))
 
 
 async def _lines(
     reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None]
 ) -> AsyncIterator[bytes]:
-    """Yields the stream of server-sent events. A failure in the middle is one too, and no last line follows it."""
+    """Yields the stream of server-sent events. A Failure is sent as the last event, without the final `[DONE]`."""
     for chunk in reply.opening():
         yield _line(chunk)
     async with aclosing(events):
@@ -173,7 +173,7 @@ async def _lines(
 
 
 def _line(chunk: dict[str, Any]) -> bytes:
-    """Returns a server-sent event; one that has a type of its own is named by it."""
+    """Returns a chunk as a server-sent event, whose name is the chunk's `type` if it has one."""
     name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
     return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 

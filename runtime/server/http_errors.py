@@ -1,4 +1,4 @@
-"""Requests that are turned down, in the form that OpenAI's clients read."""
+"""Writes errors and other JSON replies; errors have the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import UserError
 
 @dataclass(eq=False)  # not frozen: context managers set an exception's __traceback__
 class Refusal(Exception):
-    """Refuses a request: HTTP status, one line, the field it is about, a code that programs can test."""
+    """Refuses a request. message: one line; param: the field that is wrong; code: what programs can test."""
 
     status: int
     message: str
@@ -45,12 +45,12 @@ def refused(refusal: Refusal) -> Response:
 
 
 def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns a body in ASCII: a client's names may hold half a surrogate pair, which UTF-8 has no form for."""
+    """Returns a JSON response in ASCII: a client's names may hold half a surrogate pair, which UTF-8 cannot encode."""
     return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")
 
 
 def quote_value(value: Any) -> str:
-    """Quotes a request's value for a message; repr of nested lists would take longer than their length."""
+    """Quotes a request's value for a message; a list or object is named by its type, as a nested repr is slow."""
     return json_type(value) if isinstance(value, list | dict) else repr(value)[:80]
 
 

@@ -1,4 +1,4 @@
-"""Request bodies turned into requests off the event loop, so that one client's long text holds up nobody else's."""
+"""Reads request bodies off the event loop, so that one client's long text does not delay other clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from .http_errors import Refusal
 
-SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read and waits for no other
+SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read, and does not wait for others
 WAITING = 32  # longer bodies that may be held at once
 CONTAINERS = 1 << 16  # lists and objects in a body: a request of 1 MiB that fits the API has fewer
 
@@ -19,9 +19,10 @@ Read = TypeVar("Read")
 
 
 class Intake:
-    """Runs what reads a body on a thread: of the longer bodies of a size (in powers of two) one at a time.
+    """Reads bodies on threads; of the longer bodies, one at a time per size class (powers of two).
 
-    A body never waits for one more than twice as long, and a handful of threads at most compete for the cores.
+    A body never waits for one more than twice as long, and at most a handful of threads with longer bodies compete for
+    the cores.
     """
 
     def __init__(self) -> None:
@@ -45,9 +46,9 @@ class Intake:
 
 
 def parse_body(content: bytes) -> Any:
-    """Parses a body's JSON. Raises Refusal 400 if it is not JSON, or has too many parts.
+    """Parses a body's JSON. Raises Refusal 400 if it is not JSON, or has more than CONTAINERS lists and objects.
 
-    json.loads and the garbage collector stop all threads for as long as they take, which grows with the containers.
+    json.loads and the garbage collector stop all other threads; more lists and objects stop them for longer.
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
@@ -59,12 +60,12 @@ def parse_body(content: bytes) -> Any:
 
 
 def _float(digits: str) -> float:
-    """Returns what `float` does, as a call into Python, where other threads may run: 150,000 of 1e-400 take 0.3 s."""
+    """Calls `float` from Python, so that other threads may run between numbers: 150,000 times 1e-400 take 0.3 s."""
     return float(digits)
 
 
 def has_many_containers(text: str) -> bool:
-    """Returns whether more than CONTAINERS lists and objects begin in a JSON text, in a few passes over it."""
+    """Returns whether a JSON text has more than CONTAINERS lists and objects, after a few passes over the text."""
     if text.count("[") + text.count("{") <= CONTAINERS:  # brackets inside strings included
         return False
     outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])

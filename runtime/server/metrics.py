@@ -1,4 +1,4 @@
-"""What /metrics reports: requests, the queue, time to the first block, tokens per forward pass, the threshold."""
+"""Collects what /metrics reports: requests, queue, time to the first block, tokens per forward pass, threshold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 
 class Counters:
-    """The metrics of one server. threshold: reads the one in force; None if the gate has none."""
+    """Counts one server's metrics. threshold: returns the threshold in force; None if the gate has none."""
 
     def __init__(self, workers: Workers, threshold: Callable[[], float] | None) -> None:
         self._registry = own = CollectorRegistry()

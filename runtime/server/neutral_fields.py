@@ -1,7 +1,7 @@
-"""Fields that clients send although they have no effect here, each with the values that change no answer.
+"""Accepts fields that have no effect here but that clients send, each with the values that change no answer.
 
 The fields are those of OpenAI's API reference, of vLLM's request models (vllm/entrypoints/openai) and of llama.cpp's
-tools/server/README.md. A field that is missing here, or has another value, would change the answer: it is refused.
+tools/server/README.md. Any other field or value might change the answer, and is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VLLM: dict[str, Any] = {
     "return_tokens_as_token_ids": [False], "return_token_ids": [False], "return_token_offsets": [False],
     "return_prompt_text": [False], "cache_salt": ANY, "session_id": ANY, "request_id": ANY,
 }  # fmt: skip
-# Parameters of a sampler are of no effect while the sampler itself is off: its switch is refused if it is on.
+# A sampler's parameters have no effect while the sampler is off; the value that turns the sampler on is refused.
 LLAMA_CPP: dict[str, Any] = {
     "cache_prompt": ANY, "n_cache_reuse": ANY, "id_slot": ANY, "n_keep": ANY, "n_discard": ANY, "n_cmpl": [1],
     "n_predict": [-1], "n_indent": [0], "n_probs": [0], "min_keep": [0], "post_sampling_probs": ANY,
@@ -50,16 +50,19 @@ LLAMA_CPP: dict[str, Any] = {
     "timings_per_token": [False], "return_progress": [False], "reasoning_format": ["none"], "sse_ping_interval": [-1],
 }  # fmt: skip
 NEUTRAL: dict[str, Any] = OPENAI | VLLM | LLAMA_CPP
-# At a temperature of 0 the argmax is taken, which these leave as it is.
+# At a temperature of 0 the argmax is taken, which these fields do not change.
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "typ_p", "tfs_z", "top_n_sigma", "dynatemp_range", "min_keep")
 
 NO_REASONING: dict[str, Any] = {"reasoning_effort": "none", "reasoning": {"effort": "none"}}
-REASONING = ("thinking", "reasoning")  # a template that names one of them may think unless thinking is turned off
+REASONING = ("thinking", "reasoning")  # if a template has one of these words, the model may think unless told not to
 ADVICE = {"previous_response_id": "no answer is kept, so send the whole conversation as input"}
 
 
 def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: str) -> None:
-    """Raises Refusal naming the first field that is neither known nor without effect, given the chat template."""
+    """Raises Refusal for the first field that is not in `known` and might have an effect.
+
+    template: the chat template, which decides whether the model may think.
+    """
     greedy = "temperature" in fields and same(fields["temperature"], 0)
     for name, value in fields.items():
         values, bare = NEUTRAL.get(name, []), without_nulls(value)
@@ -76,10 +79,10 @@ def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: s
 
 
 def without_nulls(value: Any) -> Any:
-    """Returns an object without its fields that are null; other JSON values as they are."""
+    """Returns an object without its null fields, and other JSON values as they are."""
     return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def same(value: Any, other: Any) -> bool:
-    """Returns whether two JSON values are equal; in Python alone True equals 1."""
+    """Returns whether two JSON values are equal. Unlike in Python, True does not equal 1."""
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

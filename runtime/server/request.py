@@ -1,4 +1,4 @@
-"""What a request's JSON requests, checked field by field before any work."""
+"""Reads the JSON of requests and checks it field by field, before any decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eva
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One of the APIs. prompt: its field for the prompt; limits: those that limit new tokens; fields: all others."""
+    """Lists an API's fields. prompt: the prompt's; limits: those that limit new tokens; fields: all others."""
 
     prompt: str
     limits: tuple[str, ...]
@@ -51,8 +51,11 @@ RESPONSES = Api("input", ("max_output_tokens",), OWN | DECISION_FIELDS | {"instr
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """A request for one answer. prompt: int64 [length]. best: whether the best token is listed beside itself. decision:
-    what is decided, before or instead of ordinary text."""
+    """Holds a request for one answer.
+
+    prompt: int64 [length]. best: whether `top_logprobs` lists the top-1 token. decision: what to decide before or
+    instead of ordinary text.
+    """
 
     prompt: Ints
     options: DecodeOptions
@@ -69,10 +72,10 @@ class ServerRequest:
 def read_server_requests(
     model: Model, name: str, most: int | None, api: Api, body: Any, places: int
 ) -> tuple[ServerRequest, ...]:
-    """Returns a decoded JSON body's requests to `model`, one per prompt, alike but for their prompts and seeds.
+    """Reads a parsed JSON body's requests, one per prompt; they differ in prompt, seed and room for new tokens.
 
-    name: what the model is served as; most: new tokens of each; places: how many prompts a body may have. Raises
-    Refusal naming the field that is wrong or not supported.
+    name: what the model is served as; most: the server's limit on new tokens per answer, None for none; places: how
+    many prompts a body may have. Raises Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"the body is {json_type(body)}; expected a JSON object")
@@ -109,7 +112,7 @@ def unknown_model(asked: Any, name: str) -> Refusal:
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
-    """Returns temperature and seed, if this engine can have them; at a temperature of 0 a seed changes nothing."""
+    """Returns temperature and seed. Raises Refusal if they are out of bounds or the engine cannot sample."""
     temperature, seed = _number(fields, "temperature", 0.0), _whole(fields, "seed")
     for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
         try:
@@ -120,7 +123,8 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
 
 
 def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
-    """Returns the prompts with room and sampling. A misfit is blamed on a prompt unless fewer tokens would fit."""
+    """Returns one request per prompt. If one does not fit, the Refusal names the prompt, or the field that limits new
+    tokens if fewer of them would fit."""
     temperature, seed = _sampling(model, fields)
     with blame("mode"):
         mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
@@ -138,7 +142,7 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
 
 
 def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
-    """Returns the field that limits the new tokens, and its value: None if there is none, or it is llama.cpp's -1."""
+    """Returns the field that limits the new tokens, and its value: None if no limit is given, or llama.cpp's -1."""
     fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
     given = [*fields] or [limits[0]]
     numbers = [_whole(fields, name) for name in given]
@@ -153,7 +157,7 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
 
 
 def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]:
-    """Returns a body's prompts, each by its field's name; a list of texts or of lists of ids has one per entry."""
+    """Returns a body's prompts by field name. A list of texts or of lists of token ids is one prompt per entry."""
     given = fields.get(api.prompt)
     if api is not COMPLETIONS or not isinstance(given, list) or not any(isinstance(one, str | list) for one in given):
         return {api.prompt: given}
@@ -179,7 +183,7 @@ def _prompt(
     if isinstance(prompt, str) and prompt:
         return tokenizer.encode(prompt)
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        if len(prompt) > contract.capacity:  # an array of them would be made for nothing
+        if len(prompt) > contract.capacity:  # before making an array for nothing
             check_room(contract, len(prompt), 1)
         return prompt
     what = "a text or a list of token ids" if field != api.prompt else "a text, a list of token ids, or a list of these"
@@ -195,7 +199,7 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
-    """Returns whether log probabilities are wanted, and the top-1 token too: the token itself unless sampled."""
+    """Returns whether log-probabilities are requested, and whether the top-1 token's are too."""
     if not chat:
         top = None if fields.get("logprobs") is False else _whole(fields, "logprobs")
         _at_most_one("logprobs", top, drawn)
@@ -220,7 +224,7 @@ def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict):
         raise Refusal(400, f"stream_options is {json_type(options)}; expected an object", "stream_options")
-    for key, value in options.items():  # obfuscation pads chunks against eavesdroppers, and changes no text
+    for key, value in options.items():  # obfuscation only pads chunks against eavesdroppers
         if key not in ("include_usage", "include_obfuscation") and value not in (None, False):
             raise Refusal(400, f"stream_options.{key} is not supported here; leave it out", "stream_options")
     wanted = _flag({k: v for k, v in options.items() if v is not None}, "include_usage")

@@ -1,4 +1,4 @@
-"""Answers in the JSON of OpenAI's /v1/responses: whole ones, and the events of a stream. Nothing is kept."""
+"""Writes answers as JSON of OpenAI's /v1/responses: whole replies, and a stream's events. No response is stored."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ FIXED: dict[str, Any] = {
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
 }  # fmt: skip
 
-ECHOED = ("text", "tools", "tool_choice")  # of a request that wants something decided
+ECHOED = ("text", "tools", "tool_choice")  # fields repeated in the reply if something is decided
 SPARE = 200  # levels around what is echoed: of events, and of the calls that write them
-PAIRS, KEY, VALUE = 16, 64, 512  # most of the metadata; more would be written into events many times over
+# Metadata is repeated in many events, and so limited in its pairs and in the characters of keys and values.
+PAIRS, KEY, VALUE = 16, 64, 512
 
 
 class ResponsesReply:
-    """One response. The text of a stream and the number of its next event are kept until it ends."""
+    """Writes one response. Keeps a stream's text and the number of its next event."""
 
-    last = b""  # of a stream: its last event marks its end
+    last = b""  # a stream ends with its last event, without a further line
 
     def __init__(self, ask: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
         self._ask, self._cached = ask, cached
@@ -46,11 +47,11 @@ class ResponsesReply:
             **FIXED,
             **{name: body[name] for name in ECHOED if ask.decision is not None and body.get(name) is not None},
         }
-        self._text, self._numbers, self._begun = "", count(), False  # whether a message was
-        self._sure = ask.decision is None or not ask.decision.functions  # whether it is one and no call
+        self._text, self._numbers, self._begun = "", count(), False  # _begun: whether a message has begun
+        self._sure = ask.decision is None or not ask.decision.functions  # whether a message must come, not a call
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
-        """Returns the body of a reply that is not streamed, of one answer."""
+        """Returns the body of a non-streamed reply. answers: the blocks and the End of the one answer."""
         [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
         return self._ended(end)
@@ -65,7 +66,7 @@ class ResponsesReply:
         ]
 
     def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
-        """Returns a stream's events for an event of the one answer, 0; a block in work has no form."""
+        """Returns a stream's events for an event of its one answer; an unfinished block gives none. index: 0."""
         if isinstance(event, Finished):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}
@@ -78,7 +79,7 @@ class ResponsesReply:
         return [] if isinstance(event, ShownBlock) else self._closing(event)
 
     def _begin_message(self) -> list[dict[str, Any]]:
-        """The events before the first text; none if they were sent."""
+        """Returns the events before the first text; none if they have been sent."""
         if self._begun:
             return []
         self._begun = True
@@ -102,7 +103,7 @@ class ResponsesReply:
         ]
 
     def _called(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        """The events of a function's call."""
+        """Returns the events of a function call."""
         place, arguments = {"item_id": item["id"], "output_index": 0}, item["arguments"]
         begun = {**item, "arguments": "", "status": "in_progress"}
         return [
@@ -136,7 +137,7 @@ class ResponsesReply:
         return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def _call(self, end: End, status: str) -> dict[str, Any] | None:
-        """The function that is called, as an item."""
+        """Returns the function call as an output item, None if no function is called."""
         if end.decided is None or end.decided.function is None:
             return None
         called = {"name": end.decided.function, "arguments": end.decided.arguments}
@@ -167,7 +168,7 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def _metadata(given: Any) -> dict[str, str]:
-    """Returns the request's metadata, if as in OpenAI's reference: an object of at most 16 short texts."""
+    """Returns the request's metadata, {} if it is not an object of at most 16 short texts (OpenAI's reference)."""
     if not isinstance(given, dict) or len(given) > PAIRS:
         return {}
     pairs = given.items()

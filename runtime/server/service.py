@@ -1,4 +1,4 @@
-"""What a server serves, and how: the model, its workers and counters, names, limits and keys."""
+"""Holds what a server serves, and how: the model, its workers and counters, names, limits and keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from .worker_pool import Workers
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a server serves, and how. most: new tokens of a request; body: bytes of one; hosts, keys: see `Door`."""
+    """Holds what a server serves, and how.
+
+    most: maximum of new tokens per answer, None for no limit; body: maximum of bytes in a request's body; hosts, keys:
+    see `Door`.
+    """
 
     model: Model
     name: str
@@ -29,7 +33,7 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def card(self) -> dict[str, Any]:
-        """Returns the model's entry in /v1/models, with what a page has to know of its gate."""
+        """Returns the model's entry in /v1/models, with what the page at / has to know of the gate."""
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
         own |= {
@@ -39,6 +43,6 @@ class Service:
             "candidates": contract.candidates,
             "modes": contract.modes,
         }
-        known = unit if "block" in contract.modes else None  # others have no gate
+        known = unit if "block" in contract.modes else None  # other modes have no gate
         own["threshold_most"] = known and (known.shown or known.highest(contract.vocab))
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "blockstep", "blockstep": own}

@@ -9,7 +9,7 @@ from ..errors import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens; clients that come before the server runs wait. Raises UserError if it cannot."""
+    """Returns a listening socket; clients that connect before the server runs wait. Raises UserError if it fails."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
@@ -32,7 +32,7 @@ def url_of(place: socket.socket) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Returns whether only this machine reaches that address."""
+    """Returns whether only this machine can reach the address `host`."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

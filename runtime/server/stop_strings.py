@@ -1,4 +1,4 @@
-"""Finds stop strings in text that comes in parts: nothing is given out that may turn out to begin one."""
+"""Finds stop strings in text that arrives in parts, and holds back text that may be the beginning of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Feeds text through; `hit` once one of the strings is complete. The text is what precedes the first one.
+    """Passes text on up to the first stop string. hit: whether a stop string is complete.
 
     Each character is compared a bounded number of times on average, whatever the strings (Knuth, Morris, Pratt 1977).
     """
@@ -18,7 +18,7 @@ class Stops:
         self.hit = False
 
     def push(self, text: str) -> str:
-        """Returns the text that this piece completes; nothing more after a hit."""
+        """Takes the next part; returns the text that can now be passed on, nothing after a hit."""
         if self.hit:
             return ""
         seen, self._held = len(self._held), self._held + text
@@ -33,23 +33,23 @@ class Stops:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """Returns what was held back and begins no stop string."""
+        """Returns the text held back: at the text's end it cannot become a stop string."""
         text, self._held = self._held, ""
         return text
 
 
 class _Prefix:
-    """Tracks how many of the last characters are a string's first ones."""
+    """Tracks the length of the longest beginning of a string that the text now ends with."""
 
     __slots__ = ("_borders", "_string", "length")
 
     def __init__(self, string: str) -> None:
         self._string, self.length = string, 0
-        # By length of a beginning: its longest proper beginning that is also its end. Known as far as the text matched.
+        # For each prefix length, the longest proper prefix that is also a suffix, as far as the text has matched.
         self._borders = [0, 0]
 
     def extend(self, character: str) -> bool:
-        """Takes the next character; returns whether it completes the string, after which nothing more may come."""
+        """Takes the next character; returns whether it completes the string. Not to be called again after that."""
         self.length = self._next(self.length, character)
         if self.length == len(self._borders):
             self._borders.append(self._next(self._borders[-1], character))

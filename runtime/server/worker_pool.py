@@ -1,4 +1,4 @@
-"""Gives requests, in order, to the threads that decode them: each by itself, or many in one running batch."""
+"""Queues requests for the threads that decode them, one by one or many in one running batch."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ from .http_errors import Refusal
 from .request import ServerRequest
 
 LOG = logging.getLogger(__name__)
-SLOTS = 16  # by default, of an engine that takes as many sequences or more
+SLOTS = 16  # default maximum of sequences in the running batch
 
 
 class Job:
-    """Holds a queued request: what to generate, who receives it, whether it is still wanted, when it began.
+    """Holds a queued request. deliver: receives its events; wanted: false once it is withdrawn.
 
-    `deliver` is called on a worker's thread, with an End or a Failure at last, whatever happens.
+    `deliver` is called on a worker's thread (by `withdraw` on the caller's), and last with an End or a Failure,
+    whatever happens.
     """
 
     __slots__ = ("ask", "deliver", "started", "wanted")
 
     def __init__(self, ask: ServerRequest, deliver: Deliver) -> None:
         self.ask, self.deliver, self.wanted = ask, deliver, True
-        self.started = 0.0  # by time.perf_counter
+        self.started = 0.0  # time.perf_counter() when a worker took it
 
 
 class Decoder(Protocol):
-    """What one thread runs: it takes jobs from the workers, until there are no more, and ends each."""
+    """Takes jobs from the workers, on one thread, and ends each, until the workers are closed."""
 
     @property
     def places(self) -> int:
-        """How many jobs it decodes at once."""
+        """Returns how many jobs are decoded at once."""
         ...
 
     def run(self, workers: Workers) -> None: ...
 
 
 class Workers:
-    """One thread per decoder; at most `room` requests wait for one, and the first of them is taken first.
+    """Runs one thread per decoder. At most `room` requests wait for one, and are taken in order.
 
-    threshold: what a step without a threshold of its own reads, None for the gate's own.
+    threshold: for requests that give none; None for the gate's own.
     """
 
     def __init__(self, decoders: Sequence[Decoder], room: int, threshold: Callable[[], float] | None = None) -> None:
@@ -60,9 +61,9 @@ class Workers:
         self._places = sum(decoder.places for decoder in decoders)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closed, self.running = False, 0  # whether no more come, and how many are being answered
-        self.broken = False  # a device has failed, which lasts
-        self._mean = 0.0  # seconds per answer, of the latest ones
+        self._closed, self.running = False, 0  # running: how many are being answered
+        self.broken = False  # whether a device has failed; never reset
+        self._mean = 0.0  # seconds per answer, a moving average
         self._threads = [threading.Thread(target=decoder.run, args=(self,), daemon=True) for decoder in decoders]
         for thread in self._threads:
             thread.start()
@@ -73,7 +74,7 @@ class Workers:
 
     @property
     def most(self) -> int:
-        """How many requests may wait and be answered together."""
+        """Returns how many requests, waiting and being answered, may be held at once."""
         return self.room + self._places
 
     def submit(self, *jobs: Job) -> None:
@@ -84,14 +85,14 @@ class Workers:
             self._changed.notify(len(jobs))
 
     def check_room(self, count: int = 1) -> None:
-        """Raises Refusal 429 if too many requests wait for `count` more, 503 after `close`."""
+        """Raises Refusal 429 if `count` more requests do not fit, 503 after `close`."""
         if self._closed:
             raise Refusal(503, "the server is shutting down; send the request to another one", code="draining")
         if len(self._jobs) + self.running + count > self.most:
             raise self._full(count)
 
     def withdraw(self, job: Job) -> None:
-        """Gives up a job: it leaves the queue now, or its worker after the current step."""
+        """Withdraws a job: it leaves the queue now, or its worker after the current step."""
         with self._changed:
             job.wanted = False
             if job not in self._jobs:
@@ -100,7 +101,7 @@ class Workers:
         job.deliver(End("cancelled", Counts(0, 0, 0), None))
 
     def close(self) -> None:
-        """Takes no more requests, finishes those that there are, and ends the threads."""
+        """Refuses further requests, waits until those queued and running are answered, and ends the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -109,7 +110,7 @@ class Workers:
 
     def _full(self, count: int) -> Refusal:
         expected = self._mean * (len(self._jobs) + count) / self._places
-        # Seconds are whole in the standard header; OpenAI's clients read the finer one first.
+        # The standard header has whole seconds; OpenAI's clients read retry-after-ms first.
         wait = {"retry-after": f"{max(1, math.ceil(expected))}", "retry-after-ms": f"{max(10, round(1000 * expected))}"}
         more = f" and {count} more do not fit" if count > 1 else ""
         waiting = len(self._jobs)
@@ -117,7 +118,7 @@ class Workers:
         return Refusal(429, message, code="queue_full", headers=wait)
 
     def take(self, wait: bool) -> Job | None:
-        """Returns the next job, begun; None if there is none now, or with `wait` if there will be none any more."""
+        """Takes the next job. Returns None if the queue is empty; with `wait`, if the workers are closed too."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
@@ -129,7 +130,7 @@ class Workers:
         return job
 
     def threshold(self, job: Job) -> Threshold | None:
-        """Returns the threshold of a job's steps: its own, or what all others read."""
+        """Returns the threshold for a job's steps: the request's own, or the workers'."""
         own = job.ask.options.threshold
         return self._threshold if own is None else own
 
@@ -149,7 +150,7 @@ class Workers:
             message = " ".join(str(error).split())
         else:
             LOG.error("an answer failed", exc_info=error)
-        # What a decision's values are to the model shows as late as here, as that it never gives one of their tokens.
+        # Some mistakes in a decision show only while it runs, such as a value with a token that the model bars.
         job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.ask.decision is not None))
         self.done(job)
 
@@ -166,22 +167,22 @@ class SoloDecoder:
         while (job := workers.take(wait=True)) is not None:
             try:
                 answer(self._model, job.ask, workers.threshold(job), lambda: job.wanted, job.deliver)
-            except Exception as error:  # one request's failure must not take the thread away from the others
+            except Exception as error:  # one request's failure must not end the thread
                 workers.fail(job, error)
             else:
                 workers.done(job)
 
 
 class BatchDecoder:
-    """Answers up to `places` jobs in one running batch, which they join and leave between forward passes."""
+    """Answers up to `places` jobs in one running batch; jobs join and leave it between forward passes."""
 
     def __init__(self, model: Model, places: int) -> None:
         self.places, self._model, self._batch = places, model, model.batch(places)
         self._jobs: dict[int, tuple[Job, PendingAnswer]] = {}  # by number in the batch
-        # Decides between two steps of the batch: on a KV cache of its own, or on the batch's while nobody is in it.
+        # The decider runs between two steps of the batch: on its own KV cache, or on the batch's while that is empty.
         self._own_cache = isinstance(model.backend, Shareable)
         self._decider = model.share() if self._own_cache else replace(model, _busy=threading.Lock())
-        self._held: Job | None = None  # a decision that waits until nobody is in the batch
+        self._held: Job | None = None  # a decision that waits until the batch is empty
 
     def run(self, workers: Workers) -> None:
         while self._fill(workers):
@@ -192,7 +193,7 @@ class BatchDecoder:
                 workers.fail(self._jobs.pop(number)[0], error)
 
     def _fill(self, workers: Workers) -> bool:
-        """Takes back what nobody wants, and a job for each free place. Returns whether there are any."""
+        """Ends jobs that are not wanted any more, and fills free places. Returns whether the batch has jobs."""
         for number in [number for number, (job, _) in self._jobs.items() if not job.wanted]:
             self._end(workers, number)
         while self._batch.free and (job := self._next(workers)) is not None:
@@ -203,15 +204,15 @@ class BatchDecoder:
         return bool(self._jobs)
 
     def _next(self, workers: Workers) -> Job | None:
-        """The next job, None if there is none now. One that has to wait for the batch's KV cache is held, and nobody
-        overtakes it."""
+        """Returns the next job, None if there is none now. A decision that has to wait for the batch's KV cache is
+        held, and no other job overtakes it."""
         job, self._held = self._held or workers.take(wait=not self._jobs), None
         if job is not None and job.ask.decision is not None and self._jobs and not self._own_cache:
             job, self._held = None, job
         return job
 
     def _begin(self, workers: Workers, job: Job) -> None:
-        """Decides a job, or takes it into the batch."""
+        """Decides a job that wants a decision; adds the job to the batch unless the decision is its whole reply."""
         decided: Decided | None = None
         if job.ask.decision is not None:
             try:
@@ -230,13 +231,13 @@ class BatchDecoder:
         try:
             if not work.take(step, job.wanted):
                 self._end(workers, step.row)
-        except Exception as error:  # as in its text; the others go on
+        except Exception as error:  # such as in its text; the other jobs go on
             self._batch.drop(step.row)
             self._jobs.pop(step.row, None)
             workers.fail(job, error)
 
     def _end(self, workers: Workers, number: int) -> None:
-        """Ends a job and frees its place, whether or not its answer is whole."""
+        """Ends a job and frees its place, whether or not its answer is complete."""
         self._batch.drop(number)
         job, work = self._jobs.pop(number)
         work.end()
@@ -244,11 +245,12 @@ class BatchDecoder:
 
 
 def choose_decoders(model: Model, workers: int | None, slots: int | None, device: str = "cpu") -> Sequence[Decoder]:
-    """Returns one running batch if the engine takes several sequences in a forward pass, or else threads that share it.
+    """Returns one running batch if the engine takes several sequences per forward pass, else threads that share it.
 
-    On the CPU, whose cores threads fill as well, a batch is slower (LOG.md, 2026-11-30) and not the default.
-    workers: threads, however many sequences the engine takes. slots: of the batch, by default as many as the engine
-    takes, at most SLOTS; 1 means no batch. Raises UserError for both of them, and for more than the engine takes.
+    On the CPU threads are the default: they fill the cores too, and a batch is slower (LOG.md, 2026-11-30).
+    workers: number of threads; if given, there is no batch. slots: sequences in the batch, 1 for no batch; by default
+    as many as the engine takes, up to SLOTS. Raises UserError for `workers` with a batch, and for more than the engine
+    takes.
     """
     if workers is not None and slots is not None and slots > 1:
         raise UserError(f"--slots {slots} is one batch on one thread; leave --workers {workers} out, or give --slots 1")

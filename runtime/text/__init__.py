@@ -1,1 +1,1 @@
-"""Text to token ids and back, and what a terminal shows of an answer."""
+"""Converts text to token ids and back, renders chat templates, and shows answers in a terminal."""

@@ -1,7 +1,7 @@
-"""Chat templates, rendered as transformers renders them (`utils/chat_template_utils.py`, 5.23), in jinja2's sandbox.
+"""Renders chat templates as transformers does (`utils/chat_template_utils.py`, 5.23), in jinja2's sandbox.
 
 A template is a program, and may be a stranger's. It reads the messages and its own arguments, such as Qwen3's
-`enable_thinking`. Default arguments are the template's first lines, so that they go wherever its text goes.
+`enable_thinking`. Default arguments are written as the template's first lines, so that they stay with its text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 from ..errors import UserError
 
-JINJA = [3, 1, 6]  # the first without a known way out of its sandbox
-# What the renderer gives a template itself, and what apply_chat_template and vLLM take under these names.
+JINJA = [3, 1, 6]  # the first version without a known escape from its sandbox
+# Names that no argument may have: the renderer sets them, or they are parameters of apply_chat_template and vLLM.
 RESERVED = (
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
 )  # fmt: skip
-LARGEST = 64 << 10  # bytes of arguments as JSON, which fit into a bundle's template next to its text
+LARGEST = 64 << 10  # bytes of arguments as JSON, so that they fit into a bundle's template next to its text
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first or second
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
 TRIED = ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Hello."}, USER])
@@ -31,21 +31,22 @@ Arguments = Mapping[str, Any]  # JSON values by name
 
 
 def render(template: str, messages: Sequence[Message], arguments: Arguments | None = None) -> str:
-    """Renders a template over a conversation, with the assistant's turn opened.
+    """Renders a template for a conversation, up to the beginning of the assistant's turn.
 
     Raises UserError if jinja2 is missing or the template fails.
     """
     _check_jinja("go without it (--raw)")
     try:
         return _render(template, messages, arguments or {})
-    except Exception as error:  # a template is a program, and may fail in any way that one can
+    except Exception as error:  # a template is a program, and may raise anything
         raise UserError(
             f"the bundle's chat template fails ({_line(error)}); correct it, or go without it (--raw)"
         ) from None
 
 
 def check(template: str) -> None:
-    """Raises UserError if no conversation can be rendered: some templates refuse one, say without a system message."""
+    """Raises UserError if no conversation of TRIED can be rendered; some templates refuse those without, for example, a
+    system message."""
     _check_jinja("take it out of the checkpoint")
     reasons = []
     for messages in TRIED:
@@ -61,7 +62,7 @@ def check(template: str) -> None:
 
 
 def check_arguments(arguments: Any) -> dict[str, Any]:
-    """Returns the arguments. Raises UserError unless they are JSON values by names that a template can read."""
+    """Returns the arguments. Raises UserError unless they are JSON values under names that a template can read."""
     if not isinstance(arguments, dict):
         raise UserError(
             f'the template arguments are {type(arguments).__name__}; expected an object: {{"enable_thinking": false}}'
@@ -83,7 +84,7 @@ def check_arguments(arguments: Any) -> dict[str, Any]:
 def with_arguments(template: str | None, arguments: Arguments) -> str:
     """Returns the template with these default arguments.
 
-    Raises UserError for one that `check_arguments` refuses, or that the template does not read.
+    Raises UserError for an argument that `check_arguments` refuses or that the template does not read.
     """
     if template is None:
         raise UserError("there is no chat template to give arguments to; leave --template-args out")
@@ -94,7 +95,7 @@ def with_arguments(template: str | None, arguments: Arguments) -> str:
 
 
 def with_defaults(template: str, arguments: Arguments) -> str:
-    """Returns the template with default arguments: overruled by those of a call, and overruling older defaults."""
+    """Returns the template with default arguments, which override older defaults; a call's arguments override them."""
     # The newline after a block is trimmed, so the template's own first line still begins a line.
     lines = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
@@ -114,19 +115,20 @@ def _render(template: str, messages: Sequence[Message], arguments: Arguments) ->
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """Returns a copy without empty keys: templates print `none`, and some read reasoning under another name."""
+    """Returns a copy without null values, which templates would print as `none`, and with reasoning under both names
+    that templates read."""
     found = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((found[key] for key in REASONING if key in found), None)
     return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
 
 
 def _plain(value: Any) -> Any:
-    """Returns a copy in JSON's types, since the sandbox does not know which methods of other objects do harm."""
+    """Returns a copy in JSON's types, since the sandbox does not know which methods of other types do harm."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    for kind in (str, int, float):  # an enum's or numpy's own are subclasses of these
+    for kind in (str, int, float):  # members of enums, and numpy's scalars, may be subclasses of these
         if isinstance(value, kind) and not isinstance(value, bool):
             return kind(value) if kind is not str else str.__str__(value)
     if value is None or isinstance(value, bool):
@@ -135,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def _literal(value: Any) -> str:
-    """Returns a JSON value as jinja2 writes it: as JSON, but for null."""
+    """Returns a JSON value as a literal of jinja2: as in JSON, except for null, which is none."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -144,11 +146,11 @@ def _literal(value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__  # it may quote a stranger's message
+    return " ".join(str(error).split())[:300] or type(error).__name__  # cut, as it may quote a stranger's message
 
 
 def _check_jinja(way_out: str) -> None:
-    """Raises UserError without jinja2, or with one that has ways out of its sandbox."""
+    """Raises UserError if jinja2 is missing or older than JINJA. way_out: ends the message with what to do instead."""
     try:
         import jinja2  # noqa: F401
 
@@ -176,7 +178,10 @@ def _compile(template: str) -> Any:
 
 
 def _generation() -> Any:
-    """`{% generation %} ... {% endgeneration %}`, by which trainers find the assistant's turns: its body."""
+    """Returns the jinja2 extension for `{% generation %} ... {% endgeneration %}`, which renders the body.
+
+    Trainers find the assistant's turns by these tags.
+    """
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -186,7 +191,7 @@ def _generation() -> Any:
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            # A call block, not its body alone: what is set inside is not seen outside, as in transformers.
+            # A call block, not only its body: variables set inside are not seen outside, as in transformers.
             return nodes.CallBlock(self.call_method("text"), [], [], body).set_lineno(line)
 
         def text(self, caller: Any) -> Any:
@@ -196,7 +201,8 @@ def _generation() -> Any:
 
 
 def _globals() -> dict[str, Any]:
-    """Returns what transformers adds to jinja2's own names, and puts in place of two: their methods reach too far."""
+    """Returns the names that transformers adds to jinja2's, and replacements of `dict` and `namespace`, whose methods
+    reach too far."""
     from jinja2 import TemplateError
     from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace
@@ -228,7 +234,7 @@ def _now(format: str) -> str:
 
 
 class _Dict:
-    """`dict` of a template: of its methods the harmless one."""
+    """Replaces `dict` in templates, and has only its harmless method."""
 
     def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
         return dict(*values, **named)

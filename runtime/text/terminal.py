@@ -18,7 +18,7 @@ from ..decoding.request_state import Result
 from .tokenizer import BROKEN, Tokenizer
 
 MASK = "░"
-UNREADABLE = "·"  # part of a character, or a control character, which must not reach the terminal
+UNREADABLE = "·"  # replaces parts of characters, and control characters, which must not reach the terminal
 NEWLINE = "⏎"
 DIM, GREEN, YELLOW, RED, BOLD = "2", "32", "33", "31", "1;"
 
@@ -26,7 +26,7 @@ StyledCharacter = tuple[str, str]  # a character and its style, the numbers of a
 
 
 class Lines:
-    """A line of plain text for each step."""
+    """Prints a line of plain text per step."""
 
     def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
         self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
@@ -44,7 +44,7 @@ class Lines:
 
 
 class Screen:
-    """The answer so far, redrawn at each step; colors show the confidence with which a token was accepted."""
+    """Shows the answer so far, redrawn at each step; colors show the confidence with which a token was accepted."""
 
     def __init__(self, tokenizer: Tokenizer, contract: Contract, out: TextIO) -> None:
         self._tokenizer, self._eos_ids, self._out = tokenizer, contract.eos_ids, out
@@ -56,7 +56,7 @@ class Screen:
     def draw(self, step: Step) -> None:
         size = shutil.get_terminal_size()
         finished = step.result is not None or not step.open.any()
-        # A full line would leave the cursor between two lines, hence a column less.
+        # One column stays free: after a full line, the cursor would be between two lines.
         lines = wrap(self._line + self._canvas(step), max(1, size.columns - 1))
         if not finished:
             shown = lines[-max(1, size.lines - 1) :]  # the cursor cannot go above the screen's first line
@@ -88,21 +88,21 @@ class Screen:
 
 
 def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Screen:
-    """Chooses for `out`: a redrawn screen on a terminal that can, else lines (NO_COLOR gives them too)."""
+    """Returns a redrawn screen if `out` is a terminal that can show it, else plain lines, as also with NO_COLOR."""
     able = out.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
     return (Screen if able else Lines)(tokenizer, contract, out)
 
 
 def watched(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
-    """Yields the same steps, each shown before it is passed on."""
+    """Yields the same steps, each after it was shown."""
     for step in steps:
         view.draw(step)
         yield step
 
 
 def summary(result: Result) -> str:
-    """Returns one line: forward passes, tokens per pass, seconds, the passes that one token per step would take, a seed
-    if there is one, and whether there was no KV cache."""
+    """Returns one line: forward passes, tokens per forward pass, seconds, the forward passes that one token per step
+    would take, the seed if there is one, and a note if there was no KV cache."""
     tokens = len(result.token_ids)
     further = ("" if result.seed is None else f"; seed {result.seed}") + ("" if result.cached else "; no KV cache")
     return (
@@ -113,7 +113,8 @@ def summary(result: Result) -> str:
 
 
 def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
-    """Finds where the canvas's text ends: the answer's end, an end token with no mask before it, or the canvas's width.
+    """Returns where the canvas's text ends: at the answer's end, an end token with no mask before it, or the canvas's
+    width.
 
     before: tokens of the answer in earlier blocks.
     """
@@ -125,7 +126,7 @@ def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
 
 
 def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
-    """Yields the canvas up to `last` as (text, positions); neighbors that are parts of characters are read together.
+    """Yields the canvas up to `last` as (text, positions); adjacent tokens that are parts of characters are joined.
 
     head: the tokens of a character that the block before left unfinished; they have no positions.
     """
@@ -146,7 +147,7 @@ def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) ->
 
 
 def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """Returns the last tokens that are parts of characters, if the very last character is not whole."""
+    """Returns the last tokens, as far as they are parts of characters, if the last character is not whole."""
     start = len(tokens)
     while start and BROKEN in tokenizer.decode([tokens[start - 1]]):
         start -= 1
@@ -154,7 +155,7 @@ def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
 
 
 def printable(text: str) -> str:
-    """Removes what a terminal would obey instead of show; newlines stay, other white space becomes spaces."""
+    """Replaces characters that a terminal would obey, not show; newlines stay, other white space becomes spaces."""
     return "".join(_printable(char) for char in text)
 
 
@@ -165,12 +166,12 @@ def _printable(char: str) -> str:
 
 
 def color(confidence: float) -> str:
-    """Returns green from 0.9 up, yellow from 0.6, red below."""
+    """Returns the color of a confidence: green from 0.9 on, yellow from 0.6 on, red below."""
     return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
 
 
 def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacter]]:
-    """Lines of at most `columns` columns; at least one, perhaps empty."""
+    """Splits an answer into lines of at most `columns` columns; returns at least one line, perhaps empty."""
     lines: list[list[StyledCharacter]] = [[]]
     used = 0
     for char, style in cells:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the bundle's tokenizer, conversations in its chat template, decoding piece by piece."""
+"""Converts text and conversations to token ids, and ids to text, by a bundle's tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -29,31 +29,32 @@ class Tokenizer:
     __slots__ = ("_plain", "_special", "_special_texts", "chat_template")
 
     def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
-        """Loads a tokenizer. source: the file, or as str its content. Raises UserError if that is not a tokenizer."""
+        """Loads a tokenizer. source: a file, or its content as str. Raises UserError if it is not a tokenizer."""
         self.chat_template = chat_template
         self._plain = read_engine(source)
         self._plain.encode_special_tokens = True
-        # The template's own special tokens must be read as such: a second one, since a switch is not safe with threads.
+        # A second tokenizer reads the template's own special tokens as such; switching one is not safe with threads.
         self._special = read_engine(source) if chat_template is not None else None
         added = self._plain.get_added_tokens_decoder().values()
         self._special_texts = tuple(token.content for token in added if token.special)
 
     def encode(self, text: str) -> Ints:
-        """Returns the token ids of a text as it is, int64 [length]. Raises UserError if it is not valid Unicode."""
+        """Returns the token ids of a text without a template, int64 [length]. Raises UserError for invalid Unicode."""
         return np.array(self._encode(self._plain, [text])[0], np.int64)
 
     def encode_chat(self, text: str) -> Ints:
-        """Encodes a user's message in the chat template, int64 [length]; the plain ids without a template.
+        """Encodes a user's message in the chat template, int64 [length]; if there is none, the text as it is.
 
         Raises UserError if jinja2 is missing or the template fails.
         """
         return self.encode_messages([{"role": "user", "content": text}])
 
     def encode_messages(self, messages: Messages, arguments: Arguments | None = None) -> Ints:
-        """Encodes a conversation in the chat template, int64 [length]; without one, a lone user message.
+        """Encodes a conversation in the chat template, int64 [length]; if there is none, a single user message.
 
-        arguments: of the template, instead of its defaults. Raises UserError if there is more than that and no
-        template, if jinja2 is missing, the template fails, or anything but a message's content holds special tokens.
+        arguments: of the template, which override its defaults. Raises UserError for any other conversation without a
+        template, if jinja2 is missing, if the template fails, or if anything but a message's content holds special
+        tokens.
         """
         texts = [message["content"] for message in messages]
         if self.chat_template is None or self._special is None:
@@ -65,7 +66,7 @@ class Tokenizer:
         if not any(content in whole for content in self._special_texts):
             return np.array(self._encode(self._special, [render(self.chat_template, messages, arguments)])[0], np.int64)
         mark, digits = secrets.token_hex(16), len(f"{len(texts):x}")
-        # Only what is around these stand-ins may be special. One pattern finds all of them in a single pass.
+        # Stand-ins replace the contents: only text around them may be special. One pattern finds all in a single pass.
         places = {f"{mark}{i:0{digits}x}": text for i, text in enumerate(texts)}
         stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
         around = re.split(f"({mark}[0-9a-f]{{{digits}}})", render(self.chat_template, stand_ins, arguments))
@@ -85,17 +86,17 @@ class Tokenizer:
             return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
 
     def stream(self) -> TextStream:
-        """Returns a decoder for ids that come bit by bit."""
+        """Returns a decoder for ids that come in parts."""
         return TextStream(self)
 
     def _encode_once(self, engine: Engine, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Returns token ids by text, each computed once however often it occurs."""
+        """Returns token ids by text; a text that occurs several times is encoded once."""
         different = list(dict.fromkeys(texts))
         return dict(zip(different, self._encode(engine, different), strict=True))
 
     @staticmethod
     def _encode(engine: Engine, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of each text. Only the library's batch calls let other threads run meanwhile."""
+        """Returns the token ids of each text. Other threads can run only during the library's batch calls."""
         for text in texts:
             try:
                 text.encode()
@@ -108,10 +109,11 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns ids into text as they come and never gives out part of a character.
+    """Turns ids into text as they come, and never returns part of a character.
 
-    The pieces together are the text of all ids, for tokenizers whose tokens are bytes (byte-level BPE). Only the ids
-    since the last clean end are decoded anew, and those of one push before: some decoders treat a text's start apart.
+    If the tokenizer's tokens are bytes (byte-level BPE), the pieces together are the text of all ids. A push decodes
+    only the ids since the last whole character, and those that led to it, since some decoders treat the start of a text
+    differently.
     """
 
     __slots__ = ("_before", "_given", "_held", "_tokenizer")
@@ -119,8 +121,8 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._before: list[int] = []  # the ids of the last push that ended on a whole character
-        self._held: list[int] = []  # the ids since
-        self._given = 0  # characters of their common text that are out
+        self._held: list[int] = []  # the ids after these
+        self._given = 0  # characters of the text of both that were returned
 
     def push(self, ids: Iterable[int]) -> str:
         """Returns the text that these ids complete; "" while a character is unfinished."""
@@ -134,14 +136,14 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """Returns what was held back and will not be completed any more, broken characters included."""
+        """Returns the text that was held back, as no more ids come; broken characters are in it."""
         piece = self._tokenizer.decode(self._before + self._held)[self._given :]
         self._before, self._held, self._given = [], [], 0
         return piece
 
 
 def _refuse_special(special: Iterable[str], messages: Messages, arguments: Arguments | None) -> None:
-    """Raises UserError for a special token outside the messages' content: it would pass for the template's own."""
+    """Raises UserError for a special token outside the messages' content, which would be read as the template's."""
     beside = [arguments or {}, *({k: v for k, v in message.items() if k != "content"} for message in messages)]
     try:
         whole = json.dumps(beside, ensure_ascii=False)
@@ -152,23 +154,24 @@ def _refuse_special(special: Iterable[str], messages: Messages, arguments: Argum
 
 
 def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:
-    """Returns a tokenizer of the library, from a file or, as str, from its content.
+    """Makes the library's tokenizer from a file, or from its content as str.
 
-    Raises UserError if that is not one; told and advice: parts of its message.
+    Raises UserError if that is not a tokenizer; `told` and `advice` are parts of its message.
     """
     told = told or f"{'the text' if isinstance(source, str) else source} is not a tokenizer"
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
         raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
     with library(told, advice):
         engine = Engine.from_str(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
-        engine.no_truncation()  # which would drop the end of a prompt without a word
+        engine.no_truncation()  # truncation would silently drop the end of a prompt
         engine.no_padding()
         return engine
 
 
 @contextmanager
 def library(what: str, advice: str = "export it again") -> Iterator[None]:
-    """Turns any failure of tokenizers into a UserError: its errors share no class, and a panic is not an Exception."""
+    """Turns any failure of the library tokenizers into a UserError: its errors share no class, and its panics are not
+    Exceptions."""
     try:
         yield
     except BaseException as error:

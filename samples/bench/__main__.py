@@ -98,7 +98,7 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
     with TemporaryDirectory(dir=args.scratch) as folder:
         found = step.measured(plan, device, Path(folder))
-    # Measured again: if the machine became slower or faster meanwhile, its limits did too.
+    # Measured again: if the machine became slower or faster during the race, so did its limits.
     again = this_machine(processor_name(), args.threads)
     after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
     return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}

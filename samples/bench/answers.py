@@ -16,11 +16,11 @@ from .goals import Entry, judged
 from .speed import FAST, INT8, RIVAL
 
 ROOT = Path(__file__).resolve().parents[2]
-OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # times faster, at the least
+OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # lower bounds, times faster
 
 
 def measured(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the report of `speed.py` on `count` prompts per task, with goals; in its own process, as it compiles.
+    """Runs `speed.py` on `count` prompts per task, in its own process as it compiles; returns its report with goals.
 
     threads: None for its default. options: more options of `speed.py`. Raises SystemExit with its code if it fails.
     """

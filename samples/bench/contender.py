@@ -1,4 +1,4 @@
-"""A contender in the race of steps: how it is made in a process of its own, and how it takes its turns."""
+"""Defines a contender in the race of steps: how its process makes it, and how it takes turns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from runtime.backend import Ints
 
-WARMUP = 3  # steps at a new place, which plan memory and may compile
+WARMUP = 3  # untimed steps at a new cell, which plan memory and may compile
 PAUSE = 0.05  # seconds before a turn, so that the previous contender's threads stop spinning
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A timed step: its tokens, those in the KV cache before it, and that cache's capacity, None for what fits."""
+    """Describes a timed step: its tokens, tokens in the KV cache before it, KV-cache capacity (None for what fits)."""
 
     width: int
     past: int
@@ -27,27 +27,27 @@ class Cell:
 
 
 class Stepper(Protocol):
-    """A model that runs steps."""
+    """Runs steps of a model."""
 
     def place(self, cell: Cell) -> None:
-        """Prepares for steps of that cell; the KV cache is filled as far as its speed depends on that."""
+        """Prepares for steps of that cell; fills the KV cache if the step's speed depends on that."""
 
     def step(self) -> None:
         """Runs one forward pass over `tokens(width)`, which is timed."""
 
     def best(self) -> Ints:
-        """Returns the top-1 tokens [width] of the last step, or takes them from its logits. Not timed."""
+        """Returns the top-1 tokens [width] of the last step, taken from its logits if need be. Not timed."""
 
     def about(self) -> dict[str, Any]:
-        """Returns versions and settings that its speed depends on."""
+        """Returns versions and settings that the speed depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A contender: make(**options) is a Stepper; both are sent to another process.
+    """Describes a contender: make(**options) returns its Stepper; `make` and `options` are sent to its process.
 
-    ours: whether it is this project's; only ours chooses a KV-cache capacity; past: the only past it runs at, None for
-    all.
+    ours: whether it is this project's; only these run cells with a KV-cache capacity. past: the only past that it runs
+    at, None for all.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Contender:
 
 
 def tokens(width: int) -> Ints:
-    """Returns the ids that every contender steps over, the same for all. int64 [width]"""
+    """Returns the ids that every contender's step takes, the same for all. int64 [width]"""
     return np.arange(width, dtype=np.int64) * 7 % 50 + 2
 
 
@@ -83,12 +83,12 @@ def serve(pipe: Connection, contender: Contender) -> None:
             pipe.send(turn(stepper, count))
     except EOFError:
         return
-    except Exception as error:  # a library's own kinds, some of them not picklable
+    except Exception as error:  # libraries have their own types, some of which cannot be pickled
         pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def turn(stepper: Stepper, count: int) -> dict[str, Any]:
-    """Returns milliseconds of `count` steps after one that is not counted, and the last one's tokens."""
+    """Runs `count` timed steps after an untimed one; returns their milliseconds and the last step's tokens."""
     time.sleep(PAUSE)
     stepper.step()
     ms = []

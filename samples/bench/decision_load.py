@@ -43,7 +43,7 @@ PROMPTS = [f"Ana has {count} {unit}. How many has she?" for count in (3, 20) for
 
 @dataclass(frozen=True)
 class Wanted:
-    """A body of /v1/chat/completions, and the solo reply: its text, and the decision with its distributions."""
+    """Holds a body of /v1/chat/completions and the solo reply: its text, and the decision with its distributions."""
 
     body: str
     text: str
@@ -51,7 +51,7 @@ class Wanted:
 
 
 def wanted(bundle: str, engine: str | None) -> list[Wanted]:
-    """What the clients ask, each with the reply of a model that nobody else uses."""
+    """Returns the clients' requests, each with the reply of a model that nobody else uses."""
     model, made = load(bundle, engine=engine), list[Wanted]()
     for prompt in PROMPTS:
         for name, schema in SCHEMAS.items():
@@ -66,7 +66,7 @@ def wanted(bundle: str, engine: str | None) -> list[Wanted]:
 
 @dataclass
 class Client:
-    """One connection, and what it has seen. differ: replies that are not the solo ones, the first of them whole."""
+    """Holds one connection and its outcomes. differ: replies that differ from the solo ones, whole."""
 
     place: str
     wanted: Sequence[Wanted]
@@ -107,7 +107,7 @@ class Client:
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal, numbers within 1e-6: the engine's threads may sum in another order."""
+    """Returns whether two JSON values are equal, floats within 1e-6: the engine's threads may sum in another order."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -118,7 +118,7 @@ def close(one: Any, other: Any) -> bool:
 
 
 def together(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> list[Client]:
-    """`count` clients for so long."""
+    """Runs `count` clients for `seconds`; returns them."""
     over = threading.Event()
     clients = [Client(urlsplit(url).netloc, asked, i * 5, over) for i in range(count)]
     threads = [threading.Thread(target=client.run) for client in clients]
@@ -132,7 +132,7 @@ def together(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> l
 
 
 def summary(clients: Sequence[Client], seconds: float) -> dict[str, Any]:
-    """What they saw; times in seconds."""
+    """Returns what the clients saw; times in seconds."""
     times = sorted(took for client in clients for took in client.times) or [0.0]
     differ = [text for client in clients for text in client.differ]
     return {

@@ -44,7 +44,7 @@ def write(source: Checkpoint, kind: str, path: Path) -> None:
 
 
 def describe(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
-    """Writes sizes and counts. A Qwen3 has norms of queries and keys, and no biases."""
+    """Writes sizes and counts. Raises ValueError unless there are norms of queries and keys and no biases (Qwen3)."""
     shape = source.model
     if not shape.qk_norm or shape.qkv_bias:
         raise ValueError("the architecture qwen3 has norms of queries and keys, and no biases")

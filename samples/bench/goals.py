@@ -1,4 +1,4 @@
-"""Compares what was measured with the goals: reached or missed; nothing is asserted."""
+"""Compares measurements with goals, which are reached or missed; asserts nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def judged(
     what: str, each: Sequence[float] | NDArray[np.float64], *, most: float | None = None, least: float | None = None,
     value: float | None = None, **more: Any,
 ) -> Entry:  # fmt: skip
-    """Returns a figure of several measurements: p10, median and p90 of `each`, its bound, whether the bound is met.
+    """Returns an entry on the measurements `each`: a figure, p10, median and p90, its bound, whether that is reached.
 
-    value: the figure if it is not their median, such as a ratio of sums. most, least: the bound, at most one of them;
-    with neither, `reached` is None. more: further keys of the entry.
+    value: the figure if it is not the median, such as a ratio of sums. most, least: the upper or the lower bound, at
+    most one of them; with neither, `reached` is None. more: further keys of the entry.
     """
     found = percentiles(np.asarray(each, np.float64))
     figure = found.median if value is None else float(value)
@@ -37,7 +37,7 @@ def verdict(entry: Entry) -> str:
 
 
 def bound(entry: Entry) -> str:
-    """Returns the bound with its sign."""
+    """Returns the bound after ≤ or ≥, nothing without a bound."""
     if entry["most"] is not None:
         return f"≤ {entry['most']:g}"
     return "" if entry["least"] is None else f"≥ {entry['least']:g}"

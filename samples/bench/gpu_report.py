@@ -1,8 +1,8 @@
-"""Writes one page about this machine's GPU, to paste back: every engine and precision of the sample student proved
-and timed on it. Run by `make gpu-report`.
+"""Writes one page about this machine's GPU, to paste back: every engine and precision of the sample student is proved
+and timed. Run by `make gpu-report`.
 
-What cannot be measured here, because a library is not installed or does not know this GPU, leaves a row with the error
-line; the rest is done. No GPU was at hand when this was written: only that was run.
+If an engine cannot be measured here, because a library is not installed or does not know this GPU, its row has the
+error, and the others are measured. No GPU was at hand when this was written: only such rows were tried.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PACKAGES = (
 FLAVORS = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 DONE, FAILED, MISTAKE = 0, 1, 2  # exit codes of the project's commands
 QUERY = "name,compute_cap,memory.total,driver_version,clocks.max.memory"
-PROMPTS, CALIBRATION, REPEAT = 50, 64, 50  # held-out prompts of a proof; of a calibration; forward passes timed
+PROMPTS, CALIBRATION, REPEAT = 50, 64, 50  # prompts per proof, prompts per calibration, timed forward passes
 NOT_HERE = "not to be had here: "
 MESSAGE = (
     "A step is one forward pass of a masked block, at half of the KV cache; medians. Tokens per second are of whole "
@@ -44,8 +44,8 @@ MESSAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the summary. verified: `yes`, the first check that failed, or why there is no engine; wrong: whether
-    that is a fault; details: the lines below the table."""
+    """Holds a row of the summary. verified: `yes`, the first check that failed, or why there is no engine; wrong:
+    whether that is an error; details: the lines below the table."""
 
     engine: str
     precision: str
@@ -62,13 +62,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An engine that is built, proved and timed.
+    """Describes an engine to build, prove and time.
 
     Args:
-        export, verify: commands; a TensorRT engine, which the export may refuse for the GPU, is named by the
-            export, an ONNX Runtime engine by `name`.
+        export, verify: commands.
+        name: of an ONNX Runtime engine; a TensorRT engine is named by its export, which may refuse this GPU.
         graphs: whether it may replay CUDA graphs.
-        refusals: whether `verify` may refuse the machine, or must accept what `export` built on it.
+        refusals: whether `verify` may refuse the machine; otherwise it must accept what `export` built on it.
     """
 
     engine: str
@@ -176,7 +176,7 @@ def trt_targets() -> Iterator[Target | Row]:
 
 
 def calibration() -> Path:
-    """Writes prompts of the sample tasks, of the split that students are trained on; returns the file's path."""
+    """Writes prompts of the sample tasks, from the split that students are trained on; returns the file's path."""
     from train.tasks import choose_tasks
 
     file = FOLDER / "calibration.jsonl"
@@ -192,7 +192,7 @@ def missing(engine: str, precision: str, reason: str) -> Row:
 
 
 def report(target: Target) -> Row:
-    """Builds, proves and times an engine, as far as that goes; returns its row."""
+    """Builds, proves and times an engine, until a command fails; returns the engine's row."""
     row = Row(target.engine, target.precision, "")
     code, made, last = run_json(*target.export)
     row = noted(row, "export", code, made, last)
@@ -210,7 +210,7 @@ def report(target: Target) -> Row:
 
 
 def refused(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: bool) -> Row:
-    """Returns the row of an engine that is missing or wrong: by its first check that failed, or by the error line."""
+    """Returns the row of an engine that is missing or wrong, with the first check that failed, or the error line."""
     if code == MISTAKE and may_refuse:
         return replace(row, verified=NOT_HERE + last)
     failed = [f"{check['name']}: {check['detail']}" for check in found.get("checks", ()) if not check["ok"]]

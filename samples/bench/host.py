@@ -1,7 +1,6 @@
 """Measures the section `host`: what the runtime costs on top of the engine; time, memory, disk of the sample student.
 
-Each process is a fresh one, and each figure is taken over several; the first start after a reboot, from a cold disk, is
-not among them.
+Each figure is taken over several fresh processes. The first start after a reboot, from a cold disk, is not measured.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from .ratios import LOOP_US, PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "samples" / "prompt_math.txt"
-THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers of each, rounds
-OVER_ONE = 0.9  # the least that the threads may do together
+THREADS, ANSWERS, ROUNDS = 4, 25, 5  # threads of one session, answers per thread, rounds
+OVER_ONE = 0.9  # lower bound on the answers per second of all threads, over those of one
 # Prints the milliseconds of each stage of a process that answers one prompt, and its peak memory: VmHWM, since
 # getrusage's maximum begins with the memory of the parent process.
 FRESH = """
@@ -92,7 +91,7 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 
 
 def goals(made: dict[str, Any]) -> Iterator[Entry]:
-    """Yields the host's own time per forward pass, and whether threads hinder each other."""
+    """Yields the goals for the host's own time per forward pass, and for threads that share a session."""
     host = made["host_ms_per_forward"]
     yield judged("the host's loop, µs a forward", [1000 * host[part] for part in PARTS], most=LOOP_US)
     rates = made["threads"]["answers_a_second"]
@@ -117,7 +116,7 @@ def bench(bundle: Path, threads: int) -> dict[str, Any]:
 
 
 def python(*words: str) -> str:
-    """Returns what this Python prints. Raises SystemExit with its code if it fails; its error is on stderr by then."""
+    """Runs this Python; returns what it prints. Raises SystemExit with its code if it fails, its error on stderr."""
     done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -1,7 +1,7 @@
 """Runs the same step in llama.cpp: `llama_decode` of the block's tokens after those in the KV cache, each seeing its
 whole block.
 
-It does less than the exported graph: its logits are left as they are, without softmax, token or entropy.
+llama.cpp does less than the exported graph: it leaves the logits as they are, without softmax, token or entropy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def silence(level: int, text: bytes, user: ctypes.c_void_p) -> None:
 
 
 class Context:
-    """A KV cache over a loaded model. flash: whether llama.cpp may use its fused attention."""
+    """Holds a KV cache over a loaded model. flash: whether llama.cpp may use its fused attention."""
 
     def __init__(self, model: Any, threads: int, flash: bool) -> None:
         how = llama.llama_context_default_params()
@@ -42,7 +42,7 @@ class Context:
         self.past = 0
 
     def fill(self, past: int) -> None:
-        """Sets the KV cache to this many tokens by dropping or adding some."""
+        """Sets the KV cache to `past` tokens by dropping or adding some."""
         if past < self.past:
             llama.llama_memory_seq_rm(self.memory, 0, past, -1)
             self.past = past
@@ -59,7 +59,7 @@ class Context:
         return logits
 
     def decode(self, ids: Ints, every: bool) -> None:
-        """Runs one forward pass after `past`; every: logits of all rows, else of the last."""
+        """Runs one forward pass after `past`. every: whether to compute logits of all rows, not only the last."""
         batch = self.batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids.tolist()):
@@ -75,10 +75,10 @@ class Context:
 
 
 class LlamaStep:
-    """A GGUF file on the CPU with llama.cpp's defaults, except for the threads and non-causal attention.
+    """Runs a GGUF file on the CPU with llama.cpp's defaults, except for the threads and non-causal attention.
 
-    flash: whether its attention is fused; None for the faster kind per cell, since the fused one is slower after a long
-    past.
+    flash: whether attention is fused; None for the kind that is faster at a cell, since fused attention is slower after
+    a long past.
     """
 
     def __init__(self, model: str, vocab: int, threads: int, flash: bool | None = None) -> None:

@@ -39,7 +39,7 @@ ENDED = re.compile(r"/v1/completions (\w+): ")  # the server's log, a line for e
 
 @dataclass(frozen=True)
 class Load:
-    """Where to send requests, which ones, and the solo answers to compare with; `over` ends it."""
+    """Holds where to send requests, their prompts, and the solo answers to compare with; `over` ends the load."""
 
     url: str
     prompts: Sequence[str]
@@ -49,7 +49,7 @@ class Load:
 
 @dataclass
 class Client:
-    """One connection that sends one prompt after the other, and its outcomes. answers: (prompt, text, seconds)."""
+    """Holds a connection that sends one prompt after the other, and its outcomes. answers: (prompt, text, seconds)."""
 
     load: Load
     first: int
@@ -92,7 +92,7 @@ class Client:
 def together(
     load: Load, count: int, seconds: float, server: psutil.Process, end: bool
 ) -> tuple[list[Client], list[int]]:
-    """Runs `count` clients for so long; returns them, and the server's memory in bytes each half second.
+    """Runs `count` clients for `seconds`; returns them, and the server's memory in bytes, read every half second.
 
     end: whether to send SIGTERM to the server while they send requests.
     """
@@ -129,7 +129,7 @@ def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, 
 
 
 def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Client]) -> float:
-    """Returns the share of the answers that solve their problem."""
+    """Returns the share of answers that solve their problems."""
     given = [(index, text) for client in clients for index, text, _ in client.answers]
     texts = sorted(set(given))
     graded = task.grade_many([problems[index] for index, _ in texts], [text for _, text in texts])

@@ -1,4 +1,4 @@
-"""Measures the decode loop's cost next to a forward pass of the shape: the host's time in answers of the stand-in."""
+"""Measures the decode loop's cost per forward pass: the host's time in answers of the stand-in checkpoint."""
 
 from __future__ import annotations
 

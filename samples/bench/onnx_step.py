@@ -16,7 +16,7 @@ from .contender import Cell, tokens
 
 
 class OnnxStep:
-    """A step that gives token, confidence and entropy of every row, reduced in the graph."""
+    """Runs a step that gives token, confidence and entropy of every row, reduced in the graph."""
 
     def __init__(self, model: str, contract: Contract, threads: int) -> None:
         self.backend, self.contract = OrtBackend(Path(model), contract, threads), contract

@@ -11,7 +11,7 @@ Report = dict[str, Any]
 
 
 def text(report: Report) -> str:
-    """Returns the whole page, of the sections that were measured."""
+    """Returns the page, with the sections that were measured."""
     return "\n".join(_text(report)) + "\n"
 
 
@@ -44,7 +44,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def step(section: Report) -> Iterator[str]:
-    """Yields ratios, then one table per past, then the contenders."""
+    """Yields the section `step`: ratios, then one table per past, then the contenders."""
     shape, local = section["shape"], section["device"]
     yield "## One step"
     yield ""
@@ -87,7 +87,7 @@ def _judgment(entry: Report, limits: bool) -> list[str]:
 
 
 def figure(value: float) -> str:
-    """Returns two digits after the point; below 1 three significant ones, from 100 on none after the point."""
+    """Formats a number with two decimals, below 1 with three significant digits, from 100 on without decimals."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
@@ -118,7 +118,7 @@ def _parts(section: Report) -> Iterator[list[str]]:
 
 
 def answers(section: Report) -> Iterator[str]:
-    """Yields one table per task."""
+    """Yields the section `answers`: one table per task."""
     yield "## Whole answers"
     yield ""
     yield (
@@ -145,7 +145,7 @@ def _answer(name: str, row: Report) -> list[str]:
 
 
 def host(section: Report) -> Iterator[str]:
-    """Yields one table."""
+    """Yields the section `host`: one table."""
     yield "## The runtime beside the engine"
     yield ""
     yield f"The sample student, {section['engine']['name']}; {section['starts']} fresh processes. {conditions(section)}"

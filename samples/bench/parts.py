@@ -36,7 +36,7 @@ def size(part: Distribution) -> int:
 
 
 def license(part: Distribution) -> str:
-    """Returns the license in the package's own words: SPDX if it has it, else its field or classifier."""
+    """Returns the license in the package's own words: its SPDX expression, else its classifier, else its field."""
     values = part.metadata
     named = [text.split(" :: ")[-1] for text in values.get_all("Classifier") or () if text.startswith("License")]
     return str(values["License-Expression"] or (named[0] if named else (values["License"] or "").split("\n")[0]))

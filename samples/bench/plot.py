@@ -1,4 +1,4 @@
-"""Plots the bench's figure: a step by its width, and the widest one next to this machine's limit."""
+"""Plots the bench's figure: the time of a step by its width, and of the widest step next to this machine's limit."""
 
 from __future__ import annotations
 

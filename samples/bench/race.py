@@ -1,7 +1,7 @@
-"""The race of steps: contenders in processes of their own take turns, so that a machine that drifts slows them all.
+"""Races steps: contenders, each in its own process, take turns, so that a machine that gets slower slows all of them.
 
 In a round every contender takes one turn at each cell of a group; only one runs at a time. Steps that are compared are
-measured in the same rounds, so that ratios are taken round by round.
+measured in the same rounds, so that ratios can be taken round by round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .contender import Cell, Contender, serve
 
 @dataclass(slots=True)
 class Runner:
-    """A contender that takes turns. about: what it reports of itself; times: ms of a round's steps, by cell."""
+    """Holds a contender that takes turns. about: its report on itself; times: ms of each round's steps, by cell."""
 
     contender: Contender
     process: BaseProcess
@@ -37,9 +37,10 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome. rows: one per contender and cell: ms as p10, median, p90 of all steps, rounds the median per round.
+    """Holds the outcome of a race.
 
-    about, failed: by name, the latter with reasons.
+    rows: one per contender and cell; `ms` is the p10, median and p90 of all steps, `rounds` the median per round.
+    about: the contenders' reports on themselves, by name; failed: reasons, by name.
     """
 
     rows: list[dict[str, Any]]
@@ -76,7 +77,10 @@ def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], roun
 
 @contextmanager
 def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator[list[Runner]]:
-    """Starts contenders one after the other; yields those that could be made; their processes end with the block."""
+    """Starts contenders one after the other and yields all; the processes end with the body of the `with`.
+
+    failed: gets the reason, by name, of each that could not be made.
+    """
     context, runners = multiprocessing.get_context("spawn"), []
     try:
         for contender in contenders:
@@ -84,7 +88,7 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
             mine, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, contender), daemon=True)
             process.start()
-            theirs.close()  # otherwise its end would never be seen here
+            theirs.close()  # otherwise this process would not notice its end
             runner = Runner(contender, process, mine)
             runners.append(runner)
             told = answer(runner)
@@ -102,13 +106,13 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
 
 def asked(runner: Runner, order: Any) -> Any:
     """Sends an order to a runner; returns its answer, or the reason as text if it failed."""
-    with suppress(OSError):  # if it has ended, the reason can still be read
+    with suppress(OSError):  # if the runner has ended, the reason can still be read
         runner.pipe.send(order)
     return answer(runner)
 
 
 def answer(runner: Runner) -> Any:
-    """Returns what a runner sends next, or the reason as text if it failed or ended."""
+    """Returns a runner's next message, or the reason as text if it failed or ended."""
     try:
         return runner.pipe.recv()
     except EOFError:
@@ -117,7 +121,7 @@ def answer(runner: Runner) -> Any:
 
 
 def summary(runner: Runner) -> Iterator[dict[str, Any]]:
-    """Yields one row per cell."""
+    """Yields a runner's rows, one per cell."""
     for cell, times in runner.times.items():
         ms = np.array(times)  # [rounds, steps]
         yield {

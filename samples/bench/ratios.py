@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound: a step of `width` tokens after `past` takes at most `most` of the other engine's time."""
+    """Describes a bound: a step of `width` tokens after `past` takes at most `most` of the other engine's time."""
 
     rival: str
     width: int
@@ -37,14 +37,14 @@ LOOP, LOOP_US = 0.03, 100.0  # upper bounds of the host's loop: share of a step,
 PLAIN, WITH_CANDIDATES = "blockstep fp32", "blockstep fp32 with candidates"  # contenders
 PARTS = ("p10", "median", "p90")
 LONG, SHORT = 4096, 256  # KV-cache capacities
-MIDDLE, FAR = 256, 1024  # pasts in tokens at which a step is judged, and attention alone
+MIDDLE, FAR = 256, 1024  # pasts (tokens) at which steps, and attention alone, are judged
 
 
 def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
-    """Yields every ratio of every precision of ours, as far as its rows were measured, one goal after the other.
+    """Yields, goal by goal, the ratios of each of our precisions whose rows were measured.
 
-    Each is an entry of `goals.judged` over the rounds; limit: the same ratio if ours took the least time that this
-    machine allows.
+    Each is an entry of `goals.judged` over the rounds; its `limit` is the ratio that our step would have at this
+    machine's limit.
     """
     ours = [row for row in rows if row["ours"]]
     each = [named(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
@@ -63,7 +63,7 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
 
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
-    """Yields a step over that of the engine it is compared with."""
+    """Yields the ratio of our step's time to that of the goal's engine."""
     row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
     if row and theirs:
         what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
@@ -72,7 +72,7 @@ def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Itera
 
 
 def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
-    """Yields the widest step after MIDDLE tokens over the machine's limit."""
+    """Yields the ratio of the widest step after MIDDLE tokens to the machine's limit."""
     width = widest(mine)
     if row := at(mine, width, MIDDLE):
         what = f"B {width}, past {MIDDLE}, over this machine's limit"
@@ -81,7 +81,7 @@ def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
-    """Yields the same step at a long KV-cache capacity over that at a short one: unused room should cost nothing."""
+    """Yields the ratio of a step at a long KV-cache capacity to one at a short: unused room should cost nothing."""
     width = widest(mine)
     long, short = (at(mine, width, 0, capacity) for capacity in (LONG, SHORT))
     if long and short:
@@ -91,7 +91,7 @@ def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
-    """Yields what FAR tokens of past add to a step, over the least time that attending to them takes."""
+    """Yields the ratio of what FAR tokens of past add to a step to the least time that attending to them takes."""
     width = widest(mine)
     far, near = at(mine, width, FAR), at(mine, width, 0)
     if far and near:
@@ -104,7 +104,7 @@ def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[
 
 
 def of_width(mine: Sequence[Row]) -> Iterator[Row]:
-    """Yields the widest step over a forward pass of one token: above that many tokens per pass, a block is cheaper."""
+    """Yields the ratio of the widest step to a step of one token: with more tokens per pass, blocks are cheaper."""
     width = widest(mine)
     wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
     if wide and one and width > 1:
@@ -114,7 +114,7 @@ def of_width(mine: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
-    """The widest step of a graph that takes candidates and is given none over the same without them."""
+    """Yields the ratio of the widest step of a graph for candidates, which gets none, to that of a graph without."""
     mine, plain = named(rows, WITH_CANDIDATES), named(rows, PLAIN)
     if mine and plain:
         row, other = at(mine, widest(mine), MIDDLE), at(plain, widest(plain), MIDDLE)
@@ -124,7 +124,7 @@ def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
-    """Yields the host's own time per forward pass, and over the widest step after MIDDLE tokens.
+    """Yields the host's own time per forward pass, and its ratio to the widest step after MIDDLE tokens.
 
     host: ms as p10, median, p90.
     """
@@ -147,7 +147,7 @@ def widest(rows: Sequence[Row]) -> int:
 
 
 def at(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
-    """Returns the row of that cell among those of one contender, None if it was not measured."""
+    """Returns the row of a cell from one contender's `rows`, None if it was not measured."""
     wanted = (width, past, capacity)
     return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)
 

@@ -2,9 +2,9 @@
 
     python -m samples.bench.speed --out samples/results/speed.json
 
-Every contender answers the same held-out prompts, one at a time and in turn: all contenders run a prompt before the
-next one, so that a machine that drifts slows all alike. Each has the canvas of the task, the 99th percentile of its
-training answers in whole blocks, and uses early stop. Run it on an otherwise idle machine.
+Every contender answers the same held-out prompts. All contenders run a prompt, one after the other, before the next
+prompt, so that a machine that gets slower slows all alike. Each has the task's canvas, the 99th percentile of the
+lengths of its training answers in whole blocks, and uses early stop. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from train.torch_backend import TorchBackend, contract_of, limit_threads
 SAMPLES = Path(__file__).resolve().parents[1]
 ONE_A_STEP = GateSpec(rule="count", min=1)
 WAYS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16")
-SPLIT, SEED = "valid", 11  # of the prompts
+SPLIT, SEED = "valid", 11  # split that prompts come from, and seed of their sampling
 REPORTED = ("split", "problems", "bf16", "accuracy", "accuracy_95")
 PACKAGES = ("torch", "onnxruntime", "numpy")
 FAST, RIVAL, SLOW = "student, ONNX Runtime", "rival, ONNX Runtime", "teacher, ONNX Runtime"
@@ -53,7 +53,7 @@ INT8 = " int8"  # suffix of a name; without it, fp32
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to generate: `model` is the name of its file."""
+    """Describes one way to generate. model: the name of its file."""
 
     name: str
     model: str
@@ -61,19 +61,19 @@ class Contender:
     gate: GateSpec
 
     def answer(self, prompt: np.ndarray, canvas: int) -> Result:
-        """Returns the answer to a prompt [length], at most a canvas long."""
+        """Returns the answer to a prompt [length], of at most `canvas` tokens."""
         return generate(self.backend, Request(prompt, DecodeOptions(canvas)), gate=self.gate)
 
 
 @dataclass(frozen=True, slots=True)
 class InTorch:
-    """A checkpoint at batch 1, eager and, if requested, compiled (dynamic shapes) when it is first run."""
+    """Holds a checkpoint in PyTorch, eager and, if requested, compiled (dynamic shapes) at its first run."""
 
     saved: Checkpoint
     forwards: dict[str, torch.nn.Module]
 
     def backend(self, way: str, canvas: int) -> TorchBackend:
-        """Returns it in fp32 or bf16 autocast, a `full` one over that canvas."""
+        """Returns a backend in fp32 or bf16 autocast; with `full` attention, over `canvas` tokens."""
         kind, precision = way.split()
         contract = replace(contract_of(self.saved), canvas=canvas)
         backend = TorchBackend(self.saved.build(), contract, bf16=precision == "bf16", barred=self.saved.missing_ids())
@@ -82,7 +82,7 @@ class InTorch:
 
 
 def read(path: Path, ways: Sequence[str]) -> InTorch:
-    """Reads a checkpoint and prepares what those ways run."""
+    """Reads a checkpoint and prepares the modules that the ways run."""
     saved = open_checkpoint.load(path)
     forwards: dict[str, torch.nn.Module] = {"eager": saved.build()}
     if any(way.startswith("compiled") for way in ways):
@@ -105,9 +105,9 @@ def contenders(
     teacher: InTorch, student: InTorch, engines: Sequence[Model], ways: Sequence[str], canvas: int,
     threshold: float | None,
 ) -> list[Contender]:  # fmt: skip
-    """Returns teacher and student in every PyTorch way and exported, the autoregressive baseline exported.
+    """Returns teacher and student in every PyTorch way and exported, and the exported autoregressive baseline.
 
-    engines: student, baseline, teacher, then student and baseline in int8. The teacher's has no KV cache, so that its
+    engines: student, baseline, teacher, then student and baseline in int8. The teacher's engine has no KV cache, so its
     graph runs any canvas.
     """
 
@@ -185,7 +185,10 @@ def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, A
 
 
 def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] | None:
-    """Returns what train.evaluate measured for that model, mask and gate on the task, on the most problems, or None."""
+    """Returns train.evaluate's accuracy for a contender's model, attention and gate on a task, or None.
+
+    Of several reports, the one on the most problems counts.
+    """
     best: dict[str, Any] | None = None
     for path in sorted(reports.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))

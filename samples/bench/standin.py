@@ -1,4 +1,4 @@
-"""A checkpoint of a shape with random weights, made when they are read: a step costs the same with any weights."""
+"""Makes a checkpoint of any shape, with random weights: a step costs the same with any weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 32
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Tensors by name, each the same whenever it is read, none kept; norms have weights of one."""
+    """Maps names to random tensors, made at each read, always the same, and not kept; norms have weights of one."""
 
     def __init__(self, config: ModelConfig) -> None:
         with torch.device("meta"):
@@ -29,7 +29,8 @@ class RandomWeights(Mapping[str, Tensor]):
         size = self.sizes[name]
         if len(size) == 1:
             return torch.ones(size)
-        # Uniform of deviation 1 / sqrt(inputs), so that layers outweigh the embedding, or all would repeat their input.
+        # Uniform, of standard deviation 1 / sqrt(inputs): else the embedding would outweigh the layers, and every row
+        # would predict its input.
         numbers = np.random.default_rng(zlib.crc32(name.encode())).random(size, np.float32)
         numbers -= 0.5
         numbers *= (12 / size[1]) ** 0.5
@@ -43,7 +44,7 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 def standin(shape: ModelShape) -> Checkpoint:
-    """Returns the checkpoint. Every id is a token, so that only the mask is barred."""
+    """Returns a checkpoint of that shape. Every id is a token, so only the mask is barred."""
     config = ModelConfig(
         shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
         rope_theta=1e6, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, tied=shape.tied,
@@ -56,7 +57,7 @@ def standin(shape: ModelShape) -> Checkpoint:
 
 
 def tokenizer(vocab: int) -> str:
-    """Returns a tokenizer of that many words, as JSON."""
+    """Returns a tokenizer of `vocab` words, as JSON."""
     words = {str(number): number for number in range(vocab)}
     model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
     unused = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))

@@ -1,4 +1,4 @@
-"""Measures the section `step`: one step of a shape by this project and by others, with its least possible cost."""
+"""Measures the section `step`: one step of a shape in this project and in others, next to this machine's limit."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ from .torch_step import TorchStep
 
 TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
 LLAMA = ("Q8_0", "Q4_0")
-CANDIDATES = 64  # of a row, that the graph for typed decisions takes
-SAME = Cell(32, 0)  # all compute the same from the same input: no KV cache holds anything
+CANDIDATES = 64  # candidates per row of the graph that is exported for decisions
+SAME = Cell(32, 0)  # a cell at which all contenders compute the same, since their KV caches are empty
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is raced: widths and pasts in tokens, rounds of `steps` steps, threads; only: words of names, or all."""
+    """Describes the race: widths and pasts in tokens, rounds of `steps` steps, threads.
+
+    only: words, of which a contender's name has to contain one; empty for all contenders.
+    """
 
     shape: ModelShape
     widths: tuple[int, ...]
@@ -46,7 +49,7 @@ class Plan:
 
     @property
     def groups(self) -> list[list[Cell]]:
-        """Returns cells: pasts ascending, so that KV caches only grow; then a step at two capacities by turns."""
+        """Returns groups: each width and past, by ascending past, so that KV caches only grow; last two capacities."""
         widest = max(self.widths)
         grid = [[Cell(width, past)] for past in sorted(self.pasts) for width in self.widths]
         return [*grid, [Cell(widest, 0, SHORT), Cell(widest, 0, LONG)]]
@@ -56,9 +59,9 @@ class Plan:
 
 
 def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
-    """Runs the race in `folder`, which holds its files.
+    """Runs the race, with its files in `folder`.
 
-    Returns rows with the machine's own limit, which contenders were left out, and the ratios.
+    Returns rows with this machine's limit, the contenders that were left out, and the ratios.
     """
     missing: dict[str, str] = {}
     entered = [*exported(plan, folder), *in_torch(plan), *in_llama(plan, folder, missing)]
@@ -74,7 +77,7 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
 
 
 def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
-    """This project in every precision that export.onnx writes, and a graph that takes candidates, given none."""
+    """Yields this project in every precision that export.onnx writes, and a graph for candidates that gets none."""
     source = standin(plan.shape)
     kinds = [(precision, 0) for precision in ort_graph.ORT_PRECISIONS] + [("fp32", CANDIDATES)]
     for precision, candidates in kinds:
@@ -90,7 +93,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
 
 
 def in_torch(plan: Plan) -> Iterator[Contender]:
-    """Yields the reference model in PyTorch; compiled at one past only: compiling takes far longer than steps."""
+    """Yields the reference model in PyTorch; compiled, it runs at one past only, as compiling takes far longer."""
     near = min(plan.pasts, key=lambda past: abs(past - MIDDLE))
     for precision, compiled in TORCH:
         name = f"PyTorch {'compiled' if compiled else 'eager'} {precision}"
@@ -123,7 +126,7 @@ def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
                 found[contender.name] = pool.submit(host_ms, **contender.options).result()
-            except Exception as error:  # no error here may lose the race that was run
+            except Exception as error:  # an error here must not lose the race's results
                 reason = " ".join(str(error).split())[:300]
                 missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
     return found
@@ -139,9 +142,9 @@ def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, f
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields how many top-1 tokens of a step with an empty KV cache each contender shares with PyTorch in fp32.
+    """Yields, per contender, how many top-1 tokens of a step with an empty KV cache equal those of PyTorch in fp32.
 
-    It shows that all do the same work.
+    This shows that all contenders do the same work.
     """
     at = {row["contender"]: row["best"] for row in rows if Cell(row["width"], row["past"], row["capacity"]) == SAME}
     reference = at.get("PyTorch eager fp32")

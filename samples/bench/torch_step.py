@@ -1,7 +1,7 @@
 """Runs the same step in PyTorch: the reference model of train/, its weights in fp32 or bf16, eager or compiled.
 
-It does less than the exported graph, token and confidence without the entropy, so that PyTorch is not at a disadvantage
-in the comparison.
+The step computes token and confidence but no entropy, less than the exported graph, so that PyTorch is not at a
+disadvantage in the comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .standin import standin
 
 
 class FixedCache:
-    """Keys and values of all layers, zeroed; a step writes its own after `past`, which is the same at every step."""
+    """Holds the keys and values of all layers, zeros at first; every step writes its own after the same `past`."""
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, past: int, width: int) -> None:
         size = (1, shape.kv_heads, past + width, shape.head_dim)
@@ -36,7 +36,7 @@ class FixedCache:
 
 
 class TorchStep:
-    """A step. precision: fp32 or bf16, of weights, KV cache and products; compiled: by torch.compile, anew per cell."""
+    """Runs a step. precision: of weights, KV cache and products, fp32 or bf16; compiled: by torch.compile, per cell."""
 
     def __init__(self, shape: ModelShape, precision: str, compiled: bool, threads: int) -> None:
         torch.set_num_threads(threads)

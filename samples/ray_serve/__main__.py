@@ -1,6 +1,6 @@
 """Serves a bundle on several replicas with Ray Serve: python -m samples.ray_serve samples/student.bundle --replicas 1:4
 
-The HTTP API is that of runtime.serve. Options of it follow `--`: python -m samples.ray_serve BUNDLE -- --workers 1
+The HTTP API is that of runtime.serve, whose options follow `--`: python -m samples.ray_serve BUNDLE -- --workers 1
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
         listen(args.host, args.port).close()
     # Ray would send usage reports to its makers. An empty value counts as unset.
     os.environ["RAY_USAGE_STATS_ENABLED"] = os.environ.get("RAY_USAGE_STATS_ENABLED") or "0"
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # its 5 s are too few on a busy machine
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")  # Ray's 5 s are too short on a busy machine
     if args.address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes Ray bind to the loopback address only
     try:

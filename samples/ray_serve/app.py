@@ -10,13 +10,13 @@ from starlette.applications import Starlette
 from runtime.serve import open_service
 from runtime.server.app import make_app
 
-DRAIN = 60  # seconds for a replica's requests in progress, as --drain of runtime.serve
+DRAIN = 60  # seconds that a replica's requests in progress have at shutdown, as with --drain of runtime.serve
 
 
 @serve.deployment(graceful_shutdown_timeout_s=DRAIN, health_check_period_s=5, max_constructor_retry_count=2)
 @serve.ingress()
 class Replica:
-    """One replica; its shutdown finishes requests in progress. argv: a bundle and options of runtime.serve."""
+    """Runs one replica; shutdown finishes requests in progress. argv: a bundle and options of runtime.serve."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._service = open_service(argv)
@@ -25,7 +25,7 @@ class Replica:
         return make_app(self._service)
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
+        """Raises if a device has failed; Serve then replaces the replica."""
         if self._service.workers.broken:
             raise RuntimeError("a device has failed; the log says which call")
 
@@ -33,10 +33,10 @@ class Replica:
 def application(
     argv: Sequence[str], least: int, most: int, ongoing: int, cpus: float, gpus: float
 ) -> serve.Application:
-    """Returns `least` to `most` replicas of `cpus` and `gpus` each, scaled to `ongoing` requests per replica.
+    """Returns an application with `least` to `most` replicas, scaled to `ongoing` requests per replica.
 
-    Waiting requests count too.
-    A replica holds at most twice as many; the others wait in Serve's proxy, for whichever replica is free first.
+    Waiting requests count too. A replica takes at most twice as many; further ones wait in Serve's proxy for the first
+    free replica. cpus, gpus: per replica.
     """
     return Replica.options(
         autoscaling_config={

@@ -2,8 +2,8 @@
 
     python -m samples.study.intents_rival --sizes 1250,5000,20000 --out intents_rival.json
 
-They are logistic regressions, one per value against the rest, on TF-IDF of words (1 to 3) and characters within words
-(2 to 5), learned from the first utterances that `train` has. Needs scikit-learn.
+They are logistic regressions, one per value against the rest, on TF-IDF of n-grams: of 1 to 3 words, and of 2 to 5
+characters within words. They learn from the first utterances of the split `train`. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def classifier(regularization: float) -> Any:
 
 
 def shares(given: Labels, right: Labels) -> dict[str, Any]:
-    """Returns the share of problems that each field is right in, all slots, and all fields, with 95 % intervals."""
+    """Returns the shares of problems in which each field, all slots, and all fields are right, with 95 % intervals."""
     verdicts = {name: [a == b for a, b in zip(given[name], right[name], strict=True)] for name in given}
     named = {"intent_accuracy" if name == "intent" else f"slot_{name}": each for name, each in verdicts.items()}
     if verdicts.keys() == {*intents.FIELDS}:

@@ -31,9 +31,9 @@ def divergences(
 ) -> list[float]:
     """Returns mean KL(prediction at the first ratio || prediction at each ratio) in nats, one per ratio, the first 0.
 
-    The mean is over the positions of known answers that are masked at the first ratio and so, masks being nested, at
-    all of them; `batch` examples at a time. A `block_causal` model sees earlier blocks clean at every ratio, a `full`
-    one masks in all of them, so only models of the same attention compare.
+    The mean is over the positions of known answers that are masked at the first ratio, and so at all ratios, since
+    masks are nested. `batch` examples run at a time. A `block_causal` model sees earlier blocks without masks at every
+    ratio, a `full` one sees masks in all blocks, so only models with the same attention can be compared.
     """
     generator = torch.Generator().manual_seed(seed)
     total, count = [0.0] * len(ratios), 0
@@ -51,11 +51,11 @@ def _apart(
     generator: torch.Generator,
     ratios: Sequence[float],
 ) -> list[Tensor]:
-    """Returns that KL at each predicted position of these examples; [n] per ratio."""
+    """Returns the KL of `divergences` at each predicted position of these examples; [n] per ratio."""
     laid = noise.lay_out(examples, contract, 0, generator)
     place = torch.arange(laid.ids.shape[1])
-    answers = laid.inside() & (place < laid.answer_end[:, None])  # what is after an end is easily guessed at any ratio
-    drawn = torch.rand(laid.ids.shape, generator=generator)  # below a ratio: masked at it; [batch, width]
+    answers = laid.inside() & (place < laid.answer_end[:, None])  # after the end, tokens are easy to guess
+    drawn = torch.rand(laid.ids.shape, generator=generator)  # masked at every ratio above; [batch, width]
     asked = answers & (drawn < ratios[0])
     said = []
     for ratio in ratios:

@@ -1,10 +1,10 @@
-"""Turns the IPA of other programs into ARPAbet, so that they can be measured on the CMU Pronouncing Dictionary at all.
+"""Converts other programs' IPA to ARPAbet, so that they can be measured on the CMU Pronouncing Dictionary.
 
-SOUNDS is what CMU Sphinx publishes for the dictionary's phonemes (cmusphinx.github.io/wiki/cmubet), in the spellings
-of IPA that are in use. NARROW has sounds that the dictionary does not tell apart, each as the phoneme that it writes:
-first flap, glottal stop and reduced vowels after ARPAbet's further symbols (Wikipedia, "ARPABET": DX, Q, AX, IX), then
-British vowels and the rest. Inventories differ, so these error rates are kept apart from those of programs that answer
-in ARPAbet.
+SOUNDS maps IPA, in its common spellings, to the dictionary's phonemes, as CMU Sphinx publishes them
+(cmusphinx.github.io/wiki/cmubet). NARROW maps sounds that the dictionary does not distinguish to the phonemes that it
+writes for them: first flap, glottal stop and reduced vowels by ARPAbet's further symbols (Wikipedia, "ARPABET": DX, Q,
+AX, IX), then British vowels and the rest. The two sets of sounds differ, so these error rates are listed apart from
+those of programs that answer in ARPAbet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNKNOWN = "?"  # a sound that is in neither table counts as a wrong phoneme
 
 
 def arpabet(text: str) -> tuple[str, ...]:
-    """Returns the ARPAbet phonemes of an IPA transcription, a stress mark going to the next vowel."""
+    """Returns the ARPAbet phonemes of an IPA transcription; a stress mark applies to the next vowel."""
     kept = "".join(each for each in with_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
     found, mark, place = [], "0", 0
     while place < len(kept):

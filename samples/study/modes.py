@@ -42,7 +42,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A model in one of its modes. width: tokens of a drafted block, None for the model's own; fused: see options."""
+    """Names a model in a mode. width: tokens per drafted block, None for the model's; fused: as in `DecodeOptions`."""
 
     model: str
     mode: str
@@ -95,7 +95,7 @@ def measure(
     count: int,
     out: Path,
 ) -> None:
-    """Answers the problems that `out` lacks, and appends a line for each problem and way, some problems at a time."""
+    """Answers the problems that `out` lacks; appends one line per problem and way, after every CHUNK problems."""
     known = known_answers(out, files, split)
     problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
     with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
@@ -149,7 +149,7 @@ def read_records(out: Path) -> list[Record]:
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
-    """The table: each way's accuracy, forward passes and CPU seconds, these relative to the first causal way."""
+    """Yields the table: each way's accuracy, forward passes, and CPU time relative to that of the first causal way."""
     for task in dict.fromkeys(record["task"] for record in records):
         own = [record for record in records if record["task"] == task]
         by_way = {way: [r for r in own if r["way"] == way] for way in dict.fromkeys(r["way"] for r in own)}
@@ -170,7 +170,7 @@ def table(records: Sequence[Record]) -> Iterator[str]:
 
 
 def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
-    """Returns how many speculative answers have a causal one to compare with, and those that are not the same."""
+    """Returns how many speculative answers can be compared with a causal one, and the records of those that differ."""
     causal = {
         (r["task"], r["way"].rpartition(":")[0], r["problem"]): r["tokens"]
         for r in records

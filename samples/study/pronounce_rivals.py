@@ -4,8 +4,8 @@
     python -m samples.study.pronounce_rivals --out FILE --only g2p-en --python .rivals/bin/python
     python -m samples.study.pronounce_rivals --out FILE --ours samples/pronounce.bundle
 
-Each runs alone on one core in a process of its own, by `rival_worker.py` in the Python that it is installed in. What is
-not installed is left out with its reason. A row stays in the file until it is measured again, so programs can be
+`rival_worker.py` runs each alone, on one core, in a process of the Python that it is installed in. Programs that are
+not installed are left out, with the reason. A row stays in the file until it is measured again, so programs can be
 measured a few at a time. `samples.study.pronounce_table` makes the page.
 """
 
@@ -39,20 +39,20 @@ from .ipa_to_arpabet import arpabet
 WORKER = Path(__file__).with_name("rival_worker.py")
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 NOT_INSTALLED = 3
-SENTENCE = 20  # words
-SEED = 0  # the order of the problems, as `blockstep train evaluate` has it by default
+SENTENCE = 20  # words per sentence
+SEED = 0  # of the problems' order; the default of `blockstep train evaluate`
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """Another program.
+    """Describes another program.
 
     Attributes:
         install: the command that installs it.
         data: what it was trained on, and whether that has the test words.
         ipa: whether it answers in IPA, which a mapping turns into ARPAbet; then it is not ranked.
         stress: whether its answers include stress.
-        calls: words given one by one if it also takes many at once; few if each call starts a program.
+        calls: words that are also given one by one, if it takes many at once; few if each call starts a program.
         trains: whether it is trained here, on our train split.
     """
 
@@ -113,9 +113,10 @@ def install_command(name: str) -> str:
 
 
 def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
-    """Returns a model of the train split, trained unless one of exactly these lines exists, and its CPU seconds.
+    """Returns a model of the train split, and the CPU seconds of its training.
 
-    Raises UserError if the package is not installed or its training fails.
+    Trains only if a model of exactly this lexicon is missing. Raises UserError if the package is not installed or its
+    training fails.
     """
     words = words_of("train", split_by_stem)
     lexicon = "".join(f"{word} {phonemes}\n" for word in words for phonemes in dictionary()[word])
@@ -131,7 +132,7 @@ def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
             code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ONE_THREAD}).returncode
         if code or not model.is_file():
             raise UserError(f"its training ended with code {code}, see {stem}.log; {RIVALS['phonetisaurus'].install}")
-        spent = sum(os.times()[2:4]) - sum(started[2:4])  # of programs that have ended
+        spent = sum(os.times()[2:4]) - sum(started[2:4])  # of child processes that have ended
         seconds.write_text(f"{spent:.0f}\n", encoding="utf-8")
     return model, float(seconds.read_text(encoding="utf-8"))
 
@@ -193,7 +194,7 @@ def conditions() -> dict[str, Any]:
 
 
 def earlier(path: Path, words: str) -> dict[str, Any]:
-    """Returns what a file has already. Raises UserError if it is of other words, or not such a file."""
+    """Returns the report in a file, or an empty one. Raises UserError if the file is of other words, or no report."""
     if not path.exists():
         return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
     try:

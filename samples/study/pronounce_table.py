@@ -2,8 +2,9 @@
 
     python -m samples.study.pronounce_table runs/pronounce --rivals samples/results/pronounce_rivals.json
 
-The folder has what `blockstep train evaluate --out` wrote, one report per model and split, named as samples/recipe.sh
-does; the rivals' file is by `samples.study.pronounce_rivals`, which also measures time, memory and size of our engines.
+The folder has one report per model and split, written by `blockstep train evaluate --out` and named as in
+samples/recipe.sh. `samples.study.pronounce_rivals` writes the rivals' file; it also measures time, memory and size of
+our engines.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from .pronounce_rivals import SENTENCE
 from .recipe_table import read_reports
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-MAIN = "word_error_without_stress"  # what published figures have
+MAIN = "word_error_without_stress"  # the rate that published figures give
 RATES = (MAIN, "word_error", "phoneme_error_without_stress", "phoneme_error")
-SAME_DATA = "phonetisaurus"  # the program that was trained on our train split; differences are to it
+SAME_DATA = "phonetisaurus"  # the program trained on our train split, with which the others are compared
 OLD, NEW = "the CMUdict of PRONALSYL 2007", "the newest CMUdict of 2018, without stress"
 SOURCE = "README of cmusphinx/g2p-seq2seq"
 PUBLISHED = (
@@ -37,7 +38,7 @@ PUBLISHED = (
     ("joint n-gram model (Phonetisaurus)", "33.9", NEW, SOURCE),
     ("transformer, 2 layers of 256", "about 31", NEW, SOURCE),
 )
-WORDS = ("", "trained on", "made from", "data", "source")  # heads of columns of text
+WORDS = ("", "trained on", "made from", "data", "source")  # heads of text columns
 ERROR_HEADS = ("words wrong, %", "with stress", "phonemes wrong, %", "with stress")
 COST_HEADS = (
     "", "forward passes per word", "per sentence", "ms per word", "in a batch", "ms per sentence", "MB of memory",
@@ -70,7 +71,7 @@ Row = dict[str, Any]
 
 
 def model_row(name: str, report: Mapping[str, Any]) -> Row:
-    """Returns the row of an evaluation report. Raises UserError if it is not of the task."""
+    """Returns a model's row, from its evaluation report. Raises UserError if the report is of another task."""
     if MAIN not in report:
         raise UserError(f"the report of {name} has no {MAIN}; evaluate the task pronounce again, with this version")
     row: Row = {"name": name, "ours": True, "ranked": True, "stress": True, "data": "our train split"}
@@ -83,7 +84,7 @@ def model_row(name: str, report: Mapping[str, Any]) -> Row:
 
 
 def cost(row: Mapping[str, Any]) -> Row:
-    """Returns time, memory and disk in a row of the rivals' file; words in a batch if the program takes them so."""
+    """Returns time, memory and disk of a row of the rivals' file; also time in a batch, if the program has batches."""
     sizes = {name: part["bytes"] for name, part in row["packages"].items()}
     found: Row = {
         "ms_per_word": 1000 / row["words_per_second"], "peak_mb": row["peak_mb"],
@@ -120,9 +121,9 @@ def rows_of(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
 
 
 def difference(row: Row, same: Row) -> list[float]:
-    """Returns how many more words are wrong than in the other row, as a share, with its 95 % interval.
+    """Returns by how much a row's share of wrong words exceeds that of `same`, with its 95 % interval.
 
-    Raises UserError if the two are not of the same words.
+    Raises UserError if the rows have different numbers of words.
     """
     theirs = same["per_problem"][MAIN]
     if len(row["wrong"]) != len(theirs):
@@ -154,7 +155,7 @@ def text(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yields a Markdown table, columns of text aligned left, of figures right."""
+    """Yields a Markdown table with text aligned left and figures aligned right."""
     yield f"| {' | '.join(heads)} |"
     yield "".join("|---" if head in WORDS else "|---:" for head in heads) + "|"
     for row in rows:
@@ -205,7 +206,7 @@ def costs(row: Row) -> list[str]:
 
 
 def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Returns milliseconds per word and percent of words wrong, in a batch if every call would start a program."""
+    """Returns milliseconds per word (in a batch, if every call starts a program) and percent of words wrong."""
     found = {}
     for row in rows:
         if row["ranked"] and "ms_per_word" in row:
@@ -216,7 +217,7 @@ def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def read_rivals(path: Path) -> dict[str, Any]:
-    """Reads the rivals' file. Raises UserError if it is not one."""
+    """Reads the rivals' file. Raises UserError if it cannot be read as one."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found["rows"], dict) or not isinstance(found["left_out"], dict):

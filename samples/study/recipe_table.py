@@ -37,7 +37,10 @@ Report = dict[str, Any]
 
 
 def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
-    """Returns the reports of the test splits, by split and model, in the order they were made. Raises UserError."""
+    """Returns the reports of the test splits, by split and model, in the order they were made.
+
+    Raises UserError if there are none.
+    """
     found: dict[str, dict[str, Report]] = {}
     for path in sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime):
         report = read_evaluation(path)

@@ -29,21 +29,21 @@ from types import SimpleNamespace
 from typing import Any
 
 POLL = 0.002  # seconds between two readings of a program's memory
-WEIGHTS = "weights apart"  # what is loaded but not part of a package
+WEIGHTS = "weights apart"  # the name, among packages, of weights that are not part of a package
 DEBIAN = ("espeak-ng", "libespeak-ng1", "espeak-ng-data")
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A program that is ready to run.
+    """Holds a program that is ready to run.
 
     Attributes:
         predict: takes words; returns one answer per word, as the program writes it.
         packages: versions and bytes on disk of what a minimal install needs, by name.
         batch: whether one call takes many words.
         program: whether a call starts a program, whose memory counts instead of this process's.
-        known: how many of the words the package's own lexicon has, None if it has none to look into.
-        forwards: forward passes of each call for `together` words so far, if the program counts them.
+        known: returns how many of the words are in the package's own lexicon; None without a lexicon to read.
+        forwards: forward passes per group of `together` words so far, if the program counts them.
     """
 
     predict: Callable[[Sequence[str]], list[str]]
@@ -56,7 +56,7 @@ class Rival:
 
 @dataclass(slots=True)
 class Programs:
-    """Runs programs and records the peak memory, in MB, of any of them."""
+    """Runs programs, and records the largest peak memory of all, in MB."""
 
     peak_mb: float = 0.0
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -70,7 +70,7 @@ class Programs:
                 command, stdin=given, stdout=printed, stderr=subprocess.DEVNULL, env=self.environment
             )
             while process.poll() is None:
-                # not getrusage: its maximum begins with this process's own memory when it started the program
+                # not getrusage, whose maximum includes this process's own memory at the program's start
                 self.peak_mb = max(self.peak_mb, peak_mb(process.pid))
                 time.sleep(POLL)
             if process.returncode:
@@ -94,7 +94,7 @@ def peak_mb(process: int | str = "self") -> float:
 def blockstep(model: Path | None, engine: str | None = None, together: int = 1) -> Rival:
     """Loads an engine of a bundle of ours, with one thread, to decode `together` words at once.
 
-    If the engine takes several sequences, the words share a batch and its forward passes; otherwise each takes its own.
+    If the engine takes several sequences, the words share a batch and its forward passes; otherwise each has its own.
     """
     assert model is not None
     loaded = import_module("blockstep").load(model, engine=engine, threads=1)
@@ -141,7 +141,7 @@ def in_batch(loaded: Any, batch: Any, words: Sequence[str]) -> tuple[list[str], 
 
 
 def g2p_en(model: Path | None) -> Rival:
-    """Loads the network of g2p-en. Its constructor gets an empty dictionary, whose data would have to be downloaded."""
+    """Loads the network of g2p-en, with an empty dictionary: the real one would have to be downloaded."""
     nltk = import_module("nltk")
     nltk.download = lambda *names, **options: False
     nltk.data.find = lambda *names, **options: None
@@ -161,7 +161,7 @@ def phonetisaurus(model: Path | None) -> Rival:
             listed.write("".join(f"{word}\n" for word in words))
             listed.flush()
             lines = PROGRAMS.run([str(command), f"--model={model}", *settings, f"--wordlist={listed.name}"])
-        # a line has the word, its score and its phonemes; a word that it cannot align has no line
+        # a line has a word, its score and its phonemes; a word that cannot be aligned has no line
         found = {word: phonemes for word, _, phonemes in (line.split("\t") for line in lines if line.count("\t") == 2)}
         return [found.get(word, "") for word in words]
 
@@ -171,7 +171,7 @@ def phonetisaurus(model: Path | None) -> Rival:
 
 
 def g2p2(model: Path | None) -> Rival:
-    """Loads the English model of g2p2 out of its package of Germanic languages."""
+    """Loads the English model of g2p2 from its package of Germanic languages."""
     packed = distribution("g2p2-group-germanic").locate_file("g2p2_group_germanic/en.g2p.xz")
     network = import_module("g2p2").Model.from_bytes(lzma.decompress(Path(str(packed)).read_bytes()))
     return Rival(network.phonemize_many, installed("g2p2", "g2p2-group-germanic"), batch=True)
@@ -210,7 +210,7 @@ RIVALS: dict[str, Callable[[Path | None], Rival]] = {
 
 
 def installed(*names: str) -> dict[str, tuple[str, int]]:
-    """Returns version and bytes on disk of distributions and all that they need, by name."""
+    """Returns versions and bytes on disk of distributions and all their dependencies, by name."""
     found: dict[str, tuple[str, int]] = {}
     left = [*names]
     while left:
@@ -267,7 +267,7 @@ def report(
 
 
 def main() -> int:
-    """Prints the report; a program that is not installed ends in one line and code 3."""
+    """Prints the report; if the program is not installed, prints one line and returns 3."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("name", choices=RIVALS, help="rival to run")
     p.add_argument("--model", type=Path, help="model file that the rival loads (default: none)")

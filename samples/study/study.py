@@ -2,11 +2,11 @@
 
     python samples/study/study.py --models samples runs/study --out samples/results
 
-Each row is tried at every threshold on `--tuning` validation problems per task; the threshold with the fewest forward
-passes at most half a point below the teacher there is then judged on `--count` problems of the test split. ROWS lists
-the rows. What the earlier study.json has of the same file is not measured again (delete it to measure everything anew,
-as after a change of the decode loop). A row whose checkpoint is in none of the folders stays as it is there, or is left
-out.
+Each row is tried at every threshold on `--tuning` validation problems per task. Of the thresholds that are at most half
+a point below the teacher there, the one with the fewest forward passes is then judged on `--count` problems of the test
+split. ROWS lists the rows. Points that an earlier study.json has for the same checkpoint file are not measured again
+(delete it to measure everything anew, as after a change of the decode loop). A row whose checkpoint is in none of the
+folders is kept from the earlier study.json, or left out.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from train.torch_backend import TorchBackend, contract_of
 SAMPLES = Path(__file__).resolve().parents[1]
 ONE = {"rule": "count", "min": 1}
 SURE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
-GUARDED = {**SURE, "eos_guard": 0.3}  # as eval_gsm8k.sh of CD4LM's authors has it; its max is the block
-BOLD = 0.8  # the lowest confidence that is tried; CAD accepts most tokens per step there
+GUARDED = {**SURE, "eos_guard": 0.3}  # as in eval_gsm8k.sh of CD4LM's authors, whose `max` is the block
+BOLD = 0.8  # the lowest confidence threshold that is tried, at which CAD accepts the most tokens per step
 THRESHOLDS = {"confidence": (BOLD, 0.9, 0.95, 0.98, 0.99), "entropy": (0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5)}
 TEACHER = "teacher"
 TUNING = "valid"  # the split that thresholds are chosen on
@@ -48,11 +48,11 @@ TUNING = "valid"  # the split that thresholds are chosen on
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the study: a checkpoint `<file>.pt`, or one row per `<file>-seed*.pt`, and how it is decoded.
+    """Describes rows of the study: one of a checkpoint `<file>.pt`, or one per `<file>-seed*.pt`, and their decoding.
 
-    attention and gate: instead of the checkpoint's own; a gate without a fixed count is tried at every threshold, or at
-    `threshold` alone. bf16: under autocast, as every row that runs a whole canvas per forward pass: in fp32 those would
-    take hours.
+    attention, gate: replace the checkpoint's; a gate without a fixed count is tried at every threshold, or only at
+    `threshold` if that is given. bf16: whether it runs under autocast, as every row does that runs a whole canvas per
+    forward pass: in fp32 those would take hours.
     """
 
     title: str
@@ -93,7 +93,7 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """The problems of one task that every row answers."""
+    """Holds the problems of one task that every row answers."""
 
     task: tasks.Task
     split: str
@@ -103,7 +103,10 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The problems: tuning, to choose thresholds on; judged, to compare rows on; batch: answers decoded at once."""
+    """Holds the problems to choose thresholds on (`tuning`) and to compare rows on (`judged`).
+
+    batch: answers decoded at once.
+    """
 
     tuning: list[Problems]
     judged: list[Problems]
@@ -137,7 +140,7 @@ def place(title: str) -> int | None:
 
 
 def settings_of(row: Row, saved: Checkpoint) -> list[tuple[dict[str, Any], float | None]]:
-    """Returns the gates of a row: one with its fixed count, or the same one with each threshold that is tried."""
+    """Returns a row's gates, each with its threshold: one gate with a fixed count and None, or one per threshold."""
     spec = parse_gate(row.gate or saved.decoding.gate)
     gate = asdict(spec)
     if spec.unit is None:
@@ -188,7 +191,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
 
 
 def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dict[str, Any]:
-    """Returns what does not depend on the gate: calibration, and how far predictions move as more is masked."""
+    """Returns what does not depend on the gate: calibration, and how much predictions change as more is masked."""
     bins = reliability.reliability(*reliability.probe(backend, examples, 0))
     contract = backend.contract
     fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
@@ -242,7 +245,7 @@ def run(args: argparse.Namespace) -> Study:
 
 
 def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns those rows that ROWS lists, in its order, seeds in theirs."""
+    """Returns the rows that ROWS lists, in its order; rows of several seeds by title."""
     places = {title: place(title) for title in rows}
     titles = [title for title, at in places.items() if at is not None]
     return [rows[title] for title in sorted(titles, key=lambda title: (places[title], title))]
@@ -251,7 +254,7 @@ def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, dict[str, Any]]]:
     """Reads the points and probes of an existing study, by key, and its rows by title.
 
-    Raises UserError if it cannot be read, or was made with other settings: its results would be lost.
+    Raises UserError if the study cannot be read, or was made with other settings: its results would be lost.
     """
     if not path.exists():
         return {}, {}

@@ -1,4 +1,4 @@
-"""Plots the study's own figures: accuracy over forward passes as curves, and forward passes per answer as bars."""
+"""Plots the study's figures: accuracy over forward passes as curves, forward passes per answer as bars, and points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from train.evaluation import plots
 
-NEAREST = 0.5  # points; the log scale is of the distance to 100 % plus these
+NEAREST = 0.5  # percentage points that are added to the distance to 100 % on its log scale
 ACROSS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
 UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 
@@ -18,7 +18,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
-    """Plots lines through points (x, y), each with its name; x on a log scale, y as log distance to 100 %, in percent.
+    """Plots named lines through points (x, y): x on a log scale, y in percent as the log of the distance to 100 %.
 
     Raises UserError as `plots.plot_reliability` does.
     """
@@ -26,7 +26,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
     for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
     axes.set_xscale("log")
-    # what matters is between 95 and 100 %; one collapsed row would squeeze that range
+    # the range from 95 to 100 % matters; on a linear scale a single collapsed row would squeeze it
     end = 100 + NEAREST
     axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(end - y, 0.01)), lambda v: end - np.exp(-v)))
     lowest = min((y for points in named.values() for _, y in points), default=0)

@@ -14,7 +14,7 @@ from train.evaluation import plots
 from train.evaluation.intervals import paired_difference
 from train.evaluation.reliability import Bin
 
-SLACK = 0.005  # a threshold may be chosen this far below the teacher
+SLACK = 0.005  # share of right answers by which a chosen threshold may be below the teacher
 TARGET = 0.01  # largest allowed distance of a row below the teacher, by the lower 95 % bound of the difference
 
 Study = dict[str, Any]
@@ -23,7 +23,7 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A row at one threshold on one task. Accuracies and differences as shares; length in tokens."""
+    """Holds a row's figures at one threshold on one task. Accuracies and differences are shares; lengths are tokens."""
 
     task: str
     accuracy: float
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row at one threshold, None if it has none. holds: whether it is within TARGET of the teacher on every task."""
+    """Holds a row at one threshold or without one. holds: whether it is within TARGET of the teacher on every task."""
 
     title: str
     attention: str
@@ -66,9 +66,9 @@ def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Po
 
 
 def chosen(tried: Sequence[Line]) -> Line:
-    """Returns the line with the fewest forward passes at most SLACK below the teacher on every task.
+    """Returns, of the lines at most SLACK below the teacher on every task, the one with the fewest forward passes.
 
-    If there is none, returns the one with the most right answers.
+    If there is none, returns the line with the most right answers.
     """
     if level := [line for line in tried if all(cell.difference >= -SLACK for cell in line.cells)]:
         return min(level, key=lambda line: sum(cell.forwards for cell in line.cells))
@@ -76,18 +76,18 @@ def chosen(tried: Sequence[Line]) -> Line:
 
 
 def tuned(study: Study, row: dict[str, Any]) -> list[Line]:
-    """Returns a row at every threshold, on the problems that thresholds are chosen on."""
+    """Returns a row's lines, one per threshold, on the tuning problems."""
     return lines(row["title"], row["attention"], row["tuned"], study["rows"][0]["tuned"])
 
 
 def summary(study: Study) -> list[Line]:
-    """Returns one line per row, on the problems that rows are judged on."""
+    """Returns one line per row, on the judged problems."""
     base = study["rows"][0]["judged"]
     return [line for row in study["rows"] for line in lines(row["title"], row["attention"], row["judged"], base)]
 
 
 def table(shown: Sequence[Line], marked: bool = True) -> str:
-    """Returns lines as a Markdown table; the first is the teacher's. marked: with a ✗ at those that do not hold."""
+    """Returns lines as a Markdown table; the first is the teacher's. marked: whether lines that fail to hold get ✗."""
     names = [cell.task for cell in shown[0].cells]
     heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards (fewer) | tokens, 95th" for name in names)]
     head = " | ".join(heads)
@@ -140,7 +140,7 @@ def _text(study: Study) -> Iterator[str]:
 
 
 def swept(study: Study) -> list[dict[str, Any]]:
-    """Returns the rows without those whose threshold was given, one point each."""
+    """Returns the rows except those with a given threshold, which have a single point."""
     return [
         row for row in study["rows"] if len(row["tuned"]) > len(_tasks(row)) or row["tuned"][0]["threshold"] is None
     ]
@@ -151,7 +151,7 @@ def _tasks(row: dict[str, Any]) -> set[str]:
 
 
 def models(study: Study) -> list[dict[str, Any]]:
-    """Returns the first row of each checkpoint and mask: what does not depend on the gate is the same in the others."""
+    """Returns the first row of each checkpoint and attention; figures that no gate changes are equal in the others."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in study["rows"]:
         found.setdefault((row["file"], row["attention"]), row)

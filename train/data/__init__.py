@@ -1,1 +1,1 @@
-"""Prompts, batches and trajectories."""
+"""Encodes prompts, makes batches, and stores trajectories."""

@@ -1,4 +1,4 @@
-"""Batches of tokenized problems that depend only on a seed and a step, so that a resumed run sees the same ones."""
+"""Makes batches of tokenized problems. A batch depends only on seed and step, so a resumed run sees the same ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.tasks import Problem, Task
 from . import prompts
 
 CHUNK = 16  # batches sampled together and sorted by length, so that little of a batch is padding
-SURVEY = 2000  # training problems that lengths are measured on
+SURVEY = 2000  # training problems whose lengths are measured
 SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of STRIDE above: few shapes, little padding
 
 
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: answer begin and end."""
+    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where answers begin and end."""
 
     ids: Tensor
     start: Tensor
@@ -43,9 +43,9 @@ class PaddedBatch:
 def encode(
     tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, ask: prompts.Encode | None = None
 ) -> list[Example]:
-    """Returns examples of (prompt, answer) texts.
+    """Encodes (prompt, answer) texts as examples.
 
-    The two are encoded separately, as at inference; prompts by `ask` if given.
+    Prompt and answer are encoded separately, as at inference; prompts by `ask`, or as plain text if it is None.
     """
     plain = prompts.plain(tokenizer)
     asked, answers = (ask or plain)([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
@@ -64,7 +64,7 @@ def width_for(longest: int) -> int:
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
-    """Pads examples to one batch, as wide as `width_for` its longest."""
+    """Pads examples to one batch; `width_for` gives its width."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
     ids = torch.full((len(examples), width_for(longest)), pad_id)
     for row, example in enumerate(examples):
@@ -78,24 +78,24 @@ def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
 def survey(
     tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
 ) -> list[Example]:
-    """Returns the training examples to measure lengths on: those of `different`."""
+    """Returns the training examples whose lengths are measured: the problems of `different`, encoded."""
     return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, ask)
 
 
 def different(tasks: Sequence[Task]) -> list[Problem]:
-    """Returns all different training problems of up to SURVEY lines; of more lines, SURVEY sampled ones."""
+    """Returns up to SURVEY sampled training problems, without repetitions; they are all of a file's if it has fewer."""
     drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
     return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
 
 
 def canvas_for(examples: Sequence[Example], block: int) -> int:
-    """Returns the tokens of a canvas: the 99th percentile of the answers, end token included, in whole blocks."""
+    """Returns a canvas's length: the 99th percentile of answer lengths, end token included, in whole blocks."""
     lengths = [len(example.answer) for example in examples]
     return -(-int(np.quantile(lengths, 0.99, method="inverted_cdf")) // block) * block
 
 
 class Stream:
-    """The training examples of some tasks, mixed evenly; `examples(step)` is the same on every call."""
+    """The training examples of several tasks in equal shares; `examples(step)` is the same on every call."""
 
     def __init__(
         self,
@@ -110,15 +110,15 @@ class Stream:
     ) -> None:
         """Creates the stream.
 
-        `longest` bounds prompt plus answer, `answer` the answer, in tokens: longer ones are left out.
-        ask: encodes the prompts; by default as they are.
+        Examples are left out if their answer has more than `answer` tokens, or prompt and answer together more than
+        `longest`. ask: encodes the prompts; None: they are encoded as plain text.
         """
         self.tasks, self.tokenizer, self.end_id, self.ask = tasks, tokenizer, end_id, ask
         self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
     def examples(self, step: int) -> list[Example]:
-        """Returns the `batch` examples of a training step, all of about one length."""
+        """Returns the `batch` examples of a training step, which have similar lengths."""
         chunk, place = divmod(step, CHUNK)
         if self._chunk is None or self._chunk[0] != chunk:
             self._chunk = (chunk, self._draw(chunk))
@@ -151,11 +151,11 @@ class Stream:
         return bool(example.prompt) and len(example.answer) <= self.answer and whole <= self.longest
 
     def tell_left_out(self) -> None:
-        """Prints to stderr how many training examples are too long to learn from, or have no prompt, if some do."""
+        """Prints to stderr how many training examples are left out: those too long, or with an empty prompt."""
         problems = different(self.tasks)
         found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.ask)
         gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
-        if 0 < len(gone) < len(found):  # if all are, the first batch is refused
+        if 0 < len(gone) < len(found):  # if all are, the first batch raises UserError
             lines = [problem.line for problem in gone if problem.line]
             print(
                 f"{len(gone)} of {len(found)} training examples ({100 * len(gone) / len(found):.1f} %) are left out: "

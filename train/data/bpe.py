@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer for the sample tasks, in which no token spans two units of the task's split."""
+"""Trains a byte-level BPE tokenizer for the sample tasks; no token spans two matches of its split expression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int, split: str = QWEN2_SPLIT) -> Tokenizer:
-    """Trains a tokenizer of at most `vocab` tokens on `texts`, 256 bytes and the three special tokens included.
+    """Trains a tokenizer on `texts`. vocab: maximum number of tokens, the 256 bytes and three special tokens included.
 
     split: regular expression; no token spans two of its matches. Special tokens are never recognized inside a text:
     `encode` is called with `encode_special_tokens` set.

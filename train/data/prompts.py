@@ -14,15 +14,15 @@ from runtime.text.tokenizer import Tokenizer
 from train import distributed
 from train.checkpoint import Checkpoint
 
-SHOWN = 10  # lines that a warning names
+SHOWN = 10  # maximum of lines that a warning names
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 def of_checkpoint(saved: Checkpoint, raw: bool) -> Encode:
-    """Encodes prompts for this model; raw leaves its chat template out.
+    """Returns an encoder of prompts for this model; `raw` leaves its chat template out.
 
-    Encoding raises UserError if the template fails or jinja2 is missing.
+    The encoder raises UserError if the template fails or jinja2 is missing.
     """
     if raw or saved.chat_template is None:
         return plain(saved.read_tokenizer())
@@ -30,22 +30,22 @@ def of_checkpoint(saved: Checkpoint, raw: bool) -> Encode:
 
 
 def plain(tokenizer: Engine) -> Encode:
-    """Encodes texts as they are."""
+    """Returns an encoder of plain text, without chat template or special tokens."""
     return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def in_chat(tokenizer: Tokenizer) -> Encode:
-    """Encodes each text as a user's message in the chat template, or as it is if there is no template."""
+    """Returns an encoder of each text as a user's message in the chat template, or as plain text without a template."""
     return lambda texts: [tokenizer.encode_chat(text).tolist() for text in texts]
 
 
 def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Contract, least: int = 1) -> list[int]:
     """Returns the indices of the prompts that have tokens and leave room for an answer of at least `least` tokens.
 
-    The others are counted on stderr, before any work on the rest. Raises UserError if all of them are left out.
+    Names the others on stderr. Raises UserError if all prompts are left out.
 
     Args:
-        lines: the line of each prompt in its file, see `Problem`; may be empty.
+        lines: each prompt's line in its file, or 0 (see `Problem`); may be empty.
     """
     kept, reasons = list[int](), dict[int, str]()
     for place, ids in enumerate(encoded):
@@ -65,7 +65,7 @@ def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Co
 
 
 def name_lines(lines: Sequence[int], what: str = "line") -> str:
-    """Names lines of a file, only some of many: `lines 3, 7 and 12 more`."""
+    """Names lines of a file, at most SHOWN of them: `lines 3, 7 and 12 more`."""
     numbers = sorted(set(lines))
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
     return f"{what}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:SHOWN]))}{more}"

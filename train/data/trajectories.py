@@ -1,7 +1,8 @@
-"""Trajectories on disk: a teacher's answers, the order in which it unmasked them, and how confident it was.
+"""Writes and reads trajectories: a teacher's answers, the order in which it unmasked them, and its hidden states.
 
-One int per token rebuilds every state of the decoding. The hidden state when a token was unmasked gives the teacher's
-distribution back through its head, at a thirtieth of the logits' size (CDLM, arXiv 2511.19269).
+From the order, one integer per token, every state of the decoding can be rebuilt. From the hidden state at which a
+token was unmasked, the teacher's head computes the distribution again; the state is a thirtieth of the logits' size
+(CDLM, arXiv 2511.19269).
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from train.huggingface.families import Overrides
 from train.storage.output_files import replace_file
 
 NEVER_ACCEPTED = -1
-SETTINGS = "collect.json"  # the settings that a folder was collected with
+SETTINGS = "collect.json"  # file in a folder of trajectories: the settings of their collection
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One decoding. tokens and order int64 [positions]; hidden fp16 [positions, width].
 
-    positions: by `longest_answer`, a canvas if blocks begin at the prompt's end. order: the step at which the
-    teacher unmasked the position, NEVER_ACCEPTED after the end token; `right`: graded.
+    positions: as many as `longest_answer` returns; the canvas, if blocks begin at the prompt's end. order: the number
+    of the step that unmasked the position, NEVER_ACCEPTED after the end token. right: whether the answer is correct.
     """
 
     prompt: tuple[int, ...]
@@ -40,7 +41,7 @@ class Trajectory:
     right: bool
 
     def length(self) -> int:
-        """Returns the tokens of prompt and answer."""
+        """Returns how many tokens prompt and answer have together."""
         return len(self.prompt) + int((self.order != NEVER_ACCEPTED).sum())
 
 
@@ -80,10 +81,10 @@ def read_shards(folder: Path) -> list[Trajectory]:
 def read_collections(
     folders: Sequence[Path], teacher: str, overrides: Overrides, stepwise: bool = False
 ) -> list[Trajectory]:
-    """Reads the trajectories of several collections, each checked to be of this teacher (a fingerprint) and overrides.
+    """Reads the trajectories of several collections; checks that each is from this teacher with these overrides.
 
-    stepwise: whether their states are needed too, which only a decoding of one token per step has. Raises UserError for
-    a folder that does not name its teacher, such as one of shards copied by hand, and for another teacher's.
+    teacher: its fingerprint. stepwise: whether every state is needed, which takes a collection of one token per step.
+    Raises UserError for a folder of another teacher, or without collect.json, such as one of shards copied by hand.
     """
     for folder in folders:
         settings = _check_origin(folder, teacher, overrides)
@@ -109,7 +110,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
     if theirs.pop("ckpt_sha256") != teacher:
         raise UserError(f"the trajectories in {folder} are of another teacher; collect them with this one")
     ours = {name: str(value) for name, value in asdict(overrides).items() if value is not None}
-    for name in sorted((ours.keys() | theirs.keys()) - {"adapter", "attention"}):  # the fingerprint has the adapter
+    for name in sorted((ours.keys() | theirs.keys()) - {"adapter", "attention"}):  # the fingerprint covers the adapter
         if ours.get(name) != theirs.get(name):
             there, here = (side.get(name, "the checkpoint's own") for side in (theirs, ours))
             raise UserError(
@@ -120,7 +121,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
 
 
 def count_right(path: Path) -> tuple[int, int]:
-    """Returns how many trajectories of a shard are right, and how many it has. Raises UserError if it is damaged."""
+    """Returns how many trajectories of a shard are right, and how many it holds. Raises UserError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             right = shard.get_tensor("right")
@@ -130,7 +131,7 @@ def count_right(path: Path) -> tuple[int, int]:
 
 
 def _unpack(shard: dict[str, Tensor]) -> list[Trajectory]:
-    """Returns the trajectories of a shard. Raises KeyError or ValueError unless its tensors are as written here."""
+    """Returns the trajectories of a shard. Raises KeyError or ValueError unless `write_shard` could have written it."""
     prompt, tokens, order, hidden, right = (shard[name] for name in ("prompt", "tokens", "order", "hidden", "right"))
     kinds = [part.dtype for part in (prompt, tokens, order, hidden, right)]
     if kinds != [torch.int32, torch.int32, torch.int16, torch.float16, torch.bool]:

@@ -1,1 +1,1 @@
-"""Generates answers to held-out problems, grades them, and compares them with their uncertainty."""
+"""Generates answers to held-out problems, grades them, and compares models with confidence intervals."""

@@ -1,4 +1,4 @@
-"""The baseline of a calibration: how a teacher, or the bundle's fp32 engine, answers problems."""
+"""Reads or measures what a calibration compares with: how a teacher, or a bundle's fp32 engine, answers problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLIT = "valid"  # split of the problems if no report names them
 
 @dataclass(frozen=True, slots=True)
 class BaselineReport:
-    """The teacher's outcomes on the problems that a report of train.evaluate names."""
+    """A baseline's outcomes on problems of one task: whether each answer is right, and its forward passes."""
 
     task: tasks.Task
     problems: list[tasks.Problem]
@@ -25,9 +25,9 @@ class BaselineReport:
 
 
 def read_report(path: Path, data: Path | None) -> BaselineReport:
-    """Returns the problems of a report, sampled again, and the teacher's outcomes.
+    """Reads the outcomes in a report of train.evaluate, and samples its problems again.
 
-    Raises UserError for anything else.
+    Raises UserError if the file is not such a report, is of a test split, or its problems are not found.
     """
     values = evaluation_run.read_evaluation(path)
     outcome, left_out = values["per_problem"], set(values["left_out"])
@@ -44,13 +44,13 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
 
 
 def unquantized(bundle: Path | None, engine: str | None) -> str:
-    """Returns the engine that another one of its bundle is compared with if there is no report.
+    """Returns the name of the bundle's fp32 engine, with which `engine` is compared if there is no report.
 
-    Raises UserError if there is none.
+    Raises UserError if there is no other fp32 engine.
     """
     if bundle is None:
         raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
-    from runtime.bundle.store import read  # only numpy, but only bundles need it
+    from runtime.bundle.store import read  # not at the top: only bundles need it
 
     made = read(bundle)
     chosen = made.engine(engine)
@@ -81,7 +81,7 @@ def measure_baseline(
 
 
 def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
-    """Returns the report of only those problems whose prompts leave that model room for an answer."""
+    """Returns the report without the problems whose prompts leave `subject` no room for an answer."""
     kept = evaluation_run.fitting_problems(subject, report.problems)
     problems, right, forwards = (
         [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)

@@ -24,18 +24,18 @@ Decide = Callable[[Sequence[int], Form], Sequence[Sequence[float]]]
 
 @dataclass(frozen=True, slots=True)
 class FieldOutcomes:
-    """The decisions of one field: a row of probabilities and the right value's index per problem."""
+    """The decisions of one field: per problem, the probabilities of its values and the index of the right one."""
 
     probabilities: list[Sequence[float]]
     right: list[int]
 
 
 def right_indices(form: Form, answer: str) -> list[int]:
-    """Returns the index of the right value of each field: an answer is the form with one value per field.
+    """Returns the index of each field's value in an answer, which is the form with one value per field.
 
-    Raises UserError for an answer that the form has not, or has in several ways.
+    Raises UserError if no choice of values gives the answer, or several do.
     """
-    places = [([], answer)] if form.parts else []  # what is chosen so far, and what is left of the answer
+    places = [([], answer)] if form.parts else []  # indices chosen so far, and the rest of the answer
     for part in form.parts:
         values = enumerate(part.values) if isinstance(part, Field) else [(-1, part)] if isinstance(part, str) else []
         options = list(values)
@@ -65,7 +65,7 @@ def decide_with(subject: EvaluatedModel) -> Decide:
 def outcomes(
     task: tasks.Task, problems: Sequence[tasks.Problem], prompts: Sequence[Sequence[int]], deciding: Decide
 ) -> dict[Path, FieldOutcomes]:
-    """Returns every field's decisions on problems of a task. Raises UserError for a task without a form."""
+    """Decides a task's form for each problem; returns each field's outcomes. Raises UserError if it has no form."""
     if task.form is None:
         raise UserError(f"the answers of {task.name} are not filled forms; --decisions is for {names_of_forms()}")
     form = task.form()
@@ -85,13 +85,13 @@ def names_of_forms() -> str:
 
 
 def together(found: Mapping[Path, FieldOutcomes]) -> Decided:
-    """Returns the decisions of all fields."""
+    """Returns the decisions of all fields in one table."""
     rows = [row for each in found.values() for row in each.probabilities]
     return collect(rows, [index for each in found.values() for index in each.right])
 
 
 def by_field(found: Mapping[Path, FieldOutcomes], temperature: float) -> dict[str, dict[str, Any]]:
-    """Returns each field's share of right values and its expected calibration error before and at a temperature."""
+    """Returns each field's share of right values, and its expected calibration error at temperature 1 and the given."""
     report = {}
     for path, each in found.items():
         decided = collect(each.probabilities, each.right)

@@ -1,4 +1,4 @@
-"""Opens the model that is evaluated: a checkpoint in PyTorch or a bundle's engine, as options name it."""
+"""Opens the model to evaluate that the options name: a checkpoint in PyTorch, or a bundle's engine."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from train.huggingface.families import Overrides
 from train.methods import table
 from train.torch_backend import TorchBackend, contract_of, limit_threads
 
-OWN = ("--attention", "--gate")  # these commands take them for every checkpoint, the gate for bundles too
+OWN = ("--attention", "--gate")  # options that apply to .pt files too, --gate also to bundles
 BATCH = 64  # answers decoded at once in PyTorch
-CANDIDATES = 64  # of a row that a decision asks for in PyTorch
-HELP = {  # help texts that do not fit their option's line
+CANDIDATES = 64  # maximum that a decision may name per logits row in PyTorch
+HELP = {  # help texts that do not fit on the line of their option below
     "threads": "threads of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "use bf16 autocast in PyTorch: faster if the processor has bf16, not exact (default: off)",
 }
@@ -33,9 +33,9 @@ HELP = {  # help texts that do not fit their option's line
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """The command line's choice of a model to evaluate, as in `add_model_options`; None for the default.
+    """The options of `add_model_options`: the model to evaluate, and how to run it. None stands for a default.
 
-    overrides: for a checkpoint, without those of OWN.
+    overrides: the options of a Hugging Face directory without OWN; template_args applies to bundles too.
     """
 
     ckpt: Path | None
@@ -74,7 +74,7 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
 
 
 def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
-    """Opens the model that the options name. Raises UserError for options of the other kind of model."""
+    """Opens the model that the options name. Raises UserError for options that only the other kind of model has."""
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads is {options.threads}; expected at least 1")
     if options.ckpt is not None:
@@ -107,7 +107,7 @@ def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
 
 
 def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:
-    """Returns the model's gate with what --gate and --threshold change in it; a metric brings its comparator."""
+    """Returns the model's gate as --gate and --threshold change it; a changed metric sets its comparator too."""
     changed = {**(changes or {}), **({} if threshold is None else {"threshold": threshold})}
     if "metric" in changed:
         changed = {"comparator": "<=" if changed["metric"] == "entropy" else ">=", **changed}
@@ -128,7 +128,7 @@ MODEL_OPTIONS = (
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model answers, and how it is run."""
+    """Adds the options that name the model to evaluate and say how to run it."""
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--ckpt", type=Path, help="checkpoint to run in PyTorch: a .pt file or a Hugging Face directory"

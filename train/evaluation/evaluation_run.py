@@ -1,4 +1,4 @@
-"""Generates answers to problems and grades them: accuracy, forward passes, lengths, seconds."""
+"""Generates answers to problems, grades them, and reports accuracy, forward passes, lengths and seconds."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def evaluate(
     ask: prompts.Encode | None = None,
     mode: str | None = None,
 ) -> Evaluation:
-    """Decodes and grades `problems`, `batch` at a time, those of about one length together.
+    """Answers and grades `problems`, `batch` at a time, prompts of similar length together.
 
-    An answer has at most the contract's canvas. ask: encodes the prompts, by default as they are; mode: the
-    contract's own by default. Raises UserError for a prompt that leaves no room for an answer, before any work.
+    An answer is at most as long as the contract's canvas. ask: encodes the prompts; None: as plain text. mode: None
+    for the contract's default. Raises UserError, before any work, for a prompt that leaves no room for an answer.
     """
     requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
@@ -94,7 +94,7 @@ def evaluate(
 def evaluate_model(
     subject: EvaluatedModel, task: tasks.Task, problems: Sequence[tasks.Problem], gate: GateSpec, **options: Any
 ) -> Evaluation:
-    """Evaluates an opened model by this gate; options: `threshold`, `fused` and `mode`, as of `evaluate`."""
+    """Evaluates an opened model with this gate. options: `threshold`, `fused` and `mode`, as in `evaluate`."""
     own: dict[str, Any] = {"batch": subject.batch, "ask": subject.ask}
     return evaluate(subject.backend, subject.tokenizer, task, problems, gate=gate, **own, **options)
 
@@ -102,8 +102,9 @@ def evaluate_model(
 def measure_task(
     task: tasks.Task, problems: Sequence[tasks.Problem], texts: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Returns the task's own figures, each share of the problems with its 95 % interval, and by share which problems
-    are in it, 1 or 0.
+    """Returns the task's own figures, and for each figure that is a share of the problems a 1 or 0 per problem.
+
+    The former include the 95 % interval of each share; 1 means that the problem is counted in the share.
     """
     figures: dict[str, Any] = dict(task.measure(problems, texts))
     each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if task.shares]
@@ -127,13 +128,13 @@ def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[s
 
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
-    """Returns the indices of problems whose prompts leave the model room for an answer; stderr names the others."""
+    """Returns the indices of problems whose prompts leave the model room for an answer; names the others on stderr."""
     encoded = subject.ask([problem.prompt for problem in problems])
     return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
-    """Makes one request per prompt, with the canvas or as much of it as there is room for."""
+    """Makes one request per prompt, for an answer as long as the canvas, or as there is room for."""
     found = []
     for number, ids in enumerate(asked, start=1):
         wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
@@ -152,7 +153,7 @@ def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> s
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads what `train.evaluate --out` wrote, its outcomes whole. Raises UserError for anything else."""
+    """Reads a report of `train.evaluate --out` and checks its outcomes. Raises UserError for anything else."""
     try:
         values = strict_json.read(path)
         outcome, texts = values["per_problem"], [values["task"], values["split"]]

@@ -1,4 +1,4 @@
-"""Computes accuracies with their uncertainty, and paired differences between two models on the same problems."""
+"""Computes 95 % intervals of accuracies, and of paired differences between two models on the same problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def proportion(right: Sequence[bool]) -> Interval:
 
 
 def wilson(share: float, n: int) -> Interval:
-    """Returns Wilson's score interval of a share of n."""
+    """Returns Wilson's score interval of a share of n trials."""
     z2 = NORMAL_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -34,8 +34,8 @@ def wilson(share: float, n: int) -> Interval:
 def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
     """Returns the difference of two accuracies on the same problems, ours minus theirs, with Tango's score interval.
 
-    It contains what a score test does not reject (McNemar's at 0), and does not shrink to a point if the two never
-    differ. Source: Tango 1998, Stat Med 17:891. Raises ValueError if the two are not equally long.
+    The interval has the differences that a score test does not reject (McNemar's test, at 0). It does not shrink to a
+    point if the two never differ. Source: Tango 1998, Stat Med 17:891. Raises ValueError if the lengths differ.
     """
     differences = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
     n, won, lost = len(differences), differences.count(1), differences.count(-1)
@@ -46,8 +46,8 @@ def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
 
 
 def _score(difference: float, won: int, lost: int, n: int) -> float:
-    """Returns Tango's statistic of a supposed difference; about normal if that is true, falling as it rises."""
-    # the most likely probability of losing a problem alone, given the difference
+    """Returns Tango's statistic of a supposed difference: about normal if that is the true one; falls as it rises."""
+    # the most likely probability, given the difference, that theirs is right and ours is not
     b = (2 * n - won + lost) * difference - won - lost
     losing = (math.sqrt(max(0.0, b * b + 8 * n * lost * difference * (1 - difference))) - b) / (4 * n)
     variance = n * (2 * losing + difference * (1 - difference))

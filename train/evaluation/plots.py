@@ -1,4 +1,4 @@
-"""Plots the figures of calibration and study as PNG files with matplotlib, which is imported only for that."""
+"""Plots results of calibrations and studies as PNG files; matplotlib is imported only when a plot is made."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DOTS = 120  # per inch
 
 
 def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str = "token") -> None:
-    """Plots the share of right tokens over their confidence, one line per model, and the diagonal of a calibrated one.
+    """Plots the share of right tokens by confidence, one line per model, and the diagonal of a calibrated model.
 
-    what: is right or not, a token by default. Raises UserError where matplotlib is missing or the file cannot be
+    what: the label's word for what is right or wrong. Raises UserError if matplotlib is missing or the file cannot be
     written.
     """
     axes = new_axes(f"confidence of a {what}", "share that is right")
@@ -35,7 +35,7 @@ def new_axes(across: str, up: str) -> Any:
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # there are more rows than the default's ten colors
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # there may be more lines than the default's ten colors
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.3)

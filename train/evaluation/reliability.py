@@ -1,7 +1,7 @@
 """Measures how well a model's confidence matches the share of its tokens that are right: bins, expected error.
 
-The model predicts as in a decoding step: earlier blocks of a known answer are clean, a share of one block is masked.
-Source: Guo et al. 2017 (arXiv 1706.04599), equal bins.
+The model predicts as in a decoding step: a share of one block of a known answer is masked, earlier blocks are not.
+Source: Guo et al. 2017 (arXiv 1706.04599), with bins of equal width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bin:
 
 
 def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
-    """Returns the bins that hold a token, in order. confidence, right [n]."""
+    """Returns the bins that have tokens, in order. confidence, right [n]: per token."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # [n]
     found = []
     for i in np.unique(place):
@@ -42,15 +42,15 @@ def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """Returns the mean distance of confidence and accuracy over all tokens; 0 without any."""
+    """Returns the mean over tokens of the distance between their bin's confidence and accuracy; 0 without tokens."""
     count = sum(each.count for each in bins)
     return sum(each.count * abs(each.confidence - each.right) for each in bins) / max(1, count)
 
 
 def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Floats, Bools]:
-    """Returns confidence and verdict [n] of the model's tokens at masked positions, one block per known answer.
+    """Returns the confidence [n] of tokens predicted at masked positions, and whether they are right [n].
 
-    Examples that do not fit canvas or room are left out.
+    One block per known answer is masked. Examples whose answer does not fit the canvas or the capacity are left out.
     """
     rng, contract = random.Random(seed), backend.contract
     confidence, right = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
@@ -64,14 +64,14 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
 
 
 def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
-    """Runs one forward pass over everything up to a sampled block, its answer tokens masked at a sampled ratio."""
+    """Runs one forward pass, with the answer tokens of a sampled block masked at a sampled ratio."""
     contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
     begins, ends = block_bounds(contract, prompt, len(example.answer))
     low = rng.choice(np.unique(begins[committed_prompt(contract, prompt) :]).tolist())
     high = int(ends[low])
     places, ratio = np.arange(low, high), rng.random()
-    asked = places >= max(prompt, low + contract.seeded)  # a seed is known before the rest is predicted
+    asked = places >= max(prompt, low + contract.seeded)  # a seeded block's first token is known before the others
     masked = asked & np.array([rng.random() < ratio for _ in places])
     if not masked[places < len(known)].any():
         masked = asked  # a step has at least one masked position

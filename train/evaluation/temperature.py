@@ -20,7 +20,7 @@ from .reliability import Bin, expected_error, reliability
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures; if all decisions are right, colder is always better
 HALVINGS = 60
-LEAST = 1e-38  # of the right value's probability: its logarithm is finite
+LEAST = 1e-38  # least probability of a right value, so that its logarithm is finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Decided:
     """Decisions with their right values.
 
     Attributes:
-        log_probability: [n, most values], float64; -inf for values that a decision does not have.
+        log_probability: [n, values], float64; -inf after the last value of a decision that has fewer than others.
         right: [n], index of the right value.
     """
 
@@ -38,7 +38,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What probabilities are worth at a temperature: mean negative log-likelihood in nats, bins, expected error."""
+    """How well probabilities are calibrated at a temperature: mean negative log-likelihood in nats, error, bins."""
 
     temperature: float
     likelihood: float
@@ -46,7 +46,7 @@ class Calibration:
     bins: list[Bin]
 
     def as_dict(self) -> dict[str, Any]:
-        """Rounded figures for a report."""
+        """Returns rounded figures for a report."""
         return {
             "temperature": round(self.temperature, 4),
             "negative_log_likelihood": round(self.likelihood, 5),
@@ -55,9 +55,10 @@ class Calibration:
 
 
 def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> Decided:
-    """Returns decisions from each one's probabilities and the index of its right value.
+    """Makes decisions from the probabilities of each and the index of its right value.
 
-    Raises ValueError for an index outside, a row that does not sum to 1 within 1e-3, and rows that are not as many.
+    Raises ValueError for an index out of range, probabilities that are negative or do not sum to 1 within 1e-3, and
+    arguments of different lengths.
     """
     if len(probabilities) != len(right):
         raise ValueError(f"{len(probabilities)} rows of probabilities, {len(right)} right values; expected as many")
@@ -72,7 +73,7 @@ def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> D
 
 
 def at_temperature(decided: Decided, temperature: float) -> Floats:
-    """Returns the probabilities [n, most values] at a temperature."""
+    """Returns the probabilities [n, values] at a temperature."""
     scores = decided.log_probability / temperature
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     return np.asarray(shares / shares.sum(-1, keepdims=True))
@@ -87,16 +88,16 @@ def negative_log_likelihood(decided: Decided, temperature: float) -> float:
 
 
 def fit_temperature(decided: Decided) -> float:
-    """Returns the temperature between LOWEST and HIGHEST of the least negative log-likelihood, to 1e-6 of its value.
+    """Returns the temperature from LOWEST to HIGHEST with the least negative log-likelihood, to 1e-6 of its value.
 
-    Decisions of one value alone change nothing. Raises UserError without decisions.
+    Decisions with only one value have no influence. Raises UserError if there are no others.
     """
     if not np.isfinite(decided.log_probability).sum(-1).max(initial=0) > 1:
         raise UserError("there are no decisions between values to fit a temperature to; give more problems")
     finite = np.where(np.isfinite(decided.log_probability), decided.log_probability, 0.0)
     right = decided.log_probability[np.arange(len(finite)), decided.right]
 
-    def slope(cold: float) -> float:  # of the likelihood by 1/T, rising
+    def slope(cold: float) -> float:  # derivative of the negative log-likelihood by 1/T, which rises
         return float(((at_temperature(decided, 1 / cold) * finite).sum(-1) - right).mean())
 
     low, high = np.log(1 / HIGHEST), np.log(1 / LOWEST)

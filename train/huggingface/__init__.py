@@ -1,1 +1,1 @@
-"""Reads Hugging Face directories and PEFT adapters, from data alone, and writes them."""
+"""Reads and writes Hugging Face directories and PEFT adapters; runs no code from them."""

@@ -1,6 +1,6 @@
-"""Reads and writes `blockstep.json` of train.distill's directories: how the model is decoded, which files it has.
+"""Reads and writes `blockstep.json` of train.distill's directories: how the model is decoded, and the list of files.
 
-A family's config.json says how its teacher is decoded, but has no key for a student's mask, block and gate.
+A family's config.json says how the teacher is decoded, but has no keys for a student's attention, block and gate.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ FILE, FORMAT = "blockstep.json", 1
 
 @dataclass(frozen=True, slots=True)
 class StudentFile:
-    """The contents. family: whose config keys and tensor names the directory has; files: the names of all files;
-    template_args: of its chat template, as in training."""
+    """The content of blockstep.json.
+
+    family: the one whose config keys and tensor names the directory has. files: the names of all files.
+    template_args: arguments of the chat template, as in training.
+    """
 
     family: str
     decoding: Decoding
@@ -33,7 +36,7 @@ class StudentFile:
 
 
 def read(folder: Path) -> StudentFile | None:
-    """Reads a directory's blockstep.json; None if there is none. Raises UserError for a damaged one."""
+    """Reads a directory's blockstep.json; None if it has none. Raises UserError if it is damaged."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -51,7 +54,7 @@ def read(folder: Path) -> StudentFile | None:
 
 
 def write(folder: Path, family: str, decoding: Decoding, template_args: Mapping[str, Any]) -> None:
-    """Writes how the model of a directory is decoded; call it last, when the other files are there."""
+    """Writes a directory's blockstep.json; call it last, as it lists all files of the directory."""
     files = sorted([FILE, *(file.name for file in folder.iterdir())])
     values = {"format": FORMAT, "family": family, "decoding": decoding.as_dict(), "files": files}
     if template_args:

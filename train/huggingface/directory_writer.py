@@ -1,4 +1,4 @@
-"""Writes Hugging Face directories under the names of the teacher that they came from, each in one rename."""
+"""Writes students as Hugging Face directories, with their teacher's tensor names; one rename puts each in place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .quantization_config import KEY as QUANTIZATION
 from .reader import CONFIG, GENERATION, read_settings, template_args
 from .weights import INDEX, SINGLE, stored_names
 
-SHARD = 5 * 10**9  # largest weights file in bytes
+SHARD = 5 * 10**9  # maximum bytes of a weights file
 COPIED = (
     GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "chat_template.json", "LICENSE*",
@@ -39,20 +39,20 @@ def write_directory(
 ) -> None:
     """Writes a student into an empty folder: weights in `dtype` under its teacher's names, configs and tokenizer.
 
-    teacher: the directory it came from, read with `overrides`; for a .pt file the student gets the names, config and
-    class of the stock model of its shape. shard: largest weights file in bytes. Raises UserError for a shape that no
-    stock model has.
+    teacher: the directory that the student started from, read with `overrides`. If it is a .pt file, the student gets
+    the names, config and class of the stock model of its shape; raises UserError if there is none. shard: maximum
+    bytes of a weights file.
     """
     if teacher.is_dir():
         settings = read_settings(teacher, overrides)
         family, config = settings.family.name, {**settings.values}
-        config.pop(QUANTIZATION, None)  # a student's weights are plain
+        config.pop(QUANTIZATION, None)  # a student's weights are not quantized
         arguments = template_args(teacher, overrides)
         names = stored_names(teacher, settings.family.renames)
         for file in sorted({file for pattern in COPIED for file in teacher.glob(pattern) if file.is_file()}):
             shutil.copyfile(file, folder / file.name)
     else:
-        family, arguments = plain_family(student), {}  # those of a student.pt are in its chat template
+        family, arguments = plain_family(student), {}  # a student.pt has its arguments in its chat template
         config = plain_config(student, family)
         names = {name: name if name.startswith("lm_head.") else f"model.{name}" for name in student.weights}
         write_text(folder, student)
@@ -64,7 +64,7 @@ def write_directory(
 
 
 def plain_family(student: Checkpoint) -> str:
-    """Returns the stock family that has this model's shape. Raises UserError if none has."""
+    """Returns the name of the stock family with this model's shape. Raises UserError if there is none."""
     shape = student.model
     for family in PLAIN_FAMILIES:
         if (family.qk_norm, family.qkv_bias) == (shape.qk_norm, shape.qkv_bias):
@@ -111,7 +111,7 @@ def write_text(folder: Path, student: Checkpoint) -> None:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, limit: int) -> None:
-    """Writes safetensors of at most `limit` bytes each (at least one tensor), with an index if there are several."""
+    """Writes safetensors files of at most `limit` bytes, or one tensor, each; with an index if there are several."""
     parts: list[list[str]] = [[]]
     size = total = 0
     for name, tensor in tensors.items():
@@ -132,7 +132,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
 
 
 def check_directory_place(out: Path) -> None:
-    """Raises UserError if a directory at `out` would replace anything but one that was written here."""
+    """Raises UserError if there is anything at `out` except a directory that train.distill wrote."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -143,9 +143,9 @@ def check_directory_place(out: Path) -> None:
 
 
 def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder next to `out` and renames it to `out`; a directory that was there stays whole until then.
+    """Fills a new folder next to `out`, then renames it to `out`; an existing directory stays unchanged until then.
 
-    Raises UserError if `out` has become something else, or cannot be written.
+    Raises UserError if other files have appeared at `out`, or it cannot be written.
     """
     out = files.real_path(out)  # for a link, the folder that it points to is replaced
     with writing(out) as new:
@@ -161,7 +161,7 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _move(new: Path, out: Path) -> None:
-    """Renames a folder to another's name in two steps; killed between them, the older one is left as .NAME.old."""
+    """Replaces `out` by `new` in two renames; if the process is killed between them, `out` is left as .NAME.old."""
     old = out.with_name(f".{out.name}.old")
     os.rename(out, old)
     try:

@@ -1,4 +1,4 @@
-"""The published block-diffusion families as data: how their configs are recognized, weights named, answers decoded."""
+"""Lists the published block-diffusion families: how configs are recognized, weights named, answers decoded."""
 
 from __future__ import annotations
 
@@ -46,15 +46,20 @@ LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
 class Family:
     """What one family's config.json does not have, or has under its own names.
 
-    model_types: those of config.json that mean it; classes: class names there that mean it, before any model_type, for
-    those whose model_type is another model's; neither if only --family can tell; renames: (pattern, replacement) of
-    tensor names, first whole match wins; keys: the config's names for Qwen's; fixed: the values that a key may have if
-    it is present, as this model supports no others; qkv_bias: None if `include_qkv_bias` gives it; block_key: the
-    config's name for the block size, `block` the default, None if a family comes in several and only the user can tell;
-    mask, ends: token strings, looked up in the tokenizer, whose own end token is added; unlike: a token that marks a
-    tokenizer as that of a model with this config that is decoded otherwise, and what that model is; gate: as its
-    authors decode; template_args: what its authors pass to the chat template, if it reads them; modes: as in
-    `runtime.contract`; drafts_adapter: a folder next to the weights with an adapter for drafts alone.
+    Attributes:
+        model_types, classes: values of `model_type`, and class names, by which a config.json is recognized. Classes are
+            tried first, as some configs have another model's model_type. Both are empty if only --family can tell.
+        gate, modes: as the authors decode; see `runtime.contract`.
+        mask, ends: token strings, looked up in the tokenizer, whose own end token is added.
+        block_key, block: the config's name for the block size, and its default, which is None if models of the family
+            differ and only the user can tell.
+        qkv_bias: None if the config's `include_qkv_bias` gives it.
+        renames: (pattern, replacement) for tensor names; the first pattern that matches a whole name is used.
+        keys: the config's names for Qwen's keys.
+        fixed: the values that are supported for a key of the config, if the key is present.
+        template_args: what the authors pass to the chat template, if it reads them.
+        drafts_adapter: folder next to the weights, with an adapter for drafts alone.
+        unlike: a token, and a model that has this config but is decoded differently; its tokenizer has the token.
     """
 
     name: str
@@ -82,10 +87,10 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line gives instead of a Hugging Face directory's values; None keeps the directory's.
+    """Options that replace values of a Hugging Face directory; None keeps the directory's value.
 
-    gate: changes to the directory's; adapter: a PEFT LoRA folder that is merged into the weights;
-    template_args: of the chat template, of a student.pt's too.
+    gate: the fields of the gate to replace. adapter: a PEFT LoRA folder, merged into the weights. template_args:
+    arguments of the chat template, also of a student.pt's.
     """
 
     family: str | None = None
@@ -172,7 +177,7 @@ IDLM = Family(
 FAMILIES = (
     DREAM, LLADA, FAST_DLLM, SDAR, BD3LM_QWEN3, BD3LM_QWEN2, NEMOTRON, IDLM, DREAM_REASONER, ILLADA, STABLE_DIFFCODER,
     EFFICIENT_DLM, OPEN_DCODER,
-    # Their configs are those of their base, so only the user can tell them apart.
+    # These have the configs of their base models, so only --family can tell them apart.
     replace(DREAM, name="cdlm-dream", model_types=(), attention="block_causal"),
     replace(LLADA, name="cdlm-llada", model_types=(), attention="block_causal"),
     replace(DREAM, name="dparallel-dream", model_types=(), gate=CERTAIN),
@@ -180,7 +185,8 @@ FAMILIES = (
     replace(LLADA, name="cd4lm-llada", model_types=(), gate={**CONFIDENT, "threshold": 0.95}),
 )  # fmt: skip
 FAMILY_NAMES = tuple(family.name for family in FAMILIES)
-# The stock shapes that a student of a student.pt is written as; only its blockstep.json makes it a diffusion model.
+# Stock models in whose form a student is written that started from a .pt file; its blockstep.json alone says that it
+# is a diffusion model.
 PLAIN_FAMILIES = (
     replace(BD3LM_QWEN3, name="qwen3", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="qwen2", model_types=(), template_args={}),
@@ -197,9 +203,9 @@ REFUSED = (  # pattern of model types and classes, family, why it cannot be deco
 
 
 def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
-    """Returns the family of a config.json, or the named one, PLAIN included.
+    """Returns the family called `name`, which may be one of PLAIN_FAMILIES, or if that is None the config.json's.
 
-    Raises UserError if there is none, or for models that are refused by name: experts, vision, REFUSED.
+    Raises UserError if there is none, or if the model is not supported: mixtures of experts, vision models, REFUSED.
     """
     kind, classes = config.get("model_type"), _classes(config)
     _refuse_by_name(config, kind, classes, path)
@@ -228,7 +234,7 @@ def _classes(config: dict[str, Any]) -> list[str]:
 
 
 def _refuse_by_name(config: dict[str, Any], kind: Any, classes: list[str], path: Path) -> None:
-    """Raises UserError for models that only look like a family, or never can be one; it names what they are."""
+    """Raises UserError for models that are not supported, even if their config looks like a family's."""
     words = [str(kind), *classes]
     for pattern, family, why in REFUSED:
         if any(re.search(pattern, word, re.IGNORECASE) for word in words):
@@ -246,9 +252,9 @@ def _refuse_by_name(config: dict[str, Any], kind: Any, classes: list[str], path:
 
 
 def _check_not_idlm(family: Family, config: dict[str, Any], path: Path) -> None:
-    """Raises UserError if a config that means SDAR may be of I-DLM, whose authors write the same `model_type`.
+    """Raises UserError if a config that is recognized as SDAR's may be I-DLM's, which has the same `model_type`.
 
-    SDAR's blocks are powers of two from 4; I-DLM's config has N - 1 or 2 N - 1 there, which is 3 or 7 as published.
+    SDAR's block sizes are powers of two, at least 4. I-DLM's `block_size` is N - 1 or 2 N - 1: 3 or 7 as published.
     """
     size = config.get("block_size")
     odd = isinstance(size, int) and (size < 4 or size & (size - 1) != 0)

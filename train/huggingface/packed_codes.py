@@ -1,6 +1,6 @@
-"""Bit layouts of quantized weights: whole numbers of a few bits in 32-bit words, as GPTQ and AWQ store them.
+"""Unpacks quantized weights: integers of a few bits in 32-bit words, as GPTQ and AWQ store them.
 
-Read in public code: GPTQ in AutoGPTQ 0.7.1 (`auto_gptq/nn_modules/qlinear/qlinear_cuda.py`, `pack` and `forward`) and
+From public code: GPTQ in AutoGPTQ 0.7.1 (`auto_gptq/nn_modules/qlinear/qlinear_cuda.py`, `pack` and `forward`) and
 GPTQModel 7.7 (`gptqmodel/nn_modules/qlinear/__init__.py`, `dequantize_weight`; `gptqmodel/utils/model.py`,
 `convert_gptq_v1_to_v2_format_module`); AWQ in AutoAWQ 0.2.9 (`awq/modules/linear/gemm.py` and `gemv.py`, `from_linear`;
 `awq/utils/packing_utils.py`).
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 WORD = 32  # bits
-NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word in which AWQ's gemm has each of eight outputs
+NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # in AWQ's gemm, which nibble of a word each of eight outputs has
 ROWS = 64  # outputs at a time, so that their fp32 numbers stay in the CPU's caches
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A weight as whole numbers: (values - zeros) * scales, the latter two those of an input's group.
+    """A quantized weight: (values - zeros) * scales, with the zeros and scales of each input's group.
 
     Attributes:
         values: uint8 [out, in].
@@ -36,7 +36,7 @@ class Codes:
     group: Tensor
 
     def dense(self) -> Tensor:
-        """Returns the weight, fp32 [out, in]; exact if scales came in fp16 or bf16."""
+        """Returns the weight, fp32 [out, in]; exact if the stored scales are fp16 or bf16."""
         made = torch.empty(self.values.shape)
         for first in range(0, len(made), ROWS):
             part = slice(first, first + ROWS)
@@ -48,12 +48,12 @@ class Codes:
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """Returns values uint8 [32 * n / bits, columns] of words int32 [n, columns], the first ones in the lowest bits.
+    """Unpacks words int32 [n, columns] into values uint8 [32 * n / bits, columns], from the lowest bits up.
 
-    A value may begin in one word and end in the next, as those of 3 bits do.
+    A value may begin in one word and end in the next, as some of 3 bits do.
     """
     shared = math.gcd(WORD, bits)
-    width, count = bits // shared, WORD // shared  # so many words hold so many values
+    width, count = bits // shared, WORD // shared  # `width` words hold `count` values
     whole = words.reshape(-1, width, words.shape[1])
     made = torch.empty((len(whole), count, words.shape[1]), dtype=torch.uint8)
     for i in range(count):
@@ -66,26 +66,26 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 
 def unpack_rows(words: Tensor, bits: int) -> Tensor:
-    """Returns values uint8 [rows, 32 * n / bits] of words int32 [rows, n]."""
+    """Unpacks words int32 [rows, n] into values uint8 [rows, 32 * n / bits]."""
     return unpack(words.T, bits).T.contiguous()
 
 
 def unpack_interleaved(words: Tensor) -> Tensor:
-    """Returns values uint8 [8 * n, rows] of words int32 [rows, n], eight in a word in the order of AWQ's gemm."""
+    """Unpacks words int32 [rows, n], eight values each in the order of AWQ's gemm, into values uint8 [8 * n, rows]."""
     values = unpack(words.T, 4)
     return values.view(-1, 8, words.shape[0])[:, NIBBLES, :].flatten(0, 1)
 
 
 def gptq_zeros(words: Tensor, bits: int, v1: bool, carries: bool) -> tuple[Tensor, bool]:
-    """Returns zero points uint8 [out, groups] of words int32 [groups, n], and whether they are certain.
+    """Unpacks words int32 [groups, n] into zero points uint8 [out, groups]; also returns whether they are certain.
 
     Args:
         words: as stored.
-        bits: of a value.
-        v1: stored one less than they are, as AutoGPTQ does; version 2 stores them as they are.
-        carries: of version 1, that the one was taken from whole words, as GPTQModel does for all but 3 bits, so that a
-            zero point of 0 borrows from the next. Without it a stored one of all bits has no certain meaning: 0 to
-            AutoGPTQ's own product in PyTorch, the number after the largest to kernels (ExLlama, vLLM).
+        bits: bits per value.
+        v1: whether 1 was subtracted from each before it was stored, as AutoGPTQ does; version 2 subtracts nothing.
+        carries: in version 1, whether that 1 was subtracted from whole words, as GPTQModel does except for 3 bits: then
+            a zero point of 0 borrows from the next one. If not, a stored value with all bits set is uncertain: it means
+            0 in AutoGPTQ's own product in PyTorch, but 2**bits in kernels (ExLlama, vLLM).
     """
     if not v1:
         return unpack_rows(words, bits).T.contiguous(), True

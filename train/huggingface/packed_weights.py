@@ -30,11 +30,11 @@ class PackedWeight:
     parts: Mapping[str, StoredTensor]
 
     def read(self) -> Tensor:
-        """Returns the weight, fp32 [out, in]. Raises UserError as `codes`."""
+        """Returns the weight, fp32 [out, in]. Raises UserError as `codes` does."""
         return self.codes().dense()
 
     def codes(self) -> Codes:
-        """Returns the whole numbers. Raises UserError for zero points or groups that cannot be what they say."""
+        """Returns the unpacked weight. Raises UserError as `zeros` and `group` do."""
         scheme, part = self.scheme, {name: stored.read() for name, stored in self.parts.items()}
         if scheme.layout in (V1, V2):
             values, scales = unpack(part["qweight"], scheme.bits).T.contiguous(), part["scales"].T
@@ -67,7 +67,7 @@ class PackedWeight:
         return zeros
 
     def group(self) -> Tensor:
-        """Returns the group of each input, int64 [in]. Raises UserError for one that is none."""
+        """Returns the group of each input, int64 [in]. Raises UserError if out of range or not as in the config."""
         stored = self.parts.get("g_idx")
         if stored is None:
             return torch.arange(self.shape[1]) // self.group_size
@@ -85,12 +85,12 @@ class PackedWeight:
 
     @property
     def group_size(self) -> int:
-        """Inputs per group."""
+        """Returns the number of inputs per group."""
         return self.scheme.group_size or self.shape[1]
 
     @property
     def groups(self) -> int:
-        """How many groups the inputs make."""
+        """Returns the number of groups."""
         return -(-self.shape[1] // self.group_size)
 
 
@@ -132,7 +132,7 @@ def packed_sizes(weight: PackedWeight) -> tuple[int, ...]:
 
 
 def expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[str, ...]]]:
-    """Returns the shape and types of each of a weight's tensors."""
+    """Returns the shape and the possible types that each of a weight's tensors must have."""
     (outputs, inputs), groups, scheme = weight.shape, weight.groups, weight.scheme
     if scheme.layout in (V1, V2):
         words, zeros, scales = (
@@ -150,9 +150,9 @@ def expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[s
 
 
 def padded_words(groups: int, group_size: int) -> int:
-    """Returns words of zero points per output in AWQ's gemv, which pads small groups to more words.
+    """Returns how many words of zero points an output has in AWQ's gemv, which pads those of small groups.
 
-    As `calculate_zeros_width` in AutoAWQ 0.2.9, which knows groups of 32, 64 and at least 128.
+    Follows `calculate_zeros_width` of AutoAWQ 0.2.9, which allows groups of 32, of 64, and of 128 or more.
     """
     multiple = {64: 2, 32: 4}.get(group_size, 1)
     words = -(-groups // 8)

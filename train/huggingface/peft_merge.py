@@ -22,8 +22,8 @@ from .weights import DirectoryWeights, Renames, renamed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-# PEFT's layer is W + scale * B A, with W the base's own, only if an adapter's config has these values: the ones of
-# ALLOWED, any of FREE's keys, and null, false or nothing for every other key, including a later PEFT's.
+# PEFT computes W + scale * B A, with the base's own W, only if the adapter's config is so: a key in ALLOWED has one of
+# the values there, a key in FREE any value, every other key, also one of a later PEFT, is null, false or empty.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "task_type": (None, "CAUSAL_LM", "FEATURE_EXTRACTION"), "bias": ("none",),
     "use_rslora": (False, True), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
@@ -31,20 +31,20 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 FREE = (
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # checked below
     "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "runtime_config",
-    "lora_dropout",  # in training
+    "lora_dropout",  # used only in training
     "eva_config", "corda_config", "loftq_config", "lora_ga_config",  # read only with their own init_lora_weights
     "megatron_core", "qalora_group_size",  # read only with megatron_config and use_qalora
 )  # fmt: skip
 MERGE = "merge it into its base with PEFT (merge_and_unload, save_pretrained) and give --ckpt that directory"
-# The inits that subtract from the base's weights; PEFT can convert an adapter from them.
+# Values of init_lora_weights that change the base's weights; PEFT can convert such an adapter.
 CONVERTED = re.compile(r"pissa.*|olora|corda|lora_ga", re.IGNORECASE)
 Pairs = dict[str, dict[str, Tensor]]  # per weight [out, in] its "A" [rank, in] and "B" [out, rank]
 
 
 def merge(weights: DirectoryWeights, folder: Path, renames: Renames) -> DirectoryWeights:
-    """Returns the weights with the adapter of `folder` merged on reading; changed weights come in fp32, not rounded.
+    """Returns the weights with the adapter of `folder`, merged on access; merged weights are fp32, not rounded.
 
-    Raises UserError for an adapter of another kind, and for a target that the model lacks.
+    Raises UserError if the adapter is not plain LoRA, or has a target that the model lacks.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"no adapter at {folder}: it has no {CONFIG}; give the folder that PEFT wrote it to")
@@ -88,7 +88,7 @@ def _find_target(
 
 
 def _selects(config: Mapping[str, Any], module: str) -> bool:
-    """Returns whether PEFT loads this module's tensors, by lists of names."""
+    """Returns whether PEFT would load this module's tensors, by the lists of names in its config."""
 
     def matches(names: Any) -> bool:
         return any(module == name or module.endswith(f".{name}") for name in names)
@@ -110,17 +110,17 @@ def _read_merged(weights: DirectoryWeights, target: str, pair: Mapping[str, Stor
 
 
 def merged(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
-    """Returns the weights with these pairs merged, in fp32; the others as they are."""
+    """Returns all weights: those with a pair merged, in fp32, the others unchanged."""
     return {**weights, **{name: _sum(weights[name], pair["A"], pair["B"], scale) for name, pair in pairs.items()}}
 
 
 def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Returns the merged weight, fp32 [out, in], of a weight [out, in], A [rank, in] and B [out, rank]."""
+    """Returns weight + scale * B A, fp32 [out, in]. weight [out, in]; a [rank, in]; b [out, rank]."""
     return (b.float() @ a.float()).mul_(scale).add_(weight)
 
 
 def write(folder: Path, pairs: Pairs, alpha: float, names: Mapping[str, str], teacher: Path) -> None:
-    """Writes an adapter that PEFT reads too, in fp32; names: the name of each weight in `teacher`, its base."""
+    """Writes an adapter in fp32 that PEFT can read. names: each weight's name in `teacher`, the adapter's base."""
     tensors, targets = dict[str, Tensor](), []
     for name, pair in pairs.items():
         # Whole paths, not their last parts: in LLaDA both an MLP's layer and the head are named ff_out.
@@ -161,9 +161,10 @@ def _read_config(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def _check_names(path: Path, name: str, value: Any) -> None:
-    """Raises UserError for what PEFT interprets otherwise: without targets it takes modules from a table of its own.
+    """Raises UserError unless the value is a list of names.
 
-    A pattern decides which tensors PEFT loads; patterns from strangers are not run, so the selection is unknown.
+    Without targets PEFT takes them from its own table. A pattern selects the tensors that PEFT loads, but patterns from
+    strangers are not run here, so the selection is unknown.
     """
     if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
         raise UserError(f"{path} has {name} {reprlib.repr(value)}; expected a list of module names: {MERGE}")

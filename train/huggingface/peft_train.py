@@ -34,7 +34,7 @@ class LowRank:
 
 
 def parse_lora_options(rank: int | None, alpha: float | None) -> LowRank | None:
-    """Returns the requested adapter, None to train all weights; alpha defaults to the rank. Raises UserError."""
+    """Returns the requested adapter, or None to train all weights. alpha: defaults to the rank. Raises UserError."""
     if rank is None:
         if alpha is not None:
             raise UserError(f"--lora-alpha is {alpha:g}, but there is no --lora-rank; give both or neither")
@@ -49,8 +49,8 @@ def parse_lora_options(rank: int | None, alpha: float | None) -> LowRank | None:
 
 
 def inject(model: Transformer, low_rank: LowRank, seed: int) -> None:
-    """Freezes the model and adapts every linear layer of attention and MLP: A random by the seed, B zero."""
-    from peft import LoraConfig, inject_adapter_in_model  # seconds of imports that full training does not need
+    """Freezes the model and adds an adapter to each linear layer of attention and MLP: A random by the seed, B zero."""
+    from peft import LoraConfig, inject_adapter_in_model  # not at the top: takes seconds
 
     config = LoraConfig(r=low_rank.rank, lora_alpha=low_rank.alpha, target_modules=list(LINEARS))  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):

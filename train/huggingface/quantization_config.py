@@ -15,10 +15,10 @@ from runtime.errors import UserError
 
 KEY = "quantization_config"
 V1, V2, GEMM, GEMV = "gptq", "gptq_v2", "gemm", "gemv"
-LAYOUTS = {"gptq": (V1, V2), "awq": (GEMM, GEMV)}  # the first is meant if none is named
+LAYOUTS = {"gptq": (V1, V2), "awq": (GEMM, GEMV)}  # the first is the default
 BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 LAYOUT_KEYS = ("checkpoint_format", "format", "version")
-REFUSED = {  # quant_method, and why it is not read
+REFUSED = {  # by quant_method, why it is not supported
     "bitsandbytes": "its blocks of NF4, FP4 or int8 have scales that are quantized again",
     "compressed-tensors": "it is a container of many schemes, some of activations too",
     "fp8": "its weights are 8-bit floats, for kernels of their own",
@@ -56,9 +56,9 @@ class Scheme:
 
 
 def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
-    """Returns the scheme of a config.json's values, None of plain weights.
+    """Returns the scheme in a config.json's values, or None if the weights are not quantized.
 
-    Raises UserError, in one line that names it, for anything that is not read.
+    Raises UserError, which names the reason, for a scheme that is not supported.
     """
     config = values.get(KEY)
     if not config:
@@ -107,7 +107,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _layout(config: Mapping[str, Any], method: str, path: Path) -> str:
-    """Returns the layout of a method's tensors."""
+    """Returns the layout of a method's tensors. Raises UserError if it is not supported or ambiguous."""
     named = {str(config[key]).lower() for key in LAYOUT_KEYS if config.get(key) is not None}
     if config.get("is_marlin_format"):
         named = {"marlin"}

@@ -1,4 +1,4 @@
-"""Reads a published Hugging Face directory as a checkpoint, from data alone: no code in it is ever run."""
+"""Reads a published Hugging Face directory as a checkpoint; never runs code from it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ TEXTS = (
 
 
 def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
-    """Reads the checkpoint in a Hugging Face directory; its weights stay in their dtype until they are built.
+    """Reads the checkpoint in a Hugging Face directory; weights keep their stored dtype until the model is built.
 
-    Raises UserError, in one line, for anything that is missing, unknown, not supported or cannot be known.
+    Raises UserError for anything that is missing, unknown, ambiguous or not supported.
     """
     settings = read_settings(folder, overrides)
     if (folder / peft_merge.CONFIG).is_file() and overrides.adapter is None:
@@ -68,7 +68,7 @@ def _check_adapter(family: Family, folder: Path) -> None:
 
 
 def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
-    """Reads a directory's config.json, with its family: --family, else as train.distill noted, else by model_type."""
+    """Reads a directory's config.json and finds its family: by --family, else by blockstep.json, else by the config."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(
@@ -81,21 +81,21 @@ def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
 
 
 def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
-    """Returns the arguments of the chat template: the family's, overridden by train.distill's, then by those given."""
+    """Returns the chat template's arguments: the family's, overridden by blockstep.json's, then by `overrides`."""
     stored = stored_student(folder, overrides)
     own = read_settings(folder, overrides).family.template_args
     return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
 
 
 def stored_student(folder: Path, overrides: Overrides) -> StudentFile | None:
-    """Returns train.distill's notes on its student, an adapter's before its base's; --family overrules both."""
+    """Returns the blockstep.json of the adapter, else of the directory; None if there is none or --family is given."""
     places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
     noted = [found for place in places if (found := blockstep_json.read(place)) is not None]
     return noted[0] if noted else None
 
 
 def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
-    """Returns a sha256 over names and sha256 of all files read: configs, tokenizer, template, all safetensors."""
+    """Returns a sha256 over the names and hashes of all files read: configs, tokenizer, template, all safetensors."""
     digest = hashlib.sha256()
     for place in (folder, *([adapter_folder] if adapter_folder else [])):
         files = [place / name for name in TEXTS] + sorted(place.glob("*.safetensors*"))
@@ -107,7 +107,7 @@ def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NormalizedConfig:
-    """config.json under Qwen's names, whatever its family calls them."""
+    """A config.json whose values are read under Qwen's names, whatever the family's names are."""
 
     path: Path
     values: dict[str, Any]
@@ -125,11 +125,11 @@ class NormalizedConfig:
         return int(self._check(self._name(name), self.get(name, default), whole(1, most)))
 
     def flag(self, name: str) -> bool:
-        """Returns True or false, false if it is absent. Raises UserError for anything else."""
+        """Returns a boolean, False if it is absent. Raises UserError for anything else."""
         return bool(self._check(self._name(name), self.get(name, False), FLAG))
 
     def number(self, name: str, value: Any) -> float:
-        """Returns `value`, which config.json has under that name, as a number above 0. Raises UserError otherwise."""
+        """Returns `value`, which config.json has as `name`, as a float. Raises UserError unless it is above 0."""
         return float(self._check(name, value, ABOVE_0))
 
     def _check(self, name: str, value: Any, expected: Expected) -> Any:
@@ -142,7 +142,7 @@ class NormalizedConfig:
 
 
 def model_config(settings: NormalizedConfig) -> ModelConfig:
-    """Returns the model's shape. Raises UserError for a config that this model cannot represent."""
+    """Returns the model's shape. Raises UserError for a config that `Transformer` cannot represent."""
     _refuse_others(settings)
     family, get = settings.family, settings.get
     heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
@@ -177,7 +177,7 @@ def model_config(settings: NormalizedConfig) -> ModelConfig:
 def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
     """Returns config.json's object about rotary angles: their scaling, and in transformers 5 their base too.
 
-    Raises UserError for anything else, and for two objects that differ.
+    Raises UserError if it is not an object, or if there are two that differ.
     """
     found = {name: settings.get(name) for name in ("rope_scaling", "rope_parameters") if settings.get(name)}
     for name, value in found.items():
@@ -190,7 +190,7 @@ def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
 
 
 def _refuse_others(settings: NormalizedConfig) -> None:
-    """Raises UserError if config.json has a setting that this model cannot represent."""
+    """Raises UserError if config.json has a setting that `Transformer` cannot represent."""
     for key, allowed in settings.family.fixed.items():
         if key in settings.values and settings.values[key] not in allowed and settings.values[key] is not None:
             raise UserError(f"{settings.path} has {key} {settings.values[key]!r}; only {allowed[0]!r} is supported")
@@ -203,7 +203,10 @@ def _refuse_others(settings: NormalizedConfig) -> None:
 
 
 def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
-    """Returns how a family's model is decoded, with given sizes and mask. Raises UserError if that cannot be known."""
+    """Returns how a family's model is decoded. Raises UserError if that cannot be known.
+
+    overrides: its block, canvas, mask token and end tokens are used if they are given.
+    """
     family, most = settings.family, longest(shape.rope_scaling)
     if family.unlike is not None and family.unlike[0] in text.ids:
         token, why = family.unlike
@@ -212,7 +215,7 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
     block = _above_0("--block", overrides.block) or block_of(settings)
     canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
     gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, shape.vocab)
-    if gate.get("sub_block", block) > block:  # a sub-block larger than the block is the block
+    if gate.get("sub_block", block) > block:  # a sub-block larger than the block has no effect
         del gate["sub_block"]
     ends = overrides.eos_ids or end_ids(settings, text)
     pad = settings.get("pad_token_id", UNSET)
@@ -223,7 +226,7 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
 
 
 def block_of(settings: NormalizedConfig) -> int:
-    """Returns the config's block size, else its family's. Raises UserError for a family that comes in several."""
+    """Returns the config's block size, else the family's. Raises UserError if the family has no single one."""
     family = settings.family
     if family.block_key is not None and settings.get(family.block_key) is not None:
         return settings.integer(family.block_key)
@@ -238,7 +241,7 @@ def block_of(settings: NormalizedConfig) -> int:
 
 
 def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
-    """Returns a decoding with the command line's changes."""
+    """Returns the decoding settings with the command line's changes."""
     names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
     given = {name: value for name in names if (value := getattr(overrides, name)) is not None}
     return replace(stored, **given, gate={**stored.gate, **(overrides.gate or {})})
@@ -266,7 +269,7 @@ def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
 
 
 def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
-    """Returns the mask token's id: as given, else by config, tokenizer or family. Raises UserError otherwise."""
+    """Returns the mask token's id: `given`, else by config, tokenizer or family. Raises UserError if none is valid."""
     family = settings.family
     token = text.special.get("mask_token", family.mask)
     found = given if given is not None else settings.get("mask_token_id", text.ids.get(token))
@@ -293,7 +296,10 @@ def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: in
 
 
 def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
-    """Returns the ids that end an answer: the family's and the tokenizer's, else the configs'. UserError for none."""
+    """Returns the end tokens' ids: the family's and the tokenizer's, else the configs'.
+
+    Raises UserError if there are none, or more than MOST_IDS.
+    """
     tokens = (*settings.family.ends, text.special.get("eos_token", ""))
     named = [text.ids[token] for token in tokens if token in text.ids]
     if not named:

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: what their headers say, and their values when they are asked for."""
+"""Reads tensors in safetensors files: the headers at once, the values on access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TensorShape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a safetensors file, as its header tells of it. kind: its type in safetensors' own words."""
+    """A tensor in a safetensors file, as its header describes it. kind: its dtype under safetensors' name."""
 
     file: Path
     name: str
@@ -27,13 +27,13 @@ class StoredTensor:
     kind: str
 
     def read(self) -> Tensor:
-        """Its values in their own dtype; they lie in the file, which stays mapped while they live and no longer."""
+        """Returns the values in their stored dtype, as a view of the file, which stays mapped while the view exists."""
         with _opened(self.file) as handle:
             return handle.get_tensor(self.name)
 
 
 def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
-    """Raises UserError for another shape than the config's, or numbers that are no plain floats."""
+    """Raises UserError if the tensor does not have `shape`, the config's, or its values are not plain floats."""
     where = f"{stored.file}: {stored.name}"
     if stored.shape != shape:
         raise UserError(f"{where} is {list(stored.shape)}; by its config it should be {list(shape)}")
@@ -42,7 +42,7 @@ def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
 
 
 def read_header(file: Path) -> list[StoredTensor]:
-    """What lies in a safetensors file. Raises UserError for a damaged one."""
+    """Returns the tensors in a safetensors file. Raises UserError if it is damaged."""
     with _opened(file) as handle:
         parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
         return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]

@@ -1,8 +1,8 @@
 """Merges the tokens that a directory's files name into its tokenizer, with the ids and flags that transformers 5 gives.
 
-`tokenizer.json` need not have them all: `added_tokens_decoder` in tokenizer_config.json adds some and changes flags;
-without that key, added_tokens.json does, and special_tokens_map.json overrules the names in tokenizer_config.json. A
-special token that no file gives an id gets the next free one. Files that disagree on an id are refused.
+`tokenizer.json` may lack some: `added_tokens_decoder` in tokenizer_config.json adds tokens and changes flags. Without
+that key, added_tokens.json adds them, and special_tokens_map.json overrides the names in tokenizer_config.json. A
+special token that has no id in any file gets the next free one. Files that disagree on an id raise UserError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Engine
 from runtime.errors import UserError
 from runtime.text.tokenizer import library, read_engine
 
-# The split of Qwen2's tokenizer: digits one by one, a space joins the word after it, newlines apart.
+# How Qwen2's tokenizer splits text: each digit is apart, a space is with the word after it, newlines are apart.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,7 +31,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 DECODER, EXTRA, OLD_EXTRA = "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"
 OWN_NAMES = "model_specific_special_tokens"
 FIELDS = ("content", "lstrip", "rstrip", "normalized", "single_word", "special")
-# Classes that use tokenizer.json as it is, and one whose own parts are known; others may build any part in code.
+# Tokenizer classes that use tokenizer.json as it is. Qwen2's parts are known; other classes may build parts in code.
 PLAIN = (None, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")  # plain too if tokenizer.json is byte-level
 QWEN = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -40,15 +40,15 @@ QWEN_LACKS = (
     "end_of_word_suffix",
 )  # fmt: skip
 QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
-TokenEntry = AddedToken | str  # a text alone gets its flags when it is added
+TokenEntry = AddedToken | str  # a str is a token whose flags are set when it is added
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
     """A tokenizer with the tokens of all files.
 
-    source: as JSON text; special: the texts of named special tokens; ids: of the tokens that a file gives one; added:
-    all that are not the model's own, by id.
+    source: the tokenizer as JSON text. special: the texts of special tokens, by name. ids: by text. added: the tokens
+    that are not in the tokenizer model's vocabulary, by id.
     """
 
     source: str
@@ -60,8 +60,8 @@ class Merged:
 def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     """Returns the tokenizer of a directory as transformers loads it.
 
-    files: the objects in CONFIG, ADDED and MAP, those that it has. Raises UserError if they disagree, or if the
-    tokenizer's class may make something else of them.
+    files: the objects in CONFIG, ADDED and MAP, if the directory has them. Raises UserError if they disagree, or if the
+    tokenizer's class may build another tokenizer from them.
     """
     file, settings = folder / TOKENIZER, files.get(CONFIG, {})
     engine = read_engine(file, f"{file} is not a tokenizer", "download it again")
@@ -77,7 +77,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     ids, before = engine.get_vocab(with_added_tokens=True), repr(engine.get_added_tokens_decoder())
     with library(f"{folder} has tokens that cannot be added", "download it again"):
         engine.add_tokens(_list_tokens(engine, listed if DECODER in settings else {**added, **own}, named, extras))
-        if settings.get("tokenizer_class") in QWEN:  # its constructor adds them again, without their flags
+        if settings.get("tokenizer_class") in QWEN:  # Qwen2's constructor adds them again, without their flags
             engine.add_tokens([AddedToken(str(token), special=True) for token in (*named.values(), *extras)])
     for name, tokens in ((CONFIG, listed), (ADDED, added), (TOKENIZER, own)):
         _check_ids(folder / name, engine, tokens)
@@ -90,11 +90,11 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
 def _merge_names(
     folder: Path, settings: Mapping[str, Any], mapped: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns all values by key, and the special tokens by the names that this model alone has.
+    """Returns all values by key, and the special tokens whose names are the model's own, by name.
 
-    mapped: special_tokens_map.json, if it counts. Which key replaces which is as in transformers.
+    mapped: special_tokens_map.json's content, empty if it is not used. Keys override each other as in transformers.
     """
-    # In `settings` an object under an own name is a token only if it says so; in special_tokens_map.json always.
+    # An object under a name of the model's own is a token in `settings` only if it has a __type, in `mapped` always.
     settings = {k: v for k, v in settings.items() if not (_is_own_name(k) and isinstance(v, dict) and not _is_typed(v))}
     values = {**(QWEN_DEFAULTS if settings.get("tokenizer_class") in QWEN else {}), **settings}
     if not values.get(EXTRA) and OLD_EXTRA in values:
@@ -117,7 +117,7 @@ def _merge_names(
 def _find_special(
     folder: Path, settings: Mapping[str, Any], mapped: Mapping[str, Any]
 ) -> tuple[dict[str, TokenEntry], list[TokenEntry], set[str]]:
-    """Returns the special tokens that have a name, the others, and the texts that added_tokens.json has as they are."""
+    """Returns the named special tokens, the others, and the texts of those that are matched before normalization."""
     values, own = _merge_names(folder, settings, mapped)
     standard = {name: value for name in SPECIAL if (value := own.get(name, values.get(name))) is not None}
     ordered = {**standard, **{name: value for name, value in own.items() if name not in SPECIAL}}
@@ -137,14 +137,14 @@ def _is_own_name(name: str) -> bool:
 
 
 def _pop_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Removes the extra tokens that have names."""
+    """Removes the extra tokens that have names, and returns them."""
     return values.pop(EXTRA) if isinstance(values.get(EXTRA), dict) else {}
 
 
 def _list_tokens(
     engine: Engine, listed: Mapping[int, AddedToken], named: Mapping[str, TokenEntry], extras: list[TokenEntry]
 ) -> list[AddedToken]:
-    """Lists what transformers adds to the tokenizer, in its order: the listed tokens by id, then the missing others."""
+    """Returns the tokens that transformers adds, in its order: `listed` by id, then special ones not yet there."""
     tokens: list[TokenEntry] = [token for _, token in sorted(listed.items())]
     before = engine.get_added_tokens_decoder().values()
     known = {token.content for token in (*before, *listed.values())}
@@ -153,7 +153,7 @@ def _list_tokens(
     for token in (*wanted, *extras):
         if str(token) not in known and token not in tokens:
             tokens.append(token)
-    # A token that was special once remains so in the library, until it is written to JSON.
+    # In the library, a token that was once special stays so until it is written to JSON.
     special = {str(token) for token in (*named.values(), *(each for each in before if each.special))}
     made = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
     for token in made:
@@ -162,10 +162,10 @@ def _list_tokens(
 
 
 def _check_ids(path: Path, engine: Engine, tokens: Mapping[int, AddedToken]) -> None:
-    """Raises UserError if a file gives a token another id than the tokenizer with all tokens has."""
+    """Raises UserError if a file gives a token another id than the merged tokenizer does."""
     for number, token in tokens.items():
         if (got := engine.token_to_id(token.content)) != number:
-            other = engine.id_to_token(number) if 0 <= number < 1 << 32 else None  # it cannot store other ids
+            other = engine.id_to_token(number) if 0 <= number < 1 << 32 else None  # the library has no other ids
             there = f"{number} is {other!r}" if other is not None else f"no token has the id before {number}"
             raise UserError(
                 f"{path} has {token.content!r} as id {number}, by all of the directory's files it is {got} ({there}); "
@@ -174,7 +174,7 @@ def _check_ids(path: Path, engine: Engine, tokens: Mapping[int, AddedToken]) -> 
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError for what makes transformers read another file, or a template's tokens as text."""
+    """Raises UserError for settings with which transformers reads another file or splits a template's tokens."""
     if (others := settings.get("fast_tokenizer_files", [TOKENIZER])) != [TOKENIZER]:
         raise UserError(f"{path} has fast_tokenizer_files {reprlib.repr(others)}; only {TOKENIZER} is read, remove it")
     if settings.get("split_special_tokens"):
@@ -182,9 +182,9 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_class(path: Path, settings: Mapping[str, Any], stored: Mapping[str, Any], gone: set[int]) -> None:
-    """Raises UserError for a class that may make another tokenizer than tokenizer.json is.
+    """Raises UserError for a class that may build another tokenizer than tokenizer.json describes.
 
-    gone: ids of its tokens that added_tokens_decoder lacks.
+    gone: ids of tokens in tokenizer.json that added_tokens_decoder lacks.
     """
     kind = settings.get("tokenizer_class")
     if kind in QWEN and not _is_qwen(stored, bool(settings.get("add_prefix_space"))):
@@ -230,7 +230,7 @@ def _parse_decoder(path: Path, settings: Mapping[str, Any]) -> dict[int, AddedTo
 
 
 def _parse_added(path: Path, values: Mapping[str, Any], special: set[str], exact: set[str]) -> dict[int, AddedToken]:
-    """Returns the tokens in added_tokens.json by id; exact: those that are found before a text is normalized."""
+    """Returns the tokens in added_tokens.json by id. exact: texts of tokens that are matched before normalization."""
     found = dict[int, AddedToken]()
     for text, number in values.items():
         if not isinstance(number, int) or isinstance(number, bool) or number in found:
@@ -251,7 +251,7 @@ def _parse_token(path: Path, name: str, value: Any) -> TokenEntry:
 def _parse_flagged(path: Path, name: str, value: Any) -> AddedToken:
     try:
         return AddedToken(**{field: value[field] for field in FIELDS if field == "content" or field in value})
-    except (TypeError, KeyError, ValueError):  # a surrogate is the latter
+    except (TypeError, KeyError, ValueError):  # ValueError: the text has a surrogate
         raise UserError(
             f"{path} has {reprlib.repr(value)} as {name}; expected a token's text, or its content and flags"
         ) from None

@@ -14,15 +14,15 @@ from runtime.text.chat_template import RESERVED, reads, with_defaults
 from . import token_merging as tokens
 
 TEMPLATES = "additional_chat_templates"
-CONSTANTS = {"true", "false", "none", "True", "False", "None"}  # Jinja's constants, which no name replaces
+CONSTANTS = {"true", "false", "none", "True", "False", "None"}  # Jinja's constants, which a variable cannot replace
 SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A directory's text files.
+    """A directory's tokenizer and chat template.
 
-    tokenizer: JSON text; special: strings of named special tokens; ids: those that files give.
+    tokenizer: as JSON text. special: the texts of special tokens, by name. ids: of tokens, by text.
     """
 
     tokenizer: str
@@ -32,7 +32,7 @@ class Text:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if there is none."""
+    """Reads a JSON object. Raises UserError if the file is missing, unreadable or has none."""
     try:
         values = strict_json.read(path)
     except FileNotFoundError:
@@ -45,9 +45,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(folder: Path, vocab: int) -> Text:
-    """Reads a directory's text files. vocab: the number of ids that its model has.
+    """Reads a directory's tokenizer and chat template. vocab: the number of ids that its model has.
 
-    Raises UserError for a tokenizer that only code can read, a damaged one, or one whose files disagree.
+    Raises UserError for a tokenizer that only code can read, that is damaged, or whose files disagree.
     """
     if not (folder / tokens.TOKENIZER).is_file():
         slow = [name for name in SLOW if (folder / name).is_file()]
@@ -83,7 +83,7 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
     if wrong := [name for name in RESERVED if name in special]:
         raise UserError(f"{folder} names a special token {wrong[0]}, which is a template's own word; rename it")
-    # What transformers passes to a template is stored inside it: a bundle has no other place for it.
+    # The special tokens that transformers passes to a template are stored in it: a bundle has no other place for them.
     names = [name for name in special if name.isidentifier() and name not in CONSTANTS and reads(found, name)]
     return with_defaults(found, {name: special[name] for name in names})
 

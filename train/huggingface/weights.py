@@ -1,7 +1,7 @@
-"""Reads the tensors of a Hugging Face directory under the model's own names: none missing, extra or misshapen.
+"""Reads the tensors of a Hugging Face directory under the model's own names; none may be missing, extra or misshapen.
 
-Names, shapes and types are checked by the files' headers. A tensor itself is read on each access and not kept here, so
-that a model of any size can be walked through in the memory of its largest tensor.
+The files' headers are enough to check names, shapes and types. A tensor is read anew on each access and not kept, so a
+loop over a model of any size needs only the memory of its largest tensor.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Renames = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class DirectoryWeights(Mapping[str, Tensor]):
-    """A model's tensors by name, each made anew when it is asked for.
+    """A model's tensors by name, each read anew on access.
 
-    shapes: of all of them, without reading any; packed: those that are quantized, as long as nothing is merged in;
-    merged: those of them that something is merged in.
+    shapes: of all tensors, known without reading them. packed: the quantized ones without a merged adapter. merged:
+    names of the quantized ones with one.
     """
 
     readers: Mapping[str, Callable[[], Tensor]]
@@ -61,10 +61,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
 
 
 def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Scheme | None = None) -> DirectoryWeights:
-    """Returns the directory's tensors, none of them read yet.
+    """Returns the directory's tensors, to be read on access.
 
-    renames: (pattern, replacement) of whole names, the first match wins; scheme: how some of them are quantized. Raises
-    UserError naming the tensor or file.
+    renames: (pattern, replacement) of whole names; the first match is used. scheme: how some of them are quantized.
+    Raises UserError, naming the tensor or file, if they do not fit the config.
     """
     expected, found = expected_shapes(config), dict[str, StoredTensor]()
     parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
@@ -113,7 +113,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
 
 
 def _once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> None:
-    """Adds a tensor. Raises UserError for a second one of the name."""
+    """Adds a tensor under a name. Raises UserError if the name is taken."""
     if name in among:
         raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
     among[name] = stored
@@ -129,7 +129,7 @@ def _check_packed(
     found: Mapping[str, StoredTensor],
     biases: Mapping[str, StoredTensor],
 ) -> None:
-    """Raises UserError if no weight is quantized, one is there twice, or a bias that the model lacks is not zero.
+    """Raises UserError if no weight is quantized, one is also there unquantized, or an extra bias is not zero.
 
     Older libraries store a bias of zeros next to every quantized weight (AutoGPTQ before 0.5).
     """
@@ -143,7 +143,7 @@ def _check_packed(
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
-    """Returns the name of each of the model's tensors in the directory's files."""
+    """Returns the names that the model's tensors have in the directory's files, by the model's names."""
     found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
     packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}
     plain = (name for name in found if name.rpartition(".")[0] not in packed or name.endswith((".weight", ".bias")))
@@ -160,7 +160,7 @@ def renamed(name: str, renames: Renames) -> str:
 
 
 def _all_stored(folder: Path) -> Iterator[StoredTensor]:
-    """Yields all files' tensors; with an index, exactly those that it names for each file."""
+    """Yields the tensors of all files. Raises UserError if a file's tensors are not those that the index names."""
     for file, named in _files(folder):
         there = read_header(file)
         for stored in there:

@@ -1,1 +1,1 @@
-"""The noise of masked diffusion, and the states that a model is trained on."""
+"""Samples which tokens are masked in training, and the states of answers that a model is trained on."""

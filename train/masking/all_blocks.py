@@ -1,7 +1,7 @@
 """Trains all blocks of an answer in one forward pass: a clean copy of the sequence next to a noisy copy of the canvas.
 
-Each noisy block sees the clean tokens before it and itself, as in decoding. Source: the
-vectorized training of BD3LM (Arriola et al. 2025, arXiv 2503.09573).
+Each noisy block sees the clean tokens before it, and itself, as in decoding. Source: the vectorized training of BD3LM
+(Arriola et al. 2025, arXiv 2503.09573).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FILLER = 0.05  # weight of the easily guessed tokens after an answer's end
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Inputs of one forward pass of width = clean width + noisy width, and where its predictions are.
+    """Inputs of one forward pass over width = clean + noisy positions, and where its predictions are.
 
     ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: which
-    of the positions in `AnswerBlocks.blocks` are to be predicted; rows int64 [batch, noisy]: which of the width's rows
-    predict each noisy position.
+    of the positions in `AnswerBlocks.blocks` are to be predicted; rows int64 [batch, noisy]: the index in [0, width)
+    of the row that predicts each noisy position.
     """
 
     ids: Tensor
@@ -65,11 +65,11 @@ def denoising_loss(
 
 
 def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: torch.Generator) -> Tensor:
-    """Samples what is masked of each canvas, bool [batch, noisy]: per block a ratio 1 - u ** early, u uniform.
+    """Samples which positions are masked, bool [batch, noisy]: in each block a ratio 1 - u ** early, u uniform.
 
-    early 1 samples all ratios alike, as decoding one token per step meets them; above 1 whole blocks are more frequent,
-    as in decoding in few steps. In about half of the rows the ratio is of single positions, in the others of the
-    block's end, as in `masking.block_mask`.
+    If early is 1, all ratios are equally frequent, as in decoding one token per step; if it is above 1, wholly masked
+    blocks are more frequent, as in decoding in few steps. In about half of the rows the masked positions are scattered,
+    in the others they are at the block's end, as in `masking.block_mask`.
     """
     positions = canvas.blocks(contract)
     rows, blocks = len(positions), masking.blocks_at(canvas, contract, positions)
@@ -88,12 +88,13 @@ def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
 
 
 def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
-    """Makes a clean copy of each row, causal in causal models, else block-causal, and a noisy one, always block-causal.
+    """Makes a clean and a noisy copy of each row.
 
-    The prompt's last tokens are in the noisy copy too if they share the first block.
+    Attention in the clean copy is causal in causal models, else block-causal; in the noisy copy it is block-causal. The
+    prompt's last tokens are in the noisy copy too if they are in the answer's first block.
 
-    masked bool [batch, noisy]: what is masked of the positions in `canvas.blocks`; `noisy` may come from the whole
-    batch of which these are some rows.
+    masked bool [batch, noisy]: which positions in `canvas.blocks` are masked. `canvas` may be some rows of a batch, and
+    `noisy` the width that the whole batch needs.
     """
     clean, positions = canvas.ids.shape[1], canvas.blocks(contract, masked.shape[1])
     noisy = positions.shape[1]

@@ -1,4 +1,4 @@
-"""The noise of masked diffusion: places an answer on its canvas, and samples which of its positions are masked."""
+"""Places answers on canvases and samples which of their positions are masked: the noise of masked diffusion."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runtime.decoding.block_layout import block_bounds, committed_prompt, whole_
 from train import distributed
 from train.data.batches import Example, pad
 
-EARLY = 2  # favors ratios near wholly masked blocks, in which a few-step student predicts most
+EARLY = 2  # exponent that favors ratios near 1, as a few-step student predicts most tokens in wholly masked blocks
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerBlocks:
-    """Prompts with their answers filled up to whole blocks.
+    """Prompts with their answers, which are padded to whole blocks.
 
     ids int64 [batch, width]; start, answer_end, length int64 [batch]: where the answer begins, where it ends (end token
     included), and where the canvas ends.
@@ -39,7 +39,7 @@ class AnswerBlocks:
         return torch.arange(self.ids.shape[1]).expand(self.ids.shape)
 
     def inside(self) -> Tensor:
-        """Returns True on the canvas. bool [batch, width]."""
+        """Returns which positions are on the canvas. bool [batch, width]."""
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
     def mine(self) -> AnswerBlocks:
@@ -51,10 +51,10 @@ class AnswerBlocks:
         return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
     def blocks(self, contract: Contract, width: int = 0) -> Tensor:
-        """Returns the positions of each answer's blocks, int64 [batch, noisy], at least `width` of them.
+        """Returns the positions of each answer's blocks, int64 [batch, noisy].
 
-        They begin with the first block, which is before the answer if the prompt's last tokens share it (`absolute`).
-        There are as many as the longest answer has in whole blocks.
+        They begin where the first block begins: before the answer, if the prompt's last tokens share the block
+        (`absolute`). noisy: as many as the longest answer's whole blocks have, but at least `width`.
         """
         starts = self.start.tolist()
         first = [committed_prompt(contract, start) for start in starts]
@@ -65,9 +65,10 @@ class AnswerBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The units that masks are sampled for, blocks or whole canvases: each position's unit, place in it, unit's size.
+    """The units for which masks are sampled, which are blocks or whole canvases.
 
-    Each is int64 [batch, n], or broadcasts to it.
+    number, place, size: each position's unit, its place in the unit, and the unit's size; int64 [batch, n] or
+    broadcast to that.
     """
 
     number: Tensor
@@ -81,7 +82,7 @@ def begins_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Te
 
 
 def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Units:
-    """Returns the blocks of positions int64 [batch, n], as in decoding, without the prompt's part of the first one.
+    """Returns the blocks of positions int64 [batch, n], as in decoding, but with the first one begun at the answer.
 
     A position in the prompt counts as the first place of the first block.
     """
@@ -93,7 +94,7 @@ def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Un
 
 
 def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns begin and end of the block of every position up to the last of these; int64 [batch, reach] each."""
+    """Returns where the block of each position below `reach` begins and ends; int64 [batch, reach] each."""
     reach = max(int(positions.max()), int(canvas.start.max())) + 1
     bounds = [block_bounds(contract, start, reach - start) for start in canvas.start.tolist()]
     begins, ends = (torch.from_numpy(np.stack(part)) for part in zip(*bounds, strict=True))
@@ -107,15 +108,15 @@ def whole_canvases(canvas: AnswerBlocks) -> Units:
 
 
 def sample_block(canvas: AnswerBlocks, blocks: Units, generator: torch.Generator) -> Tensor:
-    """Samples uniformly one of the blocks that hold each answer; returns its number. int64 [batch, 1]"""
+    """Samples, for each answer, one of its blocks uniformly; returns the block's number. int64 [batch, 1]"""
     count = blocks.number.gather(1, canvas.answer_end[:, None] - 1) + 1
     return (torch.rand(count.shape, generator=generator) * count).long()
 
 
 def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, generator: torch.Generator) -> AnswerBlocks:
-    """Fills answers with pads to whole blocks and, in about half of the batches, to at least `canvas` tokens.
+    """Pads answers to whole blocks and, in about half of the batches, to at least `canvas` tokens.
 
-    All answers of a batch are filled alike, so that batches without a whole canvas are short.
+    The choice is per batch and not per answer, so that the other half of the batches stay short.
     """
     least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
     filled = []
@@ -135,11 +136,11 @@ def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
 
 
 def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Samples what block-wise decoding meets: blocks before a sampled one clean, part of it masked, later ones masked.
+    """Samples a state of block-wise decoding: part of one sampled block masked, earlier ones clean, later ones masked.
 
-    Returns what is masked, and what of it is in the sampled block, bool [batch, width] each: a step predicts that block
-    alone. In about half of the rows the sampled ratio is of single positions, in the others of the block's end: most
-    answers are unmasked from left to right.
+    Returns which positions are masked, and which of these are in the sampled block, the only one that a step predicts;
+    bool [batch, width] each. In about half of the rows the block's masked positions are scattered, in the others they
+    are at its end, because most answers are unmasked from left to right.
     """
     rows, width = canvas.ids.shape
     blocks = blocks_at(canvas, contract, canvas.everywhere())
@@ -152,10 +153,10 @@ def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Genera
 
 
 def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Samples a share of the units of each canvas and masks their ends, as decoding from left to right meets them.
+    """Samples a share of the units of each canvas and masks their ends, as in decoding from left to right.
 
-    Returns the sampled units and their masked ends, bool [batch, width] each. An end is 1 - u ** EARLY of its unit, u
-    uniform.
+    Returns the positions of the sampled units and of their masked ends, bool [batch, width] each. An end has the share
+    1 - u ** EARLY of its unit, u uniform.
     """
     here = units.number
     shape = (len(here), int(here.max()) + 1)  # [batch, units]
@@ -165,26 +166,26 @@ def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Gene
 
 
 def spread(rows: int, share: float) -> Tensor:
-    """Selects that share of the rows, spread as evenly as possible. bool [rows]."""
+    """Selects a share of the rows, spread as evenly as possible. bool [rows]."""
     count = torch.floor(torch.arange(rows + 1) * share)
     return count[1:] > count[:-1]
 
 
 def tail(units: Units, ratio: Tensor) -> Tensor:
-    """Returns True on the last `ratio` of each unit, rounded up to whole positions. bool, shaped as the units."""
+    """Returns which positions are in the last `ratio` of their unit, rounded up. bool, shaped as the units."""
     return units.place >= ((1 - ratio) * units.size).floor()
 
 
 def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
-    """Returns loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked, easy filler."""
+    """Returns loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
     return masked.float() * torch.where(filler, padding, 1.0)
 
 
 def predicting(masked: Tensor, shift: bool) -> Tensor:
-    """Returns the rows that predict the masked positions: themselves, or with `shift` the row before each.
+    """Returns the rows that predict the masked positions: the same positions, or with `shift` the one before each.
 
-    bool [batch, width]. Selecting with it keeps the order of selecting with `masked`. Position 0 is never masked: it
-    belongs to the prompt.
+    bool [batch, width]. It selects rows in the order in which `masked` selects positions. Position 0 is never masked,
+    as it belongs to the prompt.
     """
     return torch.cat((masked[:, 1:], torch.zeros_like(masked[:, :1])), dim=1) if shift else masked

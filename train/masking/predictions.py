@@ -1,4 +1,4 @@
-"""Predicts an answer's positions under the mask that the model is decoded with."""
+"""Predicts positions of answers with the attention mask with which the model is decoded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .noise import AnswerBlocks
 def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: Tensor, contract: Contract) -> Tensor:
     """Returns the hidden states [n, hidden] that predict the `asked` positions, in row-major order.
 
-    masked, asked bool [batch, width]: what is masked of the canvases, and which of their positions are to be predicted.
-    A `full` model sees the whole noisy answer. In one with a KV cache each block sees the answer before it clean, as in
-    decoding, so that all blocks are predicted in one forward pass.
+    masked, asked bool [batch, width]: which positions of the canvases are masked, and which are to be predicted. A
+    `full` model sees the whole noisy answer. In a model with a KV cache each block sees the clean answer before it, as
+    in decoding, and one forward pass predicts all blocks.
     """
     if not contract.has_cache:
         ids = laid.ids.masked_fill(masked, contract.mask_id)
@@ -30,17 +30,17 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
 
 
 def in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
-    """Reduces flags of whole rows, bool [batch, width], to those of the answers' blocks, bool [batch, noisy]."""
+    """Selects, from flags of whole rows, bool [batch, width], those of the answers' blocks, bool [batch, noisy]."""
     positions = laid.blocks(contract)
     found = flags.gather(1, positions.clamp_max(flags.shape[1] - 1))
     return found & (positions < laid.length[:, None])
 
 
 def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
-    """Returns fp32 scores [n, vocab] of hidden states [n, hidden], the mask token barred, ids without a token cut."""
+    """Returns fp32 scores [n, vocab] of hidden states [n, hidden], the mask token barred, padding ids cut off."""
     return losses.barred(model.logits(hidden)[..., : contract.vocab], contract.mask_id)
 
 
 def log_probs(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
-    """Returns fp32 log-probabilities [n, vocab] of the same."""
+    """Returns fp32 log-probabilities [n, vocab] of hidden states [n, hidden], from `scores`."""
     return torch.log_softmax(scores(model, hidden, contract), dim=-1)

@@ -19,12 +19,12 @@ from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A batch of states y and y* of the same trajectories, each cut after the sampled block (or the one after it).
+    """A batch of states y and y* of the same trajectories, each cut after the sampled block or the one after that.
 
     earlier, later int64 [batch, width]: tokens of y and y*, masks included; visible, visible_later int64 [batch,
-    width]: the attention prefix lengths of y and y*, which differ in causal models only: there y* has one more
-    committed block; unmasked bool [batch, width]: unmasked between y and y*; masked bool [batch, width]: still masked
-    in y*; hidden fp32 [n, width]: the teacher's state at each unmasked position, in row-major order.
+    width]: the attention prefix lengths of y and y*, which differ only in causal models if y* has one more committed
+    block; unmasked bool [batch, width]: unmasked between y and y*; masked bool [batch, width]: still masked
+    in y*; hidden fp32 [n, width]: the teacher's hidden state at each `unmasked` position, in row-major order.
     """
 
     earlier: Tensor
@@ -39,12 +39,12 @@ class States:
 def draw_states(
     trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator
 ) -> States:
-    """Samples one pair of states per trajectory: a block uniformly, y early in it more often than late.
+    """Samples one pair of states per trajectory: the block uniformly, y more often early in it than late.
 
     With several processes each has its own rows, see `distributed.mine`.
 
-    target `completed`: y* is the finished block, and one more block, still masked, at which consistency is computed.
-    target `partial`: y* is a sampled moment between y and the block's end.
+    target `completed`: in y* the block is finished, and the next one, at which consistency is computed, still masked.
+    target `partial`: y* is at a sampled moment between y and the block's end.
     """
     chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
     own = zip(distributed.mine(trajectories), distributed.mine(chances), strict=True)
@@ -108,7 +108,7 @@ def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Te
 
 
 def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
-    """Returns the same trajectory with as many positions as its answer's whole blocks have."""
+    """Returns the trajectory padded or cut to the whole blocks of its answer."""
     prompt, stored = len(t.prompt), len(t.tokens)
     more = whole_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
     tokens, order = (

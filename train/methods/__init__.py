@@ -1,1 +1,1 @@
-"""The distillation methods and the autoregressive baseline."""
+"""Computes the losses of the distillation methods and of the autoregressive baseline."""

@@ -1,11 +1,11 @@
-"""CD4LM's DSCD (arXiv 2601.02236): the student on a noisy answer agrees with the frozen teacher on a less noisy one.
+"""Trains a student on noisy answers to agree with its teacher on less noisy ones: CD4LM's DSCD (arXiv 2601.02236).
 
 L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
-the student's masked positions, of which the teacher's are a subset. Ratios, floors and schedule are those of the
-authors' code (yihao-liang/CDLM), without its clamp of both terms at 5, which stops the gradient of a large loss, and
-taken of the canvas, the filler after a short answer's end included, while theirs are of the answer alone. Ours is that
-the student has some blocks, or as a `full` one some answers, masked from a sampled place to their end: decoding meets
-little else, and a small model that is trained on scattered masks alone forgets it (LOG.md).
+the student's masked positions, of which the teacher's are a subset. Ratios, lower bounds and schedule are those of the
+authors' code (yihao-liang/CDLM). There are three differences. Both terms are clamped at 5 there and not here, as that
+stops the gradient of a large loss. Ratios are of the canvas, with the filler after a short answer's end, not of the
+answer alone. Some of the student's blocks (in a `full` student, some answers) are masked from a sampled place to their
+end: decoding meets little else, and a small model that is trained only on scattered masks forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from train.trainer.training_loop import TOKENS, Loss
 
 from .setup import Lesson
 
-STUDENT = (0.4, 0.9)  # of an answer's positions, masked for the student
-TEACHER = (0.3, 0.7)  # of the student's share, for the teacher
+STUDENT = (0.4, 0.9)  # least and greatest share of a canvas's positions that are masked for the student
+TEACHER = (0.3, 0.7)  # least and greatest ratio of the teacher's share to the student's
 LEAST, MOST = 0.1, 0.6  # bounds of the teacher's share
 HELD = 0.1  # share of the updates before the share of the KL begins to change
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.95}
@@ -38,13 +38,13 @@ GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "thresh
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The share of the KL term, the rest being the cross-entropy's: at the start of training and at its end."""
+    """The KL term's share of the loss, at the start and at the end of training; the rest is the cross-entropy's."""
 
     first: float
     last: float
 
     def at(self, step: int, steps: int) -> float:
-        """Returns the first share for a tenth of the updates, then follows a cosine to the last."""
+        """Returns the share at an update: `first` for a tenth of the updates, then along a cosine to `last`."""
         gone = min(1.0, max(0.0, (step / max(1, steps) - HELD) / (1 - HELD)))
         return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * gone))
 
@@ -74,7 +74,7 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
 
 
 def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
-    """Returns what masks are sampled for: blocks of a model with a KV cache, whole canvases of one without."""
+    """Returns the units for which masks are sampled: blocks if the model has a KV cache, else whole canvases."""
     if contract.has_cache:
         return noise.blocks_at(canvas, contract, canvas.everywhere())
     return noise.whole_canvases(canvas)
@@ -83,9 +83,9 @@ def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
 def nested_masks(
     canvas: AnswerBlocks, units: Units, ordered: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Samples what is masked of each canvas for the student, and of that for the teacher. bool [batch, width] each.
+    """Samples which positions are masked for the student, and which of these for the teacher; bool [batch, width] each.
 
-    ordered: the share of units that the student has masked at their end alone, see `noise.ends`.
+    ordered: the share of units in which only an end is masked for the student, see `noise.ends`.
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
@@ -98,7 +98,7 @@ def nested_masks(
 
 
 def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
-    """Returns the loss of both terms on `stream.batch` fresh examples per step; tokens after an end weigh FILLER.
+    """Returns the loss of both terms on `stream.batch` new examples per step; filler has the weight FILLER.
 
     ordered: see `nested_masks`.
     """

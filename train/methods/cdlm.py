@@ -1,10 +1,11 @@
-"""CDLM (arXiv 2511.19269): a student with a KV cache learns from the states of a teacher's trajectories.
+"""Trains a student with a KV cache on the states of a teacher's trajectories: CDLM (arXiv 2511.19269).
 
-With q(.|y) the student on a state y, and y* a later one: KL(teacher || q(.|y)) at tokens unmasked between the two,
-KL(stopgrad q(.|y*) || q(.|y)) where both are masked, and the cross-entropy of masked ground truth. The paper leaves y
-and y* unspecified: here y is early in a block more often than late, and y* is sampled, or the block completed. The
-ground truth's noise is ours too (`all_blocks.noise`, filler after an answer's end weighing less), and so is a weight
-of 1 for it, the authors' being 0.01 and 0.1: LOG.md has what a small student gives under 0.01.
+With q(.|y) the student's prediction from a state y, and y* a later state, the loss has three terms: KL(teacher ||
+q(.|y)) at tokens unmasked between the two, KL(stopgrad q(.|y*) || q(.|y)) at positions masked in both, and the
+cross-entropy on masked ground truth. The paper does not specify y and y*: here y is early in a block more often than
+late, and y* is a sampled state or the completed block. Our own choices are also how ground truth is masked
+(`all_blocks.noise`, with a lower weight for filler after an answer's end), and that its term has the weight 1. The
+authors' weights are 0.01 and 0.1; LOG.md has a small student's results with 0.01.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "thresh
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Shares of distillation, consistency, denoising. The authors': Dream 1, 0.5, 0.01; LLaDA 1, 0.5, 0.1."""
+    """Weights of the loss terms. The authors': 1, 0.5, 0.01 for Dream; 1, 0.5, 0.1 for LLaDA."""
 
     distillation: float
     consistency: float
@@ -47,7 +48,7 @@ def weights_of(text: str) -> LossWeights:
 
 
 def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
-    """Returns the loss of the three terms on `stream.batch` trajectories and as many fresh examples per step.
+    """Returns the loss of the three terms on `stream.batch` trajectories and as many new examples per step.
 
     target: which later state is y*, see `trajectory_states.draw_states`.
     """
@@ -62,9 +63,10 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
         drawn = trajectory_states.draw_states(found, contract, target, generator)
         with torch.no_grad():
             ahead = said(model, select(lesson.run(drawn.later, drawn.visible_later), rows_of(drawn.masked)))
-            # The teacher's head, which no adapter changes: if it is the student's, a forward pass has gathered it.
+            # This uses the teacher's head, which no adapter changes. If it is the student's too, the forward pass above
+            # has gathered it.
             taught = said(teacher, send(drawn.hidden, ahead.device).float())
-        torch.clear_autocast_cache()  # of weights cast without gradients, which older torch would reuse
+        torch.clear_autocast_cache()  # has weights cast without gradients, which older torch would reuse
         hidden = lesson.run(drawn.earlier, drawn.visible)
         distilled = losses.distillation(taught, said(model, select(hidden, rows_of(drawn.unmasked))))
         steady = losses.consistency(ahead, said(model, select(hidden, rows_of(drawn.masked))))

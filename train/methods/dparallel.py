@@ -1,9 +1,10 @@
-"""dParallel (arXiv 2509.26488): certainty-forcing distillation on the teacher's own answers.
+"""Trains by certainty-forcing distillation on the teacher's own answers: dParallel (arXiv 2509.26488).
 
-L = CE + CE' + w (H + H'): a block is half masked, the blocks after it wholly; the primed terms are of the other half;
-H is the mean entropy of softmax(logits / 0.5) where the top-1 token is already right. After the authors' code
-(czg1225/dParallel). Ours is that the blocks of some answers are masked from a sampled place to their end, with no other
-half: decoding meets little else, and a small model that is trained on scattered halves alone forgets it (LOG.md).
+L = CE + CE' + w (H + H'). Half of a block is masked, and all blocks after it; for the primed terms, the block's other
+half is masked instead. H is the mean entropy of softmax(logits / 0.5) at positions whose top-1 token is right. This
+follows the authors' code (czg1225/dParallel) with one difference: in some answers blocks are masked from a sampled
+place to their end, and there is no other half. Decoding meets little else, and a small model that is trained only on
+scattered halves forgets it (LOG.md).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold
 
 
 def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
-    """Returns the teacher's answers, each to its end token, or as long as a canvas if it has none."""
+    """Returns the teacher's answers, each up to its end token, or as long as the canvas if it has none."""
     examples = []
     for trajectory in found:
         ids = trajectory.tokens[: contract.canvas].tolist()
@@ -40,11 +41,11 @@ def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
 def halves(
     canvas: AnswerBlocks, contract: Contract, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Samples two complementary halves of a block per canvas, and what is masked after it; bool [batch, width] each.
+    """Samples two complementary halves of a block per canvas, and the positions masked after it; bool [batch, width].
 
-    ordered: the share of rows with their blocks' ends, see `noise.ends`, in the first half and nothing in the second.
-    Without a KV cache the block is sampled from those of the answer. With one it is all blocks at once, and nothing
-    after them: such a model sees nothing after a block, so each of them is the same task.
+    ordered: the share of rows whose first half is the blocks' ends, see `noise.ends`, and whose second half is empty.
+    For a model without a KV cache one of the answer's blocks is sampled. For one with a KV cache all blocks are halved
+    at once, and nothing is masked after them, because no block sees what follows it.
     """
     inside, blocks = canvas.inside(), noise.blocks_at(canvas, contract, canvas.everywhere())
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
@@ -58,9 +59,9 @@ def halves(
 
 
 def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
-    """Returns the loss of both terms and their complements on `stream.batch` trajectories per step.
+    """Returns the loss of both terms, on both halves, of `stream.batch` trajectories per step.
 
-    certainty: the w of the entropies; ordered: see `halves`. What is after an answer's end weighs FILLER.
+    certainty: the weight w of the entropies. ordered: see `halves`. Filler after an answer's end has the weight FILLER.
     """
     contract, taught = lesson.contract, answers(lesson.found, lesson.contract)
 

@@ -1,4 +1,4 @@
-"""The loss of an autoregressive model: of the baseline itself, and next to other losses to keep what it could do."""
+"""Computes the next-token loss, to train the autoregressive baseline, and to keep its skills next to other losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs of a method's loss: the student in training, its teacher, and their predictions."""
+"""Defines the inputs of a method's loss: the student in training, its teacher, trajectories and examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.transformer.network import Transformer
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A frozen teacher. adapted: `model` is the student; without its low-rank adapter it is the teacher."""
+    """A frozen teacher. adapted: whether `model` is the student, which without its low-rank adapter is the teacher."""
 
     model: Transformer
     contract: Contract
@@ -25,7 +25,7 @@ class Teacher:
 
     @contextmanager
     def speaking(self) -> Iterator[Transformer]:
-        """Yields the teacher's own weights, without gradients."""
+        """Disables gradients and the student's adapter for the duration of the block; yields the teacher."""
         with torch.no_grad():
             if not self.adapted:
                 yield self.model
@@ -38,9 +38,9 @@ class Teacher:
 class Lesson:
     """The method inputs of a distillation.
 
-    model, contract: the student's; run: its forward pass, which may be compiled; teacher: makes the teacher, which is
-    in memory only if a method calls this; found: the teacher's trajectories, none if the method needs none; stream:
-    examples of ground truth; steps: updates in all.
+    model, contract: the student's. run: its forward pass, which may be compiled. teacher: builds the teacher, so that
+    it is in memory only if the method needs it. found: the teacher's trajectories, empty if the method needs none.
+    stream: examples of ground truth. steps: the number of updates.
     """
 
     model: Transformer
@@ -56,5 +56,5 @@ class Lesson:
         return torch.Generator().manual_seed(self.stream.seed * 1_000_003 + step)
 
     def least(self) -> int:
-        """Returns the least length that answers are sometimes filled up to: a `full` model decodes its whole canvas."""
+        """Returns the length to which some batches are padded: the canvas of a `full` model, else 0."""
         return 0 if self.contract.has_cache else self.contract.canvas

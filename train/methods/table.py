@@ -1,4 +1,4 @@
-"""The table of distillation methods: their names, the options that only they have, and how their loss is made."""
+"""Lists the distillation methods: their names, their own options, and how to make their loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "trajectories": None,
     "only_right": True,
 }
-HELP = {  # help texts that do not fit their option's line
+HELP = {  # help texts that do not fit on the line of their option below
     "attention": (
         "attention of the student; full (cd4lm and dparallel alone) has no KV cache; causal_context, for a teacher "
         "with shift, can decode speculatively if it learns with --next-token (default: block_causal)"
@@ -54,11 +54,11 @@ HELP = {  # help texts that do not fit their option's line
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to distil.
+    """A distillation method.
 
-    options: names of the options that not every method has; from_examples: whether it learns from ground truth;
-    attentions: of its students; gate: its students' first one, with the authors' threshold or near it; plan: checks the
-    options' values and returns the function that makes the loss of the method inputs.
+    options: names of its options that not every method has. from_examples: whether it learns from ground truth.
+    attentions: those that its students may have. gate: its students' first gate, with a threshold equal or near to the
+    authors'. plan: checks the options' values and returns a function that makes the loss from the method inputs.
     """
 
     options: tuple[str, ...]
@@ -136,15 +136,16 @@ OWN_OPTIONS = {  # options by the methods that have them
 
 
 def add_own_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that not every method has, in groups of their own."""
+    """Adds the options that not every method has, one group per set of methods."""
     for methods, options in OWN_OPTIONS.items():
         add_options(parser.add_argument_group(methods), options)
 
 
 def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """Returns the method and the values of its own options, by name; given: by DEFAULTS' names, None for the default.
+    """Returns the method and the values of its own options, by name.
 
-    Raises UserError for an option or mask that is another method's.
+    given: values of all options in DEFAULTS, by name; None for the default. Raises UserError for an option or attention
+    that only other methods have, or without the --trajectories that the method needs.
     """
     method = METHODS[name]
     for key, value in given.items():

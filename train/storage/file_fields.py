@@ -14,9 +14,9 @@ from train.checkpoint import Decoding
 
 
 def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, Any]:
-    """Returns values of `config`, exactly these dataclasses' fields. Raises UserError naming the first wrong one."""
+    """Returns the values of `config`. Raises UserError, naming a wrong key, unless they fit these dataclasses."""
     if Decoding in kinds:
-        config = {"modes": MODES[:1], "decision_temperature": 1.0, **config}  # older files have no modes
+        config = {"modes": MODES[:1], "decision_temperature": 1.0, **config}  # older files lack these
     wanted = {field.name for kind in kinds for field in fields(kind)}
     unknown, missing = sorted(config.keys() - wanted), sorted(wanted - config.keys())
     if unknown or missing:

@@ -1,4 +1,4 @@
-"""Writes commands' output files, whole or not at all; an obstacle is reported in one line, for the user to remove."""
+"""Writes commands' output files, whole or not at all; reports in one line what prevents that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.errors import UserError
 
 
 def check_file(path: Path) -> None:
-    """Raises UserError if `replace_file` could not write there; call it before the hours of work that make the file."""
+    """Raises UserError if `replace_file` could not write there; call it before the work that makes the file."""
     with writing(path) as temporary:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -23,9 +23,9 @@ def check_file(path: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file next to `path` and moves it there in one rename, so that `path` is never half-written.
+    """Writes a file next to `path` and renames it to `path`, so that `path` is never half-written.
 
-    Raises UserError if that fails, or if another process is writing there.
+    Raises UserError if that fails, or if another process is writing to `path`.
     """
     with writing(path) as temporary:
         write(temporary)
@@ -34,15 +34,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yields a path of that name in an empty folder next to `path`, see `runtime.files.stage`.
+    """Yields a path with the name of `path`, in an empty folder next to it, see `runtime.files.stage`.
 
-    Raises UserError if nothing can be written there, also for an error in the block.
+    Raises UserError if nothing can be written there, also if that is found in the `with` block.
     """
     try:
         with files.stage(path) as folder:
             yield folder / path.name
     except BlockingIOError:
         raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
-    except (OSError, SafetensorError) as error:  # the latter is how that library reports a full disk
+    except (OSError, SafetensorError) as error:  # SafetensorError is how that library reports a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path} cannot be written ({reason}); correct that and run the command again") from None

@@ -1,4 +1,4 @@
-"""Reads a file of torch.save as plain values: nothing in it runs, and nothing takes more memory than its bytes."""
+"""Reads a file of torch.save as plain values: runs no code from it, and allows no values larger than the file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-MOST_SHARED = 16  # reused tuples; torch.save writes none
+MOST_SHARED = 16  # maximum of reused tuples in a pickle; torch.save writes none
 NESTED = "its values are nested without end"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read(path: Path) -> Any:
-    """Reads what torch.save wrote. Raises UserError, in one line, for anything else."""
+    """Reads what torch.save wrote. Raises UserError for anything else."""
     try:
         _check(path)
-        with warnings.catch_warnings():  # torch warns about foreign files, but a refusal is one line
+        with warnings.catch_warnings():  # torch warns about foreign files, but one line is to be printed
             warnings.simplefilter("ignore")
             values = torch.load(path, map_location="cpu", weights_only=True)
         if _unfolded(values, {}) > path.stat().st_size:
@@ -41,8 +41,10 @@ def read(path: Path) -> Any:
 
 
 def _check(path: Path) -> None:
-    """Raises ValueError for an archive that is compressed or claims more bytes than the file has, or for values nested
-    without end: torch writes none of them."""
+    """Raises ValueError for an archive that torch.save does not write.
+
+    It is compressed, claims more bytes than the file has, or has values nested without end.
+    """
     try:
         with ZipFile(path) as archive:
             parts = archive.infolist()
@@ -59,7 +61,7 @@ def _check(path: Path) -> None:
 def _shared_tuples(content: bytes) -> int:
     """Returns how often a pickle uses a tuple that it has built before.
 
-    A tuple of the previous one, twice, and so on, makes a key whose hash takes 2 to the power of their number in time.
+    If each of n tuples has the previous one as both elements, the hash of the last takes time 2**n.
     """
     tuples, before, shared = set(), "", 0
     for opcode, argument, _ in pickletools.genops(content):
@@ -71,7 +73,7 @@ def _shared_tuples(content: bytes) -> int:
 
 
 def _unfolded(values: Any, known: dict[int, float]) -> float:
-    """Counts values, a repeated one at each place; returns infinity if they contain themselves."""
+    """Counts values, a shared one once per place that holds it; returns infinity if a value contains itself."""
     if not isinstance(values, dict | list | tuple | set):
         return 1
     if id(values) not in known:
@@ -82,9 +84,9 @@ def _unfolded(values: Any, known: dict[int, float]) -> float:
 
 
 def plain_tensors(weights: Any, size: int) -> bool:
-    """Returns whether these are tensors by name, each whole and of floats, that fit into a file of `size` bytes.
+    """Returns whether `weights` are whole float tensors by name that fit into a file of `size` bytes.
 
-    A tensor read from a file may be a view with strides of 0, sparse, or without memory: tiny in the file, vast in use.
+    A tensor in a file may have strides of 0, be sparse or have no memory: it is tiny in the file, but vast in use.
     """
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return False

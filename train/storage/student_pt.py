@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the checkpoint with its weights in `dtype`; an older file stays whole until the new one is.
+    """Writes the checkpoint with its weights in `dtype`; an existing file is replaced once the new one is complete.
 
     Raises UserError if `path` cannot be written.
     """
@@ -40,22 +40,22 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
-    """Calls torch.save in one rename. Raises UserError if `path` cannot be written."""
+    """Writes a state with torch.save and one rename. Raises UserError if `path` cannot be written."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # torch's own writer reports a full disk as a RuntimeError
             try:
                 torch.save(state, file)
-            except RuntimeError as error:  # for our file object too, when it then cannot write its end
+            except RuntimeError as error:  # also for our file, if it then cannot write the archive's end
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     replace_file(path, write)
 
 
 def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> None:
-    """Writes another default gate into a student.pt; the rest is kept as stored, and the file stays whole throughout.
+    """Writes another default gate into a student.pt, in one rename; all else stays as stored.
 
-    mode: becomes the default of the model's modes, if given. Raises UserError if `path` is not such a file, the model
+    mode: becomes the model's default mode, if it is given. Raises UserError if `path` is not a student.pt, the model
     lacks that mode, or nothing can be written.
     """
     change: dict[str, Any] = {"gate": dict(gate)}
@@ -65,7 +65,7 @@ def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> No
 
 
 def set_decision_temperature(path: Path, temperature: float) -> None:
-    """Writes the temperature of decisions into a student.pt, as `set_gate` does with the gate, and raises alike."""
+    """Writes the temperature of decisions into a student.pt; writes and raises UserError as `set_gate` does."""
     _change_config(path, {"decision_temperature": temperature})
 
 
@@ -79,7 +79,7 @@ def _change_config(path: Path, change: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads a file of train.*. Raises UserError, in one line, for anything else."""
+    """Reads a student.pt. Raises UserError for anything else."""
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}; give a .pt file that train.distill or train.teacher wrote, or a Hugging Face "
@@ -118,7 +118,7 @@ def _parse(path: Path, state: Any) -> Checkpoint:
 
 
 def _check_fit(path: Path, shape: ModelConfig, decoding: Decoding) -> None:
-    """Raises UserError for values that are each possible, but impossible together."""
+    """Raises UserError for values that are valid one by one, but not together."""
     ids = {"mask_id": decoding.mask_id, "pad_id": decoding.pad_id, "eos_ids": max(decoding.eos_ids, default=-1)}
     wrong = [f"{name} {token}" for name, token in ids.items() if not 0 <= token < shape.vocab]
     wrong += [f"head_dim {shape.head_dim}"] if shape.head_dim % 2 else []

@@ -1,4 +1,4 @@
-"""Swaps the names of two folders in one step, if the system can: at no moment is one of the names missing."""
+"""Swaps the names of two folders in one step, if the system can, so that neither name is ever missing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2)
 
 
 def swap(one: Path, other: Path) -> bool:
-    """Swaps the two; returns False if this system or the folders' file system has no such step.
+    """Swaps the names of two folders; returns False if the system or the file system cannot do it in one step.
 
-    Raises OSError if it has and refuses.
+    Raises OSError if it can, but fails.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # Linux has it, with glibc from 2.28 on
+    except AttributeError:  # only Linux has it, with glibc 2.28 or newer
         return False
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # NFS reports it so
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # as NFS reports that it cannot
         return False
     raise OSError(code, os.strerror(code), str(other))

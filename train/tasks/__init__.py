@@ -1,4 +1,4 @@
-"""The sample tasks and users' own data, all in one small type, `Task`; the table is in `table.py`."""
+"""Provides the sample tasks and users' own data, all as one small type, `Task`; `table.py` lists them."""
 
 from .problem import Problem
 from .table import Task, choose_tasks, from_file

@@ -1,6 +1,6 @@
-"""Names of the arguments of functions, by kind of argument: for the first and the second one.
+"""Lists names for the first and the second argument of functions, by kind of argument.
 
-Training prompts are rewritten with other names; those of the splits that test rewriting, with names that no prompt of
+Training prompts are rewritten with other names. Prompts of the splits that test rewriting get names that no prompt of
 `train` has.
 """
 
@@ -34,5 +34,5 @@ HELD_OUT_ARGUMENTS = {
     "word": ("query", "item_name", "target"),
     "pairs": ("pair_list", "positions", "links"),
 }
-# Kinds whose inputs differ, but whose names do not.
+# Kinds with their own inputs, but another kind's names.
 KINDS = {"some": "ints", "nat": "int", "few": "int", "long": "int", "turn": "str"}

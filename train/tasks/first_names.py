@@ -1,4 +1,4 @@
-"""First names that prompts are rewritten with: for training and, separate from them, for the splits that test it.
+"""Lists first names for rewritten prompts: some for training, and others for the splits that test rewriting.
 
 Typical names from many languages, each with the pronoun that the stories use for it. None is one of the templates' own
 names: a renamed prompt is never a prompt of `valid` or `test`.

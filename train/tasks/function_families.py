@@ -1,4 +1,4 @@
-"""The vocabulary of the code task and its families over lists of numbers."""
+"""Lists the vocabulary of the code task and its families over lists of numbers."""
 
 # one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off

@@ -1,4 +1,4 @@
-"""Families of the code task over two lists, numbers, texts, dicts and pairs, and the held-out families."""
+"""Lists the families of the code task over two lists, numbers, texts, dicts and pairs, and the held-out families."""
 
 # one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off

@@ -1,4 +1,4 @@
-"""Generates small Python functions to write from an instruction and an example, by a seed, and grades them.
+"""Generates problems by a seed, each a small Python function to write by instruction and example; grades answers.
 
 `train` also has prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one
 such change per prompt.
@@ -84,8 +84,9 @@ class Drawn:
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yields `count` problems of one of SPLITS, the same ones for the same arguments.
 
-    The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not.
-    A `_surface` split has the problems of `valid` or `test` of that seed, one change each, which `group` names.
+    The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not
+    repeat. A `_surface` split has the problems of `valid` or `test` of that seed, with one change each, which `group`
+    names.
     Raises UserError for an unknown split.
     """
     if split not in SPLITS:
@@ -176,7 +177,7 @@ def _answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values, those that themselves mention an argument or a constant filled in."""
+    """Returns the values, with arguments and constants filled into those that mention any."""
     return {key: _fill(value, values) for key, value in values.items()}
 
 
@@ -192,7 +193,7 @@ CHANGES = ("name", "order", "no_example", *surface.CHANGES)
 def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
     """Returns the problem with changes. Its tests now include the example, which may no longer end the prompt.
 
-    Problems of several splits can have the same instruction; without its example it is a prompt of one split alone.
+    The example is dropped only in the split of the bare instruction, which problems of several splits can have.
     """
     _, _, example = problem.prompt.partition("\n")
     if "name" in changes:
@@ -304,7 +305,7 @@ def _input(kind: str, size: int, drawn: Drawn, rng: random.Random) -> Any:
 
 
 def _number(drawn: Drawn, rng: random.Random) -> int:
-    """Samples a number: often a sampled constant, a neighbor or a multiple of it, for which wrong answers show."""
+    """Samples a number: often a sampled constant, a neighbor or a multiple of it, which reveal wrong answers."""
     if drawn.near and rng.random() < 0.5:
         near = rng.choice(drawn.near)
         return rng.choice((near, near - 1, near + 1, 2 * near, 3 * near))

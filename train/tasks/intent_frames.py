@@ -76,5 +76,5 @@ GROUPS = (
 
 
 def split_of_pair(row: int, column: int, offset: int = 0) -> str:
-    """Returns the split of a family, a place in a grid of markers and arrangements: one diagonal of FOLDS each is test and valid."""
+    """Returns the split of a family by its place in a grid; of FOLDS diagonals, one is test and one is valid."""
     return {0: "test", 1: "valid"}.get((row + column + offset) % FOLDS, "train")

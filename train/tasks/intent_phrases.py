@@ -1,7 +1,7 @@
-"""What the intents of the task `intents` are called and how each is requested.
+"""Lists the intents of the task `intents` and how each is requested.
 
 A phrase begins with a verb, which `bend` inflects; `{clause}` is another phrase, told as the content of a message or a
-reminder. A sentence stands for itself; `FIELDS` has the other fields.
+reminder. A sentence is used as it is; `FIELDS` has the other fields.
 """
 
 # one entry is one phrase here
@@ -118,7 +118,7 @@ INTENTS = {
 }
 NAMES = (*INTENTS, NO_REQUEST)
 
-# Those that are not regular: gerund, participle.
+# Irregular verbs: gerund, participle
 VERBS = {
     "put": ("putting", "put"), "get": ("getting", "gotten"), "stop": ("stopping", "stopped"), "shut": ("shutting", "shut"), "cut": ("cutting", "cut"),
     "tell": ("telling", "told"), "see": ("seeing", "seen"), "find": ("finding", "found"), "set": ("setting", "set"), "dim": ("dimming", "dimmed"),

@@ -1,6 +1,6 @@
-"""Puts utterances of the task `intents` together: requests, frames around them, their right slots.
+"""Composes utterances of the task `intents`, with their right slots, from requests and the frames around them.
 
-A family is a frame's marker and arrangement, or a request's phrase and form; `split_of_pair` says whose each is.
+A family is a frame's marker and arrangement, or a request's phrase and form; `split_of_pair` gives its split.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .intent_frames import FORMS, GROUPS, OPENINGS, WHO, Group, split_of_pair
 from .intent_phrases import INTENTS, NO_REQUEST, bend
 from .intent_values import FIELDS, OPTIONAL, Said, Slots
 
-GIVEN = 0.45  # share of requests that name what need not be named
+GIVEN = 0.45  # share of optional fields that a request has
 NEAR = 0.7  # share of distractors of the same topic
 SAME = 0.5  # share of a distractor's fields that are the request's own
 SENTENCES = 0.3  # share of the forms that are sentences, if the intent has some
 QUESTION = "\0"  # the end of a question: a question mark at the end of a sentence
 MINE = re.compile(r"\b(me|my)\b")
 NO_CONTENT = {"reminder_set": {"time", "when", "day"}, "message_send": set[str]()}
-WITHOUT = ("retracted", "nothing", "told")  # no request is left
+WITHOUT = ("retracted", "nothing", "told")  # groups whose utterances leave no request
 MOVED = ("slot_after", "slot_kept")  # the right value follows the request
 
 Words = dict[str, str]
@@ -52,8 +52,8 @@ class Utterance:
     """Holds the text, the right intent and the slots.
 
     Attributes:
-        kind: of its frame, the name of a group.
-        family: group, marker and arrangement of its frame, or of a plain request intent, phrase and form.
+        kind: the name of its frame's group.
+        family: group, marker and arrangement of its frame; for a plain request, intent, phrase and form.
     """
 
     text: str
@@ -122,7 +122,7 @@ def content(rng: random.Random, of: str) -> str:
 
 
 def ask_any(rng: random.Random, intent: str, near: Asked | None = None, plain: bool = False) -> Asked:
-    """Samples a request of an intent; plain: not of oneself, so that others can have done it."""
+    """Samples a request of an intent. plain: without words such as "my", so that it can be said of somebody else."""
     phrases = [each for each in INTENTS[intent].phrases if not (plain and MINE.search(each))]
     return ask(rng, intent, rng.choice(phrases), near)
 
@@ -174,7 +174,7 @@ def draw_utterance(split: str, rng: random.Random) -> Utterance:
 
 
 def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked, Words]:
-    """Samples a request and those that are not meant; returns it and the words of a frame's fields but its markers."""
+    """Samples a request and its distractors; returns the request, and the words of a frame's fields except markers."""
     names, intent, words = {*fields_of(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
     asked, whole, _ = say(rng, split, intent)
     if "say" in names:
@@ -194,12 +194,12 @@ def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked,
 
 
 def correct_slot(split: str, rng: random.Random, group: Group, marker: str, arrangement: str) -> Utterance:
-    """Samples an utterance in which one field is said wrong and right."""
+    """Samples an utterance that says a wrong and the right value of one field."""
     while True:
         asked, whole, _ = say(rng, split, rng.choice([*INTENTS]))
         names = [name for name, said in asked.fields.items() if said.slots]
         if group.name in MOVED and "clause" in asked.fields:
-            continue  # another one's slot could be meant
+            continue  # the corrected slot could be one of the clause
         if group.name in MOVED and asked.fields.get("where", Said({}, "")).words:
             names = [name for name in names if name == "where"]
         if names:
@@ -225,7 +225,7 @@ def capital(text: str) -> str:
 
 
 def finish(text: str) -> str:
-    """Returns a text as written: spaces, commas and ends put right, capitals where sentences begin."""
+    """Returns a text as it is written, with correct spaces, commas and sentence ends, and capitals after them."""
     text = re.sub(rf"{QUESTION}(?:\.(?!\.)|$)", "?", text).replace(QUESTION, "")
     text = re.sub(r"(?:\s*,|\s-)+(?=\s*(?:[.?!,):]|-\s|$))", "", re.sub(r"\s+", " ", text).strip())
     text = re.sub(r"(^\"?|(?<!\.\.)[.?!] )([a-z])", lambda found: found[1] + found[2].upper(), text)

@@ -1,4 +1,4 @@
-"""What the slots of the task `intents` take, and how people say it."""
+"""Lists the values of the slots of the task `intents`, and how people say them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .surface import spell_number
 
 WORDED = 0.4  # share of the numbers that are said in words
-MY = 0.15  # share of devices that are somebody's
+MY = 0.15  # share of devices called "my" and not "the"
 
 # Each value with its names; the first value's name is the value where none is given.
 DEVICES = {
@@ -76,14 +76,14 @@ Slots = dict[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a field of a phrase means, slot by slot, and its words."""
+    """A field of a phrase: the values that it gives slots, and its words."""
 
     slots: Slots
     words: str
 
 
 def choose_from(slot: str, values: Mapping[str, tuple[str, ...]], before: str = "") -> Callable[[random.Random], Said]:
-    """Returns what samples a value of a closed list and one of its names, after the words `before`."""
+    """Returns a function that samples a value of a closed list and one of its names, with the words `before` it."""
     names = [(value, before + name) for value, each in values.items() for name in each]
 
     def sample(rng: random.Random) -> Said:
@@ -111,7 +111,7 @@ def sample_time(rng: random.Random) -> Said:
 
 
 def times_said(hour: int, minute: int) -> list[str]:
-    """Returns the ways to say a time; from 1 to 11 without more words it is in the morning, with "pm" after noon."""
+    """Returns the ways to say a time. An hour from 1 to 11 alone is in the morning; "pm" means after noon."""
     said, half = [f"{hour}:{minute:02}"], hour % 12
     if half == 0:
         return said if minute else [*said, "midnight" if hour == 0 else "noon"]
@@ -124,7 +124,7 @@ def times_said(hour: int, minute: int) -> list[str]:
         said += [f"{word} {part}", f"{word} o'clock {part}"] + ([] if late else [word, number, f"{word} o'clock"])
     elif minute in PAST:
         said += [f"{PAST[minute]} {word}" + (f" {part}" if late else "")]
-    elif minute in TO and half < 11:  # what is said is the next hour, which noon would make another part of the day
+    elif minute in TO and half < 11:  # these name the next hour, which must be in the same part of the day
         said += [f"{TO[minute]} {spell_number(half + 1)} {part}"] if hour != 17 else []
     return said
 
@@ -149,7 +149,7 @@ def sample_minutes(rng: random.Random) -> Said:
     return Said({"amount": amount}, f"{write_number(amount, rng)} minutes")
 
 
-# By field of a phrase. `where` and `when` may be left out; they bring the space before them.
+# By field of a phrase. `where` and `when` are optional and include the space before them.
 FIELDS: Mapping[str, Callable[[random.Random], Said]] = {
     "device": sample_device,
     "room": choose_from("room", ROOMS, "the "),

@@ -33,7 +33,7 @@ FIELDS = ("intent", *SLOTS)
 SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
 MAX_FRUITLESS_DRAWS = 10_000
 LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
-SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that each problem has or has not
+SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that are shares of the problems
 
 Values = dict[str, str | int | None]
 
@@ -56,7 +56,7 @@ def slots_of(intent: str) -> tuple[set[str], set[str]]:
 
 
 def schema(intent: str | None = None) -> dict[str, Any]:
-    """Returns the JSON schema of all answers, or of an intent's: its slots have values, those of others are null."""
+    """Returns the JSON schema of all answers, or of one intent's answers, in which other intents' slots are null."""
     always, ever = slots_of(intent) if intent else (set[str](), {*SLOTS})
     properties: dict[str, Any] = {"intent": {"enum": [intent] if intent else [*NAMES]}}
     for slot, values in SLOTS.items():
@@ -71,7 +71,7 @@ def schema(intent: str | None = None) -> dict[str, Any]:
 
 
 def form() -> Form:
-    """Returns the answers' words, and a field for the intent and each slot with its values as JSON, null the last."""
+    """Returns the form of all answers; a field's values are JSON texts, null being the last one of each slot."""
     values = {"intent": [*NAMES], **{slot: [*known, None] for slot, known in SLOTS.items()}}
     parts = list[str | Field]()
     for name, known in values.items():
@@ -139,7 +139,7 @@ def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
 
 
 def read_answer(text: str) -> Values | None:
-    """Returns the fields of an answer in any order and spacing, None if it is not of the schema."""
+    """Returns the fields of an answer, in any order and spacing; None if it does not fit the schema."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -150,7 +150,7 @@ def read_answer(text: str) -> Values | None:
 
 
 def _is_of(value: object, known: Sequence[str] | range) -> bool:
-    wanted = int if isinstance(known, range) else str  # True is not 1
+    wanted = int if isinstance(known, range) else str  # exact types, as True == 1
     return type(value) is wanted and value in known
 
 
@@ -160,8 +160,10 @@ def grade(problem: Problem, text: str) -> bool:
 
 
 def measure(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
-    """Returns shares of the problems: `exact` all fields right, intent right, all slots right, within the schema, and
-    each slot right. An answer outside the schema has nothing right.
+    """Returns shares of the problems, by name, whose answers are right or fit the schema.
+
+    The shares are: all fields right (`exact`), intent right, all slots right, answer within the schema, and each slot
+    right. An answer outside the schema has nothing right.
     """
     right = [json.loads(problem.answer) for problem in problems]
     given = [read_answer(text) for text in texts]

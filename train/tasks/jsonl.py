@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[Problem, ...]:
     """
     problems = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
-        line = line.removeprefix(BOM).strip()  # one per file that was concatenated
+        line = line.removeprefix(BOM).strip()  # each of several concatenated files may have one
         if line:
             try:
                 problems.append(replace(_whole(_problem(_record(line))), line=number))
@@ -160,7 +160,7 @@ def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -
 
 
 def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grader, programs: Grader) -> list[bool]:
-    """Grades each answer by its problem's kind: tests are run, `#### N` compared as a number, else the text itself."""
+    """Grades each answer by its problem's kind: runs tests, compares the N of `#### N`, or compares the whole text."""
     right = [problem.answer.strip() == text.strip() for problem, text in zip(problems, texts, strict=True)]
     for kind, grader in (("tests", programs), ("number", numbers)):
         places = [i for i, problem in enumerate(problems) if _kind(problem) == kind]

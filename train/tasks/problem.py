@@ -1,4 +1,4 @@
-"""A problem of a task: the prompt, a right answer, and how to grade another."""
+"""Defines a problem of a task: its prompt, a right answer, and tests of other answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Problem:
     """A problem. `group` names the template or function family; `tests` are Python assertions (code) or empty (math).
 
-    line: its line in its file, from 1, to name it by; 0 for a problem that is in none.
+    line: the problem's line in its file, from 1, for messages; 0 if it is not from a file.
     """
 
     prompt: str
@@ -21,7 +21,7 @@ class Problem:
 
 
 def split_of(prompt: str) -> str:
-    """Returns the split of a problem, by its prompt alone: nine tenths train, a twentieth each valid and test."""
+    """Returns the split of a problem, by its prompt alone: train (90 %), valid (5 %) or test (5 %)."""
     bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 100
     return "train" if bucket < 90 else "valid" if bucket < 95 else "test"
 
@@ -29,6 +29,6 @@ def split_of(prompt: str) -> str:
 def split_of_sample(prompt: str) -> str:
     """Returns the split of a sample task's problem.
 
-    Its prompts once ended in a newline; it is still hashed, to keep every problem in its split.
+    Prompts of sample tasks once ended in a newline. It is still hashed, so that every problem stays in its split.
     """
     return split_of(f"{prompt}\n")

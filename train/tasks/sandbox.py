@@ -53,8 +53,8 @@ BLOCKED = frozenset(
 def run(programs: Sequence[tuple[str, tuple[str, ...]]], *, seconds: float = 2.0, memory_mb: int = 256) -> list[bool]:
     """Returns for each (program, assertions) whether the program and then all its assertions run without an error.
 
-    `seconds` limits the elapsed time and `memory_mb` the address space of each program. Whatever a program does
-    counts as False, never as an exception; OSError is raised only if no worker process can be started.
+    `seconds` limits the elapsed time and `memory_mb` the address space of each program. A program that fails
+    in any way gives False and raises nothing; OSError is raised only if no worker process can be started.
     """
     import tempfile
 

@@ -1,6 +1,6 @@
-"""Rewrites prompts as people type them: other spaces, case, stops, numbers as words. The right answer stays.
+"""Rewrites prompts as people type them: other spaces, case, stops, numbers as words. The answer stays the same.
 
-A task adds changes of its own, such as another name or sentences in another order, and passes `Draft`s.
+A task passes `Draft`s, which can add its own changes, such as another name or sentences in another order.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Change = Callable[[str, random.Random], str]
 class Draft:
     """A problem, and how to rewrite it.
 
-    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`: all but
-    `train` use held-out names. Changes that the problem does not allow do nothing.
+    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`. In all
+    splits but `train` it uses held-out names. Changes that the problem does not allow do nothing.
     """
 
     problem: Problem
@@ -105,7 +105,7 @@ CHANGES = (*PROSE, *EDGES)
 
 
 def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table: Mapping[str, Change]) -> str:
-    """Applies those of the changes that are in the table to a text."""
+    """Applies to a text those changes that are in the table."""
     for name, change in table.items():
         if name in changes:
             text = change(text, rng)
@@ -139,8 +139,8 @@ def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Ra
 def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
     """Yields every problem, SHARE of them with one or two changes.
 
-    A rewritten prompt whose own hash is of another split is left as it was, so that no rewriting makes a prompt of
-    `valid` or `test`.
+    A prompt is left as it was if the hash of its rewritten form is of another split, so that no rewriting makes a
+    prompt of `valid` or `test`.
     """
     for draft in drafts:
         problem = draft.problem

@@ -1,4 +1,4 @@
-"""The table of tasks: the sample tasks, and users' own data as a task."""
+"""Lists the sample tasks, and makes a task of users' own data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Task:
         grade_many: called with problems and texts; returns which texts are right.
         measure: called with problems and texts; returns more figures, by name, for a report.
         shares: names of those figures that are shares of the problems, which a report gives with intervals.
-        form: called without arguments; returns what all answers are filled forms of. None if they are none.
+        form: called without arguments; returns the form that every answer fills. None if the task has no form.
         split: regular expression of the tokenizer's units: no token spans two of its matches.
     """
 

@@ -1,4 +1,4 @@
-"""Stories of the training templates in another order, by template; the closing question follows them.
+"""Lists stories of the training templates in another order, by template; the closing question comes after them.
 
 Only for templates whose events may come in any order: "Then", "the rest" and pronouns still refer to what comes
 before, and the tense of a verb shows what was earlier.

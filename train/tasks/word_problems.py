@@ -2,7 +2,7 @@
 
 `valid` and `test` have two to five steps and are written as the templates say. `train` also has problems of one step,
 and prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one such change
-per prompt, `valid_simple` and `test_simple` the problems of one step that are not in `train`.
+per prompt. `valid_simple` and `test_simple` have the problems of one step that are not in `train`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPLITS = (
 SIMPLE_SHARE = 0.12  # share of the training problems with one step
 HIM = {"he": "him", "she": "her"}
 HIS = {"he": "his", "she": "her"}
-LOWEST_RESULT = 2  # from two on, every noun in the texts is rightly plural
+LOWEST_RESULT = 2  # so that every noun in the texts is rightly in the plural
 HIGHEST_RESULT = 99
 FACTORS = range(2, 10)
 MAX_FRUITLESS_DRAWS = 20_000
@@ -164,7 +164,7 @@ def tell(story: Story) -> Problem:
 
 
 def rename(story: Story, rng: random.Random, split: str) -> Story:
-    """Gives both people other names, from a pool that no template has, and in the answer too."""
+    """Gives both people other names, in the answer too, from a pool of names that no template has."""
     pool = first_names.TRAINING if split == "train" else first_names.HELD_OUT
     name = rng.choice(pool[str(story.fields["he"])])
     pal = rng.choice([other for other in pool[str(story.fields["pal_he"])] if other != name])
@@ -177,7 +177,7 @@ def reorder(story: Story, rng: random.Random, split: str) -> Story:
 
 
 def refer(story: Story, rng: random.Random, split: str) -> Story:
-    """Uses the pronoun instead of the name in the question if nobody else can be meant, or the other way round."""
+    """Replaces the question's pronoun by the name, or its name by the pronoun if nobody else can be meant."""
     if "{he}" in story.ask:
         return replace(story, ask=story.ask.replace("{he}", "{name}"))
     clear = "{name}" in story.story and ("{pal}" not in story.story or story.fields["he"] != story.fields["pal_he"])

@@ -1,4 +1,4 @@
-"""The short training templates, of two and three steps, and what all template modules share."""
+"""Lists the training templates of two and three steps, and defines what all template modules share."""
 
 # one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
@@ -110,8 +110,8 @@ PEOPLE = (
 class Template:
     """A kind of problem; in `answer`, `{x}` is replaced by a value and `[x]` by the equation that yields it.
 
-    `inputs` maps each given number to its lowest and highest value, `steps` calculates the rest, the last one being the
-    answer, and `pools` maps a word to its choices.
+    `inputs` maps each given number to its lowest and highest value; `steps` calculates the others, the last of which is
+    the answer; `pools` maps a word to its choices.
     """
 
     name: str

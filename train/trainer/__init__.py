@@ -1,1 +1,1 @@
-"""The training loop that all commands share, and how a stopped run is resumed."""
+"""Trains models in a loop that all commands share, and resumes stopped runs."""

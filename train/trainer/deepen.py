@@ -1,4 +1,4 @@
-"""Depth expansion: makes a trained model deeper without changing what it computes, as the start of a larger one."""
+"""Makes a trained model deeper without changing what it computes (depth expansion), as the start of a larger one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 SILENT = (
     "self_attn.o_proj.weight",
     "mlp.down_proj.weight",
-)  # all that a layer adds to the residual stream passes through them
+)  # everything that a layer adds to the residual stream passes through one of these
 
 
 def deepened(start: Checkpoint, layers: int) -> Checkpoint:
-    """Returns the model with `layers` layers: copies of its own, evenly spread, each after its original and adding 0.
+    """Returns the model with `layers` layers: its own, and copies that add 0, evenly spread, each after its original.
 
-    Depth expansion as in Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError if it has
-    more layers already.
+    Depth expansion as in Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError if the
+    model has more layers already.
     """
     had = start.model.layers
     if layers < had:

@@ -1,8 +1,8 @@
 """Muon: makes every update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 products that takes seconds,
-several times longer than the forward and the backward pass. Here matrices of the same shape are batched, in a precision
-that the machine has. Apart from rounding it computes the same.
+torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 instructions that takes
+seconds, several times longer than the forward and the backward pass. Here matrices of one shape are batched and
+multiplied in the weights' precision, or in bf16 if `bf16` is set. Apart from rounding the result is the same.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by its authors
 ITERATIONS = 5
-SCALE = 0.2  # an update's root mean square, as in AdamW, so that its learning rates fit (Liu et al. 2025, 2502.16982)
+# An update's root mean square, about AdamW's, so that AdamW's learning rates fit (Liu et al. 2025, arXiv 2502.16982).
+SCALE = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates matrices by their orthogonalized momentum. bf16: multiply in bf16, otherwise in the weights' precision.
+    """Updates matrices by their orthogonalized momentum.
 
-    Weight decay is AdamW's, of the learning rate; the momentum is Nesterov's.
+    Weight decay is decoupled and scaled by the learning rate, as in AdamW; the momentum is Nesterov's. bf16: whether to
+    multiply in bf16 and not in the weights' precision.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * SCALE * max(shape) ** 0.5)
 
     def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Updates the average of a matrix's gradients; returns it as it would be after one more such step."""
+        """Adds the gradient to a matrix's average; returns the average with the gradient added once more (Nesterov)."""
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
@@ -56,7 +58,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Moves singular values of matrices [count, rows, columns] to about 1 (0.7 to 1.2), and keeps their vectors."""
+    """Brings the singular values of matrices [count, rows, columns] near 1 (0.7 to 1.2); singular vectors stay."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS

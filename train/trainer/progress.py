@@ -14,14 +14,14 @@ from runtime.errors import UserError
 from train import distributed
 from train.storage.output_files import replace_file
 
-WINDOW = 50  # updates that throughput is measured over
+WINDOW = 50  # updates over which throughput is measured
 ENTRY = re.compile(r'\{"step": (\d+), .*\}\n')  # a whole line of the log
-TAGS = {"norm": "gradient_norm", "rate": "learning_rate"}  # TensorBoard's names for shorter ones of the log
-LEFT_OUT = ("step", "seconds", "seconds_left")  # keys of a log's entry that TensorBoard has itself
+TAGS = {"norm": "gradient_norm", "rate": "learning_rate"}  # names in the log, and longer ones for TensorBoard
+LEFT_OUT = ("step", "seconds", "seconds_left")  # keys of a log entry that are not plotted: TensorBoard has its own
 
 
 class Pace:
-    """Throughput: tokens per second over the last WINDOW updates, and how long the remaining updates will take."""
+    """Measures throughput over the last WINDOW updates, and how long the remaining updates will take."""
 
     def __init__(self) -> None:
         self._marks = deque([(time.perf_counter(), 0.0)], maxlen=WINDOW + 1)  # seconds, tokens since the start
@@ -32,12 +32,12 @@ class Pace:
         self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
 
     def tokens_per_second(self) -> float:
-        """Returns the throughput over the last WINDOW updates."""
+        """Returns the throughput over the last WINDOW updates, in tokens per second."""
         (began, before), (now, seen) = self._marks[0], self._marks[-1]
         return round((seen - before) / max(now - began, 1e-9), 1)
 
     def report(self, left: int) -> dict[str, float]:
-        """Returns the throughput as the log has it, with the seconds that the `left` remaining updates will take."""
+        """Returns figures for the log: tokens per second, and the seconds that the `left` remaining updates take."""
         each = (self._marks[-1][0] - self._marks[0][0]) / max(len(self._marks) - 1, 1)
         return {"tokens_per_second": self.tokens_per_second(), "seconds_left": round(left * each, 1)}
 
@@ -54,9 +54,9 @@ def postfix(figures: Mapping[str, float], pace: Pace) -> dict[str, str]:
 
 
 class Log:
-    """JSON lines and TensorBoard's curves, by the first process; a resumed run drops what it will log again.
+    """Writes JSON lines and TensorBoard's curves in the first process; a resumed run drops what it will log again.
 
-    A line has the seconds since the run was started or last resumed.
+    A line's `seconds` are those since the run was started or last resumed.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None, first: int) -> None:
@@ -71,7 +71,7 @@ class Log:
             self.board = board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
 
     def add(self, entry: dict[str, float]) -> None:
-        """Logs the figures of an update, whose number is `step`. Raises UserError if it cannot."""
+        """Logs the figures of an update, whose number is `step`. Raises UserError if they cannot be written."""
         if distributed.rank():
             return
         seconds = round(time.perf_counter() - self.started, 1)
@@ -104,9 +104,9 @@ def board_class() -> Any:
 
 
 def _logged(path: Path, first: int) -> list[str]:
-    """Returns a log's lines up to the update that a run resumes from, except one that a full disk cut off.
+    """Returns a log's lines up to the update that a run resumes from, without incomplete ones, as from a full disk.
 
-    Raises UserError if it cannot be read.
+    Raises UserError if the log cannot be read.
     """
     if not first or not path.exists():
         return []

@@ -1,9 +1,10 @@
-"""Stores what a stopped training run resumes from: one file of a single process, or a manifest of several ones' shards.
+"""Stores the state from which a stopped training run resumes: in one file, or in one shard per process and a manifest.
 
-`<out>.resume` is what torch.save writes, read as weights only; if several processes trained, it is a line of JSON that
-names `<out>.resume.shards/STEP-RANK-of-N.safetensors`, each with its process's rows of every tensor. The manifest is
-replaced in one rename once all shards are complete, and the older shards are removed after it. Any number of processes
-reads either. Nothing in it is code: torch.distributed.checkpoint would do, but its metadata is a pickle.
+A single process writes `<out>.resume` with torch.save; it is read with weights_only. Several processes write a manifest
+there, a line of JSON with STEP and N of `<out>.resume.shards/STEP-RANK-of-N.safetensors`; each shard has its process's
+rows of every tensor. The manifest is replaced in one rename once all shards are complete; then older shards are
+removed. Any number of processes can read either form. Neither has code in it: torch.distributed.checkpoint is not used,
+because its metadata is a pickle.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from .muon import Muon
 from .run_fingerprint import changed_options
 
 FORMAT = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's; each process has its rows
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each process has its own rows of them
 BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The state of training, by name: parameters (each process's rows of them), their averages, the optimizers' state.
+    """The state of training: parameters by name (this process's rows), their averages, and the optimizers.
 
-    muon: only of a single process; several processes of `torchrun` use AdamW for all parameters.
+    muon: None if AdamW updates all parameters, as it does with several processes.
     """
 
     learned: Mapping[str, nn.Parameter]
@@ -55,19 +56,19 @@ class Run:
         return (self.optimizer,) if self.muon is None else (self.optimizer, self.muon)
 
     def places(self) -> dict[str, int]:
-        """Returns the number of each parameter in the optimizer's state."""
+        """Returns each parameter's index in AdamW's state, by name."""
         order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
         return {name: order.index(id(each)) for name, each in self.learned.items()}
 
 
 def path_of(out: Path) -> Path:
-    """Returns where the run that makes `out` is kept until it is done."""
+    """Returns the path of the file from which the run that makes `out` would be resumed."""
     out = files.named(out)
     return out.with_name(out.name + ".resume")
 
 
 def forget(out: Path) -> None:
-    """Removes what a stopped run would be resumed from, once `out` is written."""
+    """Removes the files from which a run would be resumed; call it once `out` is written."""
     path = path_of(out)
     path.unlink(missing_ok=True)
     shutil.rmtree(_folder(path), ignore_errors=True)
@@ -75,7 +76,10 @@ def forget(out: Path) -> None:
 
 
 def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
-    """Writes the run of all processes after `step` updates; the older one stays whole until then. Raises UserError."""
+    """Writes the state of all processes after `step` updates, and then replaces the older one.
+
+    Raises UserError if it cannot be written.
+    """
     if distributed.size() > 1:
         return _save_shards(path, identity, step, run)
     state = {
@@ -88,14 +92,14 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     if run.muon is not None:
         state["muon"] = run.muon.state_dict()
     write_state(state, path)
-    shutil.rmtree(_folder(path), ignore_errors=True)  # what several processes wrote before
+    shutil.rmtree(_folder(path), ignore_errors=True)  # shards that several processes wrote before
 
 
 def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
-    """Restores a stopped run; returns the step to resume with, 0 if there is none.
+    """Restores a stopped run; returns the step to resume with, 0 if there is no such run.
 
-    sizes: of the whole parameters. Raises UserError for a run with another fingerprint: silently starting over would
-    lose what it had learned.
+    sizes: the shapes of the whole parameters. Raises UserError for a run with another fingerprint, as silently starting
+    over would lose what it had learned.
     """
     if not path.exists():
         return 0
@@ -117,8 +121,8 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a file is not a run; for a truncated one, libraries report only their internals, or nothing."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the latter: a seek before its start
+    """Returns why a file cannot be resumed from; of truncated ones, libraries report only internals or nothing."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek before the start
         return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
     plain = type(error) is ValueError or isinstance(error, FileNotFoundError)
     return " ".join(str(error).split())[:200] if plain else "it is damaged or cut short"
@@ -133,7 +137,7 @@ def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) ->
 
 
 def _take(state: Mapping[str, Any], run: Run) -> None:
-    """Restores from a single process's file; of each tensor, this process's rows."""
+    """Restores this process's rows of every tensor from a single process's file."""
     optimizer = state["optimizer"]
     if distributed.size() > 1:
         optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
@@ -227,7 +231,7 @@ def _opened(paths: list[Path]) -> Iterator[list[Any]]:
 
 
 def _rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
-    """Returns some of the `length` rows of a tensor, which the shards have in order. Raises ValueError for others."""
+    """Returns the `wanted` rows of a tensor from all shards. Raises ValueError if they do not have `length` rows."""
     stored = [shard.get_slice(key) for shard in shards]
     found, first = [], 0
     for part in stored:

@@ -1,4 +1,4 @@
-"""The run fingerprint: what a stopped run and its resumption must share, all options, and files by their content."""
+"""Makes run fingerprints: the options, and the files by content, that a stopped run and its resumption must share."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 from train.open_checkpoint import fingerprint
 
-WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})  # on what is learnt
-SHOWN = 20  # characters of a value in a refusal; enough of a hash
+# Options that do not change what is learned; dtype is that of the weights in --out.
+WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
+SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
 
 
 def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all options that have an effect on what is learned, as plain values by name.
 
-    A path is named by the sha256 of its file, or over the weights, trajectories and configs of its folder: the same
-    content at another path makes no difference, changed content at the same path does. Raises OSError if it is gone.
+    A path's value is a hash of its content: a file's sha256, or for a folder one sha256 over its weights, trajectories,
+    configs and tokenizer. The same content at another path makes no difference, changed content at the same path does.
+    Raises OSError if the path does not exist.
     """
     return {name: _plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns what two fingerprints differ in, as text, by name."""
+    """Returns the names in which two fingerprints differ, sorted, each with both values, as text."""
     told = []
     for name in sorted(before.keys() | now.keys()):
         there, here = (str(side[name])[:SHOWN] if name in side else "not known" for side in (before, now))

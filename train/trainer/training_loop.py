@@ -1,4 +1,4 @@
-"""The training loop that all `train.*` commands share: optimizers, learning rate, clipping, EMA, checkpoints, logs."""
+"""Trains models for all `train.*` commands: optimizers, learning rate, clipping, EMA, checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .muon import Muon
 
 LOG_EVERY = 50  # updates
 TABLES = ("embed_tokens", "lm_head")  # name prefixes of the matrices with one row per token
-TOKENS = "tokens"  # the figure that is added up to tokens per second
+TOKENS = "tokens"  # the figure from which tokens per second are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ class Recipe:
         return self.learning_rate * rise * fall
 
 
-# Of a step: this process's part of the loss and of each figure; the parts of all processes add up. The figure `tokens`
-# counts the tokens of the prompts and answers learned from: each once however often the model sees it, no padding.
+# Returns, for a step, this process's part of the loss and of each figure; the parts of all processes are summed. The
+# figure `tokens` counts the tokens of prompts and answers, each once however often the model sees it, without padding.
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A finished run. weights: the averaged (EMA) ones, by name, of all that was trained, in the first process only;
-    figures: the last logged.
+    """A finished run.
 
-    seconds, tokens_per_second: since the run was started or last resumed.
+    weights: the averaged (EMA) weights of all trained parameters, by name, in the first process only. figures: the last
+    ones logged. seconds, tokens_per_second: since the run was started or last resumed.
     """
 
     weights: dict[str, Tensor]
@@ -99,11 +99,12 @@ def train_model(
 ) -> Fitted:
     """Trains in place those parameters of `model` that require gradients.
 
-    `loss_of(step)` gives loss and figures to log, and must depend on the step alone: a run that was stopped and resumed
-    from `<out>.resume` then equals an uninterrupted one. That file has `identity` and the recipe, which must be the
-    same to resume. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl` and the folder `tensorboard`. Call
-    `resume.forget` when the weights are safe. Raises NumericalError if loss, gradient or weights are not finite, before
-    any of it is saved, and UserError if nothing can be written or the stopped run is another one.
+    `loss_of(step)` returns the loss and the figures to log. It must depend on the step alone, so that a run that was
+    stopped and resumed from `<out>.resume` equals an uninterrupted one. That file has `identity` and the recipe, which
+    must be the same to resume. Progress goes to stderr and, every 50 steps, to `<out>.log.jsonl` and the folder
+    `tensorboard`. Call `resume.forget` when the weights are safe. Raises NumericalError if loss, gradient or weights
+    are not finite, before such weights are saved, and UserError if nothing can be written or the stopped run had other
+    settings.
     """
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.own(p) for name, p in learned.items()}
@@ -161,7 +162,7 @@ def _update(
     """Runs one optimizer step; returns this process's part of loss and figures, and the norm before clipping."""
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         group["lr"] = recipe.rate(step)
-    torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # of dropout
+    torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # for dropout
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()

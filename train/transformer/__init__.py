@@ -1,1 +1,1 @@
-"""The model: a compact transformer with prefix masks."""
+"""Defines the model, a compact transformer with prefix masks."""

@@ -1,4 +1,4 @@
-"""Runs the forward pass of training by torch.compile, with few graphs: its inputs are brought into few forms first."""
+"""Runs training's forward pass with torch.compile; first brings the inputs into few forms, so that graphs are few."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .network import Transformer, prefix_mask
 
 
 class CompiledForward(nn.Module):
-    """Calls a model's layers compiled; `forward` is that of `Transformer` without a KV cache.
+    """Runs a model's layers compiled; `forward` does what `Transformer.forward` does without a KV cache.
 
-    Each batch has a width of its own, so the width is dynamic from the first graph on. There are graphs for a prefix
-    mask and for an explicit mask, with gradients and without; on a CPU inductor makes each again at the first width on
-    the other side of 128. The rotary tables are computed outside: fused into every layer's rotation and its gradient,
-    their fp64 angles take a third of an update.
+    Batches differ in width, so the width is dynamic from the first graph on. There are graphs for a prefix mask and for
+    an explicit mask, with gradients and without; on a CPU inductor compiles each again at the first width on the other
+    side of 128. The rotary tables are computed outside the graphs: fused into every layer's rotation and its gradient,
+    their fp64 angles would take a third of an update.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -40,7 +40,7 @@ class CompiledForward(nn.Module):
         limits = visible if mask is None else mask
         if limits is None:
             raise ValueError("neither visible nor mask was given")
-        limits = send(limits, device).contiguous()  # an expanded one has other strides, and so a graph of its own
+        limits = send(limits, device).contiguous()  # an expanded tensor has other strides, and would get another graph
         for tensor, places in ((ids, (1,)), (cos, (2,)), (sin, (2,)), (limits, (1,) if mask is None else (2, 3))):
             torch._dynamo.mark_dynamic(tensor, places)
         hidden: Tensor = run(ids, cos, sin, limits, kept=self.model.sample_dropout(ids))

@@ -1,4 +1,4 @@
-"""The compact transformer that is distilled and exported: the shape of Llama, Qwen2 and Qwen3, with prefix masks.
+"""Defines the transformer that is distilled and exported: that of Llama, Qwen2 and Qwen3, but with prefix masks.
 
 Every attention pattern of block decoding is a prefix mask: query `i` sees the first `visible[i]` positions. Causal
 (`visible = i + 1`), bidirectional (`visible = length`) and block-causal models therefore share one forward pass.
@@ -20,7 +20,7 @@ from runtime.contract import size
 
 from .rope import frequencies
 
-LARGEST_FLOAT = 1e12  # upper bound of a float in a config; the base of rotary angles is the largest
+LARGEST_FLOAT = 1e12  # maximum of a float in a config; the largest is the base of rotary angles
 ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, f"a number above 0, up to {LARGEST_FLOAT:g}")
 
 
@@ -44,7 +44,7 @@ class ModelConfig:
 
 
 class KeyValueStore(Protocol):
-    """A KV cache: takes a layer's new keys and values, and returns all visible ones."""
+    """A KV cache: `update` takes a layer's new keys and values, and returns all that can be visible."""
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -79,9 +79,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Computes softmax attention, the heads of a group sharing their keys; query [batch, heads, width, head_dim].
+    """Computes grouped-query attention with torch's basic operators; query [batch, heads, width, head_dim].
 
-    For training on a CPU, on which the backward pass of the fused kernel alone takes half of a step.
+    It is for training on a CPU, on which the backward pass of the fused kernel alone takes half of a step.
     """
     batch, heads, width, head_dim = query.shape
     query = query.reshape(batch, key.shape[1], -1, head_dim)
@@ -91,7 +91,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Computes the same by torch's fused kernel: faster without gradients; on a GPU it never stores the weights."""
+    """Computes the same with torch's fused kernel: faster without gradients; on a GPU it never stores the weights."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -99,7 +99,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> 
 
 
 class Attention(nn.Module):
-    """Grouped-query attention under a prefix mask, over new keys alone or over a KV cache."""
+    """Grouped-query attention with an additive mask, over new keys alone or over a KV cache."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -198,10 +198,10 @@ class Transformer(nn.Module):
         return self.run_layers(input_ids, cos, sin, mask, cache, self.sample_dropout(input_ids))
 
     def sample_dropout(self, input_ids: Tensor) -> Tensor | None:
-        """Returns the factor of each channel that a layer adds, [layers, 2, batch, 1, hidden], or None for all.
+        """Returns a factor for each channel that a layer adds, [layers, 2, batch, 1, hidden]; None if all are kept.
 
-        One sample for all positions of a sequence, from torch's global generator (Gal and Ghahramani 2016, arXiv
-        1512.05287): it regularizes as much as one per position and costs hardly anything. None without gradients.
+        All positions of a sequence share a sample, from torch's global generator (Gal and Ghahramani 2016, arXiv
+        1512.05287). That regularizes as much as a sample per position and costs little. None without gradients.
         """
         if not self.dropout or not self.training or not torch.is_grad_enabled():
             return None
@@ -238,9 +238,10 @@ class Transformer(nn.Module):
 
 
 def embedding(vocab: int, width: int) -> nn.Embedding:
-    """Returns `nn.Embedding(vocab, width)`, whose constructor samples weights on the meta device too.
+    """Returns `nn.Embedding(vocab, width)`, but samples no weights on the meta device.
 
-    On that device this imports torch._dynamo, which takes a second or more, and there are no numbers to sample.
+    The constructor of `nn.Embedding` does, although there are no numbers to sample, and so imports torch._dynamo, which
+    takes a second or more.
     """
     made = nn.Embedding.from_pretrained(torch.empty(vocab, width), freeze=False)
     if not made.weight.is_meta:
@@ -258,7 +259,7 @@ def prefix_mask(visible: Tensor, length: int) -> Tensor:
 
 
 def initialize(model: Transformer, seed: int) -> Transformer:
-    """Samples normal weights of deviation 0.02 (residual outputs scaled by depth, as in GPT-2) by the seed."""
+    """Samples normal weights of deviation 0.02, or less by depth for residual outputs, as in GPT-2; biases are 0."""
     generator = torch.Generator().manual_seed(seed)
     residual = 0.02 / (2 * model.config.layers) ** 0.5
     for name, parameter in model.named_parameters():

@@ -40,7 +40,7 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
 
 
 def longest(scaling: Mapping[str, Any]) -> int | None:
-    """Returns how many positions a scaling is computed for, None for any: queries are not scaled by position here."""
+    """Returns how many positions are computed exactly, None for all: QUERY_SCALE, if there, is not applied here."""
     return int(scaling[SPAN]) if QUERY_SCALE in scaling else None
 
 

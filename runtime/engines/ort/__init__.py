@@ -1,1 +1,1 @@
-"""ONNX Runtime on the CPU and on CUDA."""
+"""Runs step graphs in ONNX Runtime, on the CPU and on CUDA."""

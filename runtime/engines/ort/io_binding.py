@@ -1,4 +1,4 @@
-"""Binds a step graph's arrays in place: the KV cache for good, small ones anew if a forward pass has other sizes."""
+"""Binds a step graph's inputs and outputs to arrays in place: to one KV cache, and to small arrays of each size."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
 from .no_telemetry import ort
 
-OPEN = -1  # a dimension that the forward pass decides
+OPEN = -1  # a dimension that depends on the forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Describes a small array. by: which size of a forward pass, `width` or `n`, is the OPEN dimension of its shape."""
+    """Describes a small array. by: the size of a forward pass that fills the shape's OPEN dimension, `width` or `n`."""
 
     by: str
     dtype: str
     shape: tuple[int, ...]
 
 
-Group = list[tuple[str, NDArray[Any], ort.OrtValue]]  # arrays of one size: name, array, the same as the graph takes it
+Group = list[tuple[str, NDArray[Any], ort.OrtValue]]  # arrays of one size: name, array, and its OrtValue
 
 
 class Binding:
-    """Everything a graph reads and writes: `resize` returns the arrays for a forward pass, `run` runs it over them.
+    """Holds all that a graph reads and writes: `resize` returns the arrays for a forward pass, `run` runs the pass.
 
-    cache: the KV cache's parts in the order of `cache_names`, read and written in place. specs: of the small arrays.
-    kept: arrays up to this size stay, so that decoding allocates nothing once it has met its sizes; those of longer
-    prompts go. device: where the graph runs; inputs are copied there for each run.
+    cache: the KV cache's parts in the order of `cache_names`, read and written in place. specs: the small arrays.
+    kept: arrays up to this width or `n` are kept, so that decoding allocates each size once; longer prompts' arrays
+    are freed. device: where the graph runs; inputs are copied there for each run.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Binding:
         self._outputs = [entry.name for entry in session.get_outputs() if entry.name in specs]
 
     def resize(self, width: int, n: int) -> dict[str, NDArray[Any]]:
-        """Returns the small arrays by name for a forward pass of `width` tokens and `n` rows, bound."""
+        """Binds and returns, by name, the small arrays for a forward pass of `width` tokens and `n` logits rows."""
         known = self._bound.get((width, n))
         if known is None:
             known = self._bind(width, n)
@@ -81,7 +81,7 @@ class Binding:
     def run(self) -> None:
         if not self._here:
             for name in self._inputs:
-                self._io.bind_cpu_input(name, self.arrays[name])  # copies what is there now
+                self._io.bind_cpu_input(name, self.arrays[name])  # copies the current content
         self._session.run_with_iobinding(self._io)
 
     def _group(self, by: str, size: int) -> Group:
@@ -99,14 +99,16 @@ class Binding:
 
 
 def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candidates: int = 0) -> dict[str, ArraySpec]:
-    """The small arrays of a contract's graph. batch: sequences of a forward pass; delta: the cache's type where the
-    graph returns the new positions; top_k: how many top tokens are read; candidates: how many tokens of each row are
-    given."""
+    """Returns the specs of a graph's small arrays, by name.
+
+    batch: sequences per forward pass; delta: the KV cache's type if the graph returns only the new positions, else
+    None; top_k: top tokens read per row; candidates: candidates given per row.
+    """
     c = contract
     table = {name: ArraySpec("width", "int64", (batch, OPEN)) for name in ("input_ids", "visible")}
     table["past_length"] = ArraySpec("width", "int64", (batch,))
     table["rows"] = ArraySpec("n", "int64", (batch, OPEN))
-    table["top_k"] = ArraySpec("width", "int64", (1,))  # of a dialect in which the host sets how many
+    table["top_k"] = ArraySpec("width", "int64", (1,))  # in dialects whose host sets the number
     table |= {name: ArraySpec("n", "int64" if name == "token" else "float32", (batch, OPEN)) for name in REDUCED}
     if top_k:
         table |= {
@@ -115,7 +117,7 @@ def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candida
         }
     table[CANDIDATE_INPUT] = ArraySpec("n", "int64", (batch, OPEN, candidates))
     table[CANDIDATE_OUTPUT] = ArraySpec("n", "float32", (batch, OPEN, candidates))
-    table["logits"] = ArraySpec("n", "float32", (batch, OPEN, c.vocab))  # of a graph exported with them
+    table["logits"] = ArraySpec("n", "float32", (batch, OPEN, c.vocab))  # of an instrumented graph
     if delta is not None:
         new = ArraySpec("width", delta, (batch, c.kv_heads, OPEN, c.head_dim))
         table |= {cache_names(i)[1]: new for i in range(2 * c.layers)}

@@ -1,7 +1,7 @@
-"""ONNX Runtime with its telemetry off: the only module that imports the package.
+"""Imports ONNX Runtime with its telemetry off; no other module imports the package.
 
-Since 1.29 it stores a device id and an event queue in the user's cache directory at its import, and sends the events to
-Microsoft from its first session on. One variable turns that off, and only if it is set before the import.
+Since 1.29, importing it stores a device id and an event queue in the user's cache directory, and from the first session
+on it sends the events to Microsoft. An environment variable turns that off, but only if set before the import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 
-unset = not os.environ.get(VARIABLE)  # empty too: a deployment's file passes on so what nobody set
+unset = not os.environ.get(VARIABLE)  # empty counts as unset: deployment files pass unset variables on so
 if unset and "onnxruntime" in sys.modules:
     warnings.warn(
         f"onnxruntime was imported before blockstep, so its telemetry may be on; set {VARIABLE}=1 (or 0, to keep it) "

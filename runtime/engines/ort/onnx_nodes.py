@@ -1,6 +1,6 @@
-"""Which nodes of an ONNX file touch the KV cache: its protobuf read by hand, since the runtime has no onnx.
+"""Finds the nodes of an ONNX file that read or write the KV cache, without the package onnx.
 
-Field numbers are those of onnx.proto. Weights are stepped over, not read.
+The file's protobuf is parsed here, with the field numbers of onnx.proto; weights are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VARINT, BYTES = 0, 2
 
 
 def cache_nodes(model: Path) -> dict[str, str]:
-    """Returns the operators, by node name, of the nodes that read or write the KV cache, those of subgraphs too."""
+    """Returns the nodes that read or write the KV cache, in subgraphs too: each operator by its node's name."""
     with model.open("rb") as handle:
         whole = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
     graphs = (content for number, content in fields(whole) if number == MODEL_GRAPH)
@@ -29,7 +29,7 @@ def cache_nodes(model: Path) -> dict[str, str]:
 
 
 def nodes(graph: memoryview) -> Iterator[tuple[str, str, list[str]]]:
-    """Yields name, operator, and names of inputs and outputs of every node, those of subgraphs too."""
+    """Yields every node's name, operator, and names of inputs and outputs, in subgraphs too."""
     for number, node in fields(graph):
         if number != GRAPH_NODE:
             continue
@@ -45,7 +45,7 @@ def nodes(graph: memoryview) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yields number and content of each field of a protobuf message; a varint's content is its bytes as they are."""
+    """Yields number and content of each field of a protobuf message; a varint's content is its undecoded bytes."""
     at = 0
     while at < len(message):
         key, at = varint(message, at)
@@ -63,7 +63,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Returns the unsigned number at that byte, in groups of seven bits, the lowest first; and where it ends."""
+    """Returns the varint at byte `at` (seven bits per byte, lowest first) and the position after it."""
     number, shift = 0, 0
     while message[at] > 127:
         number |= (message[at] & 127) << shift

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def import_library(device: str) -> None:
-    """Imports onnxruntime. Raises UserError if it is not installed, or has no CUDA and that is wanted."""
+    """Imports onnxruntime. Raises UserError if it is not installed, or lacks CUDA and `device` is a GPU."""
     try:
         from .ort_backend import OrtBackend  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: runs an exported step graph over a KV cache that stays in place, on the CPU or on a GPU."""
+"""Runs an exported step graph in ONNX Runtime, on the CPU or a GPU, over a KV cache that stays in place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .ort_values import as_value, numpys, on_host
 from .saturation import require_exact_products
 from .threads import physical_cores
 
-SMALLEST = 64  # positions; from there KV caches double up to the contract's capacity
+SMALLEST = 64  # positions of the shortest KV cache; longer ones double, up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
@@ -31,9 +31,9 @@ SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setti
 class CacheForm:
     """Describes how a graph keeps its KV cache.
 
-    dtype: its name; capacity: its length, None if the host chooses it; delta: whether the graph returns the new
-    positions alone, which the host then writes after the past; batch: whether it takes any number of sequences, as the
-    dialect `standard` does, whose attention then reads the KV cache to its end.
+    dtype: the type's name; capacity: the length, None if the host chooses it; delta: whether the graph returns only
+    the new positions, which the host then writes after the past; batch: whether it takes any number of sequences, as
+    the dialect `standard` does, whose attention reads the KV cache to its end.
     """
 
     dtype: str
@@ -45,13 +45,12 @@ class CacheForm:
 class OrtBackend:
     """Implements the backend protocol for a step graph of any dialect; see `runtime.backend`.
 
-    One sequence at a time, or of the dialect `standard` as many as the contract's `batch`.
+    A graph runs one sequence at a time; a graph of the dialect `standard` runs up to the contract's `batch`.
 
-    model: the .onnx file, or the session of another backend (see `share`). threads: of one forward pass; the physical
-    cores by default. device: `cpu` or `cuda`, which keeps the KV cache in the GPU's memory, so that only the small
-    arrays cross. files, allow_spinning: see `load_session`. Raises UserError if the file cannot be loaded, is not the
-    graph of that contract, or is one for which CUDA lacks kernels (`ort_cuda`); a kernel that fails later is a
-    DeviceError.
+    model: the .onnx file, or the session of another backend (see `share`). threads: threads per forward pass; by
+    default the physical cores. device: `cpu` or `cuda`; on `cuda` the KV cache stays in the GPU's memory, and only
+    small arrays are copied. files, allow_spinning: see `load_session`. Raises UserError if the file cannot be loaded,
+    is not the contract's graph, or lacks CUDA kernels (`ort_cuda`). Later, a kernel that fails raises DeviceError.
     """
 
     def __init__(
@@ -68,18 +67,18 @@ class OrtBackend:
             model = load_session(model, threads, device, files, allow_spinning=allow_spinning)
         self.session = model
         self.contract, self.capacity, self.device = contract, 0, device
-        self._parts: list[ort.OrtValue] = []  # of the KV cache, as the graph takes them
+        self._parts: list[ort.OrtValue] = []  # the KV cache as OrtValues, one per layer's keys or values
         self.cache: NDArray[Any] = np.zeros(
             0
-        )  # [2 * layers, batch, kv_heads, capacity, head_dim]; keys, values in turn
+        )  # [2 * layers, batch, kv_heads, capacity, head_dim]; keys of layer 0, its values, keys of layer 1, ...
         self.last_logits: Floats = np.zeros(0, np.float32)  # [1, n, vocab], of an instrumented graph
-        self._bindings: dict[tuple[int, int], Binding] = {}  # by how many top tokens and candidates are read
-        self._batch = 0  # sequences of a forward pass
-        self._room = 0  # positions after those of a request, for padding
+        self._bindings: dict[tuple[int, int], Binding] = {}  # by counts of top tokens and of candidates
+        self._batch = 0  # sequences per forward pass
+        self._room = 0  # positions past a request's end, for padding
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
         self._form = cache_form(self.session, device)
-        if self._form.capacity is not None:  # an engine of a bundle may be shorter than its contract
+        if self._form.capacity is not None:  # an engine's capacity may be below its bundle's
             self.contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
         if self._form.batch:
             self.contract = replace(self.contract, batch=FIELD_LIMITS["batch"])
@@ -92,7 +91,7 @@ class OrtBackend:
         return "onnxruntime" if self.device == "cpu" else f"onnxruntime on {self.device}"
 
     def share(self) -> OrtBackend:
-        """Returns another backend with a KV cache of its own over the same session, for another thread."""
+        """Returns another backend for another thread, with the same session and its own KV cache."""
         return OrtBackend(self.session, self.contract, device=self.device)
 
     def open(self, batch: int, capacity: int) -> None:
@@ -104,7 +103,7 @@ class OrtBackend:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         self._room = PADDED * self.contract.block if batch > 1 else 0
         wanted = self._length(capacity)
-        # Attention that reads a KV cache to its end is slower the longer it is, so there a shorter one is made too.
+        # Attention over the whole KV cache slows down with the cache's length, so a cache that is too long is replaced.
         fits = wanted == self.capacity if self._form.batch else wanted <= self.capacity
         if fits and batch == self._batch:
             self._zero()
@@ -118,12 +117,12 @@ class OrtBackend:
         cache = self._zeros(self._batch, wanted)
         cache[..., : self.capacity, :] = held
         self._bindings.clear()
-        self._parts, self.capacity = [], 0  # on a GPU the shorter one goes before the longer one takes its memory
+        self._parts, self.capacity = [], 0  # on a GPU, frees the shorter one before the longer one is allocated
         self._bind(cache)
         self.capacity = wanted
 
     def _length(self, capacity: int) -> int:
-        """Returns the length of a KV cache for requests of so many positions."""
+        """Returns the length of a KV cache for requests of `capacity` positions."""
         return bucket(capacity + self._room, self.contract.capacity + self._room)
 
     def forward(self, forward: Forward) -> Proposal:
@@ -139,7 +138,7 @@ class OrtBackend:
             arrays["past_length"][:] = forward.past_length
             arrays["visible"][:] = forward.visible
         self._reach = max(self._reach, past + width)
-        if "top_k" in arrays:  # 0 spares a greedy step the search, but leaving outputs unbound does not
+        if "top_k" in arrays:  # 0 saves a greedy step the search; leaving the outputs unbound would not
             arrays["top_k"][:] = top_k
         if forward.candidates is not None:
             arrays[CANDIDATE_INPUT][:] = forward.candidates
@@ -157,23 +156,23 @@ class OrtBackend:
         return replace(out, candidate_logprob=arrays[CANDIDATE_OUTPUT].copy())
 
     def _may_be(self, ids: list[int]) -> bool:
-        """Returns whether these are tokens that a model of this contract may propose."""
+        """Returns whether a model of this contract may propose these token ids."""
         return min(ids) >= 0 and max(ids) < self.contract.vocab and self.contract.mask_id not in ids
 
     def read_cache(self) -> NDArray[Any]:
-        """Returns the KV cache, a copy from a GPU, bf16 as fp32. [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        """Returns the KV cache (from a GPU, a copy), bf16 as fp32. [2 * layers, batch, kv_heads, capacity, head_dim]"""
         held = self._held()
         return held if self._form.dtype != "bfloat16" else (held.astype(np.uint32) << 16).view(np.float32)
 
     def _held(self) -> NDArray[Any]:
-        """Returns the KV cache as `_bind` takes it: itself on the CPU, a copy of what is on a GPU."""
+        """Returns the KV cache as `_bind` takes it: on the CPU the array itself, from a GPU a copy."""
         if self.device == "cpu":
             return self.cache
         return np.stack([on_host(part, self._form.dtype) for part in self._parts])
 
     @property
     def most_copies(self) -> int:
-        """See `backend.Forkable`. On a GPU 1: the KV cache would be copied through the host."""
+        """See `backend.Forkable`. Returns 1 on a GPU, whose KV cache would be copied through the host."""
         return self.contract.batch if self._form.batch and self.device == "cpu" else 1
 
     def fork(self, count: int) -> None:
@@ -193,9 +192,9 @@ class OrtBackend:
     def _zero(self) -> None:
         """Zeroes the positions that were written; on a GPU only if attention would read them.
 
-        A masked weight of 0 times a NaN that an earlier request left is NaN. GroupQueryAttention reads no position
-        before this request wrote it, so nothing is uploaded to a GPU. Attention over the whole KV cache, of a fixed
-        capacity or of a batch, reads all of it: only there are zeros written.
+        An earlier request's NaN, times a masked position's weight of 0, would be NaN. GroupQueryAttention reads only
+        positions that this request has written, so for it a GPU's memory needs no zeros. With a fixed capacity or a
+        batch, attention reads the whole KV cache, which is then zeroed.
         """
         self.cache[..., : self._reach, :] = 0
         if self.device != "cpu" and (self._form.batch or self._form.capacity is not None):
@@ -206,7 +205,7 @@ class OrtBackend:
     def _run(self, binding: Binding) -> None:
         try:
             binding.run()
-        except Exception as error:  # its errors share no class of their own
+        except Exception as error:  # ONNX Runtime's errors have no common class
             reason = " ".join(str(error).split())[:300]
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
@@ -228,14 +227,14 @@ class OrtBackend:
             raise UserError(f"a KV cache of {each} positions does not fit into memory; shorten the request") from None
 
     def _bind(self, cache: NDArray[Any]) -> None:
-        """Makes an array the KV cache, on a GPU a copy of it."""
+        """Makes an array the KV cache; on a GPU, a copy of the array."""
         self._parts = [as_value(part, self._form.dtype, self.device) for part in cache]
         self.cache = cache if self.device == "cpu" else cache[:0]
 
     def _bound(self, top_k: int, candidates: int) -> Binding:
-        """The arrays over this cache: those of greedy requests, of sampled ones, and of decisions where there are any.
+        """Returns the binding of this KV cache for these counts of top tokens and candidates; makes it if needed.
 
-        Those of decisions are bound for the latest count of candidates alone.
+        Only the latest binding with candidates is kept.
         """
         key = (top_k, candidates)
         if key not in self._bindings:
@@ -246,14 +245,17 @@ class OrtBackend:
         return self._bindings[key]
 
     def _check(self, forward: Forward) -> None:
-        """Raises ValueError for reads or writes out of bounds, which the operators do not notice. A bug of ours."""
+        """Raises ValueError for reads or writes out of bounds, which the operators do not notice.
+
+        Users cannot cause them: they would be a bug of blockstep.
+        """
         width, pasts = forward.input_ids.shape[1], forward.past_length.tolist()
         if len(pasts) != self._batch or min(pasts) < 0 or max(pasts) + width > self.capacity:
             raise ValueError(
                 f"{forward.input_ids.shape} tokens after {pasts} in a KV cache of {self.capacity} positions"
             )
         least = 1 if self.contract.has_cache else width
-        # So few are faster looked at in Python.
+        # For so few numbers Python is faster than numpy.
         for past, visible, rows in zip(pasts, forward.visible.tolist(), forward.rows.tolist(), strict=True):
             if min(visible) < least or max(visible) > past + width:
                 raise ValueError(f"visible is outside [{least}, {past + width}]")
@@ -262,7 +264,7 @@ class OrtBackend:
         check_candidates(forward, self.contract)
 
     def _check_graph(self) -> None:
-        """Raises UserError for a graph with other inputs or outputs: bound as they are, it would write past them."""
+        """Raises UserError if inputs or outputs are not the contract's: the graph would write past the bound arrays."""
         c, parts = self.contract, range(2 * self.contract.layers if self.contract.has_cache else 0)
         kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
         plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
@@ -273,7 +275,7 @@ class OrtBackend:
         got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
         given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
         if c.top_k:
-            if open_k := got.get("top_k") == (INTS, ()):  # a dialect in which the host sets how many
+            if open_k := got.get("top_k") == (INTS, ()):  # a dialect whose host sets the number
                 wanted["top_k"] = got["top_k"]
             made |= dict(zip(TOP, (INTS, FLOATS), strict=True))
             given |= {e.name: "" for e in outputs if e.name in TOP and e.shape[2] != c.top_k and not open_k}
@@ -286,7 +288,7 @@ class OrtBackend:
 
 
 def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
-    """Reads a step graph's KV-cache form. Raises UserError for a type that nothing computes with on the device."""
+    """Returns how a step graph keeps its KV cache. Raises UserError for a type that the device cannot compute with."""
     past, present = cache_names(0)
     entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
     if entry is None:
@@ -306,7 +308,7 @@ def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
 
 
 def bucket(capacity: int, most: int) -> int:
-    """Returns the smallest power of two from SMALLEST on that holds `capacity` positions, but never above `most`."""
+    """Returns the smallest power of two, at least SMALLEST, that holds `capacity` positions; at most `most`."""
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
 
 
@@ -321,12 +323,12 @@ def load_session(
     """Returns a session, which several backends may share.
 
     Args:
-        files: what the manifest names next to the model, see `ort_files.create_session`.
-        allow_spinning: whether threads without work spin for a while, ready for the next operator, or sleep at once:
-            slower to wake, but the cores are free for others, such as PyTorch in the same process.
+        files: the engine's files in the manifest, see `ort_files.create_session`.
+        allow_spinning: whether threads without work spin for a while, ready for the next operator. If not, they sleep
+            at once: they wake more slowly, but leave the cores to others, such as PyTorch in the same process.
 
     Raises:
-        UserError: if ONNX Runtime does not take the file or the device.
+        UserError: if ONNX Runtime cannot load the file or use the device.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
@@ -340,7 +342,7 @@ def load_session(
     require_exact_products(options)
     try:
         return create_session(model, files, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no class of their own
+    except Exception as error:  # ONNX Runtime's errors have no common class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "

@@ -1,9 +1,9 @@
-"""ONNX Runtime on an NVIDIA GPU: what it needs to start, and the graphs that would be wrong or slow there, refused.
+"""Opens ONNX Runtime on an NVIDIA GPU, and refuses graphs that would be wrong or slow there.
 
-ONNX Runtime gives a node without a CUDA kernel to the CPU, without a word. IO binding then copies an input to its
-reader's device once, when it is bound: a KV cache that a CPU node reads would stay as it was at that moment, and the
-tokens would be wrong. Read from ONNX Runtime's source; nothing here was run on a GPU. A graph's own arithmetic on
-lengths stays on the CPU by ONNX Runtime's design, and may.
+ONNX Runtime silently runs a node without a CUDA kernel on the CPU. IO binding copies an input to its reader's device
+only once, when it is bound: a CPU node would always read the KV cache as it was at that moment, and tokens would be
+wrong. This follows from ONNX Runtime's source; nothing here was run on a GPU. Nodes that compute lengths run on the CPU
+by ONNX Runtime's design, and are allowed to.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Dialects by device, the better one first, and the precisions that the device has kernels for. CUDA's
-# GroupQueryAttention takes no fp32, which int8 and int4 graphs have too, and it has no DynamicQuantizeMatMul; the
-# dialect plain keeps its KV cache on the host; the CPU has no products of bf16. Of others `check_placement` decides.
+# For each device the dialects, the better one first, and the precisions that it has kernels for. CUDA's
+# GroupQueryAttention does not take fp32, which int8 and int4 graphs use too, and CUDA has no DynamicQuantizeMatMul. The
+# dialect plain keeps its KV cache on the host. The CPU cannot multiply bf16. `check_placement` decides on the rest.
 KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"ort": ("fp32", "fp16", "int8", "int4"), "standard": ("fp32", "fp16", "int8", "int4")},
     "cuda": {"standard": ("fp32", "fp16", "bf16", "int8", "int4"), "ort": ("fp16",), "plain": ()},
@@ -32,16 +32,16 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 ATTENTION = {"GroupQueryAttention", "Attention"}
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 EXPORT = "export one: python -m export.onnx --ckpt CKPT --device cuda, or use --device cpu"
-DRIVER = "NVIDIA's driver 580 or newer"  # of CUDA 13, which onnxruntime-gpu is built for from 1.30 on
-ARM_GPUS = "SM89, SM90, SM120 or SM121"  # code in onnxruntime-gpu 1.31.1's aarch64 wheel; a Jetson is SM87 or SM110
-OPTIONS = {"use_tf32": "0"}  # on by default: products of fp32 would be rounded to 10 bits
-QUIET, USUAL = 4, 2  # severities of ONNX Runtime's own log: fatal alone, and its default
+DRIVER = "NVIDIA's driver 580 or newer"  # for CUDA 13, which onnxruntime-gpu needs from 1.30 on
+ARM_GPUS = "SM89, SM90, SM120 or SM121"  # supported by onnxruntime-gpu 1.31.1's aarch64 wheel; Jetsons are SM87, SM110
+OPTIONS = {"use_tf32": "0"}  # TF32 is on by default, and would round fp32 products to 10 bits
+QUIET, USUAL = 4, 2  # levels of ONNX Runtime's log: only fatal errors, and the default
 
 
 def select_engines(bundle: Bundle, engines: Sequence[Engine], device: str) -> Sequence[Engine]:
-    """Returns the engines that a device has kernels for, the better dialect's first. Raises UserError if there is none.
+    """Returns the engines that a device has kernels for, better dialect first. Raises UserError if there are none.
 
-    On CUDA that is `standard`, whose steps take batches; on the CPU `ort`, whose steps are faster.
+    The better dialect on CUDA is `standard`, whose steps take batches; on the CPU `ort`, whose steps are faster.
     """
     kernels = KERNELS[device]
     order = {dialect: place for place, dialect in enumerate(kernels)}
@@ -68,7 +68,7 @@ def install_line() -> str:
 
 
 def check_available() -> None:
-    """Raises UserError if the onnxruntime that is installed has no CUDA. Loads nothing of CUDA."""
+    """Raises UserError if the installed onnxruntime has no CUDA. Does not load CUDA."""
     from .no_telemetry import ort
 
     if CUDA not in ort.get_available_providers():
@@ -76,10 +76,10 @@ def check_available() -> None:
 
 
 def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
-    """Opens a session on the GPU, TF32 off.
+    """Opens a session on the GPU, with TF32 off.
 
     Args:
-        files: what the manifest names next to the model, see `ort_files.create_session`.
+        files: the engine's files in the manifest, see `ort_files.create_session`.
 
     Raises:
         UserError: CUDA cannot be used here, or the graph would be wrong or slow on it (see `check_placement`).
@@ -90,11 +90,11 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     check_available()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     missing = preload()
-    ort.set_default_logger_severity(QUIET)  # it prints on stderr, in colors, what is refused below in one line
+    ort.set_default_logger_severity(QUIET)  # its log would print, in colors, what the UserError below says in one line
     try:
         session = create_session(model, files, options, **providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
-    except Exception as error:  # its errors share no class of their own
+    except Exception as error:  # ONNX Runtime's errors have no common class
         reason = " ".join(str(error).split())[:300]
     finally:
         ort.set_default_logger_severity(USUAL)
@@ -108,43 +108,43 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
 
 
 def providers(device: str) -> dict[str, Any]:
-    """Returns the arguments of `InferenceSession` that choose a device."""
+    """Returns the arguments for `InferenceSession` that choose a device."""
     if device == "cpu":
         return {"providers": [CPU]}
-    # The fallback would print to stdout, and load the graph once more, on the CPU.
+    # ONNX Runtime's fallback would print to stdout, and load the graph again on the CPU.
     return {"providers": [(CUDA, OPTIONS), CPU], "enable_fallback": 0}
 
 
 def preload() -> str:
     """Loads CUDA's and cuDNN's libraries from NVIDIA's packages; returns the first that cannot be loaded, "" if none.
 
-    ONNX Runtime's own library finds them on the system's search path only.
+    By itself ONNX Runtime's library finds them only on the system's search path.
     """
     from .no_telemetry import ort
 
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # stdout is the command's answer
+    with contextlib.redirect_stdout(printed):  # stdout is for the command's answer
         ort.preload_dlls()
     return printed.getvalue().partition("\n")[0][:200]
 
 
 def assignments(session: Any) -> list[tuple[str, str, str]]:
-    """Returns provider, name and operator of every node, of a session that recorded them."""
+    """Returns provider, name and operator of every node, as the session has recorded them."""
     found = session.get_provider_graph_assignment_info()
     return [(part.ep_name, node.name, node.op_type) for part in found for node in part.get_nodes()]
 
 
 def check_placement(assigned: Iterable[tuple[str, str, str]], cached: Mapping[str, str]) -> None:
-    """Refuses a graph that ONNX Runtime would run on CUDA in part only.
+    """Refuses a graph whose KV-cache nodes, attention or products ONNX Runtime would not run on CUDA.
 
     Args:
         assigned: provider, name and operator of every node, as the session reports them.
         cached: operators, by name, of the nodes that read or write the KV cache.
 
     Raises:
-        UserError: One of `cached` is not on CUDA, so that tokens would be wrong (a node whose name an optimization
-            took is known by its operator); or an attention or a product of weights is not, which would be slower than
-            the CPU alone.
+        UserError: A node of `cached` is not on CUDA, so that tokens would be wrong (a node that lost
+            its name in an optimization is found by its operator); or an attention or weight product is not, so that
+            the graph would be slower than on the CPU alone.
     """
     assigned = list(assigned)
     wrong = set()

@@ -1,4 +1,4 @@
-"""Arrays as ONNX Runtime takes them, and back: bf16, which numpy lacks, as its bits."""
+"""Converts arrays to ONNX Runtime's values and back; bf16, which numpy lacks, is held as its bits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from .no_telemetry import ort
 
-BFLOAT16 = 16  # ONNX's number of the type, whose bits numpy keeps as uint16
+BFLOAT16 = 16  # ONNX's number for the type; in numpy its bits are uint16
 
 
 def numpys(dtype: str) -> str:
-    """The type of the array that holds a cache of that type."""
+    """Returns the numpy type of arrays that hold a KV cache of the type `dtype`."""
     return "uint16" if dtype == "bfloat16" else dtype
 
 
 def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
-    """An array as a graph takes it: the same memory on the CPU, a copy on a GPU."""
+    """Returns an array as a graph takes it: on the CPU in the same memory, on a GPU as a copy."""
     if dtype != "bfloat16":
         return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
     value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
@@ -29,7 +29,7 @@ def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
 
 
 def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
-    """A copy of what is on a GPU, bf16 as its bits in uint16."""
+    """Returns a host copy of a value on a GPU, bf16 as its bits in uint16."""
     if dtype != "bfloat16":
         return value.numpy()  # type: ignore[no-any-return]
     copy = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), BFLOAT16, "cpu", 0)

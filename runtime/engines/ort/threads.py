@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many of them a forward pass takes."""
+"""Counts the cores that this process may use, and chooses the number of threads per forward pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-UNIFIED, CPU = "", "cpu"  # the controller whose group counts: of cgroup v2, which names none, and of v1
+UNIFIED, CPU = "", "cpu"  # names in /proc/self/cgroup: cgroup v2 names no controller, v1 has `cpu`
 MOUNTS = {
     "sys/fs/cgroup": UNIFIED,
     "sys/fs/cgroup/unified": UNIFIED,
@@ -15,24 +15,25 @@ MOUNTS = {
     "sys/fs/cgroup/cpu,cpuacct": CPU,
     "sys/fs/cgroup/cpuacct,cpu": CPU,
 }
-QUOTAS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # files that hold quota and period, of v2 and v1
-LITTLE = 16 << 20  # bytes of int8 weights
+QUOTAS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # files with quota and period: of v2, of v1
+LITTLE = 16 << 20  # bytes; a smaller int8 engine runs on one thread by default
 
 
 def usual_threads(precision: str, size: int) -> int:
-    """Returns the threads per forward pass of an engine with so many bytes of weights: the physical cores.
+    """Returns the default number of threads per forward pass: the physical cores, or 1 for a small int8 engine.
 
-    One if the weights are int8 and few: a product of theirs is over before a second thread has woken, and each of
-    them waits for it. LOG.md has the size at which both are equal.
+    In a small int8 engine a product could end before a second thread has woken, but would wait for it. LOG.md has the
+    size at which both are equally fast. size: bytes of the engine's files.
     """
     return 1 if precision == "int8" and size < LITTLE else physical_cores()
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Counts the cores this process may use: those it may run on, a core's threads counted once, within its CPU quota.
+    """Counts the physical cores that this process may run on, within its CPU quota; at least 1.
 
-    A quota of 2.5 CPUs gives 2: the threads of a forward pass wait for each other by spinning, so a third would use the
-    quota up before its period ends, and then all of them are stopped. At least 1. root: of the file system, for tests.
+    A quota of 2.5 CPUs gives 2: threads of a forward pass spin while they wait for each other, so a third thread would
+    use up the quota before its period ends, and the system would then stop all of them. root: the file system's, for
+    tests.
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
@@ -42,7 +43,7 @@ def physical_cores(root: Path = ROOT) -> int:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Returns the CPUs that this process's control groups allow, the least of all levels; None if any number."""
+    """Returns how many CPUs this process's control groups allow, the least over all levels; None without a quota."""
     groups = _groups(root / "proc" / "self" / "cgroup")
     quotas = [_quota(level) for mount, kind in MOUNTS.items() for level in _levels(root / mount, groups.get(kind, "/"))]
     return min((quota for quota in quotas if quota is not None), default=None)
@@ -58,8 +59,11 @@ def _groups(file: Path) -> dict[str, str]:
 
 
 def _levels(mount: Path, group: str) -> Iterator[Path]:
-    """Yields the folder of a control group and of all above it. In a container only the last may exist: its own is
-    mounted there, and its path is the host's, or leads out of the mount."""
+    """Yields the folders of a control group and of all groups above it.
+
+    In a container perhaps only the last exists, the mount: the container's group is mounted there, and `group` is a
+    path on the host or leads out of the mount.
+    """
     parts = [part for part in group.split("/") if part]
     for depth in range(0 if ".." in parts else len(parts), -1, -1):
         yield mount.joinpath(*parts[:depth])
@@ -69,9 +73,9 @@ def _quota(folder: Path) -> float | None:
     for files in QUOTAS:
         try:
             quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
-        if quota > 0 and period > 0:  # -1: any
+        if quota > 0 and period > 0:  # -1: no quota
             return quota / period
     return None
 

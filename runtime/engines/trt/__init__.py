@@ -1,1 +1,1 @@
-"""TensorRT, standard and for RTX, on one NVIDIA GPU."""
+"""Runs step graphs in TensorRT, standard and for RTX, on one NVIDIA GPU."""

@@ -1,4 +1,4 @@
-"""Which TensorRT engines may be loaded here: made for this GPU and library, undamaged, from a trusted source."""
+"""Decides which TensorRT engines may be loaded: made for this GPU and library, undamaged, from a trusted source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET = re.compile(r"sm(\d+)(\+?)")
 
 
 def covers(target: str, capability: int) -> bool:
-    """Returns whether an engine for `sm86,sm89` or `sm80+` was built for a GPU of that compute capability."""
+    """Returns whether an engine's target, such as `sm86,sm89` or `sm80+`, includes GPUs of this compute capability."""
     for part in target.split(","):
         found = TARGET.fullmatch(part)
         if found and (int(found[1]) == capability or (found[2] and int(found[1]) <= capability)):
@@ -25,19 +25,19 @@ def covers(target: str, capability: int) -> bool:
 
 
 def loads(build: Build, version: str) -> bool:
-    """Returns whether the flavor's library of that version loads what was built."""
+    """Returns whether this version of the build's TensorRT library can load the build."""
     if build.version_compatible:
         return version_numbers(version) >= version_numbers(build.version)
     return version == build.version
 
 
 def version_numbers(version: str) -> list[int]:
-    """Returns the numbers of a version, to compare by."""
+    """Returns a version as a list of numbers, which compare correctly."""
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
-    """Returns why an engine does not run on this GPU with its flavor's library of that version; None if it does."""
+    """Returns why an engine does not run on this GPU with this version of its library; None if it does."""
     if not covers(engine.target, gpu.capability):
         return f"was built for {engine.target}, here is a GPU of sm{gpu.capability} ({gpu.name})"
     if build.device is not None and build.device != gpu.name:
@@ -48,7 +48,7 @@ def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
 
 
 def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
-    """Returns the engines that differ from `first` in their capacity alone, it included, by capacity."""
+    """Returns `first` and the engines that differ from it only in capacity, in order of capacity."""
 
     def kind(engine: Engine) -> tuple[object, ...]:
         build = engine.build
@@ -60,9 +60,10 @@ def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
 
 
 def content(folder: Path, engine: Engine, trust: bool) -> bytes:
-    """Returns an engine's file, which is native code, read once: what was hashed is what is loaded.
+    """Returns the content of an engine's file, native code; it is read once, so that the bytes loaded are those hashed.
 
-    Raises UserError if it is not what the manifest names, or if neither this machine built it nor `trust` is set.
+    Raises UserError if the file is not the one in the manifest, or this machine did not build it and `trust` is not
+    set.
     """
     expected = engine.files[engine.model]
     if not trust and not trust_records.was_built(expected):

@@ -1,4 +1,4 @@
-"""Calls of TensorRT's Python bindings, which return False, return None or raise, by version, when C++ refuses."""
+"""Calls TensorRT's Python bindings; when C++ refuses they return False, return None or raise, as the version has it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from ...errors import DeviceError, UserError
 
-# RuntimeError, ValueError, IndexError: thrown by TensorRT's own bindings; TypeError: pybind11's, of a constructor that
-# came to nothing; MemoryError: its std::bad_alloc.
+# RuntimeError, ValueError and IndexError come from TensorRT's bindings; TypeError from pybind11, if a constructor
+# returns nothing; MemoryError from pybind11, for std::bad_alloc.
 RAISED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
 
@@ -23,5 +23,5 @@ def call(name: str, method: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Returns the beginning of a text that a library wrote, in one line."""
+    """Returns the beginning of a library's text as one line."""
     return " ".join(text.split())[:300]

@@ -1,4 +1,4 @@
-"""Chunked prefill: cuts a forward pass too wide for an engine at places that no earlier token looks past."""
+"""Chunked prefill: splits a forward pass that is too wide for an engine, where no earlier token sees later ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ...errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Holds a part of a forward pass. own [batch, n]: which logits rows are in it; `forward.rows` of others are 0."""
+    """Holds a part of a forward pass. own [batch, n]: whether it has the logits row; if not, `forward.rows` is 0."""
 
     forward: Forward
     own: Bools
 
 
 def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
-    """Yields the parts, in order, none wider than `widest`; run in turn they equal that forward pass, exactly in fp32.
+    """Yields the parts in order, each at most `widest` tokens wide.
 
-    Raises UserError if that cannot be: tokens that see each other, as those of a prompt that is one span, are one
-    piece.
+    Run one after the other, they compute the same as the whole forward pass, exactly in fp32. Raises UserError if the
+    pass cannot be split so: tokens that see each other, such as a prompt that sees itself both ways, need one piece.
     """
     start = 0
     for end in cuts(forward, widest):
@@ -42,7 +42,7 @@ def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
 
 
 def cuts(forward: Forward, widest: int) -> list[int]:
-    """Returns where the pieces end, each as far as possible."""
+    """Returns the ends of the pieces, each piece as wide as possible."""
     width = forward.input_ids.shape[1]
     if width <= widest:
         return [width]
@@ -61,7 +61,10 @@ def cuts(forward: Forward, widest: int) -> list[int]:
 
 
 def check_bounds(forward: Forward, contract: Contract, batch: int, capacity: int) -> None:
-    """Raises ValueError for what would read or write out of bounds, which engines do not notice. A bug of ours."""
+    """Raises ValueError for reads or writes out of bounds, which engines do not notice.
+
+    Users cannot cause them: they would be a bug of blockstep.
+    """
     width, past = forward.input_ids.shape[1], forward.past_length
     if forward.input_ids.shape[0] != batch or past.min() < 0 or past.max() + width > capacity:
         shape = list(forward.input_ids.shape)

@@ -1,4 +1,4 @@
-"""The few CUDA calls that an engine on a GPU needs, each with its status checked: a thin layer on `cuda.bindings`."""
+"""Makes the CUDA calls that an engine needs, and checks each call's status: a thin layer on `cuda.bindings`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...errors import DeviceError, UserError
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-OLD_DRIVER = 35  # cudaErrorInsufficientDriver, also if there is none
+OLD_DRIVER = 35  # cudaErrorInsufficientDriver, also returned without a driver
 NO_DRIVER = (3, 34, OLD_DRIVER, 100)  # initialization failed, a stub library, a driver too old or none, no device
 FOR_CUDA_12 = "for CUDA 12 instead: pip install blockstep tensorrt-cu12 'polygraphy>=0.53' 'cuda-python>=12.6,<13'"
 Handle = Any  # a stream's or a graph's handle of cuda.bindings; int() gives what TensorRT takes
@@ -22,7 +22,7 @@ Handle = Any  # a stream's or a graph's handle of cuda.bindings; int() gives wha
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU: its name, and its compute capability as two digits or three, such as 89 or 120."""
+    """Describes a GPU: its name, and its compute capability as two or three digits, such as 89 or 120."""
 
     name: str
     capability: int
@@ -31,9 +31,9 @@ class Gpu:
 class Cuda:
     """CUDA's runtime on the process's first GPU. Device memory is an integer address, a size is in bytes.
 
-    calls: the module `cuda.bindings.runtime`, or what implements the same calls. Each method raises DeviceError, naming
-    the call and CUDA's reason, if the call fails. What takes a stream is asynchronous: done in the order given, and
-    certainly done after `synchronize`.
+    calls: the module `cuda.bindings.runtime`, or an object with the same functions. Each method raises DeviceError,
+    naming the call and CUDA's reason, if the call fails. A method with a stream is asynchronous: the stream runs its
+    calls in order, and `synchronize` waits for them.
     """
 
     def __init__(self, calls: Any) -> None:
@@ -75,7 +75,7 @@ class Cuda:
         return int(address)
 
     def free(self, address: int) -> None:
-        """Gives device memory back."""
+        """Frees device memory."""
         self._call("cudaFree", address)
 
     def zero(self, address: int, size: int, stream: Handle) -> None:
@@ -90,7 +90,7 @@ class Cuda:
         return array
 
     def unpin(self, array: NDArray[np.uint8]) -> None:
-        """Gives pinned memory back; nothing may look at it any more."""
+        """Frees pinned memory; no array over it may be used any more."""
         self._call("cudaFreeHost", array.ctypes.data)
 
     def to_device(self, address: int, array: NDArray[np.uint8], stream: Handle) -> None:
@@ -106,23 +106,23 @@ class Cuda:
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, stream: Handle
     ) -> None:
-        """Copies `rows` rows of `width` bytes on the device, each a pitch after the one before."""
+        """Copies `rows` rows of `width` bytes on the device. A pitch is the bytes from one row to the next."""
         kind = self._calls.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, stream)
 
     def stream(self) -> Handle:
-        """Creates a stream, which does not wait for the default one."""
+        """Creates a stream that does not wait for the default stream."""
         return self._call("cudaStreamCreateWithFlags", self._calls.cudaStreamNonBlocking)
 
     def destroy_stream(self, stream: Handle) -> None:
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: Handle) -> None:
-        """Waits until all that the stream was given is done; raises what went wrong in it."""
+        """Waits until the stream has done all its work. Raises DeviceError if any of that failed."""
         self._call("cudaStreamSynchronize", stream)
 
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
-        """Captures what `work` gives to the stream, without running it, as a graph that `launch` runs."""
+        """Captures the calls that `work` makes on the stream, without running them, as a graph for `launch`."""
         mode = self._calls.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may allocate
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -139,7 +139,7 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def forget_error(self) -> None:
-        """Resets the error of the last call, which a library may look at; what cannot be reset fails the next one."""
+        """Resets the last call's error, which a library might read. If it cannot be reset, the next call fails."""
         self._calls.cudaGetLastError()
 
     def launch(self, graph: Handle, stream: Handle) -> None:
@@ -160,7 +160,7 @@ class Cuda:
 
 
 def load_cuda() -> Cuda:
-    """Loads CUDA from cuda-python, which needs no driver yet. Raises UserError if it is not installed."""
+    """Loads CUDA's bindings, which needs no driver yet. Raises UserError if cuda-python is not installed."""
     try:
         return Cuda(import_module("cuda.bindings.runtime"))
     except ImportError:

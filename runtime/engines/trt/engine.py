@@ -1,4 +1,4 @@
-"""A TensorRT engine on a GPU, standard or for RTX: loaded, checked, and given all it needs once."""
+"""Loads a TensorRT engine, standard or for RTX, on a GPU, checks it, and allocates and binds all that it needs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .kv_cache import DeviceCache
 from .profile import Lane, Widths, choose_profile
 from .rtx_kernels import RtxKernels
 
-LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavour to module
+LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavor to module
 CUDA_13 = "for CUDA 13 and NVIDIA's driver 580 or newer"
 INSTALL = {
     "tensorrt": f"pip install 'blockstep[trt]', {CUDA_13}; {FOR_CUDA_12}",
     "rtx": f"pip install 'blockstep[rtx]', {CUDA_13}; {FOR_CUDA_12.replace('tensorrt', 'tensorrt-rtx')}",
 }
-NEEDS_NEWER_DRIVER = "driver version is insufficient"  # CUDA's message to a TensorRT that needs a newer one
+NEEDS_NEWER_DRIVER = "driver version is insufficient"  # CUDA's message if TensorRT needs a newer driver
 TYPES = {"int64": "INT64", "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # names in the library's DataType
-OPEN = -1  # a dimension that a forward pass decides
+OPEN = -1  # a dimension that depends on the forward pass
 
 
 def load_library(flavor: str) -> Any:
@@ -34,25 +34,25 @@ def load_library(flavor: str) -> Any:
     name = LIBRARIES[flavor]
     try:
         return import_module(name)
-    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+    except (ImportError, OSError) as error:  # OSError: a shared library is missing
         raise UserError(f"{name} cannot be imported ({error}); {INSTALL[flavor]}") from None
 
 
 class TrtEngine:
-    """Runs an engine of static batch and capacity, the whole batch per forward pass; `reset` forgets what came before.
+    """Runs an engine of fixed batch and capacity. A forward pass always runs the whole batch.
 
-    content: the engine's file, of a source that is trusted, since loading it runs native code. contract: with the
-    engine's own capacity, batch, dtype and cache. graphs: whether forward passes of fixed width are replays of CUDA
-    graphs. kernels: what its compiled kernels are called in the user's cache folder, for TensorRT for RTX; see
-    `RtxKernels`. Raises UserError if the engine cannot be loaded or is not the graph of that contract, DeviceError if a
-    call fails; what was allocated until then is given back.
+    content: the engine file's bytes, from a trusted source, since loading them runs native code. contract: with the
+    engine's own capacity, batch, dtype and cache. graphs: whether to replay forward passes of fixed width as CUDA
+    graphs. kernels: the key of the engine's compiled kernels in the user's cache folder, for TensorRT for RTX; see
+    `RtxKernels`. Raises UserError if the engine cannot be loaded or is not the contract's graph, DeviceError if a call
+    fails; in both cases all allocated memory is freed.
     """
 
     def __init__(
         self, content: bytes, contract: Contract, cuda: Cuda, library: Any, graphs: bool = True, kernels: str = ""
     ) -> None:
         self.contract, self._cuda = contract, cuda
-        self._written: tuple[Ints, int, int] | None = None  # of the last pass: past [batch], its tokens, run with
+        self._written: tuple[Ints, int, int] | None = None  # the last pass: past [batch], width, padded width
         self._messages: list[str] = []
         self._runtime, self._engine = self._deserialize(content, library)
         call("looking at the engine", check_graph, self._engine, library, contract)
@@ -64,7 +64,7 @@ class TrtEngine:
             self._kernels = None
             if library.__name__ == LIBRARIES["rtx"]:
                 self._kernels = call("create_runtime_config", RtxKernels, self._engine, library, kernels)
-                self._said()  # why it refused what was stored, if it did, is nothing to the user
+                self._said()  # drops messages about stored kernels that were refused, which users need not see
             self._lanes = self._prepare(library, stack)
             try:
                 self._warm(graphs, stack)
@@ -75,12 +75,12 @@ class TrtEngine:
 
     @property
     def widest(self) -> int:
-        """Returns the tokens of the widest forward pass."""
+        """Returns the width, in tokens, of the widest forward pass."""
         return max(profile.most for profile in self.profiles)
 
     @property
     def replays(self) -> bool:
-        """Returns whether all forward passes of a fixed width are replays of CUDA graphs."""
+        """Returns whether all forward passes of a fixed width replay CUDA graphs."""
         return all(lane.replays for lane in self._lanes if lane.widths.fixed)
 
     def reset(self) -> None:
@@ -89,7 +89,7 @@ class TrtEngine:
         self.cache.zero()
 
     def forward(self, forward: Forward) -> Proposal:
-        """Runs one forward pass no wider than `widest`, its bounds checked by the caller; its keys and values stay."""
+        """Runs one forward pass at most `widest` tokens wide, whose bounds the caller has checked; keeps its KV."""
         width, cached = forward.input_ids.shape[1], self.contract.has_cache
         room = self.contract.capacity - int(forward.past_length.max())
         profile, padded = choose_profile(self.profiles, width, room, padding=cached)
@@ -105,13 +105,13 @@ class TrtEngine:
         return lane.fetch(forward.rows.shape[1], forward.top, count)
 
     def read_cache(self) -> Floats:
-        """Returns the KV cache as `DeviceCache.read` does, with what the last forward pass wrote after its past."""
+        """Returns the KV cache as `DeviceCache.read` does, with all keys and values of the last forward pass."""
         if self._written is not None:
             self._settle(self._written[0] + self._written[1])
         return self.cache.read()
 
     def close(self) -> None:
-        """Gives everything back; the engine cannot be used any more."""
+        """Frees everything; the engine cannot be used any more."""
         self._drain()
         try:
             if self._kernels is not None:
@@ -121,14 +121,14 @@ class TrtEngine:
             self._lanes, self._kernels, self._engine, self._runtime = [], None, None, None  # each points into the next
 
     def _drain(self) -> None:
-        """Waits for what is under way, which uses the memory that is given back next."""
+        """Waits for work in progress, which uses the memory that is freed next."""
         with suppress(DeviceError):  # it was reported before, or the next call reports it
             self._cuda.synchronize(self._stream)
 
     def _settle(self, past: Ints) -> None:
-        """Moves positions counted in since the last forward pass from a `delta` engine's outputs to the KV cache.
+        """Copies a `delta` engine's outputs of the last pass to the KV cache, as far as `past` now includes them.
 
-        A step's keys and values need no move: the next step overwrites them. So a commit costs copies, a step none.
+        `past` includes only committed positions: a commit costs copies, a step does not.
         """
         if not self.cache.news or self._written is None:
             return
@@ -138,7 +138,7 @@ class TrtEngine:
                 self.cache.append(row, start, columns, padded)
 
     def _deserialize(self, content: bytes, library: Any) -> tuple[Any, Any]:
-        """Returns TensorRT's runtime and the engine that it makes of a file's content."""
+        """Returns TensorRT's runtime, and the engine that it makes from a file's content."""
         try:
             runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
             runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
@@ -152,7 +152,7 @@ class TrtEngine:
         return runtime, engine
 
     def _prepare(self, library: Any, stack: ExitStack) -> list[Lane]:
-        """Makes a context per profile, everything bound; they run one after the other, so they share scratch memory."""
+        """Makes one bound context per profile; contexts run one at a time, so they share scratch memory."""
         size = max(self._engine.device_memory_size_v2, 1)
         scratch = self._cuda.allocate(size)
         stack.callback(self._cuda.free, scratch)
@@ -171,7 +171,7 @@ class TrtEngine:
         return lanes
 
     def _bind(self, lane: Lane) -> None:
-        """Gives every tensor its address for good; a KV cache in place has one address on both sides."""
+        """Sets every tensor's address, once. With a KV cache in place, input and output have the same address."""
         context = lane.context
         addresses = {**lane.inputs.addresses, **lane.outputs.addresses}
         for i, part in enumerate(self.cache.parts):
@@ -187,7 +187,7 @@ class TrtEngine:
         self._must(f"the shape {list(shape)} of {name}", context.set_input_shape, name, shape)
 
     def _warm(self, graphs: bool, stack: ExitStack) -> None:
-        """Runs every profile once, so that libraries have loaded and allocated what they want, and captures graphs."""
+        """Runs every profile once, so that libraries load and allocate what they need, and captures CUDA graphs."""
         why_not = None
         for lane in self._lanes:
             batch, width = self.contract.batch, lane.widths.most
@@ -219,7 +219,7 @@ class TrtEngine:
             raise DeviceError(f"TensorRT does not take {what}: {reason}{self._said()}")
 
     def _said(self) -> str:
-        """Returns the library's complaints since the last call, in one line."""
+        """Returns the library's error messages since the last call of this method, as one line."""
         said, self._messages[:] = one_line(" ".join(self._messages)), []
         return said or "it gave no reason"
 
@@ -251,7 +251,7 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
 
 
 def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Returns every input and output of a contract's engine: mode, type, shape, OPEN if a forward pass decides."""
+    """Returns mode, type and shape of every input and output of a contract's engine, by name."""
     c = contract
     table: dict[str, tuple[str, str, tuple[int, ...]]] = {
         "input_ids": ("INPUT", "int64", (c.batch, OPEN)),
@@ -284,7 +284,7 @@ def _widths(engine: Any) -> Iterator[Widths]:
 
 
 def _logger(library: Any, messages: list[str]) -> Any:
-    """Makes a logger that keeps the library's complaints for one-line errors; the default one prints lines."""
+    """Makes a logger that keeps the library's error messages for one-line errors; the default logger prints them."""
     severities = (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR)
 
     def log(self: Any, severity: Any, message: str) -> None:

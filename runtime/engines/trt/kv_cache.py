@@ -1,4 +1,4 @@
-"""Keys and values on a GPU: allocated once, zeroed for a request, appended to by copies for `delta` engines."""
+"""Holds the KV cache on a GPU: allocated once, zeroed per request, extended by copies for `delta` engines."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 
 
 class DeviceCache:
-    """Holds the KV cache [2 * layers, batch, kv_heads, capacity, head_dim] of a contract; keys and values in turn.
+    """Holds a contract's KV cache [2 * layers, batch, kv_heads, capacity, head_dim]: per layer keys, then values.
 
-    parts: the address of each of the 2 * layers. widest: tokens of the widest forward pass, whose new keys and values a
-    `delta` engine leaves in `news`, [2 * layers, batch, kv_heads, width, head_dim].
+    parts: addresses of the 2 * layers parts. news: addresses of a `delta` engine's outputs, the new keys and values of
+    a forward pass, [2 * layers, batch, kv_heads, width, head_dim]. widest: tokens of the widest forward pass.
     """
 
     def __init__(self, cuda: Cuda, stream: Handle, contract: Contract, widest: int, stack: ExitStack) -> None:
         self._cuda, self._stream, self.contract = cuda, stream, contract
-        self.cell = contract.head_dim * SIZES[contract.dtype]  # bytes of a position in a head
+        self.cell = contract.head_dim * SIZES[contract.dtype]  # bytes per position and head
         count = 0 if contract.cache == "none" else 2 * contract.layers
         row = contract.batch * contract.kv_heads * self.cell
         self.size = count * aligned(row * contract.capacity)
@@ -39,12 +39,15 @@ class DeviceCache:
         return [first + i * aligned(size) for i in range(count)]
 
     def zero(self) -> None:
-        """Zeroes everything: a masked weight of 0 times an old NaN would be NaN."""
+        """Zeroes the KV cache: a masked position's weight of 0 times an old NaN would be NaN."""
         if self.parts:
             self._cuda.zero(self.parts[0], self.size, self._stream)
 
     def append(self, row: int, start: int, columns: int, width: int) -> None:
-        """Puts the first `columns` of a sequence's new keys and values, of a forward pass of `width`, after `start`."""
+        """Copies a sequence's first `columns` new keys and values to the positions from `start` on.
+
+        row: the sequence's index; width: tokens of the forward pass that computed them.
+        """
         c, cell = self.contract, self.cell
         pitch, source_pitch = c.capacity * cell, width * cell
         for part, new in zip(self.parts, self.news, strict=True):
@@ -53,7 +56,7 @@ class DeviceCache:
             self._cuda.copy_rows(target, pitch, source, source_pitch, columns * cell, c.kv_heads, self._stream)
 
     def read(self) -> Floats:
-        """Returns all of it, for comparisons. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
+        """Returns the whole KV cache, for comparisons. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
         c = self.contract
         shape = (len(self.parts), c.batch, c.kv_heads, c.capacity, c.head_dim)
         size = c.batch * c.kv_heads * c.capacity * self.cell

@@ -1,4 +1,4 @@
-"""Prepares one optimization profile of a TensorRT engine: its context, its buffers bound once, its CUDA graph."""
+"""Runs one optimization profile of a TensorRT engine, with its own context, buffers and CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ...errors import DeviceError, UserError
 from .bindings import call
 from .cuda import Cuda, Handle
 
-ALIGNED = 256  # bytes; what cudaMalloc gives and TensorRT wants of every address
-BUCKET = 64  # tokens; widths of a profile with a range are padded to multiples, so that few shapes occur
+ALIGNED = 256  # bytes; the alignment of addresses that cudaMalloc gives and TensorRT needs
+BUCKET = 64  # tokens; in a profile with a range, widths are padded to multiples of it, so that few shapes occur
 
 BufferSpec = tuple[type[np.generic], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Describes what a profile takes: `least` to `most` tokens per forward pass, `rows` logits rows per sequence."""
+    """Describes a profile: it takes `least` to `most` tokens and up to `rows` logits rows per sequence and pass."""
 
     index: int
     least: int
@@ -38,10 +38,10 @@ class Widths:
 
 
 def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: bool) -> tuple[Widths, int]:
-    """Returns the profile for `width` tokens, and the width it is run with: the narrowest, a fixed one first.
+    """Returns the profile for `width` tokens, and the padded width to run it with.
 
-    room: positions that are left in the KV cache; padding: whether tokens may be added, which nobody sees. Raises
-    UserError if no profile takes that width.
+    The smallest padded width wins, and of equal ones a fixed profile. room: positions left in the KV cache; padding:
+    whether padding tokens, which no token sees, may be added. Raises UserError if no profile takes that width.
     """
     options = []
     for profile in profiles:
@@ -57,9 +57,9 @@ def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: b
 
 
 class Crossing:
-    """Holds arrays that are copied between host and device together: pinned memory and its counterpart on the device.
+    """Holds arrays that are copied between host and device in one call: pinned memory, and as much on the device.
 
-    specs: type and largest shape of each. addresses: their device addresses.
+    specs: type and largest shape per array. addresses: the arrays' device addresses.
     """
 
     def __init__(self, cuda: Cuda, specs: Mapping[str, BufferSpec], stack: ExitStack) -> None:
@@ -76,16 +76,16 @@ class Crossing:
         }
 
     def array(self, name: str, *shape: int) -> NDArray[Any]:
-        """Returns an array as the host sees it, in a shape that is no larger than its largest."""
+        """Returns an array on the host in this shape, which is no larger than the one in `specs`."""
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
 class Lane:
     """Runs a profile: `feed` writes a forward pass's inputs, `run` runs it, `fetch` reads the results.
 
-    context: one of the engine's, to which the profile and everything but these small arrays was given already. As many
-    top tokens as the contract has are computed at every run, asked for or not, and the log-probabilities of as many
-    candidates: shapes do not change once a CUDA graph is captured, so a step without candidates pays for dummies.
+    context: an execution context of the engine; `TrtEngine` sets its profile and all addresses. Every run computes the
+    contract's number of top tokens and of candidates, requested or not, because shapes cannot change once a CUDA graph
+    is captured: a step without candidates computes those of dummy tokens.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Lane:
 
     @property
     def replays(self) -> bool:
-        """Returns whether its forward passes are replays of a CUDA graph."""
+        """Returns whether the profile's forward passes replay a CUDA graph."""
         return self._graph is not None
 
     def feed(self, forward: Forward, width: int, pad_id: int) -> None:
-        """Writes the inputs of the whole batch, padded to `width` tokens that see one position and that nobody sees."""
+        """Writes the whole batch's inputs, padded to `width` tokens; padding sees one position and is never seen."""
         own, asked = forward.input_ids.shape[1], forward.rows.shape[1]
         if asked > self.widths.rows:
             raise ValueError(f"{asked} rows requested of a profile for {self.widths.rows}")
@@ -140,7 +140,7 @@ class Lane:
                 tokens[:, :asked, : forward.candidates.shape[2]] = forward.candidates
 
     def run(self) -> None:
-        """Copies in, computes, copies out, and waits for it."""
+        """Copies the inputs in, computes, copies the outputs out, and waits until all is done."""
         if self._graph is None:
             self._enqueue()
         else:
@@ -148,8 +148,10 @@ class Lane:
         self._cuda.synchronize(self._stream)
 
     def fetch(self, asked: int, top: bool = False, candidates: int = 0) -> Proposal:
-        """What the last run proposed for the first `asked` rows, the top tokens and so many candidates too where
-        wanted. [batch, asked]"""
+        """Returns what the last run predicted for the first `asked` logits rows. [batch, asked]
+
+        top: whether to return top tokens too; candidates: how many candidates' log-probabilities to return.
+        """
         names = (*REDUCED, *(TOP if top else ()))
         out = Proposal(*(self._output(name)[:, :asked].copy() for name in names))
         if not candidates:
@@ -160,8 +162,8 @@ class Lane:
         return self.outputs.array(name, *self._shapes[name])
 
     def capture(self, stack: ExitStack) -> str | None:
-        """Keeps its forward pass as a CUDA graph; it has to have run once. Returns why it cannot be captured, if so."""
-        capturable = getattr(self.context, "is_stream_capturable", None)  # TensorRT for RTX alone may return False
+        """Captures the forward pass as a CUDA graph, after it has run once. Returns None, or why that failed."""
+        capturable = getattr(self.context, "is_stream_capturable", None)  # only TensorRT for RTX may return False
         try:
             if capturable is not None and not call("is_stream_capturable", capturable, int(self._stream)):
                 return "is_stream_capturable is false, as in older builds; build it again: python -m export.trt"

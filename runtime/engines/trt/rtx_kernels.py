@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiles on the GPU that runs an engine, kept in the user's cache folder."""
+"""Keeps, in the user's cache folder, the kernels that TensorRT for RTX compiles on the GPU that runs an engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from .bindings import RAISED
 
 
 class RtxKernels:
-    """The configuration that an engine's contexts are created with, and the kernels compiled for them.
+    """Holds the configuration for creating an engine's contexts, and the kernels compiled for them.
 
-    Kernels are specialized for a shape before its first forward pass runs (eager). By default a slower kernel runs
-    until the specialized one is ready: a CUDA graph captured by then would keep it, and what the first load proved
-    would not be what runs later. NVIDIA: "Working with RTX CUDA Graphs", "Working with Runtime Cache".
+    Kernels are specialized for a shape before that shape's first forward pass runs (eager). By default a slower kernel
+    would run until the specialized one is ready: a CUDA graph captured before that would keep the slower kernel, and
+    the first load would prove another kernel than later runs use. NVIDIA: "Working with RTX CUDA Graphs", "Working with
+    Runtime Cache".
 
-    key: names engine, library and GPU; what is stored under it is a cache and never part of a bundle. The library
-    refuses what another version, driver or GPU compiled; then, as with a damaged file, all is compiled again.
+    key: identifies engine, library and GPU. The stored kernels are a cache, never part of a bundle. The library refuses
+    kernels of another version, driver or GPU; those, like a damaged file, are compiled again.
     """
 
     def __init__(self, engine: Any, library: Any, key: str) -> None:
@@ -32,10 +33,10 @@ class RtxKernels:
         self.config.set_runtime_cache(self._cache)
 
     def store(self) -> None:
-        """Writes what was compiled since it was last read or written; what cannot be written is compiled again."""
+        """Writes the kernels if any were compiled since the last read or write; if that fails, nothing is reported."""
         try:
             compiled = bytes(memoryview(self._cache.serialize()))
-        except RAISED:  # None, which is not a buffer, too
+        except RAISED:  # also if serialize() returns None, which is not a buffer
             return
         if compiled != self._stored:
             trust_records.remember_kernels(self._key, compiled)

@@ -1,4 +1,4 @@
-"""The TensorRT backend: the engines of a bundle that run here, the smallest that holds a request, on one GPU."""
+"""Runs TensorRT engines of a bundle on one GPU, each request on the smallest engine that holds it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LibraryLoader = Callable[[str], Any]
 
 
 class TrtBackend:
-    """Implements the backend protocol for engines that differ in capacity alone; see `runtime.backend`.
+    """Implements the backend protocol for engines that differ only in capacity; see `runtime.backend`.
 
-    engines: by capacity; the first is loaded at once, a larger one when a request needs it, and stays. A batch of up to
-    the engine's is decoded; its other rows idle. One thread at a time. Raises UserError if an engine is not trusted,
-    damaged or not the graph of the contract, DeviceError if a call of CUDA or TensorRT fails. `close` gives the
-    GPU's memory back.
+    engines: in order of capacity; the first is loaded at once, a larger one when a request needs it, and all stay
+    loaded. If a request's batch is smaller than the engine's, the engine's other rows idle. One thread at a time.
+    Raises UserError if an engine is not trusted, is damaged or is not the contract's graph, DeviceError if a call of
+    CUDA or TensorRT fails. `close` frees the GPU's memory.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrtBackend:
         return self._active.read_cache()[:, self._slots]
 
     def read_cache(self) -> Floats:
-        """Returns the same copy."""
+        """Returns the same as `cache`."""
         return self.cache
 
     def open(self, batch: int, capacity: int) -> None:
@@ -85,9 +85,9 @@ class TrtBackend:
         check_bounds(forward, self.contract, len(self._slots), engine.contract.capacity)
         check_candidates(forward, self.contract)
         most, n = min(profile.rows for profile in engine.profiles), forward.rows.shape[1]
-        if n > most:  # as of a form of a full model
+        if n > most:  # such as for a form on a `full` model
             return joined([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
-        whole: dict[str, NDArray[Any]] = {}  # by the names of a proposal's fields
+        whole: dict[str, NDArray[Any]] = {}  # by field name of Proposal
         for piece in pieces(forward, engine.widest):
             out = engine.forward(self._whole_batch(piece.forward))
             for name in Proposal.__slots__:
@@ -100,12 +100,12 @@ class TrtBackend:
         again = np.ones(len(rows), np.bool_)
         again[np.unique(rows, return_index=True)[1]] = False
         slots = self._slots[rows]
-        idle = np.setdiff1d(np.arange(self.contract.batch), slots)  # rows of the engine that run for nobody
+        idle = np.setdiff1d(np.arange(self.contract.batch), slots)  # rows of the engine that have no sequence
         slots[again] = idle[: np.count_nonzero(again)]
         self._slots = slots
 
     def close(self) -> None:
-        """Gives the GPU's memory back; the backend cannot be used any more."""
+        """Frees the GPU's memory; the backend cannot be used any more."""
         while self._loaded:
             self._loaded.popitem()[1].close()
 
@@ -121,22 +121,22 @@ class TrtBackend:
         return self._loaded[engine.name]
 
     def _kernels_of(self, engine: Engine) -> str:
-        """Names the kernels that TensorRT for RTX compiles for an engine: they are for this GPU alone."""
+        """Returns the key of the kernels that TensorRT for RTX compiles for an engine and this GPU."""
         parts = (engine.files[engine.model], self._library.__version__, self._gpu.name, str(self._gpu.capability))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _shared(self) -> Contract:
-        """Returns the contract that checks requests: the largest engine's, as far as its profiles reach."""
+        """Returns the contract for checking requests: the largest engine's, limited to what its profiles can run."""
         contract, build = engine_contract(self._bundle.contract, self.engines[-1]), built(self.engines[-1])
         widest = max(most for _, most in build.profiles)
         if not contract.has_cache:
             return replace(contract, capacity=reach(build, contract))
         capacity = contract.capacity - slack(contract)
-        limited = committed_ends(contract, max(1, capacity))[0] > widest  # the first token of a prompt sees further
+        limited = committed_ends(contract, max(1, capacity))[0] > widest  # a prompt's first token sees further
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
     def _whole_batch(self, forward: Forward) -> Forward:
-        """Fills the engine's other rows: one padding token each, which sees only itself and which nobody reads."""
+        """Fills the engine's other rows with padding tokens, which see one position and whose results are not read."""
         batch, slots = self.contract.batch, self._slots
         if batch == 1:
             return forward
@@ -153,24 +153,27 @@ class TrtBackend:
 
 
 def part(forward: Forward, start: int, end: int) -> Forward:
-    """The forward with some of its asked rows alone."""
+    """Returns the forward pass with only the logits rows from `start` to `end`."""
     candidates = None if forward.candidates is None else forward.candidates[:, start:end]
     return replace(forward, rows=forward.rows[:, start:end], candidates=candidates)
 
 
 def joined(parts: Sequence[Proposal]) -> Proposal:
-    """The proposals of several parts' rows, side by side."""
+    """Returns the proposals of several parts' logits rows as one."""
     fields = {name: [getattr(each, name) for each in parts] for name in Proposal.__slots__}
     return Proposal(**{name: np.concatenate(each, axis=1) for name, each in fields.items() if each[0] is not None})
 
 
 def slack(contract: Contract) -> int:
-    """Counts the positions that a ragged batch may pad after a row's end: another row's committed block and canvas."""
+    """Returns how many positions past its end a sequence of a ragged batch may be padded by.
+
+    They are as many as another sequence's committed block and canvas.
+    """
     return PADDED * contract.block if contract.batch > 1 else 0
 
 
 def reach(build: Build, contract: Contract) -> int:
-    """Returns the positions that a request may have: the KV cache's, or without one the widest forward pass's."""
+    """Returns how many positions a request may have: the KV cache's, or without one, those of the widest pass."""
     return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
@@ -181,7 +184,7 @@ def built(engine: Engine) -> Build:
 
 
 def engine_contract(contract: Contract, engine: Engine) -> Contract:
-    """Returns a bundle's contract with one engine's own values."""
+    """Returns a bundle's contract with one engine's capacity, batch, dtype and cache."""
     build = built(engine)
     cache = engine.cache if contract.has_cache else "none"
     return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
@@ -196,10 +199,10 @@ def open_engines(
     cuda: Cuda | None = None,
     library: LibraryLoader = load_library,
 ) -> TrtBackend:
-    """Opens the first of the engines that runs on this machine's GPU, with those that differ from it in capacity alone.
+    """Opens the first engine that runs on this machine's GPU, and those that differ from it only in capacity.
 
-    trust: load engines that were built elsewhere; cuda, library: what to call, the installed packages by default.
-    Raises UserError, with what to do, if there is no driver, GPU or library, or none of the engines is for them.
+    trust: whether to load engines that were built elsewhere; cuda, library: replacements for the installed packages.
+    Raises UserError, with what to do, if driver, GPU or library is missing, or no engine is for these.
     """
     cuda = cuda or load_cuda()
     gpu = cuda.gpu()
@@ -222,7 +225,7 @@ def open_engines(
 
 
 def otherwise(bundle: Bundle) -> str:
-    """Returns what runs without a GPU."""
+    """Returns advice, for an error message, on an engine that runs without a GPU."""
     if any(engine.is_called(DEFAULT) for engine in bundle.engines):
         return f"--engine {DEFAULT} runs here"
     return "python -m export.onnx makes an engine that runs here"
