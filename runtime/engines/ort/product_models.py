@@ -1,6 +1,7 @@
-"""ONNX models of one product each, `left` [rows, inner] times an initializer `right`, whose numbers the host gives.
+"""Contains ONNX models of one matrix product: `left` [rows, inner] times an initializer `right` that the host gives.
 
-Written by tests/support/product_models.py with the package onnx, on which the runtime does not depend; a test compares.
+tests/support/product_models.py writes them with the package onnx, on which the runtime does not depend; a test checks
+that both are equal.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ PRODUCT_MODELS = {
 
 
 def product(name: str, right: NDArray[Any], options: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Returns what multiplies a matrix with the constant `right`, of the model's shape, in ONNX Runtime on the CPU."""
+    """Returns a function that multiplies a matrix by the constant `right`, in ONNX Runtime on the CPU.
+
+    right: in the shape of the model `name`.
+    """
     from .no_telemetry import ort
 
     options.add_external_initializers(["right"], [ort.OrtValue.ortvalue_from_numpy(right)])
