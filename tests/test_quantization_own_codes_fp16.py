@@ -140,7 +140,7 @@ def test_what_fp16_would_round_is_refused(tmp_path: Path, capsys: pytest.Capture
             write(folder, packing)
         command, words = (export, []) if dialect == "standard" else (trt, ["--graph-only"])
         given = ["--ckpt", str(folder), *SIZES, *words, "--dialect", dialect, "--precision", "int4", "--out", str(out)]
-        assert command.main(given) == 2 and not out.exists()  # type: ignore[attr-defined]
+        assert command.main(given) == 2 and not out.exists()
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "would round layers." in err and "export.onnx in the dialect ort" in err
         return err
