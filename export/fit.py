@@ -34,7 +34,7 @@ HELP = {
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """Holds the sizes that decide an engine's memory: in elements, `weights` and `item` (a KV-cache number) in bytes.
+    """Holds the sizes that decide an engine's memory, in elements; `weights` and `item` (one KV-cache number) in bytes.
 
     widest: tokens of the widest forward pass, None if that is the capacity; scores: whether attention scores are held
     in memory, which fused operators avoid; delta: whether new keys and values are held next to the KV cache; cached:
@@ -167,7 +167,7 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
 def needed(shape: EngineShape, capacity: int) -> Need:
     """Returns the bytes that an engine needs at a capacity.
 
-    activations: hidden states, and the largest of attention, MLP and head.
+    The activations are the hidden states and the largest of what attention, MLP and head need.
     """
     width = capacity if shape.widest is None else min(shape.widest, capacity)
     tokens, keys = shape.batch * width, capacity + width if shape.delta else capacity
@@ -207,7 +207,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str
 
 
 def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
-    """Returns a dimension of the weight that has `part` in its name: the only one, or the one that is not `other`."""
+    """Returns the length of the vector `part`, or the size beside `other` of the matrix with `part` in its name."""
     for name, dims in sizes.items():
         if part == name and len(dims) == 1:
             return dims[0]

@@ -66,7 +66,7 @@ PRECISIONS = {
         Precision(
             "fp32", None, "float32", 75, 80, True, 1e-4, 1e-4, 1e-4, exact=True, replay=Floors(2e-6, 1e-5, 5e-5, 2e-6)
         ),
-        Precision("fp16", None, "float16", 75, 75, True, 0.1, 0.05, 0.1, replay=Floors(4e-4, 1e-2, 0.3, 8e-4)),
+        Precision("fp16", None, "float16", 75, 75, True, 0.1, 0.05, 0.1, replay=Floors(4e-4, 1e-2, 0.3, 1.6e-3)),
         Precision("bf16", None, "bfloat16", 80, 80, False, 1.0, math.nan),
         Precision("int8", "int8", "float16", 75, 75, True, 2.0, 1.0, replay=Floors(2e-4, 1e-3, 1.0, 3e-4)),
         Precision("int8-static", "int8", "float16", 75, 75, True, 4.0, 2.0, calibrated=True),

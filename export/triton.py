@@ -25,7 +25,7 @@ from train.storage.swap import swap
 from .staging import check_disk_space, report_write_errors, working_folder
 
 MODEL = Path(__file__).with_name("triton_model.py")
-INPUTS = {  # each may be left out
+INPUTS = {  # all optional in config.pbtxt; a request has either text_input or input_ids
     "text_input": ("TYPE_STRING", 1),
     "input_ids": ("TYPE_INT64", -1),
     "max_tokens": ("TYPE_INT32", 1),

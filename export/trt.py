@@ -144,7 +144,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Builds the engines that the bundle lacks or has with other settings, and adds them to it."""
+    """Adds to the bundle the engines that it lacks or has with other settings; with --graph-only, graphs."""
     started, report = time.perf_counter(), BuildReport(sys.stderr if args.json else sys.stdout)
     library = None if args.graph_only else find_library(args.flavor)
     settings = settings_of(args)

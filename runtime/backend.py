@@ -13,7 +13,7 @@ from .contract import Contract
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-PADDED = 2  # blocks past `capacity` that a backend of several sequences leaves room for, as padding
+PADDED = 2  # blocks of padding past `capacity` for which a backend that holds several sequences has room
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Proposal:
 
     top_token, top_logprob [batch, n, K]: the most probable tokens, the best first, and their log-probabilities, nats;
     None if the forward pass did not request them. candidate_logprob [batch, n, C]: log-probabilities of the forward
-    pass's candidates, of a softmax over the vocabulary without the mask token; None if it had no candidates.
+    pass's candidates, of a softmax over all tokens but the mask token; None if it had no candidates.
     """
 
     token: Ints
@@ -63,8 +63,8 @@ class Proposal:
 
 
 class Backend(Protocol):
-    """Runs a step graph. A forward pass stores its keys and values from `past_length` on; a later one overwrites them
-    unless its `past_length` includes them."""
+    """Runs a step graph. A forward pass stores its keys and values from position `past_length` on. A later pass commits
+    those before its own `past_length`, and may overwrite the others."""
 
     @property
     def contract(self) -> Contract: ...
@@ -83,7 +83,7 @@ class Backend(Protocol):
     def keep(self, rows: NDArray[Any]) -> None:
         """Keeps only these sequences of the batch, in this order; at most as many as `open` made room for.
 
-        A repeated index makes a free place: a copy that nothing reads before it is overwritten.
+        A repeated index makes a free place, for a sequence yet to begin: nothing reads it before it is overwritten.
         """
 
 
@@ -121,13 +121,15 @@ class Forkable(Protocol):
 
 @runtime_checkable
 class Shareable(Protocol):
-    """Describes a backend whose weights several threads can use at once, each by its own backend and KV cache."""
+    """Describes a backend whose weights several threads can use at once; each has a backend and KV cache of its own."""
 
     def share(self) -> Backend: ...
 
 
 def check_candidates(forward: Forward, contract: Contract) -> None:
-    """Raises ValueError for candidates of a wrong shape or outside the vocabulary, which engines would not notice.
+    """Raises ValueError for candidates of a wrong shape, outside the vocabulary, or that are the mask token.
+
+    Engines would not notice them.
 
     Users cannot cause this error: it would be a bug of blockstep.
     """

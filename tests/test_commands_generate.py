@@ -87,7 +87,7 @@ def test_generate_at_a_temperature_tells_the_seed_that_gives_the_answer_again(
         assert generate.main([*again, "--threads", "1"]) == 0
         assert capsys.readouterr().out == values["text"] + "\n"
     assert generate.main([*again, "--show"]) == 0
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forwards; seed {drawn[-1]['seed']}; no KV cache")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"forward passes; seed {drawn[-1]['seed']}; no KV cache")
 
 
 def test_a_models_three_levels_draw_the_same(sampling: str) -> None:

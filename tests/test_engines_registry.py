@@ -78,7 +78,7 @@ def test_a_device_that_a_kind_does_not_run_on_is_refused(bundle: Bundle) -> None
 
 def test_a_file_that_no_kind_opens_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(KINDS, "numpy")
-    with pytest.raises(UserError, match=r"model 'constant.npy' is no .onnx file; export the bundle again"):
+    with pytest.raises(UserError, match=r"model 'constant.npy' is not a .onnx file; export the bundle again"):
         read(bundle.path)
 
 

@@ -102,7 +102,7 @@ def test_what_crashes_is_told_by_its_signal(bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(load_check, "CHILD", child("time.sleep(60)"))
     monkeypatch.setattr(load_check, "SECONDS", 1)
     monkeypatch.setattr(load_check, "PATIENCE", 0.2)
-    assert "did not end within 0.2 s when" in refusal(lambda: load(bundle))
+    assert "did not end within 0.2 s in" in refusal(lambda: load(bundle))
 
 
 @pytest.mark.parametrize("name", load_check.OUTSIDE)
@@ -139,9 +139,7 @@ def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_
     expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).result.token_ids
     with monkeypatch.context() as patched:
         patched.setattr(interpreter, "interpreters", lambda: ["/bin/ls", "/bin/false"])
-        with pytest.warns(
-            UserWarning, match=r"without an isolated load check .* \(/bin/false ended with 1\)"
-        ) as warned:
+        with pytest.warns(UserWarning, match=r"without an isolated load check \(/bin/false ended with 1\)") as warned:
             assert load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids == expected
         assert len(warned) == 1
     hashed, tried = [], []

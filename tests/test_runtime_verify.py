@@ -114,7 +114,7 @@ DAMAGED = {
     "a length too many": (lambda: arrays(rows=np.zeros(1, INTS)), "rows is [1]"),
     "a margin below 0": (lambda: arrays(margin=np.full(COUNT, -1, "<f4")), "margin has a number below 0"),
     "an answer too long": (lambda: arrays(wanted=np.full(COUNT, 512, INTS)), "beyond the capacity 512"),
-    "a NaN": (lambda: arrays(margin=np.full(COUNT, np.nan, "<f4")), "margin has a number"),
+    "a NaN": (lambda: arrays(margin=np.full(COUNT, np.nan, "<f4")), "margin has a value out of range"),
     "a position too far": (
         lambda: arrays(past_length=np.full(len(REFERENCE.forwards), 500, INTS)), "beyond the capacity 512"
     ),

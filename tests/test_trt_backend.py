@@ -271,13 +271,13 @@ def test_every_request_finds_a_cache_of_zeros(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"past_length": np.array([61])}, "behind"),
-        ({"past_length": np.array([-1])}, "behind"),
+        ({"past_length": np.array([61])}, "tokens after"),
+        ({"past_length": np.array([-1])}, "tokens after"),
         ({"visible": np.zeros((1, 4), np.int64)}, "visible"),
         ({"visible": np.full((1, 4), 13)}, "visible"),
         ({"rows": np.array([[4]])}, "rows"),
         ({"rows": np.array([[-1]])}, "rows"),
-        ({"input_ids": np.zeros((2, 4), np.int64)}, "behind"),
+        ({"input_ids": np.zeros((2, 4), np.int64)}, "tokens after"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_on_the_host(change: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ def between(log_probs: Tensor, theirs: Tensor) -> Floats:
 def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     """Returns how far the log-probabilities of an engine's top tokens are from PyTorch's. [2, 1, n, K]
 
-    First from those of the same tokens, then from those of the same ranks: by token alone, a list that lacks the best
-    tokens would pass if its own log-probabilities are right. The difference is 0 if both are below NOTICED. log_probs:
-    PyTorch's, of all tokens [1, n, vocab].
+    Index 0 compares with PyTorch's for the same tokens, index 1 with PyTorch's at the same ranks. Compared by token
+    alone, a list that lacks the best tokens would pass if the tokens in it have the right values. The difference is 0
+    if both are below NOTICED. log_probs: PyTorch's, of all tokens [1, n, vocab].
     """
     given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)
     ours = torch.stack((log_probs.gather(-1, named), log_probs.topk(named.shape[-1]).values))

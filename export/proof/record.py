@@ -51,16 +51,16 @@ from .token_gaps import TokenGaps
 
 ROWS = 2500  # logits rows, of 260 bytes each, that a reference of less than 1 MB has room for
 IDS = 30_000  # input tokens of forward passes that such a reference has room for
-RECORD = 3e11  # floating-point operations that recording more than FEW answers may take: seconds of one core
+RECORD = 3e11  # floating-point operations that recording more than FEW answers may take: some seconds on one core
 FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
 FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
 # Another machine's fp32 may differ in the last bit and so round an activation to the neighboring quantized value, which
-# changes later rows. So a mean varies between machines by about its standard error. The mean measured here is a single
-# sample, which shows little about that.
+# changes later rows. So a mean varies between machines by about its standard error. A single
+# mean is measured here, which tells little about that error.
 ERRORS = 5  # standard errors by which a bound on a mean exceeds the mean measured here
 SPREAD = 4  # the bound on the largest difference is this times the one measured here
-FLOOR_ROWS = 400  # logits rows that a precision's least bounds on means are for; over fewer rows they are wider
+FLOOR_ROWS = 400  # logits rows; over fewer, a precision's least bounds on means are widened by the root of the ratio
 LIMIT, LIMIT_QUANTIZED = 10, 100  # at its export an engine may be off by this times its precision's least bound
 ANSWER_MARGIN = 1e-4  # probability; an exact engine's answer may differ only if PyTorch decided by a smaller margin
 
@@ -105,7 +105,7 @@ class Recorder:
         return out
 
     def _norms(self, forward: Forward) -> NDArray[np.float64]:
-        """Returns the norms of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
+        """Returns mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
         cache, past, width = self.torch.cache, int(forward.past_length[0]), forward.input_ids.shape[1]
         if cache is None:
             return np.zeros((0, 2))
@@ -120,9 +120,9 @@ def record(
 ) -> Reference:
     """Answers the requests in PyTorch, with the contract's gate; returns the answers and every forward pass.
 
-    Stops before the first request that would make the reference larger than a bundle's reader allows or, from FEW
-    answers on, take too long. The first request is always recorded. operations: floating-point operations per token of
-    a forward pass.
+    Stops at the first request with which the reference exceeds ROWS or IDS or, from FEW answers on, RECORD operations;
+    that request's answer is dropped. The first request is always recorded. operations: floating-point operations per
+    token of a forward pass.
     """
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
@@ -167,8 +167,9 @@ def record_reference(
 ) -> Recording:
     """Records a reference for an engine, writes it into a folder, and compares the engine with it.
 
-    Bounds are measured on the exporting machine, since a deep quantized model scatters more than a shallow one; they
-    are widened for other machines, and are at least the precision's least bounds. backend: None if nothing here runs
+    Bounds are measured on the exporting machine: no fixed bound fits all, since the errors of a deep quantized model
+    vary more than those of a shallow one. They are then widened for other machines, to the precision's least bounds or
+    more. backend: None if nothing here runs
     the graph; the bounds are then the precision's least bounds.
     """
     reference: TorchBackend | QuantizedBackend
@@ -255,10 +256,11 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
 
 
 def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
-    """Returns the standard error of each figure that is a mean, scaled to a single logits row.
+    """Returns, for each figure that is a mean, its standard error times the square root of the number of logits rows.
 
-    Errors of rows in one forward pass may be correlated, so this is the larger of two estimates, from rows and from
-    forward passes; for norms, that of the layer with the largest error.
+    Dividing by the root of another number of rows gives the standard error over those. Rows of one forward pass may
+    have correlated errors, so the larger of two estimates is taken: from rows, and from forward passes. Norms have only
+    the latter, and it is that of the layer with the largest error.
     """
     rows, found = [each.entropy.size for each in forwards], {}
     for name, parts in terms(forwards, replayed).items():

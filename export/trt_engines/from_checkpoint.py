@@ -57,7 +57,8 @@ def from_checkpoint(
     source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
     check_template(source)
     if wanted.precision == "int4":
-        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)  # refuses to round again
+        # Raises UserError if weights that their directory holds quantized would be rounded a second time.
+        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)
     if wanted.precision == "nvfp4":
         refuse_rounding_again(source, f"{wanted.precision} for TensorRT")
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
@@ -100,7 +101,7 @@ def beside(there: Bundle, contract: Contract) -> Contract:
 
 def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
     """Returns a description of the graph that a recipe and a contract give, for `planned`."""
-    top = {"top_k": contract.top_k} if contract.top_k else {}  # left out if 0, as in graphs older than the option
+    top = {"top_k": contract.top_k} if contract.top_k else {}  # left out if 0: the plan of an older graph lacks it
     top |= {"candidates": contract.candidates} if contract.candidates else {}
     values = recipe.values(EXPORTER) | top
     return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
@@ -134,7 +135,7 @@ def export_one(
         with report_write_errors(shared.path):
             made = graphs.record(engine, files[0], folder, plan.settings.max_prompt if plan else None, ranges)
         check = (
-            made.check if made else Check("reference", True, f"none: {recipe.precision} has no arithmetic in PyTorch")
+            made.check if made else Check("reference", True, "none: nothing bounds calibrated activations by layers")
         )
         parity[check.name] = check.detail
         if not report.check(check.name, check.ok, check.detail):

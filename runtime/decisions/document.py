@@ -1,4 +1,4 @@
-"""Returns a decision as a JSON document: text rebuilt from the form, the parsed value, a distribution per field."""
+"""Makes a JSON document of a decision: its text, rebuilt from the form; its parsed value; a distribution per field."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TypedDecision(Generic[T]):
         value: What the text holds, in the requested type; None if partial.
         fields: The fields that have a value, in the form's order.
         forwards: Forward passes without the prompt's prefill.
-        partial: Whether `max_forwards` or `wanted` ended the decision before every field had a value.
+        partial: Whether `max_forwards` or the caller's `wanted()` ended the decision before every field had a value.
         probability: How the probabilities are conditioned, `parallel` or `ordered`; see docs/decision-probabilities.md.
     """
 
@@ -51,7 +51,7 @@ class TypedDecision(Generic[T]):
     probability: Probability
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what a reply reports of the decision next to its text, as JSON values."""
+        """Returns what a reply reports of the decision besides its text, as JSON values."""
         return {
             "fields": [
                 {
@@ -71,8 +71,9 @@ class TypedDecision(Generic[T]):
 def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     """Returns a decision on a schema's form as a document with JSON values.
 
-    The text is built from the form's words and the decided values, so that a free text, which may hold anything, ends
-    at the end of its JSON string. Raises AssertionError for a value that the form does not have.
+    The text is built anew from the form's words and the decided values and not taken from the decision: a free text may
+    hold anything, such as a wrong escape, so it is read up to the end of its JSON string and escaped again. Raises
+    AssertionError for a value that the form does not have.
     """
     fields = read_fields(made.form, decision)
     text, known = "", {field.path: field for field in fields}

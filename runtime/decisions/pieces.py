@@ -1,9 +1,10 @@
 """A form as token ids: its words, and for each field the tokens of its values.
 
 Each part of a form is encoded by itself, words and values alike, so that a value has the same tokens at each place
-and the words around it never merge with it. The model may have been trained on texts that were encoded as a whole, in
-which a word and a value share a token; forms whose parts end at quotes, spaces or brackets rarely meet that. First and
-last tokens that all values of a field share are words too: they do not depend on the value.
+and the words around it never merge with it. The model may have been trained on texts that were encoded as a whole,
+where one token can span the end of a word and the start of a value; that is rare if parts end at quotes, spaces or
+brackets. First and last tokens that all values of a field share count as words, since they do not depend on the value;
+but every value keeps at least one token, and a field's only value keeps all.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Slot:
 
     @property
     def usual(self) -> int:
-        """Returns its tokens while it has no value: the most frequent length of its values, or the shorter."""
+        """Returns its token count while undecided: the most frequent length of its values, the shortest on a tie."""
         lengths = Counter(map(len, self.values))
         return min(lengths, key=lambda length: (-lengths[length], length))
 
@@ -140,7 +141,7 @@ def _check_count(slot: Slot, most: int) -> None:
 
 
 def most_candidates(values: Sequence[Ids]) -> int:
-    """The most different tokens that values of one length have after one beginning.
+    """Returns the maximum number of different tokens that can follow one beginning, among values of one length.
 
     It goes once over all tokens: a stranger's schema may have 1,024 values, or values of 2,000 tokens.
     """

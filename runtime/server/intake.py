@@ -13,7 +13,7 @@ from .http_errors import Refusal
 
 SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read, and does not wait for others
 WAITING = 32  # longer bodies that may be held at once
-CONTAINERS = 1 << 16  # lists and objects in a body: a request of 1 MiB that fits the API has fewer
+CONTAINERS = 1 << 16  # most lists and objects in a body; a valid request of 1 MiB, the largest body, has fewer
 
 Read = TypeVar("Read")
 
@@ -21,8 +21,8 @@ Read = TypeVar("Read")
 class Intake:
     """Reads bodies on threads; of the longer bodies, one at a time per size class (powers of two).
 
-    A body never waits for one more than twice as long, and at most a handful of threads with longer bodies compete for
-    the cores.
+    So a body never waits for another of twice its size or more, and at most a handful of threads read longer bodies at
+    the same time.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,10 @@ def parse_body(content: bytes) -> Any:
 
 
 def _float(digits: str) -> float:
-    """Calls `float` from Python, so that other threads may run between numbers: 150,000 times 1e-400 take 0.3 s."""
+    """Calls `float` from Python code, so that other threads may run between two numbers.
+
+    Otherwise a body of numbers alone would stop them for its whole parse: 150,000 times 1e-400 take 0.3 s.
+    """
     return float(digits)
 
 

@@ -96,7 +96,8 @@ def with_arguments(template: str | None, arguments: Arguments) -> str:
 
 def with_defaults(template: str, arguments: Arguments) -> str:
     """Returns the template with default arguments, which override older defaults; a call's arguments override them."""
-    # The newline after a block is trimmed, so the template's own first line still begins a line.
+    # trim_blocks does not print the newline after a block. It is there so that the template's own text begins a line,
+    # at which lstrip_blocks applies.
     lines = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
         for name, value in arguments.items()
@@ -201,8 +202,10 @@ def _generation() -> Any:
 
 
 def _globals() -> dict[str, Any]:
-    """Returns the names that transformers adds to jinja2's, and replacements of `dict` and `namespace`, whose methods
-    reach too far."""
+    """Returns the names that transformers adds to jinja2's, and replacements of jinja2's `dict` and `namespace`.
+
+    The originals have methods and attributes that a stranger's template should not reach.
+    """
     from jinja2 import TemplateError
     from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace

@@ -11,7 +11,7 @@ from train import tasks
 
 from . import evaluated_model, evaluation_run
 
-SPLIT = "valid"  # split of the problems if no report names them
+SPLIT = "valid"  # the split from which problems are sampled if there is no --teacher-report
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class BaselineReport:
 def read_report(path: Path, data: Path | None) -> BaselineReport:
     """Reads the outcomes in a report of train.evaluate, and samples its problems again.
 
-    Raises UserError if the file is not such a report, is of a test split, or its problems are not found.
+    Raises UserError if the file is not such a report, is of a test split or of `all`, or its problems are not found.
     """
     values = evaluation_run.read_evaluation(path)
     outcome, left_out = values["per_problem"], set(values["left_out"])

@@ -1,4 +1,4 @@
-"""Computes the next-token loss, to train the autoregressive baseline, and to keep its skills next to other losses."""
+"""Computes the next-token loss: for the autoregressive baseline, and added to other losses to keep a model's skills."""
 
 from __future__ import annotations
 

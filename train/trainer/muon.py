@@ -2,7 +2,8 @@
 
 torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 instructions that takes
 seconds, several times longer than the forward and the backward pass. Here matrices of one shape are batched and
-multiplied in the weights' precision, or in bf16 if `bf16` is set. Apart from rounding the result is the same.
+multiplied in the weights' precision, or in bf16 if `bf16` is set. Apart from rounding the
+result is that of torch's with adjust_lr_fn="match_rms_adamw".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes run fingerprints: the options, and the files by content, that a stopped run and its resumption must share."""
+"""Makes run fingerprints: the options and the contents of files that a stopped run and its resumption must share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from train.open_checkpoint import fingerprint
 
-# Options that do not change what is learned; dtype is that of the weights in --out.
+# Options that do not change what is learned; `dtype` is only the type in which --out stores the weights.
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
 SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
 

@@ -20,7 +20,7 @@ from runtime.contract import size
 
 from .rope import frequencies
 
-LARGEST_FLOAT = 1e12  # maximum of a float in a config; the largest is the base of rotary angles
+LARGEST_FLOAT = 1e12  # maximum of a float in a config; chosen for the largest of them, the base of rotary angles
 ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, f"a number above 0, up to {LARGEST_FLOAT:g}")
 
 
@@ -91,7 +91,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Computes the same with torch's fused kernel: faster without gradients; on a GPU it never stores the weights."""
+    """Computes the same with torch's fused kernel: faster without gradients; a GPU never stores attention weights."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -186,9 +186,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Returns hidden states [batch, width, hidden].
 
-        input_ids int64 [batch, width]; visible int64 [batch, width], how many of the `length` cached and new positions
-        (only new ones without a KV cache) each query sees, at least 1; positions int64 [batch, width], 0.. by default;
-        mask fp32 [batch, 1, width, length], additive, instead of `visible` if it is not a prefix mask (training).
+        input_ids int64 [batch, width]; visible int64 [batch, width], how many positions each query sees, at least 1;
+        positions int64 [batch, width], by default 0 to width - 1; length: cached and new positions together, by default
+        the width; mask fp32 [batch, 1, width, length], additive, given in training instead of `visible` where the
+        attention is not a prefix mask.
         """
         cos, sin = self.position_tables(input_ids, positions)
         if mask is None:
@@ -201,7 +202,8 @@ class Transformer(nn.Module):
         """Returns a factor for each channel that a layer adds, [layers, 2, batch, 1, hidden]; None if all are kept.
 
         All positions of a sequence share a sample, from torch's global generator (Gal and Ghahramani 2016, arXiv
-        1512.05287). That regularizes as much as a sample per position and costs little. None without gradients.
+        1512.05287). That regularizes as much as a sample per position and costs little. Nothing is
+        dropped unless the model trains with gradients.
         """
         if not self.dropout or not self.training or not torch.is_grad_enabled():
             return None
@@ -252,14 +254,14 @@ def embedding(vocab: int, width: int) -> nn.Embedding:
 def prefix_mask(visible: Tensor, length: int) -> Tensor:
     """Returns the additive fp32 mask [batch, 1, width, length]: 0 at keys among the first `visible`, else -inf.
 
-    Additive and not boolean, since eager attention elsewhere *adds* a boolean mask and is silently wrong.
+    Additive and not boolean: attention that adds its mask to the scores would be silently wrong with a boolean one.
     """
     seen = torch.arange(length, device=visible.device) < visible[:, None, :, None]
     return torch.zeros(seen.shape, device=visible.device).masked_fill(~seen, float("-inf"))
 
 
 def initialize(model: Transformer, seed: int) -> Transformer:
-    """Samples normal weights of deviation 0.02, or less by depth for residual outputs, as in GPT-2; biases are 0."""
+    """Samples normal weights of deviation 0.02, over sqrt(2 * layers) in o_proj and down_proj (GPT-2); biases are 0."""
     generator = torch.Generator().manual_seed(seed)
     residual = 0.02 / (2 * model.config.layers) ** 0.5
     for name, parameter in model.named_parameters():
