@@ -270,11 +270,7 @@ OPTIONS = (
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
     option("--count", type=int, default=COUNT, help=f"problems per task, if no report is given (default: {COUNT})"),
-    option(
-        "--data",
-        type=Path,
-        help="file of JSON lines that the report's problems are from, instead of a task (default: none)",
-    ),
+    option("--data", type=Path, help="JSON-lines file of the report's problems, instead of a task (default: none)"),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
     option(
