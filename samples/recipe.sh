@@ -28,7 +28,7 @@ recipe() {
   if [ -z "${SMOKE:-}" ]; then training+=(--compile); fi
 
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it. Of
-  # pronounce six key-value heads find a word's letters sooner than one does. Its words are seen some seven times; a
+  # pronounce six key-value heads find a word's letters sooner than one does. Its words are seen some 14 times; a
   # tenth of each layer's channels is left out meanwhile, here and in all later stages, or new words lag behind.
   local new=() masked=(--learning-rate 1e-3)
   if [ "$TASK" = pronounce ]; then training+=(--dropout 0.1); fi
@@ -36,12 +36,12 @@ recipe() {
     new=(--optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32)
     masked=(--optimizer muon --learning-rate 3e-3)
   fi
-  stage baseline 12/62 7/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
-    --steps "$(n "$(of 6000 2500 4000)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
+  stage baseline 36/118 7/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
+    --steps "$(n "$(of 12000 2500 4000)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
-  stage teacher 9/40 11/62 12/45 blockstep train teacher --objective masked "${training[@]}" \
-    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1500 2000 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
+  stage teacher 6/27 11/62 12/45 blockstep train teacher --objective masked "${training[@]}" \
+    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 2000 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
@@ -58,12 +58,12 @@ recipe() {
   # that they can check their own drafts (mode speculative).
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   if [ "$TASK" = pronounce ]; then student+=(--student "$RUNS/baseline.pt" --attention causal_context); fi
-  local updates=(--steps "$(n "$(of 1200 600 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
-  stage cdlm 7/32 4/22 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
+  local updates=(--steps "$(n "$(of 1000 600 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
+  stage cdlm 6/27 4/22 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" "${updates[@]}" --out "$RUNS/cdlm.pt"
-  stage cd4lm 4/15 2/10 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
+  stage cd4lm 4/13 2/10 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     "${updates[@]}" --out "$RUNS/cd4lm.pt"
-  stage dparallel 10/50 4/20 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
+  stage dparallel 8/42 4/20 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
     --trajectories "$RUNS/answers" "${right[@]}" "${updates[@]}" --out "$RUNS/dparallel.pt"
 
   # Each student's threshold, or mode: the fewest forward passes at which it is not below the better one of baseline and
