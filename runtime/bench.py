@@ -73,7 +73,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"{name.replace('_', ' '):<15}{shown}"
     yield ""
-    yield f"{'forward (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
+    yield f"{'forward pass (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
     for row in values["forwards"]:
         yield f"{row['forward']:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}" + _columns(row["ms"])
     yield ""

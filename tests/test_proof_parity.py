@@ -75,7 +75,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchBackend, OrtBa
 
 
 def looked_at(reference: TorchBackend, candidate: Any, twin: OrtBackend | None = None) -> Distance:
-    """Forwards over growing canvases of 4, each with 4 rows, whatever the candidate says."""
+    """Forward passes over growing canvases of 4, each with 4 rows, whatever the candidate says."""
     both = SideBySide(reference, candidate, twin)
     run(both)
     return both.distance

@@ -327,10 +327,10 @@ def command(args: argparse.Namespace) -> int:
         print_json(told)
     else:
         against = f"   (to {', '.join(told['held_to'])}, worst task)"
-        print(f"{'threshold':>11}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
+        print(f"{'threshold':>11}{'forward passes':>16}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])
-            print(f"{named:>11}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")
+            print(f"{named:>11}{point['forwards']:>16.2f}{apart:>12.4f}{low:>10.4f}")
         print(
             "expected calibration error:", ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
         )

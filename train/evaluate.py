@@ -127,7 +127,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
 
 
 def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
-    """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forwards."""
+    """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forward passes."""
     theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {

@@ -294,7 +294,7 @@ FAULTS = (
         "trainer_deepen",
     ),
     Fault(
-        "calibration takes the point of most forwards",
+        "calibration takes the point of most forward passes",
         "train/calibrate.py",
         "return min(within, key=lambda p: p.forwards, default=None)",
         "return max(within, key=lambda p: p.forwards, default=None)",
