@@ -230,7 +230,7 @@ FAULTS = (
         "export_onnx",
     ),
     Fault(
-        "the entropy lacks the best token's term",
+        "the entropy lacks the top-1 token's term",
         "export/graph/step_graph.py",
         ".sum(-1, keepdim=True) - confidence.log()",
         ".sum(-1, keepdim=True)",
