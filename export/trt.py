@@ -54,7 +54,9 @@ HELP = {  # help texts that do not fit on the line of their option below
         "that run the precision)"
     ),
     "optimization-level": "optimization level, with tensorrt: 0 builds fastest, 5 searches longest (default: 3)",
-    "hardware-compatibility": "build an engine that all GPUs from Ampere (SM80) on run, more slowly; with tensorrt",
+    "hardware-compatibility": (
+        "build an engine that all GPUs from Ampere (SM80) on run, more slowly; with tensorrt (default: off)"
+    ),
 }
 
 
@@ -173,8 +175,8 @@ def settings_of(args: argparse.Namespace) -> BuilderSettings:
 def what_next(args: argparse.Namespace, path: Path) -> str:
     """Returns what to do with the bundle next."""
     if args.graph_only:
-        return f"where it is to run, with a copy of the bundle: python -m export.trt --bundle {path.name}"
-    return f"where its GPU is: python -m runtime.generate {path} PROMPT --engine trt"
+        return f"where it is to run, with a copy of the bundle: blockstep export trt --bundle {path.name}"
+    return f"where its GPU is: blockstep generate {path} PROMPT --engine trt"
 
 
 if __name__ == "__main__":

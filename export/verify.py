@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, help="bundle, a folder"),
+    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that blockstep export wrote"),
     option(
         "--ckpt",
         type=Path,

@@ -88,12 +88,14 @@ def _columns(row: dict[str, float]) -> str:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
+    option(
+        "bundle", metavar="BUNDLE", help="bundle, a folder that blockstep export onnx or blockstep export trt wrote"
+    ),
     option(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="maximum tokens per answer (default: 256, or fewer if the capacity has no room for them)",
+        help="maximum tokens per answer (default: 256, or fewer if the KV cache has no room for them)",
     ),
     option(
         "--threshold",

@@ -226,7 +226,9 @@ def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> No
     assert sorted(e.build.capacity for e in engines if e.build) == [32, 64]
     there = read(copy / "student.bundle")
     assert there.contract.capacity == 64
-    with pytest.raises(UserError, match="was exported with a capacity of 64, 65 is more; give --capacity 64 or less"):
+    with pytest.raises(
+        UserError, match="was exported with a KV-cache capacity of 64, 65 is more; give --capacity 64 or less"
+    ):
         beside(there, replace(there.contract, capacity=65))
     assert beside(there, replace(there.contract, capacity=32)) == there.contract
 

@@ -34,9 +34,9 @@ TARGET = 0.5  # percentage points
 COUNT = 400  # validation problems per task, if no report names them
 HELP = {  # help texts that do not fit on the line of their option below
     "teacher-report": (
-        "reports that train.evaluate --out wrote on the validation split, one per task, of the teacher or another more "
-        "accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by its own gate "
-        "is the reference)"
+        "reports that blockstep train evaluate --out wrote on the validation split, one per task, of the teacher or "
+        "another more accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by "
+        "its own gate is the reference)"
     ),
     "target": f"maximum loss of accuracy, in percentage points below the reference model (default: {TARGET})",
     "decisions": (
@@ -174,7 +174,7 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     Raises UserError if the gate has no threshold, or if a threshold is outside the range of the gate's metric.
     """
     if gate.unit is None:
-        raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
+        raise UserError("this gate accepts a fixed count per step and has no threshold; give --gate rule=threshold")
     thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)

@@ -1,4 +1,4 @@
-"""Collects a teacher's trajectories: its answers, one token a step, with the order and the state of every token.
+"""Collects a teacher's trajectories: its answers, one token per step, with the order and the state of every token.
 
 python -m train.collect --ckpt teacher.pt --out trajectories --count 1500
 python -m train.collect --ckpt teacher.pt --out answers --count 12000 --threshold 0.98    # faster, for dparallel

@@ -77,8 +77,8 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
     wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
     raise UserError(
         (
-            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: python "
-            f"-m export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: "
+            f"blockstep export trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
         )
         + (f" --precision {precision}" if precision else "")
     )

@@ -93,8 +93,8 @@ def beside(there: Bundle, contract: Contract) -> Contract:
     longest = there.contract.capacity
     if contract.capacity > longest:
         raise UserError(
-            f"{there.path} was exported with a capacity of {longest}, {contract.capacity} is more; give --capacity "
-            f"{longest} or less, or --out another bundle"
+            f"{there.path} was exported with a KV-cache capacity of {longest}, {contract.capacity} is more; give "
+            f"--capacity {longest} or less, or --out another bundle"
         )
     return replace(contract, capacity=longest)
 

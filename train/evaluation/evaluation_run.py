@@ -162,5 +162,5 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
             raise ValueError("its outcomes are not whole")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a report of train.evaluate --out ({error}); give one that it wrote") from None
+        raise UserError(f"{path} is not a report of blockstep train evaluate --out ({error}); give one") from None
     return {"model": str(path), **values, "problems": len(right), "left_out": left_out}

@@ -147,7 +147,7 @@ class TrtEngine:
             engine, said = None, f"{error}; {self._said()}"
         if engine is None:
             flavor = next(each for each, name in LIBRARIES.items() if name == library.__name__)
-            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in said else "build it again here: python -m export.trt"
+            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in said else "build it again here: blockstep export trt"
             raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({said}); {advice}")
         return runtime, engine
 
@@ -238,15 +238,15 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
             wrong.append(name)
         elif engine.get_tensor_location(name) != library.TensorLocation.DEVICE:
             raise UserError(
-                f"the engine reads {name} on the host, as a shape, but gets GPU memory alone; build it again: python "
-                "-m export.trt"
+                f"the engine reads {name} on the host, as a shape, but gets GPU memory alone; build it again: "
+                "blockstep export trt"
             )
     alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
     if contract.cache == "in_place" and not wrong and alias is not None:
         wrong += [present for past, present in map(cache_names, range(2 * contract.layers)) if alias(present) != past]
     if wrong:
         raise UserError(
-            f"the engine is not that of its manifest: {wrong[0]} differs; build it again: python -m export.trt"
+            f"the engine is not that of its manifest: {wrong[0]} differs; build it again: blockstep export trt"
         )
 
 

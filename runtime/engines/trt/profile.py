@@ -166,7 +166,7 @@ class Lane:
         capturable = getattr(self.context, "is_stream_capturable", None)  # only TensorRT for RTX may return False
         try:
             if capturable is not None and not call("is_stream_capturable", capturable, int(self._stream)):
-                return "is_stream_capturable is false, as in older builds; build it again: python -m export.trt"
+                return "is_stream_capturable is false, as in older builds; build it again: blockstep export trt"
             self._graph = self._cuda.capture(self._stream, self._enqueue)
         except DeviceError as error:
             self._cuda.forget_error()
