@@ -19,7 +19,7 @@ from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
 # Options that only standard TensorRT has; TensorRT for RTX has none of them.
-STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")
+NOT_IN_RTX = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # help texts that do not fit on the line of their option below
@@ -151,7 +151,7 @@ def export(args: argparse.Namespace) -> int:
     library = None if args.graph_only else find_library(args.flavor)
     settings = settings_of(args)
     if library is not None:
-        check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in STANDARD})
+        check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in NOT_IN_RTX})
     if library is not None and args.bundle is not None:
         path = from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
     else:
