@@ -112,7 +112,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def fit(args: argparse.Namespace) -> int:
     """Reads the bundle, adds up the memory that the engine needs, and prints it."""
     bundle = read(args.bundle)
-    engine = chosen(bundle, args.engine)
+    engine = choose_engine(bundle, args.engine)
     shape = engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
     need = needed(shape, capacity)
@@ -126,7 +126,7 @@ def fit(args: argparse.Namespace) -> int:
     return FAILED if args.device and not verdicts[0].fits else DONE
 
 
-def chosen(bundle: Bundle, name: str | None) -> Engine:
+def choose_engine(bundle: Bundle, name: str | None) -> Engine:
     """Returns the engine of that name or kind, by default the first TensorRT engine, else the first engine."""
     if name is not None:
         return bundle.engine(name)

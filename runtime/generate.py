@@ -32,7 +32,7 @@ from .decoding.batch import Step
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
-from .text.terminal import summary, view, watched
+from .text.terminal import show_steps, summary, view
 
 HELP = {  # help texts that do not fit on the line of their option below
     "suffix": (
@@ -71,7 +71,7 @@ def generate(args: argparse.Namespace) -> int:
         return decide(model, prompt, schema, args, loaded)
     steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
     if args.show:
-        steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
+        steps = show_steps(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))

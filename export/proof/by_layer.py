@@ -161,7 +161,7 @@ class Case:
     cache: dict[str, NDArray[Any]]
 
 
-def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
+def sample_case(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     """Samples inputs of layer i: the positions of a fused step, each with its own attention prefix length."""
     rng, full = np.random.default_rng(SEED + i), not contract.has_cache
     length = contract.canvas if full else parts.length(contract.capacity)
@@ -181,7 +181,7 @@ def layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
     """Returns the gap of a layer's output and, with a KV cache, those of its new keys and values."""
-    case = drawn(source, contract, parts, i)
+    case = sample_case(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
     exact = reference(source, contract, i, case)
     near = reference(source, contract, i, case, formats) if formats else exact

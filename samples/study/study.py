@@ -176,7 +176,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     settings = settings_of(row, saved)
     tuned = [point(gate, threshold, each) for gate, threshold in settings for each in plan.tuning]
     lines = study_page.lines(row.title, backend.contract.attention, tuned, base["tuned"] if base else tuned)
-    best = study_page.chosen(lines).threshold
+    best = study_page.choose_line(lines).threshold
     gate = next(gate for gate, threshold in settings if threshold == best)
     pairs = [(problem.prompt, problem.answer) for each in plan.tuning for problem in each.listed]
     examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)

@@ -65,7 +65,7 @@ def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Po
     return [Line(title, attention, key, tuple(cells)) for key, cells in by_threshold.items()]
 
 
-def chosen(tried: Sequence[Line]) -> Line:
+def choose_line(tried: Sequence[Line]) -> Line:
     """Returns, of the lines at most SLACK below the teacher on every task, the one with the fewest forward passes.
 
     If there is none, returns the line with the most right answers.

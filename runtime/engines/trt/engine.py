@@ -64,7 +64,7 @@ class TrtEngine:
             self._kernels = None
             if library.__name__ == LIBRARIES["rtx"]:
                 self._kernels = call("create_runtime_config", RtxKernels, self._engine, library, kernels)
-                self._said()  # drops messages about stored kernels that were refused, which users need not see
+                self._take_messages()  # drops messages about stored kernels that were refused, which users need not see
             self._runners = self._prepare(library, stack)
             try:
                 self._warm(graphs, stack)
@@ -147,13 +147,16 @@ class TrtEngine:
         try:
             runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
             runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
-            engine, said = call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content), self._said()
+            engine, messages = (
+                call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content),
+                self._take_messages(),
+            )
         except DeviceError as error:
-            engine, said = None, f"{error}; {self._said()}"
+            engine, messages = None, f"{error}; {self._take_messages()}"
         if engine is None:
             flavor = next(each for each, name in LIBRARIES.items() if name == library.__name__)
-            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in said else "build it again here: blockstep export trt"
-            raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({said}); {advice}")
+            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in messages else "build it again here: blockstep export trt"
+            raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({messages}); {advice}")
         return runtime, engine
 
     def _prepare(self, library: Any, stack: ExitStack) -> list[ProfileRunner]:
@@ -166,7 +169,7 @@ class TrtEngine:
             create = self._engine.create_execution_context
             context = call("create_execution_context", create, self._kernels.config if self._kernels else how)
             if context is None:
-                raise DeviceError(f"create_execution_context failed: {self._said()}")
+                raise DeviceError(f"create_execution_context failed: {self._take_messages()}")
             call("set_device_memory", context.set_device_memory, scratch, size)
             runner = ProfileRunner(self._cuda, self._stream, context, profile, self.contract, stack)
             self._must("a profile", context.set_optimization_profile_async, profile.index, int(self._stream))
@@ -204,8 +207,8 @@ class TrtEngine:
                 why_not = runner.capture(stack) or why_not
                 self._run(runner)
         if why_not is not None:
-            said = f"{why_not} (TensorRT reports: {self._said()})"
-            warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {said}")
+            messages = f"{why_not} (TensorRT reports: {self._take_messages()})"
+            warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {messages}")
         if self._kernels is not None:
             self._kernels.store()
 
@@ -213,7 +216,7 @@ class TrtEngine:
         try:
             runner.run()
         except DeviceError as error:
-            raise DeviceError(f"{error}; TensorRT reports: {self._said()}") from None
+            raise DeviceError(f"{error}; TensorRT reports: {self._take_messages()}") from None
 
     def _must(self, what: str, method: Callable[..., bool], *arguments: Any) -> None:
         try:
@@ -221,12 +224,12 @@ class TrtEngine:
         except DeviceError as error:
             taken, reason = False, f"{error}; "
         if not taken:
-            raise DeviceError(f"TensorRT does not take {what}: {reason}{self._said()}")
+            raise DeviceError(f"TensorRT does not take {what}: {reason}{self._take_messages()}")
 
-    def _said(self) -> str:
+    def _take_messages(self) -> str:
         """Returns the library's error messages since the last call of this method, as one line."""
-        said, self._messages[:] = one_line(" ".join(self._messages)), []
-        return said or "it gave no reason"
+        messages, self._messages[:] = one_line(" ".join(self._messages)), []
+        return messages or "it gave no reason"
 
 
 def check_graph(engine: Any, library: Any, contract: Contract) -> None:
