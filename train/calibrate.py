@@ -117,7 +117,7 @@ def reliability_of(
     bins = {}
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
-        examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.ask)
+        examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.encode_prompts)
         bins[report.task.name] = reliability.reliability(*reliability.probe(subject.backend, examples, seed))
     return bins
 
@@ -234,7 +234,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
         dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     )
     problems = list(task.problems(baseline.SPLIT, args.count, args.seed))
-    prompts = subject.ask([problem.prompt for problem in problems])
+    prompts = subject.encode_prompts([problem.prompt for problem in problems])
     found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
     decided = decisions.together(found)
     temperature = round(fit_temperature(decided), 4)

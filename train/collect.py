@@ -130,11 +130,11 @@ def graded(
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
 
 
-def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
+def encoded(shards: Sequence[Shard], encode_prompts: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
     """Returns token ids by prompt, without prompts that leave no room for a whole canvas."""
     different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
     problems = list(different.values())
-    ids = ask([problem.prompt for problem in problems])
+    ids = encode_prompts([problem.prompt for problem in problems])
     kept = prompts.fitting(ids, [problem.line for problem in problems], contract, contract.canvas)
     return {problems[place].prompt: ids[place] for place in kept}
 
