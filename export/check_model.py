@@ -96,12 +96,12 @@ class Page:
 
     @property
     def bound(self) -> float:
-        """Returns the bound on the difference of a best token's log-probability, in nats."""
+        """Returns the bound on the difference of a top-1 token's log-probability, in nats."""
         row = PRECISIONS[self.precision]
         return EXACT if row.exact else row.log_prob
 
     def agrees(self, found: Agreement) -> bool:
-        """Returns whether a prompt's logits agree (not with NaN). In fp32 best tokens may differ only at near ties."""
+        """Returns whether a prompt's logits agree (not with NaN). In fp32 top-1 tokens may differ only at near ties."""
         ties = found.tokens == 0 or found.margin <= EXACT or not PRECISIONS[self.precision].exact
         return found.log_prob <= self.bound and not math.isnan(found.every_log_prob) and ties
 
@@ -249,11 +249,11 @@ def own_lines(page: Page) -> Iterator[str]:
 
 def agreement_line(page: Page, found: Agreement) -> str:
     """Returns the line about a prompt's comparison."""
-    tokens = f"{found.tokens} of {found.rows} best tokens differ"
+    tokens = f"{found.tokens} of {found.rows} top-1 tokens differ"
     if found.tokens:
-        tokens += f", there its own two best were within {found.margin:.1e}"
+        tokens += f", there its own two most probable tokens were within {found.margin:.1e}"
     return (
-        f"[{'ok' if page.agrees(found) else 'x'}] max |d log p| of the best token {found.log_prob:.1e} (bound "
+        f"[{'ok' if page.agrees(found) else 'x'}] max |d log p| of the top-1 token {found.log_prob:.1e} (bound "
         f"{page.bound:.0e}), of every token {found.every_log_prob:.1e} (no bound); {tokens}, in {found.inputs} inputs"
     )
 

@@ -67,5 +67,7 @@ def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, 
     )
     if not room_for_answer(contract, 1):
         least = (contract.block if contract.has_cache else contract.canvas) + 1
-        raise UserError(f"a capacity of {contract.capacity} leaves no room for an answer; expected at least {least}")
+        raise UserError(
+            f"a KV-cache capacity of {contract.capacity} leaves no room for an answer; expected at least {least}"
+        )
     return contract

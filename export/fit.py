@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, help="bundle, a folder"),
+    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that blockstep export wrote"),
     option("--device", choices=tuple(MEMORY), help="device to estimate for (default: all)"),
     option("--engine", metavar="NAME", help=HELP["engine"]),
     option("--capacity", type=int, metavar="N", help="KV-cache capacity, in positions (default: the engine's)"),
@@ -112,7 +112,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 def fit(args: argparse.Namespace) -> int:
     """Reads the bundle, adds up the memory that the engine needs, and prints it."""
     bundle = read(args.bundle)
-    engine = chosen(bundle, args.engine)
+    engine = choose_engine(bundle, args.engine)
     shape = engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
     need = needed(shape, capacity)
@@ -126,7 +126,7 @@ def fit(args: argparse.Namespace) -> int:
     return FAILED if args.device and not verdicts[0].fits else DONE
 
 
-def chosen(bundle: Bundle, name: str | None) -> Engine:
+def choose_engine(bundle: Bundle, name: str | None) -> Engine:
     """Returns the engine of that name or kind, by default the first TensorRT engine, else the first engine."""
     if name is not None:
         return bundle.engine(name)
@@ -194,7 +194,7 @@ def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Ve
 
 def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Yields the lines of the plain report, in GB."""
-    yield f"{engine} at a capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
+    yield f"{engine} at a KV-cache capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
     for name in ("weights", "cache", "activations", "total"):
         yield f"  {name:<12}{getattr(need, name) / 1e9:>9.3f}"
     yield f"{'device':<12}{'memory':>8}{'system':>8}{'fits':>6}{'largest capacity':>18}"
@@ -214,7 +214,7 @@ def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) 
         if part in name and len(dims) == 2 and other in dims:
             return dims[0] if dims[1] == other else dims[1]
     raise UserError(
-        f"{file} has no weights of {part.strip('.')} in it; expected a step graph of export.onnx or export.trt"
+        f"{file} has no weights of {part.strip('.')} in it; expected a step graph that blockstep export wrote"
     )
 
 

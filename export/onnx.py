@@ -172,7 +172,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
             files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
         other = compared_with(source, wanted.dialect, wanted.precision)
         for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
-            check = found if found.name == "graph" else other.told(found)
+            check = found if found.name == "graph" else other.with_note(found)
             checks.append(check)
             print(check, file=stream, flush=True)
         engine = replace(engine, model=files[0].name)

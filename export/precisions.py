@@ -33,12 +33,12 @@ class Precision:
         dtype: type of the weights that are not quantized, of attention heads and of the KV cache.
         capability, rtx: lowest compute capability under TensorRT and under TensorRT for RTX.
         on_cpu: whether ONNX Runtime's CPU has the operators; if not, at most the dequantized graph is proved there.
-        log_prob: bound on the difference of the best token's log-probability, nats.
+        log_prob: bound on the difference of the top-1 token's log-probability, nats.
         layer: bound on the difference of a single number in a proof by layer, in units of the root mean square of what
             a layer adds, of its keys or values, or of the embeddings; NaN if no proof runs single layers.
         entropy: bound on the difference of entropy, nats; by default infinite: the difference is only reported.
         calibrated: whether activations are quantized too, in ranges measured on prompts.
-        exact: whether best tokens and answers have to be the same as PyTorch's.
+        exact: whether top-1 tokens and answers have to be the same as PyTorch's.
         replay: the least bounds for an engine's replay of its recorded reference.
     """
 

@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
+    option(
+        "bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="bundle, a folder that blockstep export onnx or blockstep export trt wrote",
+    ),
     option("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"]),
     option("--name", help="name of the model in the repository (default: the bundle's name)"),
     option("--replace", action="store_true", help="replace a model of that name (default: refuse)"),

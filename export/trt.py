@@ -19,7 +19,7 @@ from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
 # Options that only standard TensorRT has; TensorRT for RTX has none of them.
-STANDARD = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")
+NOT_IN_RTX = ("optimization_level", "version_compatible", "hardware_compatibility", "timing_cache")
 WEIGHTS_ALONE = ", ".join(row.name for row in PRECISIONS.values() if row.weights and not row.calibrated)
 CALIBRATED = " or ".join(row.name for row in PRECISIONS.values() if row.calibrated)
 HELP = {  # help texts that do not fit on the line of their option below
@@ -54,7 +54,9 @@ HELP = {  # help texts that do not fit on the line of their option below
         "that run the precision)"
     ),
     "optimization-level": "optimization level, with tensorrt: 0 builds fastest, 5 searches longest (default: 3)",
-    "hardware-compatibility": "build an engine that all GPUs from Ampere (SM80) on run, more slowly; with tensorrt",
+    "hardware-compatibility": (
+        "build an engine that all GPUs from Ampere (SM80) on run, more slowly; with tensorrt (default: off)"
+    ),
 }
 
 
@@ -149,7 +151,7 @@ def export(args: argparse.Namespace) -> int:
     library = None if args.graph_only else find_library(args.flavor)
     settings = settings_of(args)
     if library is not None:
-        check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in STANDARD})
+        check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in NOT_IN_RTX})
     if library is not None and args.bundle is not None:
         path = from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
     else:
@@ -173,8 +175,8 @@ def settings_of(args: argparse.Namespace) -> BuilderSettings:
 def what_next(args: argparse.Namespace, path: Path) -> str:
     """Returns what to do with the bundle next."""
     if args.graph_only:
-        return f"where it is to run, with a copy of the bundle: python -m export.trt --bundle {path.name}"
-    return f"where its GPU is: python -m runtime.generate {path} PROMPT --engine trt"
+        return f"where it is to run, with a copy of the bundle: blockstep export trt --bundle {path.name}"
+    return f"where its GPU is: blockstep generate {path} PROMPT --engine trt"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, help="bundle, a folder"),
+    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that blockstep export wrote"),
     option(
         "--ckpt",
         type=Path,
@@ -116,7 +116,7 @@ def verify(args: argparse.Namespace) -> int:
         compared = compared_with_pytorch(made, engine, other.source, candidate, requests, arithmetic)
         *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     bound = whole_bound(parity.lost) if isinstance(arithmetic, QuantizedBackend) else None
-    checks = [other.told(check) for check in parity.checks(precision=other.precision, bound=bound)]
+    checks = [other.with_note(check) for check in parity.checks(precision=other.precision, bound=bound)]
     if other.note:
         stored = f"; those numbers are up to {parity.lost:.1e} nats from the checkpoint's (no bound)"
         checks[0] = replace(checks[0], detail=checks[0].detail + stored)

@@ -73,7 +73,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"{name.replace('_', ' '):<15}{shown}"
     yield ""
-    yield f"{'forward (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
+    yield f"{'forward pass (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
     for row in values["forwards"]:
         yield f"{row['forward']:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}" + _columns(row["ms"])
     yield ""
@@ -88,12 +88,14 @@ def _columns(row: dict[str, float]) -> str:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
+    option(
+        "bundle", metavar="BUNDLE", help="bundle, a folder that blockstep export onnx or blockstep export trt wrote"
+    ),
     option(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="maximum tokens per answer (default: 256, or fewer if the capacity has no room for them)",
+        help="maximum tokens per answer (default: 256, or fewer if the KV cache has no room for them)",
     ),
     option(
         "--threshold",

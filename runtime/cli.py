@@ -105,21 +105,21 @@ def run(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _say(error, MISTAKE)
+        return _report(error, MISTAKE)
     except (NumericalError, DeviceError) as error:
-        return _say(error, FAILED)
+        return _report(error, FAILED)
     except BrokenPipeError:
         _silence(sys.stdout)
         return DONE
     except UnicodeEncodeError as error:
         lacking = error.object[error.start : error.start + 1]
         advice = "set PYTHONIOENCODING=utf-8, or give --json"
-        return _say(UserError(f"the output's encoding {error.encoding} has no {lacking!a}; {advice}"), MISTAKE)
+        return _report(UserError(f"the output's encoding {error.encoding} has no {lacking!a}; {advice}"), MISTAKE)
     except OSError as error:
         _silence(sys.stdout)
         what, reason = error.filename or "the output", error.strerror or error
-        told = f"{what} cannot be read or written ({reason}); correct that and run the command again"
-        return _say(UserError(told), MISTAKE)
+        text = f"{what} cannot be read or written ({reason}); correct that and run the command again"
+        return _report(UserError(text), MISTAKE)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -178,7 +178,7 @@ def load_model(args: argparse.Namespace) -> Model:
     )
 
 
-def _say(error: Exception, code: int) -> int:
+def _report(error: Exception, code: int) -> int:
     try:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     except OSError:  # stderr cannot be written: only the exit code reports the error

@@ -63,7 +63,7 @@ class GateSpec:
     def check_threshold(self, threshold: float, vocab: int) -> float:
         """Returns the threshold if it is in its unit's range; raises UserError otherwise."""
         if self.unit is None:
-            raise UserError("a threshold was given, but this gate accepts a fixed count a step; leave it out")
+            raise UserError("a threshold was given, but this gate accepts a fixed count per step; leave it out")
         high = self.unit.highest(vocab)
         if not 0 <= threshold <= high:
             raise UserError(f"threshold {threshold} is outside [0, {high:.4g}] of {self.metric}; give one inside it")

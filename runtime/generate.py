@@ -32,12 +32,12 @@ from .decoding.batch import Step
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
-from .text.terminal import summary, view, watched
+from .text.terminal import show_steps, summary, view
 
 HELP = {  # help texts that do not fit on the line of their option below
     "suffix": (
-        "text after the gap, for infilling: the model fills --max-new-tokens positions before it (default: the rest of "
-        "the suffix's block; of a full model, of its canvas)"
+        "text after the gap, for infilling: the model fills --max-new-tokens positions before it (their default: "
+        "what the suffix leaves of its block; with a full model, of the canvas)"
     ),
     "temperature": (
         "sampling temperature T, 0 to 5: tokens are sampled from softmax(log p / T); above 0 needs a bundle exported "
@@ -71,7 +71,7 @@ def generate(args: argparse.Namespace) -> int:
         return decide(model, prompt, schema, args, loaded)
     steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
     if args.show:
-        steps = watched(steps, view(model.tokenizer, model.contract, sys.stderr))
+        steps = show_steps(steps, view(model.tokenizer, model.contract, sys.stderr))
     stream = blocks(steps, model.tokenizer)
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))
@@ -171,16 +171,21 @@ def whole_numbers(text: str) -> list[int]:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
     option(
-        "prompt", nargs="?", metavar="PROMPT", help="prompt text; - or none: read from stdin, without the last line end"
+        "bundle", metavar="BUNDLE", help="bundle, a folder that blockstep export onnx or blockstep export trt wrote"
+    ),
+    option(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="prompt text (default, and for -: read from stdin, without its last line end)",
     ),
     option("--token-ids", metavar="1,2,3", help="prompt as token ids, instead of PROMPT"),
     option(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="maximum new tokens (default: 256, or fewer if the capacity has no room for them)",
+        help="maximum new tokens (default: 256, or fewer if the KV cache has no room for them)",
     ),
     option("--suffix", default="", metavar="TEXT", help=HELP["suffix"]),
     option(

@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def roofline(args: argparse.Namespace) -> int:
     """Computes the costs for each device, and prints them."""
-    name, question = asked(args)
+    name, question = parse_question(args)
     # A model that cannot be loaded is reported before this machine is measured.
     model = load_model(args) if args.bundle and "local" in choose_devices(args.devices) else None
-    devices = chosen(args, question.precision)
+    devices = open_devices(args, question.precision)
     values: dict[str, Any] = {
         "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
         **{key: value for key, value in asdict(question).items() if key != "shape"},
@@ -79,7 +79,7 @@ def roofline(args: argparse.Namespace) -> int:
     return DONE
 
 
-def asked(args: argparse.Namespace) -> tuple[str, Question]:
+def parse_question(args: argparse.Namespace) -> tuple[str, Question]:
     """Returns the model's name and the question that the options make. Raises UserError if they do not fit together."""
     shape, precision, name = SHAPES[args.model or next(iter(SHAPES))], args.precision or "fp16", args.model
     if args.bundle:
@@ -96,11 +96,11 @@ def asked(args: argparse.Namespace) -> tuple[str, Question]:
             f"got --past {numbers[0]}, --answer {numbers[1]}, --tokens-per-forward {numbers[2]:g}, --repeat "
             f"{numbers[3]}; expected at least 0, 1, 1 and 1"
         )
-    asks = Question(shape, precision, args.past, args.answer, args.batches, args.blocks, args.tokens_per_forward)
-    return name or next(iter(SHAPES)), asks
+    question = Question(shape, precision, args.past, args.answer, args.batches, args.blocks, args.tokens_per_forward)
+    return name or next(iter(SHAPES)), question
 
 
-def chosen(args: argparse.Namespace, precision: str) -> dict[str, Device]:
+def open_devices(args: argparse.Namespace, precision: str) -> dict[str, Device]:
     """Returns the devices that have a rate for the precision; measures this machine. Raises UserError if none has."""
     keys = choose_devices(args.devices)
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}

@@ -141,7 +141,7 @@ def batching(path: Path, device: str) -> str:
             names += [engine.name] if engine.takes_batches and choose_engines(bundle, engine.name, device) else []
     if names:
         return f"give --engine {' or '.join(names)}, or --slots 1"
-    return "give --slots 1, or export one that takes batches: python -m export.onnx --dialect standard"
+    return "give --slots 1, or export one that takes batches: blockstep export onnx --dialect standard"
 
 
 def api_keys(file: str | None) -> tuple[str, ...]:
@@ -167,7 +167,9 @@ def allowed(text: str) -> str:
 
 
 OPTIONS = (
-    option("bundle", metavar="BUNDLE", help="bundle, a folder that export.onnx or export.trt wrote"),
+    option(
+        "bundle", metavar="BUNDLE", help="bundle, a folder that blockstep export onnx or blockstep export trt wrote"
+    ),
     option("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"),
     option("--port", type=port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
     option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
@@ -185,7 +187,7 @@ OPTIONS = (
         "--max-tokens",
         type=at_least_1,
         metavar="N",
-        help="maximum new tokens per request (default: what the capacity has room for)",
+        help="maximum new tokens per request (default: what the KV cache has room for)",
     ),
     option(
         "--max-body",

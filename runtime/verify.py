@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that export.onnx wrote"),
+    option("bundle", type=Path, metavar="BUNDLE", help="bundle, a folder that blockstep export onnx wrote"),
     option("--json", action="store_true", help="print one JSON object; the checks go to stderr"),
     *(each for each in ENGINE_OPTIONS if each[0] != "--verify"),
 )
@@ -30,8 +30,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
         "Replays the forward passes and answers that PyTorch computed when the bundle was exported, and compares. It "
         "needs numpy and the engine, neither PyTorch nor the checkpoint, so it runs on every machine that runs the "
-        "bundle; `export verify` compares with PyTorch itself, on any prompts and in every token's probability. Exit 1 "
-        "if a bound is exceeded, 2 for a bundle without a recorded reference."
+        "bundle; `blockstep export verify` compares with PyTorch itself, on any prompts and in every token's "
+        "probability. Exit 1 if a bound is exceeded, 2 for a bundle without a recorded reference."
     )
     return command_parser(f"{__package__}.verify", what, OPTIONS).parse_args(argv)
 

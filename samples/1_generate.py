@@ -15,11 +15,15 @@ def main() -> None:
     answer = model.generate(prompt)
     print(answer.text)
     result = answer.result
-    print(f"-- {len(result.token_ids)} tokens in {result.forwards} forwards, {result.seconds:.3f} s, {result.finish}")
+    print(
+        f"-- {len(result.token_ids)} tokens in {result.forwards} forward passes, "
+        f"{result.seconds:.3f} s, {result.finish}"
+    )
     ids = model.tokenizer.encode(prompt)  # int64 [length]; token ids may be given instead of a text
     assert model.generate(ids).result.token_ids == result.token_ids
     for threshold in (1.0, 0.5):  # a higher threshold takes more forward passes
-        print(f"-- threshold {threshold}: {model.generate(prompt, threshold=threshold).result.forwards} forwards")
+        passes = model.generate(prompt, threshold=threshold).result.forwards
+        print(f"-- threshold {threshold}: {passes} forward passes")
 
 
 if __name__ == "__main__":

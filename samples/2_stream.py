@@ -1,6 +1,6 @@
 """Streams an answer block by block, then shows one block being unmasked step by step: python samples/2_stream.py
 
-`python -m runtime.generate BUNDLE PROMPT --show` shows the unmasking in colors.
+`blockstep generate BUNDLE PROMPT --show` shows the unmasking in colors.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def main() -> None:
         print(f"block {block.index}, {len(block.token_ids)} tokens: {block.text!r}")
     for step in model.steps(prompt, threshold=0.999):  # the higher the threshold, the fewer tokens per step
         places = zip(step.tokens.tolist(), step.open.tolist(), strict=True)  # both [block]
-        drawn = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in places]
-        print(f"block {step.block}, {int(step.accepted.sum()):2} accepted: {'|'.join(drawn)!r}")
+        shown = ["·" if hidden else model.tokenizer.decode([token]) for token, hidden in places]
+        print(f"block {step.block}, {int(step.accepted.sum()):2} accepted: {'|'.join(shown)!r}")
         if step.block == 1:
             break  # leaving the loop cancels the answer
 

@@ -25,7 +25,7 @@ def main() -> None:
             whole = client.chat.completions.create(model=told["model"], messages=[{"role": "user", "content": prompt}])
             print(whole.choices[0].message.content)
             own = (whole.model_extra or {})["blockstep"]
-            print(f"-- {own['tokens']} tokens in {own['forwards']} forwards")
+            print(f"-- {own['tokens']} tokens in {own['forwards']} forward passes")
             # `threshold` is this server's own field: lower is faster, and less accurate.
             stream = client.completions.create(
                 model=told["model"], prompt=prompt, stream=True, extra_body={"threshold": 0.9}

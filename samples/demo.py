@@ -56,15 +56,15 @@ def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]
     apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
     print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
     print(f"{differ} of {verified['answers']} answers differ")
-    print(f"\n{'':34}{'forwards':>10}{'tokens/forward':>16}{'seconds':>10}")
+    print(f"\n{'':34}{'forward passes':>16}{'tokens per pass':>17}{'seconds':>10}")
     sums = []
     for name, results in rows:
         forwards, seconds = sum(r.forwards for r in results), sum(r.seconds for r in results)
         tokens = sum(len(r.token_ids) for r in results)
         sums.append((forwards, seconds))
-        print(f"{name:34}{forwards:>10}{tokens / forwards:>16.1f}{seconds:>10.3f}")
+        print(f"{name:34}{forwards:>16}{tokens / forwards:>17.1f}{seconds:>10.3f}")
     (slow_forwards, slow), (fast_forwards, fast) = sums
-    print(f"{'ratio':34}{slow_forwards / fast_forwards:>9.1f}x{'':16}{slow / fast:>9.1f}x")
+    print(f"{'ratio':34}{slow_forwards / fast_forwards:>15.1f}x{'':17}{slow / fast:>9.1f}x")
 
 
 def main() -> None:
@@ -82,9 +82,9 @@ def main() -> None:
         model.generate(prompt)  # the engine's first run plans its memory
     answers = [model.generate(prompt) for prompt in prompts]
     texts, slow = teacher_answers(prompts)
-    print("\n== the same prompts by its teacher, one token a step")
+    print("\n== the same prompts by its teacher, one token per step")
     fast = [answer.result for answer in answers]
-    table(json.loads(verified), [("teacher, one a step, PyTorch", slow), ("student, ONNX Runtime", fast)])
+    table(json.loads(verified), [("teacher, one per step, PyTorch", slow), ("student, ONNX Runtime", fast)])
     same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
     print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
 

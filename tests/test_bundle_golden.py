@@ -94,9 +94,9 @@ def test_a_later_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
         file.write_text(json.dumps(newer(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8")
     torch.save(newer(torch.load(GOLDEN / "student.pt", weights_only=True)), tmp_path / "student.pt")
     for call, latest, command in (
-        (lambda: load(tmp_path / "a.bundle"), 2, "python -m export.onnx"),
-        (lambda: open_checkpoint.load(tmp_path / "student.pt"), 1, "python -m train.distill"),
-        (lambda: open_checkpoint.load(tmp_path / "directory"), 1, "python -m train.distill"),
+        (lambda: load(tmp_path / "a.bundle"), 2, "blockstep export onnx"),
+        (lambda: open_checkpoint.load(tmp_path / "student.pt"), 1, "blockstep train distill"),
+        (lambda: open_checkpoint.load(tmp_path / "directory"), 1, "blockstep train distill"),
     ):
         with pytest.raises(UserError, match=f"has format 3; this version reads formats up to {latest}; .*{command}"):
             call()

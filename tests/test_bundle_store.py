@@ -285,7 +285,7 @@ def test_a_manifest_that_is_not_json_as_written_here_is_refused(text: str, told:
 
 
 def test_no_bundle_is_told_with_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no bundle at .*python -m export\.onnx"):
+    with pytest.raises(UserError, match=r"no bundle at .*blockstep export onnx"):
         read(tmp_path / "nowhere")
 
 

@@ -57,7 +57,8 @@ def test_the_c_host_prints_pythons_answer_from_any_folder(built: Path, student: 
     answer = student.generate(PROMPTS[0])
     assert done.returncode == 0, done.stderr
     assert (
-        done.stdout == f"{answer.text}\n-- {len(answer.result.token_ids)} tokens in {answer.result.forwards} forwards\n"
+        done.stdout
+        == f"{answer.text}\n-- {len(answer.result.token_ids)} tokens in {answer.result.forwards} forward passes\n"
     )
     assert done.stderr == ""
 
@@ -68,7 +69,7 @@ def test_the_cpp_host_answers_at_its_thresholds(built: Path, student: Model) -> 
     lines = [f"blocks of {student.contract.block}, its own threshold {student.gate.threshold}"]
     for threshold in (1.0, 0.9, 0.5):
         answer = student.generate(PROMPTS[1], threshold=threshold)
-        lines += [f"-- {threshold:g}: {answer.result.forwards} forwards", answer.text]
+        lines += [f"-- {threshold:g}: {answer.result.forwards} forward passes", answer.text]
     assert (done.returncode, done.stdout) == (0, "\n".join(lines) + "\n"), done.stderr
 
 
@@ -97,7 +98,7 @@ def test_a_thousand_requests_leave_nothing_behind(built: Path, student: Model) -
 def test_valgrind_finds_no_error_of_ours(built: Path, tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("no valgrind here (Debian: apt install valgrind)")
-    # A tiny graph: ONNX Runtime takes seconds a forward of the student there.
+    # A tiny graph: ONNX Runtime takes seconds per forward pass of the student there.
     log, bundle = tmp_path / "errors.xml", speaking_bundle(tmp_path, "ask", "hello, world")
     watch = ("valgrind", "--xml=yes", f"--xml-file={log}", "--leak-check=full", "--show-leak-kinds=definite")
     report = soak(built, [ids_of("ask")], 2, 20, leak=1000, bundle=bundle, under=(*watch, "--num-callers=6"))

@@ -218,7 +218,7 @@ def test_student_bundle_answer_and_evaluation_are_one(
 def test_a_student_that_learned_next_tokens_too_drafts_for_itself(
     school: School, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its three modes, in PyTorch and in both dialects: speculative answers are the causal ones in fewer forwards."""
+    """Its three modes, in PyTorch and both dialects: speculative answers equal causal ones, in fewer forward passes."""
     out, folder = tmp_path / "student.pt", tmp_path / "student.bundle"
     words = f"--method dparallel --attention causal_context --next-token 1 --teacher {school.teacher} --no-only-right"
     words += f" --trajectories {school.trajectories} --data {school.data} --steps 200 --batch 16 --no-bf16 --out {out}"

@@ -141,7 +141,7 @@ def test_an_evaluation_leaves_out_lines_and_its_report_says_which(
     assert "other lines were left out" in capsys.readouterr().err
     write(data, LONG, "")
     assert evaluate.main(words.split()) == 2
-    assert "2 of 2 prompts leave no room in a capacity of 64: a prompt of " in capsys.readouterr().err
+    assert "2 of 2 prompts leave no room in a KV-cache capacity of 64: a prompt of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

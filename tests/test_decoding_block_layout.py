@@ -89,7 +89,7 @@ def test_an_answer_that_has_room_fits_the_capacity_and_one_more_token_does_not(a
             check_room(contract, prompt, room)
             assert positions_for(contract, prompt, room) <= 16
         assert positions_for(contract, prompt, room + 1) > 16
-        with pytest.raises(UserError, match=f"room for {room} new ones in a capacity of 16"):
+        with pytest.raises(UserError, match=f"room for {room} new ones in a KV-cache capacity of 16"):
             check_room(contract, prompt, room + 1)
 
 
@@ -104,8 +104,8 @@ def test_bounds_and_limits_are_int64_as_engines_take_them(alignment: str) -> Non
 
 
 NO_ROOM = (
-    "a prompt of {} tokens leaves room for {} new ones in a capacity of 16 ({}), but {} were requested; shorten the "
-    "prompt or request fewer"
+    "a prompt of {} tokens leaves room for {} new ones in a KV-cache capacity of 16 ({}), but {} were requested; "
+    "shorten the prompt or request fewer"
 )
 LONG_PROMPT = (
     "the prompt has 6 tokens, but this engine takes one of at most 5; shorten it, or build the engine with a larger "

@@ -64,7 +64,7 @@ def test_what_may_be_kept_is_what_sees_the_same_tokens(
 def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result, Result, int, int]]:
     """Prompts that go on from the answer before, repeat, fall back to the first, begin anew: in a session and anew.
 
-    With each pair of results, how many tokens its forwards had in the session and without.
+    With each pair of results, how many tokens its forward passes had in the session and without.
     """
     rng, counted = random.Random(seed), Bounded(backend)
     session, text = Session(counted), tiny.prompt(rng, 3 * BLOCK + 1)

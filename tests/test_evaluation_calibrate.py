@@ -306,7 +306,7 @@ def test_a_mode_that_meets_the_target_in_fewer_forward_passes_becomes_the_defaul
     [
         ({"split": "test"}, "", "is of the split test; a threshold chosen there would spoil it"),
         ({"split": "all"}, "", "is of the split all; a threshold chosen there would spoil it"),
-        ({"per_problem": {}}, "", "is not a report of train.evaluate --out"),
+        ({"per_problem": {}}, "", "is not a report of blockstep train evaluate --out"),
         ({"task": "other"}, "", "problems of other, which are not there"),
         ({}, "--thresholds 1.5", "threshold 1.5 is outside"),
         ({}, "--gate rule=count", "has no threshold; give --gate rule=threshold"),

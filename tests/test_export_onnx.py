@@ -291,7 +291,7 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     save(student(SEED + 1), copy / "other.pt")
     assert verify.main([str(copy / "student.bundle"), "--ckpt", str(copy / "other.pt")]) == 2
     assert "was not exported from" in capsys.readouterr().err
-    with pytest.raises(UserError, match="leave no room in a capacity of 16"):
+    with pytest.raises(UserError, match="leave no room in a KV-cache capacity of 16"):
         contract = replace(contract_of(student()), capacity=16)
         held_out.held_out_requests(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
 

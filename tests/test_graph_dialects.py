@@ -38,7 +38,7 @@ LENGTHS = (1, tiny.BLOCK - 1, tiny.BLOCK, tiny.BLOCK + 1, 3 * tiny.BLOCK + 2)
 CAPACITY = 40
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FP16 = (
-    0.02  # the bound in fp16: on |delta log p| of a best token, on entropies, and on how close a changed decision was
+    0.02  # the bound in fp16: on |delta log p| of a top-1 token, on entropies, and on how close a changed decision was
 )
 REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "Softmax", "ArgMax", "Log", "Sqrt", "Reciprocal", "Pow"}
 

@@ -1,4 +1,4 @@
-"""Exported graphs of every family: a forward is the stock class's, whole answers are those of its authors' rule."""
+"""Exported graphs of every family: a forward pass is the stock class's, answers are those of its authors' rule."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_bundle_is_verified_with_prompts_in_its_chat_template(
     assert export.main(["--ckpt", str(tmp_path / "model"), *SIZES]) == 0
     words = [str(tmp_path / "model.bundle"), "--ckpt", str(tmp_path / "model"), "--prompts", "2"]
     words += ["--data", str(lines(tmp_path))]
-    assert verify.main(words) == 2 and "leave no room in a capacity of 64" in capsys.readouterr().err
+    assert verify.main(words) == 2 and "leave no room in a KV-cache capacity of 64" in capsys.readouterr().err
     assert verify.main([*words, "--raw"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Published directories: equal to the stock transformers classes in forwards, decodes and templates, or refused."""
+"""Published directories: equal to stock transformers classes in forward passes, decodes and templates, or refused."""
 
 from __future__ import annotations
 

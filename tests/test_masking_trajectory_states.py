@@ -201,5 +201,5 @@ def test_a_damaged_shard_is_refused_in_one_line(damage: str, tmp_path: Path) -> 
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no trajectories in .*; write some with python -m train\.collect"):
+    with pytest.raises(UserError, match=r"no trajectories in .*; write some with blockstep train collect"):
         read_shards(tmp_path)

@@ -311,7 +311,7 @@ def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: str, school: Path) -> None:
-    """The slow way: every row in both forwards."""
+    """The slow way: every row in both forward passes."""
     lesson, _, loss_of = lecture(school, f"dparallel --attention {attention} --ordered 0.5")
     learning = torch.optim.Adam(lesson.model.parameters(), 1e-2)
     for _ in range(8):  # until some position is right, where alone certainty is asked for

@@ -70,7 +70,7 @@ def test_a_bundle_without_fp16_is_refused_before_its_files_are_read(
     for main in (generate.main, bench.main):
         error = refusal(main, made, capsys)
         assert f"CUDA has no kernels for ort-{precision} (ort, {precision})" in error
-        assert "python -m export.onnx --ckpt CKPT --device cuda" in error and "--device cpu" in error
+        assert "blockstep export onnx --ckpt CKPT --device cuda" in error and "--device cpu" in error
 
 
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
@@ -85,7 +85,7 @@ def test_an_onnxruntime_without_cuda_is_refused_before_files_are_read(
         assert "onnxruntime-gpu[cuda,cudnn]" in error and "driver 580 or newer" in error
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     error = refusal(generate.main, made, capsys)
-    assert "no wheel with a Jetson's kernels: use TensorRT there, python -m export.trt" in error
+    assert "no wheel with a Jetson's kernels: use TensorRT there, blockstep export trt" in error
 
 
 def test_on_aarch64_without_onnxruntime_the_advice_for_a_jetson_is_tensorrt(

@@ -232,8 +232,8 @@ def test_an_export_and_verify_compare_the_same_and_say_so_alike(
     verified = capsys.readouterr().out
     note = "next to the int4 numbers that it stores, by the bounds of fp16: "
     for told in (exported, verified):
-        assert f"[ok] steps: {note}max |d log p| of the best token " in told and f"[ok] answers: {note}" in told
-        assert float(told.split("best token ")[1].split()[0]) < 0.02 and "(bound 1e-01)" in told
+        assert f"[ok] steps: {note}max |d log p| of the top-1 token " in told and f"[ok] answers: {note}" in told
+        assert float(told.split("top-1 token ")[1].split()[0]) < 0.02 and "(bound 1e-01)" in told
     lost = float(verified.split("those numbers are up to ")[1].split()[0])
     assert lost > 0.02, "4 bits cost more than the engine is off by"
 

@@ -1,4 +1,4 @@
-"""runtime.perf.op_counts: operations and bytes of a forward, by hand, by loops, and of real graphs."""
+"""runtime.perf.op_counts: operations and bytes of a forward pass, by hand, by loops, and of real graphs."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchBackend, OrtBa
 
 
 def looked_at(reference: TorchBackend, candidate: Any, twin: OrtBackend | None = None) -> Distance:
-    """Forwards over growing canvases of 4, each with 4 rows, whatever the candidate says."""
+    """Forward passes over growing canvases of 4, each with 4 rows, whatever the candidate says."""
     both = SideBySide(reference, candidate, twin)
     run(both)
     return both.distance
@@ -130,7 +130,7 @@ def test_each_error_alone_fails_the_check(
     assert changed == ({field, "margin"} if field == "tokens" else {field} if field else set())
     assert found.check("fp32").ok == (not field), str(found.check("fp32"))
     if field == "tokens":
-        assert found.tokens == 16 and "16 of 32 best tokens differ" in found.check("fp32").detail
+        assert found.tokens == 16 and "16 of 32 top-1 tokens differ" in found.check("fp32").detail
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -166,7 +166,7 @@ def test_another_best_token_is_excused_only_at_near_ties_and_rarely(
     rows: int, tokens: int, margin: float, ok: bool
 ) -> None:
     check = Distance(rows=rows, tokens=tokens, margin=margin).check("fp32")
-    assert check.ok == ok and f"{tokens} of {rows} best tokens differ" in check.detail
+    assert check.ok == ok and f"{tokens} of {rows} top-1 tokens differ" in check.detail
 
 
 @pytest.mark.parametrize(("close", "far", "ok"), [(1, 0, True), (8, 0, True), (0, 1, False), (8, 1, False)])
@@ -238,7 +238,7 @@ def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
 
 
 def test_every_token_of_a_large_vocabulary_is_compared(tmp_path: Path) -> None:
-    vocab = LARGE + 16  # its best token is found by groups
+    vocab = LARGE + 16  # its top-1 token is found by groups
     source = tiny.checkpoint(SEED)
     shape = replace(source.model, vocab=vocab)
     source = replace(source, model=shape, weights=random_weights(shape, SEED), tokenizer=standin.tokenizer(vocab))
@@ -261,7 +261,7 @@ def test_a_twin_that_is_another_graph_fails_the_check(
 
 
 def test_a_wrong_score_of_a_token_that_is_never_best_is_seen(tmp_path: Path) -> None:
-    """A student that is always sure: the best token's log p is about 0 whatever the others score."""
+    """A student that is always sure: the top-1 token's log p is about 0 whatever the others score."""
     source = tiny.certain(SEED, token=7, lead=3.0)
     wrong = replace(source, weights={name: weight.clone() for name, weight in source.weights.items()})
     wrong.weights["lm_head.weight"][9] *= 1.5

@@ -142,7 +142,7 @@ def test_what_fp16_would_round_is_refused(tmp_path: Path, capsys: pytest.Capture
         given = ["--ckpt", str(folder), *SIZES, *words, "--dialect", dialect, "--precision", "int4", "--out", str(out)]
         assert command.main(given) == 2 and not out.exists()
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "would round layers." in err and "export.onnx in the dialect ort" in err
+        assert err.count("\n") == 1 and "would round layers." in err and "for ONNX Runtime in the dialect ort" in err
         return err
 
     for packing in (Packing("gemm", size=32), Packing("gptq", size=32), Packing("gptq", bits=3, size=32)):

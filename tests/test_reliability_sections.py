@@ -103,6 +103,12 @@ def attempt(number, folder):
 """
 
 
+def test_what_gives_a_user_the_bundle_of_an_attempt_runs() -> None:
+    words = [sys.executable, "-c", tally.GENERATE, "--help"]
+    done = subprocess.run(words, capture_output=True, cwd=ROOT, text=True, check=False)
+    assert done.returncode == 0 and "BUNDLE" in done.stdout, done.stderr
+
+
 def test_what_ends_a_process_is_told_and_the_next_attempt_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

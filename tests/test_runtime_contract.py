@@ -47,7 +47,7 @@ def test_a_threshold_has_the_range_of_its_metric(gate: GateSpec, inside: list[fl
     for value in (*outside, float("nan")):
         with pytest.raises(UserError, match=rf"threshold {value} is outside \[0, .*\] of {gate.metric}; give one"):
             gate.check_threshold(value, tiny.VOCAB)
-    with pytest.raises(UserError, match=r"^a threshold was given, but this gate accepts a fixed count a step"):
+    with pytest.raises(UserError, match=r"^a threshold was given, but this gate accepts a fixed count per step"):
         GateSpec(rule="count").check_threshold(0.5, tiny.VOCAB)
 
 

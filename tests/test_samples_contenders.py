@@ -42,7 +42,7 @@ def scores(source: Checkpoint, cell: Cell) -> Any:
 
 
 def confidences(logits: Any) -> Any:
-    """The best token's probability, the mask token's being none. [width]"""
+    """The top-1 token's probability, the mask token's being none. [width]"""
     return torch.softmax(torch.from_numpy(logits[:, :-1]), dim=-1).amax(dim=-1).numpy()
 
 

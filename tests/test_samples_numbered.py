@@ -38,8 +38,8 @@ def test_generating() -> None:
     answer = load(BUNDLE, threads=1).generate(PROMPTS[0])
     lines = output(sys.executable, SAMPLES / "1_generate.py").splitlines()
     assert "\n".join(lines[:-3]) == answer.text
-    assert f"{len(answer.result.token_ids)} tokens in {answer.result.forwards} forwards" in lines[-3]
-    slow, fast = (int(re.findall(r"(\d+) forwards", line)[0]) for line in lines[-2:])
+    assert f"{len(answer.result.token_ids)} tokens in {answer.result.forwards} forward passes" in lines[-3]
+    slow, fast = (int(re.findall(r"(\d+) forward passes", line)[0]) for line in lines[-2:])
     assert slow > answer.result.forwards > fast
 
 
@@ -75,7 +75,10 @@ def test_embedding_in_c(tmp_path: Path) -> None:
     needs_tools()
     answer = load(BUNDLE, threads=1).generate(PROMPTS[0])
     printed = output("sh", SAMPLES / "3_embed.sh", tmp_path / "c")
-    assert f"{answer.text}\n-- {len(answer.result.token_ids)} tokens in {answer.result.forwards} forwards\n" in printed
+    assert (
+        f"{answer.text}\n-- {len(answer.result.token_ids)} tokens in {answer.result.forwards} forward passes\n"
+        in printed
+    )
     assert "-- 0.9: " in printed
 
 

@@ -87,7 +87,7 @@ def test_ratios_are_taken_round_by_round_beside_goal_and_limit() -> None:
     assert found.pop("B 8, past 256, over llama.cpp Q4_0") == (0.5, 0.7, True, 0.25)
     assert found.pop("B 32, past 256, over this machine's limit") == (2.0, 2.0, True, 1.0)
     assert found.pop("B 32, past 0, capacity 4096 over 256") == (1.1, 1.05, False, 1.0)
-    assert found.pop("B 32, past 256, over its own autoregressive forward (B 1)") == (50 / 30, None, None, 50 / 30)
+    assert found.pop("B 32, past 256, over its own autoregressive forward pass (B 1)") == (50 / 30, None, None, 50 / 30)
     ((what, (value, most, reached, _)),) = found.items()
     moved = 1024 * SHAPE.cached * 4 / 10e9  # seconds; its operations, below, take longer
     done = 4 * 32 * 1024 * SHAPE.heads * SHAPE.head_dim * SHAPE.layers / 1e12

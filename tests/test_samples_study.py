@@ -159,8 +159,8 @@ def test_a_row_is_chosen_by_the_fewest_forwards_half_a_point_below_the_teacher_o
     wrong, base = [0] * 1000, [point(None, right, [40] * 1000)]
     good = [point(0.8, fewer, [2] * 1000), point(0.9, few, [5] * 1000), point(0.99, right, [8] * 1000)]
     bad = [point(0.5, wrong, [2] * 1000), point(0.9, [1] * 900 + [0] * 100, [5] * 1000)]
-    assert page.chosen(page.lines("good", "full", good, base)).threshold == 0.9
-    assert page.chosen(page.lines("bad", "full", bad, base)).threshold == 0.9
+    assert page.choose_line(page.lines("good", "full", good, base)).threshold == 0.9
+    assert page.choose_line(page.lines("bad", "full", bad, base)).threshold == 0.9
 
 
 def test_a_row_holds_by_the_lower_bound_of_its_difference(study: ModuleType) -> None:

@@ -11,14 +11,14 @@ from speaking import every_other, speaker
 
 from runtime.decoding.request_state import Result
 from runtime.model import Model
-from runtime.text.terminal import Lines, Screen, columns_of, printable, summary, watched, wrap
+from runtime.text.terminal import Lines, Screen, columns_of, printable, show_steps, summary, wrap
 
 PROMPT = "say it"
 
 
 def drawn(model: Model, view: type[Lines] | type[Screen], wanted: int | None = None) -> str:
     out = io.StringIO()
-    for _ in watched(model.steps(PROMPT, max_new_tokens=wanted), view(model.tokenizer, model.contract, out)):
+    for _ in show_steps(model.steps(PROMPT, max_new_tokens=wanted), view(model.tokenizer, model.contract, out)):
         pass
     return out.getvalue()
 

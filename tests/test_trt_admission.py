@@ -121,7 +121,7 @@ def test_a_graph_that_no_engine_was_built_of_is_told_so(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["engines"][0].update(model=manifest["engines"][0].pop("build")["onnx"], target="any")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"graphs for TensorRT, but no engine .*: python -m export\.trt --bundle"):
+    with pytest.raises(UserError, match=r"graphs for TensorRT, but no engine .*: blockstep export trt --bundle"):
         read(path).matching("trt")
     assert read(path).engine("trt-fp32-sm89-64").build is None
 
@@ -174,7 +174,7 @@ def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(
     assert told.startswith(
         "trt-fp32-sm89-64 was not built on this machine, and an engine is native code: build it here"
     )
-    assert f"python -m export.trt --bundle {path}, or give --trust-engine" in told
+    assert f"blockstep export trt --bundle {path}, or give --trust-engine" in told
     opened(bundle, trust=True).close()
     trust_records.remember_built(bundle.engine("trt").files[bundle.engine("trt").model])
     opened(bundle).close()
@@ -222,7 +222,7 @@ def test_an_engine_for_something_else_is_refused_with_how_to_build_one(
     path = tmp_path / "a.bundle"
     answer = refused(add_engine(path, tiny.contract(), **changes))
     assert (
-        told in answer and f"build one here: python -m export.trt --bundle {path}, or python -m export.onnx" in answer
+        told in answer and f"build one here: blockstep export trt --bundle {path}, or blockstep export onnx" in answer
     )
     add_ort(path)
     assert refused(read(path)).endswith("or --engine ort runs here")

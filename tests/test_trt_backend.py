@@ -80,7 +80,7 @@ def test_a_model_without_a_cache_is_run_whole(shift: bool, tmp_path: Path) -> No
     assert backend.contract.capacity == 40 and "visible" not in fake.contexts[0].addresses
     for length in (1, 5, 28):
         assert told(generate(backend, ask(length, 9))) == told(generate(TorchBackend(model, contract), ask(length, 9)))
-    with pytest.raises(UserError, match="leaves room for 0 new ones in a capacity of 40"):
+    with pytest.raises(UserError, match="leaves room for 0 new ones in a KV-cache capacity of 40"):
         generate(backend, ask(29, 9))
 
 
@@ -306,7 +306,7 @@ def test_a_batched_engine_too_short_for_its_padding_is_opened_and_refuses_reques
 ) -> None:
     contract, model = tiny.contract(alignment=alignment), tiny.model(22)
     backend, _, _ = fake_backend(tmp_path, model, contract, capacities=(2 * BLOCK,), batch=2, profiles=((4, 4), (1, 8)))
-    with pytest.raises(UserError, match="leaves room for 0 new ones in a capacity of 0"):
+    with pytest.raises(UserError, match="leaves room for 0 new ones in a KV-cache capacity of 0"):
         generate(backend, ask(1, 1))
 
 

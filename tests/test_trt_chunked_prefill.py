@@ -1,4 +1,4 @@
-"""Forwards cut into pieces, and the profile and width that each is run with."""
+"""Forward passes cut into chunks, and the profile and width that each is run with."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, missing
 from export.trt_engines.from_bundle import graphs
-from export.trt_engines.from_checkpoint import beside
+from export.trt_engines.from_checkpoint import contract_in
 from export.trt_engines.gpu_support import TrtLibrary, libraries
-from export.trt_engines.plan import Asked, Plan
+from export.trt_engines.plan import GraphRequest, Plan
 from export.trt_engines.report import BuildReport
 from runtime import generate as run
 from runtime.bundle import trust_records
@@ -69,13 +69,13 @@ def only(folder: Path) -> Engine:
 
 
 def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    library, asked = TrtLibrary("tensorrt", "10.16.1", ()), Asked("trt", "fp16", 64, 1, "float16", {})
+    library, graph = TrtLibrary("tensorrt", "10.16.1", ()), GraphRequest("trt", "fp16", 64, 1, "float16", {})
     cuda = FakeCuda()
     monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
 
     def plan_for(*options: str, precision: str = "fp16") -> Plan:
         settings = command.settings_of(command.options(["--ckpt", "student.pt", *options]))
-        return trt_plan.planned(replace(asked, precision=precision), tiny.contract(), settings, library)
+        return trt_plan.make_plan(replace(graph, precision=precision), tiny.contract(), settings, library)
 
     mine = plan_for()
     assert (mine.target, mine.device, mine.stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")
@@ -226,9 +226,11 @@ def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> No
     assert sorted(e.build.capacity for e in engines if e.build) == [32, 64]
     there = read(copy / "student.bundle")
     assert there.contract.capacity == 64
-    with pytest.raises(UserError, match="was exported with a capacity of 64, 65 is more; give --capacity 64 or less"):
-        beside(there, replace(there.contract, capacity=65))
-    assert beside(there, replace(there.contract, capacity=32)) == there.contract
+    with pytest.raises(
+        UserError, match="was exported with a KV-cache capacity of 64, 65 is more; give --capacity 64 or less"
+    ):
+        contract_in(there, replace(there.contract, capacity=65))
+    assert contract_in(there, replace(there.contract, capacity=32)) == there.contract
 
 
 def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:

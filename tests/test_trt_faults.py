@@ -149,7 +149,7 @@ def test_what_the_bindings_raise_is_a_device_error_of_one_line(
 @pytest.mark.parametrize(
     ("reason", "advice"),
     [
-        ("factory function returned nullptr", "build it again here: python -m export.trt"),
+        ("factory function returned nullptr", "build it again here: blockstep export trt"),
         ("CUDA driver version is insufficient for CUDA runtime version", "pip install blockstep tensorrt-cu12"),
     ],
 )

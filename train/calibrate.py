@@ -34,9 +34,9 @@ TARGET = 0.5  # percentage points
 COUNT = 400  # validation problems per task, if no report names them
 HELP = {  # help texts that do not fit on the line of their option below
     "teacher-report": (
-        "reports that train.evaluate --out wrote on the validation split, one per task, of the teacher or another more "
-        "accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by its own gate "
-        "is the reference)"
+        "reports that blockstep train evaluate --out wrote on the validation split, one per task, of the teacher or "
+        "another more accurate model; the same problems are answered again (default: with --bundle, its fp32 engine by "
+        "its own gate is the reference)"
     ),
     "target": f"maximum loss of accuracy, in percentage points below the reference model (default: {TARGET})",
     "decisions": (
@@ -117,7 +117,7 @@ def reliability_of(
     bins = {}
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
-        examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.ask)
+        examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.encode_prompts)
         bins[report.task.name] = reliability.reliability(*reliability.probe(subject.backend, examples, seed))
     return bins
 
@@ -174,7 +174,7 @@ def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
     Raises UserError if the gate has no threshold, or if a threshold is outside the range of the gate's metric.
     """
     if gate.unit is None:
-        raise UserError("this gate accepts a fixed count a step and has no threshold; give --gate rule=threshold")
+        raise UserError("this gate accepts a fixed count per step and has no threshold; give --gate rule=threshold")
     thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)
@@ -234,7 +234,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
         dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     )
     problems = list(task.problems(baseline.SPLIT, args.count, args.seed))
-    prompts = subject.ask([problem.prompt for problem in problems])
+    prompts = subject.encode_prompts([problem.prompt for problem in problems])
     found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
     decided = decisions.together(found)
     temperature = round(fit_temperature(decided), 4)
@@ -327,10 +327,10 @@ def command(args: argparse.Namespace) -> int:
         print_json(told)
     else:
         against = f"   (to {', '.join(told['held_to'])}, worst task)"
-        print(f"{'threshold':>11}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
+        print(f"{'threshold':>11}{'forward passes':>16}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])
-            print(f"{named:>11}{point['forwards']:>10.2f}{apart:>12.4f}{low:>10.4f}")
+            print(f"{named:>11}{point['forwards']:>16.2f}{apart:>12.4f}{low:>10.4f}")
         print(
             "expected calibration error:", ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
         )

@@ -84,7 +84,9 @@ class Checkpoint:
 
         Raises UserError if the tokenizer is damaged.
         """
-        tokenizer = read_engine(self.tokenizer, "the checkpoint's tokenizer is damaged", "write it anew with train.*")
+        tokenizer = read_engine(
+            self.tokenizer, "the checkpoint's tokenizer is damaged", "write it again with blockstep train"
+        )
         tokenizer.encode_special_tokens = True
         return tokenizer
 

@@ -170,7 +170,7 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
 def bf16_option() -> Option:
     """Returns the option --bf16, for commands that run thousands of forward passes; `settle_bf16` sets its default."""
     here = "on" if bf16_is_faster("cpu") else "off"
-    text = f"use bf16 autocast (default: on if the CPU or GPU has bf16 product instructions; on this processor {here})"
+    text = f"use bf16 autocast (default: on if the CPU or GPU has bf16 product instructions; here: {here})"
     return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 

@@ -1,4 +1,4 @@
-"""Collects a teacher's trajectories: its answers, one token a step, with the order and the state of every token.
+"""Collects a teacher's trajectories: its answers, one token per step, with the order and the state of every token.
 
 python -m train.collect --ckpt teacher.pt --out trajectories --count 1500
 python -m train.collect --ckpt teacher.pt --out answers --count 12000 --threshold 0.98    # faster, for dparallel
@@ -130,11 +130,11 @@ def graded(
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
 
 
-def encoded(shards: Sequence[Shard], ask: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
+def encoded(shards: Sequence[Shard], encode_prompts: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
     """Returns token ids by prompt, without prompts that leave no room for a whole canvas."""
     different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
     problems = list(different.values())
-    ids = ask([problem.prompt for problem in problems])
+    ids = encode_prompts([problem.prompt for problem in problems])
     kept = prompts.fitting(ids, [problem.line for problem in problems], contract, contract.canvas)
     return {problems[place].prompt: ids[place] for place in kept}
 

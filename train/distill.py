@@ -218,8 +218,8 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> lis
 def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     """Returns the stream of ground-truth examples, with prompts encoded as at inference."""
     chosen, decoding = tasks.choose_tasks(args.task, args.data), saved.decoding
-    longest, ask = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
-    bounds = (longest, decoding.canvas, ask)
+    longest, encode_prompts = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
+    bounds = (longest, decoding.canvas, encode_prompts)
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
 
 

@@ -54,7 +54,7 @@ def run(command: Callable[[], int]) -> int:
     """
     limit_threads()
     bound_kernel_caches()
-    if _asked("RANK") == 0:
+    if _torchrun_variable("RANK") == 0:
         return run_command(lambda: _as_device_error(command))
     said = io.StringIO()
     try:
@@ -65,7 +65,7 @@ def run(command: Callable[[], int]) -> int:
         raise
     if code in (FAILED, MISTAKE):
         time.sleep(PATIENCE)
-        print(f"process {_asked('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
+        print(f"process {_torchrun_variable('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
     return code
 
 
@@ -78,15 +78,17 @@ def joined(device: str) -> Iterator[None]:
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device is cuda, but PyTorch finds no GPU here; leave it out, or install a CUDA build")
-        local, there = _asked("LOCAL_RANK"), torch.cuda.device_count()
+        local, there = _torchrun_variable("LOCAL_RANK"), torch.cuda.device_count()
         if local >= there:
             raise UserError(f"there are {there} GPUs for at least {local + 1} processes; give --nproc-per-node {there}")
         torch.cuda.set_device(local)
-    if _asked("WORLD_SIZE", 1) == 1:
+    if _torchrun_variable("WORLD_SIZE", 1) == 1:
         yield
         return
     if device == "cuda":
-        dist.init_process_group("nccl", timeout=LONGEST, device_id=torch.device("cuda", _asked("LOCAL_RANK")))
+        dist.init_process_group(
+            "nccl", timeout=LONGEST, device_id=torch.device("cuda", _torchrun_variable("LOCAL_RANK"))
+        )
     else:
         dist.init_process_group("gloo", timeout=LONGEST)
     yield  # no `finally`: after an error here, the barrier would wait for processes that still work
@@ -278,7 +280,7 @@ def _together() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _asked(name: str, otherwise: int = 0) -> int:
+def _torchrun_variable(name: str, otherwise: int = 0) -> int:
     """Returns a variable that torchrun set for this process, or `otherwise` without torchrun."""
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     return int(os.environ.get(name, otherwise)) if started else otherwise

@@ -42,7 +42,7 @@ SPLIT_HELP = (
 )
 
 
-def drawn(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
+def sample_problems(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     """Returns the task and its problems. Raises UserError for several tasks, or an unusable --count or --split."""
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
@@ -60,7 +60,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         check_file(args.out)
     other = read_evaluation(args.against) if args.against else None
-    task, problems = drawn(args)
+    task, problems = sample_problems(args)
     subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
     mode, gate = mode_of(subject.backend.contract, args.mode), chosen_gate(subject.gate, args.gate, args.threshold)
     if mode != "block" and (args.gate or args.threshold is not None):
@@ -127,7 +127,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
 
 
 def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
-    """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forwards."""
+    """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forward passes."""
     theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])
     return {

@@ -236,8 +236,14 @@ OPTIONS = (
     ),
     option("--layers", type=at_least_1, help=HELP["layers"]),
     *(
-        option(f"--{name}", type=at_least_1, default=size, help=f"{name} of a new model (default: {size})")
-        for name, size in (("width", 192), ("heads", 3), ("kv-heads", 1), ("head-dim", 64), ("ffn", 512))
+        option(f"--{name}", type=at_least_1, default=size, help=f"{what} of a new model (default: {size})")
+        for name, what, size in (
+            ("width", "width", 192),
+            ("heads", "query heads", 3),
+            ("kv-heads", "key-value heads", 1),
+            ("head-dim", "width per head", 64),
+            ("ffn", "inner width of the feed-forward layers", 512),
+        )
     ),
     option("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights in --out (default: fp32)"),
     *TRAINING_OPTIONS,

@@ -53,7 +53,7 @@ class ComparedWith:
     precision: str
     note: str = ""
 
-    def told(self, check: Check) -> Check:
+    def with_note(self, check: Check) -> Check:
         """Returns a check of the comparison with the note before its detail."""
         return replace(check, detail=self.note + check.detail)
 

@@ -55,9 +55,9 @@ class Agreement:
 
     Args:
         inputs, rows: how many were compared.
-        tokens: how often the best token differs.
-        margin: the largest lead, in probability, of the own code's best token over the graph's.
-        log_prob: the largest difference of the best token's log-probability, nats.
+        tokens: how often the top-1 token differs.
+        margin: the largest lead, in probability, of the own code's top-1 token over the graph's.
+        log_prob: the largest difference of the top-1 token's log-probability, nats.
         every_log_prob: the same over every token above NOTICED on either side, nats.
     """
 

@@ -84,7 +84,7 @@ def by_layer(
         detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
     yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
     gap, figures = head(source, contract, parts, exact, formats)
-    what = f"max |d log p|{' of the best and the top tokens' if contract.top_k else ''}"
+    what = f"max |d log p|{' of the top-1 and the top tokens' if contract.top_k else ''}"
     what += " and of candidates" if contract.candidates else ""
     yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
 
@@ -161,7 +161,7 @@ class Case:
     cache: dict[str, NDArray[Any]]
 
 
-def drawn(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
+def sample_case(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     """Samples inputs of layer i: the positions of a fused step, each with its own attention prefix length."""
     rng, full = np.random.default_rng(SEED + i), not contract.has_cache
     length = contract.canvas if full else parts.length(contract.capacity)
@@ -181,7 +181,7 @@ def layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
     """Returns the gap of a layer's output and, with a KV cache, those of its new keys and values."""
-    case = drawn(source, contract, parts, i)
+    case = sample_case(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
     exact = reference(source, contract, i, case)
     near = reference(source, contract, i, case, formats) if formats else exact
@@ -238,7 +238,7 @@ def head(
 ) -> tuple[Gap, str]:
     """Returns the gap of log-probabilities for random states after the last layer, and more figures as text.
 
-    The gap is the largest of the best tokens and, if the graph outputs them, of top tokens and candidates.
+    The gap is the largest of the top-1 tokens and, if the graph outputs them, of top tokens and candidates.
     """
     name = f"hidden.{contract.layers}"
     x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
@@ -294,7 +294,7 @@ def predictions(
 
 
 def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
-    """Returns the largest difference, in nats, over the best tokens and the top tokens, if any.
+    """Returns the largest difference, in nats, over the top-1 tokens and the top tokens, if any.
 
     log_probs [1, n, vocab]: those of all tokens of `theirs`.
     """

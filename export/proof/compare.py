@@ -1,7 +1,7 @@
 """Compares an engine with PyTorch: the same forward passes through both, and whole answers token for token.
 
 Every token's probability is compared through the instrumented graph (`instrumented`), the same graph with its logits as
-one more output; its other outputs must equal the engine's. To compare only the best token's probability would not do:
+one more output; its other outputs must equal the engine's. To compare only the top-1 token's probability would not do:
 it is about 1 wherever a student is confident, whatever the other logits are.
 """
 
@@ -41,8 +41,8 @@ SEPARATE = 4  # one in so many requests also runs with unfused commits
 class Distance:
     """Holds the largest absolute differences over some forward passes.
 
-    tokens: how often the best token differed; margin: the most probability by which PyTorch preferred its own token
-    there; log_prob: of the best token's log-probability, nats; every_log_prob: of every token's log-probability if it
+    tokens: how often the top-1 token differed; margin: the most probability by which PyTorch preferred its own token
+    there; log_prob: of the top-1 token's log-probability, nats; every_log_prob: of every token's log-probability if it
     is above NOTICED on either side, None without an instrumented graph; top: of the log-probabilities of the engine's
     top tokens, by token and by rank, None if it gives none; candidates: the same for random candidates; entropy: nats;
     keys, values: of what the forward passes wrote, in units of a layer's root mean square if that is above 1; twin:
@@ -65,15 +65,15 @@ class Distance:
     def check(self, precision: str, best: float | None = None) -> Check:
         """Checks that every bound of the precision is kept; a NaN or infinity fails, even without a bound.
 
-        best: replaces the precision's bound on the best token's log-probability, nats.
+        best: replaces the precision's bound on the top-1 token's log-probability, nats.
 
-        In fp32 the best tokens must be the same too. At most 1 % of them (or one) may differ, if PyTorch's two best
-        tokens were within TIE there.
+        In fp32 the top-1 tokens must be the same too. At most 1 % of them (or one) may differ, if PyTorch's two most
+        probable tokens were within TIE there.
         """
         kept = PRECISIONS[precision]
         free = EXACT if kept.exact else math.inf
         bounded = [
-            ("max |d log p| of the best token", self.log_prob, kept.log_prob if best is None else best),
+            ("max |d log p| of the top-1 token", self.log_prob, kept.log_prob if best is None else best),
             (f"of every token above e^{NOTICED:g}", self.every_log_prob, free),
             ("of the top tokens", self.top, free),
             ("of candidates", self.candidates, free),
@@ -86,7 +86,7 @@ class Distance:
         ties = self.margin < TIE and self.tokens <= excusable(self.rows)
         ok = all(math.isfinite(value) and value <= bound for _, value, bound in looked)
         parts = ", ".join(f"{name} {value:.1e}" + within(bound) for name, value, bound in looked)
-        tokens = f"{self.tokens} of {self.rows} best tokens differ"
+        tokens = f"{self.tokens} of {self.rows} top-1 tokens differ"
         if self.tokens:
             tokens += f", at which PyTorch's top two were within {self.margin:.1e}"
         return Check("steps", ok and (ties or not kept.exact), f"{parts}; {tokens}, in {self.forwards} forward passes")
@@ -106,7 +106,7 @@ class Difference:
 class Parity:
     """Holds what a comparison found: distances over `answers` whole answers, and the answers that differ.
 
-    lost: the nats by which the best token's log-probability changes in the candidate's arithmetic in PyTorch, if that
+    lost: the nats by which the top-1 token's log-probability changes in the candidate's arithmetic in PyTorch, if that
     was run too.
     """
 
@@ -120,7 +120,7 @@ class Parity:
 
         Differing answers whose closest decision is below `tie` are excused and counted: a hardly trained model decides
         everything by less than rounding errors, so only its forward passes are checked. In precisions other than fp32
-        answers may differ: they are counted, and only the bounds decide. bound: on the best token's log-probability,
+        answers may differ: they are counted, and only the bounds decide. bound: on the top-1 token's log-probability,
         nats; None for the precision's.
         """
         real = [each for each in self.differing if not each.closest < tie]
@@ -274,7 +274,7 @@ def compare(
 
     Every request runs with fused commits, and every `separate`-th also with unfused ones (`full` models commit
     nothing). gate: replaces the contract's gate. twin: the candidate's instrumented graph (`instrumented.twin_of`), to
-    compare all tokens' probabilities; without it, only those of the best tokens are compared. arithmetic: the
+    compare all tokens' probabilities; without it, only those of the top-1 tokens are compared. arithmetic: the
     candidate's arithmetic in PyTorch (`quantized_reference`), which runs the same forward passes to measure
     `Parity.lost`.
     """
@@ -299,8 +299,8 @@ def compare(
 def compare_speculative(reference: TorchBackend, candidate: Inspectable, requests: Sequence[Request]) -> Check:
     """Checks that the candidate's speculative answers are PyTorch's causal ones, token for token.
 
-    An answer is excused, and counted, if PyTorch's two best tokens were within TIE at the first position that differs.
-    Only exact precisions are checked so (`prove`).
+    An answer is excused, and counted, if PyTorch's two most probable tokens were within TIE at the first
+    position that differs. Only exact precisions are checked so (`prove`).
     """
     gaps, excused, differ = SideBySide(reference, candidate, None, None), 0, 0
     for request in requests:

@@ -42,7 +42,7 @@ def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     """Returns how far the log-probabilities of an engine's top tokens are from PyTorch's. [2, 1, n, K]
 
     Index 0 compares with PyTorch's for the same tokens, index 1 with PyTorch's at the same ranks. Compared by token
-    alone, a list that lacks the best tokens would pass if the tokens in it have the right values. The difference is 0
+    alone, a list that lacks the top-1 tokens would pass if the tokens in it have the right values. The difference is 0
     if both are below NOTICED. log_probs: PyTorch's, of all tokens [1, n, vocab].
     """
     given, named = torch.from_numpy(theirs.top_logprob), torch.from_numpy(theirs.top_token)

@@ -1,4 +1,4 @@
-"""Measures how much PyTorch prefers each position's best token, to tell a near tie from an error."""
+"""Measures how much PyTorch prefers each position's top-1 token, to tell a near tie from an error."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from .trt_formats import TRT_FORMATS
 BLOCKS = (128, 64, 32, 16)  # inputs per block; the largest that divides a group is used
 BITS = 4  # of a stored value; values of 2 and 3 bits fit too
 INSTEAD = "export it to fp16 or int8"
-ORT_INSTEAD = f"{INSTEAD}, or to int4 with export.onnx in the dialect ort, which holds the directory's own numbers"
+ORT_INSTEAD = f"{INSTEAD}, or to int4 for ONNX Runtime in the dialect ort, which holds the directory's own numbers"
 FUSED = ("q_proj", "k_proj", "v_proj")  # a graph computes them as one product
 
 

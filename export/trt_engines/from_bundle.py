@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from .add_to_bundle import TargetBundle, add, missing
 from .builder import BuilderSettings, parse_network
 from .gpu_support import TrtLibrary
-from .plan import Asked, Plan, planned
+from .plan import GraphRequest, Plan, make_plan
 from .report import BuildReport
 
 
@@ -77,8 +77,8 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
     wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
     raise UserError(
         (
-            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: python "
-            f"-m export.trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
+            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: "
+            f"blockstep export trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
         )
         + (f" --precision {precision}" if precision else "")
     )
@@ -93,9 +93,9 @@ def plan_of(origin: Engine, file: Path, contract: Contract, settings: BuilderSet
     """Returns the plan for a graph of the bundle; what the manifest lacks is read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})
-        asked = Asked(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)
+        request = GraphRequest(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)
     else:
         network = parse_network(file, library.flavor)
         capacity = network.capacity or contract.capacity
-        asked = Asked(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
-    return planned(asked, contract, settings, library)
+        request = GraphRequest(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
+    return make_plan(request, contract, settings, library)

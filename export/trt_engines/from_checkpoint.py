@@ -24,7 +24,7 @@ from .add_to_bundle import TargetBundle, add, missing
 from .builder import BuilderSettings
 from .gpu_support import TrtLibrary
 from .graphs import GraphRecipe, Graphs
-from .plan import Asked, Plan, planned
+from .plan import GraphRequest, Plan, make_plan
 from .report import BuildReport
 
 PRECISION = "fp16"  # the default, since there is no fused attention in fp32
@@ -71,20 +71,20 @@ def from_checkpoint(
     origin = provenance(wanted.ckpt, wanted.overrides, source.model)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
-        shared = replace(shared, contract=beside(there, shared.contract))
+        shared = replace(shared, contract=contract_in(there, shared.contract))
     dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
     recipe = GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
     for contract in contracts:
         if library is None:
             export_one(source, contract, recipe, shared, None, report)
             continue
-        plan = planned(asked(recipe, contract), contract, settings, library)
+        plan = make_plan(graph_request(recipe, contract), contract, settings, library)
         if missing(shared, plan, report):
             export_one(source, contract, recipe, shared, plan, report)
     return out
 
 
-def beside(there: Bundle, contract: Contract) -> Contract:
+def contract_in(there: Bundle, contract: Contract) -> Contract:
     """Returns the contract with the capacity of the existing bundle `there`, so that engines can be added to it.
 
     Raises UserError if the contract's own capacity is larger: the bundle's capacity cannot grow, since its other
@@ -93,18 +93,18 @@ def beside(there: Bundle, contract: Contract) -> Contract:
     longest = there.contract.capacity
     if contract.capacity > longest:
         raise UserError(
-            f"{there.path} was exported with a capacity of {longest}, {contract.capacity} is more; give --capacity "
-            f"{longest} or less, or --out another bundle"
+            f"{there.path} was exported with a KV-cache capacity of {longest}, {contract.capacity} is more; give "
+            f"--capacity {longest} or less, or --out another bundle"
         )
     return replace(contract, capacity=longest)
 
 
-def asked(recipe: GraphRecipe, contract: Contract) -> Asked:
-    """Returns a description of the graph that a recipe and a contract give, for `planned`."""
+def graph_request(recipe: GraphRecipe, contract: Contract) -> GraphRequest:
+    """Returns a description of the graph that a recipe and a contract give, for `make_plan`."""
     top = {"top_k": contract.top_k} if contract.top_k else {}  # left out if 0: the plan of an older graph lacks it
     top |= {"candidates": contract.candidates} if contract.candidates else {}
     values = recipe.values(EXPORTER) | top
-    return Asked(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
+    return GraphRequest(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
 
 
 def export_one(

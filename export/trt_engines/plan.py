@@ -19,7 +19,7 @@ AMPERE = 80  # the lowest compute capability that hardware-compatible engines ru
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GraphRequest:
     """Describes a graph to build an engine from.
 
     dtype: of the KV cache; recipe: the plain values that, besides the checkpoint, the graph was made with.
@@ -40,7 +40,7 @@ class Plan:
     target: as in the manifest, such as `sm86,sm89`; device: the GPU that the engine is bound to, or None.
     """
 
-    graph: Asked
+    graph: GraphRequest
     profiles: Profiles
     target: str
     device: str | None
@@ -85,16 +85,16 @@ class Plan:
         return f"{self.graph.dialect}-{self.graph.precision}-{flavor}{target}-{self.graph.capacity}{batch}"
 
 
-def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
+def make_plan(request: GraphRequest, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
     """Plans the engine of a graph for the GPUs that the settings name, or for the GPU here.
 
     Raises UserError if the GPUs cannot run the precision, or if the library needs a GPU and there is none.
     """
-    targets = choose_targets(library, asked.precision, settings.targets)
+    targets = choose_targets(library, request.precision, settings.targets)
     settings = replace(settings, flavor=library.flavor, targets=targets)
-    profiles = profiles_for(contract, asked.capacity, settings.max_prompt)
+    profiles = profiles_for(contract, request.capacity, settings.max_prompt)
     if settings.targets:
-        return Plan(asked, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
+        return Plan(request, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
     cuda = load_cuda()
     gpu = cuda.gpu()
     if gpu is None:
@@ -104,12 +104,12 @@ def planned(asked: Asked, contract: Contract, settings: BuilderSettings, library
         )
     if settings.hardware_compatibility:  # for all GPUs from Ampere on; the builder measures on one of them
         least = min(gpu.capability, AMPERE)
-        check_precision(asked.precision, least, library.flavor)
+        check_precision(request.precision, least, library.flavor)
         if least < AMPERE:
             raise UserError(f"--hardware-compatibility needs a GPU from SM{AMPERE} on, here is SM{least}; leave it out")
-        return Plan(asked, profiles, f"sm{AMPERE}+", None, library, settings)
-    check_precision(asked.precision, gpu.capability, library.flavor)
-    return Plan(asked, profiles, f"sm{gpu.capability}", gpu.name, library, settings)
+        return Plan(request, profiles, f"sm{AMPERE}+", None, library, settings)
+    check_precision(request.precision, gpu.capability, library.flavor)
+    return Plan(request, profiles, f"sm{gpu.capability}", gpu.name, library, settings)
 
 
 def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:

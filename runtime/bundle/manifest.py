@@ -188,7 +188,7 @@ class Bundle:
         if not found and wanted in KINDS and any(e.dialect in KINDS[wanted].dialects for e in self.engines):
             raise UserError(
                 f"{self.path} has graphs for TensorRT, but no engine built of them; build one on the machine that runs "
-                f"it: python -m export.trt --bundle {self.path}"
+                f"it: blockstep export trt --bundle {self.path}"
             )
         if not found:
             missing = "engine for ONNX Runtime" if name is None else f"engine {name!r}"
@@ -204,7 +204,7 @@ def read(path: Path) -> Bundle:
     """
     manifest = path / MANIFEST
     if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
-        raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with python -m export.onnx")
+        raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with blockstep export onnx")
     regular(manifest)
     try:
         values = strict_json.read(manifest)
@@ -219,7 +219,7 @@ def parse(path: Path, values: Any) -> Bundle:
         found = values["format"]
         raise UserError(
             f"{path} has format {found!r}; this version reads formats up to {FORMAT}; install the version that wrote "
-            "it, or export it again: python -m export.onnx"
+            "it, or export it again: blockstep export onnx"
         )
     check_names(values, "manifest", "keys", KEYS)
     contract = parse_contract(values["contract"])

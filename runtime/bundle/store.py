@@ -47,14 +47,14 @@ UNTRIED = "untried"  # the last part of the mark of a file that was hashed but n
 
 
 def verify_files(
-    bundle: Bundle, engine: Engine, policy: str = "first", trial: Callable[[], bool] | None = None
+    bundle: Bundle, engine: Engine, policy: str = "first", check_load: Callable[[], bool] | None = None
 ) -> None:
     """Compares the files that `engine` needs with their sha256; raises UserError naming one that differs.
 
     policy `first`: hashes a file once and then recognizes it by size, time and inode, remembered in the user's cache
     folder (if that cannot be written, it hashes every time); `always`: hashes every file now. This finds damage, not
-    forgery. trial: called if some files were hashed now, or not tried before; returns whether it tried them, which is
-    remembered too.
+    forgery. check_load: called if some files were hashed now, or not tried before; returns whether it tried them, which
+    is remembered too.
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
@@ -68,7 +68,7 @@ def verify_files(
             if before != [*mark, UNTRIED] and _readable_sha256(file) != expected:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
             found[str(file.resolve())] = mark
-    if found and trial is not None and not trial():
+    if found and check_load is not None and not check_load():
         found = {file: [*mark, UNTRIED] for file, mark in found.items()}
     if found and policy == "first":
         trust_records.see({**known, **found})

@@ -28,10 +28,10 @@ class OutOfForwards(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TokenQuery:
     """Requests the log-probabilities of some tokens at one masked position.
 
-    ids: the sequence after what is known to all questions, up to the form's end or as far as it is known; what follows
+    ids: the sequence after what is known to all queries, up to the form's end or as far as it is known; what follows
     are masks. position: counted from the prompt's first token. tokens: different ones.
     """
 
@@ -95,36 +95,36 @@ class Canvas:
         """Drops committed tokens from the beginning of the position's block on."""
         self._past = min(self._past, self._begins[position])
 
-    def ask(self, questions: Sequence[Question], known: Ids) -> list[Floats]:
-        """The log-probabilities of each question's tokens, in as few forward passes as the backend can.
+    def score_tokens(self, queries: Sequence[TokenQuery], known: Ids) -> list[Floats]:
+        """Returns the log-probabilities of each query's tokens, in as few forward passes as the backend can.
 
-        known: the sequence from the prompt's first token as far as it is decided, the same for all questions. Raises
-        OutOfForwards where `max_forwards` does not do, NumericalError for scores that are not numbers, and UserError
+        known: the sequence from the prompt's first token as far as it is decided, the same for all queries. Raises
+        OutOfForwards if `max_forwards` are not enough, NumericalError for scores that are not numbers, and UserError
         for a token that the model bars.
         """
-        rows = [self._row(question.position) for question in questions]
+        rows = [self._row(query.position) for query in queries]
         decided = self._begins[len(known)]
-        windows: dict[Ids, list[int]] = {}  # questions by what their canvas has after `known`
-        for number, question in enumerate(questions):
-            end = self.block(question.position)[1]
-            windows.setdefault(self._cut(question.ids, 0, end - len(known)), []).append(number)
+        windows: dict[Ids, list[int]] = {}  # queries by what their canvas has after `known`
+        for number, query in enumerate(queries):
+            end = self.block(query.position)[1]
+            windows.setdefault(self._cut(query.ids, 0, end - len(known)), []).append(number)
         several = self._copies > 1 and len(windows) > 1
         # Copies share what is committed, and canvases that run in turn would compute a whole prompt each.
         if (several or (len(windows) > 1 and self.contract.has_cache and not self._past)) and self._past < decided:
             self._commit(known, decided)
         first = self._first(rows)
         cut = [
-            Window(known[first:] + ids, tuple(rows[i] - first for i in own), tuple(questions[i].tokens for i in own))
+            Window(known[first:] + ids, tuple(rows[i] - first for i in own), tuple(queries[i].tokens for i in own))
             for ids, own in windows.items()
         ]
-        found: list[Floats] = [np.zeros(0, np.float32)] * len(questions)
+        found: list[Floats] = [np.zeros(0, np.float32)] * len(queries)
         size = self._copies if several else 1
         for start in range(0, len(cut), size):
             together, places = cut[start : start + size], list(windows.values())[start : start + size]
             made = self._run(together, first, decided)
             for row, own in enumerate(places):
                 for place, number in enumerate(own):
-                    found[number] = checked(made[row, place, : len(questions[number].tokens)], questions[number].tokens)
+                    found[number] = checked(made[row, place, : len(queries[number].tokens)], queries[number].tokens)
         return found
 
     def propose(self, ids: Ids, positions: Sequence[int]) -> Proposal:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .canvas import Canvas, OutOfForwards, Question
+from .canvas import Canvas, OutOfForwards, TokenQuery
 from .pieces import Gap, Ids, Piece, Slot
 
 Scores: TypeAlias = NDArray[np.float64]  # [values]
@@ -65,20 +65,20 @@ def score(
     scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
     deepest = {number: slot.longest for number, slot in slots.items()}
     for level in range(max(deepest.values())):
-        questions, receivers = [], list[tuple[int, list[int]]]()  # per question: its field, and the values to score
+        queries, receivers = [], list[tuple[int, list[int]]]()  # per query: its field, and the values to score
         for number, slot in slots.items():
             begin = laid.begins[number]
             before, behind = laid.ids[start:begin], laid.ids[begin + slot.usual :]
             for own, prefix, places in slot.nodes(level):
                 tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
-                questions.append(Question(before + prefix + mask * (own - level) + behind, begin + level, tokens))
+                queries.append(TokenQuery(before + prefix + mask * (own - level) + behind, begin + level, tokens))
                 receivers.append((number, places))
         try:
-            found = canvas.ask(questions, laid.ids[:start])
+            found = canvas.score_tokens(queries, laid.ids[:start])
         except OutOfForwards:
             return {number: made for number, made in scores.items() if deepest[number] <= level}
-        for (number, places), question, log_probs in zip(receivers, questions, found, strict=True):
-            by_token = dict(zip(question.tokens, log_probs.tolist(), strict=True))
+        for (number, places), query, log_probs in zip(receivers, queries, found, strict=True):
+            by_token = dict(zip(query.tokens, log_probs.tolist(), strict=True))
             for place in places:
                 scores[number][place] += by_token[slots[number].values[place][level]]
     return scores

@@ -131,8 +131,8 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
     if tokens > room:
         limit = f"blocks of {contract.block}" if contract.has_cache else f"a canvas of {contract.canvas} tokens"
         raise UserError(
-            f"a prompt of {prompt} tokens leaves room for {room} new ones in a capacity of {contract.capacity} "
-            f"({limit}), but {tokens} were requested; shorten the prompt or request fewer"
+            f"a prompt of {prompt} tokens leaves room for {room} new ones in a KV-cache capacity of "
+            f"{contract.capacity} ({limit}), but {tokens} were requested; shorten the prompt or request fewer"
         )
 
 

@@ -100,7 +100,7 @@ class Progress(ABC):
         self.threshold = threshold
         self.started = 0.0  # seconds, as is `prefilled`, on the clock of the caller that runs the forward passes
         self.prefilled: float | None = None
-        self.sampler = sampler  # None takes the best tokens
+        self.sampler = sampler  # None takes the top-1 tokens
         self.answer: list[int] = []
         self.steps = self.commits = self.forwards = self.blocks = 0
         self.result: Result | None = None

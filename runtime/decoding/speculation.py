@@ -65,11 +65,11 @@ class Draft:
             return Inputs(self.pending, visible, past, np.array([pending - 1]), np.zeros(1, np.int64))
         ids = np.concatenate(([self.seed], self.drafted, np.full(masks, self._mask)))
         if self.verifies:
-            rows, said = np.arange(len(ids)), 1 + len(self.drafted)
+            rows, verified = np.arange(len(ids)), 1 + len(self.drafted)
             visible = past + 1 + rows
             if not self._causal:
-                visible[said:] = past + len(ids)
-            return Inputs(ids, visible, past, rows, rows[:said])
+                visible[verified:] = past + len(ids)
+            return Inputs(ids, visible, past, rows, rows[:verified])
         rows = np.arange(1, len(ids)) - self._rows_before
         return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
 
@@ -124,7 +124,7 @@ class SpeculativeProgress(Progress):
             sequence.commit(prefill)
             return True
         self.forwards += 1
-        drafting, said = sequence._masks, 1 + len(sequence.drafted)
+        drafting, verified = sequence._masks, 1 + len(sequence.drafted)
         self.steps += drafting > 0
         if not sequence.verifies:
             sequence.drafted = out.token[slot, :drafting].astype(np.int64)
@@ -134,26 +134,28 @@ class SpeculativeProgress(Progress):
             )
             return True
         self.commits += 1
-        confirmed = self._confirm(out, slot, said)
+        confirmed = self._confirm(out, slot, verified)
         sequence.commit(confirmed)
-        whole = confirmed == said  # otherwise the masks followed a token that is not in the answer
+        whole = confirmed == verified  # otherwise the masks followed a token that is not in the answer
         most = min(drafting, sequence.room - sequence.past - 1) if whole else 0
-        sequence.drafted = out.token[slot, said : said + most].astype(np.int64)
+        sequence.drafted = out.token[slot, verified : verified + most].astype(np.int64)
         return True
 
-    def _confirm(self, out: Proposal, slot: int, said: int) -> int:
+    def _confirm(self, out: Proposal, slot: int, verified: int) -> int:
         """Makes a block of the causal predictions, up to and including the first that differs from the draft.
 
         Returns their number. The last of them is the next seed.
         """
-        tokens, confidence = out.token[slot, :said].copy(), out.confidence[slot, :said].copy()
+        tokens, confidence = out.token[slot, :verified].copy(), out.confidence[slot, :verified].copy()
         if self.sampler is not None:  # as in the causal mode: its index in the answer is position and step
-            for place in range(said):
+            for place in range(verified):
                 number = len(self.answer) + place
-                drawn = self.sampler(Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number)
-                tokens[place], confidence[place] = drawn.token[0], drawn.confidence[0]
-        same = tokens[:-1] == self.sequence.drafted[: said - 1]
-        confirmed = said if same.all() else int(same.argmin()) + 1
+                sampled = self.sampler(
+                    Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number
+                )
+                tokens[place], confidence[place] = sampled.token[0], sampled.confidence[0]
+        same = tokens[:-1] == self.sequence.drafted[: verified - 1]
+        confirmed = verified if same.all() else int(same.argmin()) + 1
         self.sequence.seed = int(tokens[confirmed - 1])
         self._show(confirmed)
         self.latest = Proposal(tokens[:confirmed], confidence[:confirmed], out.entropy[slot, :confirmed].copy())

@@ -3,7 +3,7 @@
 Rounding, and activations of a quantized engine at the edge between two quantized values, move single numbers much but
 their means hardly; a wrong weight, scale, position or KV cache moves the means. So the bounds are on means: of the
 norms of new keys and values, which depend on everything but the head and the last layer's other products, and of
-log-probabilities, which depend on these too. The largest difference of a best token's log-probability has its
+log-probabilities, which depend on these too. The largest difference of a top-1 token's log-probability has its
 precision's loose bound.
 """
 
@@ -38,10 +38,10 @@ WORDS = {  # figure: what it is, with its unit
     KEYS: "mean norm of new keys, relative",
     VALUES: "mean norm of new values, relative",
     TOP_MEAN: "mean log p of the top tokens, nats",
-    TOP_SPREAD: "mean spread of log p over the top tokens after the best, relative",
-    BEST: "mean log p of the best token, nats",
+    TOP_SPREAD: "mean spread of log p over the top tokens after the first, relative",
+    BEST: "mean log p of the top-1 token, nats",
     ENTROPY: "mean entropy, nats",
-    LARGEST: "largest |d log p| of the best token, nats",
+    LARGEST: "largest |d log p| of the top-1 token, nats",
 }
 
 
@@ -92,7 +92,7 @@ def spread_terms(mine: Floats, theirs: Floats) -> NDArray[np.float64]:
     """Returns what each row adds to the relative difference of spreads, which are standard deviations over tokens.
 
     Whatever moves all these log-probabilities of a row together leaves the spread as it is, such as a change of the
-    best token's by an activation that is rounded to another step. The best token is left out of the spread, since it
+    top-1 token's by an activation that is rounded to another step. The top-1 token is left out of the spread, since it
     may or may not be far from the rest. mine, theirs: fp32 [rows, K]
     """
     with np.errstate(invalid="ignore"):  # the judge refuses NaN
@@ -112,7 +112,7 @@ def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str
 
 
 def judge(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
-    """Returns a check per figure that has a bound, and a check of the best tokens."""
+    """Returns a check per figure that has a bound, and a check of the top-1 tokens."""
     tokens = judge_tokens(forwards, replayed, 2 * bounds.get(LARGEST, np.inf))
     return [*judge_figures(forwards, replayed, bounds), tokens]
 
@@ -129,13 +129,13 @@ def judge_figures(forwards: Sequence[RecordedForward], replayed: Replayed, bound
 
 
 def judge_tokens(forwards: Sequence[RecordedForward], replayed: Replayed, lead: float) -> Check:
-    """Checks that the engine's best token differs only if PyTorch's led its second by at most `lead` nats."""
+    """Checks that the engine's top-1 token differs only if PyTorch's led its second by at most `lead` nats."""
     token = np.concatenate([each.top_token[:, 0] for each in forwards])
     top = np.concatenate([each.top_logprob for each in forwards])
     leads = top[:, 0] - top[:, min(1, top.shape[1] - 1)]
     other = replayed.token != token
     largest = float(leads[other].max()) if other.any() else 0.0
-    detail = f"{int(other.sum())} of {len(token)} best tokens differ"
+    detail = f"{int(other.sum())} of {len(token)} top-1 tokens differ"
     if other.any():
         detail += f", of which PyTorch's led the second by {largest:.1e} nats at most (bound {lead:.0e})"
     return Check("tokens", largest <= lead, detail)

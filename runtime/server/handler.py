@@ -182,5 +182,5 @@ def _log(service: Service, path: str, ask: ServerRequest, last: Event | None, se
     finish, done = (last.finish, last.counts) if isinstance(last, End) else ("unfinished", None)
     tokens, forwards = (done.tokens, done.forwards) if done else (0, 0)
     text = f" {json.dumps(service.model.tokenizer.decode(ask.prompt))}" if service.log_prompts else ""
-    line = "%s %s: %d prompt tokens, %d tokens in %d forwards, %.3f s%s"
+    line = "%s %s: %d prompt tokens, %d tokens in %d forward passes, %.3f s%s"
     LOG.info(line, path, finish, len(ask.prompt), tokens, forwards, seconds, text)

@@ -93,7 +93,7 @@ def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Scree
     return (Screen if able else Lines)(tokenizer, contract, out)
 
 
-def watched(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
+def show_steps(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
     """Yields the same steps, each after it was shown."""
     for step in steps:
         view.draw(step)

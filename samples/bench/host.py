@@ -93,7 +93,7 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 def goals(made: dict[str, Any]) -> Iterator[Entry]:
     """Yields the goals for the host's own time per forward pass, and for threads that share a session."""
     host = made["host_ms_per_forward"]
-    yield judged("the host's loop, µs a forward", [1000 * host[part] for part in PARTS], most=LOOP_US)
+    yield judged("the host's loop, µs per forward pass", [1000 * host[part] for part in PARTS], most=LOOP_US)
     rates = made["threads"]["answers_a_second"]
     what = f"answers of {THREADS} threads on one session, over one thread's"
     yield judged(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)

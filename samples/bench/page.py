@@ -18,7 +18,7 @@ def text(report: Report) -> str:
 def _text(report: Report) -> Iterator[str]:
     yield "# The bench"
     yield ""
-    yield "Made by `make bench`; every figure is in `bench.json` beside it."
+    yield "Made by `make bench`; every figure is in `bench.json` next to it."
     for name, section in (("step", step), ("answers", answers), ("host", host)):
         if name in report:
             yield ""
@@ -60,13 +60,13 @@ def step(section: Report) -> Iterator[str]:
     )
     yield ""
     yield from judgments(section["ratios"])
-    yield "\nllama.cpp attends fused or not, whichever a trial at the place finds faster; PyTorch compiles at one past."
+    yield "\nllama.cpp attends fused or not, whichever is faster at that place; PyTorch compiles at one past."
     for past in sorted({row["past"] for row in section["rows"]}):
-        yield f"\nMilliseconds a step behind {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
+        yield f"\nMilliseconds per step after {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
         yield "of autoregressive decoding:\n"
         yield from _steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
     yield ""
-    heads = ["", "MB at most", "seconds to make", "host, ms a forward", "tokens as PyTorch fp32"]
+    heads = ["", "MB at most", "seconds to make", "host, ms per forward pass", "tokens as PyTorch fp32"]
     yield from table(heads, list(_parts(section)))
     for name, reason in section["left_out"].items():
         yield f"\n{name} was left out: {reason}"
@@ -122,18 +122,18 @@ def answers(section: Report) -> Iterator[str]:
     yield "## Whole answers"
     yield ""
     yield (
-        f"{section['prompts']} prompts a task of the split `{section['split']}`, one at a time, the fastest of "
+        f"{section['prompts']} prompts per task of the split `{section['split']}`, one at a time, the fastest of "
         f"{section['repeat']} runs of each. {conditions(section)}"
     )
     for name, task in section["tasks"].items():
         yield f"\n`{name}`:\n"
-        heads = ["", "ms an answer", "median", "forwards", "ms a forward", "tokens a second", "right"]
+        heads = ["", "ms per answer", "median", "forward passes", "ms per forward pass", "tokens per second", "right"]
         yield from table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
         for f, precision in ((task["factors"], "fp32"), (task["factors_int8"], "int8")):
             yield (
-                f"\nIn {precision} {f['whole']:.1f} × faster than {f['teacher']}: {f['forwards']:.2f} (forwards) × "
-                f"{f['cache']:.2f} (a forward through the cache) × {f['engine']:.2f} (engine); "
-                f"{f['against_rival']:.2f} × faster than the autoregressive rival.\n"
+                f"\nIn {precision} {f['whole']:.1f} × faster than {f['teacher']}: "
+                f"{f['forwards']:.2f} (forward passes) × {f['cache']:.2f} (a forward pass through the KV cache) × "
+                f"{f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the autoregressive baseline.\n"
             )
         yield from judgments(task["goals"])
 
@@ -146,15 +146,15 @@ def _answer(name: str, row: Report) -> list[str]:
 
 def host(section: Report) -> Iterator[str]:
     """Yields the section `host`: one table."""
-    yield "## The runtime beside the engine"
+    yield "## The runtime next to the engine"
     yield ""
     yield f"The sample student, {section['engine']['name']}; {section['starts']} fresh processes. {conditions(section)}"
     yield ""
     spreads = {
         "whole process: start, one answer, end": ("whole_ms", "ms"), "import": ("import_ms", "ms"),
         "loading the bundle": ("load_ms", "ms"), "first answer": ("first_answer_ms", "ms"),
-        "memory at most": ("peak_mb", "MB"), "host a forward": ("host_ms_per_forward", "ms"),
-        "making the cache ready": ("open_ms", "ms"), "tokens a second": ("tokens_per_second", ""),
+        "memory at most": ("peak_mb", "MB"), "host per forward pass": ("host_ms_per_forward", "ms"),
+        "making the KV cache ready": ("open_ms", "ms"), "tokens per second": ("tokens_per_second", ""),
     }  # fmt: skip
     rows = []
     for what, (name, unit) in spreads.items():

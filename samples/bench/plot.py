@@ -52,9 +52,9 @@ def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str],
             linewidth=2.2 if ours else 1.3, markersize=5)  # fmt: skip
         axes.fill_between(x, [s["p10"] for s in spreads], [s["p90"] for s in spreads], color=color, alpha=0.12)
     widths = sorted({row["width"] for row in shown})
-    axes.set(xscale="log", yscale="log", xlabel="tokens a step", ylabel="milliseconds a step")
+    axes.set(xscale="log", yscale="log", xlabel="tokens per step", ylabel="milliseconds per step")
     axes.set_xticks(widths, list(map(str, widths)))
-    axes.set_title(f"a step behind {past} tokens: median, tenth to ninetieth percentile", loc="left", fontsize="medium")
+    axes.set_title(f"a step after {past} tokens: median, tenth to ninetieth percentile", loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
 
 
@@ -68,7 +68,7 @@ def widest(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], p
     limits = [(place, row["limit_ms"]) for place, row in enumerate(each) if "limit_ms" in row]
     axes.vlines([ms for _, ms in limits], [p - 0.4 for p, _ in limits], [p + 0.4 for p, _ in limits], color="black",
         linewidth=2, label="this machine's limit in that precision")  # fmt: skip
-    axes.set_title(f"{width} tokens behind {past}: median", loc="left", fontsize="medium")
+    axes.set_title(f"{width} tokens after {past}: median", loc="left", fontsize="medium")
     axes.margins(x=0.15)
-    axes.set_xlabel("milliseconds a step")
+    axes.set_xlabel("milliseconds per step")
     axes.legend(fontsize="small", frameon=False, loc="lower right")

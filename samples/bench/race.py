@@ -63,7 +63,7 @@ def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], roun
         for cell, runner in tqdm(turns, unit="turn", desc="steps", disable=None):
             if runner.contender.name in failed:
                 continue
-            told = asked(runner, (cell, steps))
+            told = send_order(runner, (cell, steps))
             if isinstance(told, str):
                 failed[runner.contender.name] = told
                 continue
@@ -104,7 +104,7 @@ def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator
             runner.process.join()
 
 
-def asked(runner: Runner, order: Any) -> Any:
+def send_order(runner: Runner, order: Any) -> Any:
     """Sends an order to a runner; returns its answer, or the reason as text if it failed."""
     with suppress(OSError):  # if the runner has ended, the reason can still be read
         runner.pipe.send(order)

@@ -108,7 +108,7 @@ def of_width(mine: Sequence[Row]) -> Iterator[Row]:
     width = widest(mine)
     wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
     if wide and one and width > 1:
-        what = f"B {width}, past {MIDDLE}, over its own autoregressive forward (B 1)"
+        what = f"B {width}, past {MIDDLE}, over its own autoregressive forward pass (B 1)"
         limit = wide["limit_ms"] / one["limit_ms"]
         yield judged(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
 
@@ -131,7 +131,7 @@ def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[
     for name, ms in host.items():
         mine = named(rows, name)
         each = [1000 * ms[part] for part in PARTS]
-        yield judged("the host's loop, µs a forward", each, most=LOOP_US, contender=name, limit=0.0)
+        yield judged("the host's loop, µs per forward pass", each, most=LOOP_US, contender=name, limit=0.0)
         if mine and (row := at(mine, widest(mine), MIDDLE)):
             what = f"the host's loop over a step of B {row['width']}, past {MIDDLE}"
             each = [ms[part] / row["ms"]["median"] for part in PARTS]

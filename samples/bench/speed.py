@@ -1,4 +1,4 @@
-"""Wall clock of whole answers as a product of its factors: forwards × cost of a forward through the cache × engine.
+"""Times whole answers, and splits the time into factors: forward passes × cost per pass with the KV cache × engine.
 
     python -m samples.bench.speed --out samples/results/speed.json
 
@@ -208,10 +208,10 @@ def decides(gate: GateSpec) -> dict[str, Any]:
 
 
 def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[str, Any]]) -> None:
-    print(f"\n{task}: {'':24}{'ms/answer':>11}{'forwards':>10}{'ms/forward':>12}{'tokens/s':>10}")
+    print(f"\n{task}: {'':24}{'ms/answer':>11}{'forward passes':>16}{'ms per pass':>13}{'tokens/s':>10}")
     for name, row in rows.items():
         print(
-            f"{name:30}{row['ms_an_answer']:>11.2f}{row['forwards']:>10.1f}{row['ms_a_forward']:>12.3f}"
+            f"{name:30}{row['ms_an_answer']:>11.2f}{row['forwards']:>16.1f}{row['ms_a_forward']:>13.3f}"
             f"{row['tokens_a_second']:>10.0f}"
         )
     for product in products:
@@ -227,8 +227,8 @@ def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict
     made = {}
     for task in tasks.choose_tasks("math,code"):
         canvas = canvas_for(survey([task], tokenizer, decoding.eos_ids[0]), decoding.block)
-        drawn = task.problems(SPLIT, args.count, SEED)
-        prompts = [np.array(tokenizer.encode(problem.prompt).ids, np.int64) for problem in drawn]
+        chosen = task.problems(SPLIT, args.count, SEED)
+        prompts = [np.array(tokenizer.encode(problem.prompt).ids, np.int64) for problem in chosen]
         engines = [load(bundle, threads=args.threads) for bundle in bundles]
         found = contenders(teacher, student, engines, ways, canvas, args.threshold)
         rows = measure(found, prompts, canvas, args.repeat)

@@ -35,7 +35,7 @@ int main(int argc, char **argv)
     request.prompt = argv[2];
     request.on_block = print_block;
     check(blockstep_generate(model, &request, &answer));
-    printf("\n-- %zu tokens in %d forwards\n", answer->token_count, answer->forwards);
+    printf("\n-- %zu tokens in %d forward passes\n", answer->token_count, answer->forwards);
     blockstep_free(answer);
     check(blockstep_close(model));
     return 0;

@@ -47,7 +47,7 @@ int main(int argc, char **argv) try {
     std::cout << "blocks of " << contract->block << ", its own threshold " << contract->threshold << "\n";
     for (double threshold : {1.0, 0.9, 0.5}) {
         const Answer answer = generate(model, argv[2], threshold);
-        std::cout << "-- " << threshold << ": " << answer->forwards << " forwards\n"
+        std::cout << "-- " << threshold << ": " << answer->forwards << " forward passes\n"
                   << std::string(answer->text, answer->text_length) << "\n";
     }
     return 0;

@@ -111,7 +111,7 @@ int main(int argc, char **argv)
         return 2;
     }
     options.at_once = argc > 3 ? atoi(argv[3]) : 0;
-    options.threads = 1; /* of a forward: the cores are shared by requests */
+    options.threads = 1; /* of a forward pass: the cores are shared by requests */
     if (blockstep_load(argv[1], &options, &model) != BLOCKSTEP_OK) {
         fprintf(stderr, "error: %s\n", blockstep_last_error());
         return 2;

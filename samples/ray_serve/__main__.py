@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(prog="python -m samples.ray_serve",
         description=(
-                "Serves a bundle on several replicas with Ray Serve, in the HTTP API of runtime.serve, whose options "
+                "Serves a bundle on several replicas with Ray Serve, in the HTTP API of blockstep serve, whose options "
                 "follow --. SIGTERM ends it after the requests in progress."
             ))  # fmt: skip
     add = p.add_argument
     add(
         "bundle",
         metavar="BUNDLE",
-        help="bundle, a folder that export.onnx or export.trt wrote, at that path on every machine",
+        help="bundle, a folder that blockstep export onnx wrote, at that path on every machine",
     )
     add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
         help="range of the number of replicas, which follows the load; or one number (default: 2)")  # fmt: skip

@@ -85,7 +85,7 @@ RIVALS = {
 }
 
 
-def drawn() -> list[tasks.Problem]:
+def held_out_words() -> list[tasks.Problem]:
     """Returns every held-out word once."""
     return list(tasks.choose_tasks("pronounce")[0].problems("test", sys.maxsize, SEED))
 
@@ -212,7 +212,7 @@ def earlier(path: Path, words: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what was requested, writes each row as it comes, and returns the report."""
     check_file(args.out)
-    problems = drawn()
+    problems = held_out_words()
     report = earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
     engines = [engine.name for engine in store.read(args.ours).engines] if args.ours else []
     chosen = args.only or ([] if engines else list(RIVALS))

@@ -160,7 +160,7 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
         evaluated_model.torch_backend(saved, plan.batch, row.attention, row.bf16),
         saved.read_tokenizer(),
     )
-    ask = prompts.of_checkpoint(saved, raw=False)
+    encode_prompts = prompts.of_checkpoint(saved, raw=False)
 
     def point(gate: dict[str, Any], threshold: float | None, each: Problems) -> dict[str, Any]:
         where = {"task": each.task.name, "split": each.split, "seed": each.seed, "problems": len(each.listed)}
@@ -168,7 +168,9 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
         if key in known:
             return known[key]
         spec = parse_gate(gate)
-        done = evaluation_run.evaluate(backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, ask=ask)
+        done = evaluation_run.evaluate(
+            backend, tokenizer, each.task, each.listed, gate=spec, batch=plan.batch, encode_prompts=encode_prompts
+        )
         outcome = {"right": [int(r) for r in done.right], "each": [r.forwards for r in done.results]}
         known[key] = {"key": key, "threshold": threshold, **where, **done.summary(), **outcome}
         return known[key]
@@ -176,10 +178,10 @@ def measure(row: Row, path: Path, plan: Plan, base: Mapping[str, Any] | None, kn
     settings = settings_of(row, saved)
     tuned = [point(gate, threshold, each) for gate, threshold in settings for each in plan.tuning]
     lines = study_page.lines(row.title, backend.contract.attention, tuned, base["tuned"] if base else tuned)
-    best = study_page.chosen(lines).threshold
+    best = study_page.choose_line(lines).threshold
     gate = next(gate for gate, threshold in settings if threshold == best)
     pairs = [(problem.prompt, problem.answer) for each in plan.tuning for problem in each.listed]
-    examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], ask)
+    examples = encode(tokenizer, pairs, saved.decoding.eos_ids[0], encode_prompts)
     where = [[each.task.name, each.split, each.seed, len(each.listed)] for each in plan.tuning]
     key = json.dumps(["probe", digest, backend.contract.attention, row.bf16, where], sort_keys=True)
     if key not in known:

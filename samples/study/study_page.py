@@ -65,7 +65,7 @@ def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Po
     return [Line(title, attention, key, tuple(cells)) for key, cells in by_threshold.items()]
 
 
-def chosen(tried: Sequence[Line]) -> Line:
+def choose_line(tried: Sequence[Line]) -> Line:
     """Returns, of the lines at most SLACK below the teacher on every task, the one with the fewest forward passes.
 
     If there is none, returns the line with the most right answers.
@@ -89,7 +89,8 @@ def summary(study: Study) -> list[Line]:
 def table(shown: Sequence[Line], marked: bool = True) -> str:
     """Returns lines as a Markdown table; the first is the teacher's. marked: whether lines that fail to hold get ✗."""
     names = [cell.task for cell in shown[0].cells]
-    heads = ["", "threshold", *(f"`{name}` right (to the teacher) | forwards (fewer) | tokens, 95th" for name in names)]
+    per_task = "`{}` right (to the teacher) | forward passes (fewer) | tokens, 95th"
+    heads = ["", "threshold", *map(per_task.format, names)]
     head = " | ".join(heads)
     rows = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
     for line in shown:
@@ -112,30 +113,30 @@ def text(study: Study) -> str:
 
 
 def _text(study: Study) -> Iterator[str]:
-    yield f"# The study: {study['count']} problems a task of the split `{study['split']}`"
+    yield f"# The study: {study['count']} problems per task of the split `{study['split']}`"
     yield ""
     yield (
-        f"Made by `make study`. A row's threshold was chosen on {study['tuning']} validation problems a task: the "
-        f"one with the fewest forwards at most {100 * SLACK:g} points below the teacher on every task, or else the one "
-        "with the most right answers; only the ablations of CAD have one given. It is then judged on problems of the "
-        f"split `{study['split']}` drawn with the seed {study['judged_seed']}. In brackets the paired difference to "
-        "the teacher with its 95 % interval, in points. ✗: its lower bound is worse than "
-        f"-{100 * TARGET:g} on a task. Forwards and tokens are means of an answer. Rows with full attention ran under "
-        "bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, with its end-token guard where "
-        "a row says so (end tokens rank last until 0.3 of the canvas is out), without the bound `max`."
+        f"Made by `make study`. A row's threshold was chosen on {study['tuning']} validation problems per task: the "
+        f"one with the fewest forward passes at most {100 * SLACK:g} points below the teacher on every task, or else "
+        "the one with the most right answers; only the ablations of CAD have one given. It is then judged on problems "
+        f"of the split `{study['split']}` sampled with the seed {study['judged_seed']}. In brackets the paired "
+        "difference to the teacher with its 95 % interval, in points. ✗: its lower bound is worse than "
+        f"-{100 * TARGET:g} on a task. Forward passes and tokens are means per answer. Rows with full attention ran "
+        "under bf16 autocast, all others in fp32. CAD is here a threshold on the confidence, with its end-token guard "
+        "where a row says so (end tokens rank last until 0.3 of the canvas is out), without the bound `max`."
     )
     yield "\n" + table(summary(study)) + "\n"
     yield "## What a prediction depends on\n"
     yield "KL in nats between a model's predictions with a quarter of an answer masked and with more, in fp32, and how"
     yield "far its confidence is from the share of tokens that are right. A block-causal model has clean blocks before"
     yield "the masked one, a full one has not, so that the KL of one kind do not compare with those of the other. A"
-    yield "model of one token a block sees no masks: its KL are 0.\n"
+    yield "model of one token per block sees no masks: its KL are 0.\n"
     yield f"| | {' | '.join(f'ratio {ratio:g}' for ratio in RATIOS[1:])} | expected calibration error |"
     yield "|---" * (len(RATIOS) + 1) + "|"
     for row in models(study):
         kls = " | ".join(f"{each:.4f}" for each in row["probe"]["divergences"][1:])
         yield f"| `{row['file']}`, {row['attention']} | {kls} | {row['probe']['calibration_error']:.4f} |"
-    yield f"\n## Every threshold, on the {study['tuning']} validation problems a task\n"
+    yield f"\n## Every threshold, on the {study['tuning']} validation problems per task\n"
     yield table([line for row in swept(study) for line in tuned(study, row)], marked=False)
 
 
@@ -166,9 +167,9 @@ def draw(study: Study, folder: Path) -> None:
         curves = {}
         for title, each in rows.items():
             curves[title] = [(line.cells[i].forwards, 100 * line.cells[i].accuracy) for line in each]
-        study_figures.curves(folder / f"study-{name}.png", curves, "forwards an answer", f"{name}: right, %")
+        study_figures.curves(folder / f"study-{name}.png", curves, "forward passes per answer", f"{name}: right, %")
     taken = {line.title: [cell.forwards for cell in line.cells] for line in summary(study) if line.title in rows}
-    study_figures.bars(folder / "study-forwards.png", names, taken, "forwards an answer")
+    study_figures.bars(folder / "study-forwards.png", names, taken, "forward passes per answer")
     bins = {
         f"{row['file']}, {row['attention']}": [Bin(**each) for each in row["probe"]["reliability"]]
         for row in models(study)

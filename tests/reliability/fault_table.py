@@ -230,7 +230,7 @@ FAULTS = (
         "export_onnx",
     ),
     Fault(
-        "the entropy lacks the best token's term",
+        "the entropy lacks the top-1 token's term",
         "export/graph/step_graph.py",
         ".sum(-1, keepdim=True) - confidence.log()",
         ".sum(-1, keepdim=True)",
@@ -294,7 +294,7 @@ FAULTS = (
         "trainer_deepen",
     ),
     Fault(
-        "calibration takes the point of most forwards",
+        "calibration takes the point of most forward passes",
         "train/calibrate.py",
         "return min(within, key=lambda p: p.forwards, default=None)",
         "return max(within, key=lambda p: p.forwards, default=None)",

@@ -17,8 +17,11 @@ from section import Section
 from tqdm import tqdm
 
 TOLD = {"refused": "refused in one line", "failed": "failed in one line"}
-# `python -m runtime.generate` with a trial that is less patient, since dozens of them are waited for.
-ASKED = "import sys; from runtime import generate, trial; trial.SECONDS = 3; sys.exit(generate.main(sys.argv[1:]))"
+# `blockstep generate` with an isolated load check that is less patient, since dozens of them are waited for.
+GENERATE = (
+    "import sys; from runtime import generate, load_check; load_check.SECONDS = 3; "
+    "sys.exit(generate.main(sys.argv[1:]))"
+)
 
 
 def tallied(title: str, module: str, count: int, by_trial: bool = False) -> Section:
@@ -43,7 +46,7 @@ def summary(found: Iterable[Outcome], module: str, by_trial: bool) -> str:
             wrong.append(outcome)
         elif outcome.ending.startswith(CONTAINED):
             if by_trial and contained(module, outcome.number):
-                counts[f"{outcome.ending} in its trial and then refused in one line"] += 1
+                counts[f"{outcome.ending} in its isolated load check and then refused in one line"] += 1
             else:
                 wrong.append(outcome)
         else:
@@ -63,7 +66,7 @@ def contained(module: str, number: int) -> bool:
         root = HERE.parent.parent
         environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
         done = subprocess.run(
-            [sys.executable, "-c", ASKED, str(bundle), "--token-ids", "5,6,7"], capture_output=True, env=environment,
+            [sys.executable, "-c", GENERATE, str(bundle), "--token-ids", "5,6,7"], capture_output=True, env=environment,
             cwd=folder, text=True, timeout=300, check=False,
         )  # fmt: skip
     if done.returncode == 2 and done.stdout == "" and re.fullmatch(r"error: [^\n]+\n", done.stderr):

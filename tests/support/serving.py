@@ -91,7 +91,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 class Paced:
-    """A script whose forwards wait until they are let through."""
+    """A script whose forward passes wait until they are let through."""
 
     def __init__(self, script: Callable[[Forward], Proposal]) -> None:
         self._script, self._let = script, threading.Semaphore(0)

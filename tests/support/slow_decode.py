@@ -20,7 +20,8 @@ class Moment:
     """The canvas after a step, and by how little any decision of that step was taken.
 
     tokens, open [block]; accepted: how many positions the step finalised; forced: whether none passed the threshold;
-    closest: the least distance to the threshold, between the two best tokens, or of the forced best to the second.
+    closest: the least distance to the threshold, between the two most probable tokens, or of the forced first to the
+    second.
     """
 
     tokens: tuple[int, ...]

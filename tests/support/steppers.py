@@ -36,7 +36,7 @@ class Counting:
 
 
 def llama_scores(model: str, vocab: int, cells: Sequence[Cell]) -> list[tuple[Any, Any]]:
-    """llama.cpp's logits [width, vocab] and best tokens [width] of a step at each place, attention fused, not, either.
+    """llama.cpp's logits [width, vocab] and top-1 tokens [width] of a step at each place, attention fused, not, either.
 
     For a process of its own: a build with AMX and without the Makefile's flags crashes where it stands.
     """

@@ -12,7 +12,7 @@ from export.contract_from_checkpoint import exported_contract
 from export.trt_engines.builder import BuilderSettings
 from export.trt_engines.gpu_support import TrtLibrary
 from export.trt_engines.graphs import GraphRecipe, Graphs
-from export.trt_engines.plan import Asked, Plan
+from export.trt_engines.plan import GraphRequest, Plan
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
 from train.transformer.network import ModelConfig, Transformer, initialize
@@ -37,5 +37,10 @@ def graph(folder: Path, source: Checkpoint, dialect: str = "trt", precision: str
 
 def plan(dialect: str) -> Plan:
     return Plan(
-        Asked(dialect, "fp16", 64, 1, "float16", {}), ((4, 4),), "sm89", None, LIBRARY, BuilderSettings("rtx", (89,))
+        GraphRequest(dialect, "fp16", 64, 1, "float16", {}),
+        ((4, 4),),
+        "sm89",
+        None,
+        LIBRARY,
+        BuilderSettings("rtx", (89,)),
     )

@@ -41,15 +41,16 @@ class PaddedBatch:
 
 
 def encode(
-    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, ask: prompts.Encode | None = None
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_id: int, encode_prompts: prompts.Encode | None = None
 ) -> list[Example]:
     """Encodes (prompt, answer) texts as examples.
 
-    Prompt and answer are encoded separately, as at inference; prompts by `ask`, or as plain text if it is None.
+    Prompt and answer are encoded separately, as at inference; prompts by `encode_prompts`, as plain text if it is None.
     """
     plain = prompts.plain(tokenizer)
-    asked, answers = (ask or plain)([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
-    return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(asked, answers, strict=True)]
+    prompt_ids = (encode_prompts or plain)([prompt for prompt, _ in pairs])
+    answers = plain([answer for _, answer in pairs])
+    return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(prompt_ids, answers, strict=True)]
 
 
 def count_tokens(examples: Sequence[Example]) -> int:
@@ -76,10 +77,10 @@ def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
 
 
 def survey(
-    tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, ask: prompts.Encode | None = None
+    tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, encode_prompts: prompts.Encode | None = None
 ) -> list[Example]:
     """Returns the training examples whose lengths are measured: the problems of `different`, encoded."""
-    return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, ask)
+    return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, encode_prompts)
 
 
 def different(tasks: Sequence[Task]) -> list[Problem]:
@@ -106,14 +107,14 @@ class Stream:
         seed: int,
         longest: int,
         answer: int,
-        ask: prompts.Encode | None = None,
+        encode_prompts: prompts.Encode | None = None,
     ) -> None:
         """Creates the stream.
 
         Examples are left out if their answer has more than `answer` tokens, or prompt and answer together more than
-        `longest`. ask: encodes the prompts; None: they are encoded as plain text.
+        `longest`. encode_prompts: encodes the prompts; None: they are encoded as plain text.
         """
-        self.tasks, self.tokenizer, self.end_id, self.ask = tasks, tokenizer, end_id, ask
+        self.tasks, self.tokenizer, self.end_id, self.encode_prompts = tasks, tokenizer, end_id, encode_prompts
         self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
@@ -129,7 +130,7 @@ class Stream:
         drawn: list[Example] = []
         for task in self.tasks:
             pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
-            drawn += encode(self.tokenizer, pairs, self.end_id, self.ask)
+            drawn += encode(self.tokenizer, pairs, self.end_id, self.encode_prompts)
         fitting = [example for example in drawn if self._fits(example)]
         if not fitting:
             raise UserError(
@@ -153,7 +154,7 @@ class Stream:
     def tell_left_out(self) -> None:
         """Prints to stderr how many training examples are left out: those too long, or with an empty prompt."""
         problems = different(self.tasks)
-        found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.ask)
+        found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.encode_prompts)
         gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
         if 0 < len(gone) < len(found):  # if all are, the first batch raises UserError
             lines = [problem.line for problem in gone if problem.line]

@@ -56,7 +56,9 @@ def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Co
             reasons[place] = str(error)
     first, count = next(iter(reasons.values()), ""), len(encoded)
     if reasons and not kept:
-        raise UserError(f"{count} of {count} prompts leave no room in a capacity of {contract.capacity}: {first}")
+        raise UserError(
+            f"{count} of {count} prompts leave no room in a KV-cache capacity of {contract.capacity}: {first}"
+        )
     if reasons and distributed.rank() == 0:
         known = any(lines)
         named = name_lines([lines[place] if known else place + 1 for place in reasons], "line" if known else "problem")

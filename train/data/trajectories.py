@@ -68,7 +68,7 @@ def read_shards(folder: Path) -> list[Trajectory]:
     """Reads all trajectories of a folder. Raises UserError if there are none, or a shard is damaged."""
     paths = sorted(folder.glob("shard-*.safetensors"))
     if not paths:
-        raise UserError(f"no trajectories in {folder}; write some with python -m train.collect --out {folder}")
+        raise UserError(f"no trajectories in {folder}; write some with blockstep train collect --out {folder}")
     found = []
     for path in paths:
         try:
@@ -104,8 +104,8 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} does not name the teacher of these trajectories ({reason}); give folders that train.collect "
-            "wrote, several by their names instead of merged"
+            f"{path} does not name the teacher of these trajectories ({reason}); give folders that blockstep "
+            "train collect wrote, several by their names instead of merged"
         ) from None
     if theirs.pop("ckpt_sha256") != teacher:
         raise UserError(f"the trajectories in {folder} are of another teacher; collect them with this one")

@@ -25,7 +25,7 @@ class BaselineReport:
 
 
 def read_report(path: Path, data: Path | None) -> BaselineReport:
-    """Reads the outcomes in a report of train.evaluate, and samples its problems again.
+    """Reads the outcomes in a report of `train.evaluate`, and samples its problems again.
 
     Raises UserError if the file is not such a report, is of a test split or of `all`, or its problems are not found.
     """
@@ -49,7 +49,9 @@ def unquantized(bundle: Path | None, engine: str | None) -> str:
     Raises UserError if there is no other fp32 engine.
     """
     if bundle is None:
-        raise UserError("--teacher-report is missing; give the teacher's of train.evaluate --out on the split valid")
+        raise UserError(
+            "--teacher-report is missing; give the teacher's, of blockstep train evaluate --split valid --out"
+        )
     from runtime.bundle.store import read  # not at the top: only bundles need it
 
     made = read(bundle)

@@ -58,7 +58,7 @@ class EvaluatedModel:
 
     backend: Backend
     tokenizer: Tokenizer
-    ask: prompts.Encode
+    encode_prompts: prompts.Encode
     gate: GateSpec
     batch: int
     engine: str
@@ -92,8 +92,8 @@ def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
     model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=template_args)
     tokenizer = read_engine(read(options.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
-    ask = prompts.plain(tokenizer) if options.raw else prompts.in_chat(model.tokenizer)
-    return EvaluatedModel(model.backend, tokenizer, ask, model.gate, 1, model.engine)
+    encode_prompts = prompts.plain(tokenizer) if options.raw else prompts.in_chat(model.tokenizer)
+    return EvaluatedModel(model.backend, tokenizer, encode_prompts, model.gate, 1, model.engine)
 
 
 def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
@@ -102,8 +102,8 @@ def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
     limit_threads(options.threads)
     saved, batch = open_checkpoint.load(ckpt, options.overrides), BATCH if options.batch is None else options.batch
     backend = torch_backend(saved, batch, options.attention, bool(options.bf16))
-    ask = prompts.of_checkpoint(saved, options.raw)
-    return EvaluatedModel(backend, saved.read_tokenizer(), ask, backend.contract.gate, batch, "torch")
+    encode_prompts = prompts.of_checkpoint(saved, options.raw)
+    return EvaluatedModel(backend, saved.read_tokenizer(), encode_prompts, backend.contract.gate, batch, "torch")
 
 
 def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:

@@ -66,15 +66,15 @@ def evaluate(
     threshold: float | None = None,
     fused: bool = True,
     batch: int = BATCH,
-    ask: prompts.Encode | None = None,
+    encode_prompts: prompts.Encode | None = None,
     mode: str | None = None,
 ) -> Evaluation:
     """Answers and grades `problems`, `batch` at a time, prompts of similar length together.
 
-    An answer is at most as long as the contract's canvas. ask: encodes the prompts; None: as plain text. mode: None
+    An answer is at most as long as the contract's canvas. encode_prompts: None for plain text. mode: None
     for the contract's default. Raises UserError, before any work, for a prompt that leaves no room for an answer.
     """
-    requests = _requests(backend.contract, (ask or prompts.plain(tokenizer))([p.prompt for p in problems]))
+    requests = _requests(backend.contract, (encode_prompts or prompts.plain(tokenizer))([p.prompt for p in problems]))
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     results: dict[int, Result] = {}
     started = time.perf_counter()
@@ -95,7 +95,7 @@ def evaluate_model(
     subject: EvaluatedModel, task: tasks.Task, problems: Sequence[tasks.Problem], gate: GateSpec, **options: Any
 ) -> Evaluation:
     """Evaluates an opened model with this gate. options: `threshold`, `fused` and `mode`, as in `evaluate`."""
-    own: dict[str, Any] = {"batch": subject.batch, "ask": subject.ask}
+    own: dict[str, Any] = {"batch": subject.batch, "encode_prompts": subject.encode_prompts}
     return evaluate(subject.backend, subject.tokenizer, task, problems, gate=gate, **own, **options)
 
 
@@ -129,7 +129,7 @@ def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[s
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
     """Returns the indices of problems whose prompts leave the model room for an answer; names the others on stderr."""
-    encoded = subject.ask([problem.prompt for problem in problems])
+    encoded = subject.encode_prompts([problem.prompt for problem in problems])
     return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
@@ -162,5 +162,5 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
             raise ValueError("its outcomes are not whole")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a report of train.evaluate --out ({error}); give one that it wrote") from None
+        raise UserError(f"{path} is not a report of blockstep train evaluate --out ({error}); give one") from None
     return {"model": str(path), **values, "problems": len(right), "left_out": left_out}

@@ -57,13 +57,13 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
     for example in examples:
         prompt = len(example.prompt)
         if len(example.answer) <= min(contract.canvas, room_for_answer(contract, prompt)):
-            sure, verdict = _asked(backend, example, rng)
+            sure, verdict = _predict_block(backend, example, rng)
             confidence.append(sure)
             right.append(verdict)
     return np.concatenate(confidence), np.concatenate(right)
 
 
-def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
+def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tuple[Floats, Bools]:
     """Runs one forward pass, with the answer tokens of a sampled block masked at a sampled ratio."""
     contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
@@ -84,6 +84,6 @@ def _asked(backend: Backend, example: Example, rng: random.Random) -> tuple[Floa
     visible = np.concatenate((settled[:low], ends[low:])) if contract.has_cache else ends
     rows = np.maximum(places - contract.shift, 0)
     backend.open(1, width)
-    said = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible[None], rows[None]))
+    out = backend.forward(Forward(ids[None], np.zeros(1, np.int64), visible[None], rows[None]))
     graded = masked & (places < len(known))
-    return said.confidence[0][graded], said.token[0][graded] == known[places[graded]]
+    return out.confidence[0][graded], out.token[0][graded] == known[places[graded]]

@@ -44,11 +44,11 @@ def read(folder: Path) -> StudentFile | None:
     if values.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {values.get('format')!r}; this version reads formats up to {FORMAT}; install the "
-            "version that wrote it, or train it again: python -m train.distill"
+            "version that wrote it, or train it again: blockstep train distill"
         )
     family, decoding, files = (values.get(name) for name in ("family", "decoding", "files"))
     if not isinstance(family, str) or not isinstance(decoding, dict) or not isinstance(files, list):
-        raise UserError(f"{path} lacks a family, a decoding or the files; write it anew with train.distill")
+        raise UserError(f"{path} lacks a family, a decoding or the files; write it again with blockstep train distill")
     arguments = check_arguments(values.get("template_args", {}))
     return StudentFile(family, Decoding(**check_fields(path, decoding, Decoding)), tuple(map(str, files)), arguments)
 

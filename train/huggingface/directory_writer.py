@@ -139,7 +139,9 @@ def check_directory_place(out: Path) -> None:
         raise UserError(f"{out} is a file; give --out the path of a directory, or one that ends in .pt")
     there, ours = sorted(os.listdir(out)), blockstep_json.read(out)
     if other := [name for name in there if ours is None or name not in ours.files]:
-        raise UserError(f"{out} has files that train.distill did not write ({other[0]}); give --out another path")
+        raise UserError(
+            f"{out} has files that blockstep train distill did not write ({other[0]}); give --out another path"
+        )
 
 
 def replace_folder(out: Path, write: Callable[[Path], None]) -> None:

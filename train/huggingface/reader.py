@@ -73,7 +73,7 @@ def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {folder}: it has no {CONFIG}; give a whole Hugging Face directory, or a .pt file that "
-            "train.* wrote"
+            "blockstep train wrote"
         )
     values, noted = read_json(path), blockstep_json.read(folder)
     name = overrides.family or (noted.family if noted else None)

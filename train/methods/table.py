@@ -35,7 +35,7 @@ HELP = {  # help texts that do not fit on the line of their option below
         "attention of the student; full (cd4lm and dparallel alone) has no KV cache; causal_context, for a teacher "
         "with shift, can decode speculatively if it learns with --next-token (default: block_causal)"
     ),
-    "trajectories": "folders that train.collect wrote with this teacher (required)",
+    "trajectories": "folders that blockstep train collect wrote with this teacher (required)",
     "weights": (
         "weights of the distillation, consistency and denoising losses (default: 1,0.5,1; the authors use "
         "1,0.5,0.01, for LLaDA 1,0.5,0.1)"
@@ -158,5 +158,5 @@ def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[
         made = " or ".join(method.attentions)
         raise UserError(f"--method {name} makes {made} students; got --attention {attention}")
     if method.from_trajectories and given["trajectories"] is None:
-        raise UserError(f"--method {name} needs --trajectories; write some with python -m train.collect")
+        raise UserError(f"--method {name} needs --trajectories; write some with blockstep train collect")
     return method, {each: DEFAULTS[each] if given[each] is None else given[each] for each in method.options}

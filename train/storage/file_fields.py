@@ -21,7 +21,9 @@ def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, A
     unknown, missing = sorted(config.keys() - wanted), sorted(wanted - config.keys())
     if unknown or missing:
         wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
-        raise UserError(f"{path} has {wrong}; it was written by another version, write it anew with train.*")
+        raise UserError(f"{path} has {wrong}; it was written by another version, write it again with blockstep train")
     for name, value, expected in filter(None, (first_wrong(kind, config) for kind in kinds)):
-        raise UserError(f"{path} has {reprlib.repr(value)} as {name}; expected {expected}; write it anew with train.*")
+        raise UserError(
+            f"{path} has {reprlib.repr(value)} as {name}; expected {expected}; write it again with blockstep train"
+        )
     return {**config, "eos_ids": tuple(config["eos_ids"]), "modes": tuple(config["modes"])}

@@ -33,11 +33,11 @@ def read(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is not a plain checkpoint: reading it would run code or it is damaged, so it was not read; "
-            "expected a file written by train.*"
+            "expected a file that blockstep train wrote"
         ) from None
     except Exception as error:  # for a damaged file torch passes on whatever its parts raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is not a checkpoint ({reason}); expected a file written by train.*") from None
+        raise UserError(f"{path} is not a checkpoint ({reason}); expected a file that blockstep train wrote") from None
 
 
 def _check(path: Path) -> None:

@@ -82,8 +82,7 @@ def read(path: Path) -> Checkpoint:
     """Reads a student.pt. Raises UserError for anything else."""
     if not path.is_file():
         raise UserError(
-            f"no checkpoint at {path}; give a .pt file that train.distill or train.teacher wrote, or a Hugging Face "
-            "directory"
+            f"no checkpoint at {path}; give a .pt file that blockstep train wrote, or a Hugging Face directory"
         )
     return _parse(path, safe_torch_load.read(path))
 
@@ -98,15 +97,17 @@ def _parse(path: Path, state: Any) -> Checkpoint:
     if state["format"] != FORMAT:
         raise UserError(
             f"{path} has format {reprlib.repr(state['format'])}; this version reads formats up to {FORMAT}; install "
-            "the version that wrote it, or train it again: python -m train.distill"
+            "the version that wrote it, or train it again: blockstep train distill"
         )
     weights, config = state["model"], state["config"]
     if not safe_torch_load.plain_tensors(weights, path.stat().st_size):
-        raise UserError(f"{path} has no whole tensors by name under model; expected a file written by train.*")
+        raise UserError(f"{path} has no whole tensors by name under model; expected a file that blockstep train wrote")
     if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
-        raise UserError(f"{path} has no object under config or no text under tokenizer; write it anew with train.*")
+        raise UserError(
+            f"{path} has no object under config or no text under tokenizer; write it again with blockstep train"
+        )
     if not isinstance(state["chat_template"], str | None):
-        raise UserError(f"{path} has no text under chat_template; write it anew with train.*")
+        raise UserError(f"{path} has no text under chat_template; write it again with blockstep train")
     config = check_fields(
         path, {"rope_scaling": {}, **config}, ModelConfig, Decoding
     )  # older files have no rope_scaling
@@ -125,4 +126,6 @@ def _check_fit(path: Path, shape: ModelConfig, decoding: Decoding) -> None:
     wrong += [f"kv_heads {shape.kv_heads}"] if shape.heads % shape.kv_heads else []
     wrong += [f"canvas {decoding.canvas}"] if decoding.canvas % decoding.block else []
     if wrong:
-        raise UserError(f"{path} has {wrong[0]}, which does not fit the rest of its config; write it anew with train.*")
+        raise UserError(
+            f"{path} has {wrong[0]}, which does not fit the rest of its config; write it again with blockstep train"
+        )

@@ -135,7 +135,7 @@ def other_intent(rng: random.Random, *taken: str) -> str:
     return rng.choice(near if near and rng.random() < NEAR else every)
 
 
-def told(asked: Asked, suffix: str) -> Words:
+def bend_request(asked: Asked, suffix: str) -> Words:
     """Returns a request as a phrase, a gerund and a participle, under names that end in `suffix`."""
     gerund, participle = bend(asked.phrase)
     words = asked.words()
@@ -181,12 +181,12 @@ def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked,
         words["say"] = whole.format_map(asked.words())
     else:
         asked = ask_any(rng, asked.intent)
-    words |= told(asked, "")
+    words |= bend_request(asked, "")
     taken = [asked.intent]
     for suffix in "23":
         other = ask_any(rng, other_intent(rng, *taken), asked, plain=f"done{suffix}" in names)
         taken.append(other.intent)
-        words |= told(other, suffix)
+        words |= bend_request(other, suffix)
         if f"say{suffix}" in names:
             second, said, _ = say(rng, split, other.intent, asked)
             words[f"say{suffix}"] = said.format_map(second.words())

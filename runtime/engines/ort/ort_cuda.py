@@ -31,7 +31,7 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 ATTENTION = {"GroupQueryAttention", "Attention"}
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
-EXPORT = "export one: python -m export.onnx --ckpt CKPT --device cuda, or use --device cpu"
+EXPORT = "export one: blockstep export onnx --ckpt CKPT --device cuda, or use --device cpu"
 DRIVER = "NVIDIA's driver 580 or newer"  # for CUDA 13, which onnxruntime-gpu needs from 1.30 on
 ARM_GPUS = "SM89, SM90, SM120 or SM121"  # supported by onnxruntime-gpu 1.31.1's aarch64 wheel; Jetsons are SM87, SM110
 OPTIONS = {"use_tf32": "0"}  # TF32 is on by default, and would round fp32 products to 10 bits
@@ -62,7 +62,7 @@ def install_line() -> str:
     if platform.machine().lower() not in ("aarch64", "arm64"):
         return line
     return (
-        "onnxruntime-gpu has no wheel with a Jetson's kernels: use TensorRT there, python -m export.trt and --engine "
+        "onnxruntime-gpu has no wheel with a Jetson's kernels: use TensorRT there, blockstep export trt and --engine "
         f"trt; on another aarch64 machine ({ARM_GPUS}) {line}"
     )
 

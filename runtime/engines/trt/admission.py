@@ -68,8 +68,8 @@ def content(folder: Path, engine: Engine, trust: bool) -> bytes:
     expected = engine.files[engine.model]
     if not trust and not trust_records.was_built(expected):
         raise UserError(
-            f"{engine.name} was not built on this machine, and an engine is native code: build it here with python -m "
-            f"export.trt --bundle {folder}, or give --trust-engine if you trust whoever made it"
+            f"{engine.name} was not built on this machine, and an engine is native code: build it here with "
+            f"blockstep export trt --bundle {folder}, or give --trust-engine if you trust whoever made it"
         )
     file = regular(folder / engine.model)
     found = file.read_bytes()

@@ -15,7 +15,7 @@ from ...errors import DeviceError, UserError, warn_once
 from .bindings import call, one_line
 from .cuda import FOR_CUDA_12, Cuda
 from .kv_cache import DeviceCache
-from .profile import Lane, Widths, choose_profile
+from .profile import ProfileRunner, Widths, choose_profile
 from .rtx_kernels import RtxKernels
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # flavor to module
@@ -64,8 +64,8 @@ class TrtEngine:
             self._kernels = None
             if library.__name__ == LIBRARIES["rtx"]:
                 self._kernels = call("create_runtime_config", RtxKernels, self._engine, library, kernels)
-                self._said()  # drops messages about stored kernels that were refused, which users need not see
-            self._lanes = self._prepare(library, stack)
+                self._take_messages()  # drops messages about stored kernels that were refused, which users need not see
+            self._runners = self._prepare(library, stack)
             try:
                 self._warm(graphs, stack)
             except BaseException:
@@ -81,7 +81,7 @@ class TrtEngine:
     @property
     def replays(self) -> bool:
         """Returns whether all forward passes of a fixed width replay CUDA graphs."""
-        return all(lane.replays for lane in self._lanes if lane.widths.fixed)
+        return all(runner.replays for runner in self._runners if runner.widths.fixed)
 
     def reset(self) -> None:
         """Zeroes the KV cache."""
@@ -94,15 +94,15 @@ class TrtEngine:
         room = self.contract.capacity - int(forward.past_length.max())
         profile, padded = choose_profile(self.profiles, width, room, padding=cached)
         self._settle(forward.past_length)
-        lane = self._lanes[profile.index]
+        runner = self._runners[profile.index]
         if not profile.fixed:
             for name in ("input_ids", "visible") if cached else ("input_ids",):
-                self._shape(lane.context, name, (self.contract.batch, padded))
-        lane.feed(forward, padded, self.contract.pad_id)
-        self._run(lane)
+                self._shape(runner.context, name, (self.contract.batch, padded))
+        runner.feed(forward, padded, self.contract.pad_id)
+        self._run(runner)
         self._written = (forward.past_length.copy(), width, padded)
         count = 0 if forward.candidates is None else forward.candidates.shape[2]
-        return lane.fetch(forward.rows.shape[1], forward.top, count)
+        return runner.fetch(forward.rows.shape[1], forward.top, count)
 
     def read_cache(self) -> Floats:
         """Returns the KV cache as `DeviceCache.read` does, with all keys and values of the last forward pass."""
@@ -118,7 +118,12 @@ class TrtEngine:
                 self._kernels.store()
             self._stack.close()
         finally:
-            self._lanes, self._kernels, self._engine, self._runtime = [], None, None, None  # each points into the next
+            self._runners, self._kernels, self._engine, self._runtime = (
+                [],
+                None,
+                None,
+                None,
+            )  # each points into the next
 
     def _drain(self) -> None:
         """Waits for work in progress, which uses the memory that is freed next."""
@@ -142,45 +147,48 @@ class TrtEngine:
         try:
             runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
             runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
-            engine, said = call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content), self._said()
+            engine, messages = (
+                call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content),
+                self._take_messages(),
+            )
         except DeviceError as error:
-            engine, said = None, f"{error}; {self._said()}"
+            engine, messages = None, f"{error}; {self._take_messages()}"
         if engine is None:
             flavor = next(each for each, name in LIBRARIES.items() if name == library.__name__)
-            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in said else "build it again here: python -m export.trt"
-            raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({said}); {advice}")
+            advice = INSTALL[flavor] if NEEDS_NEWER_DRIVER in messages else "build it again here: blockstep export trt"
+            raise UserError(f"{library.__name__} {library.__version__} cannot load the engine ({messages}); {advice}")
         return runtime, engine
 
-    def _prepare(self, library: Any, stack: ExitStack) -> list[Lane]:
+    def _prepare(self, library: Any, stack: ExitStack) -> list[ProfileRunner]:
         """Makes one bound context per profile; contexts run one at a time, so they share scratch memory."""
         size = max(self._engine.device_memory_size_v2, 1)
         scratch = self._cuda.allocate(size)
         stack.callback(self._cuda.free, scratch)
-        lanes, how = [], library.ExecutionContextAllocationStrategy.USER_MANAGED
+        runners, how = [], library.ExecutionContextAllocationStrategy.USER_MANAGED
         for profile in self.profiles:
             create = self._engine.create_execution_context
             context = call("create_execution_context", create, self._kernels.config if self._kernels else how)
             if context is None:
-                raise DeviceError(f"create_execution_context failed: {self._said()}")
+                raise DeviceError(f"create_execution_context failed: {self._take_messages()}")
             call("set_device_memory", context.set_device_memory, scratch, size)
-            lane = Lane(self._cuda, self._stream, context, profile, self.contract, stack)
+            runner = ProfileRunner(self._cuda, self._stream, context, profile, self.contract, stack)
             self._must("a profile", context.set_optimization_profile_async, profile.index, int(self._stream))
-            self._bind(lane)
-            lanes.append(lane)
+            self._bind(runner)
+            runners.append(runner)
         self._cuda.synchronize(self._stream)
-        return lanes
+        return runners
 
-    def _bind(self, lane: Lane) -> None:
+    def _bind(self, runner: ProfileRunner) -> None:
         """Sets every tensor's address, once. With a KV cache in place, input and output have the same address."""
-        context = lane.context
-        addresses = {**lane.inputs.addresses, **lane.outputs.addresses}
+        context = runner.context
+        addresses = {**runner.inputs.addresses, **runner.outputs.addresses}
         for i, part in enumerate(self.cache.parts):
             past, present = cache_names(i)
             addresses[past], addresses[present] = part, self.cache.news[i] if self.cache.news else part
         for name, (mode, _, shape) in tensors(self.contract).items():
             self._must(f"the address of {name}", context.set_tensor_address, name, addresses[name])
             if mode == "INPUT" and OPEN in tuple(self._engine.get_tensor_shape(name)):
-                size = lane.widths.most if name in ("input_ids", "visible") else lane.widths.rows
+                size = runner.widths.most if name in ("input_ids", "visible") else runner.widths.rows
                 self._shape(context, name, tuple(size if n == OPEN else n for n in shape))
 
     def _shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -189,26 +197,26 @@ class TrtEngine:
     def _warm(self, graphs: bool, stack: ExitStack) -> None:
         """Runs every profile once, so that libraries load and allocate what they need, and captures CUDA graphs."""
         why_not = None
-        for lane in self._lanes:
-            batch, width = self.contract.batch, lane.widths.most
+        for runner in self._runners:
+            batch, width = self.contract.batch, runner.widths.most
             ids = np.full((batch, width), self.contract.pad_id, np.int64)
             zeros = np.zeros(batch, np.int64)
-            lane.feed(Forward(ids, zeros, np.ones_like(ids), zeros[:, None]), width, self.contract.pad_id)
-            self._run(lane)
-            if graphs and lane.widths.fixed:
-                why_not = lane.capture(stack) or why_not
-                self._run(lane)
+            runner.feed(Forward(ids, zeros, np.ones_like(ids), zeros[:, None]), width, self.contract.pad_id)
+            self._run(runner)
+            if graphs and runner.widths.fixed:
+                why_not = runner.capture(stack) or why_not
+                self._run(runner)
         if why_not is not None:
-            said = f"{why_not} (TensorRT reports: {self._said()})"
-            warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {said}")
+            messages = f"{why_not} (TensorRT reports: {self._take_messages()})"
+            warn_once("graphs", f"the engine runs without CUDA graphs, so every step is slower: {messages}")
         if self._kernels is not None:
             self._kernels.store()
 
-    def _run(self, lane: Lane) -> None:
+    def _run(self, runner: ProfileRunner) -> None:
         try:
-            lane.run()
+            runner.run()
         except DeviceError as error:
-            raise DeviceError(f"{error}; TensorRT reports: {self._said()}") from None
+            raise DeviceError(f"{error}; TensorRT reports: {self._take_messages()}") from None
 
     def _must(self, what: str, method: Callable[..., bool], *arguments: Any) -> None:
         try:
@@ -216,12 +224,12 @@ class TrtEngine:
         except DeviceError as error:
             taken, reason = False, f"{error}; "
         if not taken:
-            raise DeviceError(f"TensorRT does not take {what}: {reason}{self._said()}")
+            raise DeviceError(f"TensorRT does not take {what}: {reason}{self._take_messages()}")
 
-    def _said(self) -> str:
+    def _take_messages(self) -> str:
         """Returns the library's error messages since the last call of this method, as one line."""
-        said, self._messages[:] = one_line(" ".join(self._messages)), []
-        return said or "it gave no reason"
+        messages, self._messages[:] = one_line(" ".join(self._messages)), []
+        return messages or "it gave no reason"
 
 
 def check_graph(engine: Any, library: Any, contract: Contract) -> None:
@@ -238,15 +246,15 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
             wrong.append(name)
         elif engine.get_tensor_location(name) != library.TensorLocation.DEVICE:
             raise UserError(
-                f"the engine reads {name} on the host, as a shape, but gets GPU memory alone; build it again: python "
-                "-m export.trt"
+                f"the engine reads {name} on the host, as a shape, but gets GPU memory alone; build it again: "
+                "blockstep export trt"
             )
     alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
     if contract.cache == "in_place" and not wrong and alias is not None:
         wrong += [present for past, present in map(cache_names, range(2 * contract.layers)) if alias(present) != past]
     if wrong:
         raise UserError(
-            f"the engine is not that of its manifest: {wrong[0]} differs; build it again: python -m export.trt"
+            f"the engine is not that of its manifest: {wrong[0]} differs; build it again: blockstep export trt"
         )
 
 

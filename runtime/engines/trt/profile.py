@@ -56,7 +56,7 @@ def choose_profile(profiles: Sequence[Widths], width: int, room: int, padding: b
     return profile, padded
 
 
-class Crossing:
+class PinnedBuffers:
     """Holds arrays that are copied between host and device in one call: pinned memory, and as much on the device.
 
     specs: type and largest shape per array. addresses: the arrays' device addresses.
@@ -80,7 +80,7 @@ class Crossing:
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
-class Lane:
+class ProfileRunner:
     """Runs a profile: `feed` writes a forward pass's inputs, `run` runs it, `fetch` reads the results.
 
     context: an execution context of the engine; `TrtEngine` sets its profile and all addresses. Every run computes the
@@ -114,7 +114,7 @@ class Lane:
             outputs[CANDIDATE_OUTPUT] = (np.float32, (*asked, candidates))
         self._candidates = candidates
         self._shapes = {name: shape for name, (_, shape) in outputs.items()}
-        self.inputs, self.outputs = Crossing(cuda, inputs, stack), Crossing(cuda, outputs, stack)
+        self.inputs, self.outputs = PinnedBuffers(cuda, inputs, stack), PinnedBuffers(cuda, outputs, stack)
         self._graph: Handle | None = None
 
     @property
@@ -166,7 +166,7 @@ class Lane:
         capturable = getattr(self.context, "is_stream_capturable", None)  # only TensorRT for RTX may return False
         try:
             if capturable is not None and not call("is_stream_capturable", capturable, int(self._stream)):
-                return "is_stream_capturable is false, as in older builds; build it again: python -m export.trt"
+                return "is_stream_capturable is false, as in older builds; build it again: blockstep export trt"
             self._graph = self._cuda.capture(self._stream, self._enqueue)
         except DeviceError as error:
             self._cuda.forget_error()

@@ -220,7 +220,7 @@ def open_engines(
         if reason is None:
             return TrtBackend(bundle, siblings(engines, engine), cuda, module, gpu, trust=trust, graphs=graphs)
         reasons.append(f"{engine.name} {reason}")
-    here = f"build one here: python -m export.trt --bundle {bundle.path}"
+    here = f"build one here: blockstep export trt --bundle {bundle.path}"
     raise UserError(f"{reasons[0]}; {here}, or {otherwise(bundle)}")
 
 
@@ -228,4 +228,4 @@ def otherwise(bundle: Bundle) -> str:
     """Returns advice, for an error message, on an engine that runs without a GPU."""
     if any(engine.is_called(DEFAULT) for engine in bundle.engines):
         return f"--engine {DEFAULT} runs here"
-    return "python -m export.onnx makes an engine that runs here"
+    return "blockstep export onnx makes an engine that runs here"
