@@ -90,8 +90,8 @@ def add(
 ) -> None:
     """Builds the engine and adds it; if a check fails, the bundle stays as it is.
 
-    origin: the graph's entry, with its measured parity, its recorded reference and its decision temperature. files: the .onnx file first, then
-    its data file and its reference, if any. folder: the staging directory.
+    origin: the graph's entry, with its measured parity, its recorded reference and its decision temperature. files: the
+    .onnx file first, then its data file and its reference, if any. folder: the staging directory.
     """
     started, contract = time.perf_counter(), shared.contract
     try:
