@@ -14,7 +14,7 @@ from .cli import DONE, ENGINE_OPTIONS, MODE_OPTION, TEMPLATE_OPTION, command_par
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .perf.conditions import describe_conditions
-from .perf.latency import time_answers, time_forwards
+from .perf.latency import time_answers, time_candidates, time_forwards
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
@@ -36,6 +36,7 @@ def bench(args: argparse.Namespace) -> int:
     }
     print("timing forward passes ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
+    values["candidates"] = [asdict(row) for row in time_candidates(model.backend, args.repeat, args.warmup)]
     print("timing whole answers ...", file=sys.stderr)
     count = max(args.repeat, len(requests))
     values["answers"] = {"count": count, **time_answers(model, requests, count)}
@@ -76,6 +77,13 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     yield f"{'forward pass (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
     for row in values["forwards"]:
         yield f"{row['forward']:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}" + _columns(row["ms"])
+    if values["candidates"]:
+        yield ""
+        columns = f"{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}{'ratio':>8}"
+        yield f"{'step by turns (ms)':<18}{columns}"
+    for row in values["candidates"]:
+        name = f"candidates {row['candidates']}"
+        yield f"{name:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}{_columns(row['ms'])}{row['ratio']:>8.3f}"
     yield ""
     yield f"{'of ' + str(values['answers']['count']) + ' answers':<35}{'p10':>10}{'median':>10}{'p90':>10}"
     for name, row in values["answers"].items():
@@ -116,7 +124,10 @@ OPTIONS = (
     option(
         "--json",
         action="store_true",
-        help="print one JSON object: forward passes in ms, answers in the units that their keys name",
+        help=(
+            "print one JSON object: forward passes in ms, with and without candidates per row if the bundle has any, "
+            "answers in the units that their keys name"
+        ),
     ),
     option(
         "--no-cuda-graphs",

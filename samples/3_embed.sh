@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the C library and three hosts, and answer from C and from C++: sh samples/3_embed.sh [FOLDER]
+# Build the C library and four hosts, and answer from C and from C++: sh samples/3_embed.sh [FOLDER]
 # Needs: pip install '.[cpu,capi]', a C and a C++ compiler, make, Python's headers and shared library.
 set -eu
 cd "$(dirname "$0")/.."

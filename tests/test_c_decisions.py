@@ -1,4 +1,4 @@
-"""blockstep_decide inside this process: documents and distributions are Python's, mistakes have their line."""
+"""blockstep_decide, inside this process and in samples/c/decide.c: Python's documents and distributions, mistakes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from deciding import deciding_bundle
-from native import Opened, needs_tools
+from native import BUNDLE, Opened, make_samples, needs_tools, run
 
 from runtime import load
-from runtime.capi import build_library
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "é", None]}, "b": {"type": "boolean"}}}
 
@@ -20,9 +19,15 @@ pytestmark = pytest.mark.native
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library and samples/c/decide.c."""
     needs_tools()
-    return Opened(build_library(tmp_path_factory.mktemp("built"))[0])
+    return make_samples(tmp_path_factory.mktemp("built"), "decide")
+
+
+@pytest.fixture(scope="module")
+def opened(built: Path) -> Opened:
+    return Opened(built / "libblockstep.so")
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,56 @@ def test_mistakes_have_their_line(opened: Opened, loaded: Any) -> None:
         code, seen = decide(opened, loaded, schema, asked, options)
         assert code == opened.lib.BLOCKSTEP_MISTAKE and seen is None and line in opened.error(), opened.error()
     opened.lib.blockstep_free_decision(opened.ffi.NULL)
+
+
+HARD = {
+    "type": "object",
+    "properties": {
+        'a"]}, \\': {"enum": ["x{", 'y"\\', "é", None]},
+        "free": {"type": "string", "maxLength": 3},
+        "value": {
+            "type": "object",
+            "properties": {"path": {"type": "boolean"}, "confidence": {"enum": [[1, {}], 2.5]}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("schema", [HARD, {"enum": ["math", "code"]}, {"type": "object", "properties": {}}])
+def test_the_c_sample_prints_pythons_decision(schema: Any, built: Path, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema), encoding="utf-8")
+    done = run(built / "decide", bundle, "hi", file, cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = load(bundle, threads=1).decide("hi", schema)
+    text, *lines = done.stdout.splitlines()
+    assert text == expected.text and len(lines) == len(expected.fields)
+    for line, field in zip(lines, expected.fields, strict=True):
+        start = f"{json.dumps(list(field.path))} {json.dumps(field.value)} "
+        assert line.startswith(start)
+        assert json.loads(line[len(start) :]) == (field.confidence and pytest.approx(field.confidence, abs=1e-5))
+
+
+def test_the_c_sample_ends_a_mistake_in_one_line(built: Path, bundle: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "schema.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(SCHEMA), encoding="utf-8")
+    for words, line in (
+        ((bundle, "hi"), "expected BUNDLE, PROMPT and SCHEMA.json"),
+        ((bundle, "hi", tmp_path / "none.json"), "none.json (No such file or directory); expected a file with a JSON"),
+        ((bundle, "hi", tmp_path), f"cannot read {tmp_path} (Is a directory)"),
+        ((tmp_path / "none.bundle", "hi", good), "none.bundle: expected a folder with manifest.json"),
+        ((bundle, "", good), "the prompt is empty"),
+        ((BUNDLE, "hi", good), "gives no log-probabilities of candidates, which decisions are made of; export it with"),
+        ((BUNDLE, "hi", good), "--candidates 64"),
+    ):
+        done = run(built / "decide", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith("error: ") and line in done.stderr
+    for content, line in (
+        (b"", "schema is not JSON"), (b"{}\0{}", "bad.json has a zero byte"), (b" " * (2 << 20), "1048576 bytes"),
+        (b'{"type": "number"}', "schema.type is"), (b'{"const": "\xe9"}', "schema is not UTF-8 at byte 11"),
+    ):  # fmt: skip
+        bad.write_bytes(content)
+        done = run(built / "decide", bundle, "hi", bad)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith("error: ") and line in done.stderr

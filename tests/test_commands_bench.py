@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
+from deciding import CANDIDATES, deciding_bundle
 from speaking import ANSWER, PROMPT, every_other, ids_of, speaker, speaking_bundle
 
 from runtime import bench
+from runtime.backend import Forward, Proposal
 from runtime.perf import latency
 from train.torch_backend import TorchBackend, contract_of
 
@@ -31,12 +35,13 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     assert captured.out.count("\n") == 1
     values = json.loads(captured.out)
     assert [row["width"] for row in values["forwards"]] == [41, 52, 64]
+    assert values["candidates"] == []  # of a graph without
     assert values["answers"]["count"] == 3
     assert values["answers"]["tokens"]["median"] == len(ids_of(ANSWER)) + 1
     assert {"processor", "threads", "engine", "precision", "block", "capacity", "versions"} <= set(values["conditions"])
     assert bench.main([bundle, *options]) == 0
     table = capsys.readouterr().out
-    assert "tokens per second" in table and "host ms per forward" in table
+    assert "tokens per second" in table and "host ms per forward" in table and "candidates" not in table
     assert bench.main([bundle, "--repeat", "0"]) == 2
     assert bench.main([bundle, "--no-cuda-graphs"]) == 2
     assert "runs without CUDA graphs anyway; leave --no-cuda-graphs out" in capsys.readouterr().err
@@ -64,6 +69,63 @@ def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Pat
         )  # fmt: skip
         assert np.array_equal(one.visible, other.visible)
         assert np.array_equal(one.rows, other.rows)
+
+
+class Clocked:
+    """A backend on which a step takes a second, half a second more per candidate, and each call as long as that."""
+
+    def __init__(self, **contract: int) -> None:
+        self.contract, self.now, self.forwards = tiny.contract(**contract), 0.0, list[Forward]()
+
+    def open(self, batch: int, capacity: int) -> None:
+        self.opened = (batch, capacity)
+
+    def forward(self, forward: Forward) -> None:
+        self.forwards.append(forward)
+        self.now += 1 + (0 if forward.candidates is None else forward.candidates.shape[2] / 2)
+
+
+def test_steps_with_and_without_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Clocked(candidates=20)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: backend.now, sleep=lambda _: None))
+    rows = latency.time_candidates(backend, repeat=2, warmup=1)  # type: ignore[arg-type]
+    assert [(row.candidates, row.ms.median, row.ratio) for row in rows] == [
+        (0, 1000, 1), (1, 1500, 1.5), (16, 9000, 9), (20, 11000, 11),
+    ]  # fmt: skip
+    assert {(row.past, row.width, row.rows) for row in rows} == {(28, 4, 4)} and backend.opened == (1, 32)
+    made = [0 if f.candidates is None else f.candidates.shape[2] for f in backend.forwards]
+    once = [0, 0, 1, 1, 16, 16, 20, 20]  # an untimed step and a timed one
+    assert made == [*once[::-1], *once, *once[::-1]]
+    given = backend.forwards[0].candidates
+    assert given is not None and given.shape == (1, 4, 20) and (given == given[0, 0]).all()
+    assert len(set(given[0, 0].tolist())) == 20 and tiny.MASK not in given and given.max() < tiny.VOCAB
+    assert latency.time_candidates(Clocked(), repeat=1, warmup=0) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
+def test_an_engine_takes_the_steps_that_are_timed(attention: str) -> None:
+    checkpoint = tiny.checkpoint(attention=attention)
+    backend = TorchBackend(checkpoint.build(), replace(contract_of(checkpoint), candidates=8))
+    for step in latency.block_steps(backend.contract):
+        backend.open(1, int(step.past_length[0]) + step.input_ids.shape[1])
+        out: Proposal = backend.forward(latency.with_candidates(backend.contract, step, 8))
+        assert out.candidate_logprob is not None and out.candidate_logprob.shape == (1, step.rows.shape[1], 8)
+    assert [row.candidates for row in latency.time_candidates(backend, repeat=1, warmup=0)] == [0, 1, 8]
+
+
+def test_bench_reports_what_candidates_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = str(deciding_bundle(tmp_path))
+    capsys.readouterr()
+    options = [made, "--repeat", "1", "--warmup", "0", "--threads", "1", "--max-new-tokens", "4"]
+    assert bench.main([*options, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["candidates"]
+    assert [row["candidates"] for row in rows] == [0, 1, 16, CANDIDATES] and rows[0]["ratio"] == 1
+    assert bench.main(options) == 0
+    table = capsys.readouterr().out.splitlines()
+    (first,) = [i for i, line in enumerate(table) if line.startswith("step by turns (ms)")]
+    assert [line.split()[:2] for line in table[first + 1 : first + 5]] == [
+        ["candidates", str(count)] for count in (0, 1, 16, CANDIDATES)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from runtime import generate
 from runtime.bundle import trust_records
 from runtime.bundle.manifest import Build
 from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, write
+from runtime.contract import GateSpec
 from runtime.engines.trt import admission
 from runtime.engines.trt.cuda import Cuda, Gpu, load_cuda
 from runtime.engines.trt.engine import TrtEngine, load_library
@@ -240,6 +241,9 @@ def test_of_several_engines_those_for_this_machine_are_taken(tmp_path: Path) -> 
     assert [engine.name for engine in exact.engines] == ["trt-fp32-sm89-64"] and exact.contract.capacity == 64
     newest = [e.name for e in admission.siblings(bundle.engines, bundle.matching("trt-fp32-sm89-64")[0])]
     assert newest == ["trt-fp32-sm89-32", "trt-fp32-sm89-64"]
+    first, *others = bundle.matching("trt-fp32-sm89-64")[0], *bundle.engines
+    for other in ({"decision_temperature": 1.5}, {"gate": GateSpec()}):
+        assert admission.siblings([replace(first, **other), *others], first) == admission.siblings(others, first)
 
 
 @pytest.mark.parametrize(

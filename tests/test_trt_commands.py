@@ -15,6 +15,8 @@ from fake_tensorrt import FakeTensorRT
 from trt_bundle import BUILD, add_engine, content_of, plan_of
 
 from runtime import bench, generate, load
+from runtime.bundle.store import set_decision_temperature
+from runtime.contract import Contract
 from runtime.decoding.loop import generate as decode
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
@@ -25,15 +27,25 @@ CONTRACT = tiny.contract(vocab=300)  # that of `tiny.checkpoint`'s tokenizer
 MODEL = initialize(Transformer(replace(tiny.shape(30), vocab=300)), 30).eval()
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, FakeCuda]:
+def on_a_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, contract: Contract) -> tuple[str, FakeCuda]:
     """A bundle whose engine was built elsewhere, on a machine with a GPU, cuda-python and TensorRT."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     cuda, text = FakeCuda(), tiny.checkpoint().tokenizer
-    plan = plan_of(MODEL, CONTRACT, BUILD, "in_place")
+    plan = plan_of(MODEL, contract, BUILD, "in_place")
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cuda, {content_of(BUILD): plan}))  # type: ignore[arg-type]
-    return str(add_engine(tmp_path / "a.bundle", CONTRACT, trusted=False, tokenizer=text).path), cuda
+    return str(add_engine(folder / "a.bundle", contract, trusted=False, tokenizer=text).path), cuda
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, FakeCuda]:
+    return on_a_machine(tmp_path, monkeypatch, CONTRACT)
+
+
+@pytest.fixture
+def deciding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same with candidates, which decisions are made of."""
+    return on_a_machine(tmp_path, monkeypatch, replace(CONTRACT, candidates=8))[0]
 
 
 def test_generate_answers_as_pytorch_does(machine: tuple[str, FakeCuda], capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +101,17 @@ def test_the_python_api_takes_the_same_options(machine: tuple[str, FakeCuda]) ->
     model = load(machine[0], engine="trt", trust_engine=True)
     assert (model.engine, model.precision, model.contract.dtype) == ("trt-fp32-sm89-64", "fp32", "float32")
     assert model.generate([5, 6, 7], max_new_tokens=8).result.token_ids
+
+
+def test_a_model_decides_with_the_temperature_of_its_engine(deciding: str) -> None:
+    plain = load(deciding, engine="trt", trust_engine=True)
+    set_decision_temperature(Path(deciding), plain.engine, 2.0)
+    fitted = load(deciding, engine="trt", trust_engine=True)
+    assert fitted.decision_temperature == 2
+    before, after = (model.decide("ab", ["x", "y", "z"]).fields[0].distribution for model in (plain, fitted))
+    halved = np.sqrt([probability for _, probability in before])  # logarithms divided by two
+    np.testing.assert_allclose([probability for _, probability in after], halved / halved.sum(), rtol=1e-6)
+    assert len({round(probability, 3) for _, probability in before}) == 3  # so that equal ones cannot pass
 
 
 def test_bench_without_cuda_graphs_launches_each_kernel_and_says_so(

@@ -34,7 +34,8 @@ from export.trt_engines.plan import GraphRequest, Plan
 from export.trt_engines.report import BuildReport
 from runtime import generate as run
 from runtime.bundle import trust_records
-from runtime.bundle.store import Engine, read, sha256
+from runtime.bundle.store import Engine, read, set_decision_temperature, set_gate, sha256
+from runtime.contract import GateSpec
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.trt.cuda import Cuda, load_cuda
 from runtime.engines.trt.trt_backend import open_engines
@@ -43,13 +44,14 @@ from train.storage.student_pt import save
 
 ROOT = Path(__file__).parent.parent
 GRAPH = ["--graph-only", "--dialect", "trt"]
+FITTED, FITTED_HERE = 1.25, 1.75  # temperatures of decisions: the checkpoint's, and one that a bundle was given
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with student.pt and a bundle with one engine; copied before a test changes it."""
-    folder = tmp_path_factory.mktemp("made")
-    save(student(), folder / "student.pt")
+    folder, source = tmp_path_factory.mktemp("made"), student()
+    save(replace(source, decoding=replace(source.decoding, decision_temperature=FITTED)), folder / "student.pt")
     assert command.main(["--ckpt", str(folder / "student.pt"), "--compute-capability", "86", "89", "120"]) == 0
     return folder
 
@@ -66,6 +68,18 @@ def again(folder: Path, *options: str) -> list[str]:
 def only(folder: Path) -> Engine:
     (engine,) = read(folder / "student.bundle").engines
     return engine
+
+
+def calibrate(path: Path) -> GateSpec:
+    """Gives the bundle's first engine a gate and a temperature of its own, as train.calibrate does."""
+    engine, gate = read(path).engines[0], GateSpec(threshold=0.625)
+    set_gate(path, engine.name, gate)
+    set_decision_temperature(path, engine.name, FITTED_HERE)
+    return gate
+
+
+def calibrated(path: Path) -> list[tuple[GateSpec | None, float]]:
+    return [(engine.gate, engine.decision_temperature) for engine in read(path).engines]
 
 
 def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +117,7 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
     assert trust_records.was_built(engine.files[engine.model]) and not trust_records.was_built(engine.files[build.onnx])
     assert engine.parity.keys() == {"graph", "steps", "answers", "reference"}
+    assert (engine.gate, engine.decision_temperature) == (None, FITTED)  # as the checkpoint has them
     assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
 
 
@@ -221,9 +236,12 @@ def test_a_graph_that_is_too_far_from_pytorch_is_not_built(
 
 @pytest.mark.long
 def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> None:
+    gate = calibrate(copy / "student.bundle")
     assert command.main(again(copy, "--capacity", "32", "64")) == 0
     engines = read(copy / "student.bundle").engines
     assert sorted(e.build.capacity for e in engines if e.build) == [32, 64]
+    # It is run in place of the other one, by the gate and the temperature that were measured there.
+    assert calibrated(copy / "student.bundle") == [(gate, FITTED_HERE)] * 2
     there = read(copy / "student.bundle")
     assert there.contract.capacity == 64
     with pytest.raises(
@@ -235,6 +253,7 @@ def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> No
 
 def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:
     other = Path(shutil.move(copy / "student.bundle", copy / "device.bundle"))
+    gate = calibrate(other)
     heavy = ["torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "ml_dtypes", "safetensors", "tokenizers", "tqdm"]
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\nfrom export.trt import main\nsys.exit(main())"
     line = ["--bundle", str(other), "--compute-capability", "75", "--workspace", "512", "--json"]
@@ -246,6 +265,7 @@ def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> No
     assert json.loads(done.stdout)["engines"][0]["name"] == new.name == "trt-fp16-rtx-sm75-64"
     assert old.build is not None and new.build is not None and old.build.onnx == new.build.onnx
     assert old.reference is not None and new.reference == old.reference
+    assert calibrated(other) == [(gate, FITTED_HERE)] * 2
     assert trust_records.was_built(new.files[new.model])
 
 
@@ -255,6 +275,7 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert command.main(options) == 0
     engines = read(copy / "student.bundle").engines
     assert [engine.name for engine in engines] == ["trt-fp16-rtx-sm86-sm89-sm120-64", "plain-fp16-64"]
+    assert engines[1].decision_temperature == FITTED
     capsys.readouterr()
     assert run.main([str(copy / "student.bundle"), "a b", "--engine", "plain-fp16-64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "plain-fp16-64"

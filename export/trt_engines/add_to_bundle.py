@@ -45,7 +45,20 @@ class TargetBundle:
         """Adds an engine to the bundle, and records that a TensorRT engine was built here."""
         if engine.kind.native_code:
             trust_records.remember_built(sha256(files[0]))
-        write(self.path, self.contract, engine, files, self.tokenizer, self.chat_template, self.provenance)
+        own = self.as_calibrated(engine)
+        write(self.path, self.contract, own, files, self.tokenizer, self.chat_template, self.provenance)
+
+    def as_calibrated(self, engine: Engine) -> Engine:
+        """Returns the engine with the gate and decision temperature that its dialect and precision have in the bundle.
+
+        `train.calibrate --bundle` fits them per dialect and precision, so an engine that is added later, or built
+        again, has to take them over. Without such engines in the bundle, those of `engine` stay.
+        """
+        there = self.bundle()
+        for other in there.engines if there is not None else ():
+            if (other.dialect, other.precision) == (engine.dialect, engine.precision):
+                return replace(engine, gate=other.gate, decision_temperature=other.decision_temperature)
+        return engine
 
 
 def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
@@ -77,8 +90,8 @@ def add(
 ) -> None:
     """Builds the engine and adds it; if a check fails, the bundle stays as it is.
 
-    origin: the graph's entry, with its measured parity and its recorded reference. files: the .onnx file first, then
-    its data file and its reference, if any. folder: the staging directory.
+    origin: the graph's entry, with its measured parity, its recorded reference and its decision temperature. files: the
+    .onnx file first, then its data file and its reference, if any. folder: the staging directory.
     """
     started, contract = time.perf_counter(), shared.contract
     try:
@@ -93,8 +106,9 @@ def add(
     with report_write_errors(shared.path):
         file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
         file.write_bytes(made.content)
-        engine = replace(plan.engine(name, file.name, origin.parity, build_of), reference=origin.reference)
-        shared.write(engine, [file, *files])
+        engine = plan.engine(name, file.name, origin.parity, build_of)
+        heat = origin.decision_temperature
+        shared.write(replace(engine, reference=origin.reference, decision_temperature=heat), [file, *files])
     seconds, size = round(time.perf_counter() - started, 3), len(made.content)
     values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
     report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)

@@ -120,6 +120,7 @@ def export_one(
     Raises UserError, before any work, if the bundle cannot take the engine.
     """
     engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
+    engine = replace(engine, decision_temperature=source.decoding.decision_temperature)
     with report_write_errors(shared.path):
         check_place(shared.path, shared.contract, engine, shared.provenance)
     graphs = Graphs(source, contract, recipe)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..decoding import loop
 from ..decoding.block_layout import committed_ends, committed_prompt
 from ..decoding.options import Request
 from ..model import Model
+
+CANDIDATES = (1, 16, 64)  # candidates per row that a step is timed with, as far as the bundle has as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,21 @@ class Latency:
     width: int
     rows: int
     ms: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLatency:
+    """Holds the latency, in ms, of a step with so many candidates per row.
+
+    ratio: the median, over the rounds, of its time to that of the step without candidates in the same round.
+    """
+
+    candidates: int
+    past: int
+    width: int
+    rows: int
+    ms: Spread
+    ratio: float
 
 
 class TimedBackend:
@@ -66,7 +84,7 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
     if not contract.has_cache:
-        kinds += [("step", whole(contract, prompt)) for prompt in places(contract.capacity - contract.canvas, 1)]
+        kinds += [("step", forward) for forward in block_steps(contract)]
     else:
         pasts = places(contract.capacity - 2 * contract.block, contract.block)
         for name, make in repeated(contract):
@@ -78,6 +96,28 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
             backend.open(1, past + width)
             seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
             yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
+
+
+def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[CandidateLatency]:
+    """Returns the latencies of a step with no candidates, as generating takes it, and with some, as decisions do.
+
+    The steps take turns, at the middle of the capacity. Returns an empty list for a graph without candidates.
+    """
+    contract = backend.contract
+    if not contract.candidates:
+        return []
+    steps = block_steps(contract)
+    step = steps[len(steps) // 2]
+    past, width, rows = int(step.past_length[0]), step.input_ids.shape[1], step.rows.shape[1]
+    counts = sorted({0, contract.candidates, *(count for count in CANDIDATES if count < contract.candidates)})
+    backend.open(1, past + width)
+    works = [partial(backend.forward, with_candidates(contract, step, count)) for count in counts]
+    seconds = timed_by_turns(works, repeat, warmup)
+    ratios = np.median(seconds / seconds[0], axis=1).tolist()
+    return [
+        CandidateLatency(count, past, width, rows, percentiles(1000 * own), ratio)
+        for count, own, ratio in zip(counts, seconds, ratios, strict=True)
+    ]
 
 
 def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
@@ -181,6 +221,22 @@ def whole(contract: Contract, prompt: int) -> Forward:
     return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
 
 
+def block_steps(contract: Contract) -> list[Forward]:
+    """Returns the step over a masked block at the start, middle and end of the capacity."""
+    if not contract.has_cache:
+        return [whole(contract, prompt) for prompt in places(contract.capacity - contract.canvas, 1)]
+    return [canvas(contract, past) for past in places(contract.capacity - 2 * contract.block, contract.block)]
+
+
+def with_candidates(contract: Contract, forward: Forward, count: int) -> Forward:
+    """Returns the forward pass with `count` candidates per row, distinct tokens from all over the vocabulary."""
+    if not count:
+        return forward
+    tokens = np.arange(count) * (contract.vocab - 1) // count
+    tokens += tokens >= contract.mask_id  # the mask token cannot be a candidate
+    return replace(forward, candidates=np.tile(tokens, (*forward.rows.shape, 1)))
+
+
 def _forward(contract: Contract, past: int, visible: Ints, rows: Ints) -> Forward:
     ids = np.full((1, len(visible)), contract.mask_id, np.int64)  # the ids do not change the time
     return Forward(ids, np.array([past], np.int64), visible[None].astype(np.int64), rows[None].astype(np.int64))
@@ -210,6 +266,22 @@ def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.fl
         work()
         seconds.append(time.perf_counter() - started)
     return np.array(seconds[warmup:])
+
+
+def timed_by_turns(
+    works: Sequence[Callable[[], object]], rounds: int, warmup: int, pause: float = 0.0
+) -> NDArray[np.float64]:
+    """Returns the seconds of calls that take turns, so that a machine that gets slower slows all. [works, rounds]
+
+    A turn is an untimed call, since the turn before had other shapes or another engine, and a timed one. Every other
+    round has the reverse order. The first `warmup` rounds are not counted. pause: seconds before each turn.
+    """
+    seconds = np.zeros((len(works), warmup + rounds))
+    for number in range(warmup + rounds):
+        for place in range(len(works))[:: 1 if number % 2 else -1]:
+            time.sleep(pause)
+            seconds[place, number] = timed(works[place], 1, 1)[0]
+    return seconds[:, warmup:]
 
 
 def percentiles(values: NDArray[Any]) -> Spread:

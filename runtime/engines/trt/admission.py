@@ -53,7 +53,8 @@ def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
     def kind(engine: Engine) -> tuple[object, ...]:
         build = engine.build
         own = (build.flavor, build.version, build.device, build.batch, build.dtype) if build else ()
-        return (engine.dialect, engine.precision, engine.target, engine.gate, *own)
+        calibrated = (engine.gate, engine.decision_temperature)  # the first engine's are used for all
+        return (engine.dialect, engine.precision, engine.target, *calibrated, *own)
 
     alike = [engine for engine in engines if kind(engine) == kind(first)]
     return sorted(alike, key=lambda engine: engine.build.capacity if engine.build else 0)
