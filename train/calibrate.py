@@ -140,6 +140,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         chosen = tasks.choose_tasks(args.task, args.data)
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
     known = [baseline.keep_fitting(each, subject) for each in known]
+    baseline.check_right(known, held_to)
     points = sweep(subject, gate, thresholds, known)
     best = choose(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)
