@@ -158,7 +158,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
         own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
     formats = formats_of(wanted.dialect, wanted.precision, source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
-    origin = provenance(wanted.ckpt, wanted.overrides, source.model)
+    origin = provenance(wanted.ckpt, wanted.overrides, source)
     target = "cpu" if wanted.dialect == "ort" else "any"
     engine = Engine(
         f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},
