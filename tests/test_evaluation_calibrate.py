@@ -350,6 +350,29 @@ def test_an_fp32_engine_with_nothing_right_holds_no_other_engine_to_anything(
     assert "error: ort-fp32 has 0 of 2 problems of own right" in capsys.readouterr().err
 
 
+def test_a_split_with_fewer_problems_than_requested_is_used_whole_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, data = speaking_bundle(tmp_path, "say 1", "yes"), tmp_path / "own.jsonl"
+    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    plain, told = (
+        read(made).engine(),
+        f"the split valid of own has {len(letters)} problems, fewer than the 99 requested",
+    )
+    few = replace(plain, name="ort-int8", precision="int8")
+    write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
+    words = ["--bundle", str(made), "--data", str(data), "--engine", "ort-int8"]
+    for count, reported in ((99, True), (len(letters), False)):
+        assert calibrate.main([*words, "--thresholds", "0.2", "--no-write", "--count", str(count)]) == 0
+        out, err = capsys.readouterr()
+        assert f"(to ort-fp32, worst task; problems: {len(letters)} of own)" in out and (told in err) == reported
+        assert evaluate.main([*words, "--count", str(count)]) == 0
+        assert (told in capsys.readouterr().err) == reported
+    assert evaluate.main([*words, "--split", "all"]) == 0
+    assert "requested" not in capsys.readouterr().err
+
+
 def test_two_reports_of_one_task_are_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, report = speaking_bundle(tmp_path, "say 1", "yes"), str(teacher_report(tmp_path, own, [1]))
     assert calibrate.main(["--bundle", str(made), "--data", str(own), "--teacher-report", report, report]) == 2

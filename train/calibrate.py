@@ -234,7 +234,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
     subject = evaluated_model.open_evaluated_model(
         dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     )
-    problems = list(task.problems(baseline.SPLIT, args.count, args.seed))
+    problems = evaluation_run.sample_problems(task, baseline.SPLIT, args.count, args.seed)
     prompts = subject.ask([problem.prompt for problem in problems])
     found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
     decided = decisions.together(found)
@@ -270,7 +270,7 @@ OPTIONS = (
     option("--decisions", action="store_true", help=HELP["decisions"]),
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
-    option("--count", type=int, default=COUNT, help=f"problems per task, if no report is given (default: {COUNT})"),
+    option("--count", type=int, default=COUNT, help=f"most problems per task, without a report (default: {COUNT})"),
     option("--data", type=Path, help="JSON-lines file of the report's problems, instead of a task (default: none)"),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
@@ -327,7 +327,8 @@ def command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(told)
     else:
-        against = f"   (to {', '.join(told['held_to'])}, worst task)"
+        used = " and ".join(f"{own['problems']} of {name}" for name, own in told["points"][0]["by_task"].items())
+        against = f"   (to {', '.join(told['held_to'])}, worst task; problems: {used})"
         print(f"{'threshold':>11}{'forwards':>10}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])

@@ -85,7 +85,7 @@ def measure_baseline(
     subject = evaluated_model.open_evaluated_model(model)
     reports = []
     for task in chosen:
-        problems = list(task.problems(SPLIT, count, seed))
+        problems = evaluation_run.sample_problems(task, SPLIT, count, seed)
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
         problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]
