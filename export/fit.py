@@ -24,7 +24,8 @@ BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProt
 MOST = 1 << 20  # positions; longer KV caches are not searched
 DESCRIPTION = (
     "Estimates from shapes whether an engine's weights, KV cache and activations fit the memory of a Jetson or RTX "
-    "card. GB are 1e9 bytes. Exit 1 if --device is given and too small."
+    "card. GB are 1e9 bytes. The largest capacity is at most the context that the model was trained with. "
+    "Exit 1 if --device is given and too small."
 )
 HELP = {
     "engine": f"name of an engine in the bundle, or {' or '.join(KINDS)} (default: TensorRT's, else the first)",
@@ -74,7 +75,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Holds whether an engine fits a device at a `Need`'s capacity, and the largest capacity that fits, or None."""
+    """Holds whether an engine fits a device at a `Need`'s capacity, and the largest capacity that fits, or None.
+
+    The largest capacity is at most the context that the model was trained with, if the bundle records it.
+    """
 
     device: str
     memory_gb: float
@@ -115,14 +119,17 @@ def fit(args: argparse.Namespace) -> int:
     engine = choose_engine(bundle, args.engine)
     shape = engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
+    context = trained_context(bundle)
+    if context is not None and capacity > context:
+        raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
     need = needed(shape, capacity)
     devices = (args.device,) if args.device else tuple(MEMORY)
-    verdicts = [verdict(device, shape, need, args.system_gb) for device in devices]
+    verdicts = [verdict(device, shape, need, args.system_gb, context) for device in devices]
     if args.json:
-        told = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, **asdict(need)}
-        print_json({**told, "total": need.total, "devices": [asdict(each) for each in verdicts]})
+        told = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, "context": context}
+        print_json({**told, **asdict(need), "total": need.total, "devices": [asdict(each) for each in verdicts]})
     else:
-        print("\n".join(report(engine.name, need, verdicts)))
+        print("\n".join(report(engine.name, need, verdicts, context)))
     return FAILED if args.device and not verdicts[0].fits else DONE
 
 
@@ -131,6 +138,12 @@ def choose_engine(bundle: Bundle, name: str | None) -> Engine:
     if name is not None:
         return bundle.engine(name)
     return next((engine for engine in bundle.engines if engine.kind.native_code), bundle.engines[0])
+
+
+def trained_context(bundle: Bundle) -> int | None:
+    """Returns the context (positions) that the model was trained with; None for a bundle that does not record it."""
+    context = bundle.provenance.get("context")
+    return context if type(context) is int and context > 0 else None
 
 
 def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
@@ -182,17 +195,17 @@ def needed(shape: EngineShape, capacity: int) -> Need:
     return Need(capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head))
 
 
-def verdict(device: str, shape: EngineShape, need: Need, system_gb: float) -> Verdict:
-    """Returns whether an engine fits a device, and the largest KV-cache capacity that fits."""
+def verdict(device: str, shape: EngineShape, need: Need, system_gb: float, context: int | None = None) -> Verdict:
+    """Returns whether an engine fits a device, and the largest KV-cache capacity that fits, at most `context`."""
     left = (MEMORY[device] - system_gb) * 1e9
-    low, high = 0, MOST  # the largest capacity that fits is in [low, high]
+    low, high = 0, context or MOST  # the largest capacity that fits is in [low, high]
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if needed(shape, middle).total <= left else (low, middle - 1)
     return Verdict(device, float(MEMORY[device]), system_gb, need.total <= left, low or None)
 
 
-def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str]:
+def report(engine: str, need: Need, verdicts: Sequence[Verdict], context: int | None) -> Iterator[str]:
     """Yields the lines of the plain report, in GB."""
     yield f"{engine} at a KV-cache capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
     for name in ("weights", "cache", "activations", "total"):
@@ -200,9 +213,13 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict]) -> Iterator[str
     yield f"{'device':<12}{'memory':>8}{'system':>8}{'fits':>6}{'largest capacity':>18}"
     for each in verdicts:
         most = "none" if each.largest_capacity is None else f"{each.largest_capacity:,}"
-        most = f"over {MOST:,}" if each.largest_capacity == MOST else most
+        most = f"over {MOST:,}" if context is None and each.largest_capacity == MOST else most
         fits = "yes" if each.fits else "no"
         yield f"{each.device:<12}{each.memory_gb:>8g}{each.system_gb:>8g}{fits:>6}{most:>18}"
+    if context is None:
+        yield "no capacity may exceed the context the model was trained with, which this older bundle does not record"
+    else:
+        yield f"the largest capacity is at most {context:,}, the context the model was trained with"
     yield "system is an assumption (--system-gb); building an engine on the device takes more than running it"
 
 

@@ -29,7 +29,7 @@ from train.torch_backend import limit_threads
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
 from .graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
 from .precisions import PRECISIONS
-from .proof.held_out import recorded_requests
+from .proof.held_out import DATA_HELP, recorded_requests
 from .proof.prove import WHOLE, prove, proves_whole, sample_requests
 from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
@@ -87,7 +87,7 @@ OPTIONS = (
         ),
     ),
     option("--task", help=HELP["task"]),
-    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
+    option("--data", type=Path, help=DATA_HELP),
     TOP_K_OPTION,
     CANDIDATES_OPTION,
     option("--json", action="store_true", help="print one JSON object; the checks go to stderr"),
@@ -158,7 +158,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
         own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
     formats = formats_of(wanted.dialect, wanted.precision, source)
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
-    origin = provenance(wanted.ckpt, wanted.overrides, source.model)
+    origin = provenance(wanted.ckpt, wanted.overrides, source)
     target = "cpu" if wanted.dialect == "ort" else "any"
     engine = Engine(
         f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},

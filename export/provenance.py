@@ -1,4 +1,4 @@
-"""Records where a bundle came from: the checkpoint's fingerprint, the exporter, the libraries, the model's shape."""
+"""Records where a bundle came from: checkpoint fingerprint, exporter, libraries, the model's shape and context."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import torch
 from runtime.engines.ort.no_telemetry import ort
 from runtime.perf.op_counts import ModelShape
 from train import open_checkpoint
+from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
 from train.transformer.network import ModelConfig
 
 EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 
-def provenance(ckpt: Path, overrides: Overrides, model: ModelConfig) -> dict[str, Any]:
-    """Returns where a bundle came from, and its model's shape, from which `runtime.roofline` counts operations."""
+def provenance(ckpt: Path, overrides: Overrides, source: Checkpoint) -> dict[str, Any]:
+    """Returns where a bundle came from, its model's shape, from which `runtime.roofline` counts operations, and the
+    context (positions) that it was trained with, which no engine's capacity may exceed."""
     return {
         "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
         "exporter": EXPORTER,
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
-        "shape": asdict(shape_of_model(model)),
+        "shape": asdict(shape_of_model(source.model)),
+        "context": source.decoding.context,
     }
 
 

@@ -33,7 +33,7 @@ from train.torch_backend import TorchBackend, limit_threads
 from .graph.ort_graph import ComparedWith, compared_with
 from .precisions import PRECISIONS
 from .proof.compare import EXACT, Parity, compare
-from .proof.held_out import held_out_requests, held_out_texts
+from .proof.held_out import DATA_HELP, held_out_requests, held_out_texts
 from .proof.instrumented import twin_of
 from .proof.log_prob_gaps import NOTICED
 from .proof.quantized_reference import QuantizedBackend, whole_bound
@@ -57,9 +57,14 @@ OPTIONS = (
         "--engine", help="name of an engine in the bundle (default: the first of ONNX Runtime that runs on the device)"
     ),
     option("--device", choices=DEVICES, default="cpu", help="device of an ONNX Runtime engine (default: cpu)"),
-    option("--prompts", type=int, default=200, help="number of held-out prompts (default: 200)"),
+    option(
+        "--prompts",
+        type=int,
+        default=200,
+        help="number of held-out prompts, at most the lines of --data (default: 200)",
+    ),
     option("--task", default="math,code", help="sample tasks of the prompts, with commas (default: math,code)"),
-    option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
+    option("--data", type=Path, help=DATA_HELP),
     option(
         "--trust-engine",
         action="store_true",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .bundle.strict_json import read as read_json
 from .cli import (
@@ -32,7 +32,7 @@ from .decoding.batch import Step
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
-from .text.terminal import show_steps, summary, view
+from .text.terminal import Screen, show_steps, summary, view
 
 HELP = {  # help texts that do not fit on the line of their option below
     "suffix": (
@@ -70,16 +70,21 @@ def generate(args: argparse.Namespace) -> int:
     if schema is not None:
         return decide(model, prompt, schema, args, loaded)
     steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
-    if args.show:
-        steps = show_steps(steps, view(model.tokenizer, model.contract, sys.stderr))
+    shown = view(model.tokenizer, model.contract, sys.stderr) if args.show else None
+    if shown is not None:
+        steps = show_steps(steps, shown)
     stream = blocks(steps, model.tokenizer)
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
-    # On a terminal --show has printed the answer already; it must not be printed twice.
-    drawn = args.show and sys.stderr.isatty() and sys.stdout.isatty()
-    answer = collect_answer(stream if drawn else printed(stream))
-    if args.show:
+    # On a terminal --show has drawn the answer already; it must not be printed twice.
+    drawn = isinstance(shown, Screen) and sys.stdout.isatty()
+    # In one file with the lines of steps, each block's text would end in the next step's line: the whole follows them.
+    whole = shown is not None and not drawn and same_file(sys.stdout, sys.stderr)
+    answer = collect_answer(stream if drawn or whole else printed(stream))
+    if whole:
+        print(answer.text, flush=True)
+    if shown is not None:
         print(summary(answer.result), file=sys.stderr)
     return DONE
 
@@ -133,6 +138,14 @@ def printed(stream: Iterable[Block]) -> Iterator[Block]:
     for block in stream:
         print(block.text, end="" if block.result is None else "\n", flush=True)
         yield block
+
+
+def same_file(one: TextIO, other: TextIO) -> bool:
+    """Returns whether two streams write to one file, pipe or terminal."""
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):  # a stream without a file, or a closed one
+        return False
 
 
 def report(model: Model, answer: Answer, load_seconds: float) -> dict[str, object]:

@@ -121,11 +121,18 @@ evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
   done
 }
 
-# A student that is below the other model at every threshold keeps its own one; the report says by how much.
+# A student that is below the other model at every threshold keeps its own one; the report says by how much. The other
+# model of a smoke run has nothing right, which is refused: only that message is passed over, and only there.
 calibrate() { # REPORT, options
-  local report=$1
+  local report=$1 said status=0
   shift
-  blockstep train calibrate "$@" --out "$report" || [ -f "$report" ]
+  if [ -z "${SMOKE:-}" ]; then
+    blockstep train calibrate "$@" --out "$report" || [ -f "$report" ]
+    return
+  fi
+  said=$(blockstep train calibrate "$@" --out "$report" 2>&1) || status=$?
+  echo "$said" >&2
+  [ "$status" = 0 ] || [ -f "$report" ] || [[ $said == *" right; expected some"* ]] || return "$status"
 }
 
 splits() {

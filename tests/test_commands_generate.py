@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,26 @@ def test_generate_show_draws_on_stderr_and_answers_on_stdout(bundle: str, capsys
     captured = capsys.readouterr()
     assert captured.out == ANSWER + "\n"
     assert captured.err.splitlines()[-1].endswith("forward passes; no KV cache")
+
+
+def test_generate_show_does_not_glue_text_and_steps_that_go_to_one_file(bundle: str, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        line = [sys.executable, "-m", "runtime.generate", bundle, PROMPT, "--show", "--threads", "1"]
+        assert subprocess.run(line, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False).returncode == 0
+    shown, _, summary = (tmp_path / "log").read_text(encoding="utf-8").partition(f"\n{ANSWER}\n")
+    steps = shown.split("\n")
+    assert len(steps) == 7 * 3 + 2 and all(re.fullmatch(r"step \d+  block \d+  \|.*\|  \+\d+ tokens", s) for s in steps)
+    assert summary.count("\n") == 1 and summary.endswith("forward passes; no KV cache\n")
+
+
+def test_generate_show_prints_the_answer_on_a_terminal_that_is_not_redrawn(
+    bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert generate.main([bundle, PROMPT, "--show"]) == 0
+    assert capsys.readouterr().out == ANSWER + "\n"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import tiny
 from letters import LETTERS, Letters
 
 from runtime.backend import Forward, Proposal, check_candidates
+from runtime.decisions import canvas
 from runtime.decisions.decide import DecisionOptions, decide
 from runtime.decisions.form import Decision, Field, Form, FreeText
 from runtime.decisions.free_text import finished
@@ -139,6 +140,40 @@ def test_a_level_takes_one_forward_pass_or_one_for_each_prefix() -> None:
     np.testing.assert_allclose(
         fill(DEEP).fields[0].probabilities, fill(DEEP, together=False).fields[0].probabilities, atol=1e-6
     )
+
+
+class Forks(TorchBackend):
+    """Remembers the capacity that it was opened with, and how many copies were made each time."""
+
+    made: ClassVar[list[int]] = []
+    capacity = 0
+
+    def open(self, batch: int, capacity: int) -> None:
+        Forks.capacity = capacity
+        super().open(batch, capacity)
+
+    def fork(self, count: int) -> None:
+        Forks.made.append(count)
+        super().fork(count)
+
+
+def test_copies_are_bounded_by_the_bytes_of_their_kv_caches_and_the_scores_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contract, found = tiny.contract(candidates=8, block=16, canvas=32), []
+    backend = Forks(tiny.model(3), contract)
+    for bound, forks, forwards in ((None, [2, 1, 3, 1], 3), (3, [2, 1, 3, 1], 3), (2, [2, 1, 2, 1], 4), (1, [], 6)):
+        if bound is not None:  # how many KV caches of fp32 fit, as long as a power of two
+            positions = next(1 << n for n in range(20) if 1 << n >= Forks.capacity)
+            each = 2 * contract.layers * contract.kv_heads * contract.head_dim * positions * 4
+            monkeypatch.setattr(canvas, "COPIED_BYTES", (bound + 1) * each - 1)
+        Forks.made = []
+        found.append(decide(backend, Letters(), contract.gate, np.array([5, 9, 4]), DEEP, DecisionOptions()))  # type: ignore[arg-type]
+        assert (Forks.made, found[-1].forwards) == (forks, forwards), f"{bound} copies"
+    for each_found in found[1:]:
+        assert each_found.text == found[0].text
+        for own, first in zip(each_found.fields, found[0].fields, strict=True):
+            np.testing.assert_allclose(own.probabilities, first.probabilities, atol=1e-6)
 
 
 def test_a_field_whose_values_differ_in_length_has_canvases_of_its_own() -> None:

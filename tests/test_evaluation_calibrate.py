@@ -280,7 +280,7 @@ def test_a_mode_that_meets_the_target_in_fewer_forward_passes_becomes_the_defaul
     assert teacher.main(learned.split()) == 0
     drafting = f"--method cd4lm --attention causal_context --next-token 1 --teacher {tmp_path}/teacher.pt {seen}"
     assert distill.main([*drafting.split(), "--steps", "60", "--batch", "4", "--out", f"{tmp_path}/s.pt"]) == 0
-    report = teacher_report(tmp_path, tmp_path / "own.jsonl", [0])
+    report = teacher_report(tmp_path, tmp_path / "own.jsonl", [1])
     asked = f"--ckpt {tmp_path}/s.pt --data {tmp_path}/own.jsonl --teacher-report {report} --json --target 100"
     before = open_checkpoint.load(tmp_path / "s.pt").decoding
     capsys.readouterr()
@@ -321,6 +321,56 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(
     assert calibrate.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_reference_with_nothing_right_chooses_no_threshold(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, report = speaking_bundle(tmp_path, "say 1", "no"), teacher_report(tmp_path, own, [0, 0])
+    before = (made / "manifest.json").read_bytes()
+    words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), "--thresholds", "0.9"]
+    assert calibrate.main([*words, "--out", str(tmp_path / "c.json"), "--plot", str(tmp_path / "r.png")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {report} has 0 of 2 problems of own right; expected some")
+    assert err.count("\n") == 1 and (made / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "c.json").exists() and not (tmp_path / "r.png").exists()
+
+
+def test_an_fp32_engine_with_nothing_right_holds_no_other_engine_to_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, data = speaking_bundle(tmp_path, "say 1", "no"), tmp_path / "own.jsonl"
+    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    few = replace(read(made).engine(), name="ort-int8", precision="int8")
+    write(made, read(made).contract, few, [made / few.model], byte_tokenizer().to_str(), None, {})
+    before = (made / "manifest.json").read_bytes()
+    words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.9", "--engine", "ort-int8", "--count", "2"]
+    assert calibrate.main(words) == 2 and (made / "manifest.json").read_bytes() == before
+    assert "error: ort-fp32 has 0 of 2 problems of own right" in capsys.readouterr().err
+
+
+def test_a_split_with_fewer_problems_than_requested_is_used_whole_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, data = speaking_bundle(tmp_path, "say 1", "yes"), tmp_path / "own.jsonl"
+    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    plain, told = (
+        read(made).engine(),
+        f"the split valid of own has {len(letters)} problems, fewer than the 99 requested",
+    )
+    few = replace(plain, name="ort-int8", precision="int8")
+    write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
+    words = ["--bundle", str(made), "--data", str(data), "--engine", "ort-int8"]
+    for count, reported in ((99, True), (len(letters), False)):
+        assert calibrate.main([*words, "--thresholds", "0.2", "--no-write", "--count", str(count)]) == 0
+        out, err = capsys.readouterr()
+        assert f"(to ort-fp32, worst task; problems: {len(letters)} of own)" in out and (told in err) == reported
+        assert evaluate.main([*words, "--count", str(count)]) == 0
+        assert (told in capsys.readouterr().err) == reported
+    assert evaluate.main([*words, "--split", "all"]) == 0
+    assert "requested" not in capsys.readouterr().err
 
 
 def test_two_reports_of_one_task_are_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

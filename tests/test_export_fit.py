@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,42 @@ def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
     assert verdict("orin-nano", llada, need, 2.0).largest_capacity is None
 
 
+@pytest.mark.parametrize("device", sorted(MEMORY))
+def test_no_capacity_beyond_the_context_is_reported(device: str) -> None:
+    free = verdict(device, QWEN, needed(QWEN, 1024), 2.0).largest_capacity
+    assert free is not None and free > 2048
+    assert verdict(device, QWEN, needed(QWEN, 1024), 2.0, 2048).largest_capacity == 2048
+    assert free == MOST or verdict(device, QWEN, needed(QWEN, 1024), 2.0, free + 1).largest_capacity == free
+
+
+def with_context(folder: Path, context: object) -> Path:
+    """A copy of the sample's bundle that records a context, or with None none, as older bundles."""
+    made = shutil.copytree(SAMPLE, folder / "student.bundle")
+    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+    manifest["provenance"].pop("context", None)
+    if context is not None:
+        manifest["provenance"]["context"] = context
+    (made / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return made
+
+
+def test_the_report_ends_at_the_context_or_says_that_it_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, context, limit in (("new", 640, 640), ("old", None, None), ("odd", True, None)):
+        made = str(with_context(tmp_path / name, context))
+        assert fit.main([made, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        largest = {device["largest_capacity"] for device in told["devices"]}
+        assert told["context"] == limit and (largest == {640} if limit else min(largest) > 640)
+        assert fit.main([made]) == 0
+        out = capsys.readouterr().out
+        assert ("at most 640, the context the model was trained with" in out) == (limit is not None)
+        assert ("which this older bundle does not record" in out) == (limit is None)
+        assert fit.main([made, "--capacity", "641"]) == (2 if limit else 0)
+        assert ("--capacity is 641; expected 1 to 640, the context" in capsys.readouterr().err) == (limit is not None)
+
+
 def test_the_sample_bundle_fits_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit.main([str(SAMPLE), "--json"]) == 0
     captured = capsys.readouterr()
@@ -77,7 +114,7 @@ def test_the_sample_bundle_fits_everywhere(capsys: pytest.CaptureFixture[str]) -
 def test_a_device_that_is_too_small_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit.main([str(SAMPLE), "--device", "orin-nano"]) == 0
     assert fit.main([str(SAMPLE), "--device", "orin-nano", "--system-gb", "8"]) == 1
-    last = capsys.readouterr().out.splitlines()[-2]
+    last = capsys.readouterr().out.splitlines()[-3]
     assert last.split() == ["orin-nano", "8", "8", "no", "none"]
 
 

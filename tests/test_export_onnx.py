@@ -79,6 +79,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
     store.verify_files(read, read.engine(), "always")
     assert read.contract == replace(contract_of(student()), capacity=64)
     assert read.provenance["checkpoint_sha256"] == store.sha256(copy / "student.pt")
+    assert read.provenance["context"] == student().decoding.context
     assert read.tokenizer.read_text() == student().tokenizer and read.chat_template is None
     assert sorted(file.name.split("-")[0] for file in (copy / "student.bundle").iterdir()) == [
         "manifest.json",

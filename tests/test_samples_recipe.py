@@ -13,21 +13,25 @@ pytestmark = pytest.mark.process
 RECIPE = Path(__file__).parent.parent / "samples" / "recipe.sh"
 STUB = """#!/bin/sh
 echo "blockstep $*" >> "$CALLS"
-case "$*" in *"$FAILING"*) [ -n "$FAILING" ] && exit 1 ;; esac
+case "$*" in *"$FAILING"*) [ -n "$FAILING" ] && echo "$SAYING" >&2 && exit 1 ;; esac
 exit 0
 """
 STUDENTS = ["cdlm", "cd4lm", "dparallel"]
 
 
-def run(folder: Path, task: str, failing: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs the recipe with stubs of blockstep and python; a command that has the words `failing` in it ends in 1."""
+def run(
+    folder: Path, task: str, failing: str = "", saying: str = "", **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the recipe with stubs of blockstep and python; a command that has the words `failing` in it prints `saying`
+    to stderr and ends in 1."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     for name in ("blockstep", "python"):
         (programs / name).write_text(STUB, encoding="utf-8")
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(folder / "calls")}
-    environment |= {"TASK": task, "RUNS": str(folder / "runs"), "FAILING": failing, **settings}
+    environment |= {"TASK": task, "RUNS": str(folder / "runs"), "FAILING": failing, "SAYING": saying}
+    environment |= settings
     return subprocess.run(["bash", str(RECIPE)], capture_output=True, text=True, env=environment)
 
 
@@ -106,6 +110,22 @@ def test_a_student_that_no_threshold_keeps_up_goes_on_with_its_own(tmp_path: Pat
     report.write_text("{}", encoding="utf-8")
     done = run(tmp_path, "pronounce", "train calibrate --ckpt " + str(tmp_path / "runs" / "cd4lm.pt"), SMOKE="1")
     assert done.returncode == 0 and stages(tmp_path)[-1] == "table"
+
+
+NOTHING_RIGHT = "error: teacher.json has 0 of 4 problems of own right; expected some, or every threshold would meet"
+
+
+def test_a_smoke_run_goes_on_without_thresholds_if_nothing_is_right(tmp_path: Path) -> None:
+    done = run(tmp_path, "pronounce", "train calibrate", NOTHING_RIGHT, SMOKE="1")
+    assert done.returncode == 0 and stages(tmp_path)[-1] == "table"
+
+
+def test_a_whole_run_stops_if_nothing_is_right_and_a_smoke_run_at_any_other_failure(tmp_path: Path) -> None:
+    for name, said, smoke in (("whole", NOTHING_RIGHT, ""), ("smoke", "error: --target is no number", "1")):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = run(folder, "pronounce", "train calibrate", said, SMOKE=smoke)
+        assert done.returncode == 1 and said in done.stderr and stages(folder)[-1] == "baseline-valid"
 
 
 def test_a_stage_that_fails_stops_the_recipe_and_is_run_again(tmp_path: Path) -> None:

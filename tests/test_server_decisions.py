@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -29,8 +30,12 @@ from runtime.decisions.form import Field
 from runtime.decisions.function_calls import decide_call
 from runtime.decisions.pieces import Slot, most_candidates
 from runtime.decisions.schema import read_schema
+from runtime.decoding.options import DecodeOptions
+from runtime.server.decision_request import DecisionRequest
 from runtime.server.decision_room import _prefixes
-from runtime.server.worker_pool import BatchDecoder
+from runtime.server.events import Finished
+from runtime.server.request import ServerRequest
+from runtime.server.worker_pool import BatchDecoder, Job
 
 PROMPTS = ["where is it", "a", "12345 6"]  # of which `auto` makes text, a call of `st` and one of `go`
 
@@ -433,6 +438,70 @@ def test_a_running_batch_decides_between_its_forward_passes(model: Model, own_ca
 
         for expected, got in pool.map(ask, range(18)):
             assert got == expected
+
+
+class Logged:
+    """A backend that notes each forward pass, by its name; shared ones are named `decision`."""
+
+    def __init__(self, inner: Any, name: str, log: list[str]) -> None:
+        self._inner, self._name, self._log = inner, name, log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def share(self) -> Logged:
+        return Logged(self._inner.share(), "decision", self._log)
+
+    def forward(self, forward: Forward) -> Proposal:
+        self._log.append(self._name)
+        made: Proposal = self._inner.forward(forward)
+        return made
+
+
+class OneThread:
+    """Gives a decoder these jobs, on the test's own thread, and notes when the third was taken."""
+
+    def __init__(self, jobs: list[Job], log: list[str]) -> None:
+        self.jobs, self.log, self.taken, self.ended = jobs, log, 0, 0
+
+    def take(self, wait: bool) -> Job | None:
+        if not self.jobs:
+            return None
+        self.taken += 1
+        if self.taken == 3:
+            self.log.append("third")
+        return self.jobs.pop(0)
+
+    def threshold(self, job: Job) -> None:
+        return None
+
+    def done(self, job: Job) -> None:
+        self.ended += 1
+
+    def fail(self, job: Job, error: Exception) -> None:
+        raise error
+
+
+def test_no_answer_waits_for_a_decisions_end_while_the_batch_and_a_decision_run(model: Model) -> None:
+    log: list[str] = []
+    logged = replace(model.share(), backend=Logged(model.share().backend, "batch", log))  # type: ignore[arg-type]
+    prompt = model.tokenizer.encode("a")
+    schema = read_schema(obj(a=BOOLEAN, b=BOOLEAN, c=BOOLEAN))
+    wanted = DecisionRequest(schema, {}, False, "ordered", None)
+    heard: list[list[Any]] = [[], [], []]
+    asked = [ServerRequest(prompt, DecodeOptions(60, threshold=1.0), chat=False) for _ in heard]
+    asked[1] = replace(asked[1], decision=wanted)
+    workers = OneThread([Job(ask, own.append) for ask, own in zip(asked, heard, strict=True)], log)
+    BatchDecoder(logged, 2).run(workers)  # type: ignore[arg-type]
+    texts = ["".join(event.text for event in own if isinstance(event, Finished)) for own in heard]
+    alone = model.generate(prompt, max_new_tokens=60, threshold=1.0).text
+    assert workers.ended == 3 and texts[::2] == [alone, alone]
+    assert texts[1] == model.decide(prompt, obj(a=BOOLEAN, b=BOOLEAN, c=BOOLEAN), probability="ordered").text
+    last = len(log) - 1 - log[::-1].index("decision")
+    passes = [name for name in log[:last] if name != "third"]
+    adjacent = sum(pair == ("decision", "decision") for pair in pairwise(passes))
+    assert passes.count("decision") >= 3 and adjacent <= 1, log  # the prompt's prefill is not counted
+    assert log.index("third") < last, "a request behind a decision joins the batch while that runs"
 
 
 class Unshared:

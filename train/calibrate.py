@@ -140,6 +140,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         chosen = tasks.choose_tasks(args.task, args.data)
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
     known = [baseline.keep_fitting(each, subject) for each in known]
+    baseline.check_right(known, held_to)
     points = sweep(subject, gate, thresholds, known)
     best = choose(points, args.target, args.by == "bound")
     bins = reliability_of(subject, known, args.seed)
@@ -233,7 +234,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
     subject = evaluated_model.open_evaluated_model(
         dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     )
-    problems = list(task.problems(baseline.SPLIT, args.count, args.seed))
+    problems = evaluation_run.sample_problems(task, baseline.SPLIT, args.count, args.seed)
     prompts = subject.encode_prompts([problem.prompt for problem in problems])
     found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
     decided = decisions.together(found)
@@ -269,7 +270,7 @@ OPTIONS = (
     option("--decisions", action="store_true", help=HELP["decisions"]),
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
-    option("--count", type=int, default=COUNT, help=f"problems per task, if no report is given (default: {COUNT})"),
+    option("--count", type=int, default=COUNT, help=f"most problems per task, without a report (default: {COUNT})"),
     option("--data", type=Path, help="JSON-lines file of the report's problems, instead of a task (default: none)"),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),
@@ -326,7 +327,8 @@ def command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(told)
     else:
-        against = f"   (to {', '.join(told['held_to'])}, worst task)"
+        used = " and ".join(f"{own['problems']} of {name}" for name, own in told["points"][0]["by_task"].items())
+        against = f"   (to {', '.join(told['held_to'])}, worst task; problems: {used})"
         print(f"{'threshold':>11}{'forward passes':>16}{'difference':>12}{'at least':>10}{against}")
         for point in told["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])

@@ -150,7 +150,7 @@ TRAINING_OPTIONS = (  # for commands that train
     option(
         "--compile",
         action="store_true",
-        help="run the model through torch.compile, about 1.5 x faster; needs a C++ compiler (default: off)",
+        help="run the model through torch.compile, faster (docs/distil.md); needs a C++ compiler (default: off)",
     ),
     option("--tensorboard", type=Path, metavar="DIR", help=HELP["tensorboard"]),
     option("--json", action="store_true", help=HELP["json"]),

@@ -30,6 +30,7 @@ from .evaluation.evaluation_run import (
     fitting_problems,
     measure_task,
     read_evaluation,
+    sample_problems,
 )
 from .evaluation.intervals import paired_difference
 from .storage.output_files import check_file, replace_file
@@ -51,8 +52,9 @@ def sample_problems(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Pr
         raise UserError(f"--task is {args.task}; evaluation takes one task at a time, as {task.name}: run it for each")
     if args.split == "all" and args.data is None:
         raise UserError("--split all is for --data; the problems of a task have no end, so give --split and --count")
-    count = args.count if args.count is not None else sys.maxsize if args.split == "all" else COUNT
-    return task, list(task.problems(args.split, count, args.seed))
+    if args.count is None and args.split == "all":
+        return task, list(task.problems(args.split, sys.maxsize, args.seed))
+    return task, sample_problems(task, args.split, args.count or COUNT, args.seed)
 
 
 def assess(args: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +148,11 @@ OPTIONS = (
     option("--task", default="math", help="sample task: math, code, pronounce or intents (default: math)"),
     option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
     option("--split", default="valid", help=SPLIT_HELP),
-    option("--count", type=int, help=f"number of problems (default: {COUNT}; with --split all, every line)"),
+    option(
+        "--count",
+        type=int,
+        help=f"number of problems, at most those of the split (default: {COUNT}; with --split all, every line)",
+    ),
     option("--seed", type=int, default=0, help="seed that the problems are sampled by (default: 0)"),
     option("--out", type=Path, help="file to write the JSON report with each problem's outcome to (default: none)"),
     option("--against", type=Path, help="earlier --out on the same problems, for a paired comparison (default: none)"),

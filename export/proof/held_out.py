@@ -1,7 +1,8 @@
-"""Makes requests from prompts that no training has seen."""
+"""Makes requests from prompts that no training has seen, as far as there are enough of them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -17,16 +18,21 @@ from runtime.errors import UserError
 from train import tasks
 from train.checkpoint import Checkpoint
 from train.data import prompts
+from train.tasks.problem import split_of
 
 SEED = 20  # of the held-out problems
 TASKS = "math,code"  # their texts suit any tokenizer of English
 RECORDED, ANSWER = 40, 96  # prompts of a recorded reference, and the maximum of tokens per answer
 COMMON_IDS = 2000  # the first ids of a vocabulary, from which texts are made
 TEXT_TOKENS = 24  # tokens per text
+DATA_HELP = (
+    "file of JSON lines with prompt and answer, instead of a task: first the lines of its split valid, then its "
+    "others, until there are enough (default: none)"
+)
 
 
 def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
-    """Takes problems of the validation split, evenly from the tasks. Raises UserError if there are none."""
+    """Takes problems of the validation split, evenly from the tasks, or from a file as `own_problems` does."""
     return [problem for each in held_out_problems(names, data, count) for problem in each]
 
 
@@ -34,9 +40,24 @@ def held_out_problems(names: str, data: Path | None, count: int) -> list[list[ta
     """Takes problems as `held_out_texts` does, in one list per task."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
-    chosen = tasks.choose_tasks(names, data)
+    if data is not None:
+        return [own_problems(data, count)]
+    chosen = tasks.choose_tasks(names)
     shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
     return [list(task.problems("valid", n, SEED)) for task, n in zip(chosen, shares, strict=True)]
+
+
+def own_problems(data: Path, count: int) -> list[tasks.Problem]:
+    """Takes at most `count` lines of a file: those of its validation split, then its others, in the file's order.
+
+    Two programs of one model have to agree on every prompt, seen in training or not: a file of 20 lines, of which the
+    validation split has one or none, is compared on all 20.
+    """
+    task = tasks.from_file(data)
+    lines = list(task.problems("all", sys.maxsize, SEED))
+    others = [line for line in lines if split_of(line.prompt) != "valid"]
+    held_out = list(task.problems("valid", count, SEED)) if len(others) < len(lines) else []
+    return [*held_out, *others][:count]
 
 
 def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:

@@ -68,7 +68,7 @@ def from_checkpoint(
             f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
             "sequence; give 1"
         )
-    origin = provenance(wanted.ckpt, wanted.overrides, source.model)
+    origin = provenance(wanted.ckpt, wanted.overrides, source)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
         shared = replace(shared, contract=contract_in(there, shared.contract))

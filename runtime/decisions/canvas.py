@@ -20,6 +20,10 @@ from ..errors import NumericalError, UserError
 from .pieces import Ids
 
 MOST_COPIES = 16  # canvases per forward pass, each with its own KV cache
+COPIED_BYTES = (
+    512 << 20
+)  # of these KV caches together, so that a long prompt of a large model does not exhaust a device
+FLOAT = 4  # bytes of a number in a KV cache in fp32, at most which it has in other precisions
 NEVER = -1e29  # a log-probability below this means that the graph bars the token
 
 
@@ -76,9 +80,7 @@ class Canvas:
         if contract.attention == "causal":  # masks see no more than other tokens do
             self._canvas_ends = self._committed
         self.room, self._prompt = room, len(prompt)
-        self._copies = (
-            min(MOST_COPIES, backend.most_copies) if isinstance(backend, Forkable) and contract.has_cache else 1
-        )
+        self._copies = most_copies(backend, room)
         backend.open(1, room)
 
     def block(self, position: int) -> tuple[int, int]:
@@ -210,6 +212,17 @@ class Canvas:
             for row, tokens in enumerate(window.tokens):
                 candidates[place, row, : len(tokens)] = tokens
         return replace(forward, candidates=candidates)
+
+
+def most_copies(backend: Backend, room: int) -> int:
+    """Returns how many canvases of `room` positions share a forward pass: as many as the engine takes, up to
+    MOST_COPIES, whose KV caches have at most COPIED_BYTES; 1 if not even two fit."""
+    contract = backend.contract
+    if not isinstance(backend, Forkable) or not contract.has_cache:
+        return 1
+    positions = 1 << (room - 1).bit_length()  # ONNX Runtime's KV caches are as long as powers of two
+    each = 2 * contract.layers * contract.kv_heads * contract.head_dim * positions * FLOAT
+    return max(1, min(MOST_COPIES, backend.most_copies, COPIED_BYTES // each))
 
 
 def checked(log_probs: Floats, tokens: Ids) -> Floats:

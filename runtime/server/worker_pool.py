@@ -179,29 +179,52 @@ class BatchDecoder:
     def __init__(self, model: Model, places: int) -> None:
         self.places, self._model, self._batch = places, model, model.batch(places)
         self._jobs: dict[int, tuple[Job, PendingAnswer]] = {}  # by number in the batch
-        # The decider runs between two steps of the batch: on its own KV cache, or on the batch's while that is empty.
+        # The decider runs on its own KV cache, by turns with the batch, a forward pass each, or on the batch's KV cache
+        # while that is empty.
         self._own_cache = isinstance(model.backend, Shareable)
         self._decider = model.share() if self._own_cache else replace(model, _busy=threading.Lock())
-        self._held: Job | None = None  # a decision that waits until the batch is empty
+        self._held: Job | None = None  # a decision that waits until the batch is empty, or for the one that runs
 
     def run(self, workers: Workers) -> None:
         while self._fill(workers):
-            outcome = self._batch.step()
-            for step in outcome.steps:
-                self._hear(workers, step)
-            for number, error in outcome.failed.items():
-                workers.fail(self._jobs.pop(number)[0], error)
+            self._step(workers)
+
+    def _step(self, workers: Workers) -> None:
+        """Runs one forward pass of the batch and delivers what it did."""
+        outcome = self._batch.step()
+        for step in outcome.steps:
+            self._hear(workers, step)
+        for number, error in outcome.failed.items():
+            workers.fail(self._jobs.pop(number)[0], error)
+
+    def _step_meanwhile(self, workers: Workers) -> None:
+        """Runs one forward pass of the batch before each of a decision, so that no answer waits for its end.
+
+        Free places are filled too, up to the next decision, which is held. Does nothing if they share a KV cache.
+        """
+        if not self._own_cache:
+            return
+        while self._held is None and self._batch.free and (job := workers.take(wait=False)) is not None:
+            if job.ask.decision is None:
+                self._start(workers, job)
+            else:
+                self._held = job
+        if self._jobs:
+            self._step(workers)
 
     def _fill(self, workers: Workers) -> bool:
         """Ends jobs that are not wanted any more, and fills free places. Returns whether the batch has jobs."""
         for number in [number for number, (job, _) in self._jobs.items() if not job.wanted]:
             self._end(workers, number)
         while self._batch.free and (job := self._next(workers)) is not None:
-            try:
-                self._begin(workers, job)
-            except Exception as error:
-                workers.fail(job, error)
+            self._start(workers, job)
         return bool(self._jobs)
+
+    def _start(self, workers: Workers, job: Job) -> None:
+        try:
+            self._begin(workers, job)
+        except Exception as error:
+            workers.fail(job, error)
 
     def _next(self, workers: Workers) -> Job | None:
         """Returns the next job, None if there is none now. A decision that has to wait for the batch's KV cache is
@@ -214,9 +237,14 @@ class BatchDecoder:
     def _begin(self, workers: Workers, job: Job) -> None:
         """Decides a job that wants a decision; adds the job to the batch unless the decision is its whole reply."""
         decided: Decided | None = None
+
+        def still_wanted() -> bool:  # called before each forward pass of the decision
+            self._step_meanwhile(workers)
+            return job.wanted
+
         if job.ask.decision is not None:
             try:
-                decided = decide(self._decider, job.ask, workers.threshold(job), lambda: job.wanted)
+                decided = decide(self._decider, job.ask, workers.threshold(job), still_wanted)
             finally:
                 if not self._own_cache:
                     self._batch.release()

@@ -43,6 +43,20 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
     return BaselineReport(task, problems, right, forwards)
 
 
+def check_right(reports: Sequence[BaselineReport], names: Sequence[str]) -> None:
+    """Raises UserError for a reference with no right answer on a task: every threshold would keep up with it.
+
+    names: what the reports were read from or measured with; a single name stands for all of them.
+    """
+    for place, report in enumerate(reports):
+        if not any(report.right):
+            name, count = names[min(place, len(names) - 1)], len(report.right)
+            raise UserError(
+                f"{name} has 0 of {count} problems of {report.task.name} right; expected some, or every threshold "
+                "would meet the target: train the reference model longer, or give --teacher-report of a better one"
+            )
+
+
 def unquantized(bundle: Path | None, engine: str | None) -> str:
     """Returns the name of the bundle's fp32 engine, with which `engine` is compared if there is no report.
 
@@ -73,7 +87,7 @@ def measure_baseline(
     subject = evaluated_model.open_evaluated_model(model)
     reports = []
     for task in chosen:
-        problems = list(task.problems(SPLIT, count, seed))
+        problems = evaluation_run.sample_problems(task, SPLIT, count, seed)
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
         problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +126,15 @@ def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[s
         bounds = [round(share.low, 5), round(share.high, 5)]
         found[group] = {"problems": len(graded), "right": sum(graded), "accuracy_95": bounds}
     return found
+
+
+def sample_problems(task: tasks.Task, split: str, count: int, seed: int) -> list[tasks.Problem]:
+    """Returns `count` problems of a split; if it has fewer, all of them, which is reported on stderr."""
+    problems = list(task.problems(split, count, seed))
+    if 0 < len(problems) < count:
+        what = f"{len(problems)} problems, fewer than the {count} requested"
+        print(f"the split {split} of {task.name} has {what}: all of them are used", file=sys.stderr)
+    return problems
 
 
 def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
