@@ -1,17 +1,17 @@
-"""Trains on the states of a teacher's trajectories, hard labels for what comes next, soft ones for the rest: TAD.
+"""Trains on states of a teacher's trajectories, with hard labels for what it unmasks next and soft ones for the rest.
 
-Source: Temporal-Aware Trajectory Self-Distillation (arXiv 2605.09536; the authors' code, BHmingyang/TAD, was read).
-From a state of a block, positions that the teacher unmasks in its next steps are near, the other masked ones distant.
+This is TAD, temporal-aware trajectory self-distillation (arXiv 2605.09536). In a state of a block, the positions that
+the teacher unmasks in its next steps are near, the other masked ones are distant.
 
 L = mean over near positions of CE(student, the teacher's token)
     + w · mean over distant positions of KL(teacher || student)
 
-There are four differences from the authors' code. Their teacher reads the right answer in its prompt, for trajectories
-as for soft labels, and predicts from the student's state; here it does not, wrong trajectories are dropped instead, and
-a soft label is the teacher's distribution when it unmasked the token, which the trajectory has already. States early in
-a block are sampled more often than late ones, as few-step decoding meets them more often. Only the block in progress is
-predicted, as in decoding, where they predict all later blocks too. Filler, which the teacher never unmasks, gets hard
-labels with a low weight.
+There are four differences from the authors' code (BHmingyang/TAD). Their teacher has the right answer in its prompt,
+both in trajectories and for soft labels, which it predicts from the student's state. Here it has not: wrong
+trajectories are dropped, and a soft label is the distribution from which the teacher unmasked the token, which
+trajectories hold. States early in a block are sampled more often than late ones, because decoding in few steps meets
+them more often. Only the block in progress is predicted, as in decoding; their students predict all later blocks too.
+Filler after the end token, which the teacher never unmasks, has hard labels with a low weight.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def horizon(near: float, block: int) -> int:
 def with_steps(laid: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
     """Returns the answers with all tokens that the teacher unmasked, and the step that unmasked each.
 
-    laid: the trajectories' answers, filler after the end token; the teacher may have unmasked tokens there earlier. The
-    steps are int64 [batch, width], NEVER_ACCEPTED in prompts and where it unmasked none.
+    laid: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
+    steps are int64 [batch, width], NEVER_ACCEPTED in prompts and for positions that it did not unmask.
     """
     ids, steps = laid.ids.clone(), torch.full_like(laid.ids, NEVER_ACCEPTED)
     for row, (trajectory, start, end) in enumerate(zip(found, laid.start.tolist(), laid.length.tolist(), strict=True)):
