@@ -276,6 +276,7 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
         "cdlm": {"distil": 1.0, "cons": 0.5, "dlm": 1.0},
         "cd4lm": {"agree": cd4lm.Shares(0.9, 0.5).at(1, 3), "rebuild": 1 - cd4lm.Shares(0.9, 0.5).at(1, 3)},
         "dparallel": {"wrong": 1.0, "doubt": 2.0},
+        "tad": {"near": 1.0, "distant": 1.0},
     }[method]
     assert total.item() == pytest.approx(sum(share * terms[name] for name, share in shares.items()), rel=1e-5)
     assert all(terms[name] > 0 for name in shares if name not in ("cons", "doubt"))  # which may have no position
@@ -297,6 +298,9 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
         "cd4lm --shares 0,0",
         "cd4lm --shares 1,1 --attention full",
         "dparallel --certainty 0",
+        "tad --distant 0",
+        "tad --near 0 --attention full",
+        "tad --near 1",
     ],
 )
 def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
@@ -360,11 +364,12 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
     assert total.item() == pytest.approx((share * agree + (1 - share) * rebuild).item(), rel=1e-4)
 
 
-def test_a_gradient_through_bf16_is_that_of_fp32(school: Path) -> None:
+@pytest.mark.parametrize("words", ["cdlm --weights 1,1,0 --target completed", "tad"])
+def test_a_gradient_through_bf16_is_that_of_fp32(words: str, school: Path) -> None:
     """CDLM runs the student without gradients first, and older torch then kept weights cast without any."""
     gradients = []
     for bf16 in (False, True):
-        lesson, _, loss_of = lecture(school, "cdlm --weights 1,1,0 --target completed")
+        lesson, _, loss_of = lecture(school, words)
         with torch.autocast("cpu", torch.bfloat16, bf16):
             total, _ = loss_of(1)
         total.backward()
@@ -376,15 +381,17 @@ def test_a_gradient_through_bf16_is_that_of_fp32(school: Path) -> None:
         assert torch.cosine_similarity(gradient.flatten(), rounded[name].flatten(), dim=0) > 0.9, name
 
 
-def test_states_of_several_tokens_a_step_are_no_trajectory_for_cdlm(
+def test_states_of_several_tokens_a_step_are_no_trajectory_for_methods_that_learn_from_states(
     school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"--ckpt {school}/teacher.pt --out {tmp_path}/answers --data {school}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16", "--threshold", "0.5"]) == 0
     capsys.readouterr()
     given = ["--trajectories", f"{tmp_path}/answers", "--no-only-right"]
-    assert distill.main(words_for(school, "cdlm", tmp_path / "s.pt", *given)) == 2
-    assert "collected with --threshold 0.5, several tokens per step" in capsys.readouterr().err
+    for method in ("cdlm", "tad"):
+        assert distill.main(words_for(school, method, tmp_path / "s.pt", *given)) == 2
+        err = capsys.readouterr().err
+        assert "collected with --threshold 0.5, several tokens per step" in err and err.count("\n") == 1
     assert distill.main(words_for(school, "dparallel", tmp_path / "s.pt", *given)) == 0
 
 
@@ -430,6 +437,10 @@ def test_a_student_that_starts_from_an_autoregressive_model_takes_the_teachers_b
         ("cd4lm --no-only-right", "--only-right was given with --method cd4lm"),
         ("dparallel --target partial", "--target was given with --method dparallel; it is of cdlm"),
         ("cdlm --certainty 1", "--certainty was given with --method cdlm; it is of dparallel"),
+        ("cdlm --near 0.5", "--near was given with --method cdlm; it is of tad: leave it out"),
+        ("tad --near 1.5", "--near is 1.5; expected a share from 0 to 1"),
+        ("tad --distant -1", "--distant is -1; expected a number of at least 0"),
+        ("tad --distant inf", "--distant is inf; expected a number of at least 0"),
         ("cd4lm --temperature 0", "--temperature is 0"),
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),
@@ -454,7 +465,7 @@ def test_what_does_not_belong_together_is_refused(
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize(("method", "told"), [("cdlm", True), ("cd4lm", True), ("dparallel", False)])
+@pytest.mark.parametrize(("method", "told"), [("cdlm", True), ("cd4lm", True), ("dparallel", False), ("tad", False)])
 def test_examples_that_are_too_long_are_counted_by_methods_that_learn_from_examples(
     method: str, told: bool, school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,9 +485,12 @@ def test_trajectories_of_another_teacher_are_refused(
     assert distill.main(words) == 2 and "are of another teacher" in capsys.readouterr().err
 
 
-def test_a_method_that_needs_trajectories_says_so(school: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--method", "dparallel", "--teacher", str(school / "teacher.pt"), "--out", str(school / "out.pt")]
-    assert distill.main(words) == 2 and "--method dparallel needs --trajectories" in capsys.readouterr().err
+@pytest.mark.parametrize("method", ["dparallel", "tad"])
+def test_a_method_that_needs_trajectories_says_so(
+    method: str, school: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", method, "--teacher", str(school / "teacher.pt"), "--out", str(school / "out.pt")]
+    assert distill.main(words) == 2 and f"--method {method} needs --trajectories" in capsys.readouterr().err
 
 
 def test_a_full_student_is_exported_and_answers_as_in_pytorch_and_says_that_no_cache_was_used(

@@ -32,6 +32,7 @@ LINES = {
     "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learned} {short}",
     "dparallel-full": "train.distill --method dparallel --attention full --teacher {folder}/teacher.pt {learned} "
     "{short}",
+    "tad": "train.distill --method tad --teacher {folder}/teacher.pt {learned} {short}",
     "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learned} --lora-rank 2 {short}",
     "cd4lm-lora": "train.distill --method cd4lm --teacher {folder}/teacher.pt --lora-rank 2 {short}",
     "collect": "train.collect --ckpt {folder}/teacher.pt {collected}",

@@ -31,6 +31,9 @@ RUNS = {
     "cd4lm": "train.distill --method cd4lm --attention full --teacher {folder}/teacher.pt --student {folder}/small.pt "
     "{short}",
     "dparallel": "train.distill --method dparallel --teacher {folder}/teacher.pt {learned} {short}",
+    "tad": "train.distill --method tad --attention full --teacher {folder}/teacher.pt --student {folder}/small.pt "
+    "{learned} {short}",
+    "tad-lora": "train.distill --method tad --teacher {folder}/teacher.pt {learned} --lora-rank 3 {short}",
     "cdlm-lora": "train.distill --teacher {folder}/teacher.pt {learned} --lora-rank 3 {short}",
     "cd4lm-lora": "train.distill --method cd4lm --teacher {folder}/teacher.pt --lora-rank 3 {short}",
 }

@@ -52,6 +52,11 @@ def command(which: str, folder: Path) -> Command:
                 f"--method cd4lm --attention full --temperature 3 --teacher {folder}/teacher.pt "
                 f"--student {folder}/small.pt {data} {SHORT}"
             )
+        case "tad":
+            return distill.main, (
+                f"--method tad --near 0.5 --next-token 0.1 --teacher {folder}/teacher.pt --no-only-right "
+                f"--trajectories {folder}/trajectories {data} {SHORT}"
+            )
     return distill.main, (
         f"--teacher {folder}/teacher.pt --trajectories {folder}/trajectories --no-only-right --next-token 0.1 {data} "
         f"{SHORT}"
@@ -70,7 +75,7 @@ def interrupted(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stream, "examples", stop)
 
 
-@pytest.mark.parametrize("which", ["causal", "masked", "distill", "cd4lm"])
+@pytest.mark.parametrize("which", ["causal", "masked", "distill", "cd4lm", "tad"])
 def test_a_command_that_was_stopped_goes_on_to_the_bit(
     which: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +110,7 @@ def test_a_command_that_was_stopped_goes_on_to_the_bit(
         ("causal", "--optimizer muon", "", "optimizer (muon there, adamw here)"),
         ("causal", "--dropout 0.3", "--dropout 0.2", "dropout (0.3 there, 0.2 here)"),
         ("cd4lm", "--temperature 3", "", "temperature (3.0 there, 2.0 here)"),
+        ("tad", "--near 0.5", "", "near (0.5 there, 0.25 here)"),
         ("cd4lm", "--attention full", "", "attention (full there, block_causal here)"),
         ("cd4lm", "small.pt", "third.pt", "student ("),
     ],

@@ -1,4 +1,4 @@
-"""Distils a few-step student from a teacher, by one of three methods.
+"""Distils a few-step student from a teacher, by one of four methods.
 
 python -m train.distill --method cdlm --teacher teacher.pt --trajectories trajectories --out student.pt
 python -m train.distill --method cd4lm --attention full --teacher teacher.pt --out student.pt
@@ -110,7 +110,7 @@ def distill(args: argparse.Namespace) -> Fitted:
     overrides = alike if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
     distributed.on_first(lambda: output.check(student))
-    found = usable(args, saved, values["only_right"]) if method.from_trajectories else []
+    found = usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
         lesson.stream.tell_left_out()
@@ -185,7 +185,7 @@ def check_blocks(method: str, teacher: Contract) -> None:
     if teacher.seeded and not table.METHODS[method].from_trajectories:
         raise UserError(
             f"--method {method} needs predictions of whole blocks, whose first token is here the last committed row's "
-            "(causal_context without shift), which is not supported; take cdlm or dparallel"
+            "(causal_context without shift), which is not supported; take cdlm, dparallel or tad"
         )
 
 
@@ -196,11 +196,11 @@ def shared(saved: Checkpoint) -> dict[str, Any]:
     return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
 
 
-def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool) -> list[Trajectory]:
+def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool, stepwise: bool) -> list[Trajectory]:
     """Returns the trajectories to learn from. Raises UserError if there are none, or another teacher made them."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
-        args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, args.method == "cdlm"
+        args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, stepwise
     )
     found = [t for t in everything if t.right or not only_right]
     if not found:

@@ -1,9 +1,10 @@
-"""Computes the terms of the three distillation methods from log-probabilities or scores.
+"""Computes the terms of the distillation methods from log-probabilities or scores.
 
 Sources: `distillation`, `consistency`, `denoising` are CDLM's (arXiv 2511.19269), with q(.|y) the student's prediction
 from a state y of a trajectory; `tempered_distillation` is CD4LM's (arXiv 2601.02236), `uncertainty` dParallel's (arXiv
-2509.26488). Scores are fp32 logits with the mask token barred, see `barred`. With several processes, each gets its part
-of a mean over the positions of all processes (`distributed.part`).
+2509.26488); TAD (arXiv 2605.09536) takes `denoising` and, at temperature 1, `tempered_distillation`. Scores are fp32
+logits with the mask token barred, see `barred`. With several processes, each gets its part of a mean over the positions
+of all processes (`distributed.part`).
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def read_collections(
         settings = _check_origin(folder, teacher, overrides)
         if stepwise and "threshold" in settings:
             raise UserError(
-                f"{folder} was collected with --threshold {settings['threshold']}, several tokens per step, but cdlm "
-                "learns from the states between; collect without --threshold"
+                f"{folder} was collected with --threshold {settings['threshold']}, several tokens per step, but "
+                "this method learns from the states between; collect without --threshold"
             )
     return [trajectory for folder in folders for trajectory in read_shards(folder)]
 

@@ -14,7 +14,7 @@ from runtime.cli import add_options, option
 from runtime.errors import UserError
 from train.trainer.training_loop import Loss
 
-from . import cd4lm, cdlm, dparallel
+from . import cd4lm, cdlm, dparallel, tad
 from .setup import Lesson
 
 CACHED = ("block_causal", "causal_context")
@@ -27,12 +27,14 @@ DEFAULTS: dict[str, Any] = {
     "shares": "0.9,0.5",
     "certainty": 2.0,
     "ordered": 0.7,
+    "near": 0.25,
+    "distant": 1.0,
     "trajectories": None,
     "only_right": True,
 }
 HELP = {  # help texts that do not fit on the line of their option below
     "attention": (
-        "attention of the student; full (cd4lm and dparallel alone) has no KV cache; causal_context, for a teacher "
+        "attention of the student; full (not for cdlm) has no KV cache; causal_context, for a teacher "
         "with shift, can decode speculatively if it learns with --next-token (default: block_causal)"
     ),
     "trajectories": "folders that blockstep train collect wrote with this teacher (required)",
@@ -49,6 +51,11 @@ HELP = {  # help texts that do not fit on the line of their option below
         "share of blocks (of answers for dparallel and full cd4lm students) that are masked from a random position to "
         "their end, as in decoding; the authors use 0 (default: 0.7)"
     ),
+    "near": (
+        "share of a block's positions that are near: the ones that the teacher unmasks next, learned by cross-entropy; "
+        "the authors use 8 or 6 of 32 (default: 0.25)"
+    ),
+    "distant": "weight of the KL divergence on the block's other masked positions (default: 1, as the authors have it)",
 }
 
 
@@ -57,12 +64,14 @@ class Method:
     """A distillation method.
 
     options: names of its options that not every method has. from_examples: whether it learns from ground truth.
-    attentions: those that its students may have. gate: its students' first gate, with a threshold equal or near to the
-    authors'. plan: checks the options' values and returns a function that makes the loss from the method inputs.
+    stepwise: whether it learns from the states of trajectories, which takes ones of one token per step. attentions:
+    those that its students may have. gate: its students' first gate, with a threshold equal or near to the authors'.
+    plan: checks the options' values and returns a function that makes the loss from the method inputs.
     """
 
     options: tuple[str, ...]
     from_examples: bool
+    stepwise: bool
     attentions: tuple[str, ...]
     gate: Mapping[str, Any]
     plan: Callable[[Mapping[str, Any]], Callable[[Lesson], Loss]]
@@ -80,26 +89,34 @@ def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
     shares = cd4lm.shares_of(values["shares"])
-    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, ordered=_ordered(values))
+    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, ordered=_share(values, "ordered"))
 
 
 def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
-    return partial(dparallel.loss, certainty=values["certainty"], ordered=_ordered(values))
+    return partial(dparallel.loss, certainty=values["certainty"], ordered=_share(values, "ordered"))
 
 
-def _ordered(values: Mapping[str, Any]) -> float:
-    share: float = values["ordered"]
+def _tad(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+    if not 0 <= values["distant"] < math.inf:
+        raise UserError(f"--distant is {values['distant']:g}; expected a number of at least 0")
+    return partial(tad.loss, near=_share(values, "near"), distant=values["distant"])
+
+
+def _share(values: Mapping[str, Any], name: str) -> float:
+    share: float = values[name]
     if not 0 <= share <= 1:
-        raise UserError(f"--ordered is {share:g}; expected a share from 0 to 1")
+        raise UserError(f"--{name} is {share:g}; expected a share from 0 to 1")
     return share
 
 
+LEARNED = ("trajectories", "only_right")
 METHODS = {
-    "cdlm": Method(("weights", "target", "trajectories", "only_right"), True, CACHED, cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares", "ordered"), True, ALL, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(("certainty", "ordered", "trajectories", "only_right"), False, ALL, dparallel.GATE, _dparallel),
+    "cdlm": Method(("weights", "target", *LEARNED), True, True, CACHED, cdlm.GATE, _cdlm),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, False, ALL, cd4lm.GATE, _cd4lm),
+    "dparallel": Method(("certainty", "ordered", *LEARNED), False, False, ALL, dparallel.GATE, _dparallel),
+    "tad": Method(("near", "distant", *LEARNED), False, True, ALL, tad.GATE, _tad),
 }
 
 
@@ -108,7 +125,7 @@ METHOD_OPTIONS = (
     option("--attention", choices=ALL, default="block_causal", help=HELP["attention"]),
 )
 OWN_OPTIONS = {  # options by the methods that have them
-    "cdlm and dparallel": (
+    "cdlm, dparallel and tad": (
         option("--trajectories", type=Path, nargs="+", metavar="DIR", help=HELP["trajectories"]),
         option(
             "--only-right",
@@ -132,6 +149,10 @@ OWN_OPTIONS = {  # options by the methods that have them
     ),
     "cd4lm and dparallel": (option("--ordered", type=float, metavar="SHARE", help=HELP["ordered"]),),
     "dparallel": (option("--certainty", type=float, metavar="W", help=HELP["certainty"]),),
+    "tad": (
+        option("--near", type=float, metavar="SHARE", help=HELP["near"]),
+        option("--distant", type=float, metavar="W", help=HELP["distant"]),
+    ),
 }
 
 

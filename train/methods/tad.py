@@ -1,0 +1,130 @@
+"""Trains on states of a teacher's trajectories, with hard labels for what it unmasks next and soft ones for the rest.
+
+This is TAD, temporal-aware trajectory self-distillation (arXiv 2605.09536). In a state of a block, the positions that
+the teacher unmasks in its next steps are near, the other masked ones are distant.
+
+L = mean over near positions of CE(student, the teacher's token)
+    + w · mean over distant positions of KL(teacher || student)
+
+There are four differences from the authors' code (BHmingyang/TAD). Their teacher has the right answer in its prompt,
+both in trajectories and for soft labels, which it predicts from the student's state. Here it has not: wrong
+trajectories are dropped, and a soft label is the distribution from which the teacher unmasked the token, which
+trajectories hold. States early in a block are sampled more often than late ones, because decoding in few steps meets
+them more often. Only the block in progress is predicted, as in decoding; their students predict all later blocks too.
+Filler after the end token, which the teacher never unmasks, has hard labels with a low weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from runtime.contract import Contract
+from train import distributed, losses
+from train.data.batches import count_tokens
+from train.data.trajectories import NEVER_ACCEPTED, Trajectory
+from train.device import select, send
+from train.masking import noise, predictions
+from train.masking.all_blocks import FILLER
+from train.masking.noise import AnswerBlocks
+from train.trainer.training_loop import TOKENS, Loss
+
+from .dparallel import answers
+from .setup import Lesson
+
+GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<", "threshold": 0.5}
+
+
+def horizon(near: float, block: int) -> int:
+    """Returns how many of the teacher's next steps are near: the share `near` of a block's positions, rounded up."""
+    return math.ceil(round(near * block, 6))  # a product such as 0.1 × 30 is a little above 3
+
+
+def with_steps(laid: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
+    """Returns the answers with all tokens that the teacher unmasked, and the step that unmasked each.
+
+    laid: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
+    steps are int64 [batch, width], NEVER_ACCEPTED in prompts and for positions that it did not unmask.
+    """
+    ids, steps = laid.ids.clone(), torch.full_like(laid.ids, NEVER_ACCEPTED)
+    for row, (trajectory, start, end) in enumerate(zip(found, laid.start.tolist(), laid.length.tolist(), strict=True)):
+        order = trajectory.order[: end - start]
+        here = slice(start, start + len(order))
+        steps[row, here] = order
+        ids[row, here] = torch.where(order == NEVER_ACCEPTED, ids[row, here], trajectory.tokens[: len(order)])
+    return replace(laid, ids=ids), steps
+
+
+def sample_states(
+    canvas: AnswerBlocks, steps: Tensor, contract: Contract, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples one state of decoding per block.
+
+    steps: see `with_steps`. Returns which positions are masked and which of these are predicted, bool [batch, width],
+    and how many steps of the teacher come before the one that unmasks each position, int64 [batch, width], negative for
+    positions that are unmasked already or never. For a model without a KV cache one of the answer's blocks is sampled,
+    and all after it are masked. For one with a KV cache all blocks are predicted at once, as no block sees what follows
+    it.
+    """
+    blocks, inside = noise.blocks_at(canvas, contract, canvas.everywhere()), canvas.inside()
+    known = steps != NEVER_ACCEPTED
+    shape, never = (len(steps), int(blocks.number.max()) + 1), torch.iinfo(torch.int64).max
+    count = torch.zeros(shape, dtype=torch.int64).scatter_add(1, blocks.number, known.long())
+    first = torch.full(shape, never).scatter_reduce(1, blocks.number, steps.masked_fill(~known, never), "amin")
+    taken = (torch.rand(shape, generator=generator) ** noise.EARLY * count).long()  # below count, so one step is left
+    ahead = (steps - (first.masked_fill(count == 0, 0) + taken).gather(1, blocks.number)).masked_fill(~known, -1)
+    masked = inside & ((ahead >= 0) | ~known)
+    if contract.has_cache:
+        return masked, masked, ahead
+    current = noise.sample_block(canvas, blocks, generator)
+    asked = masked & (blocks.number == current)
+    return asked | (inside & (blocks.number > current)), asked, ahead
+
+
+def states_when_unmasked(canvas: AnswerBlocks, found: Sequence[Trajectory], chosen: Tensor) -> Tensor:
+    """Returns the teacher's hidden states when it unmasked the chosen positions, fp32 [n, width], in row-major order.
+
+    chosen: bool [batch, width].
+    """
+    parts = []
+    for row, (trajectory, start) in enumerate(zip(found, canvas.start.tolist(), strict=True)):
+        flags = chosen[row, start : start + len(trajectory.hidden)]
+        parts.append(trajectory.hidden[: len(flags)][flags].float())  # autocast on a CPU cannot join fp16
+    return torch.cat(parts)
+
+
+def loss(lesson: Lesson, near: float, distant: float) -> Loss:
+    """Returns the loss of both terms on `stream.batch` trajectories per step.
+
+    near: share of a block's positions, see `horizon`. distant: weight of the KL term. Tokens after an answer's end have
+    the weight FILLER.
+    """
+    contract, teacher, taught = lesson.contract, lesson.teacher().model, answers(lesson.found, lesson.contract)
+    reach = horizon(near, contract.block)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = lesson.generator(step)
+        chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
+        examples = [taught[i] for i in chosen]
+        laid = noise.lay_out(examples, contract, lesson.least(), generator)
+        laid, steps = with_steps(laid, [lesson.found[i] for i in chosen])
+        masked, asked, ahead = map(distributed.mine, sample_states(laid, steps, contract, generator))
+        laid, found = laid.mine(), [lesson.found[i] for i in distributed.mine(chosen)]
+        late = asked & (ahead >= reach)
+        weight, soft = noise.weights(laid, asked, FILLER)[asked], late[asked]
+        hidden = predictions.hidden_at(lesson.run, laid, masked, asked, contract)
+        said = predictions.log_probs(lesson.model, select(hidden, ~soft), contract)
+        hard = losses.denoising(said, laid.ids[asked & ~late], weight[~soft])
+        with torch.no_grad():  # after the student's forward pass, which gathers the head if both have the same one
+            states = send(states_when_unmasked(laid, found, late), hidden.device)
+            taught_soft = predictions.scores(teacher, states, contract)
+        said_soft = predictions.scores(lesson.model, select(hidden, soft), contract)
+        apart = losses.tempered_distillation(taught_soft, said_soft, 1.0, weight[soft])
+        figures = {"near": hard.item(), "distant": apart.item()}
+        return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
+
+    return loss_of
