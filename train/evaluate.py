@@ -43,7 +43,7 @@ SPLIT_HELP = (
 )
 
 
-def sample_problems(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
+def choose_problems(args: argparse.Namespace) -> tuple[tasks.Task, list[tasks.Problem]]:
     """Returns the task and its problems. Raises UserError for several tasks, or an unusable --count or --split."""
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least 1")
@@ -62,7 +62,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         check_file(args.out)
     other = read_evaluation(args.against) if args.against else None
-    task, problems = sample_problems(args)
+    task, problems = choose_problems(args)
     subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
     mode, gate = mode_of(subject.backend.contract, args.mode), chosen_gate(subject.gate, args.gate, args.threshold)
     if mode != "block" and (args.gate or args.threshold is not None):
