@@ -77,7 +77,7 @@ def generate(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
-    # On a terminal --show has drawn the answer already; it must not be printed twice.
+    # On a terminal --show has printed the answer already; it must not be printed twice.
     drawn = isinstance(shown, Screen) and sys.stdout.isatty()
     # In one file with the lines of steps, each block's text would end in the next step's line: the whole follows them.
     whole = shown is not None and not drawn and same_file(sys.stdout, sys.stderr)

@@ -327,7 +327,7 @@ def test_several_collections_are_learned_from_together(school: School, tmp_path:
     words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"
     found = [
         distill.usable(
-            distill.parser().parse_args(f"{words} {extra}".split()), open_checkpoint.load(school.teacher), False
+            distill.parser().parse_args(f"{words} {extra}".split()), open_checkpoint.load(school.teacher), False, True
         )
         for extra in ("", more)
     ]

@@ -76,7 +76,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(pronounce_rivals, "run_worker", run_worker)
     monkeypatch.setattr(pronounce_rivals, "train_phonetisaurus", lambda python, work: (Path("g2p.fst"), 130.0))
-    monkeypatch.setattr(pronounce_rivals, "drawn", lambda: PROBLEMS)
+    monkeypatch.setattr(pronounce_rivals, "held_out_words", lambda: PROBLEMS)
     return names
 
 

@@ -144,7 +144,7 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
             args = teacher.parser().parse_args([*words, *more])
             settle_bf16(args)
             assert args.bf16 == expected
-        assert f"on this processor {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
+        assert f"here: {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
 
 
 @pytest.mark.parametrize(

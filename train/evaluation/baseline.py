@@ -46,7 +46,7 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
 def check_right(reports: Sequence[BaselineReport], names: Sequence[str]) -> None:
     """Raises UserError for a reference with no right answer on a task: every threshold would keep up with it.
 
-    names: what the reports were read from or measured with; a single name stands for all of them.
+    names: what the reports were read from or measured with; a single name is that of all.
     """
     for place, report in enumerate(reports):
         if not any(report.right):
