@@ -173,7 +173,7 @@ def test_an_export_proves_them_in_every_precision(precision: str, parity: str, t
         check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))
     }
     assert all(check.ok for check in found.values()), [str(check) for check in found.values()]
-    assert ("of the top tokens" if parity == "whole" else "of the best and the top tokens") in found[
+    assert ("of the top tokens" if parity == "whole" else "of the top-1 and the top tokens") in found[
         "steps" if parity == "whole" else "head"
     ].detail
 
