@@ -1,6 +1,6 @@
 """Prints the phonemes of a sentence, word by word: python samples/7_pronounce.py "Any sentence you like." [BUNDLE]
 
-Needs: pip install '.[cpu]', and a bundle of the task `pronounce`.
+Needs: pip install '.[cpu]'. BUNDLE: samples/pronounce.bundle, or one that `make train` made.
 """
 
 from __future__ import annotations

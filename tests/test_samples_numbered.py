@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -68,6 +70,19 @@ def test_pronouncing_a_sentence_word_by_word(tmp_path: Path) -> None:
     ):
         done = run(sys.executable, sample, *words_given, cwd="/", env=ENVIRONMENT)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_committed_pronunciation_is_the_recipes_and_answers() -> None:
+    bundle, recipe = SAMPLES / "pronounce.bundle", SAMPLES / "results" / "recipe-pronounce.json"
+    made = json.loads(recipe.read_text(encoding="utf-8"))["record"]
+    written = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert written == made["sha256"]["student.bundle/manifest.json"]
+    *_, whole = output(sys.executable, SAMPLES / "7_pronounce.py", "Diffusion walks.").splitlines()
+    assert whole == "D IH0 F Y UW1 ZH AH0 N | W AO1 K S"
+    for engine in ("ort-fp32", "ort-int8"):
+        model = load(bundle, engine=engine, threads=1)
+        assert model.contract.modes[0] == "speculative"
+        assert model.generate("walks").text == model.generate("walks", mode="causal").text == "W AO1 K S"
 
 
 @pytest.mark.native

@@ -104,18 +104,14 @@ def measure(
                 part = problems[task.name][first : first + CHUNK]
                 lines = []
                 for place, problem in enumerate(part, start=first):
-                    lines += [
-                        {
-                            "task": task.name,
-                            "way": str(way),
-                            "problem": place,
-                            "split": split,
-                            "file": files[way.model],
-                            **answer(models[way.model], way, problem),
-                        }
-                        for way in ways
-                        if (task.name, str(way), place) not in known
-                    ]
+                    left = [way for way in ways if (task.name, str(way), place) not in known]
+                    of_problem = {"task": task.name, "problem": place, "split": split}
+                    for before, way in zip([None, *left], left, strict=False):
+                        if before is None or before.model != way.model:
+                            # Not timed: the first answer after another model's reads all weights from memory again.
+                            answer(models[way.model], way, problem)
+                        line = {"way": str(way), "file": files[way.model], **answer(models[way.model], way, problem)}
+                        lines.append({**of_problem, **line})
                     bar.update()
                 texts = [line.pop("text") for line in lines]
                 graded = task.grade_many([part[line["problem"] - first] for line in lines], texts) if lines else []
