@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to students of all three methods, exported, evaluated, in one table. `make train` runs this.
+# From nothing to students of three methods, exported, evaluated, in one table. `make train` runs this.
 #
 #   TASK=pronounce|intents|math|code   what is learned (default pronounce)
 #   PLAN=1                     print the stages and their expected minutes, run nothing
