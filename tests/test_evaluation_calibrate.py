@@ -336,12 +336,18 @@ def test_a_reference_with_nothing_right_chooses_no_threshold(
     assert not (tmp_path / "c.json").exists() and not (tmp_path / "r.png").exists()
 
 
+def valid_letters(tmp_path: Path, answer: str) -> tuple[Path, Path, list[str]]:
+    """A bundle that answers `answer`, a file of the problems `say X` of the split `valid`, right if "yes", their X."""
+    made, data = speaking_bundle(tmp_path, "say 1", answer), tmp_path / "own.jsonl"
+    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    return made, data, letters
+
+
 def test_an_fp32_engine_with_nothing_right_holds_no_other_engine_to_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, data = speaking_bundle(tmp_path, "say 1", "no"), tmp_path / "own.jsonl"
-    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
-    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    made, data, _ = valid_letters(tmp_path, "no")
     few = replace(read(made).engine(), name="ort-int8", precision="int8")
     write(made, read(made).contract, few, [made / few.model], byte_tokenizer().to_str(), None, {})
     before = (made / "manifest.json").read_bytes()
@@ -353,9 +359,7 @@ def test_an_fp32_engine_with_nothing_right_holds_no_other_engine_to_anything(
 def test_a_split_with_fewer_problems_than_requested_is_used_whole_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, data = speaking_bundle(tmp_path, "say 1", "yes"), tmp_path / "own.jsonl"
-    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
-    data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
+    made, data, letters = valid_letters(tmp_path, "yes")
     plain, told = (
         read(made).engine(),
         f"the split valid of own has {len(letters)} problems, fewer than the 99 requested",
