@@ -217,7 +217,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict], context: int | 
         fits = "yes" if each.fits else "no"
         yield f"{each.device:<12}{each.memory_gb:>8g}{each.system_gb:>8g}{fits:>6}{most:>18}"
     if context is None:
-        yield "no capacity may exceed the context the model was trained with, which this older bundle does not record"
+        yield "no capacity may exceed the trained context, which this bundle does not record; export it again"
     else:
         yield f"the largest capacity is at most {context:,}, the context the model was trained with"
     yield "system is an assumption (--system-gb); building an engine on the device takes more than running it"

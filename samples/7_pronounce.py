@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 from runtime import UserError, load
@@ -18,7 +19,8 @@ WORD = re.compile(r"[a-z']*[a-z][a-z']*", re.IGNORECASE)
 
 
 def main(sentence: str = "", bundle: str | Path = BUNDLE) -> int:
-    if not (words := WORD.findall(sentence.replace("’", "'"))):
+    letters = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", sentence.replace("’", "'")))  # no accents
+    if not (words := WORD.findall(letters)):
         raise UserError(f"{sentence!r} has no word; give a sentence of English words, in quotes")
     if not Path(bundle).exists():
         raise UserError(f"{bundle} does not exist; make train writes one, runs/pronounce/student.bundle")

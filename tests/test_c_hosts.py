@@ -79,6 +79,11 @@ def test_hosts_end_a_mistake_in_one_line(built: Path, tmp_path: Path) -> None:
         done = run(built / name, tmp_path / "none.bundle", tmp_path / "socket")
         assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("\n") == 1
         assert "none.bundle: expected a folder with manifest.json" in done.stderr
+    for name in ("host", "hostpp"):  # an answer that could not be printed does not look like one
+        with open("/dev/full", "w") as full:
+            words = [built / name, BUNDLE, PROMPTS[0]]
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: the output cannot be written")
 
 
 def test_four_threads_get_pythons_tokens(built: Path, student: Model) -> None:

@@ -94,7 +94,7 @@ def test_the_report_ends_at_the_context_or_says_that_it_is_not_known(
         assert fit.main([made]) == 0
         out = capsys.readouterr().out
         assert ("at most 640, the context the model was trained with" in out) == (limit is not None)
-        assert ("which this older bundle does not record" in out) == (limit is None)
+        assert ("which this bundle does not record; export it again" in out) == (limit is None)
         assert fit.main([made, "--capacity", "641"]) == (2 if limit else 0)
         assert ("--capacity is 641; expected 1 to 640, the context" in capsys.readouterr().err) == (limit is not None)
 

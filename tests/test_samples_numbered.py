@@ -63,6 +63,10 @@ def test_pronouncing_a_sentence_word_by_word(tmp_path: Path) -> None:
     *lines, whole = output(sys.executable, sample, "Walk the dog’s lead, 12 -- '!", bundle).splitlines()
     assert [line.split(None, 1)[0] for line in lines] == words
     assert [line[17:] for line in lines] == spoken and whole == " | ".join(spoken)
+    assert output(sys.executable, sample, "wâlk, dög", bundle).splitlines()[:2] == [
+        f"{'walk':16} W AO1 K",
+        f"{'dog':16} {model.generate('dog').text}",
+    ]
     for words_given, said in (
         (("12 -- '!",), "has no word; give a sentence"),
         ((), "has no word; give a sentence"),

@@ -111,5 +111,9 @@ int main(int argc, char **argv)
     blockstep_free_decision(decision);
     free(schema);
     check(blockstep_close(model));
+    if (fflush(stdout) != 0) { /* a full disk, say: an answer that is cut must not look whole */
+        perror("error: the output cannot be written");
+        return 2;
+    }
     return 0;
 }

@@ -38,5 +38,9 @@ int main(int argc, char **argv)
     printf("\n-- %zu tokens in %d forward passes\n", answer->token_count, answer->forwards);
     blockstep_free(answer);
     check(blockstep_close(model));
+    if (fflush(stdout) != 0) { /* a full disk, say: an answer that is cut must not look whole */
+        perror("error: the output cannot be written");
+        return 2;
+    }
     return 0;
 }

@@ -50,6 +50,10 @@ int main(int argc, char **argv) try {
         std::cout << "-- " << threshold << ": " << answer->forwards << " forward passes\n"
                   << std::string(answer->text, answer->text_length) << "\n";
     }
+    if (!std::cout.flush()) { // a full disk, say: an answer that is cut must not look whole
+        std::cerr << "error: the output cannot be written\n";
+        return 2;
+    }
     return 0;
 } catch (const std::exception &error) {
     std::cerr << "error: " << error.what() << "\n";
