@@ -14,6 +14,7 @@ from native import BUNDLE, PROMPTS, ROOT, needs_tools, run
 from speaking import speaking_bundle
 
 from runtime import load
+from train.tasks import intents
 
 pytestmark = pytest.mark.process
 
@@ -30,7 +31,7 @@ def output(*words: str | Path) -> str:
 
 def test_the_numbered_samples_are_short_and_in_the_table() -> None:
     names = sorted(path.name for path in SAMPLES.glob("[0-9]_*"))
-    assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6", "7"]
+    assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6", "7", "8"]
     assert [name for name in names if (SAMPLES / name).read_text(encoding="utf-8").count("\n") > 40] == []
     table = (SAMPLES / "README.md").read_text(encoding="utf-8")
     assert [name for name in [*names, "c/", "jetson/", "own.jsonl"] if f"| `{name}` |" not in table] == []
@@ -87,6 +88,39 @@ def test_the_committed_pronunciation_is_the_recipes_and_answers() -> None:
         model = load(bundle, engine=engine, threads=1)
         assert model.contract.modes[0] == "speculative"
         assert model.generate("walks").text == model.generate("walks", mode="causal").text == "W AO1 K S"
+
+
+def test_deciding_a_form(tmp_path: Path) -> None:
+    sample = SAMPLES / "8_decide.py"
+    schema = json.loads((SAMPLES / "intents.schema.json").read_text(encoding="utf-8"))
+    assert schema == intents.schema()
+    sentence = "close the blinds in the attic, no wait, open them"
+    decision = load(SAMPLES / "intents.bundle", threads=1).decide(sentence, schema)
+    *lines, last = output(sys.executable, sample, sentence).splitlines()
+    assert [line.split()[0] for line in lines] == [*intents.FIELDS]
+    assert last == f"{decision.forwards} forward passes: {decision.text}" and '"intent":"blinds_open"' in last
+    for given, said in (
+        ((), "there is no sentence; give one, in quotes"),
+        (("stop", tmp_path / "none.bundle"), "does not exist; make train TASK=intents writes"),
+    ):
+        done = run(sys.executable, sample, *given, cwd="/", env=ENVIRONMENT)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_committed_decisions_are_the_recipes() -> None:
+    """The bundle is the recipe's, and does what the table of it says: forms of families that no model has seen."""
+    bundle, results = SAMPLES / "intents.bundle", SAMPLES / "results"
+    made = json.loads((results / "recipe-intents.json").read_text(encoding="utf-8"))["record"]
+    written = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    assert written == made["sha256"]["student.bundle/manifest.json"]
+    rows = json.loads((results / "intents.json").read_text(encoding="utf-8"))["splits"]["test"]
+    problems, form = [*intents.problems("test", 40, 0)], intents.form()
+    for engine in ("ort-fp32", "ort-int8"):
+        model = load(bundle, engine=engine, threads=1)
+        right = [intents.grade(each, model.decide_form(each.prompt, form).text) for each in problems]
+        [row] = [row for row in rows if row["model"] == f"student, {engine}" and row["how"] == "parallel"]
+        assert abs(sum(right) / len(right) - row["exact"]) < 0.15
+        assert model.decision_temperature != 1
 
 
 @pytest.mark.native

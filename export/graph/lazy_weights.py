@@ -17,6 +17,7 @@ from train.transformer.network import ModelConfig, Transformer
 
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj(\.\w+)")
 INNER = re.compile(r"(layers\.\d+\.)((?:gate|up|down)_proj\.weight)")
+SLICE = 8192  # rows whose numbers are checked at a time, since a check takes twice their memory
 LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in a node's metadata from the exporter
 
 
@@ -92,7 +93,7 @@ def read(
     """
     found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
     narrow = found.to(dtype)
-    if dtype == torch.float16 and not narrow.isfinite().all():
+    if dtype == torch.float16 and not all(some.isfinite().all() for some in narrow.split(SLICE)):
         most = f"{found.abs().max():g}"
         raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32, int8 or int4")
     if name.endswith("_proj.weight"):
