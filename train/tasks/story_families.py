@@ -44,6 +44,7 @@ STEPS: Mapping[Kind, tuple[Calculation, ...]] = {
 INPUTS: Mapping[Kind, tuple[str, ...]] = {
     kind: tuple(dict.fromkeys(re.findall(r"\{([nopmt])\}", kind.phrases[0]))) for kind in PLACES
 }  # fmt: skip
+CLAUSES = {kind: re.sub(r"\[(\w)\]", r"{eq_\1}", kind.answer) for kind in PLACES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,12 @@ def draw_words(family: Family, rng: random.Random, names: Mapping[str, Sequence[
     pal, rival = rng.sample(names[OTHER[he]], 2)
     item = rng.choice(things_of(family))
     wares, goods, extra = rng.sample([each for each in GOODS if each != item], 3)
-    bag, box, sack = rng.sample(BAGS, 3)
+    bag, box, sack = rng.sample([each for each in BAGS if each != item], 3)  # no bowls in bowls
+    people, crowd = rng.sample(PEOPLE, 2)
     return {
         "name": rng.choice(names[he]), "pal": pal, "rival": rival, "he": he, "He": he.capitalize(),
         "him": HIM[he], "his": HIS[he], "item": item, "wares": wares, "goods": goods, "extra": extra,
-        "bag": bag, "box": box, "sack": sack, "people": rng.choice(PEOPLE), "thing": rng.choice(SPENT_ON),
+        "bag": bag, "box": box, "sack": sack, "people": people, "crowd": crowd, "thing": rng.choice(SPENT_ON),
         "day": rng.choice(DAYS), "dollars": "dollars",
     }  # fmt: skip
 
@@ -180,7 +182,7 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
 
     Args:
         split: the split of its family.
-        prompts: the split that its prompt is hashed to; none but these are in `train`, where templates could make them.
+        prompts: the split that its prompt is hashed to, so that no prompt is in two splits, a template's neither.
         rng: the source of randomness.
     """
     while True:
@@ -188,9 +190,8 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
         numbers = draw_numbers(family, rng)
         for _ in range(WORDINGS if numbers else 0):
             story = word_story(family, numbers, rng)
-            problem = tell(story)
-            if split_of_sample(problem.prompt) == prompts:
-                return surface.Draft(problem, partial(rewrite, story))
+            if split_of_sample(prompt_of(story)) == prompts:
+                return surface.Draft(tell(story), partial(rewrite, story))
 
 
 def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:
@@ -222,6 +223,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def prompt_of(story: Story) -> str:
+    """Returns the sentences of a story with its words and numbers."""
+    return " ".join(capital(part.sentence.format_map({**story.words, **part.fields})) for part in story.parts)
+
+
 def tell(story: Story) -> Problem:
     """Returns the problem with its texts filled in; `group` is its number of events."""
     words = story.words
@@ -229,12 +235,10 @@ def tell(story: Story) -> Problem:
     clauses = list[str]()
     for part in story.parts:
         if part.kind.answer:
-            clause = re.sub(r"\[(\w)\]", r"{eq_\1}", part.kind.answer)
             # An answer calls the first person by name before it says "he".
-            clauses.append(clause.format_map({**(words if clauses else named), **part.fields}))
-    prompt = " ".join(capital(part.sentence.format_map({**words, **part.fields})) for part in story.parts)
+            clauses.append(CLAUSES[part.kind].format_map({**(words if clauses else named), **part.fields}))
     answer = f"{' '.join(clauses)}\n#### {story.parts[-1].fields['y']}"
-    return Problem(prompt, answer, f"events_{len(story.parts) - 2}")
+    return Problem(prompt_of(story), answer, f"events_{len(story.parts) - 2}")
 
 
 def rename(story: Story, rng: random.Random, split: str) -> Story:
