@@ -131,7 +131,7 @@ def draw_values(kind: Kind, before: int, now: int, highest: int, rng: random.Ran
         values = {"w": before, "x": now, "2": 2, "3": 3}
         for name in INPUTS[kind]:
             values[name] = rng.choice(RANGES.get(name, range(LOWEST_RESULT, highest + 1)))
-        values["y"] = now if now else values.get("n", 0)  # unless a step changes it
+        values["y"] = now if now else values.get("n", 0)  # the steps may change it
         for step in STEPS[kind]:
             result = calculate(values[step.left], step.op, values[step.right])
             if result is None or result > top:
@@ -158,19 +158,19 @@ def draw_numbers(family: Family, rng: random.Random) -> list[dict[str, int]]:
     return []
 
 
-def draw_words(family: Family, rng: random.Random, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def draw_words(family: Family, rng: random.Random) -> dict[str, str]:
     """Samples the people and things of a story.
 
     The others are never "he" if the first person is, so a pronoun has one meaning.
     """
     he = rng.choice([*OTHER])
-    pal, rival = rng.sample(names[OTHER[he]], 2)
+    pal, rival = rng.sample(OWN_NAMES[OTHER[he]], 2)
     item = rng.choice(things_of(family))
     wares, goods, extra = rng.sample([each for each in GOODS if each != item], 3)
     bag, box, sack = rng.sample([each for each in BAGS if each != item], 3)  # no bowls in bowls
     people, crowd = rng.sample(PEOPLE, 2)
     return {
-        "name": rng.choice(names[he]), "pal": pal, "rival": rival, "he": he, "He": he.capitalize(),
+        "name": rng.choice(OWN_NAMES[he]), "pal": pal, "rival": rival, "he": he, "He": he.capitalize(),
         "him": HIM[he], "his": HIS[he], "item": item, "wares": wares, "goods": goods, "extra": extra,
         "bag": bag, "box": box, "sack": sack, "people": people, "crowd": crowd, "thing": rng.choice(SPENT_ON),
         "day": rng.choice(DAYS), "dollars": "dollars",
@@ -196,7 +196,7 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
 
 def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:
     """Samples people, things and phrases for a family and its numbers."""
-    words, unit, parts = draw_words(family, rng, OWN_NAMES), family[0].makes, list[Part]()
+    words, unit, parts = draw_words(family, rng), family[0].makes, list[Part]()
     for kind, values in zip(family, numbers, strict=True):
         counted, everything = COUNTED[unit.lower()]
         equations = {
@@ -235,7 +235,7 @@ def tell(story: Story) -> Problem:
     clauses = list[str]()
     for part in story.parts:
         if part.kind.answer:
-            # An answer calls the first person by name before it says "he".
+            # An answer has the first person's name before a pronoun.
             clauses.append(CLAUSES[part.kind].format_map({**(words if clauses else named), **part.fields}))
     answer = f"{' '.join(clauses)}\n#### {story.parts[-1].fields['y']}"
     return Problem(prompt_of(story), answer, f"events_{len(story.parts) - 2}")

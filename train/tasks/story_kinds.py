@@ -30,7 +30,7 @@ class Kind:
         units: letters of the quantities that it can be about; in capitals, those of another person.
         steps: the calculations; none if nothing changes, or if a start gives `n`.
         answer: one clause, in which `[y]` is replaced by the equation of y.
-        makes: the letter of the quantity after it, or RIVAL; empty: the one before.
+        makes: the letter of the quantity after it; empty: the one before; the constant above: another person's.
         items: the things that it can be about.
     """
 
