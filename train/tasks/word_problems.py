@@ -1,23 +1,27 @@
 """Generates word problems of one to five dependent steps from templates, by a seed, and grades them.
 
 `valid` and `test` have two to five steps and are written as the templates say. `train` also has problems of one step,
-and prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one such change
-per prompt. `valid_simple` and `test_simple` have the problems of one step that are not in `train`.
+problems of a grammar's training families (`story_families`), and prompts written as people type them; `valid_surface`
+and `test_surface` are `valid` and `test` with one such change per prompt. `valid_simple` and `test_simple` have the
+problems of one step that are not in `train`, `valid_families` and `test_families` the held-out families,
+`valid_seen_families` and `test_seen_families` problems of the training families that are not in `train`.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from runtime.errors import UserError
 
-from . import first_names, surface
+from . import first_names, story_families, surface
 from .problem import Problem, split_of_sample
 from .word_orders import ORDERS
+from .word_steps import HIM, HIS, Calculation, calculate, parse_steps
 from .word_templates import NAMES, THREE_STEPS, TWO_STEPS, Template
 from .word_templates_held_out import HELD_OUT_TEMPLATES
 from .word_templates_long import FIVE_STEPS, FOUR_STEPS
@@ -25,25 +29,15 @@ from .word_templates_simple import SIMPLE_TEMPLATES
 
 SPLITS = (
     "train", "valid", "test", "test_templates", "valid_surface", "test_surface", "valid_simple", "test_simple",
+    "valid_families", "test_families", "valid_seen_families", "test_seen_families",
 )  # fmt: skip
-SIMPLE_SHARE = 0.12  # share of the training problems with one step
-HIM = {"he": "him", "she": "her"}
-HIS = {"he": "his", "she": "her"}
-LOWEST_RESULT = 2  # so that every noun in the texts is rightly in the plural
-HIGHEST_RESULT = 99
-FACTORS = range(2, 10)
+FAMILY_SHARE = 0.5  # share of the training problems that are of the grammar
+SIMPLE_SHARE = 0.12  # share of the templates' training problems with one step
 MAX_FRUITLESS_DRAWS = 20_000
 FINAL_NUMBER = re.compile(r"\s*(-?\d+(?:,\d{3})*|-?\d+)(?![\d,]*\d)(?!\.\d)")
 
 
-@dataclass(frozen=True, slots=True)
-class Calculation:
-    """A calculation `result = left op right`; an operand is a variable or a number written out."""
-
-    result: str
-    left: str
-    op: str
-    right: str
+Source = Callable[[], surface.Draft]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +62,6 @@ class Story:
     story: str
     ask: str
     fields: Mapping[str, int | str]
-
-
-def parse_steps(text: str) -> tuple[Calculation, ...]:
-    """Parses steps written `total = boxes * each; left = total - eaten`.
-
-    Raises ValueError for a step of another form, and for one that uses no result of an earlier step.
-    """
-    steps: list[Calculation] = []
-    for part in text.split(";"):
-        match part.split():
-            case [result, "=", left, ("+" | "-" | "*" | "/") as op, right]:
-                step = Calculation(result, left, op, right)
-            case _:
-                raise ValueError(f"a step must read 'result = a op b', got {part.strip()!r}")
-        if steps and not {left, right} & {earlier.result for earlier in steps}:
-            raise ValueError(f"the step {part.strip()!r} uses no earlier result")
-        steps.append(step)
-    return tuple(steps)
-
-
-def calculate(left: int, op: str, right: int) -> int | None:
-    """Returns the result of one step, or None if it breaks a rule on the size of numbers."""
-    if op == "+":
-        result = left + right
-    elif op == "-":
-        result = left - right
-    elif op == "*":
-        if left not in FACTORS or right not in FACTORS:
-            return None
-        result = left * right
-    else:
-        if right not in FACTORS or left % right:
-            return None
-        result = left // right
-    return result if LOWEST_RESULT <= result <= HIGHEST_RESULT else None
 
 
 def compile_template(template: Template) -> Compiled:
@@ -204,33 +163,50 @@ def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: s
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same problems.
 
-    Within one call only the train split may repeat a prompt. `test_templates` has templates that no other split uses;
-    a `_surface` split has the problems of `valid` or `test` of that seed, one change each, which `group` names. Raises
-    UserError for an unknown split, or if a split runs out of new prompts.
+    Within one call only the train split may repeat a prompt. `test_templates` has templates that no other split uses,
+    `valid_families` and `test_families` have families that no other split uses; a `_surface` split has the problems of
+    `valid` or `test` of that seed, one change each, which `group` names. Raises UserError for an unknown split, or if a
+    split runs out of new prompts.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
-    drafts = _draw_all(plain, count, random.Random(f"{plain}-{seed}"), random.Random(f"simple-{seed}"))
-    return surface.rewrite_for(split, seed, drafts, CHANGES)
+    return surface.rewrite_for(split, seed, _draw_all(plain, count, seed), CHANGES)
 
 
-def _draw_all(split: str, count: int, rng: random.Random, simple: random.Random) -> Iterator[surface.Draft]:
+def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
     base, _, kind = split.partition("_")
-    seen: set[str] = set()
-    for _ in range(count):
-        one_step = split == "train" and simple.random() < SIMPLE_SHARE
-        templates = SIMPLE if one_step else TEMPLATES.get(kind, TRAINING)
+    rng, seen = random.Random(f"{split}-{seed}"), set[str]()
+    sources = _sources_of_train(seed, rng) if split == "train" else itertools.repeat(_source_of(base, kind, rng))
+    for draw in itertools.islice(sources, count):
         for _ in range(MAX_FRUITLESS_DRAWS):
-            story = draw_story(rng.choice(templates), rng)
-            problem = tell(story)
-            if problem.prompt not in seen and (kind == "templates" or split_of_sample(problem.prompt) == base):
+            draft = draw()
+            prompt = draft.problem.prompt
+            if prompt not in seen and (kind == "templates" or split_of_sample(prompt) == base):
                 break
         else:
             raise UserError(f"no new prompt in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; request fewer")
         if split != "train":
-            seen.add(problem.prompt)
-        yield surface.Draft(problem, partial(rewrite, story))
+            seen.add(prompt)
+        yield draft
+
+
+def _source_of(base: str, kind: str, rng: random.Random) -> Source:
+    if kind.endswith("families"):
+        return partial(story_families.draw_draft, base if kind == "families" else "train", base, rng)
+    return partial(_draw_draft, TEMPLATES.get(kind, TRAINING), rng)
+
+
+def _sources_of_train(seed: int, rng: random.Random) -> Iterator[Source]:
+    simple, families = random.Random(f"simple-{seed}"), random.Random(f"families-{seed}")
+    while True:
+        kind = "families" if families.random() < FAMILY_SHARE else "simple" if simple.random() < SIMPLE_SHARE else ""
+        yield _source_of("train", kind, rng)
+
+
+def _draw_draft(templates: Sequence[Compiled], rng: random.Random) -> surface.Draft:
+    story = draw_story(rng.choice(templates), rng)
+    return surface.Draft(tell(story), partial(rewrite, story))
 
 
 def final_number(text: str) -> int | None:
