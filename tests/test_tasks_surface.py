@@ -29,6 +29,8 @@ DIGESTS = {
     ("code", "valid"): "253bfc2b45cbb9d5",
     ("code", "test"): "d7a0d975d0a5b188",
     ("code", "test_templates"): "db830356bae41b1e",
+    ("code", "valid_surface"): "b416fff6c85a064b",
+    ("code", "test_surface"): "52980e757adcaec5",
 }
 NUMBERS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
