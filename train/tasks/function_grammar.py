@@ -230,7 +230,10 @@ def _each_part_matters(family: Family, constants: Mapping[str, Any]) -> bool:
 
 
 def neighbors(family: Family, constants: Mapping[str, Any], rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields code and constants of the families that have another part in one slot, or none; the rest is the same."""
+    """Yields code and constants of functions next to a family's: another part, or none, in one slot; a constant +-1."""
+    for name, value in constants.items():
+        for step in (-1, 1) if isinstance(value, int) and name != "o" else ():
+            yield write(family), {**constants, name: value + step}
     for slot, names in {**slots_of(family), "result": [*results_of(family)]}.items():
         for name in ("", *names) if getattr(family, slot) else ():
             other = family._replace(**{slot: name})

@@ -43,8 +43,8 @@ WORDS = tuple(
     ]
 )
 # At most one in TOLD of the functions that a test tells from the right one may pass; POOL inputs are tried for it.
-TOLD = 40
-POOL = 40
+TOLD = 20
+POOL = 60
 LONGER = ("many", "terms", "line")  # kinds of the grammar's arguments; its families have places up to the fourth
 TURNED = ("level", "noon", "abba", "stats", "radar")
 

@@ -17,9 +17,9 @@ from runtime.errors import UserError
 
 from . import function_grammar, sandbox, surface
 from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS
+from .function_composition import Family
 from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
-from .function_grammar import Family
 from .function_inputs import Drawn, choose_telling_tests, choose_tests, is_dull, sample_inputs, write_assertion
 from .problem import Problem, split_of_sample
 
@@ -110,7 +110,7 @@ def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn
 def _telling(family: Family, drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
     """Returns assertions that tell the right function from those of neighboring families."""
     constants = {name: drawn.values[name] for name in drawn.family.draws}
-    programs = []
+    programs: list[str] = []
     for body, values in function_grammar.neighbors(family, constants, rng):
         programs.append(_answer(replace(drawn.family, body=body), f"other_{len(programs)}", {**drawn.values, **values}))
     space = _run("\n\n".join(programs))
