@@ -134,7 +134,7 @@ def test_events_in_another_order_are_of_the_same_split() -> None:
 def test_problems_are_of_their_split_s_families_and_hashed_to_their_split() -> None:
     splits = {"train": ("train", "train")}
     for side in ("valid", "test"):
-        splits |= {f"{side}_families": (side, side), f"{side}_seen_families": ("train", side)}
+        splits |= {f"{side}_families": (side, side), f"{side}_seen": ("train", side)}
     prompts = dict[str, set[str]]()
     for split, (families, side) in splits.items():
         found = stories(split, 1500 if split == "train" else 150, 1)

@@ -32,11 +32,13 @@ DIGESTS = {
     ("math", "test_simple"): "80e48d9b60fdf0ed",
     ("math", "valid_families"): "b6002108b0d992a9",
     ("math", "test_families"): "ad56057da2861a06",
-    ("math", "valid_seen_families"): "4b88a56dd0b9469b",
-    ("math", "test_seen_families"): "ae9cd7318662429d",
+    ("math", "valid_seen"): "4b88a56dd0b9469b",
+    ("math", "test_seen"): "ae9cd7318662429d",
     ("code", "valid"): "253bfc2b45cbb9d5",
     ("code", "test"): "d7a0d975d0a5b188",
     ("code", "test_templates"): "db830356bae41b1e",
+    ("code", "valid_surface"): "b416fff6c85a064b",
+    ("code", "test_surface"): "52980e757adcaec5",
 }
 NUMBERS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,

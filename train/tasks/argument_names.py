@@ -35,4 +35,13 @@ HELD_OUT_ARGUMENTS = {
     "pairs": ("pair_list", "positions", "links"),
 }
 # Kinds with their own inputs, but another kind's names.
-KINDS = {"some": "ints", "nat": "int", "few": "int", "long": "int", "turn": "str"}
+KINDS = {
+    "some": "ints",
+    "nat": "int",
+    "few": "int",
+    "long": "int",
+    "turn": "str",
+    "many": "ints",
+    "terms": "words",
+    "line": "str",
+}

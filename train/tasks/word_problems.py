@@ -4,7 +4,7 @@
 problems of a grammar's training families (`story_families`), and prompts written as people type them; `valid_surface`
 and `test_surface` are `valid` and `test` with one such change per prompt. `valid_simple` and `test_simple` have the
 problems of one step that are not in `train`, `valid_families` and `test_families` the held-out families,
-`valid_seen_families` and `test_seen_families` problems of the training families that are not in `train`.
+`valid_seen` and `test_seen` problems of the training families that are not in `train`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .word_templates_simple import SIMPLE_TEMPLATES
 
 SPLITS = (
     "train", "valid", "test", "test_templates", "valid_surface", "test_surface", "valid_simple", "test_simple",
-    "valid_families", "test_families", "valid_seen_families", "test_seen_families",
+    "valid_families", "test_families", "valid_seen", "test_seen",
 )  # fmt: skip
 FAMILY_SHARE = 0.5  # share of the training problems that are of the grammar
 SIMPLE_SHARE = 0.12  # share of the templates' training problems with one step
