@@ -1,4 +1,4 @@
-"""Answers held-out problems and grades them: accuracy, forward passes, lengths, seconds; any model, gate and backend.
+"""Generates answers to held-out problems and grades them: accuracy, forward passes, lengths, seconds; of any model.
 
 python -m train.evaluate --ckpt student.pt --task math --split test --count 2000
 python -m train.evaluate --bundle student.bundle --task code

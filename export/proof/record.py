@@ -56,8 +56,8 @@ FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
 FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
 # Another machine's fp32 may differ in the last bit and so round an activation to the neighboring quantized value, which
-# changes later rows. So a mean varies between machines by about its standard error. A single
-# mean is measured here, which tells little about that error.
+# changes later rows. So a mean varies between machines by about its standard error, which a single mean, measured
+# here, does not show.
 ERRORS = 5  # standard errors by which a bound on a mean exceeds the mean measured here
 SPREAD = 4  # the bound on the largest difference is this times the one measured here
 FLOOR_ROWS = 400  # logits rows; over fewer, a precision's least bounds on means are widened by the root of the ratio

@@ -44,7 +44,7 @@ def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
 def read_header(file: Path) -> list[StoredTensor]:
     """Returns the tensors in a safetensors file. Raises UserError if it is damaged."""
     with _opened(file) as handle:
-        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
+        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is not a mapping
         return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
 
 

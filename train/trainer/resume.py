@@ -63,7 +63,7 @@ class Run:
 
 def path_of(out: Path) -> Path:
     """Returns the path of the file from which the run that makes `out` would be resumed."""
-    out = files.named(out)
+    out = files.resolve_name(out)
     return out.with_name(out.name + ".resume")
 
 

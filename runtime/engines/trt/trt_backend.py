@@ -173,7 +173,7 @@ def slack(contract: Contract) -> int:
 
 
 def reach(build: Build, contract: Contract) -> int:
-    """Returns how many positions a request may have: the KV cache's, or without one, those of the widest pass."""
+    """Returns the most positions that a request may have: the KV cache's, or without one, those of the widest pass."""
     return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
