@@ -181,7 +181,7 @@ def record_reference(
     first = first_load_count(source, recorded.forwards)
     if backend is None:
         bounds, part = (least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first]))
-        told = f"{counted(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
+        told = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
         return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
     scatter = scatter_of(recorded.forwards, replayed)
@@ -216,10 +216,10 @@ def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Ch
     """Sums up what was recorded and how far the exported engine is from it."""
     missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
     figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
-    return Check("reference", all(each.ok for each in checks), counted(recorded) + missed + figures)
+    return Check("reference", all(each.ok for each in checks), describe_counts(recorded) + missed + figures)
 
 
-def counted(reference: Reference) -> str:
+def describe_counts(reference: Reference) -> str:
     """Returns how much was recorded, as text."""
     rows = rows_of(reference.forwards)
     return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"

@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> Study:
     for row, file in found:
         print(f"== {row.title}: {file}", file=sys.stderr)
         measured[row.title] = measure(row, file, plan, measured.get(TEACHER), known)
-        study["rows"] = ordered({**recorded, **measured})
+        study["rows"] = order_rows({**recorded, **measured})
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
     page = study_page.text(study)
     replace_file(args.out / "study.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> Study:
     return study
 
 
-def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def order_rows(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows that ROWS lists, in its order; rows of several seeds by title."""
     places = {title: place(title) for title in rows}
     titles = [title for title, at in places.items() if at is not None]
