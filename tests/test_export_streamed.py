@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import foreign
 import numpy as np
@@ -32,14 +33,14 @@ from export.graph.step_graph import trace
 from export.proof.by_layer import by_layer
 from export.proof.compare import compare
 from export.proof.prove import fits_whole
-from export.quantization.ort_formats import ORT_FORMATS
+from export.quantization.ort_formats import ORT_FORMATS, formats_of
 from export.quantization.ort_int8 import dequantize, quantize
 from runtime import load as load_bundle
 from runtime.bundle import store
 from runtime.contract import Contract
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort import threads as cores
-from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_backend import OrtBackend, load_session
 from runtime.errors import NumericalError, UserError
 from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
@@ -144,16 +145,23 @@ def test_each_weight_is_read_once_and_none_is_kept(precision: str, tmp_path: Pat
     assert counted.most == 2 * 160 * (96 + 48 + 48)  # queries, keys and values, which are packed; bytes in bf16
 
 
-GROWTH = """
-import resource, sys
+PEAK = '''
+import sys
 from pathlib import Path
+
+def peak():
+    """KiB. Not ru_maxrss: a process inherits that of the one that started it."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+'''
+
+GROWTH = (
+    PEAK
+    + """
 import onnx_ir as ir
 from export.graph.graph_writer import write_graph
 from export.graph.lazy_weights import attach
 from train.huggingface.weights import DirectoryWeights, read_header
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 there = {stored.name: stored for stored in read_header(Path(sys.argv[1]))}
 shapes = {name: (stored.shape[1], stored.shape[0]) for name, stored in there.items()}
@@ -167,6 +175,7 @@ before = peak()
 write_graph(model, Path(sys.argv[2]), "ort-fp32")
 print(peak() - before)
 """
+)
 
 
 @pytest.mark.long
@@ -260,6 +269,54 @@ def test_a_damaged_weight_fails_the_check_of_its_part_alone(
     if check == "layers" and "down_proj" in tensor:
         assert "(layer 1)" in found[1].detail
     assert sorted(file.name for file in graph.parent.iterdir()) == sorted([graph.name, data.name])
+
+
+SESSION = (
+    PEAK
+    + """
+from runtime.engines.ort.ort_backend import load_session
+
+before = peak()
+load_session(Path(sys.argv[1]), 1, prepacking=sys.argv[2] == "1")
+print(peak() - before)
+"""
+)
+
+
+@pytest.mark.long
+def test_a_part_in_fp16_is_in_memory_twice_and_not_three_times(tmp_path: Path) -> None:
+    """64 MB of weights in fp16, which ONNX Runtime holds in fp32 too, 128 MB; a packed copy of these is left out."""
+    weight = ir.tensor(np.full((1024, 32768), 0.5, np.float16), name="w")
+    x, w = ir.val("x", ir.DataType.FLOAT16, (1, 1024)), ir.val("w", const_value=weight)
+    node = ir.node("MatMul", [x, w])
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 23})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT16), ir.Shape((1, 32768))
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "m.onnx", external_data="m.data")
+    peaks = []
+    for packed in "01":
+        words = [sys.executable, "-c", SESSION, str(tmp_path / "m.onnx"), packed]
+        peaks.append(int(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout) * 1024)
+    assert peaks[0] < 215e6 and peaks[0] < peaks[1] - 40e6, peaks
+
+
+@pytest.mark.parametrize(("precision", "packed"), [("fp16", False), ("int8", True)])
+def test_only_integer_products_are_proved_with_packed_weights(
+    precision: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integer products have other kernels without; of fp16 the packed fp32 copies would only take memory."""
+    seen = list[bool]()
+
+    def loaded(*args: Any, prepacking: bool, **keywords: Any) -> Any:
+        seen.append(prepacking)
+        return load_session(*args, prepacking=prepacking, **keywords)
+
+    monkeypatch.setattr("export.proof.by_layer.load_session", loaded)
+    source = tiny.checkpoint(SEED)
+    contract = exported_contract(source, None)
+    [graph, *_] = write_ort_graph(source, contract, precision, tmp_path)
+    assert all(each.ok for each in by_layer(source, contract, graph, precision, formats_of("ort", precision)))
+    assert seen == [packed] * (contract.layers + 2)
 
 
 def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SMALLEST = 64  # positions of the shortest KV cache; longer ones double, up to t
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
 SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
+NO_PREPACKING = "session.disable_prepacking"  # likewise, "0" by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,24 +320,23 @@ def load_session(
     files: Collection[str] = (),
     *,
     allow_spinning: bool = True,
+    prepacking: bool = True,
 ) -> ort.InferenceSession:
     """Returns a session, which several backends may share.
 
     Args:
         files: the engine's files in the manifest, see `ort_files.create_session`.
-        allow_spinning: whether threads without work spin for a while, ready for the next operator. If not, they sleep
-            at once: they wake more slowly, but leave the cores to others, such as PyTorch in the same process.
+        allow_spinning: whether idle threads spin, ready for the next operator, or sleep and leave the cores to others.
+        prepacking: whether to copy weights into a layout that is faster to multiply; takes their memory once more.
 
     Raises:
         UserError: if ONNX Runtime cannot load the file or use the device.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
-    if not allow_spinning:
-        options.add_session_config_entry(SPINNING, "0")
+    for name, on in ((SPINNING, allow_spinning), (NO_PREPACKING, not prepacking)):
+        options.add_session_config_entry(name, str(int(on)))
     if device != "cpu":
         return ort_cuda.open_session(model, options, files)
     require_exact_products(options)

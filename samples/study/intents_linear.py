@@ -1,6 +1,6 @@
 """Measures linear classifiers on the held-out families of task `intents`: one for the intent, one for each slot.
 
-    python -m samples.study.intents_rival --sizes 1250,5000,20000 --out intents_rival.json
+    python -m samples.study.intents_linear --sizes 1250,5000,20000 --out intents_linear.json
 
 They are logistic regressions, one per value against the rest, on TF-IDF of n-grams: of 1 to 3 words, and of 2 to 5
 characters within words. They learn from the first utterances of the split `train`. Needs scikit-learn.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from train.tasks import Problem, intents
 
 SIZES, COUNT, REGULARIZATION = "1250,5000,20000", 2000, 10.0
 SPLITS = ("valid", "test", "test_surface")
-INSTALL = "samples.study.intents_rival needs scikit-learn, which is not installed: pip install scikit-learn"
+TIMED = 200  # utterances that are answered one by one
+INSTALL = "samples.study.intents_linear needs scikit-learn, which is not installed: pip install scikit-learn"
 
 Labels = dict[str, list[str]]
 
@@ -81,14 +83,30 @@ def measure(size: int, count: int, fields: Sequence[str], regularization: float,
     known = features.fit_transform([problem.prompt for problem in train])
     seen = {split: features.transform([each.prompt for each in problems]) for split, problems in held_out.items()}
     learned, given = labels_of(train, fields), {split: Labels() for split in SPLITS}
+    models = list[Any]()
     for field in fields:
         values = {*learned[field]}
         model = classifier(regularization).fit(known, learned[field]) if len(values) > 1 else None
+        models += [model] if model else []
         for split, rows in seen.items():
             guesses = model.predict(rows) if model else [*values] * len(held_out[split])
             given[split][field] = [str(each) for each in guesses]
     results = {split: shares(given[split], labels_of(held_out[split], fields)) for split in SPLITS}
-    return {"size": size, "features": known.shape[1], "cpu_seconds": round(time.process_time() - started, 1), **results}
+    seconds = round(time.process_time() - started, 1)
+    spent = milliseconds(features, models, held_out["test"][:TIMED])
+    return {"size": size, "features": known.shape[1], "cpu_seconds": seconds, "ms": spent, **results}
+
+
+def milliseconds(features: Any, models: Sequence[Any], problems: Sequence[Problem]) -> float:
+    """Returns the median time in which all classifiers answer one utterance, features included."""
+    times = []
+    for problem in problems:
+        started = time.perf_counter()
+        row = features.transform([problem.prompt])
+        for model in models:
+            model.predict(row)
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times), 3)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -144,7 +162,7 @@ OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    p = command_parser("samples.study.intents_rival", (__doc__ or "").splitlines()[0], OPTIONS)
+    p = command_parser("samples.study.intents_linear", (__doc__ or "").splitlines()[0], OPTIONS)
     return run_command(lambda: command(p.parse_args(argv)))
 
 

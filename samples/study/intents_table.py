@@ -1,0 +1,241 @@
+"""Accuracy, time and forward passes of ways to fill the form of task `intents`, on held-out utterances.
+
+    python -m samples.study.intents_table runs/intents --linear samples/results/intents_linear.json \\
+        --out samples/results/intents.json
+
+The folder is what samples/recipe.sh wrote, with a bundle of the baseline (`blockstep export onnx --ckpt
+runs/intents/baseline.pt --candidates 64 --out runs/intents/baseline.bundle`). The student decides the form, `parallel`
+or `ordered`, or writes JSON text, which is parsed; the autoregressive baseline scores the same values from left to
+right (`ordered`: its block is one token), or writes the text. Every utterance is answered in every way before the next
+one, in one process and one thread. `samples.study.intents_linear` writes the linear classifiers' file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from runtime.bundle import manifest
+from runtime.cli import DONE, command_parser, option
+from runtime.cli import run as run_command
+from runtime.decisions.form import Form, Probability
+from runtime.errors import UserError
+from runtime.model import Model
+from runtime.open_bundle import load
+from runtime.perf.conditions import processor_name
+from train.evaluation.decisions import right_indices
+from train.evaluation.intervals import paired_difference, proportion
+from train.evaluation.temperature import calibration, collect
+from train.storage.output_files import check_file, replace_file
+from train.tasks import Problem, intents
+
+SPLITS = ("test", "test_surface")
+TEXT = "JSON text"
+STUDENT = ("ort-fp32", "ort-int8")
+SHOWN = ("exact", "intent_accuracy", "slots_accuracy")
+INTRO = """# Ways to fill a form
+
+{} utterances per split of task `intents`, whose families no model has seen; {}, one thread. A whole form is the intent
+and nine slots. 95 % intervals in parentheses; times are medians of one utterance, tokenizing included. Made by
+`python -m samples.study.intents_table`; every figure is in `intents.json`.
+"""
+CALIBRATED = """
+Calibration: expected calibration error of the fields' values on the same utterances, at temperature 1 and at the
+bundle's own, which `blockstep train calibrate --decisions` fitted on other ones.
+"""
+
+HEADS = (
+    "model", "values by", "whole form right, %", "to the first row", "intent, %", "slots, %", "within the schema",
+    "forward passes", "ms",
+)  # fmt: skip
+CALIBRATION_HEADS = (
+    "split", "model", "probabilities", "temperature", "error at 1, %", "error, %", "log-likelihood at 1",
+    "log-likelihood",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What one way gave, by utterance: text, forward passes, wall-clock and CPU ms; by field: the probabilities of its
+    values at temperature 1, and the index of the right one."""
+
+    texts: list[str] = field(default_factory=list)
+    forwards: list[int] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    cpu_milliseconds: list[float] = field(default_factory=list)
+    probabilities: list[Sequence[float]] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Names a model and how it fills the form: `parallel`, `ordered` or TEXT."""
+
+    model: str
+    how: str
+
+
+def answer(model: Model, way: Way, problem: Problem, form: Form, to: Outcomes) -> None:
+    """Fills the form of one utterance and adds what came of it to `to`."""
+    cpu, started = time.process_time(), time.perf_counter()
+    if way.how == TEXT:
+        written = model.generate(problem.prompt)
+        text, forwards = written.text, written.result.forwards
+    else:
+        made = model.decide_form(problem.prompt, form, probability=cast(Probability, way.how), temperature=1.0)
+        text, forwards = made.text, made.forwards
+    to.milliseconds.append(1000 * (time.perf_counter() - started))
+    to.cpu_milliseconds.append(1000 * (time.process_time() - cpu))
+    to.texts.append(text)
+    to.forwards.append(forwards)
+    if way.how != TEXT:
+        to.probabilities += [each.probabilities for each in made.fields]
+        to.right += right_indices(form, problem.answer)
+
+
+def measure(models: Mapping[str, Model], ways: Sequence[Way], problems: Sequence[Problem]) -> dict[Way, Outcomes]:
+    """Answers every utterance in every way, utterance by utterance."""
+    form, found = intents.form(), {way: Outcomes() for way in ways}
+    for problem in tqdm(problems, unit="utterance", mininterval=2):
+        for before, way in zip([None, *ways], ways, strict=False):
+            if before is None or before.model != way.model:
+                # Not kept: the first answer after another model's reads all weights from memory again.
+                answer(models[way.model], way, problem, form, Outcomes())
+            answer(models[way.model], way, problem, form, found[way])
+    return found
+
+
+def verdicts(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, list[bool]]:
+    """Returns by SHOWN which utterances are right."""
+    given = [intents.read_answer(text) or {} for text in texts]
+    right = [json.loads(problem.answer) for problem in problems]
+    same = [
+        {name: one.get(name, "") == two[name] for name in intents.FIELDS} for one, two in zip(given, right, strict=True)
+    ]
+    slots = [all(each[slot] for slot in intents.SLOTS) for each in same]
+    intent = [each["intent"] for each in same]
+    return {
+        "exact": [a and b for a, b in zip(slots, intent, strict=True)],
+        "intent_accuracy": intent,
+        "slots_accuracy": slots,
+    }
+
+
+def row_of(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
+    """Returns a way's figures. first: which whole forms of the first way are right, for the paired difference."""
+    row: Row = {"model": way.model, "how": way.how, "problems": len(problems)}
+    by_name = verdicts(problems, found.texts)
+    for name, right in by_name.items():
+        share = proportion(right)
+        row |= {name: round(share.mean, 5), f"{name}_95": [round(share.low, 5), round(share.high, 5)]}
+    apart = paired_difference(by_name["exact"], first)
+    row["exact_to_first"] = [round(value, 5) for value in (apart.mean, apart.low, apart.high)]
+    row["within_schema"] = sum(intents.read_answer(text) is not None for text in found.texts)
+    row["forwards"] = round(statistics.fmean(found.forwards), 3)
+    row["ms"] = round(statistics.median(found.milliseconds), 3)
+    row["cpu_ms"] = round(statistics.fmean(found.cpu_milliseconds), 3)
+    if way.how != TEXT:
+        decided = collect(found.probabilities, found.right)
+        row["calibration"] = [calibration(decided, heat).as_dict() for heat in (1.0, model.decision_temperature)]
+    return row
+
+
+def markdown(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the tables, one per split."""
+    yield INTRO.format(report["count"], report["cpu"])
+    for split, rows in report["splits"].items():
+        yield f"\n## {split}\n"
+        yield f"| {' | '.join(HEADS)} |"
+        yield f"|{'---|' * len(HEADS)}"
+        for place, row in enumerate(rows):
+            shares = [f"{percent(row[name])} ({' to '.join(map(percent, row[f'{name}_95']))})" for name in SHOWN]
+            mean, low, high = map(percent, row["exact_to_first"])
+            apart = f"{mean} ({low} to {high})" if place else ""
+            cells = [row["model"], row["how"], shares[0], apart, *shares[1:], f"{row['within_schema']:,}"]
+            yield f"| {' | '.join(cells)} | {row['forwards']:.2f} | {row['ms']:.2f} |"
+        for row in report["linear"]:
+            shares = [
+                f"{percent(row[split][name])} ({' to '.join(map(percent, row[split][f'{name}_95']))})" for name in SHOWN
+            ]
+            cells = [f"linear classifiers, {row['size']:,} utterances", "", shares[0], "", *shares[1:], "all", ""]
+            yield f"| {' | '.join(cells)} | {row['ms']:.2f} |"
+    yield CALIBRATED
+    yield f"| {' | '.join(CALIBRATION_HEADS)} |"
+    yield f"|{'---|' * len(CALIBRATION_HEADS)}"
+    for split, rows in report["splits"].items():
+        for row in rows:
+            if "calibration" in row:
+                before, after = row["calibration"]
+                errors = [percent(each["expected_calibration_error"], 2) for each in (before, after)]
+                likelihoods = [f"{-each['negative_log_likelihood']:.4f}" for each in (before, after)]
+                cells = [split, row["model"], row["how"], f"{after['temperature']:.3f}", *errors, *likelihoods]
+                yield f"| {' | '.join(cells)} |"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Returns a share as a percentage."""
+    return f"{100 * share:.{digits}f}"
+
+
+def open_models(runs: Path) -> tuple[dict[str, Model], list[Way]]:
+    """Returns the models by name, and the ways of each in the order of the table."""
+    models, ways = dict[str, Model](), list[Way]()
+    for engine in STUDENT:
+        name = f"student, {engine}"
+        models[name] = load(runs / "student.bundle", engine=engine, threads=1, allow_spinning=False)
+        ways += [Way(name, how) for how in ("parallel", "ordered", TEXT)]
+    models["baseline, ort-fp32"] = load(runs / "baseline.bundle", engine=STUDENT[0], threads=1, allow_spinning=False)
+    ways += [Way("baseline, ort-fp32", how) for how in ("ordered", TEXT)]
+    return models, ways
+
+
+def command(args: argparse.Namespace) -> int:
+    """Measures, writes the report and its page, and prints the page."""
+    check_file(args.out)
+    if args.count < 1:
+        raise UserError(f"--count is {args.count}; expected at least one utterance per split")
+    linear = json.loads(args.linear.read_text(encoding="utf-8"))["rows"] if args.linear else []
+    models, ways = open_models(args.runs)
+    report: dict[str, Any] = {"count": args.count, "cpu": processor_name(), "linear": linear, "splits": {}}
+    report["engines"] = {
+        name: manifest.read(args.runs / f"{name}.bundle").engine(STUDENT[0]).model for name in ("student", "baseline")
+    }
+    for split in SPLITS:
+        problems = [*intents.problems(split, args.count, 0)]
+        found = measure(models, ways, problems)
+        first = verdicts(problems, found[ways[0]].texts)["exact"]
+        report["splits"][split] = [row_of(way, models[way.model], found[way], problems, first) for way in ways]
+    text, values = "\n".join(markdown(report)) + "\n", json.dumps(report, indent=1) + "\n"
+    replace_file(args.out, lambda path: path.write_text(values, encoding="utf-8"))
+    replace_file(args.out.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
+    print(text)
+    return DONE
+
+
+OPTIONS = (
+    option("runs", type=Path, metavar="RUNS", help="folder that the recipe wrote"),
+    option("--linear", type=Path, help="what samples.study.intents_linear --out wrote (default: no classifiers)"),
+    option("--count", type=int, default=2000, help="utterances per split (default: 2000)"),
+    option("--out", type=Path, required=True, help="JSON file to write; the page is written next to it, as .md"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    p = command_parser("samples.study.intents_table", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: command(p.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
