@@ -37,7 +37,7 @@ help:
 	@echo "make coverage   the suite's branch coverage of runtime/ and export/"
 	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
 	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
-	@echo "make bench   a step, whole answers, the host beside their rivals, on this idle machine: page and figure in samples/results"
+	@echo "make bench   a step, whole answers, the host, next to PyTorch and llama.cpp, on this idle machine: page and figure in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: every engine proved and timed, one page to paste (FLAVOR=rtx or trt)"
 	@echo "make gpu-report NO_INSTALL=1   the same without a network, with what PYTHON has: nothing is installed"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
 from runtime.errors import UserError
-from runtime.files import in_cache, name_of, named
+from runtime.files import in_cache, name_of, resolve_name
 from runtime.text import chat_template
 from train.checkpoint import Checkpoint
 from train.torch_backend import contract_of
@@ -28,7 +28,7 @@ def default_out(ckpt: Path) -> Path:
 
     A directory's name keeps what follows a dot (SDAR-1.7B-Chat). A path that ends in `..` is resolved to have a name.
     """
-    ckpt = named(ckpt)
+    ckpt = resolve_name(ckpt)
     name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
     return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
 

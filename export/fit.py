@@ -224,7 +224,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict], context: int | 
 
 
 def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
-    """Returns the length of the vector `part`, or the size beside `other` of the matrix with `part` in its name."""
+    """Returns the length of the vector `part`, or the size of the matrix `part` in the dimension other than `other`."""
     for name, dims in sizes.items():
         if part == name and len(dims) == 1:
             return dims[0]

@@ -1,4 +1,4 @@
-"""Records where a bundle came from: checkpoint fingerprint, exporter, libraries, the model's shape and context."""
+"""Records what a bundle was made of: checkpoint fingerprint, exporter, libraries, the model's shape and context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 
 def provenance(ckpt: Path, overrides: Overrides, source: Checkpoint) -> dict[str, Any]:
-    """Returns where a bundle came from, its model's shape, from which `runtime.roofline` counts operations, and the
+    """Returns what a bundle was made of, its model's shape, from which `runtime.roofline` counts operations, and the
     context (positions) that it was trained with, which no engine's capacity may exceed."""
     return {
         "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),

@@ -148,7 +148,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help=f"prompt to answer (default: {PROMPT})")
     prompts.add_argument(
-        "--prompts", metavar="FILE.jsonl", help='prompts to answer in turn, one {"prompt": ...} per line'
+        "--prompts",
+        metavar="FILE.jsonl",
+        help='file of prompts to answer in turn, one {"prompt": ...} per line (default: none)',
     )
     args = parser.parse_args(argv)
     if args.repeat < 1 or args.warmup < 0:

@@ -35,8 +35,8 @@ HELP = {  # help texts that do not fit on the line of their option below
         "model's contract)"
     ),
     "verify": (
-        "when to check the bundle: hashes of its files, an isolated load check, and a replay of forward passes that "
-        "PyTorch recorded; at the first load, at every load, or never (default: first)"
+        "loads at which the bundle is checked, by hashes of its files, an isolated load check, and a replay of forward "
+        "passes that PyTorch recorded: the first on this machine, all, or none (default: first)"
     ),
     "trust-engine": (
         "load a TensorRT engine that this machine did not build; it is native code and runs as you (default: refuse it)"

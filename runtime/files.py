@@ -34,7 +34,7 @@ def stage(path: Path) -> Iterator[Path]:
     """
     _refuse_special(path)
     folder = _beside(path)
-    with locked(folder, wait=False) as alone:
+    with hold_lock(folder, wait=False) as alone:
         if alone:
             _clear(folder)
         else:
@@ -55,11 +55,12 @@ def sweep(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds the lock of `folder`, which is made if it is missing; yields False if the file system has no locks.
+def hold_lock(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock on `folder`, which is made if it is missing, while the context is open.
 
-    The holder may remove the folder: the next holder makes it again. Raises BlockingIOError if another handle has the
-    lock and `wait` is False, OSError if the folder cannot be made.
+    Yields whether it is locked: False if the file system has no locks. The holder may remove the folder: the next
+    holder makes it again. Raises BlockingIOError if another handle has the lock and `wait` is False, OSError if the
+    folder cannot be made.
     """
     handle = None
     while handle is None:
@@ -79,7 +80,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file once its bytes are on the disk, and waits until its name is too; replaces a link at `target`."""
+    """Flushes a file to the disk, renames it, and flushes its new name; replaces a link at `target`, not its file."""
     flush(source)
     os.replace(source, target)
     flush(target.parent)
@@ -131,18 +132,18 @@ def flush_tree(folder: Path) -> None:
 
 
 def real_path(path: Path) -> Path:
-    """Resolves links, even one that leads to itself, for which Path.resolve fails before Python 3.13."""
+    """Resolves links; one that leads to itself is returned as it is, and Path.resolve raises before Python 3.13."""
     return Path(os.path.realpath(path))
 
 
-def named(path: Path) -> Path:
-    """Returns a path that ends in a name: resolves one that does not, such as `.` and `..`."""
+def resolve_name(path: Path) -> Path:
+    """Returns the path, resolved if it does not end in a name, as `.` and `..` do not."""
     return real_path(path) if path.name in ("", "..") else path
 
 
 def name_of(path: Path) -> str:
     """Returns the name of the model in a folder: the folder's name, or in a Hugging Face cache the repository's."""
-    path = named(path).absolute()
+    path = resolve_name(path).absolute()
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith(REPOSITORY):  # the folder's name is a commit's hash
         return repository.split("--")[-1]
@@ -184,11 +185,13 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    path = named(path)
+    """Returns the path of the staging directory for `path`, in the same folder."""
+    path = resolve_name(path)
     return path.with_name(f".{path.name}.part")
 
 
 def _is_at(handle: int, folder: Path) -> bool:
+    """Returns whether an open folder is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(folder))
     except FileNotFoundError:

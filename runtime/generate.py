@@ -193,7 +193,7 @@ OPTIONS = (
         metavar="PROMPT",
         help="prompt text (default, and for -: read from stdin, without its last line end)",
     ),
-    option("--token-ids", metavar="1,2,3", help="prompt as token ids, instead of PROMPT"),
+    option("--token-ids", metavar="1,2,3", help="prompt as token ids, instead of PROMPT (default: none)"),
     option(
         "--max-new-tokens",
         type=int,

@@ -35,7 +35,10 @@ DESCRIPTION = (
 )
 HELP = {  # help texts that do not fit on the line of their option below
     "devices": f"devices to estimate: {', '.join(DEVICES)}, or local, this processor (default: all)",
-    "shape": f"shape of the model in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false",
+    "shape": (
+        f"shape of the model in numbers, such as {PAIRS}; also tied, qk_norm, qkv_bias, each true or false (default: "
+        "--model's)"
+    ),
     "precision": (
         "precision of the weights; steps of BUNDLE are measured in its engine's precision alone (default: that "
         "one, or fp16 without BUNDLE)"
@@ -214,7 +217,10 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(f"{__package__}.roofline", DESCRIPTION, OPTIONS)
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
-        "bundle", nargs="?", metavar="BUNDLE", help="bundle whose model is estimated and whose steps are measured here"
+        "bundle",
+        nargs="?",
+        metavar="BUNDLE",
+        help="bundle whose model is estimated and whose steps are measured here (default: none, the shape of --model)",
     )
     model.add_argument(
         "--model", choices=tuple(SHAPES), help=f"name of a published model's shape (default: {next(iter(SHAPES))})"

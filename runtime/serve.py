@@ -157,7 +157,7 @@ def api_keys(file: str | None) -> tuple[str, ...]:
     return keys
 
 
-def allowed(text: str) -> str:
+def parse_host(text: str) -> str:
     """Parses a host name; refuses a URL or a pattern, which no client's `Host` header would match."""
     if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\](:\d+)?", text):
         raise argparse.ArgumentTypeError(
@@ -172,7 +172,7 @@ OPTIONS = (
     ),
     option("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"),
     option("--port", type=port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
-    option("--allow-host", action="append", type=allowed, default=[], metavar="NAME", help=HELP["allow-host"]),
+    option("--allow-host", action="append", type=parse_host, default=[], metavar="NAME", help=HELP["allow-host"]),
     option("--name", help="model name in the API (default: the bundle's name)"),
     option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
     option("--slots", type=at_least_1, metavar="N", help=HELP["slots"]),

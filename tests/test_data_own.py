@@ -147,9 +147,9 @@ def test_an_evaluation_leaves_out_lines_and_its_report_says_which(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"right": [1]}, "its outcomes are not whole"), ({"right": ["a", 1]}, "its outcomes are not whole"),
-        ({"right": [], "forwards": []}, "its outcomes are not whole"), ({"forwards": None}, "not NoneType"),
-        ({"left_out": ["x"]}, "its outcomes are not whole"), ({}, "of other problems"), (None, "nested too deeply"),
+        ({"right": [1]}, "its per_problem is damaged"), ({"right": ["a", 1]}, "its per_problem is damaged"),
+        ({"right": [], "forwards": []}, "its per_problem is damaged"), ({"forwards": None}, "not NoneType"),
+        ({"left_out": ["x"]}, "its per_problem is damaged"), ({}, "of other problems"), (None, "nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_report_is_checked_before_the_work_that_is_compared_with_it(

@@ -211,7 +211,7 @@ def test_tensors_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     assert "without g_idx" in refusal(g_idx=None)
     assert "without qzeros" in refusal(qzeros=None)
     assert "extra tensor model.layers.1.self_attn.o_proj.bias" in refusal(bias=torch.ones(32))
-    assert "quantized and as it was" in refusal(weight=torch.ones(32, 64))
+    assert "both quantized and unquantized" in refusal(weight=torch.ones(32, 64))
     assert "is F32; expected I32" in refusal(qweight=whole[f"{module}.qweight"].float())
     assert "groups outside 0 to 3" in refusal(g_idx=whole[f"{module}.g_idx"] + 1)
     save_file(whole | {f"{module}.bias": torch.zeros(32)}, file, {"format": "pt"})  # as older libraries write it

@@ -232,4 +232,4 @@ def test_a_table_of_other_words_or_of_an_older_report_is_refused(
     assert pronounce_table.main([*words, str(rivals)]) == 2
     assert "has no word_error_without_stress; evaluate the task pronounce again" in capsys.readouterr().err
     assert pronounce_table.main([*words, str(tmp_path / "none.json")]) == 2
-    assert "is no report of samples.study.pronounce_rivals" in capsys.readouterr().err
+    assert "is not a report of samples.study.pronounce_rivals" in capsys.readouterr().err

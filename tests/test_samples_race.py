@@ -272,4 +272,4 @@ def test_wrong_options_are_told_in_one_line(
 def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bench.json").write_text("{")
     assert command.main(["--only", "host", "--out", str(tmp_path)]) == 2
-    assert "is no report of the bench" in capsys.readouterr().err and (tmp_path / "bench.json").read_text() == "{"
+    assert "is not a report of the bench" in capsys.readouterr().err and (tmp_path / "bench.json").read_text() == "{"

@@ -125,7 +125,7 @@ def test_a_study_of_other_settings_or_a_damaged_one_is_left_as_it_is(
     for extra, said in [
         (["--count", "2"], "made with count 3, here it is 2"),
         (["--judged-seed", "0"], "made with judged_seed 1, here it is 0"),
-        (["--split", "valid"], "--split is valid, where thresholds are chosen"),
+        (["--split", "valid"], "--split is valid, on which thresholds are chosen"),
     ]:
         assert study.main(words_of(models, *extra)) == 2
         err = capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_a_study_of_other_settings_or_a_damaged_one_is_left_as_it_is(
     for damaged in ("[]", '{"rows": [{"title": "teacher"}]}', '{"rows": [1]}', "{"):
         path.write_text(damaged, encoding="utf-8")
         assert study.main(words_of(models)) == 2
-        assert "is no study" in capsys.readouterr().err and path.read_text(encoding="utf-8") == damaged
+        assert "is not a study" in capsys.readouterr().err and path.read_text(encoding="utf-8") == damaged
 
 
 def test_a_study_needs_its_teacher(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def share_below_1(text: str) -> float:
 
 
 def seed_number(text: str) -> int:
-    """Parses a seed; its limit makes the seeds derived from it, per update and process, fit in 64 bits."""
+    """Parses a seed; the limit keeps the seeds that are derived from it, per update and process, within 64 bits."""
     try:
         value = int(text)
     except ValueError:
@@ -102,7 +102,7 @@ def number(text: str) -> int | float | str:
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
-    """Returns the overrides given as options, except those in `leave_out`, which mean something else in the command."""
+    """Returns the overrides given as options, without those in `leave_out`, whose meaning differs in the command."""
     names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
     return Overrides(**{name: getattr(args, name) for name in names})
 
@@ -134,8 +134,8 @@ DIRECTORY_OPTIONS = (
         help="folder of a PEFT LoRA adapter to merge into the weights (default: none)",
     ),
 )
-# RAW_OPTION is for commands that encode prompts, the next two for those that write a step graph, the last for those
-# that may run under torchrun.
+# RAW_OPTION is for commands that encode prompts, CANDIDATES_OPTION and TOP_K_OPTION for those that write a step graph,
+# DEVICE_OPTION for those that may run under torchrun.
 RAW_OPTION = option("--raw", action="store_true", help=HELP["raw"])
 CANDIDATES_OPTION = option("--candidates", type=int, default=0, metavar="N", help=HELP["candidates"])
 TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["top-k"])
@@ -150,7 +150,7 @@ TRAINING_OPTIONS = (  # for commands that train
     option(
         "--compile",
         action="store_true",
-        help="run the model through torch.compile, faster (docs/distil.md); needs a C++ compiler (default: off)",
+        help="compile the model with torch.compile, for speed (docs/distil.md); needs a C++ compiler (default: off)",
     ),
     option("--tensorboard", type=Path, metavar="DIR", help=HELP["tensorboard"]),
     option("--json", action="store_true", help=HELP["json"]),

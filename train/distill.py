@@ -234,7 +234,12 @@ OPTIONS = (
         metavar="R",
         help="rank of a LoRA adapter to train instead of all weights (default: all weights)",
     ),
-    option("--lora-alpha", type=float, metavar="A", help="scale of the adapter, as A / R (default: R)"),
+    option(
+        "--lora-alpha",
+        type=float,
+        metavar="A",
+        help="alpha of the adapter, which is scaled by A / rank (default: the rank)",
+    ),
     option("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"]),
     option("--task", default="math,code", help=HELP["task"]),
     option("--next-token", type=float, default=0.0, help=HELP["next-token"]),

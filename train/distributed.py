@@ -122,10 +122,10 @@ def place(model: Transformer, device: str) -> Transformer:
     in between.
     """
     if size() > 1:
-        return _sharded(model, device)
+        return _shard(model, device)
     if device != "cpu":
         model.to(device)
-        model.register_forward_pre_hook(_moved, with_kwargs=True)
+        model.register_forward_pre_hook(_move_inputs, with_kwargs=True)
     return model
 
 
@@ -242,7 +242,7 @@ def agreed(act: Callable[[], object]) -> None:
         raise UserError("another process cannot go on; see its message")
 
 
-def _sharded(model: Transformer, device: str) -> Transformer:
+def _shard(model: Transformer, device: str) -> Transformer:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -257,7 +257,9 @@ def _sharded(model: Transformer, device: str) -> Transformer:
     return model
 
 
-def _moved(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _move_inputs(
+    model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns a forward pass's inputs, moved to the device of the model's weights."""
     device = next(model.parameters()).device
 

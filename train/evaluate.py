@@ -1,4 +1,4 @@
-"""Answers held-out problems and grades them: accuracy, forward passes, lengths, seconds; any model, gate and backend.
+"""Generates answers to held-out problems and grades them: accuracy, forward passes, lengths, seconds; of any model.
 
 python -m train.evaluate --ckpt student.pt --task math --split test --count 2000
 python -m train.evaluate --bundle student.bundle --task code
@@ -91,7 +91,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     }
     report["by_group"] = by_group(problems, found.right)
     if other is not None:
-        report["against"] = compared(other, per_problem)
+        report["against"] = compare(other, per_problem)
     if args.out:
         text = json.dumps({**report, "per_problem": per_problem})
         replace_file(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -128,7 +128,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
         raise UserError(f"--against {path} is of other problems: {what}; evaluate both alike")
 
 
-def compared(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
+def compare(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
     """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forward passes."""
     theirs = other["per_problem"]
     difference = paired_difference(per_problem["right"], theirs["right"])

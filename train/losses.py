@@ -40,7 +40,7 @@ def denoising(student: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     student [n, vocab]: log-probabilities; target int64 [n]; weight [n].
     """
-    return _weighted(F.nll_loss(student, send(target, student.device), reduction="none"), weight)
+    return _weigh(F.nll_loss(student, send(target, student.device), reduction="none"), weight)
 
 
 def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, weight: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def tempered_distillation(teacher: Tensor, student: Tensor, temperature: float, 
     """
     target = torch.log_softmax(teacher.detach() / temperature, dim=-1)
     apart = forward_kl(target, torch.log_softmax(student / temperature, dim=-1))
-    return temperature**2 * _weighted(apart, weight)
+    return temperature**2 * _weigh(apart, weight)
 
 
 def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
@@ -62,14 +62,14 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
     """
     right = student.argmax(-1) == send(target, student.device)
     log_probs = torch.log_softmax(student[right] / temperature, dim=-1)
-    return _weighted(-(log_probs.exp() * log_probs).sum(-1), send(weight, student.device)[right])
+    return _weigh(-(log_probs.exp() * log_probs).sum(-1), send(weight, student.device)[right])
 
 
 def _mean(losses: Tensor) -> Tensor:
     return distributed.part(losses.mean() if len(losses) else losses.sum(), len(losses))
 
 
-def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
+def _weigh(losses: Tensor, weight: Tensor) -> Tensor:
     weight = send(weight, losses.device)
     return distributed.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 

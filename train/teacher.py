@@ -1,7 +1,7 @@
 """Trains the two models that distillation starts from: an autoregressive one, and the masked-diffusion teacher from it.
 
-python -m train.teacher --objective causal --out rival.pt
-python -m train.teacher --objective masked --init rival.pt --out teacher.pt
+python -m train.teacher --objective causal --out baseline.pt
+python -m train.teacher --objective masked --init baseline.pt --out teacher.pt
 """
 
 from __future__ import annotations
@@ -238,11 +238,11 @@ OPTIONS = (
     *(
         option(f"--{name}", type=at_least_1, default=size, help=f"{what} of a new model (default: {size})")
         for name, what, size in (
-            ("width", "width", 192),
+            ("width", "hidden size, in channels,", 192),
             ("heads", "query heads", 3),
             ("kv-heads", "key-value heads", 1),
-            ("head-dim", "width per head", 64),
-            ("ffn", "inner width of the feed-forward layers", 512),
+            ("head-dim", "channels per head", 64),
+            ("ffn", "inner channels of the feed-forward layers", 512),
         )
     ),
     option("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights in --out (default: fp32)"),

@@ -18,16 +18,18 @@ from runtime.engines.ort.threads import physical_cores
 from .checkpoint import Checkpoint
 from .transformer.network import Transformer
 
-COPIES = 64  # maximum of copies of a sequence, each with its own KV cache
-LITTLE = 6_000_000  # parameters; one thread is at least as fast as two at 2.7 M, and slower at 9.7 M in wide passes
+COPIES = 64  # maximum number of copies of a sequence, each with its own KV cache
+# Parameters below which a model counts as small: with 2.7 M one thread is at least as fast as two, with 9.7 M it is
+# slower in wide forward passes.
+LITTLE = 6_000_000
 
 
 def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
     """Returns the contract of a checkpoint decoded in PyTorch; the KV-cache capacity is the model's whole context.
 
-    The vocabulary ends with the tokenizer's last id, even if the embedding has more: later ids are never proposed.
-    top_k: how many of the most likely tokens a forward pass returns per row, on request. candidates: of how many given
-    tokens per row it returns the log-probabilities.
+    The vocabulary ends with the tokenizer's last id, even if the embedding has more rows: later ids are never proposed.
+    top_k: number of most probable tokens per row that a forward pass returns on request. candidates: maximum number of
+    tokens per row that the host may name to get their log-probabilities.
     """
     shape, decoding = checkpoint.model, checkpoint.decoding
     return parse_contract(
@@ -61,8 +63,9 @@ def limit_threads(threads: int | None = None, parameters: int | None = None) -> 
 
     PyTorch's own choice ignores CPU quotas. If the user set OMP_NUM_THREADS, the default changes nothing.
 
-    parameters: their number, if a model decodes one sequence at a time. A small one gets 1 thread: its matrix products
-    are over before a second thread has woken, and a waiting thread spins and slows an engine's threads.
+    parameters: the model's number of parameters if it decodes one sequence at a time, else None. A small model gets 1
+    thread: its matrix products are over before a second thread has woken, and a waiting thread spins and slows an
+    engine's threads.
     """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
         most = 1 if parameters is not None and parameters < LITTLE else physical_cores()
@@ -70,19 +73,19 @@ def limit_threads(threads: int | None = None, parameters: int | None = None) -> 
 
 
 class StaticCache:
-    """A KV cache of all layers, zeros at first; a forward pass writes after each row's committed length."""
+    """A KV cache of all layers, zeros at first; a forward pass writes after each sequence's committed positions."""
 
     def __init__(
         self, contract: Contract, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> None:
-        # Rows of different lengths share a width, so a row may be written up to two blocks after its own end.
+        # All sequences of a forward pass have one width, so a short one is written up to two blocks past its end.
         shape = (batch, contract.kv_heads, capacity + 2 * contract.block, contract.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(contract.layers)]
         self.past = torch.zeros(batch, dtype=torch.int64)  # on the host, which reads it at every layer
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes keys and values [batch, kv_heads, width, head_dim]; returns all up to the longest row's end."""
+        """Writes keys and values [batch, kv_heads, width, head_dim]; returns all up to the longest sequence's end."""
         keys, values, width = self.keys[layer], self.values[layer], key.shape[2]
         first, last = int(self.past.min()), int(self.past.max())
         if first == last:
@@ -93,7 +96,7 @@ class StaticCache:
             places = (self.past[:, None] + torch.arange(width)).to(key.device)  # [batch, width]
             keys[rows, :, places] = key.transpose(1, 2).to(keys.dtype)
             values[rows, :, places] = value.transpose(1, 2).to(values.dtype)
-            # After its own end a row attends with weights of 0, but 0 times a NaN is NaN: stale values are cleared.
+            # A sequence's attention weights past its own end are 0, but 0 times NaN is NaN: stale values are cleared.
             stale = torch.arange(first + width, last + width) >= self.past[:, None] + width  # [batch, last - first]
             for part in (keys, values):
                 part[:, :, first + width : last + width].masked_fill_(stale[:, None, :, None].to(part.device), 0)
@@ -109,12 +112,12 @@ class TorchBackend:
     """A model as a decoding backend; see `runtime.backend`.
 
     temperature, seed: if the temperature is above 0, each row's token is sampled from softmax(logits / temperature)
-    over the whole vocabulary, all from one generator. A token's confidence is its probability at temperature 1. The
-    same holds for tokens that the host samples for a request (`runtime.decoding.sampling`), which are from the
-    contract's `top_k` tokens.
-    keep_hidden: whether `hidden` keeps the last forward pass's hidden states of the logits rows, fp32 [batch, n, width]
-    on the host. bf16: whether to use autocast, which is faster if the processor has bf16, and not exact. barred: ids
-    below the contract's vocabulary that are never proposed, because the tokenizer lacks them.
+    over the whole vocabulary, all from one generator. A token's confidence is its probability at temperature 1, also if
+    the host samples for a request (`runtime.decoding.sampling`), which it does among the contract's `top_k` tokens.
+    keep_hidden: whether `hidden` keeps the last forward pass's hidden states of the logits rows, fp32
+    [batch, n, hidden] on the host. bf16: whether to use bf16 autocast, whose results differ from fp32's; faster on a
+    processor with bf16 products. barred: ids below the contract's vocabulary that are never proposed, because the
+    tokenizer lacks them.
     """
 
     name = "torch"

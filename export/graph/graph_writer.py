@@ -31,12 +31,12 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
     if size <= external:
         read_now(model, math.inf)
         ir.save(model, plain)
-        return [named(plain, stem)]
+        return [name_by_content(plain, stem)]
     # Tensors that stay in the graph are read first: the serializer would wrap an error that reading raises.
     read_now(model, INLINE)
     with tqdm(total=sum(tensor.nbytes > INLINE for tensor in tensors), unit="tensor", disable=None) as bar:
         ir.save(model, plain, external_data=data.name, size_threshold_bytes=INLINE, callback=lambda *_: bar.update())
-    data = named(data, stem)
+    data = name_by_content(data, stem)
     # The .onnx file refers to its data file by name, so the data file is renamed first.
     moved = onnx.load(plain, load_external_data=False)
     for tensor in moved.graph.initializer:
@@ -44,9 +44,9 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
             if entry.key == "location":
                 entry.value = data.name
     onnx.save(moved, plain)
-    return [named(plain, stem), data]
+    return [name_by_content(plain, stem), data]
 
 
-def named(file: Path, stem: str) -> Path:
+def name_by_content(file: Path, stem: str) -> Path:
     """Renames a file by its content's hash, as bundles name files; returns the new path."""
     return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))

@@ -85,7 +85,7 @@ def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, 
     if task or data:
         chosen = recorded_problems(task or "", data)
         encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
-        return [shortened(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
+        return [shorten(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
     texts, tokenizer = [problem.prompt for problem in recorded_problems(TASKS, None)], source.read_tokenizer()
     for made in (texts, vocabulary_texts(tokenizer, contract)):
         known = [text for text in made if restores(tokenizer, contract, text)]
@@ -97,7 +97,7 @@ def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, 
     return []
 
 
-def shortened(request: Request) -> Request:
+def shorten(request: Request) -> Request:
     """Returns the request for an answer short enough for a reference."""
     wanted = min(request.options.max_new_tokens or ANSWER, ANSWER)
     return replace(request, options=replace(request.options, max_new_tokens=wanted))

@@ -56,8 +56,8 @@ FEW = 8
 FIRST_LOAD = 2e10  # floating-point operations that a first load has time for: half a second of one slow core
 FIRST_ROWS = 450  # logits rows that a first load needs: three times as many show hardly more faults (LOG.md)
 # Another machine's fp32 may differ in the last bit and so round an activation to the neighboring quantized value, which
-# changes later rows. So a mean varies between machines by about its standard error. A single
-# mean is measured here, which tells little about that error.
+# changes later rows. So a mean varies between machines by about its standard error, which a single mean, measured
+# here, does not show.
 ERRORS = 5  # standard errors by which a bound on a mean exceeds the mean measured here
 SPREAD = 4  # the bound on the largest difference is this times the one measured here
 FLOOR_ROWS = 400  # logits rows; over fewer, a precision's least bounds on means are widened by the root of the ratio
@@ -181,7 +181,7 @@ def record_reference(
     first = first_load_count(source, recorded.forwards)
     if backend is None:
         bounds, part = (least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first]))
-        told = f"{counted(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
+        told = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
         return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
     scatter = scatter_of(recorded.forwards, replayed)
@@ -216,10 +216,10 @@ def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Ch
     """Sums up what was recorded and how far the exported engine is from it."""
     missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
     figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
-    return Check("reference", all(each.ok for each in checks), counted(recorded) + missed + figures)
+    return Check("reference", all(each.ok for each in checks), describe_counts(recorded) + missed + figures)
 
 
-def counted(reference: Reference) -> str:
+def describe_counts(reference: Reference) -> str:
     """Returns how much was recorded, as text."""
     rows = rows_of(reference.forwards)
     return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"

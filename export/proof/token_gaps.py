@@ -10,7 +10,7 @@ from runtime.decoding.batch import Step
 
 
 class TokenGaps:
-    """Holds the gap in probability between the best and the second token, per position of a canvas."""
+    """Holds the gap in probability between the top-1 token and the next one, per position of a canvas."""
 
     def __init__(self, block: int) -> None:
         self.recent: list[Floats] = []  # the gaps [n] of each forward pass's rows since the last step
@@ -28,9 +28,9 @@ class TokenGaps:
 
     def of_canvas(self, step: Step) -> Floats:
         """Returns the gap of each position of the canvas, after a step. [block]"""
-        own = step.slot >= 0  # False if the last committed row's prediction was enough
+        own = step.slot >= 0  # False if the step needed no forward pass: a committed row had predicted it
         if len(self.recent) > own:
-            self._latest[0] = self.recent[0][0]  # an unfused commit: with `shift` it predicts the next token
+            self._latest[0] = self.recent[0][0]  # of an unfused commit: its last row predicts position 0 (`shift`)
         if own:
             self._latest[step.asked] = self.recent[-1]
         self.recent = []

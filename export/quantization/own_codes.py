@@ -221,6 +221,4 @@ def inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
 def refuse_rounding_again(source: Checkpoint, what: str) -> None:
     """Raises UserError if weights are quantized, which another format of 4 bits would round again."""
     if is_quantized(source):
-        raise UserError(
-            f"{what} would round weights a second time that are quantized in their directory; {ORT_INSTEAD}"
-        )
+        raise UserError(f"{what} would round weights again that are quantized in their directory; {ORT_INSTEAD}")

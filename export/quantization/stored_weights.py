@@ -1,4 +1,4 @@
-"""Makes a checkpoint with dequantized weights: the numbers that quantized graphs multiply with in fp16."""
+"""Makes a checkpoint whose weights are the numbers that a graph with quantized weights dequantizes to, in fp16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LAYERS = "layers."  # prefix of the names of quantized weights
 class StoredWeights(Mapping[str, Tensor]):
     """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept.
 
-    own: whether the graph stores a directory's own numbers, which are then only rounded to fp16.
+    own: whether the graph stores the numbers of an already quantized directory (GPTQ, AWQ), which are rounded to fp16
+    and not quantized again.
     """
 
     weights: Mapping[str, Tensor]

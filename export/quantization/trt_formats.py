@@ -75,7 +75,7 @@ def int8(weight: WeightArray, block: int) -> StoredWeight:
 
 def int4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes with one scale per output and block of inputs, its largest |w| / 7."""
-    scale = scales(largest(blocked(weight, block)), 7)  # [in / block, out]
+    scale = scales(largest(split_blocks(weight, block)), 7)  # [in / block, out]
     values = np.rint(weight / np.repeat(scale, block, axis=0).astype(np.float32))
     return StoredWeight(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
 
@@ -89,7 +89,7 @@ def fp8(weight: WeightArray, block: int) -> StoredWeight:
 
 def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e2m1 in blocks of 16 inputs with e4m3 scales, which one fp32 scale brings into e4m3's range."""
-    tops = largest(blocked(weight, block))  # [in / block, out]
+    tops = largest(split_blocks(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
     scale = (tops / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
     wide = scale.astype(np.float32)
@@ -110,7 +110,7 @@ TRT_FORMATS = {
 }
 
 
-def blocked(weight: WeightArray, block: int) -> WeightArray:
+def split_blocks(weight: WeightArray, block: int) -> WeightArray:
     """Reshapes [in, out] to [in / block, block, out]."""
     return weight.reshape(-1, block, weight.shape[1])
 

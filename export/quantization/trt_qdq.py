@@ -47,7 +47,7 @@ def quantize_for_trt(
             shape = ir.Shape(weight.const_value.shape.numpy())
             weight.const_value = ir.LazyTensor(content, ir.DataType.FLOAT16, shape, name=weight.name)
         else:
-            node.replace_input_with(1, dequantized(model.graph, node, weight, chosen, block))
+            node.replace_input_with(1, insert_dequantization(model.graph, node, weight, chosen, block))
             del model.graph.initializers[str(weight.name)]
     # Operators of the graph's older opset mean the same in the newer one.
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
@@ -81,7 +81,9 @@ def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.T
     return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dense())
 
 
-def dequantized(graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int) -> ir.Value:
+def insert_dequantization(
+    graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int
+) -> ir.Value:
     """Inserts, before a node, nodes that dequantize a stored weight; returns the dequantized value, fp16 [in, out]."""
 
     def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

@@ -95,12 +95,12 @@ def add(
     """
     started, contract = time.perf_counter(), shared.contract
     try:
-        with shown() as progress:
+        with show_progress() as progress:
             made = build_engine(files[0], contract, plan.profiles, plan.settings, progress)
     except DeviceError as error:
         report.check("engine", False, str(error))
         return
-    if not _checked(plan, contract, made, report):
+    if not _check(plan, contract, made, report):
         return
     name, build_of = name_for(shared.bundle(), plan), plan.build(files[0].name, made.decomposed)
     with report_write_errors(shared.path):
@@ -114,7 +114,7 @@ def add(
     report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
 
 
-def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
+def _check(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
     network = made.network
     wrong = check_network(plan, network, contract.layers, not contract.has_cache)
     found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"
@@ -125,7 +125,7 @@ def _checked(plan: Plan, contract: Contract, made: Built, report: BuildReport) -
 
 
 @contextmanager
-def shown() -> Iterator[ShowProgress | None]:
+def show_progress() -> Iterator[ShowProgress | None]:
     """Shows the builder's progress on a terminal, on one line that is cleared afterwards."""
     if not sys.stderr.isatty():
         yield None

@@ -66,11 +66,11 @@ class Graphs:
     def write(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """Writes the graph into `folder`; returns its files, the .onnx file first. ranges: from `calibrate`."""
         stem = f"{self.recipe.dialect}-{self.recipe.precision}-{self.contract.capacity}"
-        return write_graph(self._quantized(self.recipe.batch, ranges, dense=False), folder, stem)
+        return write_graph(self._quantize(self.recipe.batch, ranges, dense=False), folder, stem)
 
     def write_dense(self, folder: Path, ranges: Ranges | None = None) -> list[Path]:
         """Writes the dequantized graph for one sequence: ONNX Runtime's CPU has its operators and runs it faster."""
-        return write_graph(self._quantized(1, ranges, dense=True), folder, "dense")
+        return write_graph(self._quantize(1, ranges, dense=True), folder, "dense")
 
     def calibrate(self, folder: Path) -> Ranges | None:
         """Returns the largest |x| of each product's input while the recipe's prompts are answered; None without data.
@@ -145,7 +145,7 @@ class Graphs:
             left.unlink()
         return made
 
-    def _quantized(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
+    def _quantize(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
         if (weights := self.recipe.row.weights) is not None:
             own = own_codes_in_fp16(self.source, self.recipe.dialect) if weights == "int4" else None

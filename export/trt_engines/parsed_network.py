@@ -53,12 +53,12 @@ def without_unit_scales(trt: Any, network: Any) -> None:
     for attention in layers(network):
         if kind(attention) == "ATTENTION_INPUT":
             for place in (0, 1):
-                plain = _unscaled(trt, makers, attention.get_input(place))
+                plain = _undo_scale(trt, makers, attention.get_input(place))
                 if plain is not None:
                     attention.set_input(place, plain)
 
 
-def _unscaled(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
+def _undo_scale(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
     """Returns the other factor of a product with ones, None if `tensor` is not such a product."""
     product = makers.get(tensor.name)
     if product is None or kind(product) != "ELEMENTWISE":

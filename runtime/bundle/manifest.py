@@ -51,7 +51,7 @@ TEMPLATE = 1 << 20  # bytes that a chat template may have; the longest published
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Describes how a TensorRT engine was built, as far as that decides where and how it runs.
+    """Describes how a TensorRT engine was built, as far as that decides on which machines and how it runs.
 
     flavor: tensorrt | rtx (TensorRT for RTX); version: of that library; version_compatible: whether later versions
     load the engine too; device: the GPU model that it is bound to, None if its compute capability is enough; profiles:

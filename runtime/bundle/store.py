@@ -238,7 +238,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds a bundle's lock, which is on its folder; makes a missing folder, and removes it if it stays empty."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")
-    with files.locked(path, wait=True):
+    with files.hold_lock(path, wait=True):
         try:
             yield
         finally:

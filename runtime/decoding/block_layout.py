@@ -98,18 +98,18 @@ def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
-    """Returns how many positions a request occupies at most: prompt and whole blocks, or prompt and canvas."""
+    """Returns how many positions are occupied by one request at most: prompt and whole blocks, or prompt and canvas."""
     return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
 def longest_answer(contract: Contract) -> int:
-    """Returns how many positions an answer of `contract.canvas` tokens occupies at most, its last block complete."""
+    """Returns how many positions at most belong to an answer of `contract.canvas` tokens, its last block complete."""
     lengths = range(contract.block, 2 * contract.block)
     return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
 
 
 def room_for_answer(contract: Contract, prompt: int) -> int:
-    """Returns how many tokens an answer to a prompt of `prompt` tokens may have at most; 0 if none fits."""
+    """Returns the most tokens that an answer to a prompt of `prompt` tokens may have; 0 if none fits."""
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
     start = committed_prompt(contract, prompt)

@@ -51,28 +51,30 @@ FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.
 
 
 def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the free positions whose score compares with the threshold. [batch, block]"""
+    """Returns the positions in `free` whose score passes the comparison with the threshold. [batch, block]"""
     return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # 0.9 in fp32 is not 0.9 in fp64
 
 
 def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the n most confident free positions, for the largest n that `factor_count` allows."""
+    """Returns the n most confident positions, for the largest n that `factor_count` finds. [batch, block]"""
     return ranked() < factor_count(metric, free, threshold)[:, None]
 
 
 def fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the `min` best positions; held-back ones are among them if there are too few others."""
+    """Returns the `spec.min` best positions, held-back end tokens only if there are too few others. [batch, block]"""
     return ranked() < spec.min
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Describes a rule of the gate. accept: returns the positions that it accepts [batch, block], before `min` is met.
+    """Describes a rule of the gate.
 
-    accept takes the spec; the metric's scores and the masked positions that it may accept, both [batch, block]; a
-    function that returns each position's place (`ranks`), computed when it is first called; and the threshold
-    [batch or 1, 1]. units: the metrics that the rule takes, each with its threshold's unit, None for a rule without a
-    threshold. compares: whether the spec's comparator compares each score with the threshold.
+    accept: returns the positions that the rule accepts, bool [batch, block]; the gate then adds the best others until
+    there are `min`. Its arguments: the spec; metric, the scores [batch, block]; free, the masked positions that the
+    end-token guard does not hold back [batch, block]; ranked, a function that returns `ranks`, computed at its first
+    call; the threshold [batch or 1, 1].
+    units: the metrics that the rule takes, each with its threshold's unit, None for a rule without a threshold.
+    compares: whether the spec's comparator compares each score with the threshold.
     """
 
     accept: Callable[[GateSpec, Floats, Bools, Ranked, Floats], Bools]
@@ -89,7 +91,7 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Accepts positions: per step at least the best masked one; of equally good ones, the lowest comes first."""
+    """Accepts masked positions, at least the best one per step; of positions with equal scores, the first is best."""
 
     spec: GateSpec
     eos_ids: tuple[int, ...] = ()
@@ -130,7 +132,7 @@ def first_sub_block(masked: Bools, size: int) -> Bools:
 
 
 def ranks(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
-    """Ranks each position, best first: eligible ones, then held-back ones, then the rest. int64 [batch, block]"""
+    """Ranks positions, 0 the best: eligible ones, then held-back eligible ones, then others. int64 [batch, block]"""
     keys = (-score, ~eligible) if held is None else (-score, held, ~eligible)
     order = np.lexsort(keys)  # stable, so ties keep the lowest position first
     return order.argsort()

@@ -21,7 +21,7 @@ MOST = 1 << 16  # tokens, limit of the search for the widest block
 class Device:
     """Describes a device. bandwidth: GB (1e9 bytes) per second; rates: 1e12 operations per second by weight precision.
 
-    wide: the precision of attention and KV cache if weights are quantized. source: where the figures are from.
+    wide: the precision of attention and KV cache if weights are quantized. source: the figures' source.
     """
 
     name: str

@@ -12,7 +12,7 @@ rows:
     KV cache moved       2 k e L numbers per position: past + width positions read, width written
 
 Norms, rotary embedding, softmax and activations between operators are left out: they take thousands of operations per
-token where products take millions, and their numbers fit into CPU caches. After CDLM's analysis (arXiv 2511.19269).
+token, products take millions, and their numbers fit into CPU caches. After CDLM's analysis (arXiv 2511.19269).
 """
 
 from __future__ import annotations

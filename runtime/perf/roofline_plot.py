@@ -70,7 +70,7 @@ def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: f
 
 
 def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
-    """Draws a line and a name at each mode's intensity, which differs by device only if KV-cache types differ."""
+    """Plots a line and a name at each mode's intensity, which differs by device only if KV-cache types differ."""
     for point in listed:
         axes.axvline(point.intensity, color=FAINT, linewidth=6, zorder=0, alpha=0.6)
         axes.text(

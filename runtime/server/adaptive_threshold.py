@@ -11,7 +11,10 @@ from ..errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Reads the threshold in force: `idle` with an empty queue, `full` once `room` requests wait, linear between."""
+    """Computes the threshold of the moment: `idle` with an empty queue, `full` if `room` requests wait or more.
+
+    It is linear in between. waiting: returns how many requests wait.
+    """
 
     idle: float
     full: float
@@ -24,7 +27,7 @@ class Pressure:
 
 
 def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
-    """Returns the thresholds for an empty and for a full queue from the text LOW:HIGH.
+    """Parses LOW:HIGH, the value of --adaptive-threshold; returns the thresholds for an empty and for a full queue.
 
     The empty queue gets the stricter one: HIGH for confidences, LOW if a higher threshold accepts more. Raises
     UserError if they are not thresholds of the gate.

@@ -32,7 +32,7 @@ class Reply:
 
     @property
     def ask(self) -> ServerRequest:
-        """Returns the first request; what is read from it here is the same in all."""
+        """Returns the first request, for fields that are the same in all."""
         return self.asks[0]
 
     def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Reply:
         if isinstance(event, Finished):
             return self.block(index, event)
         if isinstance(event, Failure):
-            return [failed(event).body]
+            return [refusal_of(event).body]
         return self.closing(index, event)
 
     def opening(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class Reply:
     def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
         """Returns log-probabilities, None if not requested.
 
-        length: characters of the text, which a stop string may have cut; later tokens are dropped. None keeps all.
+        length: number of characters in the text; tokens past it, cut by a stop string, are left out. None keeps all.
         """
         if not self.ask.logprobs:
             return None
@@ -159,7 +159,7 @@ def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
     }
 
 
-def failed(event: Failure) -> Refusal:
+def refusal_of(event: Failure) -> Refusal:
     """Returns the error that a client gets for a failed answer."""
     return Refusal(400, event.message) if event.mistake else Refusal(500, event.message, code="failed")
 
@@ -176,7 +176,7 @@ def counts(event: ShownBlock | Finished) -> dict[str, int]:
 
 
 def _entry(token: Token, log: float) -> dict[str, Any]:
-    whole = BROKEN not in token.text  # part of a character is no text, and its bytes are not known here
+    whole = BROKEN not in token.text  # a token that ends inside a character, whose bytes are not known here
     return {"token": token.text, "logprob": log, "bytes": list(token.text.encode()) if whole else None}
 
 

@@ -162,7 +162,7 @@ class PendingAnswer:
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self._seen: list[float] = []  # thresholds that steps have read
         self._mode = mode_of(model.contract, ask.options.mode)
-        read = _noted(model, threshold, self._seen) if self._mode == "block" else None
+        read = _note_thresholds(model, threshold, self._seen) if self._mode == "block" else None
         self.request = model.request(ask.prompt, ask.options, threshold=read)
         self._finish = "cancelled"  # why the answer ended
         self._stops, self._before = Stops(ask.stop), 0  # _before: tokens in finished blocks
@@ -196,7 +196,7 @@ class PendingAnswer:
 
     def _hand_out(self, block: Block) -> bool:
         """Delivers a finished block. Returns whether the answer goes on."""
-        tokens = tuple(self._spelled(block)) if self._ask.logprobs or self._ask.canvas else ()
+        tokens = tuple(self._spell(block)) if self._ask.logprobs or self._ask.canvas else ()
         self._before += len(block.token_ids)
         text = self._stops.push(block.text)
         if block.result is not None and not self._stops.hit:
@@ -212,7 +212,7 @@ class PendingAnswer:
         """Returns the counts for a number of unmasked tokens."""
         return Counts(tokens, self._steps, self._forwards, self._mode)
 
-    def _spelled(self, block: Block) -> Iterator[Token]:
+    def _spell(self, block: Block) -> Iterator[Token]:
         """Yields the block's tokens with the text that each completes, but not the end token, which has no text."""
         ended = block.result is not None and block.result.finish == "eos"
         ids = block.token_ids[:-1] if ended else block.token_ids
@@ -235,7 +235,7 @@ class PendingAnswer:
         return ShownBlock(step.block, tuple(cells), self._counts(out))
 
 
-def _noted(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
+def _note_thresholds(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:
     """Returns a threshold with the given one's values, each added to `seen` when read; the given one if the gate has no
     threshold."""
     if model.gate.unit is None:

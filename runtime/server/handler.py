@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from .auth import LEFT
-from .completions_json import Reply, failed
+from .completions_json import Reply, refusal_of
 from .events import End, Event, Failure, Finished
 from .http_errors import Refusal, in_json
 from .intake import parse_body
@@ -108,7 +108,7 @@ async def _events(
                 service.counters.first_block(seconds)
                 begun.add(index)
             if isinstance(event, End) and event.finish != "cancelled":
-                service.counters.answered(event, seconds)
+                service.counters.answer(event, seconds)
             if isinstance(event, End | Failure):
                 ended[index] = event, seconds
             if isinstance(event, Failure) and len(jobs) > 1:
@@ -142,7 +142,7 @@ async def _whole(
             if isinstance(event, Finished):
                 finished[index].append(event)
             elif isinstance(event, Failure):
-                raise failed(event)
+                raise refusal_of(event)
             elif isinstance(event, End):
                 if event.finish == "cancelled":
                     return Response(status_code=LEFT)

@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from .events import End
 from .worker_pool import Workers
 
+# The bounds of the histograms' buckets.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
@@ -54,12 +55,15 @@ class Counters:
                 Gauge(name, what, registry=own).set_function(read)
 
     def request(self, path: str, status: int) -> None:
+        """Counts a request."""
         self._requests.labels(path, str(status)).inc()
 
     def first_block(self, seconds: float) -> None:
+        """Records the time from a request's arrival to its first finished block."""
         self._first.observe(seconds)
 
-    def answered(self, end: End, seconds: float) -> None:
+    def answer(self, end: End, seconds: float) -> None:
+        """Records a finished answer. seconds: from its request's arrival."""
         self._whole.observe(seconds)
         self._tokens.inc(end.counts.tokens)
         self._forwards.inc(end.counts.forwards)

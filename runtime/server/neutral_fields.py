@@ -54,7 +54,7 @@ NEUTRAL: dict[str, Any] = OPENAI | VLLM | LLAMA_CPP
 SAMPLING = ("top_p", "top_k", "min_p", "typical_p", "typ_p", "tfs_z", "top_n_sigma", "dynatemp_range", "min_keep")
 
 NO_REASONING: dict[str, Any] = {"reasoning_effort": "none", "reasoning": {"effort": "none"}}
-REASONING = ("thinking", "reasoning")  # if a template has one of these words, the model may think unless told not to
+REASONING = ("thinking", "reasoning")  # a template with one of these words may let the model think by default
 ADVICE = {"previous_response_id": "no answer is kept, so send the whole conversation as input"}
 
 

@@ -54,7 +54,7 @@ class ResponsesReply:
         """Returns the body of a non-streamed reply. answers: the blocks and the End of the one answer."""
         [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
-        return self._ended(end)
+        return self._finish(end)
 
     def opening(self) -> list[dict[str, Any]]:
         """Returns the events that a stream begins with."""
@@ -89,10 +89,10 @@ class ResponsesReply:
         ]
 
     def _closing(self, end: End) -> list[dict[str, Any]]:
-        response = self._ended(end)
+        response = self._finish(end)
         item = response["output"][0]
         if item["type"] == "function_call":
-            return [*self._called(item), self._event(f"response.{response['status']}", response=response)]
+            return [*self._write_call(item), self._event(f"response.{response['status']}", response=response)]
         part = _part(self._text)
         return [
             *self._begin_message(),
@@ -102,7 +102,7 @@ class ResponsesReply:
             self._event(f"response.{response['status']}", response=response),
         ]
 
-    def _called(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+    def _write_call(self, item: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the events of a function call."""
         place, arguments = {"item_id": item["id"], "output_index": 0}, item["arguments"]
         begun = {**item, "arguments": "", "status": "in_progress"}
@@ -113,7 +113,7 @@ class ResponsesReply:
             self._event("response.output_item.done", output_index=0, item=item),
         ]
 
-    def _ended(self, end: End) -> dict[str, Any]:
+    def _finish(self, end: End) -> dict[str, Any]:
         prompt, tokens = len(self._ask.prompt), end.counts.tokens
         usage = {
             "input_tokens": prompt,

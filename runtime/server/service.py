@@ -16,8 +16,8 @@ from .worker_pool import Workers
 class Service:
     """Holds what a server serves, and how.
 
-    most: maximum of new tokens per answer, None for no limit; body: maximum of bytes in a request's body; hosts, keys:
-    see `Door`.
+    most: maximum new tokens per answer, None for no limit; body: maximum bytes in a request's body; hosts, keys: see
+    `auth.Door`; log_prompts: whether the log has prompts, not only their lengths; started: Unix time in seconds.
     """
 
     model: Model
@@ -33,7 +33,7 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def card(self) -> dict[str, Any]:
-        """Returns the model's entry in /v1/models, with what the page at / has to know of the gate."""
+        """Returns the model's entry in /v1/models, with what the page at / needs to know of the gate."""
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}
         own |= {

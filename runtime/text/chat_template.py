@@ -1,7 +1,7 @@
 """Renders chat templates as transformers does (`utils/chat_template_utils.py`, 5.23), in jinja2's sandbox.
 
-A template is a program, and may be a stranger's. It reads the messages and its own arguments, such as Qwen3's
-`enable_thinking`. Default arguments are written as the template's first lines, so that they stay with its text.
+A template is a program, and may come from a stranger. It reads the messages and arguments, such as Qwen3's
+`enable_thinking`. Default values of arguments are written as the template's first lines, so that they stay with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESERVED = (
     "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
 )  # fmt: skip
 LARGEST = 64 << 10  # bytes of arguments as JSON, so that they fit into a bundle's template next to its text
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first or second
+REASONING = ("reasoning_content", "thinking", "reasoning")  # a message's field, by client; templates read the first two
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}
 TRIED = ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Hello."}, USER])
 
@@ -45,8 +45,10 @@ def render(template: str, messages: Sequence[Message], arguments: Arguments | No
 
 
 def check(template: str) -> None:
-    """Raises UserError if no conversation of TRIED can be rendered; some templates refuse those without, for example, a
-    system message."""
+    """Raises UserError if none of the conversations TRIED can be rendered.
+
+    One is enough: some templates refuse conversations without, for example, a system message.
+    """
     _check_jinja("take it out of the checkpoint")
     reasons = []
     for messages in TRIED:
@@ -75,7 +77,7 @@ def check_arguments(arguments: Any) -> dict[str, Any]:
     try:
         size = len(json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"the template arguments are not JSON values ({error}); expected text, numbers ...") from None
+        raise UserError(f"the template arguments are not JSON values ({error}); expected JSON values") from None
     if size > LARGEST:
         raise UserError(f"the template arguments have {size} bytes as JSON; expected at most {LARGEST}")
     return arguments
@@ -95,9 +97,9 @@ def with_arguments(template: str | None, arguments: Arguments) -> str:
 
 
 def with_defaults(template: str, arguments: Arguments) -> str:
-    """Returns the template with default arguments, which override older defaults; a call's arguments override them."""
-    # trim_blocks does not print the newline after a block. It is there so that the template's own text begins a line,
-    # at which lstrip_blocks applies.
+    """Returns the template with defaults, which override its older ones; arguments given to `render` override them."""
+    # The newline is not printed (trim_blocks). It puts the template's own text at the start of a line, since
+    # lstrip_blocks strips only there.
     lines = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
         for name, value in arguments.items()
@@ -237,7 +239,7 @@ def _now(format: str) -> str:
 
 
 class _Dict:
-    """Replaces `dict` in templates, and has only its harmless method."""
+    """Replaces `dict` in templates; its one method is harmless."""
 
     def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
         return dict(*values, **named)

@@ -63,7 +63,7 @@ class Screen:
         else:
             shown, self._line = lines, lines[-1]
         up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
-        self._out.write(f"{up}\r\x1b[J" + "\n".join(map(styled, shown)) + "\n" * (step.result is not None))
+        self._out.write(f"{up}\r\x1b[J" + "\n".join(map(style_line, shown)) + "\n" * (step.result is not None))
         self._out.flush()
         self._drawn = 1 if finished else len(shown)
 
@@ -192,7 +192,7 @@ def columns_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def styled(line: list[StyledCharacter]) -> str:
+def style_line(line: list[StyledCharacter]) -> str:
     """Returns a line with its styles as ANSI sequences."""
     parts = [(style, "".join(char for char, _ in part)) for style, part in groupby(line, itemgetter(1))]
     return "".join(f"\x1b[0m\x1b[{style}m{text}" for style, text in parts) + "\x1b[0m" * bool(parts)

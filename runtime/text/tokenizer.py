@@ -66,7 +66,7 @@ class Tokenizer:
         if not any(content in whole for content in self._special_texts):
             return np.array(self._encode(self._special, [render(self.chat_template, messages, arguments)])[0], np.int64)
         mark, digits = secrets.token_hex(16), len(f"{len(texts):x}")
-        # Stand-ins replace the contents: only text around them may be special. One pattern finds all in a single pass.
+        # Placeholders replace the contents: only text around them may be special. One pattern finds all in one pass.
         places = {f"{mark}{i:0{digits}x}": text for i, text in enumerate(texts)}
         stand_ins = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
         around = re.split(f"({mark}[0-9a-f]{{{digits}}})", render(self.chat_template, stand_ins, arguments))

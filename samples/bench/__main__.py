@@ -1,4 +1,4 @@
-"""Everything that is claimed to be fast, side by side with its rivals: make bench
+"""Times everything that is claimed to be fast, next to PyTorch and llama.cpp: make bench
 
     python -m samples.bench --only step --rounds 5
 
@@ -69,7 +69,7 @@ def older(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         return {name: report[name] for name in SECTIONS if name in report}
     except (ValueError, TypeError):
-        raise UserError(f"{path} is no report of the bench; move it away, or give another --out") from None
+        raise UserError(f"{path} is not a report of the bench; move it away, or give another --out") from None
 
 
 def write(path: Path, text: str) -> None:
@@ -139,14 +139,16 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="threads of each contender (default: the physical cores; 1 for whole answers of a small int8 engine)",
     )
     p.add_argument("--json", action="store_true", help="print the sections that were measured as one JSON object")
-    p.add_argument("--no-plot", dest="plot", action="store_false", help="plot no figure, which needs matplotlib")
+    p.add_argument(
+        "--no-plot", dest="plot", action="store_false", help="plot no figure (default: plot it, with matplotlib)"
+    )
     add_step_options(p)
     p.add_argument("--count", type=int, default=16, help="answers: prompts per task (default: 16)")
     p.add_argument("--repeat", type=int, default=2,
         help="answers: runs of each prompt, of which the fastest counts (default: 2)")  # fmt: skip
     p.add_argument("--starts", type=int, default=10, help="host: fresh processes to time (default: 10)")
     p.add_argument("--no-install", dest="install", action="store_false",
-        help="host: skip the size of a runtime-only environment, which pip would install")  # fmt: skip
+        help="host: leave out the size of a runtime-only environment (default: let pip install one)")  # fmt: skip
     args = p.parse_args(argv)
     args.given, args.threads = args.threads, physical_cores() if args.threads is None else args.threads
     counts = ("threads", "rounds", "steps", "count", "repeat", "starts")

@@ -195,21 +195,21 @@ def report(target: Target) -> Row:
     """Builds, proves and times an engine, until a command fails; returns the engine's row."""
     row = Row(target.engine, target.precision, "")
     code, made, last = run_json(*target.export)
-    row = noted(row, "export", code, made, last)
+    row = add_details(row, "export", code, made, last)
     if code:
-        return refused(row, code, made, last, may_refuse=not target.name)
+        return explain_failure(row, code, made, last, may_refuse=not target.name)
     name = target.name or made["engines"][-1]["name"]
     verify = target.verify if target.name else (*target.verify, name)
     code, found, last = run_json(*verify)
-    row = noted(row, "verify", code, found, last)
+    row = add_details(row, "verify", code, found, last)
     if code:
-        return refused(row, code, found, last, target.refusals)
+        return explain_failure(row, code, found, last, target.refusals)
     row = replace(row, verified="yes")
     bench = ("runtime.bench", str(FOLDER / "student.bundle"), "--repeat", str(REPEAT), "--engine", name, *target.bench)
     return with_times(row, bench, target.graphs)
 
 
-def refused(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: bool) -> Row:
+def explain_failure(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: bool) -> Row:
     """Returns the row of an engine that is missing or wrong, with the first check that failed, or the error line."""
     if code == MISTAKE and may_refuse:
         return replace(row, verified=NOT_HERE + last)
@@ -217,7 +217,7 @@ def refused(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: b
     return replace(row, verified=failed[0] if failed else f"exit code {code}: {last}", wrong=True)
 
 
-def noted(row: Row, title: str, code: int, found: dict[str, Any], last: str) -> Row:
+def add_details(row: Row, title: str, code: int, found: dict[str, Any], last: str) -> Row:
     """Returns the row with a command's findings added to its details."""
     checks = [f"[{'ok' if each['ok'] else 'x'}] {each['name']}: {each['detail']}" for each in found.get("checks", ())]
     seconds = f", {found['seconds']} s" if "seconds" in found else ""
@@ -232,7 +232,7 @@ def with_times(row: Row, bench: Sequence[str], graphs: bool) -> Row:
     for option in ("--no-cuda-graphs", "") if graphs else ("",):
         code, found, last = run_json(*bench, *([option] if option else []))
         if code:
-            row = noted(row, f"bench {option}", code, found, last)
+            row = add_details(row, f"bench {option}", code, found, last)
             return replace(row, milliseconds=f"bench: exit code {code}: {last}", wrong=True)
         captured = not found["conditions"]["backend"].endswith("without CUDA graphs")
         time = f"{step_time(found):.3f}"

@@ -1,7 +1,8 @@
-"""Many clients on one server, then SIGTERM: python -m samples.bench.load samples/student.bundle > load.json
+"""Runs many clients on one server, then SIGTERM: python -m samples.bench.load samples/student.bundle > load.json
 
-What follows `--` goes to the server. Every client asks again and again, waits as long as a 429 says, and compares each
-answer with the solo answer to the same prompt. Run it on an otherwise idle machine: the clients need its cores too.
+What follows `--` goes to the server. Every client sends one request after another, waits as long as a 429 requires, and
+compares each answer with the solo answer to the same prompt. Run it on an otherwise idle machine: the clients need its
+cores too.
 `--clients 4 16` measures 1, 4 and 16 clients in turn. An engine of several sequences is measured once with
 `-- --slots 1`, each request by itself on threads, and once with `-- --slots 16`, all in one batch.
 """
@@ -39,7 +40,7 @@ ENDED = re.compile(r"/v1/completions (\w+): ")  # the server's log, a line for e
 
 @dataclass(frozen=True)
 class Load:
-    """Holds where to send requests, their prompts, and the solo answers to compare with; `over` ends the load."""
+    """Holds the server's address, prompts, and the solo answers to compare with; `over` ends the load."""
 
     url: str
     prompts: Sequence[str]

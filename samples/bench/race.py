@@ -51,7 +51,7 @@ class Result:
 def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], rounds: int, steps: int) -> Result:
     """Times `steps` steps per round of each contender at each cell that it enters."""
     failed: dict[str, str] = {}
-    with started(contenders, failed) as runners:
+    with start_all(contenders, failed) as runners:
         turns = [
             (cell, r)
             for group in groups
@@ -76,7 +76,7 @@ def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], roun
 
 
 @contextmanager
-def started(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator[list[Runner]]:
+def start_all(contenders: Sequence[Contender], failed: dict[str, str]) -> Iterator[list[Runner]]:
     """Starts contenders one after the other and yields all; the processes end with the body of the `with`.
 
     failed: gets the reason, by name, of each that could not be made.

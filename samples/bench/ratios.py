@@ -47,7 +47,7 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
     machine's limit.
     """
     ours = [row for row in rows if row["ours"]]
-    each = [named(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
+    each = [rows_by_name(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
     for goal in GOALS:
         for mine in each:
             yield from against_rival(mine, rows, goal)
@@ -64,7 +64,7 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
     """Yields the ratio of our step's time to that of the goal's engine."""
-    row, theirs = at(mine, goal.width, goal.past), at(named(rows, goal.rival), goal.width, goal.past)
+    row, theirs = at(mine, goal.width, goal.past), at(rows_by_name(rows, goal.rival), goal.width, goal.past)
     if row and theirs:
         what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
         limit = row["limit_ms"] / theirs["ms"]["median"]
@@ -115,7 +115,7 @@ def of_width(mine: Sequence[Row]) -> Iterator[Row]:
 
 def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step of a graph for candidates, which gets none, to that of a graph without."""
-    mine, plain = named(rows, WITH_CANDIDATES), named(rows, PLAIN)
+    mine, plain = rows_by_name(rows, WITH_CANDIDATES), rows_by_name(rows, PLAIN)
     if mine and plain:
         row, other = at(mine, widest(mine), MIDDLE), at(plain, widest(plain), MIDDLE)
         if row and other:
@@ -129,7 +129,7 @@ def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[
     host: ms as p10, median, p90.
     """
     for name, ms in host.items():
-        mine = named(rows, name)
+        mine = rows_by_name(rows, name)
         each = [1000 * ms[part] for part in PARTS]
         yield judged("the host's loop, µs per forward pass", each, most=LOOP_US, contender=name, limit=0.0)
         if mine and (row := at(mine, widest(mine), MIDDLE)):
@@ -138,7 +138,7 @@ def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[
             yield judged(what, each, most=LOOP, contender=name, limit=0.0)
 
 
-def named(rows: Sequence[Row], name: str) -> list[Row]:
+def rows_by_name(rows: Sequence[Row], name: str) -> list[Row]:
     return [row for row in rows if row["contender"] == name]
 
 

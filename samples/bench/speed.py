@@ -218,7 +218,7 @@ def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[st
         print({name: round(value, 2) if isinstance(value, float) else value for name, value in product.items()})
 
 
-def compared(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
+def compare(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
     """Returns canvas, contenders with their conditions, and factors of each task; prints a table per task."""
     teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
     bundles = [bundle_of(args.models, name, spare) for name in ("student", "rival", "teacher")]
@@ -252,7 +252,7 @@ def command(args: argparse.Namespace) -> int:
         )
     limit_threads(args.threads)
     with TemporaryDirectory() as spare:
-        made = compared(args, ways, Path(spare))
+        made = compare(args, ways, Path(spare))
     versions = {name: installed_version(name) for name in PACKAGES}
     conditions = {
         "cpu": processor_name(),

@@ -112,7 +112,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
                 serve.run(application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep")
             except (RuntimeError, TimeoutError) as error:
                 where = "Ray's session_latest/logs/serve"
-                raise UserError(f"the replicas could not start ({error}); {where} says more") from None
+                raise UserError(f"the replicas could not start ({error}); {where} has more") from None
             url = f"http://{args.host}:{args.port}"
             if args.json:
                 print(json.dumps({"url": url}), file=out, flush=True)

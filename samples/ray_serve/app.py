@@ -27,7 +27,7 @@ class Replica:
     def check_health(self) -> None:
         """Raises if a device has failed; Serve then replaces the replica."""
         if self._service.workers.broken:
-            raise RuntimeError("a device has failed; the log says which call")
+            raise RuntimeError("a device has failed; the log names the call")
 
 
 def application(

@@ -125,7 +125,7 @@ def command(args: argparse.Namespace) -> int:
         row = measure(size, args.count, fields, args.regularization)
         rows.append(row)
         for split in SPLITS:
-            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in shown(row[split])]
+            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in names_of(row[split])]
             print(f"{size:>7} {split:<13} {', '.join(main)}", file=sys.stderr if args.json else sys.stdout, flush=True)
     report = {"count": args.count, "regularization": args.regularization, "rows": rows} | {
         "scikit-learn": installed_version("scikit-learn"), "cpu": processor_name()
@@ -138,7 +138,7 @@ def command(args: argparse.Namespace) -> int:
     return DONE
 
 
-def shown(figures: dict[str, Any]) -> list[str]:
+def names_of(figures: dict[str, Any]) -> list[str]:
     """Returns the names of the figures that are printed."""
     return [name for name in ("intent_accuracy", "slots_accuracy", "exact") if name in figures]
 

@@ -1,4 +1,4 @@
-"""Accuracy, forward passes and CPU seconds of a student's modes, problem by problem, next to other models.
+"""Measures accuracy, forward passes and CPU seconds of a student's modes, problem by problem, next to other models.
 
     python -m samples.study.modes runs/self.bundle samples/student.bundle --count 400 --out runs/modes.jsonl
 

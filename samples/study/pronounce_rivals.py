@@ -99,7 +99,9 @@ def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) 
             env={**os.environ, **ONE_THREAD},
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"--python {python} does not start ({error}); give the Python that the rivals are in") from None
+        raise UserError(
+            f"--python {python} does not start ({error}); give the Python that the programs are in"
+        ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
         raise UserError(f"{last}; {install_command(name)}" if done.returncode == NOT_INSTALLED else last)
@@ -203,7 +205,7 @@ def earlier(path: Path, words: str) -> dict[str, Any]:
         if not all(isinstance(part, dict) for part in parts):
             raise ValueError("rows and left_out are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report of this command ({error}); delete it, or give another --out") from None
+        raise UserError(f"{path} is not a report of this command ({error}); delete it, or give another --out") from None
     if not same:
         raise UserError(f"{path} is of other words; delete it, or give another --out")
     return before
@@ -235,24 +237,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 OPTIONS = (
     option("--out", type=Path, required=True, help="JSON file to write; rows that it already has stay"),
-    option("--only", action="append", choices=RIVALS, default=[], help="rival to measure, repeatable (default: all)"),
+    option("--only", action="append", choices=RIVALS, default=[], help="program to measure, repeatable (default: all)"),
     option(
         "--ours",
         type=Path,
         metavar="BUNDLE",
-        help="bundle of ours whose engines are measured instead of the rivals (default: none)",
+        help="bundle of ours whose engines are measured instead of other programs (default: none)",
     ),
     option(
         "--python",
         type=Path,
         default=Path(sys.executable),
-        help="Python executable that the rivals are installed in (default: this one)",
+        help="Python executable that the programs are installed in (default: this one)",
     ),
     option(
         "--work",
         type=Path,
         default=Path("runs/rivals"),
-        help="folder for the rivals that are trained (default: runs/rivals)",
+        help="folder for the programs that are trained (default: runs/rivals)",
     ),
     option("--json", action="store_true", help="print the rows as one JSON object"),
 )

@@ -1,10 +1,10 @@
-"""The pronunciation table: the recipe's models next to other programs, as samples/results/pronounce.md, .json and .png.
+"""Writes the pronunciation table, the recipe's models and other programs: samples/results/pronounce.md, .json, .png.
 
     python -m samples.study.pronounce_table runs/pronounce --rivals samples/results/pronounce_rivals.json
 
 The folder has one report per model and split, written by `blockstep train evaluate --out` and named as in
-samples/recipe.sh. `samples.study.pronounce_rivals` writes the rivals' file; it also measures time, memory and size of
-our engines.
+samples/recipe.sh. `samples.study.pronounce_rivals` writes the file of the other programs; it also measures time,
+memory and size of our engines.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def model_row(name: str, report: Mapping[str, Any]) -> Row:
 
 
 def cost(row: Mapping[str, Any]) -> Row:
-    """Returns time, memory and disk of a row of the rivals' file; also time in a batch, if the program has batches."""
+    """Returns time, memory and disk of a row of pronounce_rivals; also time in a batch, if the program has batches."""
     sizes = {name: part["bytes"] for name, part in row["packages"].items()}
     found: Row = {
         "ms_per_word": 1000 / row["words_per_second"], "peak_mb": row["peak_mb"],
@@ -217,13 +217,13 @@ def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def read_rivals(path: Path) -> dict[str, Any]:
-    """Reads the rivals' file. Raises UserError if it cannot be read as one."""
+    """Reads the report of pronounce_rivals. Raises UserError if it cannot be read as one."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found["rows"], dict) or not isinstance(found["left_out"], dict):
             raise ValueError("rows and left_out are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report of samples.study.pronounce_rivals ({error}); make it first") from None
+        raise UserError(f"{path} is not a report of samples.study.pronounce_rivals ({error}); make it first") from None
     return found
 
 

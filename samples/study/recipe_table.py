@@ -1,4 +1,4 @@
-"""The last stage of samples/recipe.sh: the table of its models, and a record of what was made, by what, in which time.
+"""Writes the table of the models of samples/recipe.sh, its last stage, and a record of what was made, how and how long.
 
 python samples/study/recipe_table.py runs/pronounce [--against samples/results/recipe-pronounce.json]
 """

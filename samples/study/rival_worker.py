@@ -1,10 +1,10 @@
-"""Runs one rival of the pronunciation table, with the standard library and the rival's own package alone.
+"""Runs one program of the pronunciation table, with the standard library and the program's own package alone.
 
     PYTHON samples/study/rival_worker.py NAME [--model FILE] [--engine NAME] [--together N] [--calls N] < words
 
-`samples.study.pronounce_rivals` starts it with the Python that the rival is installed in. Words come one per line; the
-report is one JSON object with the answer to each word as the rival writes it, seconds, memory and bytes on disk. Ours
-is measured by the same lines of code: `blockstep`, which may decode the words of a sentence at once.
+`samples.study.pronounce_rivals` starts it with the Python that the program is installed in. Words come one per line;
+the report is one JSON object with the program's answer to each word, seconds, memory and bytes on disk. Ours is
+measured by the same lines of code: `blockstep`, which may decode the words of a sentence at once.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ def report(
 def main() -> int:
     """Prints the report; if the program is not installed, prints one line and returns 3."""
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("name", choices=RIVALS, help="rival to run")
-    p.add_argument("--model", type=Path, help="model file that the rival loads (default: none)")
+    p.add_argument("name", choices=RIVALS, help="program to run")
+    p.add_argument("--model", type=Path, help="model file that the program loads (default: none)")
     p.add_argument("--calls", type=int, default=200, help="words that are timed one by one (default: 200)")
     p.add_argument("--engine", help="engine of a bundle of ours, which --model then names (default: none)")
     p.add_argument("--together", type=int, default=1, help="words per batch, of a bundle of ours (default: 1)")

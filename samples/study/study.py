@@ -1,4 +1,4 @@
-"""Every method, its threshold chosen on the validation split and judged on the test split, as a table and figures.
+"""Judges every method on the test split, by its threshold from the validation split, as a table and figures.
 
     python samples/study/study.py --models samples runs/study --out samples/results
 
@@ -214,7 +214,7 @@ def fitting(teacher: Path, task: tasks.Task, split: str, count: int, seed: int) 
 def run(args: argparse.Namespace) -> Study:
     """Measures what is not known yet, writes study.json, study.md and the figures, and returns the study."""
     if args.split == TUNING:
-        raise UserError(f"--split is {TUNING}, where thresholds are chosen; judge on another, as on test")
+        raise UserError(f"--split is {TUNING}, on which thresholds are chosen; judge on another, as on test")
     path, chosen = args.out / "study.json", tasks.choose_tasks(args.task, args.data)
     study: Study = {
         "split": args.split, "count": args.count, "judged_seed": args.judged_seed, "tuning": args.tuning,
@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> Study:
     for row, file in found:
         print(f"== {row.title}: {file}", file=sys.stderr)
         measured[row.title] = measure(row, file, plan, measured.get(TEACHER), known)
-        study["rows"] = ordered({**recorded, **measured})
+        study["rows"] = order_rows({**recorded, **measured})
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(study) + "\n", encoding="utf-8"))
     page = study_page.text(study)
     replace_file(args.out / "study.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> Study:
     return study
 
 
-def ordered(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def order_rows(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows that ROWS lists, in its order; rows of several seeds by title."""
     places = {title: place(title) for title in rows}
     titles = [title for title, at in places.items() if at is not None]
@@ -266,7 +266,7 @@ def earlier(path: Path, settings: Mapping[str, Any]) -> tuple[Known, dict[str, d
         found = [each for row in rows.values() for each in (*row["tuned"], *row["judged"], row["probe"])]
         known = {each["key"]: each for each in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no study ({error}); delete it, or give another --out") from None
+        raise UserError(f"{path} is not a study ({error}); delete it, or give another --out") from None
     if other := next((name for name, value in settings.items() if before.get(name) != value), None):
         raise UserError(
             f"{path} was made with {other} {before.get(other)}, here it is {settings[other]}; give another --out"

@@ -268,8 +268,8 @@ FAULTS = (
     Fault(
         "the temperature's square is dropped",
         "train/losses.py",
-        "return temperature**2 * _weighted",
-        "return _weighted",
+        "return temperature**2 * _weigh",
+        "return _weigh",
         "train_losses methods_distillation",
     ),
     Fault(

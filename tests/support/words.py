@@ -23,7 +23,9 @@ UNITS = "second|minute|forward|step|update|task|token|row|block|request|word|ans
 VERBS = (
     "returns|runs|feeds|makes|gives|takes|has|is|as|was|does|builds|reads|writes|holds|needs|adds|ends|this|counts|samples|"
     "splits|begins|starts|costs|becomes|computes|replaces|records|decodes|predicts|fills|commits|unmasks|sends|finds|skips|"
-    "keeps|closes|gets|cuts|leaves|decides|generates|encodes|puts|plots|lays|masks|asks|answers|yields|moves|sees|uses|wants"
+    "keeps|closes|gets|cuts|leaves|decides|generates|encodes|puts|plots|lays|masks|asks|answers|yields|moves|sees|uses|wants|"
+    "follows|shares|queues|drafts|appends|binds|copies|describes|turns|refuses|quotes|shows|defines|maps|fits|streams|measures|"
+    "unless"
 )
 AVOIDED = {  # name: pattern
     "where": r"\bwhere\b",

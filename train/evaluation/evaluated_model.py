@@ -33,7 +33,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """The options of `add_model_options`: the model to evaluate, and how to run it. None stands for a default.
+    """The options of `add_model_options`: the model to evaluate, and how to run it; None for a default.
 
     overrides: the options of a Hugging Face directory without OWN; template_args applies to bundles too.
     """

@@ -70,10 +70,10 @@ def evaluate(
     encode_prompts: prompts.Encode | None = None,
     mode: str | None = None,
 ) -> Evaluation:
-    """Answers and grades `problems`, `batch` at a time, prompts of similar length together.
+    """Generates answers to `problems`, `batch` at a time, prompts of similar length together, and grades them.
 
-    An answer is at most as long as the contract's canvas. encode_prompts: None for plain text. mode: None
-    for the contract's default. Raises UserError, before any work, for a prompt that leaves no room for an answer.
+    An answer is at most as long as the contract's canvas. encode_prompts: None for plain text. gate, threshold, mode:
+    None for the contract's. Raises UserError, before any work, for a prompt that leaves no room for an answer.
     """
     requests = _requests(backend.contract, (encode_prompts or prompts.plain(tokenizer))([p.prompt for p in problems]))
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
@@ -103,9 +103,9 @@ def evaluate_model(
 def measure_task(
     task: tasks.Task, problems: Sequence[tasks.Problem], texts: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Returns the task's own figures, and for each figure that is a share of the problems a 1 or 0 per problem.
+    """Returns the task's own figures, with the 95 % interval of each that is a share of the problems.
 
-    The former include the 95 % interval of each share; 1 means that the problem is counted in the share.
+    Also returns, for each share, a list with 1 per problem that counts in it and 0 per other one.
     """
     figures: dict[str, Any] = dict(task.measure(problems, texts))
     each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if task.shares]
@@ -144,7 +144,7 @@ def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem])
 
 
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
-    """Makes one request per prompt, for an answer as long as the canvas, or as there is room for."""
+    """Makes one request per prompt, for an answer as long as the canvas, or shorter if the KV cache has less room."""
     found = []
     for number, ids in enumerate(asked, start=1):
         wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
@@ -170,7 +170,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         right, forwards, left_out = outcome["right"], outcome["forwards"], outcome.get("left_out", [])
         plain = all(type(each) is int for each in (values["seed"], *right, *forwards, *left_out))
         if not (plain and all(isinstance(each, str) for each in texts) and 0 < len(right) == len(forwards)):
-            raise ValueError("its outcomes are not whole")
+            raise ValueError("its per_problem is damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a report of blockstep train evaluate --out ({error}); give one") from None
     return {"model": str(path), **values, "problems": len(right), "left_out": left_out}

@@ -1,6 +1,6 @@
 """Reads and writes `blockstep.json` of train.distill's directories: how the model is decoded, and the list of files.
 
-A family's config.json says how the teacher is decoded, but has no keys for a student's attention, block and gate.
+A family's config.json has how the teacher is decoded, but no keys for a student's attention, block and gate.
 """
 
 from __future__ import annotations

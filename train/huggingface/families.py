@@ -185,8 +185,8 @@ FAMILIES = (
     replace(LLADA, name="cd4lm-llada", model_types=(), gate={**CONFIDENT, "threshold": 0.95}),
 )  # fmt: skip
 FAMILY_NAMES = tuple(family.name for family in FAMILIES)
-# Stock models in whose form a student is written that started from a .pt file; its blockstep.json alone says that it
-# is a diffusion model.
+# Stock models in whose form a student is written that started from a .pt file; its blockstep.json alone records that
+# it is a diffusion model.
 PLAIN_FAMILIES = (
     replace(BD3LM_QWEN3, name="qwen3", model_types=(), template_args={}),
     replace(BD3LM_QWEN2, name="qwen2", model_types=(), template_args={}),

@@ -1,4 +1,4 @@
-"""Quantized weights of a Hugging Face directory: several tensors each, dequantized to fp32 when they are read."""
+"""Reads quantized weights of a Hugging Face directory: several tensors each, dequantized to fp32 when they are read."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 from .stored_tensor import StoredTensor, TensorShape, check_stored, read_header
 from .tokenizer_files import read_json
-from .weights import DirectoryWeights, Renames, renamed
+from .weights import DirectoryWeights, Renames, rename
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -75,7 +75,7 @@ def _find_target(
 ) -> tuple[str, str, TensorShape]:
     """Returns the weight that a tensor belongs to, its part of the pair (A or B), and that weight's shape."""
     match = PART.fullmatch(stored.name)
-    target = renamed(f"{match[1]}.weight", renames) if match else ""
+    target = rename(f"{match[1]}.weight", renames) if match else ""
     shape = shapes.get(target, ())
     if match is None or target == "embed_tokens.weight" or len(shape) != 2:
         raise UserError(

@@ -64,7 +64,7 @@ def pairs(trained: Mapping[str, Tensor]) -> Pairs:
     for name, tensor in trained.items():
         match = PART.fullmatch(name)
         if match is None:
-            raise AssertionError(f"{name} was trained beside the adapter")
+            raise AssertionError(f"{name} was trained, but is not part of the adapter")
         found.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
     return found
 

@@ -46,7 +46,7 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     scheme = find_scheme(settings.values, settings.path)
     shape, stored = model_config(settings), stored_student(folder, overrides)
     text = read_text(folder, shape.vocab)
-    decoding = _changed(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
+    decoding = _override(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
     _check(decoding, settings, shape.vocab)
     weights = read_weights(folder, shape, settings.family.renames, scheme)
     if overrides.adapter is not None:
@@ -240,7 +240,7 @@ def block_of(settings: NormalizedConfig) -> int:
     return family.block
 
 
-def _changed(stored: Decoding, overrides: Overrides) -> Decoding:
+def _override(stored: Decoding, overrides: Overrides) -> Decoding:
     """Returns the decoding settings with the command line's changes."""
     names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")
     given = {name: value for name in names if (value := getattr(overrides, name)) is not None}

@@ -28,7 +28,7 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """Returns the values in their stored dtype, as a view of the file, which stays mapped while the view exists."""
-        with _opened(self.file) as handle:
+        with _open(self.file) as handle:
             return handle.get_tensor(self.name)
 
 
@@ -43,13 +43,13 @@ def check_stored(stored: StoredTensor, shape: TensorShape) -> None:
 
 def read_header(file: Path) -> list[StoredTensor]:
     """Returns the tensors in a safetensors file. Raises UserError if it is damaged."""
-    with _opened(file) as handle:
-        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is no mapping
+    with _open(file) as handle:
+        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 - it is not a mapping
         return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
             yield handle

@@ -169,7 +169,7 @@ def _check_ids(path: Path, engine: Engine, tokens: Mapping[int, AddedToken]) -> 
             there = f"{number} is {other!r}" if other is not None else f"no token has the id before {number}"
             raise UserError(
                 f"{path} has {token.content!r} as id {number}, by all of the directory's files it is {got} ({there}); "
-                "make them agree: load the tokenizer in transformers and save_pretrained it there"
+                "make them agree: load the tokenizer in transformers and call its save_pretrained on the directory"
             )
 
 

@@ -15,6 +15,7 @@ from . import token_merging as tokens
 
 TEMPLATES = "additional_chat_templates"
 CONSTANTS = {"true", "false", "none", "True", "False", "None"}  # Jinja's constants, which a variable cannot replace
+# Files of a slow tokenizer, one that has no tokenizer.json and is read by code of its own.
 SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
 
@@ -22,7 +23,8 @@ SLOW = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 class Text:
     """A directory's tokenizer and chat template.
 
-    tokenizer: as JSON text. special: the texts of special tokens, by name. ids: of tokens, by text.
+    tokenizer: the text of a tokenizer.json with the tokens of all files. special: the texts of special tokens by their
+    names, such as eos_token. ids: token ids by the tokens' texts. chat_template: Jinja text, None if there is none.
     """
 
     tokenizer: str
@@ -32,7 +34,7 @@ class Text:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if the file is missing, unreadable or has none."""
+    """Reads a JSON object. Raises UserError if the file is missing, cannot be read or holds something else."""
     try:
         values = strict_json.read(path)
     except FileNotFoundError:
@@ -47,14 +49,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_text(folder: Path, vocab: int) -> Text:
     """Reads a directory's tokenizer and chat template. vocab: the number of ids that its model has.
 
-    Raises UserError for a tokenizer that only code can read, that is damaged, or whose files disagree.
+    Raises UserError for a slow tokenizer, a damaged one, or one whose files disagree.
     """
     if not (folder / tokens.TOKENIZER).is_file():
         slow = [name for name in SLOW if (folder / name).is_file()]
         what = f"only a slow tokenizer ({', '.join(slow)})" if slow else "no tokenizer"
         raise UserError(
-            f"{folder} has {what}; expected tokenizer.json: load it once as a fast tokenizer in transformers and "
-            "save_pretrained it there"
+            f"{folder} has {what}; expected tokenizer.json: load the directory as a fast tokenizer in transformers "
+            "and call its save_pretrained on the directory"
         )
     names = (tokens.CONFIG, tokens.ADDED, tokens.MAP)
     files = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
@@ -82,8 +84,8 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
     if size > TEMPLATE // 2:  # with room for the special tokens
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")
     if wrong := [name for name in RESERVED if name in special]:
-        raise UserError(f"{folder} names a special token {wrong[0]}, which is a template's own word; rename it")
-    # The special tokens that transformers passes to a template are stored in it: a bundle has no other place for them.
+        raise UserError(f"{folder} names a special token {wrong[0]}, a variable that every template gets; rename it")
+    # Special tokens that transformers passes to a template become its defaults: a bundle has no other place for them.
     names = [name for name in special if name.isidentifier() and name not in CONSTANTS and reads(found, name)]
     return with_defaults(found, {name: special[name] for name in names})
 

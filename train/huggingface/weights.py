@@ -32,8 +32,8 @@ Renames = Sequence[tuple[str, str]]
 class DirectoryWeights(Mapping[str, Tensor]):
     """A model's tensors by name, each read anew on access.
 
-    shapes: of all tensors, known without reading them. packed: the quantized ones without a merged adapter. merged:
-    names of the quantized ones with one.
+    readers: functions that read one tensor each. shapes: every tensor's shape, known without reading it. packed: the
+    quantized weights, unless an adapter was merged into them; merged: the names of those that one was merged into.
     """
 
     readers: Mapping[str, Callable[[], Tensor]]
@@ -63,14 +63,14 @@ def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
 def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Scheme | None = None) -> DirectoryWeights:
     """Returns the directory's tensors, to be read on access.
 
-    renames: (pattern, replacement) of whole names; the first match is used. scheme: how some of them are quantized.
-    Raises UserError, naming the tensor or file, if they do not fit the config.
+    renames: (pattern, replacement) of whole names; the first match is used. scheme: how the directory's quantized
+    weights are stored, None if it has none. Raises UserError, naming the tensor or file, if they do not fit the config.
     """
     expected, found = expected_shapes(config), dict[str, StoredTensor]()
     parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
     head: StoredTensor | None = None
     for stored in _all_stored(folder):
-        name = renamed(stored.name, renames)
+        name = rename(stored.name, renames)
         if DERIVED.fullmatch(stored.name):
             continue
         if config.tied and name == HEAD:
@@ -120,7 +120,7 @@ def _once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> No
 
 
 def _extra(stored: StoredTensor) -> UserError:
-    return UserError(f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json has not")
+    return UserError(f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json lacks")
 
 
 def _check_packed(
@@ -129,29 +129,29 @@ def _check_packed(
     found: Mapping[str, StoredTensor],
     biases: Mapping[str, StoredTensor],
 ) -> None:
-    """Raises UserError if no weight is quantized, one is also there unquantized, or an extra bias is not zero.
+    """Raises UserError if no weight is quantized, one is stored unquantized too, or an extra bias is not zero.
 
     Older libraries store a bias of zeros next to every quantized weight (AutoGPTQ before 0.5).
     """
     if not packed:
         raise UserError(f"{folder} has a {KEY} in its config.json but no quantized weights; remove it there")
     if both := sorted(packed.keys() & found.keys()):
-        raise UserError(f"{folder} has {both[0]} quantized and as it was; remove one of them")
+        raise UserError(f"{folder} has {both[0]} both quantized and unquantized; remove one of them")
     for name, stored in biases.items():
         if name.replace(".bias", ".weight") not in packed or stored.read().any():
             raise _extra(stored)
 
 
 def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
-    """Returns the names that the model's tensors have in the directory's files, by the model's names."""
+    """Returns, for each tensor's name in the model, its name in the directory's files."""
     found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
     packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}
     plain = (name for name in found if name.rpartition(".")[0] not in packed or name.endswith((".weight", ".bias")))
     names = (*plain, *(f"{module}.weight" for module in packed))
-    return {renamed(theirs, renames): theirs for theirs in names if not DERIVED.fullmatch(theirs)}
+    return {rename(theirs, renames): theirs for theirs in names if not DERIVED.fullmatch(theirs)}
 
 
-def renamed(name: str, renames: Renames) -> str:
+def rename(name: str, renames: Renames) -> str:
     """Returns the model's name of a stored tensor; the stored name if no rule matches."""
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
@@ -172,6 +172,7 @@ def _all_stored(folder: Path) -> Iterator[StoredTensor]:
 
 
 def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
+    """Returns the safetensors files, each with the tensors that the index names in it, None without an index."""
     if (folder / SINGLE).is_file():
         return [(folder / SINGLE, None)]
     if not (folder / INDEX).is_file():

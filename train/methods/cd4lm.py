@@ -2,10 +2,11 @@
 
 L = share · T² · KL(softmax(teacher(x_t') / T) || softmax(student(x_t) / T)) + (1 - share) · CE(student(x_t), x_0) over
 the student's masked positions, of which the teacher's are a subset. Ratios, lower bounds and schedule are those of the
-authors' code (yihao-liang/CDLM). There are three differences. Both terms are clamped at 5 there and not here, as that
-stops the gradient of a large loss. Ratios are of the canvas, with the filler after a short answer's end, not of the
-answer alone. Some of the student's blocks (in a `full` student, some answers) are masked from a sampled place to their
-end: decoding meets little else, and a small model that is trained only on scattered masks forgets it (LOG.md).
+authors' code (yihao-liang/CDLM), with three differences. Their code clamps both terms at 5, which stops the gradient of
+a large loss; here they are not clamped. Ratios are shares of the canvas, filler after a short answer's end included,
+not of the answer alone. Some of the student's blocks (of a `full` student, some answers) are masked from a sampled
+place to their end: nearly all masks in decoding are such, and a small model that is trained only on scattered masks
+forgets them (LOG.md).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
 
 
 def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
-    """Returns the units for which masks are sampled: blocks if the model has a KV cache, else whole canvases."""
+    """Returns the units whose ends may be masked: blocks if the model has a KV cache, else whole canvases."""
     if contract.has_cache:
         return noise.blocks_at(canvas, contract, canvas.everywhere())
     return noise.whole_canvases(canvas)
@@ -85,7 +86,7 @@ def nested_masks(
 ) -> tuple[Tensor, Tensor]:
     """Samples which positions are masked for the student, and which of these for the teacher; bool [batch, width] each.
 
-    ordered: the share of units in which only an end is masked for the student, see `noise.ends`.
+    ordered: the share of units that are masked for the student from a sampled place to their end (`noise.ends`).
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
@@ -98,7 +99,7 @@ def nested_masks(
 
 
 def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
-    """Returns the loss of both terms on `stream.batch` new examples per step; filler has the weight FILLER.
+    """Returns the loss: both terms on `stream.batch` new examples per step; filler has the weight FILLER.
 
     ordered: see `nested_masks`.
     """

@@ -3,8 +3,8 @@
 L = CE + CE' + w (H + H'). Half of a block is masked, and all blocks after it; for the primed terms, the block's other
 half is masked instead. H is the mean entropy of softmax(logits / 0.5) at positions whose top-1 token is right. This
 follows the authors' code (czg1225/dParallel) with one difference: in some answers blocks are masked from a sampled
-place to their end, and there is no other half. Decoding meets little else, and a small model that is trained only on
-scattered halves forgets it (LOG.md).
+place to their end, and there is no other half. Nearly all masks in decoding are such, and a small model that is trained
+only on scattered halves forgets them (LOG.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Computes the next-token loss: for the autoregressive baseline, and added to other losses to keep a model's skills."""
+"""Computes the next-token loss: the autoregressive baseline's, and a term in the losses of teachers and students."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from train.transformer.network import Transformer
 
 
 def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
-    """Returns next-token cross-entropy on the answers of `stream` under the causal mask; row i predicts token i + 1."""
+    """Returns the loss: next-token cross-entropy on the answers of `stream` under the causal mask.
+
+    Row i predicts token i + 1. run: the model's forward pass, which may be compiled.
+    """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         examples = distributed.mine(stream.examples(step))

@@ -1,4 +1,4 @@
-"""Reads a file of torch.save as plain values: runs no code from it, and allows no values larger than the file."""
+"""Reads a file of torch.save as plain values; runs no code from it, and refuses values that outgrow the file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read(path: Path) -> Any:
     """Reads what torch.save wrote. Raises UserError for anything else."""
     try:
         _check(path)
-        with warnings.catch_warnings():  # torch warns about foreign files, but one line is to be printed
+        with warnings.catch_warnings():  # torch warns about foreign files, but the error is to be the only line
             warnings.simplefilter("ignore")
             values = torch.load(path, map_location="cpu", weights_only=True)
-        if _unfolded(values, {}) > path.stat().st_size:
+        if _count_values(values, {}) > path.stat().st_size:
             raise ValueError(NESTED)
         return values
     except pickle.UnpicklingError:
@@ -43,7 +43,8 @@ def read(path: Path) -> Any:
 def _check(path: Path) -> None:
     """Raises ValueError for an archive that torch.save does not write.
 
-    It is compressed, claims more bytes than the file has, or has values nested without end.
+    Such are a compressed one, one that claims more bytes than the file has, and one whose values are nested without
+    end.
     """
     try:
         with ZipFile(path) as archive:
@@ -53,7 +54,7 @@ def _check(path: Path) -> None:
                 raise ValueError("its parts are compressed or overlap")
             pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")]
     except BadZipFile:
-        raise ValueError("no zip archive; older formats are bare pickles, which can run code") from None
+        raise ValueError("not a zip archive; older formats are bare pickles, which can run code") from None
     if any(_shared_tuples(content) > MOST_SHARED for content in pickles):
         raise ValueError(NESTED)
 
@@ -72,19 +73,19 @@ def _shared_tuples(content: bytes) -> int:
     return shared
 
 
-def _unfolded(values: Any, known: dict[int, float]) -> float:
+def _count_values(values: Any, known: dict[int, float]) -> float:
     """Counts values, a shared one once per place that holds it; returns infinity if a value contains itself."""
     if not isinstance(values, dict | list | tuple | set):
         return 1
     if id(values) not in known:
         known[id(values)] = inf
         parts = (*values, *values.values()) if isinstance(values, dict) else values
-        known[id(values)] = 1 + sum(_unfolded(part, known) for part in parts)
+        known[id(values)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(values)]
 
 
 def plain_tensors(weights: Any, size: int) -> bool:
-    """Returns whether `weights` are whole float tensors by name that fit into a file of `size` bytes.
+    """Returns whether `weights` maps names to contiguous float tensors that have at most `size` bytes together.
 
     A tensor in a file may have strides of 0, be sparse or have no memory: it is tiny in the file, but vast in use.
     """

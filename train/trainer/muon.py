@@ -1,4 +1,4 @@
-"""Muon: makes every update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"""Implements Muon, which makes every update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 instructions that takes
 seconds, several times longer than the forward and the backward pass. Here matrices of one shape are batched and

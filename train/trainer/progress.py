@@ -65,7 +65,7 @@ class Log:
         self.board: Any = None
         if distributed.rank():
             return
-        kept = "".join(_logged(path, first))
+        kept = "".join(_read_log(path, first))
         replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
         if tensorboard is not None:
             self.board = board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
@@ -103,7 +103,7 @@ def board_class() -> Any:
     return SummaryWriter
 
 
-def _logged(path: Path, first: int) -> list[str]:
+def _read_log(path: Path, first: int) -> list[str]:
     """Returns a log's lines up to the update that a run resumes from, without incomplete ones, as from a full disk.
 
     Raises UserError if the log cannot be read.

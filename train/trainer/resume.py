@@ -63,7 +63,7 @@ class Run:
 
 def path_of(out: Path) -> Path:
     """Returns the path of the file from which the run that makes `out` would be resumed."""
-    out = files.named(out)
+    out = files.resolve_name(out)
     return out.with_name(out.name + ".resume")
 
 
@@ -204,7 +204,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping[str, torch.Size]) -> None:
     """Restores this process's rows from the shards of any number of processes."""
-    with _opened([_shard(path, step, rank, processes) for rank in range(processes)]) as shards:
+    with _open_shards([_shard(path, step, rank, processes) for rank in range(processes)]) as shards:
         known = set(shards[0].keys())
 
         def own(kind: str, name: str) -> Tensor:
@@ -225,7 +225,7 @@ def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping
 
 
 @contextmanager
-def _opened(paths: list[Path]) -> Iterator[list[Any]]:
+def _open_shards(paths: list[Path]) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
 

@@ -188,7 +188,7 @@ class Transformer(nn.Module):
 
         input_ids int64 [batch, width]; visible int64 [batch, width], how many positions each query sees, at least 1;
         positions int64 [batch, width], by default 0 to width - 1; length: cached and new positions together, by default
-        the width; mask fp32 [batch, 1, width, length], additive, given in training instead of `visible` where the
+        the width; mask fp32 [batch, 1, width, length], additive, given in training instead of `visible` if the
         attention is not a prefix mask.
         """
         cos, sin = self.position_tables(input_ids, positions)

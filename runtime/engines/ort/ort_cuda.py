@@ -90,7 +90,7 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     check_available()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     missing = preload()
-    ort.set_default_logger_severity(QUIET)  # its log would print, in colors, what the UserError below says in one line
+    ort.set_default_logger_severity(QUIET)  # its log would print, in colors, what the UserError below has in a line
     try:
         session = create_session(model, files, options, **providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"

@@ -39,7 +39,7 @@ def map_weights(options: ort.SessionOptions, folder: Path, names: Collection[str
         The files' bytes. The caller has to hold them until the session is created: only then does ONNX Runtime copy
         from them, through pointers that do not keep them alive.
     """
-    content = [_mapped(folder / name) for name in names]
+    content = [_map_file(folder / name) for name in names]
     if content:
         options.add_external_initializers_from_files_in_memory(list(names), content, [len(part) for part in content])
     # Weights not given as memory are looked for only in this folder, and links that leave the folder are refused.
@@ -47,7 +47,7 @@ def map_weights(options: ort.SessionOptions, folder: Path, names: Collection[str
     return content
 
 
-def _mapped(file: Path) -> NDArray[np.uint8]:
+def _map_file(file: Path) -> NDArray[np.uint8]:
     """Returns a file's bytes [size], memory-mapped if the file system supports it."""
     with open(file, "rb") as handle:
         try:

@@ -1,4 +1,4 @@
-"""Chunked prefill: splits a forward pass that is too wide for an engine, where no earlier token sees later ones."""
+"""Chunked prefill: splits a forward pass that is too wide for an engine, at cuts that no earlier token sees beyond."""
 
 from __future__ import annotations
 

@@ -27,16 +27,16 @@ class DeviceCache:
         self.cell = contract.head_dim * SIZES[contract.dtype]  # bytes per position and head
         count = 0 if contract.cache == "none" else 2 * contract.layers
         row = contract.batch * contract.kv_heads * self.cell
-        self.size = count * aligned(row * contract.capacity)
+        self.size = count * align(row * contract.capacity)
         self.parts = self._allocate(count, row * contract.capacity, stack)
         self.news = self._allocate(count if contract.cache == "delta" else 0, row * widest, stack)
 
     def _allocate(self, count: int, size: int, stack: ExitStack) -> list[int]:
         if not count:
             return []
-        first = self._cuda.allocate(count * aligned(size))
+        first = self._cuda.allocate(count * align(size))
         stack.callback(self._cuda.free, first)
-        return [first + i * aligned(size) for i in range(count)]
+        return [first + i * align(size) for i in range(count)]
 
     def zero(self) -> None:
         """Zeroes the KV cache: a masked position's weight of 0 times an old NaN would be NaN."""
@@ -67,7 +67,7 @@ class DeviceCache:
         return as_float32(raw, c.dtype).reshape(shape)
 
 
-def aligned(size: int) -> int:
+def align(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED
 
 

@@ -86,7 +86,7 @@ class TrtBackend:
         check_candidates(forward, self.contract)
         most, n = min(profile.rows for profile in engine.profiles), forward.rows.shape[1]
         if n > most:  # such as for a form on a `full` model
-            return joined([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
+            return join_proposals([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
         whole: dict[str, NDArray[Any]] = {}  # by field name of Proposal
         for piece in pieces(forward, engine.widest):
             out = engine.forward(self._whole_batch(piece.forward))
@@ -158,7 +158,7 @@ def part(forward: Forward, start: int, end: int) -> Forward:
     return replace(forward, rows=forward.rows[:, start:end], candidates=candidates)
 
 
-def joined(parts: Sequence[Proposal]) -> Proposal:
+def join_proposals(parts: Sequence[Proposal]) -> Proposal:
     """Returns the proposals of several parts' logits rows as one."""
     fields = {name: [getattr(each, name) for each in parts] for name in Proposal.__slots__}
     return Proposal(**{name: np.concatenate(each, axis=1) for name, each in fields.items() if each[0] is not None})
@@ -173,7 +173,7 @@ def slack(contract: Contract) -> int:
 
 
 def reach(build: Build, contract: Contract) -> int:
-    """Returns how many positions a request may have: the KV cache's, or without one, those of the widest pass."""
+    """Returns the most positions that a request may have: the KV cache's, or without one, those of the widest pass."""
     return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
