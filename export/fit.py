@@ -108,8 +108,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("capacity", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 1")
-    if not args.system_gb >= 0:
-        raise UserError(f"--system-gb is {args.system_gb}; expected a number from 0 on")
+    if args.system_gb < 0:
+        raise UserError(f"--system-gb is {args.system_gb:g}; expected a number from 0 on")
     return args
 
 

@@ -26,6 +26,7 @@ from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_opt
 from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
+from .calibration import as_calibrated, bundle_of, in_calibrated_order, kept_calibration, lost_calibration
 from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
 from .graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
 from .precisions import PRECISIONS
@@ -40,8 +41,9 @@ from .staging import report_write_errors, working_folder
 
 HELP = {  # help texts that do not fit on the line of their option below
     "out": (
-        "bundle to write, a folder (default: the checkpoint's path with .bundle; for a checkpoint in a download cache, "
-        "its name in the current folder)"
+        "bundle to write, a folder; if it exists, its other engines stay, unless they are of another checkpoint "
+        "(default: the checkpoint's path with .bundle; for a checkpoint in a download cache, its name in the current "
+        "folder)"
     ),
     "precision": (
         "precision of the engine; fp16: weights, products and KV cache, not norms and probabilities; int8: weights and "
@@ -160,10 +162,13 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source)
     target = "cpu" if wanted.dialect == "ort" else "any"
-    engine = Engine(
+    fresh = Engine(
         f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},
         decision_temperature=source.decoding.decision_temperature,
     )  # fmt: skip
+    there = bundle_of(out, origin)
+    contract, engine = in_calibrated_order(there, contract), as_calibrated(there, contract, fresh)
+    calibration = [*kept_calibration(fresh, engine), *lost_calibration(out, contract, engine, origin)]
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []
@@ -187,6 +192,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
                 made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
             if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # just replayed here
                 first_load.remember(made.engine(engine.name), "cpu")
+            print(*calibration, sep="\n", end="\n" if calibration else "", file=stream, flush=True)
     return checks
 
 

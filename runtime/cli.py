@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from . import files
+from .bundle import strict_json
 from .contract import MODES
 from .engines.registry import DEFAULT, DEVICES, KINDS
 from .errors import DeviceError, NumericalError, UserError
@@ -57,8 +59,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        for kind, expected in ((int, "a whole number"), (float, "a number")):
-            self.register("type", kind, expect(kind, expected))
+        self.register("type", int, expect(parse_whole, "a whole number of 64 bits"))
+        self.register("type", float, expect(parse_number, "a finite number"))
         self.register("type", Path, expect(parse_path, "a path"))
 
     def error(self, message: str) -> NoReturn:
@@ -132,10 +134,10 @@ def print_json(values: Mapping[str, Any]) -> None:
 def json_object(text: str) -> dict[str, Any]:
     """Parses the arguments of a chat template, as an argparse type."""
     try:
-        return check_arguments(json.loads(text))
+        return check_arguments(strict_json.parse(text))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(
             f'{text[:80]!r} is not JSON ({error}); expected an object: {{"enable_thinking": false}}'
         ) from None
@@ -216,6 +218,22 @@ def at_least_1(text: str) -> int:
     return int(text)
 
 
+def parse_whole(text: str) -> int:
+    """Parses a whole number; raises ValueError beyond 64 bits, which no option means and arithmetic may not hold."""
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError
+    return number
+
+
+def parse_number(text: str) -> float:
+    """Parses a number; raises ValueError for an infinite one, as 1e400 is, and for NaN. Returns 0.0 for -0.0."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number + 0.0
+
+
 def parse_path(text: str) -> Path:
     """Parses a path; raises ValueError if it is empty, which `Path` would read as the current folder."""
     if not text:
@@ -225,7 +243,7 @@ def parse_path(text: str) -> Path:
 
 def parse_counts(text: str) -> tuple[int, ...]:
     """Parses a comma-separated list of whole numbers from 1 on."""
-    found = tuple(int(word) for word in text.split(","))
+    found = tuple(parse_whole(word) for word in text.split(","))
     if min(found) < 1:
         raise ValueError
     return found

@@ -26,10 +26,12 @@ from .cli import (
     print_json,
     run,
 )
+from .contract import Contract
 from .decisions.decide import PROBABILITIES
 from .decisions.form import Probability
 from .decoding.batch import Step
-from .decoding.options import DecodeOptions
+from .decoding.block_layout import room_for_answer
+from .decoding.options import DecodeOptions, Request, decoded_contract
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import Screen, show_steps, summary, view
@@ -44,8 +46,8 @@ HELP = {  # help texts that do not fit on the line of their option below
         "with --top-k (default: 0, the top-1 tokens)"
     ),
     "json-schema": (
-        "file with a JSON schema of closed choices; the answer is a document of that schema, and --json adds the "
-        "probability of each value (default: none, free text; supported subset: docs/decisions.md)"
+        "file with a JSON schema of choices and short texts; the answer is a document of that schema, and --json adds "
+        "the probability of each choice (default: none, free text; supported subset: docs/decisions.md)"
     ),
     "probability": (
         "meaning of a value's probability, with --json-schema; parallel: of each field with the others masked; "
@@ -69,7 +71,8 @@ def generate(args: argparse.Namespace) -> int:
     loaded = time.perf_counter() - started
     if schema is not None:
         return decide(model, prompt, schema, args, loaded)
-    steps: Iterator[Step] = model.steps(prompt, dataclass_of(DecodeOptions, args, fused=True))
+    request = model.request(prompt, dataclass_of(DecodeOptions, args, fused=True))
+    steps: Iterator[Step] = model.steps(request.prompt, request.options)
     shown = view(model.tokenizer, model.contract, sys.stderr) if args.show else None
     if shown is not None:
         steps = show_steps(steps, shown)
@@ -86,7 +89,24 @@ def generate(args: argparse.Namespace) -> int:
         print(answer.text, flush=True)
     if shown is not None:
         print(summary(answer.result), file=sys.stderr)
+    if answer.result.finish == "length" and not args.suffix:  # before a suffix, an answer is as long as its gap
+        print(cut_line(model.contract, request), file=sys.stderr)
     return DONE
+
+
+def cut_line(contract: Contract, request: Request) -> str:
+    """Returns the line about an answer without an end token: what ended it, and how it may become longer."""
+    given, tokens = len(request.prompt), request.options.max_new_tokens
+    room = room_for_answer(decoded_contract(contract, request.options.mode or contract.modes[0]), given)
+    if tokens is not None and tokens < room:
+        return f"cut: no end token within {tokens} tokens; --max-new-tokens may be up to {room} for this prompt"
+    if not contract.has_cache:
+        advice = "a longer answer needs a larger one (--canvas, if a Hugging Face directory is exported)"
+        return f"cut: no end token within {tokens} tokens, the model's canvas; {advice}"
+    return (
+        f"cut: no end token within {tokens} tokens, which with the prompt's {given} fill the KV-cache capacity of "
+        f"{contract.capacity}; shorten the prompt, or export with a larger --capacity"
+    )
 
 
 def decide(model: Model, prompt: str | list[int], schema: Any, args: argparse.Namespace, loaded: float) -> int:
@@ -198,7 +218,7 @@ OPTIONS = (
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="maximum new tokens (default: 256, or fewer if the KV cache has no room for them)",
+        help="maximum new tokens (default: 256, or fewer if KV cache or canvas have no room for them)",
     ),
     option("--suffix", default="", metavar="TEXT", help=HELP["suffix"]),
     option(

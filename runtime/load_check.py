@@ -188,7 +188,10 @@ def limit(size: int, seconds: int) -> None:
 
 
 def _speak(tokenizer: Any) -> None:
-    """Encodes a text and a message. A refusal is ignored, unless memory ran out: other messages may be accepted."""
+    """Encodes a text and a message. A refusal is ignored, unless memory ran out: other messages may be accepted.
+
+    Without jinja2 the template is refused too; whoever records what was tried leaves it out then (`open_bundle`).
+    """
     try:
         tokenizer.encode(MESSAGE)
         tokenizer.encode_chat(MESSAGE)

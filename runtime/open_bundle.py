@@ -90,6 +90,7 @@ def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str
     """
     from .bundle.store import verify_files
     from .proof import first_load
+    from .text.chat_template import can_render
 
     outside = engine.kind.native_code or options.device != "cpu"
     known = not outside and verify == "first" and first_load.is_proved(engine, options.device)
@@ -101,7 +102,9 @@ def _try_files(bundle: Bundle, engine: Engine, options: OpenOptions, verify: str
         attempts.append(load_check.attempt(bundle, tried, options.threads, proving))
         return attempts[-1]
 
-    verify_files(bundle, tried or replace(engine, files={}, reference=None), verify, attempt)
+    # A child without jinja2 does not render the template, so that it is tried at the first load with jinja2.
+    left = [*bundle.texts][-1:] if bundle.chat_template is not None and not can_render() else []
+    verify_files(bundle, tried or replace(engine, files={}, reference=None), verify, attempt, left)
     if proving and not attempts:  # the files were tried before, on another machine or with another library
         attempt()
     if proving and attempts[-1]:

@@ -273,7 +273,7 @@ def test_a_manifest_that_is_not_as_expected_is_refused(
         ("[]", "manifest is list"),
         ('{"format": 1, "format": 1}', "'format' occurs twice"),
         ('{"format": 1, "contract": {"block": 4, "block": 8}}', "'block' occurs twice"),
-        ('{"format": NaN}', "NaN is not a number"),
+        ('{"format": NaN}', "NaN is not a finite number"),
         ("[" * 100_000, "cannot be read"),
         ("\udcff", "cannot be read"),
     ],

@@ -95,6 +95,8 @@ def test_mistakes_have_their_line(opened: Opened, loaded: Any) -> None:
     wrong: list[tuple[Any, dict[str, Any], dict[str, Any] | None, str]] = [
         (None, request, None, "request, schema or decision is NULL"),
         ("{", request, None, "schema is not JSON"),
+        ('{"enum": ["a"], "enum": ["b"]}', request, None, "schema is not JSON ('enum' occurs twice in one object)"),
+        (f'{{"const": {"9" * 5000}}}', request, None, "9... is a whole number of 5000 digits, too many"),
         ("[]", request, None, "schema is '[]'; expected a JSON schema"),
         ('{"type": "number"}', request, None, "schema.type is"),
         (text, {}, None, "the request has neither prompt and token_ids"),
@@ -120,6 +122,13 @@ HARD = {
         },
     },
 }
+
+
+def test_a_schema_may_begin_with_a_bom(opened: Opened, loaded: Any) -> None:
+    plain = decide(opened, loaded, json.dumps(SCHEMA), {"prompt": "hi"})[1]
+    code, seen = decide(opened, loaded, "\ufeff" + json.dumps(SCHEMA), {"prompt": "hi"})
+    assert code == opened.lib.BLOCKSTEP_OK and plain is not None and seen is not None, opened.error()
+    assert seen["text"] == plain["text"]
 
 
 @pytest.mark.parametrize("schema", [HARD, {"enum": ["math", "code"]}, {"type": "object", "properties": {}}])

@@ -171,7 +171,7 @@ def test_four_clients_of_the_service_get_pythons_answers(built: Path, student: M
 def test_the_environment_is_another_one_where_the_variable_says_so(built: Path, tmp_path: Path) -> None:
     def told(python: Path | str) -> str:
         done = run(built / "host", BUNDLE, "x", env={"BLOCKSTEP_PYTHON": str(python)})
-        assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("\n") == 1
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
         return done.stderr
 
     assert f"no python executable at {tmp_path}/none; set BLOCKSTEP_PYTHON" in told(tmp_path / "none")

@@ -66,6 +66,8 @@ WRONG = [
     (["--max-forwards", "3"], "--max-forwards is for decisions"),
     (["--json-schema", "/nowhere.json"], "/nowhere.json cannot be read"),
     (["--json-schema", "TEXT"], "is not JSON"),
+    (["--json-schema", "TWICE"], "is not JSON ('type' occurs twice in one object); expected a JSON schema"),
+    (["--json-schema", "HUGE"], "99999999999999999999... is a whole number of 5000 digits, too many"),
     (["--json-schema", "LIST"], "holds [1]; expected a JSON schema"),
     (["--json-schema", "NUMBER"], "schema.type is"),
 ]
@@ -75,7 +77,10 @@ WRONG = [
 def test_what_does_not_go_with_it_is_one_line(
     words: list[str], line: str, bundle: str, schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {"TEXT": "{", "LIST": "[1]", "NUMBER": '{"type": "number"}'}
+    files = {
+        "TEXT": "{", "LIST": "[1]", "NUMBER": '{"type": "number"}', "HUGE": f'{{"const": {"9" * 5000}}}',
+        "TWICE": '{"type": "string", "type": "boolean"}',
+    }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     named = {"SCHEMA": schema, **{name: str(tmp_path / name) for name in files}}

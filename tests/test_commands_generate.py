@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from speaking import ANSWER, PROMPT, VOCAB, every_other, ids_of, speaking_bundle
 
 from runtime import generate, load
+from runtime.decoding.options import DecodeOptions, Request
 from runtime.model import Model
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +62,36 @@ def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.
     assert values["forwards"] == values["steps"] == 7 * 3 + 2  # the end token needs not all of the last block
     assert values["tokens_per_forward"] == pytest.approx(len(tokens) / values["forwards"])
     assert captured.err.startswith("step 1  block 1  |a░ ░|  +2 tokens\n")
+
+
+@pytest.mark.parametrize("extra", [[], ["--show"]])
+def test_an_answer_that_is_cut_is_reported_on_stderr_with_what_to_do(
+    bundle: str, capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    assert generate.main([bundle, PROMPT, "--max-new-tokens", "3", *extra]) == 0
+    captured = capsys.readouterr()
+    line = "cut: no end token within 3 tokens; --max-new-tokens may be up to 40 for this prompt"
+    assert captured.out == "ab \n" and captured.err.splitlines()[-1] == line and captured.err.count("cut: ") == 1
+    assert generate.main([bundle, PROMPT, "--max-new-tokens", "3", *extra, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["finish"] == "length" and "cut: " not in captured.err
+    assert generate.main([bundle, PROMPT, "--max-new-tokens", "3", "--suffix", "x", *extra]) == 0
+    assert "cut: " not in capsys.readouterr().err  # a gap before a suffix has its length
+
+
+def test_an_answer_as_long_as_the_canvas_or_the_kv_cache_names_what_gives_more_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = str(speaking_bundle(tmp_path, PROMPT, "x" * 50))
+    assert generate.main([full, PROMPT]) == 0
+    line = "cut: no end token within 40 tokens, the model's canvas; a longer answer needs a larger one (--canvas, if "
+    assert capsys.readouterr().err.startswith(line)
+    contract = tiny.contract()
+    request = Request(np.arange(3, 11), DecodeOptions(56, mode="block"))
+    assert generate.cut_line(contract, request) == (
+        "cut: no end token within 56 tokens, which with the prompt's 8 fill the KV-cache capacity of 64; shorten the "
+        "prompt, or export with a larger --capacity"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +177,9 @@ def test_generate_show_prints_the_answer_on_a_terminal_that_is_not_redrawn(
         (["BUNDLE", PROMPT, "--max-new-tokens", "0"], "expected at least 1"),
         (["BUNDLE", PROMPT, "--max-new-tokens", "many"], "got 'many'; expected a whole number"),
         (["BUNDLE", PROMPT, "--threshold", "1.1"], "outside [0, 1]"),
-        (["BUNDLE", PROMPT, "--threshold", "nan"], "outside [0, 1]"),
+        (["BUNDLE", PROMPT, "--threshold", "nan"], "got 'nan'; expected a finite number"),
+        (["BUNDLE", PROMPT, "--threshold", "-inf"], "got '-inf'; expected a finite number"),
+        (["BUNDLE", PROMPT, "--template-args", '{"a": 1, "a": 2}'], "'a' occurs twice in one object"),
         (["BUNDLE", PROMPT, "--temperature", "0.7"], "top-1 token alone; leave it out, or export with --top-k 32"),
         (["BUNDLE", PROMPT, "--temperature", "-1"], "temperature is -1; expected 0"),
         (["BUNDLE", PROMPT, "--temperature", "hot"], "got 'hot'; expected a number"),

@@ -228,7 +228,8 @@ def test_an_engine_is_held_to_the_bundles_own_fp32_engine_where_no_report_is_giv
     words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.2,0.99"]
     assert calibrate.main(words) == 2
     assert "has no fp32 engine to hold ort-fp32 to; give --teacher-report, or export fp32" in capsys.readouterr().err
-    assert calibrate.main(["--ckpt", "student.pt", "--data", str(data)]) == 2
+    (tmp_path / "student.pt").touch()
+    assert calibrate.main(["--ckpt", str(tmp_path / "student.pt"), "--data", str(data)]) == 2
     assert "--teacher-report is missing" in capsys.readouterr().err
     few = replace(plain, name="ort-int8", precision="int8")
     write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
@@ -321,6 +322,31 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(
     assert calibrate.main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--bundle none.bundle", "no bundle at none.bundle"),
+        ("--bundle BUNDLE --engine ort-int4", "has no engine 'ort-int4'"),
+        ("--bundle BUNDLE --engine ort-int4 --teacher-report none.json", "has no engine 'ort-int4'"),
+        ("--bundle BUNDLE --threads 0", "--threads is 0"),
+        ("--bundle BUNDLE --batch 4", "--batch was given with --bundle"),
+        ("--bundle BUNDLE --task maths", "unknown task 'maths'"),
+        ("--bundle BUNDLE --count 0", "'0' is not a whole number from 1"),
+        ("--bundle BUNDLE --thresholds high", "--thresholds is 'high'"),
+        ("--ckpt none.pt", "no checkpoint at none.pt"),
+        ("--ckpt none.pt --teacher-report none.json", "no checkpoint at none.pt"),
+        ("--bundle BUNDLE", "has no fp32 engine to hold ort-fp32 to"),
+    ],
+)
+def test_the_missing_report_is_named_after_what_is_wrong_with_the_model_and_the_options(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = str(speaking_bundle(tmp_path, "say 1", "yes"))
+    assert calibrate.main([made if word == "BUNDLE" else word for word in words.split()]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
 
 
 def test_a_reference_with_nothing_right_chooses_no_threshold(

@@ -163,7 +163,7 @@ def test_a_bundle_keeps_it_by_engine_and_the_model_decides_with_it(tmp_path: Pat
         ("--task intents --thresholds 0.5", "--thresholds was given with --decisions"),
         ("--task intents --target 1", "--target was given with --decisions"),
         ("--task intents --by bound", "--by was given with --decisions"),
-        ("--task intents --count 0", "--count is 0; expected at least 1"),
+        ("--task intents --count 0", "--count: '0' is not a whole number from 1"),
         ("--task intents --attention full", "cannot be given its temperature"),
     ],
 )

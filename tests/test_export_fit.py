@@ -125,7 +125,10 @@ def test_a_device_that_is_too_small_is_exit_1(capsys: pytest.CaptureFixture[str]
         ([str(SAMPLE), "--device", "orin"], "invalid choice: 'orin'"),
         ([str(SAMPLE), "--capacity", "0"], "--capacity is 0"),
         ([str(SAMPLE), "--batch", "0"], "--batch is 0"),
-        ([str(SAMPLE), "--system-gb", "nan"], "--system-gb is nan"),
+        ([str(SAMPLE), "--system-gb", "nan"], "got 'nan'; expected a finite number"),
+        ([str(SAMPLE), "--system-gb", "1e400"], "got '1e400'; expected a finite number"),
+        ([str(SAMPLE), "--system-gb", "-1"], "--system-gb is -1; expected a number from 0 on"),
+        ([str(SAMPLE), "--batch", "9" * 400], "expected a whole number of 64 bits"),
         ([str(SAMPLE), "--engine", "trt"], "has no engine 'trt'; it has ort-fp32"),
     ],
 )

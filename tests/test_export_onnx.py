@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from export import contract_from_checkpoint, verify
+from export import calibration, contract_from_checkpoint, verify
 from export import onnx as command
 from export.contract_from_checkpoint import exported_contract
 from export.graph.ort_graph import write_ort_graph
@@ -24,6 +24,7 @@ from export.proof import held_out
 from export.proof.compare import Distance, Parity, worst
 from export.proof.prove import prove, sample_requests
 from runtime.bundle import store
+from runtime.contract import MODES, GateSpec
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -93,6 +94,48 @@ def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Pat
     engine = store.read(made / "student.bundle").engine()
     source = student()
     assert write_ort_graph(source, exported_contract(source, None), "fp32", tmp_path)[0].name == engine.model
+
+
+def test_a_calibration_stays_for_the_same_checkpoint_and_its_loss_with_another_is_reported(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, words = copy / "student.bundle", ["--ckpt", str(copy / "student.pt")]
+    gate = GateSpec(threshold=0.625)
+    store.set_gate(made, "ort-fp32", gate)
+    store.set_decision_temperature(made, "ort-fp32", 1.75)
+    assert command.main(words) == 0
+    engine = store.read(made).engine()
+    assert (engine.gate, engine.decision_temperature) == (gate, 1.75)
+    kept = "ort-fp32 keeps the calibrated gate's threshold 0.625 and temperature of decisions 1.75: the checkpoint is "
+    assert kept in capsys.readouterr().out
+    save(student(SEED + 1), copy / "student.pt")
+    assert command.main(words) == 0
+    engine, out = store.read(made).engine(), capsys.readouterr().out
+    assert (engine.gate, engine.decision_temperature) == (None, 1)
+    for what, flag in (("gate", ""), ("temperature of decisions", " --decisions")):
+        lost = f"the calibrated {what} of ort-fp32 was another checkpoint's and is gone; calibrate: blockstep train "
+        assert f"{lost}calibrate{flag} --bundle {made} --engine ort-fp32\n" in out
+
+
+def test_a_calibrated_default_mode_does_not_keep_other_engines_out_and_a_new_gate_is_not_overridden(
+    tmp_path: Path,
+) -> None:
+    spec = tiny.contract(attention="causal_context", shift=True, modes=list(MODES))
+    (tmp_path / "graph-2cf24dba.onnx").write_text("hello")  # named by its sha256
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, "graph-2cf24dba.onnx", {}, {})
+    origin = {"checkpoint_sha256": "a"}
+    made = tmp_path / "a.bundle"
+    store.write(made, spec, engine, [tmp_path / engine.model], student().tokenizer, None, origin)
+    there = store.set_gate(made, "ort-fp32", GateSpec(threshold=0.625), "speculative")
+    assert there.contract.modes[0] == "speculative" and spec.modes[0] == "block"
+    assert calibration.in_calibrated_order(there, spec) == there.contract
+    assert calibration.in_calibrated_order(None, spec) == spec
+    assert calibration.as_calibrated(there, spec, engine).gate == GateSpec(threshold=0.625)
+    other = replace(spec, gate=GateSpec(threshold=0.25))
+    assert calibration.as_calibrated(there, other, engine) == engine
+    (line,) = calibration.lost_calibration(made, other, engine, origin)
+    assert line.startswith("the calibrated gate of ort-fp32 was for another gate and is gone; calibrate: blockstep")
+    assert calibration.lost_calibration(tmp_path / "none.bundle", other, engine, origin) == []
 
 
 def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

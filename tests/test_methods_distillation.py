@@ -440,7 +440,7 @@ def test_a_student_that_starts_from_an_autoregressive_model_takes_the_teachers_b
         ("cdlm --near 0.5", "--near was given with --method cdlm; it is of tad: leave it out"),
         ("tad --near 1.5", "--near is 1.5; expected a share from 0 to 1"),
         ("tad --distant -1", "--distant is -1; expected a number of at least 0"),
-        ("tad --distant inf", "--distant is inf; expected a number of at least 0"),
+        ("tad --distant inf", "--distant: got 'inf'; expected a finite number"),
         ("cd4lm --temperature 0", "--temperature is 0"),
         ("cd4lm --shares 1", "--shares is 1; expected two numbers"),
         ("dparallel --certainty -1", "--certainty is -1"),

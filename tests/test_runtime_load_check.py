@@ -84,6 +84,27 @@ def test_a_template_that_takes_all_memory_is_stopped(bundle: Path) -> None:
     assert "MB of memory in the isolated load check" in refusal(lambda: load(bundle))
 
 
+def test_a_template_that_was_not_rendered_without_jinja2_is_tried_once_jinja2_is_there(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_check, "SECONDS", 1)
+    put(bundle, "chat_template", b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    bare, tried = bundle.parent / "bare", []
+    (bare / "jinja2").mkdir(parents=True)
+    (bare / "jinja2" / "__init__.py").write_text("raise ImportError('not here')")
+    attempt = load_check.attempt
+    monkeypatch.setattr(load_check, "attempt", lambda *given: (tried.append(given), attempt(*given))[1])
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "jinja2", None)
+        patched.setattr(sys, "path", [str(bare), *sys.path])
+        load(bundle), load(bundle)
+    assert len(tried) == 1  # known, as far as it could be tried
+    assert "computed for more than 1 s in the isolated load check" in refusal(lambda: load(bundle))
+    put(bundle, "chat_template", b"{{ messages[0].content }}")
+    load(bundle), load(bundle)
+    assert len(tried) == 3
+
+
 def child(code: str) -> str:
     """The code of a child that has come as far as the bundle."""
     return f"import os, time; print({interpreter.MARK!r}, flush=True); {code}"

@@ -95,6 +95,11 @@ def test_json_is_read_as_the_standard_library_reads_it() -> None:
     for broken in (b"", b"{", b"\xff\xff", b"[" * 5000, b"9" * 5000, b"\xef\xbb\xbf\xef\xbb\xbf1"):
         with pytest.raises(Refusal, match="not JSON"):
             intake.parse_body(broken)
+    twice = b'{"tools": [{"function": {"parameters": {"type": "object", "type": "string"}}}]}'
+    with pytest.raises(Refusal, match=r"the body is not JSON \('type' occurs twice in one object\)"):
+        intake.parse_body(twice)
+    with pytest.raises(Refusal, match=r"\(-9999999999999999999\.\.\. is a whole number of 5000 digits, too many\)"):
+        intake.parse_body(b"[-" + b"9" * 5000 + b"]")
 
 
 def test_other_threads_may_run_between_two_fractions_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:

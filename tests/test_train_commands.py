@@ -47,6 +47,8 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (teacher.main, "--seed 4294967296", "--seed: '4294967296' is not a whole number from -4294967295 to"),
         (distill.main, "--teacher {} --seed -4294967296", "is not a whole number from -4294967295 to 4294967295"),
         (teacher.main, "--seed 1.5", "--seed: '1.5' is not a whole number"),
+        (teacher.main, "--learning-rate 1e400", "--learning-rate: '1e400' is not a number above 0"),
+        (collect.main, "--ckpt {} --threshold inf", "--threshold: got 'inf'; expected a finite number"),
         (teacher.main, "--dropout 1", "--dropout: '1' is not a share from 0 to below 1"),
         (teacher.main, "--dropout nan", "--dropout: 'nan' is not a share"),
         (teacher.main, "--optimizer sgd", "--optimizer: invalid choice: 'sgd'"),
@@ -54,10 +56,14 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (distill.main, "--teacher {} --weights 1,2", "expected three numbers"),
         (distill.main, "--teacher {} --weights 1,2,-3", "--weights is '1,2,-3'"),
         (distill.main, "--teacher {} --lora-rank 0", "--lora-rank is 0"),
-        (distill.main, "--teacher {} --next-token nan", "--next-token is nan"),
+        (distill.main, "--teacher {} --next-token nan", "--next-token: got 'nan'; expected a finite number"),
         (distill.main, "--teacher {} --next-token 1", "has no shift"),
         (distill.main, "--teacher {} --lora-alpha 4", "--lora-alpha is 4, but there is no --lora-rank"),
-        (distill.main, "--teacher {} --lora-rank 2 --lora-alpha nan", "--lora-alpha is nan"),
+        (
+            distill.main,
+            "--teacher {} --lora-rank 2 --lora-alpha nan",
+            "--lora-alpha: got 'nan'; expected a finite number",
+        ),
     ],
 )
 def test_wrong_values_are_told_in_one_line(
@@ -91,13 +97,16 @@ def test_a_training_run_tells_what_it_did(tmp_path: Path, capsys: pytest.Capture
     assert out.is_file() and not (tmp_path / "new" / "rival.pt.resume").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gradient_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{"prompt": f"say {n}\n", "answer": "yes"} for n in range(30)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = f"--objective causal --data {tmp_path / 'own.jsonl'} --steps 4 --batch 2 --no-bf16 {SHAPE}"
-    out = ["--out", str(tmp_path / "rival.pt"), "--learning-rate", "inf"]
+    out = ["--out", str(tmp_path / "rival.pt"), "--learning-rate", "1e38"]
     assert teacher.main([*words.split(), *out]) == 1
-    assert "the loss is nan" in capsys.readouterr().err and not (tmp_path / "rival.pt").exists()
+    assert (
+        "norm is nan at update 2; lower --learning-rate" in capsys.readouterr().err
+        and not (tmp_path / "rival.pt").exists()
+    )
 
 
 def own_lines(folder: Path, *lines: tuple[str, str]) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, print_json
+from runtime.cli import DONE, FAILED, add_options, at_least_1, command_parser, dataclass_of, option, print_json
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -101,9 +101,8 @@ def sweep(
 
 
 def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | None:
-    """Returns, of the outcomes within `target` of the teacher on every task, the one with the fewest forward passes.
-
-    Returns None if there is none. target: percentage points below the teacher. bound: compare the lower end of the
+    """Returns, of the outcomes within `target` of the teacher on every task, the one with the fewest forward passes, or
+    None. target: percentage points below the teacher. bound: compare the lower end of the
     difference's 95 % interval, not its mean.
     """
     within = [p for p in points if 100 * (p.low if bound else p.difference) >= -target - 1e-9]
@@ -127,17 +126,19 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args)
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
+    model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
+    evaluated_model.check_model_options(model)  # before the reports: the first mistake is named first
+    wanted = parse_numbers(args.thresholds, "--thresholds") if args.thresholds else None
+    chosen = () if args.teacher_report else tasks.choose_tasks(args.task, args.data)
     held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args.bundle, args.engine)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
     check_one_per_task(known)
-    model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
     subject = evaluated_model.open_evaluated_model(model)
     if "block" not in subject.backend.contract.modes:
         raise UserError(f"{args.ckpt or args.bundle} fills no blocks, so that it has no gate; nothing to calibrate")
     gate = evaluated_model.chosen_gate(subject.gate, args.gate)
-    thresholds = thresholds_of(args.thresholds, gate, subject.backend.contract.vocab)
+    thresholds = thresholds_of(wanted, gate, subject.backend.contract.vocab)
     if not known:
-        chosen = tasks.choose_tasks(args.task, args.data)
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
     known = [baseline.keep_fitting(each, subject) for each in known]
     baseline.check_right(known, held_to)
@@ -169,14 +170,11 @@ def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
         raise UserError(f"--teacher-report has two reports of {again}; give one per task, of the model with more right")
 
 
-def thresholds_of(given: str | None, gate: GateSpec, vocab: int) -> list[float]:
-    """Returns the thresholds to try.
-
-    Raises UserError if the gate has no threshold, or if a threshold is outside the range of the gate's metric.
-    """
+def thresholds_of(given: Sequence[float] | None, gate: GateSpec, vocab: int) -> Sequence[float]:
+    """Returns the thresholds to try. Raises UserError if the gate has none, or for one outside its metric's range."""
     if gate.unit is None:
         raise UserError("this gate accepts a fixed count per step and has no threshold; give --gate rule=threshold")
-    thresholds = parse_numbers(given, "--thresholds") if given else list(gate.unit.grid)
+    thresholds = gate.unit.grid if given is None else given
     for threshold in thresholds:
         gate.check_threshold(threshold, vocab)
     return thresholds
@@ -223,8 +221,6 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     if (name := next((name for name, given in unused.items() if given), None)) is not None:
         raise UserError(f"{name} was given with --decisions, which holds a model to right answers; leave it out")
-    if args.count < 1:
-        raise UserError(f"--count is {args.count}; expected at least 1")
     check_writable(args)
     task, *others = tasks.choose_tasks(args.task, args.data)
     if others or task.form is None:
@@ -270,7 +266,12 @@ OPTIONS = (
     option("--decisions", action="store_true", help=HELP["decisions"]),
     option("--teacher-report", type=Path, nargs="+", default=[], metavar="JSON", help=HELP["teacher-report"]),
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
-    option("--count", type=int, default=COUNT, help=f"most problems per task, without a report (default: {COUNT})"),
+    option(
+        "--count",
+        type=at_least_1,
+        default=COUNT,
+        help=f"maximum number of problems per task, without a report (default: {COUNT})",
+    ),
     option("--data", type=Path, help="JSON-lines file of the report's problems, instead of a task (default: none)"),
     option("--target", type=float, default=TARGET, help=HELP["target"]),
     option("--by", choices=("mean", "bound"), default="mean", help=HELP["by"]),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import TEMPLATE_OPTION, Option, add_options, at_least_1, option
+from runtime.cli import TEMPLATE_OPTION, Option, add_options, at_least_1, option, parse_number, parse_whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
@@ -46,16 +45,16 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def above_0(text: str) -> float:
     """Parses a rate, which must be above 0, for argparse."""
-    value = number(text)
-    if isinstance(value, str) or not value > 0:
+    value = finite_number(text)
+    if value is None or not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
 def share_below_1(text: str) -> float:
     """Parses a share from 0 to below 1, for argparse."""
-    value = number(text)
-    if isinstance(value, str) or not 0 <= value < 1:
+    value = finite_number(text)
+    if value is None or not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to below 1")
     return value
 
@@ -92,13 +91,20 @@ def gate_changes(text: str) -> dict[str, int | float | str]:
 
 
 def number(text: str) -> int | float | str:
-    """Parses a number; returns other text as it is."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    """Parses a number; returns other text, and what is not finite, as it is."""
+    try:
+        return parse_whole(text)
+    except ValueError:
+        found = finite_number(text)
+        return text if found is None else found
+
+
+def finite_number(text: str) -> float | None:
+    """Parses a number; returns None for other text and for what is not finite."""
+    try:
+        return parse_number(text)
+    except ValueError:
+        return None
 
 
 def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
@@ -196,10 +202,8 @@ def bf16_is_faster(device: str) -> bool:
 
 def parse_numbers(text: str, option: str) -> list[float]:
     """Parses numbers such as `0,0.5`. Raises UserError for other text and for negative numbers."""
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = [math.nan]
-    if not all(0 <= number < math.inf for number in found):
+    found = [finite_number(part) for part in text.split(",")]
+    numbers = [number for number in found if number is not None and number >= 0]
+    if len(numbers) < len(found):
         raise UserError(f"{option} is {text!r}; expected numbers of at least 0 with commas, as in 0,0.5")
-    return found
+    return numbers

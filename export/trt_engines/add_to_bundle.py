@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.calibration import as_calibrated, bundle_of
 from export.staging import report_write_errors
 from runtime.bundle import trust_records
 from runtime.bundle.manifest import MANIFEST
-from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, tidy, write
+from runtime.bundle.store import Bundle, Engine, content_name, sha256, tidy, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 
@@ -35,30 +36,14 @@ class TargetBundle:
 
     def bundle(self) -> Bundle | None:
         """Returns the bundle; None if it is missing, or of another checkpoint: `write` then replaces its engines."""
-        if not (self.path / MANIFEST).is_file():
-            return None
-        found = read(self.path)
-        mine = self.provenance.get("checkpoint_sha256")
-        return found if found.provenance.get("checkpoint_sha256") == mine else None
+        return bundle_of(self.path, self.provenance)
 
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
         """Adds an engine to the bundle, and records that a TensorRT engine was built here."""
         if engine.kind.native_code:
             trust_records.remember_built(sha256(files[0]))
-        own = self.as_calibrated(engine)
+        own = as_calibrated(self.bundle(), self.contract, engine)
         write(self.path, self.contract, own, files, self.tokenizer, self.chat_template, self.provenance)
-
-    def as_calibrated(self, engine: Engine) -> Engine:
-        """Returns the engine with the gate and decision temperature that its dialect and precision have in the bundle.
-
-        `train.calibrate --bundle` fits them per dialect and precision, so an engine that is added later, or built
-        again, has to take them over. Without such engines in the bundle, those of `engine` stay.
-        """
-        there = self.bundle()
-        for other in there.engines if there is not None else ():
-            if (other.dialect, other.precision) == (engine.dialect, engine.precision):
-                return replace(engine, gate=other.gate, decision_temperature=other.decision_temperature)
-        return engine
 
 
 def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:

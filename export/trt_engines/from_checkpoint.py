@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.calibration import in_calibrated_order, lost_calibration
 from export.contract_from_checkpoint import check_template, default_out, exported_contract
 from export.provenance import EXPORTER, provenance
 from export.quantization.own_codes import own_codes_in_fp16, refuse_rounding_again
@@ -71,7 +72,7 @@ def from_checkpoint(
     origin = provenance(wanted.ckpt, wanted.overrides, source)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
-        shared = replace(shared, contract=contract_in(there, shared.contract))
+        shared = replace(shared, contract=in_calibrated_order(there, contract_in(there, shared.contract)))
     dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
     recipe = GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
     for contract in contracts:
@@ -143,12 +144,15 @@ def export_one(
             return
         files += [made.file] if made else []
         origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
+        lost = lost_calibration(shared.path, shared.contract, origin, shared.provenance)
         if plan is not None:
             add(shared, plan, origin, files, folder, report)
         else:
             with report_write_errors(shared.path):
                 shared.write(origin, files)
                 report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
+        for line in lost if report.ok else ():
+            report.say(line)
 
 
 def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -47,14 +47,18 @@ UNTRIED = "untried"  # the last part of the mark of a file that was hashed but n
 
 
 def verify_files(
-    bundle: Bundle, engine: Engine, policy: str = "first", check_load: Callable[[], bool] | None = None
+    bundle: Bundle,
+    engine: Engine,
+    policy: str = "first",
+    check_load: Callable[[], bool] | None = None,
+    not_tried: Collection[str] = (),
 ) -> None:
     """Compares the files that `engine` needs with their sha256; raises UserError naming one that differs.
 
     policy `first`: hashes a file once and then recognizes it by size, time and inode, remembered in the user's cache
     folder (if that cannot be written, it hashes every time); `always`: hashes every file now. This finds damage, not
     forgery. check_load: called if some files were hashed now, or not tried before; returns whether it tried them, which
-    is remembered too.
+    is remembered too. not_tried: names of files that it cannot try here, so that they are remembered as hashed alone.
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
@@ -62,14 +66,15 @@ def verify_files(
     found = {}
     for name, expected in {**engine.hashed_files, **bundle.texts}.items():
         file = regular(bundle.path / name)
-        mark = _mark(file, expected)
+        tried = _mark(file, expected)
+        hashed = [*tried, UNTRIED]
         before = known.get(str(file.resolve()))
-        if before != mark:
-            if before != [*mark, UNTRIED] and _readable_sha256(file) != expected:
+        if before != tried and (before != hashed or name not in not_tried):
+            if before != hashed and _readable_sha256(file) != expected:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
-            found[str(file.resolve())] = mark
+            found[str(file.resolve())] = hashed if name in not_tried else tried
     if found and check_load is not None and not check_load():
-        found = {file: [*mark, UNTRIED] for file, mark in found.items()}
+        found = {file: mark if mark[-1] == UNTRIED else [*mark, UNTRIED] for file, mark in found.items()}
     if found and policy == "first":
         trust_records.see({**known, **found})
 

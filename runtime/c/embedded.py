@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Ints
+from ..bundle import strict_json
 from ..decisions.document import TypedDecision
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
@@ -96,8 +97,8 @@ class HostCalls:
             raise UserError("max_new_tokens or on_block is given, which a decision has no use for; leave them 0")
         text, prompt = self._text(schema, "schema"), self._prompt(request)
         try:
-            wanted = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            wanted = strict_json.parse(text)
+        except ValueError as error:
             raise UserError(f"schema is not JSON ({error}); expected a JSON schema") from None
         if not isinstance(wanted, dict):
             raise UserError(f"schema is {text[:40]!r}; expected a JSON schema, an object")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
+from ..bundle import strict_json
 from .http_errors import Refusal
 
 SHORT = 1 << 14  # bytes; a body up to this takes milliseconds to read, and does not wait for others
@@ -48,13 +49,14 @@ class Intake:
 def parse_body(content: bytes) -> Any:
     """Parses a body's JSON. Raises Refusal 400 if it is not JSON, or has more than CONTAINERS lists and objects.
 
+    A key that occurs twice in one object is refused: whether the first or the last counts, parsers decide differently.
     json.loads and the garbage collector stop all other threads; more lists and objects stop them for longer.
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
         if has_many_containers(text):
             raise Refusal(400, f"the body has more than {CONTAINERS} lists and objects; send fewer")
-        return json.loads(text, parse_float=_float)
+        return json.loads(text, object_pairs_hook=strict_json.unique, parse_int=strict_json.whole, parse_float=_float)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON ({str(error)[:100]})") from None
 

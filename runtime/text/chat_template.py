@@ -152,15 +152,19 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__  # cut, as it may quote a stranger's message
 
 
-def _check_jinja(way_out: str) -> None:
-    """Raises UserError if jinja2 is missing or older than JINJA. way_out: ends the message with what to do instead."""
+def can_render() -> bool:
+    """Returns whether jinja2 is here and not older than JINJA; without it no template is rendered."""
     try:
         import jinja2  # noqa: F401
 
-        old = [int(part) for part in re.findall(r"\d+", version("jinja2"))] < JINJA
+        return [int(part) for part in re.findall(r"\d+", version("jinja2"))] >= JINJA
     except ImportError:
-        old = True
-    if old:
+        return False
+
+
+def _check_jinja(way_out: str) -> None:
+    """Raises UserError unless jinja2 `can_render`. way_out: ends the message with what to do instead."""
+    if not can_render():
         needed = ".".join(map(str, JINJA))
         raise UserError(
             f"there is a chat template, which needs jinja2 {needed} or newer; pip install 'jinja2>={needed}', or "

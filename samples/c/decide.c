@@ -17,7 +17,7 @@ static void check(int code)
     if (code == BLOCKSTEP_OK)
         return;
     fprintf(stderr, "error: %s\n", blockstep_last_error());
-    exit(code == BLOCKSTEP_MISTAKE ? 2 : 1);
+    exit(code == BLOCKSTEP_MISTAKE || code == BLOCKSTEP_PYTHON ? 2 : 1); /* 2: the user can mend it */
 }
 
 /* Returns the text of a file, for the caller to free. Ends the program if it cannot be read. */

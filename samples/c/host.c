@@ -10,7 +10,7 @@ static void check(int code)
     if (code == BLOCKSTEP_OK)
         return;
     fprintf(stderr, "error: %s\n", blockstep_last_error());
-    exit(code == BLOCKSTEP_MISTAKE ? 2 : 1);
+    exit(code == BLOCKSTEP_MISTAKE || code == BLOCKSTEP_PYTHON ? 2 : 1); /* 2: the user can mend it */
 }
 
 static int print_block(const blockstep_block *block, void *user)

@@ -82,8 +82,6 @@ def measure_baseline(
     model: evaluated_model.ModelOptions, chosen: Sequence[tasks.Task], count: int, seed: int
 ) -> list[BaselineReport]:
     """Measures a model, with its own gate, on `count` validation problems of each task."""
-    if count < 1:
-        raise UserError(f"--count is {count}; expected at least 1")
     subject = evaluated_model.open_evaluated_model(model)
     reports = []
     for task in chosen:

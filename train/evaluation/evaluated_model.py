@@ -74,31 +74,46 @@ def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | Non
 
 
 def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
-    """Opens the model that the options name. Raises UserError for options that only the other kind of model has."""
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads is {options.threads}; expected at least 1")
+    """Opens the model that the options name. Raises UserError for what `check_model_options` refuses."""
+    check_model_options(options)
     if options.ckpt is not None:
         return _open_checkpoint(options.ckpt, options)
     assert options.bundle is not None  # one of the two is given
-    overrides = asdict(options.overrides)
-    template_args = overrides.pop("template_args")
-    in_torch = {"batch": options.batch, "bf16": options.bf16, **overrides, "attention": options.attention}
-    if given := next((name for name, value in in_torch.items() if value is not None), None):
-        option = f"--{given.replace('_', '-')}"
-        raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
     from runtime.bundle.store import read  # loaded only if an engine is requested
     from runtime.open_bundle import load
 
-    model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=template_args)
+    arguments = options.overrides.template_args
+    model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=arguments)
     tokenizer = read_engine(read(options.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
     encode_prompts = prompts.plain(tokenizer) if options.raw else prompts.in_chat(model.tokenizer)
     return EvaluatedModel(model.backend, tokenizer, encode_prompts, model.gate, 1, model.engine)
 
 
+def check_model_options(options: ModelOptions) -> None:
+    """Raises UserError, before a model is loaded, for one that does not exist, an engine that the bundle lacks, and
+    options that only the other kind of model has."""
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads is {options.threads}; expected at least 1")
+    if options.ckpt is not None:
+        if not options.ckpt.exists():
+            made = "give a .pt file that blockstep train wrote, or a Hugging Face directory"
+            raise UserError(f"no checkpoint at {options.ckpt}; {made}")
+        if options.engine is not None:
+            raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
+        return
+    assert options.bundle is not None  # one of the two is given
+    from runtime.bundle.store import read  # loaded only if an engine is requested
+
+    read(options.bundle).engine(options.engine)
+    overrides = {name: value for name, value in asdict(options.overrides).items() if name != "template_args"}
+    in_torch = {"batch": options.batch, "bf16": options.bf16, **overrides, "attention": options.attention}
+    if given := next((name for name, value in in_torch.items() if value is not None), None):
+        option = f"--{given.replace('_', '-')}"
+        raise UserError(f"{option} was given with --bundle, whose engine is fixed; it is for --ckpt")
+
+
 def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
-    if options.engine is not None:
-        raise UserError("--engine was given with --ckpt, which runs in PyTorch; it is for --bundle")
     limit_threads(options.threads)
     saved, batch = open_checkpoint.load(ckpt, options.overrides), BATCH if options.batch is None else options.batch
     backend = torch_backend(saved, batch, options.attention, bool(options.bf16))
@@ -115,7 +130,7 @@ def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: fl
 
 
 MODEL_OPTIONS = (
-    option("--engine", help="name of an engine in the bundle (default: its first)"),
+    option("--engine", help="name of an engine in the bundle (default: its first for ONNX Runtime)"),
     option(
         "--attention", choices=table.ALL, help="attention mask to run the weights under (default: the checkpoint's)"
     ),

@@ -1,0 +1,82 @@
+"""Keeps what `train calibrate --bundle` wrote if the same checkpoint is exported again, and reports it if it is lost.
+
+A calibration is a gate or a decision temperature of all engines of one dialect and precision, and the order of modes of
+the whole bundle. It holds for the checkpoint that it was measured with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle.manifest import MANIFEST
+from runtime.bundle.store import Bundle, Engine, read
+from runtime.contract import Contract
+
+
+def bundle_of(path: Path, provenance: Mapping[str, Any]) -> Bundle | None:
+    """Returns the bundle at `path`; None if it is missing or of another checkpoint: `write` then replaces it."""
+    found = _bundle(path)
+    same = found is not None and found.provenance.get("checkpoint_sha256") == provenance.get("checkpoint_sha256")
+    return found if same else None
+
+
+def in_calibrated_order(there: Bundle | None, contract: Contract) -> Contract:
+    """Returns the contract with its modes in the order of the bundle `there`, whose first one is the default."""
+    if there is None or {*there.contract.modes} != {*contract.modes}:
+        return contract
+    return replace(contract, modes=there.contract.modes)
+
+
+def as_calibrated(there: Bundle | None, contract: Contract, engine: Engine) -> Engine:
+    """Returns the engine with the gate and decision temperature that its dialect and precision have in `there`.
+
+    Those of `engine` stay if there is no such engine. Its gate also stays if the contract has another one now, as with
+    --gate: a calibrated gate would override that.
+    """
+    for other in there.engines if there is not None else ():
+        if (other.dialect, other.precision) == (engine.dialect, engine.precision):
+            gate = other.gate if there is not None and there.contract.gate == contract.gate else engine.gate
+            return replace(engine, gate=gate, decision_temperature=other.decision_temperature)
+    return engine
+
+
+def lost_calibration(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each kind of calibration in the bundle at `path` that an export of `engine` drops.
+
+    Call it before the engine is written. A temperature counts as lost only if the checkpoint brings none of its own.
+    """
+    old = _bundle(path)
+    if old is None:
+        return []
+    if bundle_of(path, provenance) is None:
+        reason, gone = "another checkpoint's", old.engines
+    else:
+        gone = tuple(each for each in old.engines if each.key == engine.key and each.gate != engine.gate)
+        reason = "for another gate"
+    heated = gone if engine.decision_temperature == 1 else ()
+    lines = []
+    for what, flag, names in (
+        ("gate", "", [each.name for each in gone if each.gate is not None]),
+        ("temperature of decisions", " --decisions", [e.name for e in heated if e.decision_temperature != 1]),
+    ):
+        if names:
+            command = f"blockstep train calibrate{flag} --bundle {path} --engine {names[0]}"
+            lines.append(f"the calibrated {what} of {', '.join(names)} was {reason} and is gone; calibrate: {command}")
+    return lines
+
+
+def kept_calibration(before: Engine, after: Engine) -> list[str]:
+    """Returns a line if `as_calibrated` changed the engine, else none."""
+    kept = []
+    if after.gate is not None and after.gate != before.gate:
+        kept.append("gate" if after.gate.unit is None else f"gate's threshold {after.gate.threshold:g}")
+    if after.decision_temperature != before.decision_temperature:
+        kept.append(f"temperature of decisions {after.decision_temperature:g}")
+    return [f"{after.name} keeps the calibrated {' and '.join(kept)}: the checkpoint is the same"] if kept else []
+
+
+def _bundle(path: Path) -> Bundle | None:
+    return read(path) if (path / MANIFEST).is_file() else None
