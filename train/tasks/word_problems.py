@@ -192,7 +192,7 @@ def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
 
 
 def _source_of(base: str, kind: str, rng: random.Random) -> Source:
-    if kind.endswith("families"):
+    if kind in ("families", "seen"):
         return partial(story_families.draw_draft, base if kind == "families" else "train", base, rng)
     return partial(_draw_draft, TEMPLATES.get(kind, TRAINING), rng)
 
