@@ -109,7 +109,7 @@ def test_half_of_train_is_of_the_grammar_and_the_same_arguments_give_the_same_pr
 
 
 def test_prompts_are_of_their_split_fit_and_have_the_words_of_training() -> None:
-    trained = [*CODE.problems("train", 8000, 0)]
+    trained = [*CODE.problems("train", 5000, 0)]
     known = set[str]().union(*(words_of(problem.prompt) for problem in trained))
     for split in SPLITS:
         drawn = [*CODE.problems(split, 120, 0)]
@@ -118,7 +118,8 @@ def test_prompts_are_of_their_split_fit_and_have_the_words_of_training() -> None
         if split.endswith("_seen"):
             assert {split_of_sample(prompt) for prompt in prompts} == {split.removesuffix("_seen")}
         for problem in drawn:
-            assert not words_of(problem.prompt) - known, problem.prompt
+            instruction = problem.prompt.partition("\n")[0]  # the example's results have parts of words
+            assert not words_of(instruction) - known, problem.prompt
             assert len(functions.TOKEN.findall(problem.prompt)) <= functions.PROMPT_TOKENS
             assert len(functions.TOKEN.findall(problem.answer)) <= 72, problem.answer
 

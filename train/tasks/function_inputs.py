@@ -42,8 +42,8 @@ WORDS = tuple(
         "boss",
     ]
 )
-# At most one in TOLD of the functions that a test tells from the right one may pass; POOL inputs are tried for it.
-TOLD = 20
+# Of the functions that differ from the right one, at most one in MISSED may pass its tests; POOL inputs are tried.
+MISSED = 20
 POOL = 60
 LONGER = ("many", "terms", "line")  # kinds of the grammar's arguments; its families have places up to the fourth
 TURNED = ("level", "noon", "abba", "stats", "radar")
@@ -97,7 +97,7 @@ def choose_telling_tests(
 ) -> tuple[str, ...]:
     """Returns 5 to 8 assertions other than the example, which as many of the other functions as possible fail.
 
-    The empty list is always one. Returns none if more than one other function in TOLD passes them all.
+    The empty list is always one. Returns none if more than one other function in MISSED passes them all.
     """
     pool = [sample_inputs(drawn, rng, False, empty=turn == 0) for turn in range(POOL)]
     tests = {write_assertion(drawn, inputs): inputs for inputs in pool}
@@ -108,14 +108,14 @@ def choose_telling_tests(
         if test != example
     }
     chosen = [test for test in failed if tests[test] == pool[0]]
-    told = set[int]().union(*(failed[test] for test in chosen))
+    failing = set[int]().union(*(failed[test] for test in chosen))
     while len(chosen) < min(8, len(failed)):
-        best = max((test for test in failed if test not in chosen), key=lambda test: len(failed[test] - told))
-        if len(chosen) >= 5 and failed[best] <= told:
+        best = max((test for test in failed if test not in chosen), key=lambda test: len(failed[test] - failing))
+        if len(chosen) >= 5 and failed[best] <= failing:
             break
         chosen.append(best)
-        told |= failed[best]
-    return tuple(chosen) if len(chosen) >= 5 and (len(others) - len(told)) * TOLD <= len(others) else ()
+        failing |= failed[best]
+    return tuple(chosen) if len(chosen) >= 5 and (len(others) - len(failing)) * MISSED <= len(others) else ()
 
 
 def _differs(other: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:

@@ -1,7 +1,7 @@
 """Lists the parts that function families of the code task are composed of: places, conditions, changes, results.
 
-A part is a name, which function names contain, and its words and code. ITEMS and LIST stand for the list's items and
-name, NP for the items so far, V for a value, N for a condition's constant. Other constants are fields of format strings:
+A part is a name, which function names contain, and its words and code. ITEMS and LIST are replaced by the list's items and
+name, NP by the items so far, V by a value, N by a condition's constant. Other constants are fields of format strings:
 `{p}` of a place, `{t}` (`{u}`, `{y}`: letters) of a change, `{d}` (default) and `{s}` (separator) of a result.
 """
 
