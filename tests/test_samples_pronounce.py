@@ -106,8 +106,8 @@ def test_a_file_of_other_words_or_a_damaged_one_is_left_as_it_is(
 ) -> None:
     out = tmp_path / "rivals.json"
     for text, said in [
-        ("{", "is no report"),
-        ('{"words": 1}', "is no report"),
+        ("{", "is not a report"),
+        ('{"words": 1}', "is not a report"),
         ('{"words": "x", "rows": {}, "left_out": {}}', "other words"),
     ]:
         out.write_text(text, encoding="utf-8")
