@@ -33,7 +33,7 @@ def in_calibrated_order(there: Bundle | None, contract: Contract) -> Contract:
 def as_calibrated(there: Bundle | None, contract: Contract, engine: Engine) -> Engine:
     """Returns the engine with the gate and decision temperature that its dialect and precision have in `there`.
 
-    Those of `engine` stay if there is no such engine. Its gate also stays if the contract has another one now, as with
+    Those of `engine` stay if it has no such engine. Its gate also stays if the contract has another one now, as with
     --gate: a calibrated gate would override that.
     """
     for other in there.engines if there is not None else ():
