@@ -19,8 +19,9 @@ recipe() {
   # Tokens of prompt and answer; the longest word of pronounce has 28 letters and as many phonemes.
   local size=(--context 512)
   if [ "$TASK" = pronounce ]; then size=(--context 64 --canvas 32); fi
-  # An utterance has up to 58 tokens, more with typos, an answer 25; of 2048 tokens each word of a form is one.
-  if [ "$TASK" = intents ]; then size=(--context 128 --canvas 32 --vocab 2048); fi
+  # An utterance has up to 58 tokens, more with typos; of 2048 tokens each word and each value of a form is one, so an
+  # answer has 21 and its end token: one block.
+  if [ "$TASK" = intents ]; then size=(--context 128 --canvas 24 --block 24 --vocab 2048); fi
   # Wrong decodings are no examples; an untrained model of a smoke run has no others.
   local right=(--only-right)
   if [ -n "${SMOKE:-}" ]; then right=(--no-only-right); fi

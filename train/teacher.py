@@ -35,6 +35,7 @@ from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, t
 from .transformer.compiled import CompiledForward
 from .transformer.network import ModelConfig, Transformer, initialize
 
+VALUE_COPIES = 20  # of each value of a form among the texts that a tokenizer is trained on
 CAUSAL_EVERY = 2  # default of --causal-every, in updates
 LAYERS = 6
 UNIFORM = 0.125  # share of the rows whose whole canvas is masked at one ratio
@@ -121,6 +122,8 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
             saved = deepen.deepened(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
+    # Rare values of a form become tokens too, if the vocabulary has room: a value of one token takes one forward pass.
+    texts += VALUE_COPIES * [value for task in chosen for value in task.form_values()]
     learned = bpe.train_tokenizer(texts, args.vocab, chosen[0].split)
     shape = ModelConfig(
         learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn

@@ -28,9 +28,9 @@ from .problem import Problem
 
 SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
 FIELDS = ("intent", *SLOTS)
-# A key with what is before it is a token, and so is a value with its quotation marks, if it is frequent enough; words,
-# digits and all else of an utterance are separate tokens.
-SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
+# A key with what is before it is a token, and so is a value, a text with its quotation marks, if it is frequent enough;
+# words, digits and all else of an utterance are separate tokens.
+SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)|(?:(?<=":)|^)\d+(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
 MAX_FRUITLESS_DRAWS = 10_000
 LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
 SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that are shares of the problems

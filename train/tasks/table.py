@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runtime.decisions.form import Form
+from runtime.decisions.form import Field, Form
 from runtime.errors import UserError
 from train.huggingface.token_merging import QWEN2_SPLIT
 
@@ -36,6 +36,11 @@ class Task:
     split: str = QWEN2_SPLIT
     shares: tuple[str, ...] = ()
     form: Callable[[], Form] | None = None
+
+    def form_values(self) -> list[str]:
+        """Returns all values of the form's fields, as texts; none if the task has no form."""
+        parts = self.form().parts if self.form else ()
+        return [value for part in parts if isinstance(part, Field) for value in part.values]
 
 
 def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
