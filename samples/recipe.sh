@@ -107,7 +107,7 @@ recipe() {
   done
   evaluate ort-fp32 1/2 1/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
   evaluate ort-int8 1/2 1/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
-  evaluate teacher 3/8 2/6 12/40 --ckpt "$RUNS/teacher.pt"
+  evaluate teacher 3/8 2/6 3/10 --ckpt "$RUNS/teacher.pt"
 
   # What was made, by which versions, in which time; and the table.
   stage table 1/1 1/1 1/1 python samples/study/recipe_table.py "$RUNS"
@@ -118,7 +118,7 @@ evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
   shift 4
   for split in $(splits); do
     stage "$name-$split" "$words" "$forms" "$others" blockstep train evaluate "$@" --task "$TASK" --split "$split" \
-      --count "$(n "$(of 10000 2000 10000)" 4)" --out "$RUNS/$name-$split.json"
+      --count "$(n "$(of 10000 2000 2000)" 4)" --out "$RUNS/$name-$split.json"
   done
 }
 
@@ -139,7 +139,8 @@ calibrate() { # REPORT, options
 splits() {
   case $TASK in
     pronounce) echo test ;;
-    *) echo test test_surface ;;
+    intents) echo test test_surface ;;
+    *) echo test test_surface test_seen test_families ;;
   esac
 }
 

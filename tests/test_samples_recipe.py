@@ -49,7 +49,7 @@ def stages(folder: Path) -> list[str]:
     [
         ("pronounce", "baseline", ["test"]),
         ("intents", "baseline", ["test", "test_surface"]),
-        ("math", "teacher", ["test", "test_surface"]),
+        ("math", "teacher", ["test", "test_surface", "test_seen", "test_families"]),
     ],
 )
 def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
