@@ -168,7 +168,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     )  # fmt: skip
     there = bundle_of(out, origin)
     contract, engine = in_calibrated_order(there, contract), as_calibrated(there, contract, fresh)
-    calibration = [*kept_calibration(fresh, engine), *lost_calibration(out, contract, engine, origin)]
+    calibration = [*kept_calibration(fresh, engine), *lost_calibration(out, engine, origin)]
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []

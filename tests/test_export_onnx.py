@@ -133,9 +133,39 @@ def test_a_calibrated_default_mode_does_not_keep_other_engines_out_and_a_new_gat
     assert calibration.as_calibrated(there, spec, engine).gate == GateSpec(threshold=0.625)
     other = replace(spec, gate=GateSpec(threshold=0.25))
     assert calibration.as_calibrated(there, other, engine) == engine
-    (line,) = calibration.lost_calibration(made, other, engine, origin)
-    assert line.startswith("the calibrated gate of ort-fp32 was for another gate and is gone; calibrate: blockstep")
-    assert calibration.lost_calibration(tmp_path / "none.bundle", other, engine, origin) == []
+    assert calibration.in_calibrated_order(there, other) == other  # a new gate is used: it is not that of speculative
+    (line,) = calibration.lost_calibration(made, engine, origin)
+    said = "the calibrated gate of ort-fp32 was for another gate or decoding and is gone; calibrate: blockstep"
+    assert line.startswith(said) and line.endswith("--engine ort-fp32")
+    assert calibration.lost_calibration(tmp_path / "none.bundle", engine, origin) == []
+    replaced = replace(engine, name="ort-int8", precision="int8")
+    (line,) = calibration.lost_calibration(made, replaced, {"checkpoint_sha256": "b"})
+    assert "of ort-fp32 was another checkpoint's" in line and line.endswith("--engine ort-int8")
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"capacity": 32, "top_k": 4, "candidates": 8, "dtype": "float16"}, True), ({"block": 2}, False),
+        ({"attention": "full"}, False), ({"shift": True}, False), ({"eos_ids": (5,)}, False),
+    ],
+)  # fmt: skip
+def test_a_calibration_is_kept_only_for_the_same_decoding(change: dict[str, Any], kept: bool, tmp_path: Path) -> None:
+    spec = tiny.contract()
+    engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, "graph-2cf24dba.onnx", {}, {})
+    (tmp_path / engine.model).write_text("hello")
+    origin = {"checkpoint_sha256": "a"}
+    made = tmp_path / "a.bundle"
+    store.write(made, spec, engine, [tmp_path / engine.model], student().tokenizer, None, origin)
+    store.set_decision_temperature(made, "ort-fp32", 1.5)
+    there = store.set_gate(made, "ort-fp32", GateSpec(threshold=0.625))
+    after = calibration.as_calibrated(there, replace(spec, **change), engine)
+    assert (after.gate, after.decision_temperature) == ((GateSpec(threshold=0.625), 1.5) if kept else (None, 1))
+    assert len(calibration.kept_calibration(engine, after)) == kept
+    assert len(calibration.lost_calibration(made, after, origin)) == 2 * (not kept)
+    warm = replace(engine, decision_temperature=2.0)  # the checkpoint's own; 1 in a bundle is none of its own
+    cold = store.set_decision_temperature(made, "ort-fp32", 1)
+    assert calibration.as_calibrated(cold, spec, warm).decision_temperature == 2
 
 
 def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

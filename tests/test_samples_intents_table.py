@@ -70,8 +70,8 @@ def test_the_page_has_a_row_per_way_and_classifier(
     shares = {name: 0.5 for name in table.SHOWN} | {f"{name}_95": [0.4, 0.6] for name in table.SHOWN}
     linear = {"rows": [{"size": 20000, "ms": 3.25, **{split: shares for split in table.SPLITS}}]}
     (tmp_path / "linear.json").write_text(json.dumps(linear))
-    engine = SimpleNamespace(engine=lambda name: SimpleNamespace(model=f"{name}.onnx"))
-    monkeypatch.setattr(table.manifest, "read", lambda path: engine)
+    bundle = SimpleNamespace(engines=[SimpleNamespace(name="ort-fp32", model="a.onnx")])
+    monkeypatch.setattr(table.manifest, "read", lambda path: bundle)
     ways = [table.Way("student", "parallel"), table.Way("student", table.TEXT)]
     monkeypatch.setattr(table, "open_models", lambda runs: ({"student": Stub(set())}, ways))
     monkeypatch.setattr(table.intents, "problems", lambda split, count, seed: PROBLEMS[:count])
@@ -98,6 +98,24 @@ def test_the_page_has_a_row_per_way_and_classifier(
     }
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{", "cannot be read"), ('{"rows": [{"ms": 1}]}', "cannot be read"), ('{"rows": [{"test": {}}]}', "lacks times"),
+        ('{"rows": [{"ms": 1, "test": {"exact": 1}, "test_surface": {}}]}', "lacks times or slots"),
+    ],
+)  # fmt: skip
+def test_a_file_without_the_classifiers_figures_is_refused_before_the_work(
+    written: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "linear.json").write_text(written)
+    words = [str(tmp_path), "--linear", str(tmp_path / "linear.json"), "--out", str(tmp_path / "t.json")]
+    assert table.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_no_utterances_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table.main([str(tmp_path), "--count", "0", "--out", str(tmp_path / "t.json")]) == 2
     assert "--count is 0; expected at least one utterance" in capsys.readouterr().err
+    assert table.main([str(tmp_path), "--out", str(tmp_path / "t.md")]) == 2
+    assert "expected a .json file" in capsys.readouterr().err

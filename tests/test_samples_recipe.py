@@ -97,11 +97,11 @@ def test_students_of_pronounce_start_from_the_baseline_and_draft_for_themselves(
 def test_intents_are_exported_with_candidates_and_their_decisions_calibrated(tmp_path: Path) -> None:
     run(tmp_path, "intents", SMOKE="1")
     exported = [line for line in calls(tmp_path) if "export onnx" in line]
-    assert len(exported) == 2 and all(" --candidates 64 " in line for line in exported)
+    assert len(exported) == 2 and all(" --candidates 128 " in line for line in exported)
     fitted = [line for line in calls(tmp_path) if "calibrate --decisions" in line]
     assert len(fitted) == 2 and all("--task intents" in line for line in fitted)
     trained = [line for line in calls(tmp_path) if "train teacher" in line]
-    assert all(" --context 128 --canvas 32 --vocab 2048 --out " in line for line in trained)
+    assert all(" --context 128 --canvas 24 --block 24 --vocab 2048 --out " in line for line in trained)
 
 
 def test_a_student_that_no_threshold_keeps_up_goes_on_with_its_own(tmp_path: Path) -> None:

@@ -224,7 +224,9 @@ def test_a_story_in_other_phrases_has_the_same_answer() -> None:
                 story_families.Part(part.kind, story_families.draw_sentence(part.kind, rng), part.fields)
                 for part in story.parts
             )
-            assert story_families.tell(Story(parts, story.words)).answer == draft.problem.answer
+            told = story_families.tell(Story(parts, story.words))
+            assert told.answer == draft.problem.answer
+            assert replay(story.family(), told.prompt) == final_number(told.answer)
 
 
 def test_prompts_are_plain_english(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:

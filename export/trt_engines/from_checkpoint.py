@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.calibration import in_calibrated_order, lost_calibration
+from export.calibration import as_calibrated, in_calibrated_order, kept_calibration, lost_calibration
 from export.contract_from_checkpoint import check_template, default_out, exported_contract
 from export.provenance import EXPORTER, provenance
 from export.quantization.own_codes import own_codes_in_fp16, refuse_rounding_again
@@ -144,14 +144,15 @@ def export_one(
             return
         files += [made.file] if made else []
         origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
-        lost = lost_calibration(shared.path, shared.contract, origin, shared.provenance)
+        kept = as_calibrated(shared.bundle(), shared.contract, origin)  # as `shared.write` stores it
+        calibration = [*kept_calibration(origin, kept), *lost_calibration(shared.path, kept, shared.provenance)]
         if plan is not None:
             add(shared, plan, origin, files, folder, report)
         else:
             with report_write_errors(shared.path):
                 shared.write(origin, files)
                 report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
-        for line in lost if report.ok else ():
+        for line in calibration if report.ok else ():
             report.say(line)
 
 

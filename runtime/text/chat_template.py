@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import UserError
@@ -153,12 +154,13 @@ def _line(error: Exception) -> str:
 
 
 def can_render() -> bool:
-    """Returns whether jinja2 is here and not older than JINJA; without it no template is rendered."""
-    try:
-        import jinja2  # noqa: F401
+    """Returns whether jinja2 is here and not older than JINJA; without it no template is rendered.
 
-        return [int(part) for part in re.findall(r"\d+", version("jinja2"))] >= JINJA
-    except ImportError:
+    Does not import it: every load of a bundle with a template asks, and few of them render.
+    """
+    try:
+        return find_spec("jinja2") is not None and [int(n) for n in re.findall(r"\d+", version("jinja2"))] >= JINJA
+    except PackageNotFoundError:
         return False
 
 

@@ -4,7 +4,7 @@
         --out samples/results/intents.json
 
 The folder is what samples/recipe.sh wrote, with a bundle of the baseline (`blockstep export onnx --ckpt
-runs/intents/baseline.pt --candidates 64 --out runs/intents/baseline.bundle`). The student decides the form, `parallel`
+runs/intents/baseline.pt --candidates 128 --out runs/intents/baseline.bundle`). The student decides the form, `parallel`
 or `ordered`, or writes JSON text, which is parsed; the autoregressive baseline scores the same values from left to
 right (`ordered`: its block is one token), or writes the text. Every utterance is answered in every way before the next
 one, in one process and one thread. `samples.study.intents_linear` writes the linear classifiers' file.
@@ -200,24 +200,42 @@ def open_models(runs: Path) -> tuple[dict[str, Model], list[Way]]:
     return models, ways
 
 
+def read_linear(path: Path) -> list[Row]:
+    """Returns the rows of the linear classifiers. Raises UserError if the file lacks figures of the table."""
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        complete = all("ms" in row and all(name in row[split] for split in SPLITS for name in SHOWN) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--linear {path} cannot be read ({error}); make it with samples.study.intents_linear"
+        ) from None
+    if not complete:
+        raise UserError(f"--linear {path} lacks times or slots; make it anew with samples.study.intents_linear")
+    return rows
+
+
 def command(args: argparse.Namespace) -> int:
     """Measures, writes the report and its page, and prints the page."""
     check_file(args.out)
+    if args.out.suffix != ".json":
+        raise UserError(f"--out is {args.out}; expected a .json file, next to which the page is written as .md")
     if args.count < 1:
         raise UserError(f"--count is {args.count}; expected at least one utterance per split")
-    linear = json.loads(args.linear.read_text(encoding="utf-8"))["rows"] if args.linear else []
+    linear = read_linear(args.linear) if args.linear else []
     models, ways = open_models(args.runs)
     report: dict[str, Any] = {"count": args.count, "cpu": processor_name(), "linear": linear, "splits": {}}
     report["engines"] = {
-        name: manifest.read(args.runs / f"{name}.bundle").engine(STUDENT[0]).model for name in ("student", "baseline")
+        name: {engine.name: engine.model for engine in manifest.read(args.runs / f"{name}.bundle").engines}
+        for name in ("student", "baseline")
     }
     for split in SPLITS:
         problems = [*intents.problems(split, args.count, 0)]
         found = measure(models, ways, problems)
         first = verdicts(problems, found[ways[0]].texts)["exact"]
         report["splits"][split] = [row_of(way, models[way.model], found[way], problems, first) for way in ways]
-    text, values = "\n".join(markdown(report)) + "\n", json.dumps(report, indent=1) + "\n"
+    values = json.dumps(report, indent=1) + "\n"
     replace_file(args.out, lambda path: path.write_text(values, encoding="utf-8"))
+    text = "\n".join(markdown(report)) + "\n"
     replace_file(args.out.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
     return DONE

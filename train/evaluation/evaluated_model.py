@@ -24,7 +24,7 @@ from train.torch_backend import TorchBackend, contract_of, limit_threads
 
 OWN = ("--attention", "--gate")  # options that apply to .pt files too, --gate also to bundles
 BATCH = 64  # answers decoded at once in PyTorch
-CANDIDATES = 64  # maximum that a decision may name per logits row in PyTorch
+CANDIDATES = 128  # maximum that a decision may name per logits row in PyTorch
 HELP = {  # help texts that do not fit on the line of their option below
     "threads": "threads of PyTorch or of the engine (default: the physical cores within the CPU quota)",
     "bf16": "use bf16 autocast in PyTorch: faster if the processor has bf16, not exact (default: off)",

@@ -29,7 +29,7 @@ from .problem import Problem
 SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
 FIELDS = ("intent", *SLOTS)
 # A key with what is before it is a token, and so is a value, a text with its quotation marks, if it is frequent enough;
-# words, digits and all else of an utterance are separate tokens.
+# words, digits and all else of an utterance are separate tokens, but for a number before a comma that begins a line.
 SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)|(?:(?<=":)|^)\d+(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
 MAX_FRUITLESS_DRAWS = 10_000
 LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
