@@ -101,7 +101,8 @@ def test_the_page_has_a_row_per_way_and_classifier(
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("{", "cannot be read"), ('{"rows": [{"ms": 1}]}', "cannot be read"), ('{"rows": [{"test": {}}]}', "lacks times"),
+        ("{", "cannot be read"), ('{"rows": [{"ms": 1}]}', "cannot be read"),
+        ('{"rows": [{"test": {}}]}', "lacks times"),
         ('{"rows": [{"ms": 1, "test": {"exact": 1}, "test_surface": {}}]}', "lacks times or slots"),
     ],
 )  # fmt: skip
