@@ -83,7 +83,7 @@ recipe() {
   # The engines that run without PyTorch, in fp32 and int8, each compared with PyTorch before it is written.
   # Of intents the values of a form are candidates; their probabilities are calibrated on validation problems.
   local precision candidates=()
-  if [ "$TASK" = intents ]; then candidates=(--candidates 64); fi
+  if [ "$TASK" = intents ]; then candidates=(--candidates 128); fi
   for precision in fp32 int8; do
     stage "export-$precision" 1/2 1/2 1/2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
       "${candidates[@]}" --out "$RUNS/student.bundle"
