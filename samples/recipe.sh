@@ -42,7 +42,7 @@ recipe() {
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
   stage teacher 6/27 11/62 12/45 blockstep train teacher --objective masked "${training[@]}" \
-    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 2000 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
+    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
@@ -59,7 +59,7 @@ recipe() {
   # that they can check their own drafts (mode speculative).
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   if [ "$TASK" = pronounce ]; then student+=(--student "$RUNS/baseline.pt" --attention causal_context); fi
-  local updates=(--steps "$(n "$(of 1000 600 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
+  local updates=(--steps "$(n "$(of 1000 450 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
   stage cdlm 6/27 4/22 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" "${updates[@]}" --out "$RUNS/cdlm.pt"
   stage cd4lm 4/13 2/10 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
