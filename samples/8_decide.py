@@ -25,7 +25,7 @@ def main(sentence: str = "", bundle: str | Path = BUNDLE) -> int:
     decision = load(bundle).decide(sentence, json.loads(SCHEMA.read_text(encoding="utf-8")))
     for field in decision.fields:
         print(f"{'.'.join(map(str, field.path)):8} {json.dumps(field.value):20} {field.confidence:.3f}")
-    print(f"{decision.forwards} forward passes: {decision.text}")
+    print(f"{decision.forwards} forward pass{'es' * (decision.forwards > 1)}: {decision.text}")
     return 0
 
 

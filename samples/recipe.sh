@@ -37,11 +37,11 @@ recipe() {
     new=(--optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32)
     masked=(--optimizer muon --learning-rate 3e-3)
   fi
-  stage baseline 36/118 7/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
+  stage baseline 36/118 10/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
     --steps "$(n "$(of 12000 2500 4000)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
-  stage teacher 6/27 11/62 12/45 blockstep train teacher --objective masked "${training[@]}" \
+  stage teacher 6/27 11/40 12/45 blockstep train teacher --objective masked "${training[@]}" \
     --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
@@ -60,11 +60,11 @@ recipe() {
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   if [ "$TASK" = pronounce ]; then student+=(--student "$RUNS/baseline.pt" --attention causal_context); fi
   local updates=(--steps "$(n "$(of 1000 450 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
-  stage cdlm 6/27 4/22 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
+  stage cdlm 6/27 8/17 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
     --trajectories "$RUNS/trajectories" "${right[@]}" "${updates[@]}" --out "$RUNS/cdlm.pt"
-  stage cd4lm 4/13 2/10 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
+  stage cd4lm 4/13 5/8 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
     "${updates[@]}" --out "$RUNS/cd4lm.pt"
-  stage dparallel 8/42 4/20 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
+  stage dparallel 8/42 6/15 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
     --trajectories "$RUNS/answers" "${right[@]}" "${updates[@]}" --out "$RUNS/dparallel.pt"
 
   # Each student's threshold, or mode: the fewest forward passes at which it is not below the better one of baseline and
@@ -72,7 +72,7 @@ recipe() {
   # would do.
   local better
   better=$(of baseline baseline teacher)
-  stage "$better-valid" 1/2 1/1 3/9 blockstep train evaluate --ckpt "$RUNS/$better.pt" --task "$TASK" \
+  stage "$better-valid" 1/2 0/1 3/9 blockstep train evaluate --ckpt "$RUNS/$better.pt" --task "$TASK" \
     --split valid --count "$(n "$(of 2000 1000 1000)" 4)" --out "$RUNS/$better-valid.json"
   local method
   for method in cdlm cd4lm dparallel; do
@@ -85,10 +85,10 @@ recipe() {
   local precision candidates=()
   if [ "$TASK" = intents ]; then candidates=(--candidates 128); fi
   for precision in fp32 int8; do
-    stage "export-$precision" 1/2 1/2 1/2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
+    stage "export-$precision" 1/2 0/2 1/2 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision "$precision" --top-k 32 \
       "${candidates[@]}" --out "$RUNS/student.bundle"
     if [ "$TASK" = intents ]; then
-      stage "$precision-decisions" 0/0 1/3 0/0 blockstep train calibrate --decisions --bundle "$RUNS/student.bundle" \
+      stage "$precision-decisions" 0/0 0/3 0/0 blockstep train calibrate --decisions --bundle "$RUNS/student.bundle" \
         --engine "ort-$precision" --task "$TASK" --count "$(n 500 2)" --out "$RUNS/$precision-decisions.json"
     fi
   done
@@ -96,17 +96,17 @@ recipe() {
   # Every model once on the test split, which nothing above has seen.
   # The teacher, which runs its whole canvas once per token, takes longest.
   local model
-  evaluate baseline 1/3 1/1 1/2 --ckpt "$RUNS/baseline.pt"
+  evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in cdlm cd4lm dparallel; do
     if [ "$TASK" = pronounce ]; then
-      evaluate "$model" 1/3 1/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
-      evaluate "$model-block" 1/3 1/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
+      evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
+      evaluate "$model-block" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
     else
-      evaluate "$model" 1/3 1/1 1/2 --ckpt "$RUNS/$model.pt"
+      evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt"
     fi
   done
-  evaluate ort-fp32 1/2 1/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
-  evaluate ort-int8 1/2 1/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
+  evaluate ort-fp32 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
+  evaluate ort-int8 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
   evaluate teacher 3/8 2/6 3/10 --ckpt "$RUNS/teacher.pt"
 
   # What was made, by which versions, in which time; and the table.

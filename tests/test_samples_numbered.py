@@ -98,7 +98,8 @@ def test_deciding_a_form(tmp_path: Path) -> None:
     decision = load(SAMPLES / "intents.bundle", threads=1).decide(sentence, schema)
     *lines, last = output(sys.executable, sample, sentence).splitlines()
     assert [line.split()[0] for line in lines] == [*intents.FIELDS]
-    assert last == f"{decision.forwards} forward passes: {decision.text}" and '"intent":"blinds_open"' in last
+    assert last == f"1 forward pass: {decision.text}" and decision.forwards == 1
+    assert '"intent":"blinds_open"' in last and '"room":"attic"' in last
     for given, said in (
         ((), "there is no sentence; give one, in quotes"),
         (("stop", tmp_path / "none.bundle"), "does not exist; make train TASK=intents writes"),
