@@ -45,7 +45,7 @@ def in_calibrated_order(there: Bundle | None, contract: Contract) -> Contract:
 def as_calibrated(there: Bundle | None, contract: Contract, engine: Engine) -> Engine:
     """Returns the engine with the gate and decision temperature that its dialect and precision have in `there`.
 
-    Those of `engine` stay if there is no such engine, or if the contract decodes in another way now. Its gate also
+    Those of `engine` stay if `there` has none, or if the contract decodes in another way now. Its gate also
     stays if the contract has another one now, as with --gate: a calibrated gate would override that.
     """
     if there is None or not decodes_alike(there.contract, contract):

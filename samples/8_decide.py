@@ -1,7 +1,7 @@
-"""Fills a form from what somebody says, with a probability per field: python samples/8_decide.py "A sentence." [BUNDLE]
+"""Fills a form from a sentence, with a probability per field: python samples/8_decide.py "A sentence." [BUNDLE]
 
 Needs: pip install '.[cpu]'. BUNDLE: samples/intents.bundle, or one that `make train TASK=intents` made. The form is the
-JSON schema samples/intents.schema.json: what to do, and nine slots, which are null if they were not said.
+JSON schema samples/intents.schema.json: what to do, and nine slots, which are null if the sentence has none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BUNDLE, SCHEMA = SAMPLES / "intents.bundle", SAMPLES / "intents.schema.json"
 
 def main(sentence: str = "", bundle: str | Path = BUNDLE) -> int:
     if not sentence.strip():
-        raise UserError("there is no sentence; give one, in quotes, such as 'wake me up at seven, no, at eight'")
+        raise UserError("the sentence is empty; give one, in quotes, such as 'wake me up at seven, no, at eight'")
     if not Path(bundle).exists():
         raise UserError(f"{bundle} does not exist; make train TASK=intents writes runs/intents/student.bundle")
     decision = load(bundle).decide(sentence, json.loads(SCHEMA.read_text(encoding="utf-8")))

@@ -101,7 +101,7 @@ def test_deciding_a_form(tmp_path: Path) -> None:
     assert last == f"1 forward pass: {decision.text}" and decision.forwards == 1
     assert '"intent":"blinds_open"' in last and '"room":"attic"' in last
     for given, said in (
-        ((), "there is no sentence; give one, in quotes"),
+        ((), "the sentence is empty; give one, in quotes"),
         (("stop", tmp_path / "none.bundle"), "does not exist; make train TASK=intents writes"),
     ):
         done = run(sys.executable, sample, *given, cwd="/", env=ENVIRONMENT)

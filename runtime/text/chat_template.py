@@ -156,7 +156,7 @@ def _line(error: Exception) -> str:
 def can_render() -> bool:
     """Returns whether jinja2 is here and not older than JINJA; without it no template is rendered.
 
-    Does not import it: every load of a bundle with a template asks, and few of them render.
+    Does not import it: every load of a bundle with a template calls this, and few of them render.
     """
     try:
         return find_spec("jinja2") is not None and [int(n) for n in re.findall(r"\d+", version("jinja2"))] >= JINJA

@@ -335,8 +335,8 @@ def load_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3  # errors
-    for name, on in ((SPINNING, allow_spinning), (NO_PREPACKING, not prepacking)):
-        options.add_session_config_entry(name, str(int(on)))
+    for name, value in [(SPINNING, "0")] * (not allow_spinning) + [(NO_PREPACKING, "1")] * (not prepacking):
+        options.add_session_config_entry(name, value)
     if device != "cpu":
         return ort_cuda.open_session(model, options, files)
     require_exact_products(options)
