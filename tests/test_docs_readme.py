@@ -16,7 +16,7 @@ from runtime.subcommands import COMMANDS
 
 RUN = {
     "README.md": 1, "samples/README.md": 0, "docs/bundle-format.md": 1, "docs/checkpoints.md": 0, "docs/concepts.md": 2,
-    "docs/decision-probabilities.md": 2, "docs/decisions.md": 5,
+    "docs/decision-probabilities.md": 2, "docs/decisions.md": 6,
     "docs/distil.md": 4, "docs/embed.md": 2, "docs/glossary.md": 0, "docs/jetson.md": 1, "docs/parity.md": 3,
     "docs/performance.md": 2, "docs/scale.md": 0, "docs/serve.md": 4, "docs/study.md": 0,
 }  # fmt: skip
