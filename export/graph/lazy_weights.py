@@ -93,7 +93,7 @@ def read(
     """
     found = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
     narrow = found.to(dtype)
-    if dtype == torch.float16 and not all(some.isfinite().all() for some in narrow.split(SLICE)):
+    if dtype == torch.float16 and not all(some.isfinite().all() for some in torch.split(narrow, SLICE)):
         most = f"{found.abs().max():g}"
         raise NumericalError(f"{name} has numbers up to {most}, more than fp16 holds; export fp32, int8 or int4")
     if name.endswith("_proj.weight"):
