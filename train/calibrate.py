@@ -334,9 +334,8 @@ def command(args: argparse.Namespace) -> int:
         for point in told["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])
             print(f"{named:>11}{point['forwards']:>16.2f}{apart:>12.4f}{low:>10.4f}")
-        print(
-            "expected calibration error:", ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
-        )
+        errors = ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
+        print(f"expected calibration error: {errors}")
         met = told["mode"] is not None
         print(f"{name_of(told['mode'], told['chosen'])} meets the target" if met else "no threshold meets the target")
     return DONE if told["mode"] is not None else FAILED

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .problem import Problem, split_of_sample
 
@@ -30,6 +31,7 @@ SENTENCE_START = re.compile(r"(?:^|[.?!]\s+)$")
 VERBATIM = re.compile(r"('[^']*'|\b(?:None|True|False)\b)")  # text that code needs exactly as written
 
 Change = Callable[[str, random.Random], str]
+Story = TypeVar("Story")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,22 @@ def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table:
         if name in changes:
             text = change(text, rng)
     return text
+
+
+def rewrite_story(
+    story: Story,
+    table: Mapping[str, Callable[[Story, random.Random, str], Story]],
+    tell: Callable[[Story], Problem],
+    changes: Collection[str],
+    rng: random.Random,
+    split: str,
+) -> Problem:
+    """Returns the problem that `tell` makes of a story, with changes to the story (`table`), then to the prompt."""
+    for name, change in table.items():
+        if name in changes:
+            story = change(story, rng, split)
+    problem = tell(story)
+    return replace(problem, prompt=rewrite_text(problem.prompt, changes, rng, {**PROSE, **EDGES}))
 
 
 def rewrite_for(split: str, seed: int, drafts: Iterable[Draft], changes: Sequence[str]) -> Iterator[Problem]:

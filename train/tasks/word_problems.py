@@ -152,12 +152,7 @@ CHANGES = (*STORY_CHANGES, *surface.CHANGES)
 
 def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
     """Returns the problem with changes to its story and then to its prompt's text."""
-    for name, change in STORY_CHANGES.items():
-        if name in changes:
-            story = change(story, rng, split)
-    problem = tell(story)
-    prompt = surface.rewrite_text(problem.prompt, changes, rng, {**surface.PROSE, **surface.EDGES})
-    return replace(problem, prompt=prompt)
+    return surface.rewrite_story(story, STORY_CHANGES, tell, changes, rng, split)
 
 
 def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
