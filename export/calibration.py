@@ -32,7 +32,7 @@ def decodes_alike(one: Contract, other: Contract) -> bool:
     return {*one.modes} == {*other.modes} and all(first[name] == second[name] for name in first.keys() - NEUTRAL)
 
 
-def in_calibrated_order(there: Bundle | None, contract: Contract) -> Contract:
+def keep_mode_order(there: Bundle | None, contract: Contract) -> Contract:
     """Returns the contract with its modes in the order of the bundle `there`, whose first one is the default.
 
     They stay as they are if the contract decodes in another way now, or has another gate.
@@ -58,7 +58,7 @@ def as_calibrated(there: Bundle | None, contract: Contract, engine: Engine) -> E
     return engine
 
 
-def lost_calibration(path: Path, engine: Engine, provenance: Mapping[str, Any]) -> list[str]:
+def describe_lost_calibration(path: Path, engine: Engine, provenance: Mapping[str, Any]) -> list[str]:
     """Returns a line for each kind of calibration in the bundle at `path` that an export of `engine` drops.
 
     Call it before the engine is written, with the engine as it will be. A temperature counts as lost only if the
@@ -83,7 +83,7 @@ def lost_calibration(path: Path, engine: Engine, provenance: Mapping[str, Any]) 
     return lines
 
 
-def kept_calibration(before: Engine, after: Engine) -> list[str]:
+def describe_kept_calibration(before: Engine, after: Engine) -> list[str]:
     """Returns a line if `as_calibrated` changed the engine, else none."""
     kept = []
     if after.gate is not None and after.gate != before.gate:

@@ -29,12 +29,12 @@ from train.cli_options import add_directory_options, overrides_of
 from train.huggingface.reader import read_settings
 from train.huggingface.weights import expected_shapes
 
-from .contract_from_checkpoint import exported_contract
+from .contract_from_checkpoint import make_export_contract
 from .graph.ort_graph import ORT_PRECISIONS
 from .onnx import OnnxBundle, write_bundle
 from .precisions import PRECISIONS
 from .proof.against_own_code import Agreement, Decoded, agreement, decode, run_own_code
-from .proof.held_out import recorded_requests
+from .proof.held_out import make_recorded_requests
 from .proof.prove import sample_requests
 
 PROMPTS = 5
@@ -122,19 +122,19 @@ def check_model(args: argparse.Namespace) -> int:
     stream = sys.stderr if args.json else sys.stdout
     source = open_checkpoint.load(args.directory, overrides_of(args))
     with TemporaryDirectory(prefix="check-model-") as folder:
-        page = examine(args, source, exported_contract(source, None), Path(folder))
+        page = examine(args, source, make_export_contract(source, None), Path(folder))
     text = "\n".join(lines(page)) + "\n"
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
     print(text, file=stream)
     if args.json:
-        print_json({**plain(page), "ok": page.ok, "verdict": verdict(page), "versions": dict(versions())})
+        print_json({**to_plain(page), "ok": page.ok, "verdict": verdict(page), "versions": dict(versions())})
     return DONE if page.ok else FAILED
 
 
 def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, folder: Path) -> Page:
     """Makes everything that the page reports, in a folder that the caller removes."""
-    requests = [*recorded_requests(source, contract, None, args.data), *sample_requests(contract)][:PROMPTS]
+    requests = [*make_recorded_requests(source, contract, None, args.data), *sample_requests(contract)][:PROMPTS]
     started, bundle, inputs = time.perf_counter(), folder / "model.bundle", folder / "inputs"
     wanted = dataclass_of(
         OnnxBundle, args, ckpt=args.directory, overrides=overrides_of(args), dialect="ort", parity="layers",
@@ -150,7 +150,7 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
     decoded = decode(bundle, read(bundle).engine(), contract, requests, inputs)
     tokenizer = source.read_tokenizer()
     texts = [tokenizer.decode(list(each.tokens), skip_special_tokens=False) for each in decoded]
-    own = own_code_of(args, inputs)
+    own = try_own_code(args, inputs)
     compared = "form" in own
     barred = source.missing_ids()
     agreements = [agreement(inputs, each.inputs, contract, barred) for each in decoded] if compared else []
@@ -158,7 +158,7 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
     return Page(name, facts, seconds, size, args.precision, checks, decoded, shown, own, agreements)
 
 
-def own_code_of(args: argparse.Namespace, inputs: Path) -> dict[str, Any]:
+def try_own_code(args: argparse.Namespace, inputs: Path) -> dict[str, Any]:
     """Runs the directory's own modelling code, unless an adapter was merged into the exported weights."""
     if args.adapter is not None:
         return {"refused": "an adapter was merged into the weights, which the directory's code knows nothing of"}
@@ -184,7 +184,7 @@ def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -
     }
 
 
-def plain(page: Page) -> dict[str, Any]:
+def to_plain(page: Page) -> dict[str, Any]:
     """Returns the page as plain values for JSON, null for figures that are NaN or infinite."""
     values = asdict(page)
     for each in values["agreements"]:
@@ -212,7 +212,7 @@ def lines(page: Page) -> Iterator[str]:
     yield from map(str, page.checks)
     if page.decoded:
         yield ""
-        yield from own_lines(page)
+        yield from format_own_code_lines(page)
     for number, each in enumerate(page.decoded):
         yield ""
         text = f": {page.texts[number][:SHOWN]!r}" if page.texts[number] else ""
@@ -229,7 +229,7 @@ def lines(page: Page) -> Iterator[str]:
     yield WHERE
 
 
-def own_lines(page: Page) -> Iterator[str]:
+def format_own_code_lines(page: Page) -> Iterator[str]:
     """Yields how the directory's code was run, or why it was not and how to run it."""
     own, name = page.own, page.name
     about = f"torch {own['torch']}, transformers {own['transformers']}" if "torch" in own else ""

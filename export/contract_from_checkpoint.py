@@ -43,7 +43,7 @@ def check_query_scale(source: Checkpoint, capacity: int) -> None:
         )
 
 
-def exported_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, candidates: int = 0) -> Contract:
+def make_export_contract(source: Checkpoint, capacity: int | None, top_k: int = 0, candidates: int = 0) -> Contract:
     """Returns a checkpoint's contract with a KV-cache capacity (positions) and counts of top tokens and candidates.
 
     Raises UserError if the capacity exceeds the model's context or leaves no room for an answer, or if a count exceeds

@@ -119,10 +119,10 @@ def fit(args: argparse.Namespace) -> int:
     engine = choose_engine(bundle, args.engine)
     shape = engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
-    context = trained_context(bundle)
+    context = read_trained_context(bundle)
     if context is not None and capacity > context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    need = needed(shape, capacity)
+    need = compute_need(shape, capacity)
     devices = (args.device,) if args.device else tuple(MEMORY)
     verdicts = [verdict(device, shape, need, args.system_gb, context) for device in devices]
     if args.json:
@@ -140,7 +140,7 @@ def choose_engine(bundle: Bundle, name: str | None) -> Engine:
     return next((engine for engine in bundle.engines if engine.kind.native_code), bundle.engines[0])
 
 
-def trained_context(bundle: Bundle) -> int | None:
+def read_trained_context(bundle: Bundle) -> int | None:
     """Returns the context (positions) that the model was trained with; None for a bundle that does not record it."""
     context = bundle.provenance.get("context")
     return context if type(context) is int and context > 0 else None
@@ -177,7 +177,7 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
     )
 
 
-def needed(shape: EngineShape, capacity: int) -> Need:
+def compute_need(shape: EngineShape, capacity: int) -> Need:
     """Returns the bytes that an engine needs at a capacity.
 
     The activations are the hidden states and the largest of what attention, MLP and head need.
@@ -201,7 +201,7 @@ def verdict(device: str, shape: EngineShape, need: Need, system_gb: float, conte
     low, high = 0, context or MOST  # the largest capacity that fits is in [low, high]
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed(shape, middle).total <= left else (low, middle - 1)
+        low, high = (middle, high) if compute_need(shape, middle).total <= left else (low, middle - 1)
     return Verdict(device, float(MEMORY[device]), system_gb, need.total <= left, low or None)
 
 

@@ -26,18 +26,18 @@ from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_opt
 from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
-from .calibration import as_calibrated, bundle_of, in_calibrated_order, kept_calibration, lost_calibration
-from .contract_from_checkpoint import CAPACITY, check_template, default_out, exported_contract
-from .graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
+from .calibration import as_calibrated, bundle_of, describe_kept_calibration, describe_lost_calibration, keep_mode_order
+from .contract_from_checkpoint import CAPACITY, check_template, default_out, make_export_contract
+from .graph.ort_graph import PRECISIONS_OF, choose_comparison, write_ort_graph
 from .precisions import PRECISIONS
-from .proof.held_out import DATA_HELP, recorded_requests
+from .proof.held_out import DATA_HELP, make_recorded_requests
 from .proof.prove import WHOLE, prove, proves_whole, sample_requests
 from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
 from .provenance import provenance
 from .quantization.ort_formats import formats_of
-from .quantization.own_codes import own_codes_in_fp16
-from .staging import report_write_errors, working_folder
+from .quantization.own_codes import find_own_codes_in_fp16
+from .staging import make_working_folder, report_write_errors
 
 HELP = {  # help texts that do not fit on the line of their option below
     "out": (
@@ -157,9 +157,9 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
     check_template(source)
     if wanted.dialect != "ort" and wanted.precision == "int4":
-        own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
+        find_own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
     formats = formats_of(wanted.dialect, wanted.precision, source)
-    contract = exported_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
+    contract = make_export_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
     origin = provenance(wanted.ckpt, wanted.overrides, source)
     target = "cpu" if wanted.dialect == "ort" else "any"
     fresh = Engine(
@@ -167,15 +167,15 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
         decision_temperature=source.decoding.decision_temperature,
     )  # fmt: skip
     there = bundle_of(out, origin)
-    contract, engine = in_calibrated_order(there, contract), as_calibrated(there, contract, fresh)
-    calibration = [*kept_calibration(fresh, engine), *lost_calibration(out, engine, origin)]
+    contract, engine = keep_mode_order(there, contract), as_calibrated(there, contract, fresh)
+    calibration = [*describe_kept_calibration(fresh, engine), *describe_lost_calibration(out, engine, origin)]
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []
-    with working_folder(out) as folder:
+    with make_working_folder(out) as folder:
         with report_write_errors(out):
             files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
-        other = compared_with(source, wanted.dialect, wanted.precision)
+        other = choose_comparison(source, wanted.dialect, wanted.precision)
         for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
             check = found if found.name == "graph" else other.with_note(found)
             checks.append(check)
@@ -203,7 +203,7 @@ def add_reference(
 
     source: the checkpoint, with the weights that the graph computes with.
     """
-    requests = recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
+    requests = make_recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
     formats = formats_of(engine.dialect, engine.precision, source)
     if proves_whole(source, wanted.parity):
         runs = PRECISIONS[engine.precision].on_cpu

@@ -23,7 +23,7 @@ def report_write_errors(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def working_folder(out: Path) -> Iterator[Path]:
+def make_working_folder(out: Path) -> Iterator[Path]:
     """Yields a staging directory on the bundle's disk, so that files are moved into the bundle and not copied.
 
     See `runtime.files.stage`. Raises UserError if nothing can be written next to `out`, or if another export to `out`

@@ -22,7 +22,7 @@ from runtime.engines.registry import DEFAULT, choose_engines
 from runtime.errors import UserError
 from train.storage.swap import swap
 
-from .staging import check_disk_space, report_write_errors, working_folder
+from .staging import check_disk_space, make_working_folder, report_write_errors
 
 MODEL = Path(__file__).with_name("triton_model.py")
 INPUTS = {  # all optional in config.pbtxt; a request has either text_input or input_ids
@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> int:
     place, bundle = args.out / name, read(args.bundle)
     choose_engines(bundle, args.engine, args.device)
     replaced = check_model_place(place, args.replace)
-    with working_folder(place) as folder, report_write_errors(args.out):
+    with make_working_folder(place) as folder, report_write_errors(args.out):
         new = folder / name
         copy_bundle(bundle, new / "1" / "bundle")
         shutil.copyfile(MODEL, new / "1" / "model.py")

@@ -89,7 +89,7 @@ class TritonPythonModel:
 def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
     """Decodes one request; sends each block (`stream`) or the whole answer. Raises what `Model.steps` raises."""
     pieces, finish = [], "cancelled"
-    for block in _wanted(model, ask, sender):
+    for block in _generate_wanted(model, ask, sender):
         pieces.append(block.text)
         if block.result is not None:
             finish = block.result.finish
@@ -107,7 +107,7 @@ def read_request(request: Any) -> TritonRequest:
     text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
     if (text is None) == (ids is None):
         raise UserError("expected either text_input or input_ids; send one of the two")
-    max_tokens, threshold, stream = (_one(request, name) for name in ("max_tokens", "threshold", "stream"))
+    max_tokens, threshold, stream = (_read_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
         _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
         DecodeOptions(max_new_tokens=_limit(max_tokens), threshold=None if threshold is None else float(threshold)),
@@ -131,7 +131,7 @@ def _limit(max_tokens: Any) -> int | None:
     return int(max_tokens)
 
 
-def _wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
+def _generate_wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
     """Yields the answer's blocks until the request is cancelled, which is checked after each forward pass."""
     steps = model.steps(ask.prompt, ask.options)
     try:
@@ -145,7 +145,7 @@ def _tensor(request: Any, name: str) -> Any:
     return None if tensor is None else tensor.as_numpy()
 
 
-def _one(request: Any, name: str) -> Any:
+def _read_one(request: Any, name: str) -> Any:
     values = _tensor(request, name)
     return None if values is None else _single(name, values)
 

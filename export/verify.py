@@ -30,13 +30,13 @@ from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
 
-from .graph.ort_graph import ComparedWith, compared_with
+from .graph.ort_graph import ComparedWith, choose_comparison
 from .precisions import PRECISIONS
 from .proof.compare import EXACT, Parity, compare
-from .proof.held_out import DATA_HELP, held_out_requests, held_out_texts
+from .proof.held_out import DATA_HELP, make_held_out_requests, take_held_out_texts
 from .proof.instrumented import twin_of
 from .proof.log_prob_gaps import NOTICED
-from .proof.quantized_reference import QuantizedBackend, whole_bound
+from .proof.quantized_reference import QuantizedBackend, compute_whole_bound
 from .quantization.ort_formats import ORT_FORMATS, formats_of
 
 
@@ -110,17 +110,17 @@ def verify(args: argparse.Namespace) -> int:
     verify_files(made, engine, "always")
     candidate = candidate_of(made, engine, args.trust_engine, args.device)
     contract = candidate.contract
-    asked = held_out_texts(args.task, args.data, args.prompts)
+    asked = take_held_out_texts(args.task, args.data, args.prompts)
     encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
-    requests = held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
+    requests = make_held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.kind.native_code or args.device != "cpu":
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
-    other = compared_with(source, engine.dialect, engine.precision)
+    other = choose_comparison(source, engine.dialect, engine.precision)
     arithmetic = arithmetic_of(source, engine, contract, other)
-    with in_place_of_tensorrt(engine):
-        compared = compared_with_pytorch(made, engine, other.source, candidate, requests, arithmetic)
+    with report_ort_failure(engine):
+        compared = compare_with_pytorch(made, engine, other.source, candidate, requests, arithmetic)
         *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
-    bound = whole_bound(parity.lost) if isinstance(arithmetic, QuantizedBackend) else None
+    bound = compute_whole_bound(parity.lost) if isinstance(arithmetic, QuantizedBackend) else None
     checks = [other.with_note(check) for check in parity.checks(precision=other.precision, bound=bound)]
     if other.note:
         stored = f"; those numbers are up to {parity.lost:.1e} nats from the checkpoint's (no bound)"
@@ -135,7 +135,7 @@ def verify(args: argparse.Namespace) -> int:
     return DONE if all(check.ok for check in checks) else FAILED
 
 
-def compared_with_pytorch(
+def compare_with_pytorch(
     made: Bundle,
     engine: Engine,
     source: Checkpoint,
@@ -178,7 +178,7 @@ def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu")
 
 
 @contextmanager
-def in_place_of_tensorrt(engine: Engine) -> Iterator[None]:
+def report_ort_failure(engine: Engine) -> Iterator[None]:
     """Raises UserError if ONNX Runtime's CPU fails at a TensorRT engine's graph: the engine itself may be right."""
     try:
         yield

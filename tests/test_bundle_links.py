@@ -17,7 +17,7 @@ from test_export_onnx import student
 
 from export import onnx as onnx_export
 from export import verify
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from runtime.bundle import store, trust_records
 from runtime.contract import GateSpec
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with student.pt and its bundle, whose weights are in a file of their own."""
     folder, source = tmp_path_factory.mktemp("made"), student()
     student_pt.save(source, folder / "student.pt")
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     files = write_ort_graph(source, contract, "fp32", folder, external=1000)
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
     origin = {"checkpoint_sha256": store.sha256(folder / "student.pt")}

@@ -201,10 +201,10 @@ def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
 def test_a_comparison_leaves_out_prompts_without_room(capsys: pytest.CaptureFixture[str]) -> None:
     contract = replace(contract_of(student()), capacity=16)
     encode = prompts.of_checkpoint(student(), raw=True)
-    requests = held_out.held_out_requests(encode, contract, ["ab", LONG, "", "abc"], [3, 5, 6, 9])
+    requests = held_out.make_held_out_requests(encode, contract, ["ab", LONG, "", "abc"], [3, 5, 6, 9])
     assert [len(request.prompt) for request in requests] == [2, 3]
     assert "2 of 4 prompts are left out, lines 5, 6: " in capsys.readouterr().err
-    held_out.held_out_requests(encode, contract, ["ab", LONG])
+    held_out.make_held_out_requests(encode, contract, ["ab", LONG])
     assert "1 of 2 prompts are left out, problem 2: " in capsys.readouterr().err
 
 
@@ -212,15 +212,15 @@ def test_a_small_file_gives_a_proof_all_its_prompts_and_a_large_one_its_held_out
     asked = [f"say {n}" for n in range(400)]
     valid, others = ([p for p in asked if (split_of(p) == "valid") == held] for held in (True, False))
     for lines in (others[:6], [*others[:3], valid[0], *others[3:6]]):  # none of the split valid, and one
-        found = [each.prompt for each in held_out.held_out_texts("", write(tmp_path / "own.jsonl", *lines), 200)]
+        found = [each.prompt for each in held_out.take_held_out_texts("", write(tmp_path / "own.jsonl", *lines), 200)]
         assert found == sorted(lines, key=lambda prompt: (prompt not in valid, lines.index(prompt)))
-        assert held_out.recorded_problems("", tmp_path / "own.jsonl") == held_out.held_out_texts(
+        assert held_out.take_recorded_problems("", tmp_path / "own.jsonl") == held_out.take_held_out_texts(
             "", tmp_path / "own.jsonl", 200
         )
     large = write(tmp_path / "large.jsonl", *asked)
-    found = [each.prompt for each in held_out.held_out_texts("", large, len(valid) + 2)]
+    found = [each.prompt for each in held_out.take_held_out_texts("", large, len(valid) + 2)]
     assert sorted(found[:-2]) == sorted(valid) and found[-2:] == others[:2]
-    assert {each.prompt for each in held_out.held_out_texts("", large, 3)} < {*valid}
+    assert {each.prompt for each in held_out.take_held_out_texts("", large, 3)} < {*valid}
 
 
 def test_training_names_the_lines_that_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import tiny
 from letters import Letters
 from test_proof_parity import Damaged, looked_at
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.instrumented import twin_of
 from export.proof.prove import prove
@@ -43,7 +43,7 @@ Made = tuple[Checkpoint, Contract, Path]
 
 def made(folder: Path, dialect: str, attention: str) -> Made:
     source = tiny.checkpoint(SEED, attention=attention, canvas=6 * tiny.BLOCK)
-    contract = exported_contract(source, 64, candidates=MOST)
+    contract = make_export_contract(source, 64, candidates=MOST)
     return source, contract, write_ort_graph(source, contract, "fp32", folder, dialect=dialect)[0]
 
 
@@ -124,7 +124,7 @@ LONG = [pytest.param(*each, marks=pytest.mark.long) for each in (("whole", "fp16
 @pytest.mark.parametrize(("parity", "precision"), [("whole", "fp32"), ("layers", "fp32"), *LONG])
 def test_an_export_proves_them(parity: str, precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
-    contract = exported_contract(source, 64, candidates=MOST)
+    contract = make_export_contract(source, 64, candidates=MOST)
     file = write_ort_graph(source, contract, precision, tmp_path)[0]
     checks = {c.name: c for c in prove(source, contract, file, precision, parity, formats_of("ort", precision))}
     assert all(check.ok for check in checks.values()), [str(check) for check in checks.values()]

@@ -20,7 +20,7 @@ from foreign import BLOCK, CANVAS
 
 from export import check_model
 from export.check_model import Page, lines, verdict
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof import own_code
 from export.proof.against_own_code import Agreement, Decoded, agreement, decode, run_own_code
@@ -64,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     own = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
     foreign.change_config(folder / "model", auto_map=own)
     source = load(folder / "model", Overrides(block=BLOCK, canvas=CANVAS))
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     for name in ("graph", "inputs"):
         (folder / name).mkdir()
     graph, *_ = write_ort_graph(source, contract, "fp32", folder / "graph")
@@ -204,7 +204,7 @@ RAN = {"torch": "2", "transformers": "5", "class": "X", "own": True, "form": "by
 )
 def test_the_page_begins_with_whether_it_agrees(found: Agreement, precision: str, ok: bool) -> None:
     page = replace(page_of(decoded=DECODED, texts=["hi"], own=RAN, agreements=[found]), precision=precision)
-    json.dumps(check_model.plain(page), allow_nan=False)
+    json.dumps(check_model.to_plain(page), allow_nan=False)
     text = "\n".join(lines(page))
     assert page.ok == ok and (("agrees with" if ok else "DIFFERS FROM") in verdict(page))
     assert text.startswith(f"# blockstep check-model: Tiny: {verdict(page)}\n")

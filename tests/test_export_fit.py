@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export import fit
-from export.fit import MEMORY, MOST, EngineShape, Need, needed, verdict
+from export.fit import MEMORY, MOST, EngineShape, Need, compute_need, verdict
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 # Qwen3-0.6B in fp16: 28 layers, width 1024, 16 heads and 8 of keys and values, all of 128, ffn 3072.
@@ -24,7 +24,7 @@ def changed(**changes: object) -> EngineShape:
 
 
 def test_the_sum_for_a_known_shape() -> None:
-    need = needed(QWEN, 1024)
+    need = compute_need(QWEN, 1024)
     assert need.cache == 1024 * 114_688, "112 KiB a position: 2 x 28 layers x 8 heads x 128 x 2 bytes"
     residual, head = 2 * 512 * 1024 * 2, 3 * 4 * 32 * 151936
     assert need.activations == residual + head, "the head of a whole vocabulary is the largest part here"
@@ -32,32 +32,32 @@ def test_the_sum_for_a_known_shape() -> None:
 
 
 def test_what_is_held_beside_follows_from_the_dialect() -> None:
-    plain = needed(changed(scores=True, delta=True), 1024)
+    plain = compute_need(changed(scores=True, delta=True), 1024)
     assert plain.cache == (1024 + 512) * 114_688, "the new keys and values of the widest forward lie beside the cache"
     scores = 512 * (16 * 1536 * (4 + 2) + 1536 * 2 + (16 + 16) * 128 * 2)
     assert plain.activations == 2 * 512 * 1024 * 2 + scores
-    assert needed(changed(cached=False), 1024).cache == 0
-    assert needed(changed(batch=4), 1024).cache == 4 * needed(QWEN, 1024).cache
-    wide = needed(changed(widest=None, vocab=1000), 2048)
+    assert compute_need(changed(cached=False), 1024).cache == 0
+    assert compute_need(changed(batch=4), 1024).cache == 4 * compute_need(QWEN, 1024).cache
+    wide = compute_need(changed(widest=None, vocab=1000), 2048)
     assert wide.activations == 2 * 2048 * 1024 * 2 + 2048 * max(3 * 3072 * 2, 32 * 128 * 2 + 2048 * 2)
 
 
 @pytest.mark.parametrize("device", sorted(MEMORY))
 def test_the_largest_capacity_is_the_last_that_fits(device: str) -> None:
     for shape in (QWEN, changed(weights=7_000_000_000), changed(scores=True, delta=True, widest=None)):
-        found = verdict(device, shape, needed(shape, 1024), 2.0)
+        found = verdict(device, shape, compute_need(shape, 1024), 2.0)
         room = (MEMORY[device] - 2) * 1e9
         if found.largest_capacity is None:
-            assert needed(shape, 1).total > room and not found.fits
+            assert compute_need(shape, 1).total > room and not found.fits
             continue
-        assert needed(shape, found.largest_capacity).total <= room
-        assert found.largest_capacity == MOST or needed(shape, found.largest_capacity + 1).total > room
+        assert compute_need(shape, found.largest_capacity).total <= room
+        assert found.largest_capacity == MOST or compute_need(shape, found.largest_capacity + 1).total > room
         assert found.fits == (found.largest_capacity >= 1024)
 
 
 def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
     llada = changed(weights=16_000_000_000, hidden=4096, ffn=12288, heads=32, kv_heads=32, layers=32, vocab=126464)
-    need = needed(llada, 1024)
+    need = compute_need(llada, 1024)
     fits = {device: verdict(device, llada, need, 2.0).fits for device in MEMORY}
     assert [device for device, each in fits.items() if each] == ["agx-orin", "thor", "rtx-4090", "rtx-5090"]
     assert verdict("orin-nano", llada, need, 2.0).largest_capacity is None
@@ -65,10 +65,10 @@ def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
 
 @pytest.mark.parametrize("device", sorted(MEMORY))
 def test_no_capacity_beyond_the_context_is_reported(device: str) -> None:
-    free = verdict(device, QWEN, needed(QWEN, 1024), 2.0).largest_capacity
+    free = verdict(device, QWEN, compute_need(QWEN, 1024), 2.0).largest_capacity
     assert free is not None and free > 2048
-    assert verdict(device, QWEN, needed(QWEN, 1024), 2.0, 2048).largest_capacity == 2048
-    assert free == MOST or verdict(device, QWEN, needed(QWEN, 1024), 2.0, free + 1).largest_capacity == free
+    assert verdict(device, QWEN, compute_need(QWEN, 1024), 2.0, 2048).largest_capacity == 2048
+    assert free == MOST or verdict(device, QWEN, compute_need(QWEN, 1024), 2.0, free + 1).largest_capacity == free
 
 
 def with_context(folder: Path, context: object) -> Path:

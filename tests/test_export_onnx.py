@@ -18,10 +18,10 @@ from tokenizers.models import BPE
 
 from export import calibration, contract_from_checkpoint, verify
 from export import onnx as command
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof import held_out
-from export.proof.compare import Distance, Parity, worst
+from export.proof.compare import Distance, Parity, find_worst
 from export.proof.prove import prove, sample_requests
 from runtime.bundle import store
 from runtime.contract import MODES, GateSpec
@@ -93,7 +93,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
 def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Path) -> None:
     engine = store.read(made / "student.bundle").engine()
     source = student()
-    assert write_ort_graph(source, exported_contract(source, None), "fp32", tmp_path)[0].name == engine.model
+    assert write_ort_graph(source, make_export_contract(source, None), "fp32", tmp_path)[0].name == engine.model
 
 
 def test_a_calibration_stays_for_the_same_checkpoint_and_its_loss_with_another_is_reported(
@@ -128,18 +128,18 @@ def test_a_calibrated_default_mode_does_not_keep_other_engines_out_and_a_new_gat
     store.write(made, spec, engine, [tmp_path / engine.model], student().tokenizer, None, origin)
     there = store.set_gate(made, "ort-fp32", GateSpec(threshold=0.625), "speculative")
     assert there.contract.modes[0] == "speculative" and spec.modes[0] == "block"
-    assert calibration.in_calibrated_order(there, spec) == there.contract
-    assert calibration.in_calibrated_order(None, spec) == spec
+    assert calibration.keep_mode_order(there, spec) == there.contract
+    assert calibration.keep_mode_order(None, spec) == spec
     assert calibration.as_calibrated(there, spec, engine).gate == GateSpec(threshold=0.625)
     other = replace(spec, gate=GateSpec(threshold=0.25))
     assert calibration.as_calibrated(there, other, engine) == engine
-    assert calibration.in_calibrated_order(there, other) == other  # a new gate is used: it is not that of speculative
-    (line,) = calibration.lost_calibration(made, engine, origin)
+    assert calibration.keep_mode_order(there, other) == other  # a new gate is used: it is not that of speculative
+    (line,) = calibration.describe_lost_calibration(made, engine, origin)
     said = "the calibrated gate of ort-fp32 was for another gate or decoding and is gone; calibrate: blockstep"
     assert line.startswith(said) and line.endswith("--engine ort-fp32")
-    assert calibration.lost_calibration(tmp_path / "none.bundle", engine, origin) == []
+    assert calibration.describe_lost_calibration(tmp_path / "none.bundle", engine, origin) == []
     replaced = replace(engine, name="ort-int8", precision="int8")
-    (line,) = calibration.lost_calibration(made, replaced, {"checkpoint_sha256": "b"})
+    (line,) = calibration.describe_lost_calibration(made, replaced, {"checkpoint_sha256": "b"})
     assert "of ort-fp32 was another checkpoint's" in line and line.endswith("--engine ort-int8")
 
 
@@ -161,8 +161,8 @@ def test_a_calibration_is_kept_only_for_the_same_decoding(change: dict[str, Any]
     there = store.set_gate(made, "ort-fp32", GateSpec(threshold=0.625))
     after = calibration.as_calibrated(there, replace(spec, **change), engine)
     assert (after.gate, after.decision_temperature) == ((GateSpec(threshold=0.625), 1.5) if kept else (None, 1))
-    assert len(calibration.kept_calibration(engine, after)) == kept
-    assert len(calibration.lost_calibration(made, after, origin)) == 2 * (not kept)
+    assert len(calibration.describe_kept_calibration(engine, after)) == kept
+    assert len(calibration.describe_lost_calibration(made, after, origin)) == 2 * (not kept)
     warm = replace(engine, decision_temperature=2.0)  # the checkpoint's own; 1 in a bundle is none of its own
     cold = store.set_decision_temperature(made, "ort-fp32", 1)
     assert calibration.as_calibrated(cold, spec, warm).decision_temperature == 2
@@ -251,12 +251,12 @@ def test_a_head_size_that_the_operator_does_not_take_is_refused(tmp_path: Path) 
     shape = replace(source.model, head_dim=12)
     source = replace(source, model=shape, weights=dict(Transformer(shape).state_dict()))
     with pytest.raises(UserError, match="head_dim is 12"):
-        write_ort_graph(source, exported_contract(source, None), "fp32", tmp_path)
+        write_ort_graph(source, make_export_contract(source, None), "fp32", tmp_path)
 
 
 def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp_path: Path) -> None:
     source = student()
-    contract = exported_contract(source, 64)
+    contract = make_export_contract(source, 64)
     (tmp_path / "traced").mkdir()
     files = write_ort_graph(source, contract, "fp32", tmp_path / "traced", external=1000)
     assert [file.suffix for file in files] == [".onnx", ".data"]
@@ -324,7 +324,7 @@ def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.Captur
 @pytest.mark.long
 def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_path: Path) -> None:
     sure = tiny.certain(SEED, token=7, lead=3.0)
-    contract = exported_contract(sure, None)
+    contract = make_export_contract(sure, None)
     model = write_ort_graph(sure, contract, "fp32", tmp_path)[0]
     right = {check.name: check for check in prove(sure, contract, model)}
     assert all(check.ok for check in right.values()) and "of every token above e^-20" in right["steps"].detail
@@ -367,18 +367,18 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     assert "was not exported from" in capsys.readouterr().err
     with pytest.raises(UserError, match="leave no room in a KV-cache capacity of 16"):
         contract = replace(contract_of(student()), capacity=16)
-        held_out.held_out_requests(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
+        held_out.make_held_out_requests(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
 
 
 def test_a_nan_is_never_a_small_difference() -> None:
-    nan = worst(0.0, np.array([0.1, np.nan]))
-    assert np.isnan(worst(nan, np.array([0.0])))
+    nan = find_worst(0.0, np.array([0.1, np.nan]))
+    assert np.isnan(find_worst(nan, np.array([0.0])))
     assert not Parity(Distance(log_prob=nan), 1).checks()[0].ok
     assert Parity(Distance(log_prob=1e-4), 1).checks()[0].ok
 
 
 def test_the_quick_set_has_every_length_that_fits() -> None:
-    contract = exported_contract(student(), 16)
+    contract = make_export_contract(student(), 16)
     assert [len(request.prompt) for request in sample_requests(contract)] == [1, 3, 4, 5]
     assert all(tiny.MASK not in request.prompt for request in sample_requests(contract))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from export.staging import check_disk_space, working_folder
+from export.staging import check_disk_space, make_working_folder
 from runtime.bundle import store
 from runtime.errors import UserError
 
@@ -24,16 +24,16 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
 
 def test_an_export_works_beside_its_bundle_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "new" / "a.bundle"
-    with working_folder(out) as folder:
+    with make_working_folder(out) as folder:
         assert folder.parent == out.parent
         (folder / "weights.data").write_bytes(b"half")
-        with pytest.raises(UserError, match=r"another export to .* is running"), working_folder(out):
+        with pytest.raises(UserError, match=r"another export to .* is running"), make_working_folder(out):
             pass
         assert (folder / "weights.data").exists()
     assert not folder.exists()
     folder.mkdir()
     (folder / "weights.data").write_bytes(b"what a killed export left")
-    with working_folder(out) as again:
+    with make_working_folder(out) as again:
         assert again == folder and not list(again.iterdir())
 
 
@@ -48,7 +48,7 @@ def test_a_folder_that_the_export_before_takes_away_is_made_anew(
             (tmp_path / ".a.bundle.part").rmdir()  # between this one's opening it and its lock
 
     monkeypatch.setattr("fcntl.flock", late)
-    with working_folder(out) as folder:
+    with make_working_folder(out) as folder:
         (folder / "weights.data").write_bytes(b"whole")
     assert len(locks) == 2 and not list(tmp_path.iterdir())
 

@@ -27,7 +27,7 @@ from test_graph_step import random_weights
 from torch import Tensor
 
 from export import onnx as command
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.by_layer import by_layer
@@ -105,7 +105,7 @@ def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None
 
 def written(source: Checkpoint, folder: Path, precision: str = "fp32", external: int = 1 << 26) -> list[Path]:
     folder.mkdir()
-    return write_ort_graph(source, exported_contract(source, None), precision, folder, external)
+    return write_ort_graph(source, make_export_contract(source, None), precision, folder, external)
 
 
 class Counted(Mapping[str, Tensor]):
@@ -239,7 +239,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Contrac
     """A model with a head of its own, written with its weights in a file of their own."""
     shape = ModelConfig(tiny.VOCAB, 48, 3, 4, 2, 16, 64, qk_norm=True, qkv_bias=True, tied=False)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     return source, contract, write_ort_graph(source, contract, "fp32", tmp_path_factory.mktemp("apart"), 1000)
 
 
@@ -313,7 +313,7 @@ def test_only_integer_products_are_proved_with_packed_weights(
 
     monkeypatch.setattr("export.proof.by_layer.load_session", loaded)
     source = tiny.checkpoint(SEED)
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     [graph, *_] = write_ort_graph(source, contract, precision, tmp_path)
     assert all(each.ok for each in by_layer(source, contract, graph, precision, formats_of("ort", precision)))
     assert seen == [packed] * (contract.layers + 2)
@@ -322,7 +322,7 @@ def test_only_integer_products_are_proved_with_packed_weights(
 def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED, attention="full")
     files = written(source, tmp_path / "out")
-    found = list(by_layer(source, exported_contract(source, None), files[0], "fp32"))
+    found = list(by_layer(source, make_export_contract(source, None), files[0], "fp32"))
     assert [each.ok for each in found] == [True] * 3 and "layer by layer, 2 of them" in found[1].detail
 
 
@@ -331,7 +331,7 @@ def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) ->
 def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     ir.save(trace(source, 40, dialect=dialect), tmp_path / "graph.onnx")
-    found = list(by_layer(source, exported_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
+    found = list(by_layer(source, make_export_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
     assert [each.ok for each in found] == [True] * 3, [str(each) for each in found]
 
 

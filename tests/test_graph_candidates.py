@@ -13,7 +13,7 @@ import tiny
 import torch
 from test_graph_step import forwards
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.proof.instrumented import add_logits
@@ -37,7 +37,7 @@ def made(
     folder: Path, dialect: str, attention: str, candidates: int = MOST, top_k: int = 0, logits: bool = True
 ) -> Made:
     source = tiny.checkpoint(SEED, attention=attention)
-    contract = exported_contract(source, 64, top_k, candidates)
+    contract = make_export_contract(source, 64, top_k, candidates)
     batch = None if dialect == "standard" else 1
     file = write_graph(
         trace(source, 64, dialect, top_k=top_k, candidates=candidates > 0, batch=batch), folder, "graph"
@@ -105,7 +105,7 @@ def test_a_forward_without_them_gets_none_and_the_rest_is_the_same_bit_for_bit(c
 
 def test_a_confident_rows_small_probabilities_keep_their_logarithms(tmp_path: Path) -> None:
     source = tiny.certain(SEED, 7, 60.0)
-    contract = exported_contract(source, 64, 0, MOST)
+    contract = make_export_contract(source, 64, 0, MOST)
     file = write_graph(trace(source, 64, "ort", candidates=True), tmp_path, "graph")[0]
     engine = OrtBackend(file, contract, threads=1)
     engine.open(1, 32)
@@ -148,4 +148,4 @@ def test_more_than_the_model_can_give_is_refused(count: int) -> None:
     source = tiny.checkpoint(SEED)
     known = source.vocab() - 1 - len(source.missing_ids())
     with pytest.raises(UserError, match=rf"--candidates is {count}; expected 0, .* to {known}, the tokens it may give"):
-        exported_contract(source, None, candidates=count)
+        make_export_contract(source, None, candidates=count)

@@ -19,7 +19,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph import step_graph
 from export.graph.dialect_standard import PLAIN, rms_norm
 from export.graph.step_graph import DIALECTS
@@ -72,7 +72,7 @@ def export(
     seed = tiny.fresh_seed()
     print(f"BLOCKSTEP_SEED={seed}")
     source, file = tiny.checkpoint(seed, **decoding), folder / f"{dialect}-{precision}.onnx"
-    contract = exported_contract(source, CAPACITY)
+    contract = make_export_contract(source, CAPACITY)
     onnx_ir.save(step_graph.trace(source, CAPACITY, dialect=dialect, dtype=DTYPES[precision], batch=batch), file)
     return Exported(seed, source, contract, file)
 

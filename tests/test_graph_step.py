@@ -13,8 +13,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from export.contract_from_checkpoint import exported_contract
-from export.graph.dialect_ort import LARGE, first_best
+from export.contract_from_checkpoint import make_export_contract
+from export.graph.dialect_ort import LARGE, find_first_argmax
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
 from export.proof.instrumented import twin_of
@@ -43,7 +43,7 @@ SHAPES = {
 
 def pair(source: Checkpoint, folder: Path) -> tuple[TorchBackend, OrtBackend]:
     """Both backends of a checkpoint, freshly exported."""
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     model = write_ort_graph(source, contract, "fp32", folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
 
@@ -174,7 +174,7 @@ def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int,
         np.random.default_rng(seed).integers(0, 3, (7, vocab)).astype(np.float32)
     )  # mostly equals
     logits[0] = 0
-    assert torch.equal(first_best(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
+    assert torch.equal(find_first_argmax(logits), logits.argmax(-1, keepdim=True)), f"seed {seed}"
 
 
 @pytest.mark.parametrize("attention", tiny.ATTENTIONS)

@@ -16,7 +16,7 @@ import torch
 from test_graph_step import forwards
 from test_proof_parity import Damaged, looked_at
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.graph_writer import write_graph
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
@@ -45,7 +45,7 @@ Made = tuple[Checkpoint, Contract, Path]
 
 def made(folder: Path, dialect: str, attention: str, top_k: int = K, logits: bool = False) -> Made:
     source = tiny.checkpoint(SEED, attention=attention)
-    contract = exported_contract(source, 64, top_k)
+    contract = make_export_contract(source, 64, top_k)
     file = write_graph(trace(source, 64, dialect, top_k=top_k), folder, "graph")[0]
     if logits:
         graph = onnx.load(file)
@@ -154,8 +154,8 @@ def test_more_than_the_model_can_give_is_refused(top_k: int) -> None:
     source = tiny.checkpoint(SEED)
     known = source.vocab() - 1 - len(source.missing_ids())
     with pytest.raises(UserError, match=rf"--top-k is {top_k}; expected 0, .* to {known}, the tokens it may give"):
-        exported_contract(source, None, top_k)
-    assert exported_contract(source, None, known).top_k == known
+        make_export_contract(source, None, top_k)
+    assert make_export_contract(source, None, known).top_k == known
 
 
 LONG = [
@@ -167,7 +167,7 @@ LONG = [
 @pytest.mark.parametrize(("parity", "precision"), [("whole", "fp32"), ("layers", "int8"), *LONG])
 def test_an_export_proves_them_in_every_precision(precision: str, parity: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
-    contract = exported_contract(source, 64, K)
+    contract = make_export_contract(source, 64, K)
     file = write_ort_graph(source, contract, precision, tmp_path)[0]
     found = {
         check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))

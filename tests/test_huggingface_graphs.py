@@ -14,7 +14,7 @@ import torch
 from foreign import BLOCK, CANVAS, Stock
 from slow_decode import Rule, slow_decode
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.instrumented import twin_of
 from runtime.backend import Forward
@@ -86,7 +86,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     stock = foreign.write(folder, base, seed % 1000, sharp=sharp)
     gate: dict[str, int | float | str] | None = {"sub_block": SUB_BLOCK} if family == "fast-dllm-v2" else None
     source = load(folder, Overrides(family=family, block=BLOCK, canvas=CANVAS, gate=gate))
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     (folder / "graph").mkdir()
     graph, *_ = write_ort_graph(source, contract, "fp32", folder / "graph")
     engine = OrtBackend(graph, contract, threads=1)

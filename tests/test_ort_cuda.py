@@ -22,7 +22,7 @@ from test_export_onnx import student
 
 from export import onnx as export_onnx
 from export import verify
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph import step_graph
 from runtime import bench, generate, load
 from runtime.bundle.manifest import Engine, read
@@ -130,7 +130,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Graph]:
     source, file = tiny.checkpoint(0), tmp_path_factory.mktemp("graphs") / "trt.onnx"
     onnx_ir.save(step_graph.trace(source, CAPACITY, dialect="trt", dtype=torch.float32, batch=1), file)
     small = graph_of(GOLDEN / "ort.bundle")
-    return {"sample": graph_of(SAMPLE), "small": small, "trt": (file, exported_contract(source, CAPACITY))}
+    return {"sample": graph_of(SAMPLE), "small": small, "trt": (file, make_export_contract(source, CAPACITY))}
 
 
 @pytest.mark.parametrize("name", ["sample", "small", "trt"])

@@ -23,8 +23,8 @@ from tiny import BLOCK
 
 from export import onnx as export_onnx
 from export import verify
-from export.contract_from_checkpoint import exported_contract
-from export.graph.ort_graph import PRECISIONS_OF, compared_with, write_ort_graph
+from export.contract_from_checkpoint import make_export_contract
+from export.graph.ort_graph import PRECISIONS_OF, choose_comparison, write_ort_graph
 from export.precisions import PRECISIONS
 from export.proof.prove import prove
 from export.quantization.standard_nbits import BITS, arrays
@@ -54,7 +54,7 @@ Exported = tuple[int, Checkpoint, Path]
 
 
 def graph_of(source: Checkpoint, folder: Path, precision: str = "fp32") -> Path:
-    return write_ort_graph(source, exported_contract(source, None, TOP_K), precision, folder, dialect="standard")[0]
+    return write_ort_graph(source, make_export_contract(source, None, TOP_K), precision, folder, dialect="standard")[0]
 
 
 @pytest.fixture(scope="module", params=tiny.ATTENTIONS)
@@ -68,7 +68,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> OrtBackend:
     source = tiny.checkpoint(4)
-    contract = exported_contract(source, None, TOP_K)
+    contract = make_export_contract(source, None, TOP_K)
     return OrtBackend(graph_of(source, tmp_path_factory.mktemp("cached")), contract, threads=1)
 
 
@@ -89,7 +89,7 @@ def test_answers_are_those_of_pytorch_alone_and_in_batches(exported: Exported, a
     seed, source, file = exported
     rng = random.Random(seed + shift)
     source = replace(source, decoding=replace(source.decoding, alignment=alignment, shift=shift))
-    contract = exported_contract(source, None, TOP_K)
+    contract = make_export_contract(source, None, TOP_K)
     reference, engine = TorchBackend(source.build(), contract), OrtBackend(file, contract, threads=1)
     asked = requests(rng)
     expected = [generate(engine, each).token_ids for each in asked]
@@ -147,7 +147,7 @@ def test_a_batch_that_shrinks_goes_on_with_the_sequences_that_stay(cached: OrtBa
 
 def test_a_batch_whose_cache_grows_answers_as_one_that_was_long_from_the_start(tmp_path: Path) -> None:
     rng, source = np.random.default_rng(3), tiny.checkpoint(4, context=256)
-    cached = OrtBackend(graph_of(source, tmp_path), exported_contract(source, None, TOP_K), threads=1)
+    cached = OrtBackend(graph_of(source, tmp_path), make_export_contract(source, None, TOP_K), threads=1)
     lengths, asked = [*LENGTHS, 70, 3, 150], list[Request]()
     for length in lengths:
         ids = rng.integers(3, tiny.VOCAB, length)
@@ -176,7 +176,7 @@ def test_a_short_request_pays_for_no_longer_one_before_it(cached: OrtBackend) ->
 
 def test_the_other_dialect_takes_one_sequence_and_says_so(tmp_path: Path) -> None:
     source = tiny.checkpoint(4)
-    contract = exported_contract(source, None, TOP_K)
+    contract = make_export_contract(source, None, TOP_K)
     engine = OrtBackend(write_ort_graph(source, contract, "fp32", tmp_path)[0], contract, threads=1)
     assert engine.contract.batch == 1
     with pytest.raises(UserError, match="2 sequences were given at once; this engine runs 1"):
@@ -210,8 +210,8 @@ def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: s
 @pytest.mark.parametrize("precision", ["fp16", *BITS])
 def test_every_precision_is_proved_by_the_numbers_that_it_stores(precision: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(6)
-    contract, file = exported_contract(source, None, TOP_K), graph_of(source, tmp_path, precision)
-    other = compared_with(source, "standard", precision)
+    contract, file = make_export_contract(source, None, TOP_K), graph_of(source, tmp_path, precision)
+    other = choose_comparison(source, "standard", precision)
     computed, judged = other.source, other.precision
     assert judged == "fp16" and (computed is source) == (precision == "fp16") == (other.note == "")
     assert all(check.ok for check in prove(computed, contract, file, judged))
@@ -240,7 +240,7 @@ def test_an_export_and_verify_compare_the_same_and_say_so_alike(
 
 def test_bf16_is_checked_as_onnx_alone_and_kept_for_cuda(tmp_path: Path) -> None:
     source = tiny.checkpoint(6)
-    contract, file = exported_contract(source, None, TOP_K), graph_of(source, tmp_path, "bf16")
+    contract, file = make_export_contract(source, None, TOP_K), graph_of(source, tmp_path, "bf16")
     [graph, steps] = prove(source, contract, file, "bf16")
     assert graph.ok and steps.detail == "not run: ONNX Runtime's CPU has no bf16"
     kinds = {value.name: value.dtype for value in ir.load(file).graph.inputs}

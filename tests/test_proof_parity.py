@@ -15,11 +15,11 @@ import tiny
 import torch
 from test_graph_step import random_weights
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.dialect_ort import LARGE
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
-from export.proof.compare import TIE, Difference, Distance, Parity, SideBySide, compare, relative
+from export.proof.compare import TIE, Difference, Distance, Parity, SideBySide, compare, compute_relative
 from export.proof.instrumented import add_logits, twin_of
 from export.proof.log_prob_gaps import NOTICED, between
 from export.proof.prove import sample_requests
@@ -64,7 +64,7 @@ class Damaged:
 
 
 def exported(source: Checkpoint, folder: Path, precision: str = "fp32") -> tuple[TorchBackend, OrtBackend, Path]:
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     model = write_ort_graph(source, contract, precision, folder)[0]
     return TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1), model
 
@@ -202,7 +202,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
     if dialect == "ort":
         reference, candidate, model = exported(source, tmp_path, precision)
     else:
-        contract, model = exported_contract(source, 40), tmp_path / "graph.onnx"
+        contract, model = make_export_contract(source, 40), tmp_path / "graph.onnx"
         ir.save(trace(source, 40, dialect=dialect), model)
         reference, candidate = TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
     twin = twin_of(model, candidate)
@@ -215,7 +215,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
 
 def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     model, data = write_ort_graph(source, contract, "fp32", tmp_path, 1000)
     candidate = OrtBackend(model, contract, threads=1)
     found = looked_at(TorchBackend(source.build(), contract), candidate, twin_of(model, candidate))
@@ -226,7 +226,7 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
 @pytest.mark.long
 def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     file = write_ort_graph(source, contract, "fp32", tmp_path)[0]
     graph = onnx.load(file)
     add_logits(graph, contract.vocab)
@@ -294,7 +294,7 @@ def test_large_keys_are_compared_in_units_of_their_size() -> None:
     """A bias of hundreds, as Qwen2's keys have, costs fp32 the digits that an absolute bound asks for."""
     ours = torch.randn((2, 1, 2, 4, 8), generator=torch.Generator().manual_seed(SEED))
     ours[0], ours[1] = 500 * ours[0], 0.1 * ours[1]
-    apart = np.abs(relative(ours, ours.numpy() + np.float32(0.01)))
+    apart = np.abs(compute_relative(ours, ours.numpy() + np.float32(0.01)))
     assert apart[0].min() > 1e-5 and apart[0].max() < 3e-5 and np.allclose(apart[1], 0.01, atol=1e-6)
     ours[1, 0, 0, 0, 0] = NAN
-    assert np.isnan(relative(ours, ours.numpy())[1]).all()
+    assert np.isnan(compute_relative(ours, ours.numpy())[1]).all()

@@ -19,15 +19,15 @@ from test_graph_step import random_weights
 
 from export import onnx as command
 from export import verify
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof.by_layer import Parts, by_layer, embedding, head, layer
 from export.proof.compare import compare
 from export.proof.instrumented import twin_of
 from export.proof.prove import prove, sample_requests
-from export.proof.quantized_reference import QuantizedBackend, RowsLayer, quantized, whole_bound
+from export.proof.quantized_reference import QuantizedBackend, RowsLayer, compute_whole_bound, quantize_module
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
-from export.quantization.ort_int8 import Int8Linear, Rounding, rounded
+from export.quantization.ort_int8 import Int8Linear, Rounding, round_activations
 from runtime.bundle import store
 from runtime.contract import Contract
 from runtime.engines.ort.no_telemetry import ort
@@ -55,7 +55,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     precision, attention = request.param
     source = tiny.checkpoint(SEED, attention=attention)
     source = replace(source, model=SHAPE, weights=random_weights(SHAPE, SEED))
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     graph = write_ort_graph(source, contract, precision, tmp_path_factory.mktemp(precision))[0]
     return source, contract, graph, precision, ORT_FORMATS[precision]
 
@@ -80,7 +80,7 @@ def test_activations_are_rounded_as_the_operator_does(
     x = np.random.default_rng(seed).standard_normal((5, 7)) * np.exp2(exponent) + shift * np.exp2(exponent)
     for each in (x.astype(np.float32), np.abs(x).astype(np.float32), np.zeros((5, 7), np.float32)):
         values, scale, zero = operator.run(None, {"x": each})
-        whole, step = rounded(torch.from_numpy(each))
+        whole, step = round_activations(torch.from_numpy(each))
         np.testing.assert_array_equal(whole.numpy(), values.astype(np.float32) - zero)
         assert step.item() == scale or not each.any()
 
@@ -89,11 +89,11 @@ def test_an_input_of_several_products_is_rounded_once() -> None:
     x, other = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(SEED))
     kept = Rounding()
     for each in (x, other, x):
-        assert all(torch.equal(*pair) for pair in zip(kept(each), rounded(each), strict=True))
+        assert all(torch.equal(*pair) for pair in zip(kept(each), round_activations(each), strict=True))
         assert kept(each)[0] is kept(each)[0]
     module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 4)))
     plain = [Int8Linear(layer.weight.detach(), layer.bias) for layer in (module[0], module[1][0])]
-    made = quantized(module, lambda _: ORT_FORMATS["int8"].inner)
+    made = quantize_module(module, lambda _: ORT_FORMATS["int8"].inner)
     assert made[0].rounded is made[1][0].rounded
     assert all(torch.equal(a(x), b(x)) for a, b in zip((made[0], made[1][0]), plain, strict=True))
 
@@ -158,7 +158,7 @@ def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, found = compare(reference, engine, requests, separate=1, arithmetic=arithmetic)
     assert 0.5 < found.distance.log_prob / found.lost < 1.5
-    assert whole_bound(found.lost) == 2 * found.lost < {"int8": 1, "int4": 9}[precision]
+    assert compute_whole_bound(found.lost) == 2 * found.lost < {"int8": 1, "int4": 9}[precision]
     wrong = list(prove(source, contract, stretched(graph, "head", 4.0, tmp_path), precision, "whole", formats))
     assert [check.name for check in wrong if not check.ok] == ["steps"], [str(check) for check in wrong]
 

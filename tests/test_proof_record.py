@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import tiny
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.precisions import PRECISIONS, Floors
 from export.proof import held_out
 from export.proof import record as module
-from export.proof.held_out import recorded_problems, recorded_requests
+from export.proof.held_out import make_recorded_requests, take_recorded_problems
 from export.proof.prove import sample_requests
 from export.proof.quantized_reference import QuantizedBackend
-from export.proof.record import Recording, bounds_of, first_load_count, record_reference, round_up, scatter_of
+from export.proof.record import Recording, bounds_of, count_first_load, record_reference, round_up, scatter_of
 from export.proof.record_streamed import record_streamed
 from export.quantization.ort_formats import formats_of
 from runtime.backend import Forward
@@ -55,7 +55,7 @@ def test_an_engine_keeps_the_bounds_that_its_export_records(
     precision: str, top_k: int, decoding: dict[str, Any], tmp_path: Path
 ) -> None:
     source = tiny.checkpoint(1, **decoding)
-    contract = exported_contract(source, None, top_k)
+    contract = make_export_contract(source, None, top_k)
     made, reference, backend = recorded(source, contract, precision, tmp_path)
     assert made.check.ok and made.file.name == made.entry.file and made.entry.first_load == len(reference.forwards)
     assert all(check.ok for check in prove(backend, reference.forwards, made.entry.bounds))
@@ -79,7 +79,7 @@ def test_a_streamed_reference_is_what_the_whole_model_computes(
     precision: str, decoding: dict[str, Any], tmp_path: Path
 ) -> None:
     source = tiny.checkpoint(1, **decoding)
-    contract = exported_contract(source, None, 8)
+    contract = make_export_contract(source, None, 8)
     [file] = write_ort_graph(source, contract, precision, tmp_path)
     engine = Engine(f"ort-{precision}", "ort", precision, "cpu", None, file.name, {}, {})
     request, formats = sample_requests(contract)[-1], formats_of("ort", precision)
@@ -107,30 +107,30 @@ def test_a_reference_stays_within_its_room_and_a_large_model_proves_two_forward_
     monkeypatch.setattr(module, "ROWS", 1)
     monkeypatch.setattr(module, "FIRST_LOAD", 1.0)
     source = tiny.checkpoint(1)
-    made, reference, _ = recorded(source, exported_contract(source, None), "fp32", tmp_path)
+    made, reference, _ = recorded(source, make_export_contract(source, None), "fp32", tmp_path)
     assert len(reference.answers) == 1 and made.entry.first_load == 2 < len(reference.forwards)
     assert sum(each.begins for each in reference.forwards) == 1
 
 
 def test_prompts_are_of_the_tokenizers_common_tokens_if_it_does_not_know_the_tasks_texts() -> None:
     source = tiny.checkpoint(1)  # 24 tokens: no letters
-    contract = exported_contract(source, None)
-    requests = recorded_requests(source, contract, None, None)
+    contract = make_export_contract(source, None)
+    requests = make_recorded_requests(source, contract, None, None)
     assert requests and all(request.prompt.max() < contract.vocab for request in requests)
 
 
 def test_a_reference_is_of_forty_prompts_whose_tasks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = recorded_problems("math,code", None)
+    problems = take_recorded_problems("math,code", None)
     assert [bool(each.tests) for each in problems] == 20 * [False, True]  # code has tests
     monkeypatch.setattr(held_out, "RECORDED", 5)
-    assert {each.prompt for each in recorded_problems("math,code", None)} <= {each.prompt for each in problems}
+    assert {each.prompt for each in take_recorded_problems("math,code", None)} <= {each.prompt for each in problems}
 
 
 def test_a_model_of_many_operations_records_eight_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.checkpoint(1)
-    contract = exported_contract(source, None)
+    contract = make_export_contract(source, None)
     reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
-    requests = recorded_requests(source, contract, None, None)[:12]
+    requests = make_recorded_requests(source, contract, None, None)[:12]
     assert len(module.record(reference, requests, module.operations_of(source)).answers) == 12
     monkeypatch.setattr(module, "RECORD", 1.0)
     assert len(module.record(reference, requests, module.operations_of(source)).answers) == 8
@@ -139,8 +139,8 @@ def test_a_model_of_many_operations_records_eight_answers(tmp_path: Path, monkey
 def test_a_first_load_replays_no_more_rows_than_show_a_fault() -> None:
     source = tiny.checkpoint(1)
     forwards = still(40)  # of 16 rows
-    assert first_load_count(source, forwards) == 29 < 40
-    assert first_load_count(source, forwards[:20]) == 20
+    assert count_first_load(source, forwards) == 29 < 40
+    assert count_first_load(source, forwards[:20]) == 20
 
 
 def scattered(rng: np.random.Generator, passes: int) -> Replayed:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_graph_step import random_weights
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
-from export.quantization.ort_int4 import BLOCK, Int4Linear, dequantize, in_pairs, quantize
+from export.quantization.ort_int4 import BLOCK, Int4Linear, dequantize, pack_pairs, quantize
 from runtime.engines.ort.no_telemetry import ort
 from runtime.errors import NumericalError
 from train.transformer.network import ModelConfig
@@ -40,7 +40,7 @@ def test_a_block_spans_its_weights_and_zero_in_sixteen_steps() -> None:
 
 
 def test_two_values_lie_in_a_byte_and_the_first_in_its_low_half() -> None:
-    assert in_pairs(np.array([[1, 2, 3], [15, 0, 9]], np.uint8)).tolist() == [[0x21, 0x03], [0x0F, 0x09]]
+    assert pack_pairs(np.array([[1, 2, 3], [15, 0, 9]], np.uint8)).tolist() == [[0x21, 0x03], [0x0F, 0x09]]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3 * BLOCK), st.floats(-40, 36))
@@ -116,7 +116,7 @@ def test_a_row_does_not_depend_on_its_neighbors() -> None:
 def test_inner_layers_are_in_int4_the_rest_in_int8_and_a_tied_table_is_stored_once(tied: bool, tmp_path: Path) -> None:
     shape = ModelConfig(tiny.VOCAB, 32, 4, 4, 2, 16, 64, tied=tied)
     source = replace(tiny.checkpoint(SEED), model=shape, weights=random_weights(shape, SEED))
-    model = onnx.load(write_ort_graph(source, exported_contract(source, None), "int4", tmp_path)[0])
+    model = onnx.load(write_ort_graph(source, make_export_contract(source, None), "int4", tmp_path)[0])
     names = [node.op_type for node in model.graph.node]
     assert names.count("MatMulNBits") == 5 * (shape.layers - 2) and "MatMul" not in names
     assert names.count("DynamicQuantizeMatMul") == 2 * 5 + 1  # of the first and last layer, and the head

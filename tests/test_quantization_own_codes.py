@@ -23,8 +23,8 @@ from export import onnx as export
 from export import trt, verify
 from export.proof.quantized_reference import QuantizedBackend
 from export.quantization.ort_formats import formats_of
-from export.quantization.ort_int4 import apart
-from export.quantization.own_codes import OwnCodesLinear, own_codes, stored_together
+from export.quantization.ort_int4 import unpack_pairs
+from export.quantization.own_codes import OwnCodesLinear, find_own_codes, store_together
 from runtime import load
 from runtime.contract import GateSpec
 from runtime.decoding.loop import generate
@@ -86,7 +86,7 @@ def test_the_operator_computes_with_the_own_numbers_as_pytorch_does_here(
     packing: Packing, inputs: int, block: int, tmp_path: Path
 ) -> None:
     one, dense = weight(tmp_path, packing, 32, inputs)
-    found = stored_together([one])
+    found = store_together([one])
     assert found.block == block and (found.order is not None) == packing.order
     operator, linear = product(found), OwnCodesLinear(one.read(), None, found.block, found.order)
     rng = np.random.default_rng(4)
@@ -151,10 +151,10 @@ def test_int4_holds_exactly_the_directorys_own_numbers(directory: tuple[Path, An
             order = stored.get(f"{where}{fused}.weight.order", np.arange(len(group)))
             assert (name == "gptq, act-order") == (f"{where}{fused}.weight.order" in stored)
             assert (np.diff(group[order]) >= 0).all() and sorted(order) == list(range(len(group)))
-            unpacked = apart(ours["int4"].reshape(len(values), -1), values.shape[1])
+            unpacked = unpack_pairs(ours["int4"].reshape(len(values), -1), values.shape[1])
             np.testing.assert_array_equal(unpacked, values[:, order])
             zeros, scales = (torch.cat([getattr(each, part) for each in codes]).numpy() for part in ("zeros", "scales"))
-            np.testing.assert_array_equal(apart(ours["zero"], zeros.shape[1]), zeros)
+            np.testing.assert_array_equal(unpack_pairs(ours["zero"], zeros.shape[1]), zeros)
             np.testing.assert_array_equal(ours["scale"], scales)
 
     model = load(made)
@@ -229,4 +229,4 @@ def test_weights_that_a_directory_left_as_they_were_are_int8(tmp_path: Path) -> 
     assert export.main(["--ckpt", str(folder), *SIZES, "--precision", "int4", "--out", str(made)]) == 0
     kinds = [node.op_type for node in onnx.load(next(made.glob("ort-int4-*.onnx"))).graph.node]
     assert kinds.count("MatMulNBits") == 2 * 4 and kinds.count("DynamicQuantizeMatMul") == 2 + 1
-    assert len(own_codes(load_directory(folder, SMALL))) == 2 * 6
+    assert len(find_own_codes(load_directory(folder, SMALL))) == 2 * 6

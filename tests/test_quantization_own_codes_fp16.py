@@ -21,10 +21,10 @@ from test_quantization_trt import plain_session
 
 from export import onnx as export
 from export import trt
-from export.quantization.ort_int4 import apart
-from export.quantization.own_codes import OwnCodes, inexact_in_fp16, own_codes_in_fp16, stored_together
+from export.quantization.ort_int4 import unpack_pairs
+from export.quantization.own_codes import OwnCodes, explain_inexact_in_fp16, find_own_codes_in_fp16, store_together
 from export.quantization.standard_nbits import quantize_for_nbits
-from export.quantization.stored_weights import with_stored_weights
+from export.quantization.stored_weights import replace_by_stored_weights
 from export.quantization.trt_qdq import quantize_for_trt
 from runtime.engines.ort.no_telemetry import ort
 from train.huggingface.reader import load_directory
@@ -68,7 +68,7 @@ def product(dense: Any) -> ir.Model:
 def test_tensorrts_product_dequantizes_to_the_directorys_weights(packing: Packing, tmp_path: Path) -> None:
     one, dense = weight(tmp_path, packing, 24, 256)
     model = product(dense)
-    quantize_for_trt(model, "int4", own={OWN_NAME: stored_together([one])})
+    quantize_for_trt(model, "int4", own={OWN_NAME: store_together([one])})
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Gather"] * packing.order + ["DequantizeLinear", "MatMul"]
     proto = ir.to_proto(model)
@@ -85,7 +85,7 @@ def test_tensorrts_product_dequantizes_to_the_directorys_weights(packing: Packin
 def test_standards_product_dequantizes_to_the_directorys_weights(packing: Packing, tmp_path: Path) -> None:
     one, dense = weight(tmp_path, packing, 32, 256)
     model = product(dense)
-    quantize_for_nbits(model, "int4", own={OWN_NAME: stored_together([one])})
+    quantize_for_nbits(model, "int4", own={OWN_NAME: store_together([one])})
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Gather"] * packing.order + ["MatMulNBits"]
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -110,7 +110,7 @@ def test_symmetric_directories_are_int4_for_tensorrt_in_their_own_numbers(name: 
     assert values.dtype == ml_dtypes.int4
     np.testing.assert_array_equal(values.astype(int).T, down.values.numpy().astype(int)[:, order] - 8)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored[f"{NAME}.scale"]).T, down.scales.numpy())
-    reference = with_stored_weights(read, "int4").weights[OWN_NAME]
+    reference = replace_by_stored_weights(read, "int4").weights[OWN_NAME]
     assert torch.equal(reference, down.dense().half().float())
 
 
@@ -126,9 +126,9 @@ def test_directories_are_int4_of_the_dialect_standard_in_their_own_numbers(packi
     assert stored["layers.0.gate_proj.weight"].dtype == np.float16  # left plain by the directory
     down = load_directory(folder, SMALL).weights.packed[OWN_NAME].codes()  # type: ignore[attr-defined]
     order = torch.argsort(down.group, stable=True).numpy()
-    values = apart(stored[f"{NAME}.int4"].reshape(len(down.values), -1), 64)
+    values = unpack_pairs(stored[f"{NAME}.int4"].reshape(len(down.values), -1), 64)
     np.testing.assert_array_equal(values, down.values.numpy()[:, order])
-    np.testing.assert_array_equal(apart(stored[f"{NAME}.zero"], down.zeros.shape[1]), down.zeros.numpy())
+    np.testing.assert_array_equal(unpack_pairs(stored[f"{NAME}.zero"], down.zeros.shape[1]), down.zeros.numpy())
     np.testing.assert_array_equal(stored[f"{NAME}.scale"], down.scales.numpy().astype(np.float16))
 
 
@@ -160,12 +160,12 @@ def test_what_fp16_would_round_is_refused(tmp_path: Path, capsys: pytest.Capture
         assert "its scales are not fp16 numbers" in refusal("fine", HELD["symmetric"], dialect)
     tensors[name] = tensors[name].half().bfloat16()  # of which all are fp16 numbers in that range
     save_file(tensors, file, {"format": "pt"})
-    assert own_codes_in_fp16(load_directory(fine, SMALL), "trt")
+    assert find_own_codes_in_fp16(load_directory(fine, SMALL), "trt")
 
 
 def test_a_short_last_group_is_no_whole_block_of_tensorrts(tmp_path: Path) -> None:
     one, _ = weight(tmp_path, Packing("gptq", size=64, symmetric=True), 8, 96)
-    codes = stored_together([one])
+    codes = store_together([one])
     assert isinstance(codes, OwnCodes) and codes.block == 64
-    assert "groups of 64 of 96 inputs" in inexact_in_fp16(codes, has_zero_points=False)
-    assert not inexact_in_fp16(codes, has_zero_points=True)
+    assert "groups of 64 of 96 inputs" in explain_inexact_in_fp16(codes, has_zero_points=False)
+    assert not explain_inexact_in_fp16(codes, has_zero_points=True)

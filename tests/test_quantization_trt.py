@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import ORT_PRECISIONS
 from export.precisions import PRECISIONS
-from export.proof.held_out import held_out_requests
+from export.proof.held_out import make_held_out_requests
 from export.quantization.trt_formats import TRT_FORMATS, TrtFormat
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from export.trt_engines.graphs import GraphRecipe, Graphs
@@ -151,7 +151,7 @@ def student() -> Checkpoint:
 
 def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None:
     source = student()
-    data, contract = tmp_path / "data.jsonl", exported_contract(source, 40)
+    data, contract = tmp_path / "data.jsonl", make_export_contract(source, 40)
     data.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in ("ab", "cde")))
     ranges = Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data)).calibrate(tmp_path)
     assert ranges is not None and list(tmp_path.iterdir()) == [data]
@@ -164,7 +164,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
             seen[name] = max(seen.get(name, 0.0), float(inputs[0].abs().max()))
 
         module.register_forward_pre_hook(hook)
-    for request in held_out_requests(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
+    for request in make_held_out_requests(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
         generate(TorchBackend(model, contract), request)
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
@@ -172,11 +172,11 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
 @pytest.mark.long
 def test_the_dense_form_of_a_quantized_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()
-    contract = exported_contract(source, 40)
+    contract = make_export_contract(source, 40)
     graphs = Graphs(source, contract, GraphRecipe("plain", "int8", 1, None))
     files = [graphs.write(tmp_path), graphs.write_dense(tmp_path)]
     stored, dense = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
-    for request in held_out_requests(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
+    for request in make_held_out_requests(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
         assert generate(stored, request).token_ids == generate(dense, request).token_ids
         np.testing.assert_array_equal(stored.cache, dense.cache)
 
@@ -185,4 +185,6 @@ def test_calibration_needs_prompts(tmp_path: Path) -> None:
     source, empty = tiny.checkpoint(4), tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match="holds no problems"):
-        Graphs(source, exported_contract(source, 40), GraphRecipe("trt", "int8-static", 1, empty)).calibrate(tmp_path)
+        Graphs(source, make_export_contract(source, 40), GraphRecipe("trt", "int8-static", 1, empty)).calibrate(
+            tmp_path
+        )

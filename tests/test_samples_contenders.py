@@ -73,7 +73,7 @@ LONG = [
 def test_the_exported_step_is_the_one_in_pytorch(
     precision: str, far: float, source: Checkpoint, tmp_path: Path
 ) -> None:
-    contract = contract_from_checkpoint.exported_contract(source, 128)
+    contract = contract_from_checkpoint.make_export_contract(source, 128)
     model = ort_graph.write_ort_graph(source, contract, precision, tmp_path)[0]
     ours, theirs = OnnxStep(str(model), contract, 1), TorchStep(SHAPE, "fp32", False, 1)
     for cell in (Cell(8, 0), Cell(8, 40), Cell(1, 40), Cell(8, 0, 128)):
@@ -87,7 +87,7 @@ def test_the_exported_step_is_the_one_in_pytorch(
 
 @pytest.mark.parametrize(("precision", "far"), [("fp32", 1e-4), ("bf16", 0.05)])
 def test_the_step_in_pytorch_is_that_of_the_reference_backend(precision: str, far: float, source: Checkpoint) -> None:
-    backend = TorchBackend(source.build(), contract_from_checkpoint.exported_contract(source, 128))
+    backend = TorchBackend(source.build(), contract_from_checkpoint.make_export_contract(source, 128))
     for past in (0, 40):
         backend.open(1, past + 8)
         seen = np.full((1, 8), past + 8)

@@ -26,7 +26,7 @@ from export.precisions import PRECISIONS
 from export.proof import instrumented
 from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
-from export.trt_engines.add_to_bundle import TargetBundle, missing
+from export.trt_engines.add_to_bundle import TargetBundle, report_missing
 from export.trt_engines.from_bundle import graphs
 from export.trt_engines.from_checkpoint import contract_in
 from export.trt_engines.gpu_support import TrtLibrary, libraries
@@ -205,7 +205,7 @@ def test_a_manifest_that_does_not_say_what_came_of_a_build_is_no_reason_to_build
 def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
     bundle, report = read(made / "student.bundle"), BuildReport(io.StringIO())
     shared = TargetBundle(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
-    assert missing(shared, plan("trt"), report)
+    assert report_missing(shared, plan("trt"), report)
     told = report.stream.getvalue()  # type: ignore[attr-defined]
     assert told == "trt-fp16-rtx-sm89-64: to be built, the bundle is of another checkpoint, whose engines go\n"
 
@@ -216,7 +216,7 @@ def test_another_chat_template_is_written_with_nothing_to_build(copy: Path, monk
     shared = TargetBundle(
         before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance
     )
-    assert not missing(shared, plan("trt"), BuildReport(io.StringIO()))
+    assert not report_missing(shared, plan("trt"), BuildReport(io.StringIO()))
     after = read(before.path)
     assert after.chat_template == "{{ messages }}" and after.engines == before.engines
 
@@ -314,7 +314,7 @@ def test_a_graph_that_the_cpu_fails_at_is_to_be_verified_on_the_gpu(monkeypatch:
         (False, replace(stand_in, dialect="ort", build=None), DeviceError),
     ):  # fmt: skip
         monkeypatch.setattr(verify, "has_gpu", lambda gpu=gpu: gpu)
-        with pytest.raises(error) as told, verify.in_place_of_tensorrt(engine):
+        with pytest.raises(error) as told, verify.report_ort_failure(engine):
             raise DeviceError("onnxruntime failed on the cpu: no such kernel")
         own = "trt-int8-static cannot be compared here: onnxruntime failed on the cpu: no such kernel; verify it on the"
         assert str(told.value).startswith(own) == (error is UserError)

@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX
 
 from trt_student import graph, plan, student
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.quantization.trt_qdq import products, quantize_for_trt
@@ -25,14 +25,14 @@ from export.trt_engines import builder
 from export.trt_engines.builder import (
     BuilderSettings,
     build_engine,
+    collect_errors,
     configuration,
-    overheard,
     parse_network,
     profiles_for,
 )
 from export.trt_engines.gpu_support import libraries
 from export.trt_engines.graphs import GraphRecipe, Graphs
-from export.trt_engines.parsed_network import kind, layers, without_unit_scales
+from export.trt_engines.parsed_network import kind, layers, remove_unit_scales
 from export.trt_engines.plan import check_network
 from runtime.contract import Contract
 from runtime.errors import DeviceError
@@ -51,7 +51,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contract]:
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) -> None:
     source = load(ROOT / "samples" / "student.pt")
-    contract = exported_contract(source, 128)
+    contract = make_export_contract(source, 128)
     model = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
     made = build_engine(model, contract, profiles_for(contract, 128), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
@@ -96,10 +96,10 @@ def attention_inputs(network: Any) -> list[list[str]]:
 
 def test_attention_reads_the_cache_itself_and_not_its_product_with_one(small: tuple[Path, Contract]) -> None:
     trt, polygraphy = libraries("rtx")
-    with overheard():
+    with collect_errors():
         _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
         assert attention_inputs(network) == [["ELEMENTWISE", "ELEMENTWISE", "KV_CACHE_UPDATE"]]  # the parser's
-        without_unit_scales(trt, network)
+        remove_unit_scales(trt, network)
     assert attention_inputs(network) == [["CAST", "KV_CACHE_UPDATE", "KV_CACHE_UPDATE"]]
 
 
@@ -108,7 +108,7 @@ def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tupl
     trt, polygraphy = libraries("rtx")
     settings = BuilderSettings("tensorrt", (), 64, 2, True, True, Path("none.cache"))
     seen: list[str] = []
-    with overheard():
+    with collect_errors():
         parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
         create = configuration(trt, settings, ((4, 4), (1, 64)), small[1], parts[1],
             lambda phase, done, steps: seen.append(f"{phase} {done} of {steps}"))  # fmt: skip
@@ -158,7 +158,7 @@ Sized = tuple[ir.Model, Contract, int]
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Sized:
     """The traced graph of a wider model, its contract, and the size of its fp16 engine."""
     source = student(width=256, ffn=512)
-    contract, model = exported_contract(source, 64), trace(source, 64, dialect="trt", dtype=torch.float16)
+    contract, model = make_export_contract(source, 64), trace(source, 64, dialect="trt", dtype=torch.float16)
     return model, contract, engine_size(model.clone(), contract, 89, tmp_path_factory.mktemp("wide"))
 
 
@@ -179,7 +179,7 @@ def test_quantized_weights_build(precision: str, target: int, wide: Sized, tmp_p
 
 def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
     source = student()
-    contract = exported_contract(source, 64)
+    contract = make_export_contract(source, 64)
     file = Graphs(source, contract, GraphRecipe("trt", "fp16", 2, None)).write(tmp_path)[0]
     made = build_engine(file, replace(contract, batch=2), ((4, 4), (1, 64)), BuilderSettings("rtx", (89,)))
     assert made.network.batch == 2 and not made.decomposed
@@ -189,11 +189,11 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
     source = student()
-    contract = exported_contract(source, 64, top_k=32)
+    contract = make_export_contract(source, 64, top_k=32)
     file = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
     made = build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and made.network.strongly_typed
-    with overheard():
+    with collect_errors():
         _, network, _ = libraries("rtx")[1].backend.trt.network_from_onnx_path(str(file), strongly_typed=True)
     outputs = {network.get_output(i).name: network.get_output(i) for i in range(network.num_outputs)}
     for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")):
@@ -202,7 +202,7 @@ def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
 
 def test_contexts_of_an_engine_for_rtx_allocate_nothing_while_they_run(small: tuple[Path, Contract]) -> None:
     trt, polygraphy = libraries("rtx")
-    with overheard():
+    with collect_errors():
         parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
         made = configuration(trt, BuilderSettings("rtx", (89,)), ((4, 4),), small[1], parts[1], None)(*parts[:2])
     assert made.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION), "needed to capture CUDA graphs"
@@ -231,7 +231,7 @@ def test_what_the_builders_bindings_raise_is_a_device_error(
 def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
     source, data = student(), tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b a b", "answer": "b"}) + "\n")
-    contract = exported_contract(source, 64)
+    contract = make_export_contract(source, 64)
     graphs = Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data))
     ranges = graphs.calibrate(tmp_path)
     assert ranges is not None and len(ranges) == 5 * source.model.layers and min(ranges.values()) > 0

@@ -15,9 +15,9 @@ from trt_bundle import BLOCK, BUILD, content_of, plan_of
 from trt_student import plan, student
 
 from export import trt as command
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.proof.record import Recording
-from export.quantization.stored_weights import with_stored_weights
+from export.quantization.stored_weights import replace_by_stored_weights
 from export.trt_engines.from_bundle import runs_reference
 from export.trt_engines.graphs import GraphRecipe, Graphs
 from runtime import load, verify
@@ -35,7 +35,7 @@ def recorded(
     source: Checkpoint, precision: str, folder: Path, dialect: str = "trt", batch: int = 1
 ) -> tuple[Recording, Reference, OrtBackend]:
     """A reference that was written and read again, and the graph that it is of as ONNX Runtime's CPU runs it."""
-    contract = exported_contract(source, 64, 4)
+    contract = make_export_contract(source, 64, 4)
     graphs = Graphs(source, contract, GraphRecipe(dialect, precision, batch, None))
     [file] = graphs.write(folder)
     engine = Engine("graph", dialect, precision, "any", None, file.name, {}, {})
@@ -71,7 +71,7 @@ def test_a_graph_keeps_the_bounds_of_its_reference_and_a_wrong_one_does_not(
 
 def test_what_runs_nowhere_here_has_its_precisions_bounds(tmp_path: Path) -> None:
     source = student()
-    contract = exported_contract(source, 64)
+    contract = make_export_contract(source, 64)
     graphs = Graphs(source, contract, GraphRecipe("trt", "bf16", 1, None))
     [file] = graphs.write(tmp_path)
     made = graphs.record(Engine("graph", "trt", "bf16", "any", None, file.name, {}, {}), file, tmp_path, 9, None)
@@ -84,7 +84,7 @@ def test_what_runs_nowhere_here_has_its_precisions_bounds(tmp_path: Path) -> Non
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8", "nvfp4"])
 def test_stored_weights_are_the_layers_matrices_and_within_a_step_of_what_they_were(format: str) -> None:
     source = student()
-    stored = with_stored_weights(source, format)
+    stored = replace_by_stored_weights(source, format)
     assert stored.weights.keys() == source.weights.keys()
     for name, weight in source.weights.items():
         apart = (stored.weights[name] - weight).abs().max() / weight.abs().max()

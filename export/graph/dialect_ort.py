@@ -13,7 +13,7 @@ from train.transformer.network import ModelConfig
 from .dialect import Cache, Dialect, Place, never, split_heads
 
 OPSET = 23
-LARGE = 8192  # tokens of a vocabulary from which `first_best` searches it in groups
+LARGE = 8192  # tokens of a vocabulary from which `find_first_argmax` searches it in groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def rms_normalization(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     )
 
 
-def first_best(logits: Tensor) -> Tensor:
+def find_first_argmax(logits: Tensor) -> Tensor:
     """Returns the first top-1 token of each row.
 
     In a large vocabulary, ReduceMax first finds the group of tokens that it is in. ReduceMax reads many numbers at a
@@ -120,4 +120,6 @@ def first_best(logits: Tensor) -> Tensor:
     return group * size + found.argmax(-1)
 
 
-ORT = Dialect("ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, first_best)
+ORT = Dialect(
+    "ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, find_first_argmax
+)

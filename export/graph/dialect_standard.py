@@ -16,7 +16,7 @@ from torch import Tensor
 from train.transformer.network import ModelConfig, rotate
 
 from .dialect import Cache, Dialect, Place, never, split_heads
-from .dialect_ort import first_best, rms_normalization
+from .dialect_ort import find_first_argmax, rms_normalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class StandardFrame:
     mask: Tensor | None
 
 
-def whole_frame(place: Place) -> StandardFrame:
+def make_whole_frame(place: Place) -> StandardFrame:
     """Makes a frame with a mask in the heads' dtype, over the whole KV cache, which includes the new keys."""
     if place.visible is None or place.length is None:
         return _frame(place, None)
     return _frame(place, prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
-def plain_frame(place: Place) -> StandardFrame:
+def make_plain_frame(place: Place) -> StandardFrame:
     """Makes a frame with an fp32 mask, over `past_length` valid positions of the KV cache and the new keys after it."""
     if place.visible is None:
         return _frame(place, None)
@@ -118,7 +118,7 @@ def _scatter(cache: Tensor, new: Tensor, frame: StandardFrame) -> Tensor:
     )
 
 
-def written_out_attention(
+def attend_with_basic_operators(
     config: ModelConfig,
     frame: StandardFrame,
     query: Tensor,
@@ -143,12 +143,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def likeliest(logits: Tensor) -> Tensor:
+def find_argmax(logits: Tensor) -> Tensor:
     return logits.argmax(-1, keepdim=True)
 
 
 STANDARD = Dialect(
-    "standard", 24, "in_place", True, True, 1, whole_frame, scatter_attention, rms_normalization, first_best
+    "standard", 24, "in_place", True, True, 1, make_whole_frame, scatter_attention, rms_normalization, find_first_argmax
 )
-TRT = Dialect("trt", 24, "in_place", False, False, 1, whole_frame, scatter_attention, rms_norm, likeliest)
-PLAIN = Dialect("plain", 18, "delta", False, False, 1, plain_frame, written_out_attention, rms_norm, likeliest)
+TRT = Dialect("trt", 24, "in_place", False, False, 1, make_whole_frame, scatter_attention, rms_norm, find_argmax)
+PLAIN = Dialect(
+    "plain", 18, "delta", False, False, 1, make_plain_frame, attend_with_basic_operators, rms_norm, find_argmax
+)

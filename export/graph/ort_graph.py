@@ -9,9 +9,9 @@ import torch
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import ORT_FORMATS, formats_of, quantize_for_ort
-from export.quantization.own_codes import own_codes_in_fp16
+from export.quantization.own_codes import find_own_codes_in_fp16
 from export.quantization.standard_nbits import BITS, quantize_for_nbits
-from export.quantization.stored_weights import with_stored_weights
+from export.quantization.stored_weights import replace_by_stored_weights
 from runtime.contract import Contract
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def write_ort_graph(
     if formats is not None:
         quantize_for_ort(model, formats, contract.layers)
     elif row.weights is not None:
-        own = own_codes_in_fp16(source, dialect) if row.weights == "int4" else None
+        own = find_own_codes_in_fp16(source, dialect) if row.weights == "int4" else None
         quantize_for_nbits(model, row.weights, own)
     return write_graph(model, folder, f"{dialect}-{precision}", external)
 
@@ -58,7 +58,7 @@ class ComparedWith:
         return replace(check, detail=self.note + check.detail)
 
 
-def compared_with(source: Checkpoint, dialect: str, precision: str) -> ComparedWith:
+def choose_comparison(source: Checkpoint, dialect: str, precision: str) -> ComparedWith:
     """Returns what a graph is compared with, at its export and later.
 
     The dialect `standard` quantizes only weights and multiplies in fp16, so its graphs are compared with the model that
@@ -69,4 +69,4 @@ def compared_with(source: Checkpoint, dialect: str, precision: str) -> ComparedW
     if dialect != "standard" or row.weights is None:
         return ComparedWith(source, precision)
     note = f"next to the {precision} numbers that it stores, by the bounds of fp16: "
-    return ComparedWith(with_stored_weights(source, row.weights), "fp16", note)
+    return ComparedWith(replace_by_stored_weights(source, row.weights), "fp16", note)

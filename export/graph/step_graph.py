@@ -37,7 +37,7 @@ class Norm(nn.Module):
 
     def __init__(self, norm: RMSNorm, dialect: Dialect[Any]) -> None:
         super().__init__()
-        self.weight, self.eps, self.norm = frozen(norm.weight.float()), norm.eps, dialect.norm
+        self.weight, self.eps, self.norm = freeze(norm.weight.float()), norm.eps, dialect.norm
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.float(), self.weight, self.eps)
@@ -48,9 +48,9 @@ class Projection(nn.Module):
 
     def __init__(self, dtype: torch.dtype, *linears: nn.Linear) -> None:
         super().__init__()
-        self.weight = frozen(torch.cat([linear.weight.data for linear in linears]).T.to(dtype))
+        self.weight = freeze(torch.cat([linear.weight.data for linear in linears]).T.to(dtype))
         biases = [linear.bias.data for linear in linears if linear.bias is not None]
-        self.bias = frozen(torch.cat(biases).to(dtype)) if biases else None
+        self.bias = freeze(torch.cat(biases).to(dtype)) if biases else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.to(self.weight.dtype) @ self.weight
@@ -127,16 +127,16 @@ class StepGraph(nn.Module):
         self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
         self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
-        self.embedding = frozen(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
+        self.embedding = freeze(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
         # None if tied: if the embedding had a second name, the exporter would keep one of the two.
-        self.head = None if config.tied else frozen(model.lm_head.weight.to(dtype))  # [vocab, hidden]
+        self.head = None if config.tied else freeze(model.lm_head.weight.to(dtype))  # [vocab, hidden]
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
         barred = torch.zeros(config.vocab)
         barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER
         barred[self.vocab :] = NEVER
         cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling)
-        self.barred, self.cos, self.sin = frozen(barred), frozen(cos), frozen(sin)
+        self.barred, self.cos, self.sin = freeze(barred), freeze(cos), freeze(sin)
 
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """Runs the forward pass. rest: past_length, visible, rows and the KV cache; without a KV cache only rows.
@@ -211,7 +211,7 @@ def pick(x: Tensor, rows: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, places.flatten()).view(*rows.shape, -1)
 
 
-def frozen(tensor: Tensor) -> nn.Parameter:
+def freeze(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
 
 
@@ -246,7 +246,7 @@ def trace(
         if graph.open_top_k and value.name in TOP and value.shape is not None:
             value.shape = ir.Shape([*value.shape[:2], "top_k"])  # named as the input that sets it
     name_hidden_states(model)
-    without_metadata(model)
+    remove_metadata(model)
     attach(model, fake, checkpoint.weights)
     return model
 
@@ -260,7 +260,7 @@ def translate(
     outputs: Sequence[str],
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """Returns the module as an optimized ONNX model without weights, and the weights' names, for `attach`."""
-    with quiet():
+    with silence_exporter():
         program = torch.onnx.export(
             graph,
             tuple(inputs),
@@ -304,7 +304,7 @@ def signature(
     return list(names), list(tensors), list(axes)
 
 
-def without_metadata(model: ir.Model) -> None:
+def remove_metadata(model: ir.Model) -> None:
     """Removes the exporter's metadata: its stack traces name folders of this machine."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -317,7 +317,7 @@ def without_metadata(model: ir.Model) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporter() -> Iterator[None]:
     """Silences the exporter's warnings, which are about its internals and packages that are not needed."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

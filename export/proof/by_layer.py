@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
-from export.quantization.ort_int8 import Int8Linear, restored
+from export.quantization.ort_int8 import Int8Linear, restore_rows
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
 from runtime.engines.ort.ort_backend import load_session
@@ -32,9 +32,9 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend
 from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
 
-from .compare import worst
-from .log_prob_gaps import between_candidates, between_top, with_candidates
-from .quantized_reference import quantized
+from .compare import find_worst
+from .log_prob_gaps import add_candidates, between_candidates, between_top
+from .quantized_reference import quantize_module
 
 LENGTH = 256  # maximum of the KV cache's positions, if the graph leaves the capacity open
 SCALE = 0.1  # of random hidden states; small, so that they do not hide an error in what a layer adds to them
@@ -79,7 +79,7 @@ def by_layer(
     numbers = tqdm(range(contract.layers), unit="layer", disable=None)
     found = [layer(source, contract, parts, i, exact, formats) for i in numbers]
     beside = f"; compared with {precision} in PyTorch, bound: what that loses" if formats else ""
-    first, *cached = (weakest(column) for column in zip(*found, strict=True))
+    first, *cached = (find_weakest(column) for column in zip(*found, strict=True))
     detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
     if cached:
         detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
@@ -90,7 +90,7 @@ def by_layer(
     yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
 
 
-def weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
+def find_weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
     """Returns the layer that comes closest to its bound, or one with a NaN, and its gap."""
     shares = [gap.apart / gap.bound if gap.apart == gap.apart else math.inf for gap in gaps]
     place = int(np.argmax(shares))
@@ -146,7 +146,7 @@ def embedding(
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
     [made] = parts.run({"input_ids": ids}, ["hidden.0"])
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
-    near = restored(rows[0])[None] if formats else rows
+    near = restore_rows(rows[0])[None] if formats else rows
     # No activation is rounded here, so the bound is the precision's (fp32's if quantized), not what int8 loses.
     return Gap(distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
@@ -224,9 +224,9 @@ def reference(
 ) -> list[Floats]:
     """Runs one layer in PyTorch: returns its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
-    alone = loaded(Layer, (c, 0), source.weights, f"layers.{i}.")
+    alone = load_module(Layer, (c, 0), source.weights, f"layers.{i}.")
     if formats:
-        quantized(alone, formats.in_layer(i, contract.layers))
+        quantize_module(alone, formats.in_layer(i, contract.layers))
     cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
@@ -253,23 +253,25 @@ def head(
         feeds["top_k"] = np.array([contract.top_k])
     rows = np.zeros((1, ROWS), np.int64)
     asked = Forward(rows, rows[0], rows, rows)
-    asked = with_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
+    asked = add_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
     if asked.candidates is not None:
         feeds[CANDIDATE_INPUT] = asked.candidates
     names = (*REDUCED, *(TOP if contract.top_k else ()), *((CANDIDATE_OUTPUT,) if contract.candidates else ()))
     found = dict(zip(names, parts.run(feeds, names), strict=True))
     made = Proposal(**found)
-    exact, every = predicted(source, contract, x)
-    near, all_near = predicted(source, contract, x, int8=True) if formats else (exact, every)
+    exact, every = predict_in_pytorch(source, contract, x)
+    near, all_near = predict_in_pytorch(source, contract, x, int8=True) if formats else (exact, every)
     bound = max(PRECISIONS[precision].log_prob, log_prob_gap(near, exact, every))
-    entropy, tokens = worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
+    entropy, tokens = find_worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
     apart = log_prob_gap(made, near, all_near)
     if contract.candidates:
-        apart = worst(apart, between_candidates(all_near, asked, made))
+        apart = find_worst(apart, between_candidates(all_near, asked, made))
     return Gap(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
-def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = False) -> tuple[Proposal, Tensor]:
+def predict_in_pytorch(
+    source: Checkpoint, contract: Contract, x: Floats, int8: bool = False
+) -> tuple[Proposal, Tensor]:
     """Returns PyTorch's predictions, and all log-probabilities [1, n, vocab], for last states x [1, n, hidden]."""
     [found] = predictions(source, contract, [x], int8)
     return found
@@ -279,9 +281,9 @@ def predicted(source: Checkpoint, contract: Contract, x: Floats, int8: bool = Fa
 def predictions(
     source: Checkpoint, contract: Contract, states: Sequence[Floats], int8: bool = False
 ) -> list[tuple[Proposal, Tensor]]:
-    """Predicts for several states as `predicted` does for one; reads (int8: quantizes) each slice of the head once."""
+    """Predicts like `predict_in_pytorch` for several states; reads (int8: quantizes) each slice of the head once."""
     config = source.model
-    norm = loaded(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
+    norm = load_module(RMSNorm, (config.width, config.norm_eps), source.weights, "norm.")
     normed = [norm(torch.from_numpy(x).float()) for x in states]
     weight = source.weights["embed_tokens.weight" if config.tied else "lm_head.weight"]  # [vocab, hidden]
     columns: list[list[Tensor]] = [[] for _ in states]
@@ -305,10 +307,10 @@ def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
     log_probs [1, n, vocab]: those of all tokens of `theirs`.
     """
     best = np.log(ours.confidence) - np.log(theirs.confidence)
-    return worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
+    return find_worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
 
 
-def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
+def load_module(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
     """Returns a module in fp32 with the weights whose names begin with `prefix`; loads no others."""
     with torch.device("meta"):
         module = kind(*sizes)
@@ -319,4 +321,4 @@ def loaded(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], pre
 
 def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
     """Returns the largest difference in units of the root mean square of `unit`, NaN if there is a NaN."""
-    return float(worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))
+    return float(find_worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))

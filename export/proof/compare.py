@@ -28,7 +28,7 @@ from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
 from train.torch_backend import TorchBackend
 
-from .log_prob_gaps import NOTICED, between, between_candidates, between_top, with_candidates
+from .log_prob_gaps import NOTICED, add_candidates, between, between_candidates, between_top
 from .token_gaps import TokenGaps
 
 EXACT = 1e-4  # bound on keys, values and every token's log-probability, in exact precisions only
@@ -83,7 +83,7 @@ class Distance:
             ("without logits against with them", self.twin, TWIN),
         ]
         looked = [(name, value, bound) for name, value, bound in bounded if value is not None]
-        ties = self.margin < TIE and self.tokens <= excusable(self.rows)
+        ties = self.margin < TIE and self.tokens <= count_excusable(self.rows)
         ok = all(math.isfinite(value) and value <= bound for _, value, bound in looked)
         parts = ", ".join(f"{name} {value:.1e}" + within(bound) for name, value, bound in looked)
         tokens = f"{self.tokens} of {self.rows} top-1 tokens differ"
@@ -137,7 +137,7 @@ class Parity:
         return self.distance.check(precision, bound), Check("answers", not real or not exact, detail)
 
 
-def excusable(count: int) -> int:
+def count_excusable(count: int) -> int:
     """Returns how many of `count` may differ if PyTorch itself was undecided: 1 %, but at least one."""
     return max(1, count // 100)
 
@@ -177,34 +177,34 @@ class SideBySide:
 
     def forward(self, forward: Forward) -> Proposal:
         asked = replace(forward, top=forward.top or self.contract.top_k > 0)
-        asked = with_candidates(asked, self.contract, self.reference.barred.tolist(), self.distance.forwards)
+        asked = add_candidates(asked, self.contract, self.reference.barred.tolist(), self.distance.forwards)
         ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
         log_probs = self.reference.log_probs
         if log_probs is None:
             raise AssertionError("the reference kept no log-probabilities")
         gap, other = self.gaps.add(log_probs[0]), ours.token != theirs.token  # [n], [1, n]
-        before, new = self.distance, written_by(forward)
-        keys, values = self._written(new)
+        before, new = self.distance, find_written_positions(forward)
+        keys, values = self._compare_written(new)
         self.distance = Distance(
             before.forwards + 1,
             before.rows + ours.token.size,
             before.tokens + int(other.sum()),
-            worst(before.margin, gap[other[0]]),
-            worst(before.log_prob, np.log(ours.confidence) - np.log(theirs.confidence)),
+            find_worst(before.margin, gap[other[0]]),
+            find_worst(before.log_prob, np.log(ours.confidence) - np.log(theirs.confidence)),
             before.every_log_prob,
-            before.top if theirs.top_token is None else worst(before.top or 0.0, between_top(log_probs, theirs)),
-            worst(before.entropy, ours.entropy - theirs.entropy),
-            worst(before.keys, keys),
-            worst(before.values, values),
+            before.top if theirs.top_token is None else find_worst(before.top or 0.0, between_top(log_probs, theirs)),
+            find_worst(before.entropy, ours.entropy - theirs.entropy),
+            find_worst(before.keys, keys),
+            find_worst(before.values, values),
             before.twin,
-            worst(before.candidates or 0.0, between_candidates(log_probs, asked, theirs))
+            find_worst(before.candidates or 0.0, between_candidates(log_probs, asked, theirs))
             if self.contract.candidates
             else None,
         )
         self._look_at_every_token(asked, theirs, log_probs, new)
         if self.arithmetic is not None:
             rounded = self.arithmetic.forward(forward)
-            self.lost = worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
+            self.lost = find_worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
         return ours
 
     def _all(self) -> tuple[Backend, ...]:
@@ -222,40 +222,40 @@ class SideBySide:
         if theirs.candidate_logprob is not None:
             deltas.append(between_candidates(every, forward, theirs) * np.exp(theirs.candidate_logprob))
         if self.reference.cache is not None:
-            theirs_now, again_now = (wide(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
+            theirs_now, again_now = (widen(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
             deltas.append(again_now - theirs_now)
-        apart = worst(before.every_log_prob or 0.0, between(log_probs, every))
-        self.distance = replace(before, twin=worst(before.twin or 0.0, *deltas), every_log_prob=apart)
+        apart = find_worst(before.every_log_prob or 0.0, between(log_probs, every))
+        self.distance = replace(before, twin=find_worst(before.twin or 0.0, *deltas), every_log_prob=apart)
 
-    def _written(self, new: slice) -> tuple[Floats, Floats]:
+    def _compare_written(self, new: slice) -> tuple[Floats, Floats]:
         """Returns differences of the keys and values that were written, [layers, 1, kv_heads, width, head_dim]."""
         cache = self.reference.cache
         if cache is None:
             return np.zeros(1, np.float32), np.zeros(1, np.float32)
-        theirs = wide(self.candidate.read_cache()[..., new, :])
+        theirs = widen(self.candidate.read_cache()[..., new, :])
         keys, values = (torch.stack([part[..., new, :] for part in parts]) for parts in (cache.keys, cache.values))
-        return relative(keys, theirs[0::2]), relative(values, theirs[1::2])
+        return compute_relative(keys, theirs[0::2]), compute_relative(values, theirs[1::2])
 
 
-def written_by(forward: Forward) -> slice:
+def find_written_positions(forward: Forward) -> slice:
     """Returns the KV-cache positions that a forward pass of one sequence writes."""
     first = int(forward.past_length[0])
     return slice(first, first + forward.input_ids.shape[1])
 
 
-def wide(part: NDArray[Any]) -> Floats:
+def widen(part: NDArray[Any]) -> Floats:
     """Returns a part of a KV cache in fp32, to compute differences of fp16 numbers."""
     return part.astype(np.float32, copy=False)
 
 
-def relative(ours: Tensor, theirs: Floats) -> Floats:
+def compute_relative(ours: Tensor, theirs: Floats) -> Floats:
     """Returns differences of KV-cache parts [layers, ...], in units of a layer's root mean square if it is above 1."""
     unit = ours.square().flatten(1).mean(dim=1).sqrt().clamp(min=1)  # [layers]
     apart: Floats = (ours.numpy() - theirs) / unit.numpy()[:, None, None, None, None]
     return apart
 
 
-def worst(before: float, *deltas: NDArray[Any]) -> float:
+def find_worst(before: float, *deltas: NDArray[Any]) -> float:
     """Returns the largest absolute value; NaN if any is NaN, which must not pass for a small difference."""
     return float(np.max([before, *(np.abs(delta).max() for delta in deltas if delta.size)]))
 
@@ -290,9 +290,9 @@ def compare(
             ]
             theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule, mode=mode)]
             answers += 1
-            place = first_difference([step for step, _ in ours], theirs)
+            place = find_first_difference([step for step, _ in ours], theirs)
             if place is not None:
-                differing.append(Difference(number, fused, place, closest_call(rule, *ours[place])))
+                differing.append(Difference(number, fused, place, find_closest_call(rule, *ours[place])))
         yield Parity(both.distance, answers, tuple(differing), both.lost)
 
 
@@ -316,7 +316,7 @@ def compare_speculative(reference: TorchBackend, candidate: Inspectable, request
     return Check("modes", differ == 0, text + (f", {excused} at a near tie" if excused else ""))
 
 
-def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:
+def find_first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None:
     """Returns the first step at which two answers to one request differ, None if they are the same."""
     for place, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
         same = mine.tokens.tolist() == other.tokens.tolist() and mine.open.tolist() == other.open.tolist()
@@ -325,7 +325,7 @@ def first_difference(ours: Sequence[Step], theirs: Sequence[Step]) -> int | None
     return None
 
 
-def closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
+def find_closest_call(gate: GateSpec, step: Step, gap: Floats) -> float:
     """Returns the smallest margin of a step's decisions: between tokens, to the threshold, or between positions.
 
     For gates that do not compare a confidence with a threshold, only the margin between two tokens counts.

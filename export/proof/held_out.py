@@ -31,23 +31,23 @@ DATA_HELP = (
 )
 
 
-def held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
-    """Takes problems of the validation split, evenly from the tasks, or from a file as `own_problems` does."""
-    return [problem for each in held_out_problems(names, data, count) for problem in each]
+def take_held_out_texts(names: str, data: Path | None, count: int) -> list[tasks.Problem]:
+    """Takes problems of the validation split, evenly from the tasks, or from a file as `take_own_problems` does."""
+    return [problem for each in take_held_out_problems(names, data, count) for problem in each]
 
 
-def held_out_problems(names: str, data: Path | None, count: int) -> list[list[tasks.Problem]]:
-    """Takes problems as `held_out_texts` does, in one list per task."""
+def take_held_out_problems(names: str, data: Path | None, count: int) -> list[list[tasks.Problem]]:
+    """Takes problems as `take_held_out_texts` does, in one list per task."""
     if count < 1:
         raise UserError(f"--prompts is {count}; expected at least 1")
     if data is not None:
-        return [own_problems(data, count)]
+        return [take_own_problems(data, count)]
     chosen = tasks.choose_tasks(names)
     shares = [count // len(chosen) + (i < count % len(chosen)) for i in range(len(chosen))]
     return [list(task.problems("valid", n, SEED)) for task, n in zip(chosen, shares, strict=True)]
 
 
-def own_problems(data: Path, count: int) -> list[tasks.Problem]:
+def take_own_problems(data: Path, count: int) -> list[tasks.Problem]:
     """Takes at most `count` lines of a file: those of its validation split, then its others, in the file's order.
 
     Two programs of one model have to agree on every prompt, seen in training or not: a file of 20 lines, of which the
@@ -60,13 +60,13 @@ def own_problems(data: Path, count: int) -> list[tasks.Problem]:
     return [*held_out, *others][:count]
 
 
-def recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
+def take_recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]:
     """Takes a recorded reference's problems. Tasks take turns, so that a first load replays some of each."""
-    turns = zip_longest(*held_out_problems(names, data, RECORDED))
+    turns = zip_longest(*take_held_out_problems(names, data, RECORDED))
     return [problem for turn in turns for problem in turn if problem is not None]
 
 
-def held_out_requests(
+def make_held_out_requests(
     encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
 ) -> list[Request]:
     """Makes one request per prompt that fits (`prompts.fitting`), for an answer as long as canvas and room allow."""
@@ -76,17 +76,19 @@ def held_out_requests(
     return [Request(ids, DecodeOptions(min(room_for_answer(contract, len(ids)), contract.canvas))) for ids in found]
 
 
-def recorded_requests(source: Checkpoint, contract: Contract, task: str | None, data: Path | None) -> list[Request]:
+def make_recorded_requests(
+    source: Checkpoint, contract: Contract, task: str | None, data: Path | None
+) -> list[Request]:
     """Makes the requests that a bundle's reference is recorded from.
 
     Prompts come from the task or file, if one is named; else from the sample tasks, if the tokenizer restores their
     texts; else from texts of the tokenizer's most common tokens. The list is empty if the tokenizer knows too little.
     """
     if task or data:
-        chosen = recorded_problems(task or "", data)
+        chosen = take_recorded_problems(task or "", data)
         encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
-        return [shorten(each) for each in held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
-    texts, tokenizer = [problem.prompt for problem in recorded_problems(TASKS, None)], source.read_tokenizer()
+        return [shorten(each) for each in make_held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
+    texts, tokenizer = [problem.prompt for problem in take_recorded_problems(TASKS, None)], source.read_tokenizer()
     for made in (texts, vocabulary_texts(tokenizer, contract)):
         known = [text for text in made if restores(tokenizer, contract, text)]
         encoded = prompts.of_checkpoint(source, raw=False)(known) if known else []

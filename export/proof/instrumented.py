@@ -26,7 +26,7 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     graph = onnx.load(model, load_external_data=False)
     add_logits(graph, shipped.contract.vocab)
     options = shipped.session.get_session_options()
-    weights = map_weights(options, model.parent, linked_weights(graph, model.parent))
+    weights = map_weights(options, model.parent, find_linked_weights(graph, model.parent))
     try:
         session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.providers(shipped.device))
     except Exception as error:  # its errors have no common class
@@ -36,7 +36,7 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     return OrtBackend(session, shipped.contract, device=shipped.device)
 
 
-def linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
+def find_linked_weights(graph: onnx.ModelProto, folder: Path) -> list[str]:
     """Returns the files of a graph's external weights if one of them is a link; else none: ONNX Runtime reads them."""
     entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
     names = list(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))

@@ -16,7 +16,7 @@ MOST = 16  # random candidates per logits row, or the contract's `candidates` if
 NOTICED = -20.0  # log-probability; a token below it in both PyTorch and the engine is not compared
 
 
-def with_candidates(forward: Forward, contract: Contract, barred: Sequence[int], number: int) -> Forward:
+def add_candidates(forward: Forward, contract: Contract, barred: Sequence[int], number: int) -> Forward:
     """Returns the forward; with random candidates, if the contract takes candidates and the forward has none.
 
     barred: ids that are never proposed, and so are not candidates. number: the seed, such as the forward pass's number,

@@ -113,7 +113,7 @@ def choose_form(model: Any, inputs: list[dict[str, Any]]) -> tuple[str | None, l
     left: list[str] = []
     for form in masks(probe["visible"]):
         try:
-            wrong = misread(model, form, probe)
+            wrong = find_misread(model, form, probe)
         except Exception as error:  # the code does not take this form
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         if not wrong:
@@ -122,7 +122,7 @@ def choose_form(model: Any, inputs: list[dict[str, Any]]) -> tuple[str | None, l
     return None, left
 
 
-def misread(model: Any, form: str, probe: dict[str, Any]) -> str:
+def find_misread(model: Any, form: str, probe: dict[str, Any]) -> str:
     """Returns which row sees a token that it should not, or does not see one that it should; "" if none."""
     ids, visible = probe["ids"], probe["visible"]
     before = forward(model, form, ids, visible)

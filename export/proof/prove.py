@@ -25,7 +25,7 @@ from train.transformer.network import ModelConfig
 from .by_layer import by_layer
 from .compare import TIE, compare, compare_speculative
 from .instrumented import twin_of
-from .quantized_reference import QuantizedBackend, whole_bound
+from .quantized_reference import QuantizedBackend, compute_whole_bound
 
 WHOLE = 3 * 10**9  # maximum of fp32 bytes, of PyTorch, engine and instrumented graph together, to prove a model whole
 SEED = 20  # of the prompts that the export is proved with
@@ -58,7 +58,7 @@ def prove(
     candidate = OrtBackend(model, contract, allow_spinning=False)  # PyTorch and the engine take turns
     twin, arithmetic = twin_of(model, candidate), QuantizedBackend(source, contract, formats) if formats else None
     *_, found = compare(reference, candidate, requests, separate=1, twin=twin, arithmetic=arithmetic)
-    yield from found.checks(TIE, precision, whole_bound(found.lost) if formats else None)
+    yield from found.checks(TIE, precision, compute_whole_bound(found.lost) if formats else None)
     if "speculative" in contract.modes and PRECISIONS[precision].exact:
         yield compare_speculative(reference, candidate, requests)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormat, OrtFormats
-from export.quantization.ort_int8 import Int8Linear, Rounding, restored
+from export.quantization.ort_int8 import Int8Linear, Rounding, restore_rows
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import Contract
 from train.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from train.transformer.network import KeyValueStore, Layer, Transformer
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def quantized(
+def quantize_module(
     module: ModuleT, chosen: Callable[[str], OrtFormat], rounding: Rounding | None = None, within: str = ""
 ) -> ModuleT:
     """Replaces a module's linear layers by quantized ones, in place; returns the module.
@@ -44,7 +44,7 @@ def quantized(
                 made.rounded = rounding
             setattr(module, name, made)
         else:
-            quantized(child, chosen, rounding, f"{within}{name}.")
+            quantize_module(child, chosen, rounding, f"{within}{name}.")
     return module
 
 
@@ -83,10 +83,10 @@ class QuantizedModel(nn.Module):
         model = source.build()
         table = model.embed_tokens.weight.detach()
         self.head = Int8Linear(table if source.model.tied else model.lm_head.weight.detach())
-        model.embed_tokens.weight = nn.Parameter(restored(table), requires_grad=False)
+        model.embed_tokens.weight = nn.Parameter(restore_rows(table), requires_grad=False)
         rounding = Rounding()
         for i, layer in enumerate(model.layers):
-            quantized(layer, formats.in_layer(i, len(model.layers)), rounding)
+            quantize_module(layer, formats.in_layer(i, len(model.layers)), rounding)
         self.last = RowsLayer(cast(Layer, model.layers[-1]))
         model.layers[-1] = self.last
         self.model = model
@@ -132,7 +132,7 @@ class QuantizedBackend:
         self.torch.keep(rows)
 
 
-def whole_bound(lost: float) -> float:
+def compute_whole_bound(lost: float) -> float:
     """Returns how far, in nats, an engine's log-probabilities may be from the unquantized model (`compare`).
 
     That is twice `lost`, the distance of its arithmetic in PyTorch from the model: by the triangle inequality, an

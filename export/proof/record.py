@@ -45,7 +45,7 @@ from train.checkpoint import Checkpoint
 from train.huggingface.weights import expected_shapes
 from train.torch_backend import TorchBackend
 
-from .compare import closest_call
+from .compare import find_closest_call
 from .quantized_reference import QuantizedBackend
 from .token_gaps import TokenGaps
 
@@ -130,10 +130,10 @@ def record(
         for [step] in steps(recorder, [request], mode=reference.contract.plainest_mode):
             gap = recorder.gaps.of_canvas(step)
             if (step.open | step.accepted).any():
-                margin = min(margin, closest_call(gate, step, gap))
+                margin = min(margin, find_closest_call(gate, step, gap))
             result = step.result
         slow = len(answers) >= FEW and operations * ids_of(recorder.forwards) > RECORD
-        if answers and (slow or too_large(recorder.forwards)):
+        if answers and (slow or is_too_large(recorder.forwards)):
             del recorder.forwards[before:]
             break
         assert result is not None  # of the last step
@@ -142,7 +142,7 @@ def record(
     return Reference(tuple(recorder.forwards), tuple(answers))
 
 
-def too_large(forwards: Sequence[RecordedForward]) -> bool:
+def is_too_large(forwards: Sequence[RecordedForward]) -> bool:
     """Returns whether these forward passes exceed a reference's limits (ROWS, IDS)."""
     return rows_of(forwards) > ROWS or ids_of(forwards) > IDS
 
@@ -178,9 +178,11 @@ def record_reference(
     else:
         reference = QuantizedBackend(source, contract, formats)
     recorded, kept = record(reference, requests, operations_of(source)), PRECISIONS[engine.precision]
-    first = first_load_count(source, recorded.forwards)
+    first = count_first_load(source, recorded.forwards)
     if backend is None:
-        bounds, part = (least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first]))
+        bounds, part = (
+            compute_least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first])
+        )
         told = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
         return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
@@ -240,7 +242,7 @@ def operations_of(source: Checkpoint) -> int:
     return 2 * sum(math.prod(shape) for shape in expected_shapes(source.model).values())
 
 
-def first_load_count(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
+def count_first_load(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
     """Returns how many of the forward passes a first load replays: as many as it needs and has time for, at least 2."""
     operations = operations_of(source) * np.cumsum([each.forward.input_ids.size for each in forwards])
     before = np.cumsum([0, *(each.entropy.size for each in forwards[:-1])])
@@ -288,7 +290,7 @@ def bounds_of(
     return bounds
 
 
-def least_bounds(engine: Engine, contract: Contract, forwards: Sequence[RecordedForward]) -> dict[str, float]:
+def compute_least_bounds(engine: Engine, contract: Contract, forwards: Sequence[RecordedForward]) -> dict[str, float]:
     """Returns the bounds of an engine that nothing here runs."""
     floors = floors_of(engine, rows_of(forwards))
     return {name: round_up(value) for name, value in floors.items() if name in figures_of(contract)}

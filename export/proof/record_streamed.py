@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats, formats_of
-from export.quantization.ort_int8 import restored
+from export.quantization.ort_int8 import restore_rows
 from runtime.backend import Floats, Forward, Proposal
 from runtime.bundle.manifest import Engine
 from runtime.bundle.reference import TOP, RecordedForward, Reference
@@ -33,8 +33,8 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache
 from train.transformer.network import Layer, ModelConfig, prefix_mask, rotary_tables
 
-from .by_layer import loaded, predictions
-from .quantized_reference import RowsLayer, quantized
+from .by_layer import load_module, predictions
+from .quantized_reference import RowsLayer, quantize_module
 from .record import Recording, bounds_of, copy_of, scatter_of, write_recording
 
 FORWARDS = 2
@@ -50,16 +50,16 @@ def record_streamed(
     forwards = draft(contract, request)
     passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[dtype_of(engine)])]
     for i in tqdm(range(contract.layers), unit="layer", disable=None):
-        alone = loaded(Layer, (source.model, 0), source.weights, f"layers.{i}.")
-        layer = RowsLayer(quantized(alone, formats.in_layer(i, contract.layers)) if formats else alone)
+        alone = load_module(Layer, (source.model, 0), source.weights, f"layers.{i}.")
+        layer = RowsLayer(quantize_module(alone, formats.in_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
         del alone, layer  # before the next one is read
     states = [each.logits_states(place) for each in passes for place in range(len(forwards))]
     found = predictions(source, contract, states, bool(formats))
     halves = found[: len(forwards)], found[len(forwards) :]
-    recorded, scattered = (each.recorded(half) for each, half in zip(passes, halves, strict=True))
-    replayed = replayed_of(scattered, contract.top_k)
+    recorded, scattered = (each.make_recorded(half) for each, half in zip(passes, halves, strict=True))
+    replayed = make_replay(scattered, contract.top_k)
     bounds = bounds_of(engine, recorded, replayed, scatter_of(recorded, replayed))
     rows = sum(each.entropy.size for each in recorded)
     check = Check("reference", True, f"{len(recorded)} forward passes, {rows} logits rows, recorded layer by layer")
@@ -115,7 +115,7 @@ class Pass:
         self.hidden: list[Tensor] = []
         for forward in forwards:
             rows = table[torch.from_numpy(forward.input_ids[0])].float()
-            rows = restored(rows) if formats else rows
+            rows = restore_rows(rows) if formats else rows
             self.hidden.append((rows * (1 + off * torch.randn(rows.shape, generator=noise)))[None])
 
     @torch.no_grad()
@@ -141,7 +141,7 @@ class Pass:
         states: Floats = self.hidden[place][:, self.forwards[place].rows[0]].numpy()
         return states
 
-    def recorded(self, found: Sequence[tuple[Proposal, Tensor]]) -> list[RecordedForward]:
+    def make_recorded(self, found: Sequence[tuple[Proposal, Tensor]]) -> list[RecordedForward]:
         """Returns the recorded forward passes, given the head's predictions for each."""
         made = []
         for place, (forward, (out, log_probs)) in enumerate(zip(self.forwards, found, strict=True)):
@@ -152,7 +152,7 @@ class Pass:
         return made
 
 
-def replayed_of(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
+def make_replay(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
     """Returns recorded forward passes as a replay by an engine with `top_k` top tokens."""
     token, top = (np.concatenate([getattr(each, name) for each in forwards]) for name in ("top_token", "top_logprob"))
     norms = np.stack([each.norms for each in forwards]).astype(np.float64)

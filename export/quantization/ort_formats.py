@@ -13,7 +13,7 @@ from export.graph.lazy_weights import sources
 from train.checkpoint import Checkpoint
 
 from . import ort_int4, ort_int8
-from .own_codes import is_quantized, own_codes
+from .own_codes import find_own_codes, is_quantized
 
 LAYER = re.compile(r"layers\.(\d+)\.")
 CHANNELS = {"MatMul": (1, 1), "Gemm": (1, 0), "Gather": (0, 0)}  # operand that is the weight, axis of its channels
@@ -57,8 +57,8 @@ class OrtFormats:
         return lambda module: self.of_weight(f"layers.{i}.{module}.weight", layers)
 
 
-INT8 = OrtFormat(ort_int8.store, ort_int8.multiplied, ort_int8.Int8Linear)
-INT4 = OrtFormat(ort_int4.store, ort_int4.multiplied, ort_int4.Int4Linear)
+INT8 = OrtFormat(ort_int8.store, ort_int8.make_product_nodes, ort_int8.Int8Linear)
+INT4 = OrtFormat(ort_int4.store, ort_int4.make_product_nodes, ort_int4.Int4Linear)
 # int8 in the first and last layer halves what int4 loses, for a few per cent more bytes of a deep model (LOG.md).
 ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
 
@@ -72,7 +72,7 @@ def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -
     found = ORT_FORMATS.get(precision) if dialect == "ort" else None
     if found is None or precision != "int4" or source is None or not is_quantized(source):
         return found
-    own = {name: OrtFormat(each.store, each.multiplied, each.linear) for name, each in own_codes(source).items()}
+    own = {name: OrtFormat(each.store, each.multiplied, each.linear) for name, each in find_own_codes(source).items()}
     return OrtFormats(INT8, INT8, own)
 
 
@@ -95,7 +95,7 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
         chosen = formats.of_weight(sources(name, ())[0], layers) if LAYER.match(name) else INT8
         if weight not in tables:
             tables[weight] = chosen.store(graph, weight, axis)
-        new = (ort_int8.looked_up if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])
+        new = (ort_int8.make_lookup_nodes if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])
         ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     for weight in tables:
         if weight.uses():

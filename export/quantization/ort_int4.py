@@ -43,12 +43,12 @@ def quantize(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], B
         part = slice(first, first + ROWS)
         padded = np.zeros((len(scale[part]), blocks * BLOCK), np.float32)
         padded[:, :inputs] = weight[part]
-        steps, scale[part], zeros = nearest(padded.reshape(-1, blocks, BLOCK))
-        values[part], zero[part] = in_pairs(steps), in_pairs(zeros)
+        steps, scale[part], zeros = round_to_nearest(padded.reshape(-1, blocks, BLOCK))
+        values[part], zero[part] = pack_pairs(steps), pack_pairs(zeros)
     return values, scale, zero
 
 
-def nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
+def round_to_nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
     """Returns values [out, blocks, BLOCK], scales and zero points [out, blocks], one per byte."""
     low, high = weight.min(-1).clip(max=0), weight.max(-1).clip(min=0)
     if not (np.isfinite(low) & np.isfinite(high)).all():
@@ -60,7 +60,7 @@ def nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], By
     return values.clip(0, LARGEST).astype(np.uint8), scale, zero.astype(np.uint8)
 
 
-def in_pairs(values: Bytes) -> Bytes:
+def pack_pairs(values: Bytes) -> Bytes:
     """Packs values below 16 [..., n], two per byte: [..., half of n, rounded up]."""
     first, second = values[..., 0::2], values[..., 1::2]
     packed = first.copy()
@@ -68,7 +68,7 @@ def in_pairs(values: Bytes) -> Bytes:
     return packed
 
 
-def apart(packed: Bytes, count: int) -> Bytes:
+def unpack_pairs(packed: Bytes, count: int) -> Bytes:
     """Unpacks the first `count` values of the last axis, one per byte: [..., count]."""
     both = np.stack((packed & 15, packed >> 4), axis=-1)
     return both.reshape(*packed.shape[:-1], -1)[..., :count]
@@ -76,7 +76,7 @@ def apart(packed: Bytes, count: int) -> Bytes:
 
 def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArray[np.float32]:
     """Returns the dequantized weights, fp32 [out, blocks * BLOCK]."""
-    steps = apart(values, BLOCK).astype(np.float32) - apart(zero, scale.shape[1])[..., None]
+    steps = unpack_pairs(values, BLOCK).astype(np.float32) - unpack_pairs(zero, scale.shape[1])[..., None]
     return (steps * scale[..., None]).reshape(len(scale), -1)
 
 
@@ -95,7 +95,7 @@ def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
     )
 
 
-def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+def make_product_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """Returns the node that replaces MatMul (weight [in, out])."""
     weight = node.inputs[1]
     if node.op_type != "MatMul" or weight is None or weight.const_value is None:
@@ -114,10 +114,10 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x fp32 [..., in] to fp32 [..., out]."""
-        return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))), self.weight, self.bias)
+        return F.linear(round_activations(F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))), self.weight, self.bias)
 
 
-def rounded(x: Tensor, block: int = BLOCK) -> Tensor:
+def round_activations(x: Tensor, block: int = BLOCK) -> Tensor:
     """Rounds x [..., blocks * block] to multiples of a step, which is 1/127 of the largest |x| of a row's block."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)

@@ -61,7 +61,7 @@ def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
     return made.add(graph, "int8", np.int8, shape), made.add(graph, "scale", np.float32, shape[axis : axis + 1])
 
 
-def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+def make_product_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """Returns the nodes that replace MatMul (weight [in, out]), or Gemm (weight [out, in], and a bias)."""
     values, scale = stored
     before: list[ir.Node] = []
@@ -75,7 +75,7 @@ def multiplied(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     return [*before, ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN)]
 
 
-def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
+def make_lookup_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     """Returns the nodes that replace Gather on the rows of an embedding [vocab, hidden]."""
     (values, scale), ids = stored, node.inputs[1]  # [batch, width]
     rows = ir.node("Gather", [values, ids])  # int8 [batch, width, hidden]
@@ -86,7 +86,7 @@ def looked_up(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
     return [rows, wide, scales, last, column, ir.node("Mul", [wide.outputs[0], column.outputs[0]])]
 
 
-def restored(rows: Tensor) -> Tensor:
+def restore_rows(rows: Tensor) -> Tensor:
     """Returns embedding rows [n, hidden] with the numbers that an int8 table of them gives back, fp32."""
     return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
 
@@ -98,7 +98,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         values, scale = quantize(weight.float().numpy(), 0)
         self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
-        self.rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = rounded
+        self.rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = round_activations
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x fp32 [..., in] to fp32 [..., out]."""
@@ -107,7 +107,7 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+def round_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns x in whole quantization steps, fp32, and the step, fp32 []: DynamicQuantizeLinear without its zero point.
 
     The 256 levels span the range of the whole tensor and zero, so a row's numbers depend on the other rows.
@@ -120,12 +120,12 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rounding:
-    """Calls `rounded` once for an input that several products take: keeps the last input and its result."""
+    """Calls `round_activations` once for an input that several products take: keeps the last input and its result."""
 
     def __init__(self) -> None:
         self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self._latest is None or self._latest[0] is not x:
-            self._latest = x, rounded(x)
+            self._latest = x, round_activations(x)
         return self._latest[1]

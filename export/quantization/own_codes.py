@@ -26,7 +26,7 @@ from train.huggingface.packed_weights import PackedWeight
 from train.huggingface.weights import HEAD, DirectoryWeights
 
 from .lazy_initializers import PartsOf, initializer
-from .ort_int4 import apart, in_pairs, rounded
+from .ort_int4 import pack_pairs, round_activations, unpack_pairs
 from .ort_int8 import DOMAIN
 from .trt_formats import TRT_FORMATS
 
@@ -66,13 +66,13 @@ class OwnCodes:
         zeros, scales = zeros[:, group], torch.cat([each.scales for each in codes])[:, group]
         padded = zeros[:, -1:].expand(-1, blocks * self.block - inputs)  # the value that means 0
         values = torch.cat((values if self.order is None else values[:, self.order], padded), dim=1)
-        packed = in_pairs(values.view(outputs, blocks, self.block).numpy())
-        return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": in_pairs(zeros.numpy())}
+        packed = pack_pairs(values.view(outputs, blocks, self.block).numpy())
+        return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": pack_pairs(zeros.numpy())}
 
     def symmetric(self) -> Mapping[str, NDArray[Any]]:
         """Returns TensorRT's arrays: values int4 [in, out] around 0, scales fp16 [in / block, out]."""
         made, (outputs, inputs), int4 = self.arrays(), self.shape, TRT_FORMATS["int4"]
-        values = apart(made["int4"].reshape(outputs, -1), inputs).astype(np.int8) - (1 << (BITS - 1))
+        values = unpack_pairs(made["int4"].reshape(outputs, -1), inputs).astype(np.int8) - (1 << (BITS - 1))
         return {"values": values.T.astype(int4.values), "scale": made["scale"].T.astype(int4.scale)}
 
     def store(self, graph: ir.Graph, weight: ir.Value, axis: int, scales: type = np.float32) -> tuple[ir.Value, ...]:
@@ -89,9 +89,9 @@ class OwnCodes:
             made.add(graph, "scale", scales, (outputs, blocks)),
             made.add(graph, "zero", np.uint8, (outputs, -(-blocks // 2))),
         )
-        return stored if self.order is None else (*stored, self.stored_order(graph, weight))
+        return stored if self.order is None else (*stored, self.add_order(graph, weight))
 
-    def stored_order(self, graph: ir.Graph, weight: ir.Value) -> ir.Value:
+    def add_order(self, graph: ir.Graph, weight: ir.Value) -> ir.Value:
         """Makes an initializer of the inputs' order, int64 [in]."""
         if self.order is None:
             raise AssertionError(f"{weight.name} has its inputs in their own order")
@@ -125,10 +125,12 @@ class OwnCodesLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps x fp32 [..., in] to fp32 [..., out]."""
         x = x if self.order is None else x[..., self.order]
-        return F.linear(rounded(F.pad(x, (0, self.weight.shape[1] - x.shape[-1])), self.block), self.weight, self.bias)
+        return F.linear(
+            round_activations(F.pad(x, (0, self.weight.shape[1] - x.shape[-1])), self.block), self.weight, self.bias
+        )
 
 
-def packed_weights(source: Checkpoint) -> Mapping[str, PackedWeight]:
+def find_packed_weights(source: Checkpoint) -> Mapping[str, PackedWeight]:
     """Returns the weights that a checkpoint's directory holds quantized, by the checkpoint's names."""
     return source.weights.packed if isinstance(source.weights, DirectoryWeights) else {}
 
@@ -139,12 +141,12 @@ def is_quantized(source: Checkpoint) -> bool:
     return isinstance(weights, DirectoryWeights) and bool(weights.packed or weights.merged)
 
 
-def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
+def find_own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
     """Returns how each quantized weight of a checkpoint is stored in int4, by the checkpoint's names.
 
     Raises UserError if one cannot be stored so without being rounded again.
     """
-    packed, made = packed_weights(source), dict[str, OwnCodes]()
+    packed, made = find_packed_weights(source), dict[str, OwnCodes]()
     if isinstance(source.weights, DirectoryWeights) and source.weights.merged:
         raise UserError(
             f"int4 would round {source.weights.merged[0]} a second time: an adapter is merged into quantized weights; "
@@ -154,22 +156,22 @@ def own_codes(source: Checkpoint) -> dict[str, OwnCodes]:
         raise UserError(f"int4 would round the head a second time, which is quantized in its directory; {INSTEAD}")
     for name in packed:
         if name not in made:
-            names = fused_with(name)
+            names = find_fused_names(name)
             if missing := [each for each in names if each not in packed]:
                 first = next(each for each in names if each in packed)
                 raise UserError(f"{first} is quantized and {missing[0]} is not, which int4 stores as one; {INSTEAD}")
-            together = stored_together([packed[each] for each in names])
+            together = store_together([packed[each] for each in names])
             made |= dict.fromkeys(names, together)
     return made
 
 
-def fused_with(name: str) -> tuple[str, ...]:
+def find_fused_names(name: str) -> tuple[str, ...]:
     """Returns the names of the weights that a graph stores as one with this weight, in the order of their rows."""
     module, _, last = name.removesuffix(".weight").rpartition(".")
     return tuple(f"{module}.{each}.weight" for each in FUSED) if last in FUSED else (name,)
 
 
-def stored_together(parts: Sequence[PackedWeight]) -> OwnCodes:
+def store_together(parts: Sequence[PackedWeight]) -> OwnCodes:
     """Returns how weights over the same inputs are stored as one. Raises UserError if they cannot be."""
     first, group = parts[0], parts[0].group()
     if any(not torch.equal(part.group(), group) for part in parts[1:]):
@@ -188,23 +190,23 @@ def stored_together(parts: Sequence[PackedWeight]) -> OwnCodes:
     return OwnCodes(tuple(parts), block, None if torch.equal(order, torch.arange(len(order))) else order)
 
 
-def own_codes_in_fp16(source: Checkpoint, dialect: str) -> dict[str, OwnCodes] | None:
-    """Returns `own_codes` for a dialect whose products and scales are fp16; None if no weight is quantized.
+def find_own_codes_in_fp16(source: Checkpoint, dialect: str) -> dict[str, OwnCodes] | None:
+    """Returns `find_own_codes` for a dialect whose products and scales are fp16; None if no weight is quantized.
 
     Raises UserError if a weight cannot be stored so without being rounded again.
     """
     if not is_quantized(source):
         return None
-    found, checked = own_codes(source), set[str]()
+    found, checked = find_own_codes(source), set[str]()
     for name, codes in found.items():
         if codes.parts[0].name not in checked:
             checked.add(codes.parts[0].name)
-            if why := inexact_in_fp16(codes, has_zero_points=dialect == "standard"):
+            if why := explain_inexact_in_fp16(codes, has_zero_points=dialect == "standard"):
                 raise UserError(f"int4 of the dialect {dialect} would round {name} a second time: {why}; {ORT_INSTEAD}")
     return found
 
 
-def inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
+def explain_inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
     """Returns why a weight cannot be stored exactly with fp16 scales, with or without zero points; "" if it can."""
     inputs, blocks = codes.shape[1], TRT_FORMATS["int4"].blocks
     for part in codes.parts:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from export.graph.lazy_weights import sources
 
 from .lazy_initializers import Quantized
-from .ort_int4 import in_pairs
+from .ort_int4 import pack_pairs
 from .ort_int8 import DOMAIN
 from .own_codes import OwnCodes
 from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
@@ -81,5 +81,5 @@ def arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any
     padded[:, :inputs] = (values + half).astype(np.uint8)
     in_blocks = padded.reshape(outputs, blocks, block)
     scale = stored.scale.T if stored.block else np.repeat(stored.scale[:, None], blocks, axis=1)
-    packed = in_blocks if bits == 8 else in_pairs(in_blocks)
+    packed = in_blocks if bits == 8 else pack_pairs(in_blocks)
     return {f"int{bits}": packed, "scale": np.ascontiguousarray(scale, np.float16)}

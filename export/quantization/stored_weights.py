@@ -49,7 +49,7 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-def with_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
+def replace_by_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
     """Returns the checkpoint with its layers' weights as the format `name` of `TRT_FORMATS` stores them."""
     own = name == "int4" and is_quantized(source)
     return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name], own))

@@ -69,27 +69,27 @@ class TrtFormat:
 
 def int8(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes with one scale per output, its largest |w| / 127; -128 is not used, so the range is symmetric."""
-    scale = scales(largest(weight), 127)
+    scale = scales(find_largest(weight), 127)
     return StoredWeight(np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale)
 
 
 def int4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes with one scale per output and block of inputs, its largest |w| / 7."""
-    scale = scales(largest(split_blocks(weight, block)), 7)  # [in / block, out]
+    scale = scales(find_largest(split_blocks(weight, block)), 7)  # [in / block, out]
     values = np.rint(weight / np.repeat(scale, block, axis=0).astype(np.float32))
     return StoredWeight(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
 
 
 def fp8(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e4m3, one scale per output."""
-    scale = scales(largest(weight), FP8_LARGEST)
+    scale = scales(find_largest(weight), FP8_LARGEST)
     narrow = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
     return StoredWeight(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
 
 
 def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e2m1 in blocks of 16 inputs with e4m3 scales, which one fp32 scale brings into e4m3's range."""
-    tops = largest(split_blocks(weight, block))  # [in / block, out]
+    tops = find_largest(split_blocks(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
     scale = (tops / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
     wide = scale.astype(np.float32)
@@ -115,7 +115,7 @@ def split_blocks(weight: WeightArray, block: int) -> WeightArray:
     return weight.reshape(-1, block, weight.shape[1])
 
 
-def largest(weight: WeightArray) -> WeightArray:
+def find_largest(weight: WeightArray) -> WeightArray:
     """Returns the largest |w| per column of the last two axes. Raises NumericalError if one is not a finite number."""
     top: WeightArray = np.abs(weight).max(axis=-2)
     if not np.isfinite(top).all():

@@ -64,7 +64,7 @@ def products(model: ir.Model) -> Iterator[ir.Node]:
 def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes) -> None:
     """Makes a product take a directory's own numbers by DequantizeLinear, its inputs gathered in the groups' order."""
     if codes.order is not None:
-        gathered = ir.node("Gather", [node.inputs[0], codes.stored_order(graph, weight)], {"axis": -1})
+        gathered = ir.node("Gather", [node.inputs[0], codes.add_order(graph, weight)], {"axis": -1})
         graph.insert_before(node, gathered)
         node.replace_input_with(0, gathered.outputs[0])
     made, (outputs, inputs), int4 = PartsOf(str(weight.name), codes.symmetric), codes.shape, TRT_FORMATS["int4"]

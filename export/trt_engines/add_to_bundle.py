@@ -46,7 +46,7 @@ class TargetBundle:
         write(self.path, self.contract, own, files, self.tokenizer, self.chat_template, self.provenance)
 
 
-def missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
+def report_missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: str | None = None) -> bool:
     """Returns whether the bundle lacks the engine as planned; reports why, or that there is nothing to build.
 
     If there is nothing to build, removes what a killed run left in the bundle, and stores a changed chat template.

@@ -18,7 +18,7 @@ from runtime.engines.trt.engine import INSTALL, NEEDS_NEWER_DRIVER
 from runtime.errors import DeviceError
 
 from .gpu_support import libraries
-from .parsed_network import Network, inspect, without_unit_scales
+from .parsed_network import Network, inspect, remove_unit_scales
 
 NEEDS_DECOMPOSING = "dedicated kernel"  # in TensorRT's error for an attention without a fused kernel
 Profiles = tuple[tuple[int, int], ...]  # least and most tokens of a forward pass, one pair per profile
@@ -58,7 +58,7 @@ ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in al
 
 
 def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
-    """Returns ranges of widths (tokens per forward pass): one for each of `fixed_widths`, and buckets for prefills.
+    """Returns ranges of widths (tokens per forward pass): one for each of `list_fixed_widths`, buckets for prefills.
 
     max_prompt: the longest prompt, None for what the capacity holds. A model without a KV cache has one range.
     """
@@ -66,7 +66,7 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
         return ((contract.canvas + 1, capacity),)
     block = contract.block
     widest = min(capacity, (max_prompt or capacity) + block)  # a fused prefill ends with the first block
-    fixed = [(width, width) for width in fixed_widths(contract) if width <= capacity]
+    fixed = [(width, width) for width in list_fixed_widths(contract) if width <= capacity]
     edges, edge = [], max(128, 2 * block)
     while edge < widest:
         edges.append(edge)
@@ -74,7 +74,7 @@ def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = Non
     return (*fixed, *zip([1, *(edge + 1 for edge in edges)], [*edges, widest], strict=True))
 
 
-def fixed_widths(contract: Contract) -> list[int]:
+def list_fixed_widths(contract: Contract) -> list[int]:
     """Returns the widths, in tokens, of the forward passes that decoding repeats.
 
     First one block; then, as the model's modes need them, two blocks for a fused commit, two blocks less one token to
@@ -97,7 +97,7 @@ def build_engine(
     TensorRT's message if TensorRT rejects the graph or builds no engine.
     """
     trt, polygraphy = libraries(settings.flavor)
-    with overheard() as said, native_output():
+    with collect_errors() as said, redirect_native_output():
         decompose = False
         while True:
             try:
@@ -116,7 +116,7 @@ def build_engine(
 def parse_network(model: Path, flavor: str) -> Network:
     """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if the parser fails."""
     trt, polygraphy = libraries(flavor)
-    with overheard() as said, native_output():
+    with collect_errors() as said, redirect_native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
         except (polygraphy.exception.PolygraphyException, *RAISED) as error:
@@ -137,7 +137,7 @@ def _build(
     loaders = polygraphy.backend.trt
     builder, network, parser = loaders.network_from_onnx_path(str(model), strongly_typed=True)
     found = inspect(trt, network)
-    without_unit_scales(trt, network)
+    remove_unit_scales(trt, network)
     if decompose:
         loaders.set_decomposable_attentions((builder, network, parser))
     config = configuration(trt, settings, profiles, contract, network, progress)
@@ -226,7 +226,7 @@ def monitor(trt: Any, progress: ShowProgress) -> Any:
 
 
 @contextmanager
-def overheard() -> Iterator[list[str]]:
+def collect_errors() -> Iterator[list[str]]:
     """Collects the errors that TensorRT and Polygraphy would print in the body of the `with`; drops warnings."""
     from polygraphy.logger import G_LOGGER
 
@@ -249,7 +249,7 @@ def overheard() -> Iterator[list[str]]:
 
 
 @contextmanager
-def native_output() -> Iterator[None]:
+def redirect_native_output() -> Iterator[None]:
     """Sends to stderr what native code prints to stdout: with --json, stdout must hold one object and nothing else."""
     sys.stdout.flush()
     kept = os.dup(1)

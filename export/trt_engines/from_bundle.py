@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from export.staging import working_folder
+from export.staging import make_working_folder
 from runtime.bundle.reference import read_reference
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.contract import Contract
 from runtime.errors import UserError
 
-from .add_to_bundle import TargetBundle, add, missing
+from .add_to_bundle import TargetBundle, add, report_missing
 from .builder import BuilderSettings, parse_network
 from .gpu_support import TrtLibrary
 from .plan import GraphRequest, Plan, make_plan
@@ -42,8 +42,8 @@ def from_bundle(
                 raise
             report.engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
-        if missing(shared, plan, report, files[0].name):
-            with working_folder(bundle.path) as folder:
+        if report_missing(shared, plan, report, files[0].name):
+            with make_working_folder(bundle.path) as folder:
                 kept = origin if runs_reference(bundle, origin, plan) else replace(origin, reference=None)
                 if kept is not origin:
                     report.say(f"{plan.stem()}: what was recorded is wider than --max-prompt allows, so it is left out")

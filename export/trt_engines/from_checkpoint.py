@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.calibration import as_calibrated, in_calibrated_order, kept_calibration, lost_calibration
-from export.contract_from_checkpoint import check_template, default_out, exported_contract
+from export.calibration import as_calibrated, describe_kept_calibration, describe_lost_calibration, keep_mode_order
+from export.contract_from_checkpoint import check_template, default_out, make_export_contract
 from export.provenance import EXPORTER, provenance
-from export.quantization.own_codes import own_codes_in_fp16, refuse_rounding_again
-from export.staging import report_write_errors, working_folder
+from export.quantization.own_codes import find_own_codes_in_fp16, refuse_rounding_again
+from export.staging import make_working_folder, report_write_errors
 from runtime.bundle.store import Bundle, Engine, check_place
 from runtime.contract import Contract
 from runtime.errors import UserError
@@ -21,7 +21,7 @@ from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
-from .add_to_bundle import TargetBundle, add, missing
+from .add_to_bundle import TargetBundle, add, report_missing
 from .builder import BuilderSettings
 from .gpu_support import TrtLibrary
 from .graphs import GraphRecipe, Graphs
@@ -59,11 +59,11 @@ def from_checkpoint(
     check_template(source)
     if wanted.precision == "int4":
         # Raises UserError if weights that their directory holds quantized would be rounded a second time.
-        own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)
+        find_own_codes_in_fp16(source, "trt" if wanted.dialect == "auto" else wanted.dialect)
     if wanted.precision == "nvfp4":
         refuse_rounding_again(source, f"{wanted.precision} for TensorRT")
     capacities: list[int | None] = [*sorted(set(wanted.capacity or ()))] or [None]
-    contracts = [exported_contract(source, capacity, wanted.top_k, wanted.candidates) for capacity in capacities]
+    contracts = [make_export_contract(source, capacity, wanted.top_k, wanted.candidates) for capacity in capacities]
     if not contracts[0].has_cache and (wanted.batch or 1) > 1:
         raise UserError(
             f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
@@ -72,7 +72,7 @@ def from_checkpoint(
     origin = provenance(wanted.ckpt, wanted.overrides, source)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
     if (there := shared.bundle()) is not None:
-        shared = replace(shared, contract=in_calibrated_order(there, contract_in(there, shared.contract)))
+        shared = replace(shared, contract=keep_mode_order(there, contract_in(there, shared.contract)))
     dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
     recipe = GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
     for contract in contracts:
@@ -80,7 +80,7 @@ def from_checkpoint(
             export_one(source, contract, recipe, shared, None, report)
             continue
         plan = make_plan(graph_request(recipe, contract), contract, settings, library)
-        if missing(shared, plan, report):
+        if report_missing(shared, plan, report):
             export_one(source, contract, recipe, shared, plan, report)
     return out
 
@@ -125,7 +125,7 @@ def export_one(
     with report_write_errors(shared.path):
         check_place(shared.path, shared.contract, engine, shared.provenance)
     graphs = Graphs(source, contract, recipe)
-    with working_folder(shared.path) as folder:
+    with make_working_folder(shared.path) as folder:
         with report_write_errors(shared.path):
             ranges = graphs.calibrate(folder)
             files = graphs.write(folder, ranges)
@@ -145,7 +145,10 @@ def export_one(
         files += [made.file] if made else []
         origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
         kept = as_calibrated(shared.bundle(), shared.contract, origin)  # as `shared.write` stores it
-        calibration = [*kept_calibration(origin, kept), *lost_calibration(shared.path, kept, shared.provenance)]
+        calibration = [
+            *describe_kept_calibration(origin, kept),
+            *describe_lost_calibration(shared.path, kept, shared.provenance),
+        ]
         if plan is not None:
             add(shared, plan, origin, files, folder, report)
         else:

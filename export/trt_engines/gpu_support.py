@@ -97,7 +97,7 @@ def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, obje
         )
 
 
-def least_capability(precision: str, flavor: str) -> int:
+def find_least_capability(precision: str, flavor: str) -> int:
     return PRECISIONS[precision].rtx if flavor == "rtx" else PRECISIONS[precision].capability
 
 
@@ -107,7 +107,7 @@ def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) ->
     Standard TensorRT has none: it builds for the GPU here. Raises UserError for a requested one that the library does
     not know or that cannot run the precision.
     """
-    least = least_capability(precision, library.flavor)
+    least = find_least_capability(precision, library.flavor)
     if library.flavor != "rtx":
         if asked:
             raise UserError(
@@ -124,9 +124,9 @@ def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) ->
 
 def check_precision(precision: str, target: int, flavor: str) -> None:
     """Raises UserError if a GPU of that compute capability cannot run the precision."""
-    least = least_capability(precision, flavor)
+    least = find_least_capability(precision, flavor)
     if target < least:
-        instead = next(each for each in ("int4", "int8", "fp16") if least_capability(each, flavor) <= target)
+        instead = next(each for each in ("int4", "int8", "fp16") if find_least_capability(each, flavor) <= target)
         raise UserError(
             f"{precision} needs a GPU of compute capability {least} or newer, and SM{target} is to run it; give "
             f"--precision {instead}, or build for a newer GPU"

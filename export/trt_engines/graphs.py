@@ -12,13 +12,13 @@ import torch
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
 from export.precisions import PRECISIONS, Precision
-from export.proof.held_out import held_out_requests, recorded_requests
+from export.proof.held_out import make_held_out_requests, make_recorded_requests
 from export.proof.prove import check_onnx, prove, proves_whole, sample_requests
 from export.proof.record import Recording, record_reference
 from export.proof.record_streamed import record_streamed
 from export.quantization.activation_ranges import measure, watch
-from export.quantization.own_codes import own_codes_in_fp16
-from export.quantization.stored_weights import with_stored_weights
+from export.quantization.own_codes import find_own_codes_in_fp16
+from export.quantization.stored_weights import replace_by_stored_weights
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
 from runtime.bundle.store import Engine, sha256
 from runtime.contract import Contract
@@ -81,7 +81,7 @@ class Graphs:
             return None
         problems = jsonl.read(self.recipe.data)[:PROMPTS]
         texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
-        requests = held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
+        requests = make_held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)
         watch(watched)
         files = write_graph(watched, folder, "watched")
@@ -129,9 +129,9 @@ class Graphs:
         whole = proves_whole(self.source, "auto")
         if row.calibrated and not whole:
             return None
-        source = self.source if row.weights is None else with_stored_weights(self.source, row.weights)
+        source = self.source if row.weights is None else replace_by_stored_weights(self.source, row.weights)
         room = replace(contract, capacity=contract.capacity - slack(replace(contract, batch=recipe.batch)))
-        sources = recorded_requests(source, room, None, None), sample_requests(room)
+        sources = make_recorded_requests(source, room, None, None), sample_requests(room)
         longest = max_prompt or contract.capacity
         chosen = next(filter(None, ([each for each in made if len(each.prompt) <= longest] for made in sources)))
         if not whole:
@@ -148,7 +148,7 @@ class Graphs:
     def _quantize(self, batch: int, ranges: Ranges | None, dense: bool) -> ir.Model:
         model = self._trace(batch)
         if (weights := self.recipe.row.weights) is not None:
-            own = own_codes_in_fp16(self.source, self.recipe.dialect) if weights == "int4" else None
+            own = find_own_codes_in_fp16(self.source, self.recipe.dialect) if weights == "int4" else None
             quantize_for_trt(model, weights, dense, own)
             quantize_activations(model, ranges or {})
         return model

@@ -44,7 +44,7 @@ def inspect(trt: Any, network: Any) -> Network:
     )
 
 
-def without_unit_scales(trt: Any, network: Any) -> None:
+def remove_unit_scales(trt: Any, network: Any) -> None:
     """Connects queries and keys directly to attention if the parser multiplies them by the operator's `scale` of 1.
 
     For keys, that multiplies the whole KV cache at every step.

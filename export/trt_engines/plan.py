@@ -139,7 +139,7 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
     old_options, new_options = ({**values.pop("options")} for values in (old, new))
     for options in (old_options, new_options):
         options.pop("decomposed", None)  # a result of the build, not a setting
-    old, new = flat(old | old_options), flat(new | new_options)
+    old, new = flatten(old | old_options), flatten(new | new_options)
     changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
     wrong = [f"{name} is {old.get(name)}, now {new.get(name)}" for name in changed]
     if onnx is None and "reference" not in found.parity:  # from before references existed
@@ -151,7 +151,7 @@ def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None)
     return wrong
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens nested mappings: {"graph": {"exporter": 1}} to {"graph.exporter": 1}."""
     laid: dict[str, Any] = {}
     for name, value in values.items():

@@ -84,7 +84,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
         name = WITH_CANDIDATES if candidates else f"blockstep {precision}"
         if plan.wants(name):
             print(f"exporting {name} ...", file=sys.stderr, flush=True)
-            contract = contract_from_checkpoint.exported_contract(source, LONG, candidates=candidates)
+            contract = contract_from_checkpoint.make_export_contract(source, LONG, candidates=candidates)
             where = folder / f"{precision}-{candidates}"
             where.mkdir()
             model = ort_graph.write_ort_graph(source, contract, precision, where)[0]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import tiny
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import ORT_PRECISIONS, write_ort_graph
 from export.proof import record
-from export.proof.held_out import recorded_requests
+from export.proof.held_out import make_recorded_requests
 from export.provenance import shape_of_model
 from export.quantization.ort_formats import formats_of
 from runtime.bundle.manifest import Engine
@@ -56,7 +56,7 @@ def add_engine(source: Checkpoint, contract: Contract, precision: str, path: Pat
     with tempfile.TemporaryDirectory(dir=path.parent) as place:
         files = write_ort_graph(source, contract, precision, Path(place))
         engine = Engine(name, "ort", precision, "cpu", None, files[0].name, {}, {})
-        requests = recorded_requests(source, contract, None, None)
+        requests = make_recorded_requests(source, contract, None, None)
         if not contract.has_cache:
             requests = [Request(each.prompt, DecodeOptions(FULL_ANSWER)) for each in requests[:FULL_PROMPTS]]
         backend = OrtBackend(files[0], contract, threads=1)
@@ -72,7 +72,7 @@ def main(folder: Path, operations: float) -> int:
     limit_threads()
     failed = 0
     for name, source in models():
-        contract = exported_contract(source, None, min(TOP_K, source.model.vocab - 8))
+        contract = make_export_contract(source, None, min(TOP_K, source.model.vocab - 8))
         for precision in ORT_PRECISIONS:
             started = time.perf_counter()
             found = add_engine(source, contract, precision, folder / f"{name}.bundle")

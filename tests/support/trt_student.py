@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny
 
-from export.contract_from_checkpoint import exported_contract
+from export.contract_from_checkpoint import make_export_contract
 from export.trt_engines.builder import BuilderSettings
 from export.trt_engines.gpu_support import TrtLibrary
 from export.trt_engines.graphs import GraphRecipe, Graphs
@@ -31,7 +31,7 @@ def student(**changes: Any) -> Checkpoint:
 
 
 def graph(folder: Path, source: Checkpoint, dialect: str = "trt", precision: str = "fp16") -> tuple[Path, Contract]:
-    contract = exported_contract(source, 64)
+    contract = make_export_contract(source, 64)
     return Graphs(source, contract, GraphRecipe(dialect, precision, 1, None)).write(folder)[0], contract
 
 
